@@ -1,0 +1,32 @@
+"""cloud9-relay: a firm's own relay between its Cloud9 clients on TCP 443 and the TURN servers behind UDP.
+
+It ends TCP and TLS on the LAN, where nothing is lost, and goes on over UDP, so that voice does not freeze.
+It never holds a key to the voice itself: SRTP passes through as it came.
+
+Words used everywhere, in code, configuration, metrics and logs
+---------------------------------------------------------------
+connection  one TCP connection from a client
+flow        a connection that carries media, with a UDP socket of its own
+carrier     how media is framed on the client's side; ``turn`` is the stream of RFC 8656
+upstream    a UDP TURN server; a *region* is a named group of upstreams
+route       from a server name (SNI) to a region
+uplink      client to upstream; *downlink* is upstream to client
+unit        one whole STUN message or ChannelData message of a stream
+plane       an implementation of the data-plane contract
+
+Folders, from the bottom up: each imports only what stands above it in this list
+--------------------------------------------------------------------------------
+addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
+wire/       codecs: bytes to values and back; no I/O and no clock
+turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
+quality/    delay and loss to R factor and MOS
+tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
+plane/      the data plane: the contract (``api``) and the asyncio plane (``reference``); ``_fastpath`` is compiled
+client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
+gateway/    the control plane: routes, health, metrics, drain; it decides, and never sees a media packet
+emulator/   the vendor's side on a laptop: TURN hosts
+demo/       softphones that place real SRTP calls through all of it
+cli         serve, demo, check-config
+"""
+
+__version__ = "0.1.0"

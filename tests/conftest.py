@@ -1,0 +1,52 @@
+"""Runs coroutine tests on uvloop, with a deadline, and proves after each that nothing was left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from typing import Any
+
+import pytest
+import uvloop
+
+# No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
+DEADLINE_S = 120
+
+
+def open_descriptors() -> set[str]:
+    """What the process has open, as /proc names it, without the loop's own descriptors."""
+    targets = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            targets.add(name + " " + os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue
+    # libuv holds /dev/null in reserve, to refuse connections when no descriptor is left.
+    own = ("anon_inode", "/proc/", " /dev/null")
+    return {target for target in targets if not any(part in target for part in own)}
+
+
+async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
+    before = open_descriptors()
+    async with asyncio.timeout(DEADLINE_S):
+        await test(**arguments)
+    # Transports are closed a turn of the loop after close().
+    for _ in range(3):
+        await asyncio.sleep(0)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not others, f"the test left tasks behind: {others}"
+    gc.collect()
+    left = open_descriptors() - before
+    assert not left, f"the test left descriptors behind: {left}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run_alone(pyfuncitem.obj, arguments))
+    return True
