@@ -1,0 +1,416 @@
+"""The TURN client (RFC 8656), sans I/O: requests in, messages to send and events out.
+
+A transcript::
+
+    client = TurnClient(username, password)
+    client.allocate(now)
+    for message in client.take_messages(): ...          # send it
+    for event in client.receive(now, message): ...      # AllocationCreated(relayed_address=…)
+
+The client answers 401 and 438 itself, sends requests again over UDP, and keeps the allocation, its permissions
+and its channels alive for as long as ``on_deadline`` is called. One message in is one whole unit; cutting a stream
+into units and padding ChannelData is the business of whoever owns the stream.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relay.addresses import Address
+from relay.turn.credentials import long_term_key
+from relay.turn.transactions import RTO_S, Transactions
+from relay.wire.channeldata import (
+    FIRST_CHANNEL,
+    LAST_CHANNEL,
+    ChannelDataError,
+    build_channel_data,
+    is_channel_data,
+    parse_channel_data,
+)
+from relay.wire.stun import (
+    TRANSACTION_ID_BYTES,
+    AttributeType,
+    ErrorCode,
+    Message,
+    MessageClass,
+    Method,
+    StunError,
+    build_message,
+    build_uint32,
+    build_xor_address,
+    parse_message,
+)
+
+# RFC 8489 section 6.2.2: over a reliable transport a request fails after Ti.
+RELIABLE_TIMEOUT_S = 39.5
+# RFC 8656: permissions live 300 s, channels 600 s. A channel's binding also renews its permission, so both are
+# renewed a minute before the permission ends.
+RENEW_PEERS_S = 240.0
+# The allocation is renewed this long before it ends (RFC 8656 section 3.2 suggests a minute).
+REFRESH_MARGIN_S = 60.0
+# A request is repeated at most this often for 401 and 438; more means that the credentials are wrong.
+MAX_CHALLENGES = 3
+# RFC 8489 section 6.2: a client limits itself to ten outstanding transactions; further requests wait for their turn.
+MAX_UNDER_WAY = 10
+# Permissions are renewed this many at a time: 768 bytes of IPv6 addresses, so that the request is never fragmented.
+MAX_PEERS_PER_RENEWAL = 32
+UDP_TRANSPORT = bytes([17, 0, 0, 0])
+
+
+@dataclass(frozen=True, slots=True)
+class BindingDone:
+    """A Binding request was answered; the address is None where a server of old does not give it XORed."""
+
+    mapped_address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationCreated:
+    """The allocation is there; ``lifetime_s`` in seconds."""
+
+    relayed_address: Address
+    mapped_address: Address | None
+    lifetime_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRefreshed:
+    """The allocation lives on; a lifetime of 0 s says that it was released."""
+
+    lifetime_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionsCreated:
+    """These peers may send to the relayed address."""
+
+    peers: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelBound:
+    """Data to and from the peer now travels as ChannelData."""
+
+    peer: Address
+    channel_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataReceived:
+    """A datagram that the peer sent to the relayed address."""
+
+    peer: Address
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A request was refused (``code`` of ERROR-CODE) or not answered (``code`` 0); ``peers`` are those it named."""
+
+    method: Method
+    code: int
+    reason: str
+    peers: tuple[Address, ...] = ()
+
+
+Event = (
+    BindingDone
+    | AllocationCreated
+    | AllocationRefreshed
+    | PermissionsCreated
+    | ChannelBound
+    | DataReceived
+    | RequestFailed
+)
+
+
+@dataclass(slots=True)
+class _Request:
+    method: Method
+    attributes: Callable[[bytes], list[tuple[int, bytes]]]
+    peers: tuple[Address, ...] = ()
+    channel_number: int = 0
+    # When it has failed; None while the transactions, which also send it again, say so.
+    expires: float | None = None
+    challenges: int = 0
+    key: bytes | None = field(default=None, repr=False)
+
+
+class TurnClient:
+    """One 5-tuple towards one server. Without a user name requests go unauthenticated."""
+
+    def __init__(
+        self,
+        username: str = "",
+        password: str = "",
+        *,
+        reliable: bool = False,
+        lifetime_s: int = 600,
+        rto_s: float = RTO_S,
+        new_transaction_id: Callable[[], bytes] = lambda: secrets.token_bytes(TRANSACTION_ID_BYTES),
+    ) -> None:
+        self.username = username
+        self.relayed_address: Address | None = None
+        self.mapped_address: Address | None = None
+        self._password = password
+        self._reliable = reliable
+        self._lifetime_s = lifetime_s
+        self._new_transaction_id = new_transaction_id
+        self._realm = ""
+        self._nonce = b""
+        self._key: bytes | None = None
+        self._requests: dict[bytes, _Request] = {}
+        self._waiting: deque[_Request] = deque()
+        self._transactions = Transactions(rto_s)
+        self._outgoing: list[bytes] = []
+        self._channels: dict[Address, int] = {}
+        self._channel_peers: dict[int, Address] = {}
+        self._permitted: set[Address] = set()
+        self._refresh_at: float | None = None
+        self._renew_peers_at: float | None = None
+
+    # Requests
+
+    def bind(self, now: float) -> None:
+        """Ask for our own address (Binding, RFC 8489 section 2). Never authenticated."""
+        self._start(now, _Request(Method.BINDING, lambda _: []))
+
+    def allocate(self, now: float, attributes: tuple[tuple[int, bytes], ...] = ()) -> None:
+        """Ask for a relayed address (RFC 8656 section 7.1); ``attributes`` are added to those required."""
+        required = [
+            (AttributeType.REQUESTED_TRANSPORT, UDP_TRANSPORT),
+            (AttributeType.LIFETIME, build_uint32(self._lifetime_s)),
+        ]
+        self._start(now, _Request(Method.ALLOCATE, lambda _: [*required, *attributes]))
+
+    def refresh(self, now: float, lifetime_s: int | None = None) -> None:
+        """Renew the allocation, or release it with 0 s (RFC 8656 section 8.1)."""
+        wanted = build_uint32(self._lifetime_s if lifetime_s is None else lifetime_s)
+        self._start(now, _Request(Method.REFRESH, lambda _: [(AttributeType.LIFETIME, wanted)]))
+
+    def create_permission(self, now: float, *peers: Address) -> None:
+        """Let these peers send to us (RFC 8656 section 10.1)."""
+
+        def attributes(transaction_id: bytes) -> list[tuple[int, bytes]]:
+            return [(AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, transaction_id)) for peer in peers]
+
+        self._start(now, _Request(Method.CREATE_PERMISSION, attributes, peers))
+
+    def bind_channel(self, now: float, peer: Address, channel_number: int | None = None) -> None:
+        """Bind a channel to the peer, the next free one by default (RFC 8656 section 12.1)."""
+        number = channel_number or self._channels.get(peer) or self._free_channel()
+
+        def attributes(transaction_id: bytes) -> list[tuple[int, bytes]]:
+            return [
+                (AttributeType.CHANNEL_NUMBER, number.to_bytes(2) + bytes(2)),
+                (AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, transaction_id)),
+            ]
+
+        self._start(now, _Request(Method.CHANNEL_BIND, attributes, (peer,), number))
+
+    def _free_channel(self) -> int:
+        requests = (*self._requests.values(), *self._waiting)
+        taken = {request.channel_number for request in requests} | self._channel_peers.keys()
+        return next(number for number in range(FIRST_CHANNEL, LAST_CHANNEL + 1) if number not in taken)
+
+    def send_data(self, peer: Address, data: bytes) -> bytes:
+        """The message that carries a datagram to the peer: ChannelData if bound, else a Send indication."""
+        number = self._channels.get(peer)
+        if number is not None:
+            return build_channel_data(number, data)
+        transaction_id = self._new_transaction_id()
+        attributes = [
+            (AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, transaction_id)),
+            (AttributeType.DATA, data),
+        ]
+        return build_message(Method.SEND, MessageClass.INDICATION, transaction_id, attributes)
+
+    def take_messages(self) -> list[bytes]:
+        """The messages that wait to be sent; they are handed out once."""
+        messages, self._outgoing = self._outgoing, []
+        return messages
+
+    # Time
+
+    def next_deadline(self) -> float | None:
+        """When on_deadline wants to be called, or None."""
+        deadlines = [self._refresh_at, self._renew_peers_at, self._transactions.next_deadline()]
+        deadlines.extend(request.expires for request in self._requests.values())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def on_deadline(self, now: float) -> list[Event]:
+        """Send again, renew, give up: whatever is due."""
+        again, ended = self._transactions.on_deadline(now)
+        self._outgoing.extend(again)
+        for transaction_id, request in self._requests.items():
+            if request.expires is not None and request.expires <= now:
+                ended.append(transaction_id)
+        given_up = [self._requests.pop(key) for key in ended]
+        if self._refresh_at is not None and self._refresh_at <= now:
+            self._refresh_at = None
+            self.refresh(now)
+        if self._renew_peers_at is not None and self._renew_peers_at <= now:
+            self._renew_peers_at = now + RENEW_PEERS_S
+            self._renew_peers(now)
+        self._start_waiting(now)
+        return [RequestFailed(request.method, 0, "no answer", request.peers) for request in given_up]
+
+    def _renew_peers(self, now: float) -> None:
+        if self._waiting:
+            return  # The server has not kept up with the last renewal; a second one would only pile up behind it.
+        for peer, number in self._channels.items():
+            self.bind_channel(now, peer, number)
+        plain = sorted(self._permitted - self._channels.keys())
+        for first in range(0, len(plain), MAX_PEERS_PER_RENEWAL):
+            self.create_permission(now, *plain[first : first + MAX_PEERS_PER_RENEWAL])
+
+    # Transmission
+
+    def _start(self, now: float, request: _Request) -> None:
+        if len(self._requests) < MAX_UNDER_WAY:
+            self._send(now, request)
+        elif request.method == Method.REFRESH:
+            self._waiting.appendleft(request)  # Everything else depends on the allocation.
+        else:
+            self._waiting.append(request)
+
+    def _start_waiting(self, now: float) -> None:
+        while self._waiting and len(self._requests) < MAX_UNDER_WAY:
+            self._send(now, self._waiting.popleft())
+
+    def _send(self, now: float, request: _Request) -> None:
+        transaction_id = self._new_transaction_id()
+        attributes = request.attributes(transaction_id)
+        request.key = None if request.method == Method.BINDING else self._key
+        if request.key is not None:
+            attributes += [
+                (AttributeType.USERNAME, self.username.encode()),
+                (AttributeType.REALM, self._realm.encode()),
+                (AttributeType.NONCE, self._nonce),
+            ]
+        message = build_message(
+            request.method, MessageClass.REQUEST, transaction_id, attributes, integrity_key=request.key
+        )
+        self._requests[transaction_id] = request
+        if not self._reliable:
+            self._transactions.on_request(now, transaction_id, message)
+        # What is too long to be sent again over UDP fails as late as over a reliable transport.
+        sent_again = self._transactions.request(transaction_id) is not None
+        request.expires = None if sent_again else now + RELIABLE_TIMEOUT_S
+        self._outgoing.append(message)
+
+    # Reception
+
+    def receive(self, now: float, message: bytes) -> list[Event]:
+        """Take one whole message from the server. What is not for us, or not authentic, is ignored."""
+        if is_channel_data(message):
+            return self._on_channel_data(message)
+        try:
+            parsed = parse_message(message)
+            if parsed.message_class is MessageClass.INDICATION:
+                return self._on_indication(parsed)
+            events = self._on_response(now, parsed)
+        except StunError:
+            return []
+        self._start_waiting(now)
+        return events
+
+    def _on_channel_data(self, message: bytes) -> list[Event]:
+        try:
+            channel_data = parse_channel_data(message)
+        except ChannelDataError:
+            return []
+        peer = self._channel_peers.get(channel_data.channel_number)
+        return [] if peer is None else [DataReceived(peer, channel_data.data)]
+
+    def _on_indication(self, message: Message) -> list[Event]:
+        peer = message.address(AttributeType.XOR_PEER_ADDRESS)
+        data = message.get(AttributeType.DATA)
+        if message.method != Method.DATA or peer is None or data is None:
+            return []
+        return [DataReceived(peer, data)]
+
+    def _on_response(self, now: float, message: Message) -> list[Event]:
+        request = self._requests.get(message.transaction_id)
+        if message.message_class is MessageClass.REQUEST or request is None or request.method != message.method:
+            return []
+        error = message.error if message.message_class is MessageClass.ERROR else None
+        challenged = error is not None and error.code in {400, 401, 438}
+        # Section 9.2.5 of RFC 8489: an answer without the integrity it owes is as if it had not come.
+        if request.key is not None and not challenged and not message.has_integrity(request.key):
+            return []
+        del self._requests[message.transaction_id]
+        self._transactions.on_response(message.transaction_id)
+        try:
+            return self._on_answer(now, request, message, error)
+        except StunError as malformed:
+            return [RequestFailed(request.method, 0, str(malformed), request.peers)]
+
+    def _on_answer(self, now: float, request: _Request, message: Message, error: ErrorCode | None) -> list[Event]:
+        if message.message_class is MessageClass.SUCCESS:
+            return self._on_success(now, request, message)
+        if error is None:
+            return [RequestFailed(request.method, 0, "an error without ERROR-CODE", request.peers)]
+        if error.code in {401, 438} and self._take_challenge(request, message):
+            self._send(now, request)
+            return []
+        if request.method == Method.REFRESH and error.code == 437:
+            self._forget_allocation()
+        return [RequestFailed(request.method, error.code, error.reason, request.peers)]
+
+    def _take_challenge(self, request: _Request, message: Message) -> bool:
+        """Take realm and nonce of a 401 or 438; False where trying again cannot help (section 9.2.5)."""
+        realm = message.text(AttributeType.REALM) or self._realm
+        nonce = message.get(AttributeType.NONCE)
+        request.challenges += 1
+        refused = request.key is not None and message.error is not None and message.error.code == 401
+        if not self.username or nonce is None or request.challenges > MAX_CHALLENGES:
+            return False
+        if refused and realm == self._realm:
+            return False
+        self._realm = realm
+        self._nonce = nonce
+        self._key = long_term_key(self.username, realm, self._password)
+        return True
+
+    def _on_success(self, now: float, request: _Request, message: Message) -> list[Event]:
+        if request.method == Method.BINDING:
+            return [BindingDone(message.address(AttributeType.XOR_MAPPED_ADDRESS))]
+        if request.method in {Method.ALLOCATE, Method.REFRESH}:
+            return self._on_lifetime(now, request.method, message)
+        self._permitted.update(request.peers)
+        if self._renew_peers_at is None:
+            self._renew_peers_at = now + RENEW_PEERS_S
+        if request.method == Method.CREATE_PERMISSION:
+            return [PermissionsCreated(request.peers)]
+        (peer,) = request.peers
+        self._channels[peer] = request.channel_number
+        self._channel_peers[request.channel_number] = peer
+        return [ChannelBound(peer, request.channel_number)]
+
+    def _on_lifetime(self, now: float, method: Method, message: Message) -> list[Event]:
+        lifetime_s = message.uint32(AttributeType.LIFETIME)
+        relayed = message.address(AttributeType.XOR_RELAYED_ADDRESS)
+        if lifetime_s is None or (method == Method.ALLOCATE and relayed is None):
+            return [RequestFailed(method, 0, "a success without LIFETIME or XOR-RELAYED-ADDRESS")]
+        if lifetime_s > 0:
+            self._refresh_at = now + max(lifetime_s - REFRESH_MARGIN_S, lifetime_s / 2)
+        else:
+            self._forget_allocation()
+        if method == Method.REFRESH:
+            return [AllocationRefreshed(lifetime_s)]
+        assert relayed is not None
+        self.relayed_address = relayed
+        self.mapped_address = message.address(AttributeType.XOR_MAPPED_ADDRESS)
+        return [AllocationCreated(relayed, self.mapped_address, lifetime_s)]
+
+    def _forget_allocation(self) -> None:
+        """It is gone, and with it its permissions and channels: nothing is renewed any more."""
+        self.relayed_address = None
+        self._refresh_at = self._renew_peers_at = None
+        self._channels.clear()
+        self._channel_peers.clear()
+        self._permitted.clear()

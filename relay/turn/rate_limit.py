@@ -1,0 +1,32 @@
+"""A token bucket for each source address, in bounded memory; sans-I/O."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+# Beyond this many sources the one unheard for the longest is forgotten: 4096 entries take about half a megabyte.
+MAX_SOURCES = 4096
+
+
+class RateLimit:
+    """At most ``per_second`` grants a second and source, with a burst of as many; 0 grants everything.
+
+    Less than one a second is possible: the burst is then one.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._burst = max(per_second, 1.0)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allows(self, now: float, source: str) -> bool:
+        """Take one grant for the source, if there is one."""
+        if not self._per_second:
+            return True
+        tokens, since = self._buckets.pop(source, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - since) * self._per_second)
+        granted = tokens >= 1
+        self._buckets[source] = (tokens - granted, now)
+        if len(self._buckets) > MAX_SOURCES:
+            self._buckets.popitem(last=False)
+        return granted
