@@ -1,0 +1,43 @@
+"""Sets up structlog: one line for each change of state, on stderr, as text or JSON. Nothing is logged per packet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+# A peer chooses server names and first bytes: no value of a log line is longer than this.
+MAX_VALUE_CHARACTERS = 200
+
+
+def configure(level: str, style: Literal["text", "json"]) -> None:
+    """Log from this level up, in this style."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=number, stream=sys.stderr, format="%(message)s", force=True)
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if style == "text":
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=plain)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _printable,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what could steer a terminal or forge a line, and cut what is long."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception":
+            text = value if value.isprintable() else value.encode("unicode_escape").decode()
+            event[key] = text[:MAX_VALUE_CHARACTERS]
+    return event

@@ -1,0 +1,267 @@
+"""The contract between the control plane, which decides, and the data plane, which carries.
+
+Verbs go down (``Plane``), events come up in batches through one callback. Nothing in either direction happens once
+per packet: control sees a connection when it opens, when it asks for something, and when it closes.
+
+A connection id is never used again, so a verb that comes too late for its connection does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import NewType, Protocol
+
+from relay.addresses import Address
+
+ConnectionId = NewType("ConnectionId", int)
+
+
+class Carrier(StrEnum):
+    """How media is framed on the client's side."""
+
+    TURN = "turn"  # the stream of RFC 8656 section 12.5
+
+
+class CloseReason(StrEnum):
+    """Why a connection ended: a label of metrics and a word of the log, so the set is closed."""
+
+    # The client's side
+    CLIENT_CLOSED = "client_closed"
+    CLIENT_LOST = "client_lost"  # reset, or silent for longer than TCP waits
+    HANDSHAKE_FAILED = "handshake_failed"
+    TLS_BROKEN = "tls_broken"  # a bad record behind a good handshake
+    FIRST_BYTES_TIMEOUT = "first_bytes_timeout"
+    FIRST_BYTES_UNKNOWN = "first_bytes_unknown"
+    BROKEN_FRAME = "broken_frame"
+    SLOW_CLIENT = "slow_client"  # does not read what must not be dropped
+    # The upstream's side
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"  # ICMP, or no route
+    UPSTREAM_SILENT = "upstream_silent"
+    NO_UPSTREAM = "no_upstream"
+    # Ours
+    HTTP_CLOSED = "http_closed"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    NO_DESCRIPTORS = "no_descriptors"
+    CONTROL_TIMEOUT = "control_timeout"  # control did not answer TurnOpened
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class DropReason(StrEnum):
+    """Why a packet was not forwarded."""
+
+    DOWNLINK_FULL = "downlink_full"  # the client does not read as fast as media comes
+    DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
+    DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData
+    UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
+    UPLINK_FULL = "uplink_full"  # the UDP socket has no room
+
+
+class HandshakeFailure(StrEnum):
+    """Why a TLS handshake did not come to its end."""
+
+    TIMEOUT = "timeout"
+    CLIENT_CLOSED = "client_closed"
+    NOT_TLS = "not_tls"
+    PLAIN_HTTP = "plain_http"
+    UNSUPPORTED_PROTOCOL = "unsupported_protocol"
+    NO_SHARED_CIPHER = "no_shared_cipher"
+    CERTIFICATE_REFUSED = "certificate_refused"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A PEM chain and its key. Several may share names: one RSA and one ECDSA serve side by side."""
+
+    chain: Path
+    private_key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where a flow goes: a UDP TURN server by name and literal address."""
+
+    name: str
+    address: Address
+    # Hand the socket of a client that vanished to control, which can release its allocation.
+    releases_allocations: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSettings:
+    """The bounds of a plane; 0 connections means "no bound"."""
+
+    # The source of UDP towards upstreams, for each family; None lets the route decide.
+    source_ipv4: str | None = None
+    source_ipv6: str | None = None
+    # A handshake takes two round trips; ten seconds is what a slow proxy may add.
+    handshake_timeout_s: float = 10.0
+    first_bytes_timeout_s: float = 10.0
+    # Control answers within a turn of its loop; five seconds means that it hangs.
+    attach_timeout_s: float = 5.0
+    # A client whose upstream answers nothing for so long is closed, so that it comes back to a healthy one.
+    upstream_silence_s: float = 4.0
+    max_connections: int = 20_000
+    max_connections_per_source: int = 0
+    # Media beyond this much unwritten is dropped: 16 KiB are about two seconds of one G.711 call.
+    downlink_buffer_bytes: int = 16 * 1024
+    # STUN is never dropped, so a client that reads nothing at all is closed here.
+    downlink_limit_bytes: int = 256 * 1024
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
+
+    ``retransmissions`` are part of the uplink packets.
+    """
+
+    uplink_packets: int = 0
+    uplink_bytes: int = 0
+    downlink_packets: int = 0
+    downlink_bytes: int = 0
+    retransmissions: int = 0
+    drops: dict[DropReason, int] = field(default_factory=dict)
+
+    def drop(self, reason: DropReason) -> None:
+        """Count one packet that was not forwarded."""
+        self.drops[reason] = self.drops.get(reason, 0) + 1
+
+    def add(self, other: Totals) -> None:
+        """Add another's counters to these."""
+        self.uplink_packets += other.uplink_packets
+        self.uplink_bytes += other.uplink_bytes
+        self.downlink_packets += other.downlink_packets
+        self.downlink_bytes += other.downlink_bytes
+        self.retransmissions += other.retransmissions
+        for reason, count in other.drops.items():
+            self.drops[reason] = self.drops.get(reason, 0) + count
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOpened:
+    """A client speaks TURN; nothing of it is forwarded before ``attach``."""
+
+    connection: ConnectionId
+    client: Address
+    server_name: str
+    alpn: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOpened:
+    """A client speaks HTTP; its plain bytes travel over ``fd``, a stream socket that control owns from here."""
+
+    connection: ConnectionId
+    fd: int
+    client: Address
+    server_name: str
+    tls_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationOrphaned:
+    """A flow ended and left an allocation behind. Control owns ``fd``, the flow's connected UDP socket.
+
+    ``request`` is the client's last authenticated request: it names user, realm and nonce.
+    """
+
+    connection: ConnectionId
+    fd: int
+    upstream: Upstream
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A connection ended. ``detail`` is for the log; ``upstream`` is None if it never became a flow."""
+
+    connection: ConnectionId
+    reason: CloseReason
+    client: Address
+    server_name: str
+    totals: Totals
+    upstream: Upstream | None = None
+    detail: str = ""
+    handshake_failure: HandshakeFailure | None = None
+
+
+Event = TurnOpened | HttpOpened | AllocationOrphaned | Closed
+EventSink = Callable[[Sequence[Event]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSnapshot:
+    """One flow as it is now. Times in seconds since the flow began; ``heard_s`` since the upstream's last packet."""
+
+    connection: ConnectionId
+    client: Address
+    server_name: str
+    carrier: Carrier
+    upstream: Upstream
+    age_s: float
+    heard_s: float
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The plane as it is now; the totals count from its start and include connections that have ended."""
+
+    connections: int
+    flows: tuple[FlowSnapshot, ...]
+    totals: Totals
+    accepted: int
+    closed: Mapping[CloseReason, int]
+    handshake_failures: Mapping[HandshakeFailure, int]
+
+
+class Plane(Protocol):
+    """The verbs. All but ``listen`` and ``stop`` return at once."""
+
+    async def listen(self, address: Address) -> Address:
+        """Accept clients on a literal address, port 0 for a free one; the bound address. Raises OperatorError."""
+        ...
+
+    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+        """Use these for new connections, the first where no name fits. Raises OperatorError and keeps the old."""
+        ...
+
+    def configure(self, settings: PlaneSettings) -> None:
+        """Use these bounds from now on; running connections keep the deadlines they have."""
+        ...
+
+    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
+        """Take over a TCP connection that was accepted elsewhere, and the bytes already read from it."""
+        ...
+
+    def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
+        """Start the flow of a connection that has reported TurnOpened."""
+        ...
+
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
+        """Take an HTTP connection back, send the response (a 101), and go on as media."""
+        ...
+
+    def close(self, connection: ConnectionId, reason: CloseReason) -> None:
+        """End a connection; what is already written still leaves."""
+        ...
+
+    def drain(self) -> None:
+        """Accept nobody any more; running connections stay."""
+        ...
+
+    async def stop(self) -> None:
+        """End all connections and let go of every descriptor."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """All counters and flows as they are now."""
+        ...

@@ -1,0 +1,355 @@
+"""One client connection of the reference plane, from its first byte to its last.
+
+A connection goes through these states, and never back::
+
+    HANDSHAKE ─▶ DECIDING ─┬─▶ WAITING ──▶ MEDIA ──▶ CLOSED
+                           └─▶ HTTP ────────┴──────▶ CLOSED
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from enum import Enum
+from typing import TYPE_CHECKING, cast
+
+from relay._fastpath import StreamCutter
+from relay.addresses import Address
+from relay.plane.api import (
+    AllocationOrphaned,
+    Carrier,
+    Closed,
+    CloseReason,
+    ConnectionId,
+    DropReason,
+    FlowSnapshot,
+    HandshakeFailure,
+    HttpOpened,
+    Totals,
+    TurnOpened,
+    Upstream,
+)
+from relay.plane.first_bytes import FirstBytes, decide
+from relay.plane.flow import Flow, is_droppable
+from relay.plane.handover import Handover
+from relay.plane.tls import TlsError, TlsSession
+from relay.wire.channeldata import pad
+
+if TYPE_CHECKING:
+    from relay.plane.reference import ReferencePlane
+
+# Keep-alive finds a client that vanished without a word within 90 s; so does unacknowledged data within 30 s.
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+USER_TIMEOUT_MS = 30_000
+# What is written when a connection closes has this long to leave.
+CLOSE_TIMEOUT_S = 2.0
+
+
+class State(Enum):
+    """Where a connection is."""
+
+    HANDSHAKE = "handshake"
+    DECIDING = "deciding"
+    WAITING = "waiting"
+    MEDIA = "media"
+    HTTP = "http"
+    CLOSED = "closed"
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one accepted transport."""
+
+    def __init__(self, plane: ReferencePlane, identity: ConnectionId, preread: bytes = b"") -> None:
+        self.identity = identity
+        self.client = Address("", 0)
+        self.flow: Flow | None = None
+        self._plane = plane
+        self._preread = preread
+        self._tls = TlsSession(plane.contexts)
+        self._state = State.HANDSHAKE
+        self._cutter = StreamCutter()
+        # Plain bytes that came before it was known what to do with them.
+        self._early = b""
+        self._handover: Handover | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._lost = False
+
+    @property
+    def server_name(self) -> str:
+        """What the client asked for in the handshake."""
+        return self._tls.server_name
+
+    # The transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake, or refuse where there is no room."""
+        self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername") or ("", 0)
+        self.client = Address(peer[0], peer[1])
+        settings = self._plane.settings
+        # HTTP is paused beyond this; media is dropped by ``deliver`` before it comes so far.
+        self._transport.set_write_buffer_limits(high=settings.downlink_buffer_bytes)
+        if not self._plane.admit(self):
+            self._end(CloseReason.TOO_MANY_CONNECTIONS, "", None)
+            self._transport.abort()
+            return
+        _configure(transport.get_extra_info("socket"))
+        self._set_deadline(settings.handshake_timeout_s, self._on_handshake_timeout)
+        if self._preread:
+            self.data_received(self._preread)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the wire."""
+        if self._state is State.CLOSED:
+            return
+        try:
+            plain = self._tls.receive(data)
+        except TlsError as error:
+            self._write(self._tls.take_output())
+            self._on_tls_error(error)
+            return
+        self._write(self._tls.take_output())
+        if self._state is State.HANDSHAKE and self._tls.established:
+            self._state = State.DECIDING
+            self._set_deadline(self._plane.settings.first_bytes_timeout_s, self._on_first_bytes_timeout)
+        if plain or self._state is State.DECIDING:
+            self._on_plain(plain)
+        if self._tls.client_closed:
+            self._on_client_end()
+
+    def eof_received(self) -> bool:
+        """The client has closed its side; True keeps ours open for the response of an HTTP request."""
+        self._on_client_end()
+        return self._state is State.HTTP
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone."""
+        self._lost = True
+        reason = CloseReason.CLIENT_CLOSED if exc is None else CloseReason.CLIENT_LOST
+        self.close(reason, "" if exc is None else str(exc))
+        self._set_deadline(None)
+        self._plane.forget(self)
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither are HTTP responses read. Media is dropped by ``deliver`` instead."""
+        if self._handover is not None:
+            self._handover.pause_response(True)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self._handover is not None:
+            self._handover.pause_response(False)
+
+    def _write(self, data: bytes) -> None:
+        if data and not self._lost:
+            self._transport.write(data)
+
+    def _pause_reading(self, paused: bool) -> None:
+        if self._state is not State.CLOSED and self._transport.is_reading() == paused:
+            (self._transport.pause_reading if paused else self._transport.resume_reading)()
+
+    # Deadlines: one at a time, that of the state
+
+    def _set_deadline(self, seconds: float | None, expired: object = None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if seconds is not None:
+            assert callable(expired)
+            self._deadline = self._plane.loop.call_later(seconds, expired)
+
+    def _on_handshake_timeout(self) -> None:
+        self.close(CloseReason.HANDSHAKE_FAILED, "no whole handshake in time", HandshakeFailure.TIMEOUT)
+
+    def _on_first_bytes_timeout(self) -> None:
+        self.close(CloseReason.FIRST_BYTES_TIMEOUT)
+
+    def _on_control_timeout(self) -> None:
+        self.close(CloseReason.CONTROL_TIMEOUT)
+
+    # What the client says
+
+    def _on_tls_error(self, error: TlsError) -> None:
+        if self._state is State.HANDSHAKE:
+            self.close(CloseReason.HANDSHAKE_FAILED, str(error), error.failure)
+        else:
+            self.close(CloseReason.TLS_BROKEN, str(error))
+
+    def _on_client_end(self) -> None:
+        if self._state is State.HTTP and self._handover is not None:
+            self._handover.end_request()
+        elif self._state is State.HANDSHAKE:
+            self.close(CloseReason.HANDSHAKE_FAILED, "closed in the handshake", HandshakeFailure.CLIENT_CLOSED)
+        else:
+            self.close(CloseReason.CLIENT_CLOSED)
+
+    def _on_plain(self, plain: bytes) -> None:
+        if self._state is State.MEDIA:
+            self._on_stream(plain)
+        elif self._state is State.HTTP and self._handover is not None:
+            self._handover.send_request(plain)
+        elif self._state is State.WAITING:
+            self._early += plain
+        elif self._state is State.DECIDING:
+            self._early += plain
+            self._decide()
+
+    def _decide(self) -> None:
+        verdict = decide(self._early, self._tls.alpn)
+        if verdict is None:
+            return
+        self._set_deadline(None)
+        if verdict is FirstBytes.TURN:
+            self._on_turn()
+        elif verdict is FirstBytes.HTTP:
+            self._on_http()
+        else:
+            self.close(CloseReason.FIRST_BYTES_UNKNOWN, f"first bytes {self._early[:8].hex(' ')}")
+
+    def _on_turn(self) -> None:
+        self._state = State.WAITING
+        # What has been read stays small: at most one read of the transport waits for control.
+        self._pause_reading(True)
+        self._set_deadline(self._plane.settings.attach_timeout_s, self._on_control_timeout)
+        self._plane.emit(TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn))
+
+    def _on_http(self) -> None:
+        try:
+            self._handover = Handover(self._plane.loop, self._send_plain, self._on_http_end, self._pause_reading)
+        except OSError as error:
+            self.close(CloseReason.NO_DESCRIPTORS, str(error))
+            return
+        self._state = State.HTTP
+        opened = HttpOpened(self.identity, self._handover.fd, self.client, self.server_name, self._tls.version)
+        self._plane.emit(opened)
+        early, self._early = self._early, b""
+        self._handover.send_request(early)
+
+    def _on_http_end(self) -> None:
+        self.close(CloseReason.HTTP_CLOSED)
+
+    # Media
+
+    def attach(self, upstream: Upstream) -> None:
+        """Go on as media towards this upstream."""
+        if self._state is State.WAITING:
+            self._set_deadline(None)
+            self._start_flow(upstream)
+
+    def upgrade(self, response: bytes, upstream: Upstream) -> None:
+        """Leave HTTP with this response, and go on as media."""
+        if self._state is State.HTTP and self._handover is not None:
+            self._handover.close()
+            self._handover = None
+            self._send_plain(response)
+            self._start_flow(upstream)
+
+    def _start_flow(self, upstream: Upstream) -> None:
+        plane = self._plane
+        try:
+            self.flow = Flow(
+                plane.loop,
+                upstream,
+                ports=plane.ports,
+                silence_s=plane.settings.upstream_silence_s,
+                deliver=self.deliver,
+                fail=self.close,
+            )
+        except OSError as error:
+            exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
+            reason = CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE
+            self.close(reason, str(error))
+            return
+        self._state = State.MEDIA
+        self._pause_reading(False)
+        early, self._early = self._early, b""
+        self._on_stream(early)
+
+    def _on_stream(self, plain: bytes) -> None:
+        for unit in self._cutter.feed(plain):
+            if self.flow is None:
+                return
+            self.flow.send(unit)
+        if self._cutter.fault is not None:
+            self.close(CloseReason.BROKEN_FRAME, self._cutter.fault)
+
+    def deliver(self, unit: bytes) -> None:
+        """Send one unit of the downlink to the client; media only while the client reads."""
+        flow = self.flow
+        if flow is None:
+            return
+        waiting = self._transport.get_write_buffer_size()
+        settings = self._plane.settings
+        if waiting + len(unit) > settings.downlink_buffer_bytes:
+            if is_droppable(unit):
+                flow.totals.drop(DropReason.DOWNLINK_FULL)
+                return
+            if waiting > settings.downlink_limit_bytes:
+                self.close(CloseReason.SLOW_CLIENT, f"{waiting} bytes unread")
+                return
+        flow.totals.downlink_packets += 1
+        flow.totals.downlink_bytes += len(unit)
+        self._send_plain(pad(unit))
+
+    def _send_plain(self, plain: bytes) -> None:
+        self._write(self._tls.send(plain))
+
+    # The end
+
+    def close(self, reason: CloseReason, detail: str = "", failure: HandshakeFailure | None = None) -> None:
+        """End the connection; only the first reason counts."""
+        if self._state is State.CLOSED:
+            return
+        self._end(reason, detail, failure)
+        if not self._lost:
+            self._write(self._tls.close())
+            self._transport.close()
+            self._set_deadline(CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def _end(self, reason: CloseReason, detail: str, failure: HandshakeFailure | None) -> None:
+        self._state = State.CLOSED
+        self._set_deadline(None)
+        self._early = b""
+        if self._handover is not None:
+            self._handover.close()
+        flow, self.flow = self.flow, None
+        totals, upstream = Totals(), None
+        if flow is not None:
+            totals, upstream = flow.totals, flow.upstream
+            orphan = flow.close()
+            if orphan is not None:
+                self._plane.emit(AllocationOrphaned(self.identity, orphan[0], flow.upstream, orphan[1]))
+        self._plane.on_closed(
+            Closed(self.identity, reason, self.client, self.server_name, totals, upstream, detail, failure)
+        )
+
+    def snapshot(self, now: float) -> FlowSnapshot | None:
+        """The flow as it is now, if there is one."""
+        flow = self.flow
+        if flow is None:
+            return None
+        totals = Totals()
+        totals.add(flow.totals)
+        return FlowSnapshot(
+            self.identity,
+            self.client,
+            self.server_name,
+            Carrier.TURN,
+            flow.upstream,
+            now - flow.opened_at,
+            now - flow.heard_at,
+            totals,
+        )
+
+
+def _configure(accepted: socket.socket) -> None:
+    # Voice is small and must not wait for more to come (Nagle).
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

@@ -1,0 +1,97 @@
+"""Carries the plain bytes of an HTTP connection between the plane and control, over a pair of stream sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+# One read of a response: aiohttp writes chunks of 64 KiB.
+_READ_BYTES = 64 * 1024
+
+
+class Handover:
+    """The plane's end of the pair. Bounded by reading neither side while the other does not take."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_response: Callable[[bytes], None],
+        on_end: Callable[[], None],
+        pause_client: Callable[[bool], None],
+    ) -> None:
+        """Opens the pair; ``fd`` is control's end. Raises OSError.
+
+        ``pause_client(True)`` asks to read nothing more from the client until ``pause_client(False)``.
+        """
+        self._loop = loop
+        self._on_response = on_response
+        self._on_end = on_end
+        self._pause_client = pause_client
+        self._unsent = b""
+        self._ended = False
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        self.fd = theirs.detach()
+        loop.add_reader(self._socket, self._on_readable)
+
+    def send_request(self, plain: bytes) -> None:
+        """Pass the client's bytes on; the plane was asked to pause before a second call can find some unsent."""
+        self._unsent += plain
+        self._on_writable()
+
+    def end_request(self) -> None:
+        """The client sends no more: aiohttp sees the end of the stream once it has read the rest."""
+        self._ended = True
+        if not self._unsent:
+            self._shut_down()
+
+    def pause_response(self, paused: bool) -> None:
+        """Do not read responses while the client does not take them."""
+        if self._socket.fileno() < 0:
+            return
+        if paused:
+            self._loop.remove_reader(self._socket)
+        else:
+            self._loop.add_reader(self._socket, self._on_readable)
+
+    def close(self) -> None:
+        """Let go of the plane's end."""
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._on_response(data)
+        else:
+            self._on_end()
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            return  # control has closed its end: _on_readable sees it too
+        self._unsent = self._unsent[sent:]
+        self._pause_client(bool(self._unsent))
+        if self._unsent:
+            self._loop.add_writer(self._socket, self._on_writable)
+            return
+        self._loop.remove_writer(self._socket)
+        if self._ended:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        # It fails where control has closed its end already.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)

@@ -1,0 +1,193 @@
+"""The reference plane: the contract of ``api`` on asyncio, obvious before it is fast.
+
+It owns the listening sockets, the connections (``connection``) and through them the flows (``flow``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+
+from relay.addresses import Address
+from relay.errors import OperatorError
+from relay.plane.api import (
+    Carrier,
+    Certificate,
+    Closed,
+    CloseReason,
+    ConnectionId,
+    Event,
+    EventSink,
+    HandshakeFailure,
+    PlaneSettings,
+    Snapshot,
+    Totals,
+    Upstream,
+)
+from relay.plane.connection import Connection
+from relay.plane.source_ports import SourcePorts
+from relay.plane.tls import ServerContexts
+from relay.tasks import Tasks
+
+# A login storm is a thousand clients within seconds; the kernel caps this at net.core.somaxconn (4096).
+LISTEN_BACKLOG = 1024
+
+
+class ReferencePlane:
+    """Runs on the loop that creates it; ``on_events`` is called on that loop too."""
+
+    def __init__(self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink) -> None:
+        """Raises OperatorError for a certificate that cannot be used."""
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.ports = SourcePorts(settings)
+        self.contexts = ServerContexts(certificates)
+        self._on_events = on_events
+        self._events: list[Event] = []
+        self._servers: list[asyncio.Server] = []
+        self._connections: dict[ConnectionId, Connection] = {}
+        self._per_source: Counter[str] = Counter()
+        self._adoptions = Tasks()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
+        self._accepted = 0
+        self._ended = Totals()
+        self._closed: Counter[CloseReason] = Counter()
+        self._handshake_failures: Counter[HandshakeFailure] = Counter()
+
+    # Verbs
+
+    async def listen(self, address: Address) -> Address:
+        """Accept clients on a literal address, port 0 for a free one."""
+        try:
+            server = await self.loop.create_server(
+                self._new_connection, address.host, address.port, backlog=LISTEN_BACKLOG
+            )
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
+        self._servers.append(server)
+        bound = server.sockets[0].getsockname()
+        return Address(bound[0], bound[1])
+
+    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+        """Use these for new connections."""
+        self.contexts = ServerContexts(certificates)
+
+    def configure(self, settings: PlaneSettings) -> None:
+        """Use these bounds from now on."""
+        self.settings = settings
+        self.ports.configure(settings)
+
+    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
+        """Take over an accepted TCP connection."""
+        connection = self._new_connection(preread)
+        self._adoptions.start(self._adopt(connection, socket.socket(fileno=fd)), "adopt")
+        return connection.identity
+
+    async def _adopt(self, connection: Connection, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, accepted)
+        except OSError as error:
+            accepted.close()
+            connection.connection_lost(error)
+
+    def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
+        """Start the flow of a connection that has reported TurnOpened."""
+        if (known := self._connections.get(connection)) is not None:
+            known.attach(upstream)
+
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
+        """Take an HTTP connection back and go on as media."""
+        assert carrier is Carrier.TURN
+        if (known := self._connections.get(connection)) is not None:
+            known.upgrade(response, upstream)
+
+    def close(self, connection: ConnectionId, reason: CloseReason) -> None:
+        """End a connection."""
+        if (known := self._connections.get(connection)) is not None:
+            known.close(reason)
+
+    def drain(self) -> None:
+        """Accept nobody any more."""
+        for server in self._servers:
+            server.close()
+
+    async def stop(self) -> None:
+        """End all connections and let go of every descriptor."""
+        self._stopped = True
+        self.drain()
+        await self._adoptions.finish()
+        for connection in list(self._connections.values()):
+            connection.close(CloseReason.STOPPED)
+        # Bounded: a closed connection is aborted after CLOSE_TIMEOUT_S.
+        await self._idle.wait()
+        self._deliver()
+
+    def snapshot(self) -> Snapshot:
+        """All counters and flows as they are now."""
+        now = self.loop.time()
+        flows = tuple(flow for c in self._connections.values() if (flow := c.snapshot(now)) is not None)
+        totals = Totals()
+        totals.add(self._ended)
+        for flow in flows:
+            totals.add(flow.totals)
+        return Snapshot(
+            connections=len(self._connections),
+            flows=flows,
+            totals=totals,
+            accepted=self._accepted,
+            closed=dict(self._closed),
+            handshake_failures=dict(self._handshake_failures),
+        )
+
+    # Called by connections
+
+    def _new_connection(self, preread: bytes = b"") -> Connection:
+        self._accepted += 1
+        return Connection(self, ConnectionId(self._accepted), preread)
+
+    def admit(self, connection: Connection) -> bool:
+        """Enter a connection in the table; False where a bound is reached or the plane has stopped."""
+        source, settings = connection.client.host, self.settings
+        full = 0 < settings.max_connections <= len(self._connections)
+        source_full = 0 < settings.max_connections_per_source <= self._per_source[source]
+        self._connections[connection.identity] = connection
+        self._per_source[source] += 1
+        self._idle.clear()
+        return not (full or source_full or self._stopped)
+
+    def forget(self, connection: Connection) -> None:
+        """The transport is gone: take the connection out of the table."""
+        if self._connections.pop(connection.identity, None) is None:
+            return
+        source = connection.client.host
+        self._per_source[source] -= 1
+        if not self._per_source[source]:
+            del self._per_source[source]
+        if not self._connections:
+            self._idle.set()
+
+    def on_closed(self, closed: Closed) -> None:
+        """Count the end of a connection, and report it."""
+        self._ended.add(closed.totals)
+        self._closed[closed.reason] += 1
+        if closed.handshake_failure is not None:
+            self._handshake_failures[closed.handshake_failure] += 1
+        self.emit(closed)
+
+    def emit(self, event: Event) -> None:
+        """Report an event in the next turn of the loop, together with others."""
+        if not self._events:
+            self.loop.call_soon(self._deliver)
+        self._events.append(event)
+
+    def _deliver(self) -> None:
+        events, self._events = self._events, []
+        if events:
+            self._on_events(events)

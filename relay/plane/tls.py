@@ -1,0 +1,194 @@
+"""TLS of the reference plane: contexts chosen by server name, and one session between two memory buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from relay.errors import OperatorError, PeerError
+from relay.plane.api import Certificate, HandshakeFailure
+
+# h2 is never offered: the hand-over to aiohttp is HTTP/1.1. RFC 7443 has the STUN names.
+ALPN_PROTOCOLS = ["http/1.1", "stun.turn", "stun.nat-discovery"]
+# Forward secrecy and AEAD only; TLS 1.3 brings its own.
+TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_READ_BYTES = 16 * 1024
+
+# OpenSSL's reasons, by what an operator would do about them.
+_FAILURES = {
+    "UNSUPPORTED_PROTOCOL": HandshakeFailure.UNSUPPORTED_PROTOCOL,
+    "TLSV1_ALERT_PROTOCOL_VERSION": HandshakeFailure.UNSUPPORTED_PROTOCOL,
+    "NO_SHARED_CIPHER": HandshakeFailure.NO_SHARED_CIPHER,
+    "HTTP_REQUEST": HandshakeFailure.PLAIN_HTTP,
+    "HTTPS_PROXY_REQUEST": HandshakeFailure.PLAIN_HTTP,
+    "WRONG_VERSION_NUMBER": HandshakeFailure.NOT_TLS,
+    "PACKET_LENGTH_TOO_LONG": HandshakeFailure.NOT_TLS,
+    "UNKNOWN_PROTOCOL": HandshakeFailure.NOT_TLS,
+    "TLSV1_ALERT_UNKNOWN_CA": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_BAD_CERTIFICATE": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": HandshakeFailure.CERTIFICATE_REFUSED,
+}
+
+
+class TlsError(PeerError):
+    """The client broke TLS. ``failure`` says how, for a handshake."""
+
+    def __init__(self, failure: HandshakeFailure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
+
+
+class _ServerObject(ssl.SSLObject):
+    server_name: str = ""
+
+
+class ServerContexts:
+    """One context for each set of names: exact names first, then wildcards, then the first certificate."""
+
+    def __init__(self, certificates: Sequence[Certificate]) -> None:
+        self._by_name: dict[str, ssl.SSLContext] = {}
+        by_names: dict[frozenset[str], ssl.SSLContext] = {}
+        for certificate in certificates:
+            names = certificate_names(certificate)
+            context = by_names.setdefault(names, _new_context())
+            _load(context, certificate)
+            for name in names:
+                self._by_name.setdefault(name, context)
+        self.default = next(iter(by_names.values()))
+        # Called for every handshake; the context that a session starts with is always the default one.
+        self.default.sni_callback = self._on_server_name
+
+    def choose(self, server_name: str) -> ssl.SSLContext:
+        """The context for a name: exact, then wildcard of one label, then the first."""
+        name = server_name.lower().rstrip(".")
+        wildcard = "*." + name.partition(".")[2]
+        return self._by_name.get(name) or self._by_name.get(wildcard) or self.default
+
+    def _on_server_name(self, connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
+        assert isinstance(connection, _ServerObject)
+        connection.server_name = (server_name or "").lower()
+        connection.context = self.choose(connection.server_name)
+
+
+def certificate_names(certificate: Certificate) -> frozenset[str]:
+    """The DNS names of the leaf, in lower case; its common name if it has none. Raises OperatorError."""
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate.chain.read_bytes())[0]
+    except OSError as error:
+        raise OperatorError(f"certificate {certificate.chain}: {error.strerror}") from None
+    except (ValueError, IndexError):
+        raise OperatorError(f"certificate {certificate.chain}: no PEM certificate in it") from None
+    try:
+        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = alternatives.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        names = [str(attribute.value) for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return frozenset(name.lower() for name in names)
+
+
+def _new_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_ciphers(TLS12_CIPHERS)
+    context.set_alpn_protocols(ALPN_PROTOCOLS)
+    context.sslobject_class = _ServerObject
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Certificate) -> None:
+    try:
+        certificate.private_key.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"private key {certificate.private_key}: {error.strerror}") from None
+    try:
+        # The callback keeps OpenSSL from asking for a pass phrase on the terminal.
+        context.load_cert_chain(certificate.chain, certificate.private_key, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise OperatorError(
+            f"private key {certificate.private_key}: expected the unencrypted PEM key of {certificate.chain}"
+            f" ({error.reason or 'unreadable'})"
+        ) from None
+
+
+class TlsSession:
+    """The server's side of one TLS connection; bytes in, bytes out, no socket."""
+
+    def __init__(self, contexts: ServerContexts) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        session = contexts.default.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        assert isinstance(session, _ServerObject)
+        self._session = session
+        self.established = False
+        # The client has said that it sends no more (close_notify).
+        self.client_closed = False
+
+    @property
+    def server_name(self) -> str:
+        """The name that the client asked for, in lower case, or an empty text."""
+        return self._session.server_name
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol agreed on, or None."""
+        return self._session.selected_alpn_protocol()
+
+    @property
+    def version(self) -> str:
+        """For example ``TLSv1.3``."""
+        return self._session.version() or ""
+
+    def receive(self, data: bytes) -> bytes:
+        """Take bytes of the wire, give what they say in plain. Raises TlsError."""
+        self._incoming.write(data)
+        try:
+            if not self.established:
+                self._session.do_handshake()
+                self.established = True
+            return self._read()
+        except ssl.SSLWantReadError:
+            return b""
+        except ssl.SSLError as error:
+            failure = _FAILURES.get(error.reason or "", HandshakeFailure.OTHER)
+            raise TlsError(failure, error.reason or str(error)) from None
+
+    def _read(self) -> bytes:
+        session, incoming = self._session, self._incoming
+        chunks: list[bytes] = []
+        try:
+            # Asking once more only to hear SSLWantReadError would cost as much as a small record.
+            while incoming.pending or session.pending():
+                chunk = session.read(_READ_BYTES)
+                if not chunk:
+                    self.client_closed = True
+                    break
+                chunks.append(chunk)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.client_closed = True
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def send(self, plain: bytes) -> bytes:
+        """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before."""
+        self._session.write(plain)
+        return self._outgoing.read()
+
+    def take_output(self) -> bytes:
+        """What TLS itself has to say: handshake messages, alerts, tickets."""
+        return self._outgoing.read() if self._outgoing.pending else b""
+
+    def close(self) -> bytes:
+        """The close_notify, if the session has one to send."""
+        if self.established:
+            # WantRead is raised: the client's close_notify is not waited for.
+            with contextlib.suppress(ssl.SSLError):
+                self._session.unwrap()
+        return self.take_output()
