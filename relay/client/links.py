@@ -1,0 +1,245 @@
+"""Links: how a TURN client's messages travel, over a connected UDP socket or a TLS stream.
+
+A link moves whole messages and knows nothing of TURN but their framing. What it learns it tells its owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from typing import Protocol, cast
+
+from relay._fastpath import StreamCutter
+from relay.addresses import Address
+from relay.errors import UpstreamError
+from relay.wire.channeldata import pad
+
+# The longest datagram there is: nothing is cut off in reception.
+MAX_DATAGRAM_BYTES = 65535
+# Datagrams taken in one wake-up before other sockets have their turn: 16 take well under a millisecond.
+MAX_DATAGRAMS_PER_WAKE_UP = 16
+# TLS keeps nothing back until the TCP transport under it holds 64 KiB (asyncio's high-water mark): these 64 KiB are
+# the bound, and what TLS keeps then says that it is reached. The end of a handshake, which may wait too, is shorter.
+TLS_BACKLOG_BYTES = 1024
+# How long the server may take to answer close_notify before the stream is cut off.
+TLS_CLOSE_TIMEOUT_S = 1.0
+
+
+class LinkOwner(Protocol):
+    """Who is told what happens on a link."""
+
+    def on_opened(self, link: Link) -> None:
+        """The link is open."""
+        ...
+
+    def on_message(self, message: bytes) -> None:
+        """A whole message came, ChannelData without padding."""
+        ...
+
+    def on_unreachable(self, error: OSError) -> None:
+        """ICMP says that the server is not there; the link goes on."""
+        ...
+
+    def on_lost(self, error: UpstreamError) -> None:
+        """The link has ended, and not because of ``close``."""
+        ...
+
+
+class Link(Protocol):
+    """A way to the server. ``dropped`` counts the messages that could not be sent."""
+
+    dropped: int
+
+    @property
+    def local_address(self) -> Address:
+        """Our end."""
+        ...
+
+    def send(self, message: bytes) -> None:
+        """Send a STUN message."""
+        ...
+
+    def send_data(self, message: bytes) -> None:
+        """Send a message that carries data, or drop it rather than wait."""
+        ...
+
+    def close(self) -> None:
+        """Begin to close; the owner hears nothing more."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Wait until the socket is closed."""
+        ...
+
+
+class UdpLink:
+    """A connected UDP socket; one message a datagram."""
+
+    def __init__(self, connected: socket.socket, owner: LinkOwner) -> None:
+        self.dropped = 0
+        self._socket = connected
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._loop.add_reader(connected.fileno(), self._on_readable)
+        owner.on_opened(self)
+
+    @property
+    def local_address(self) -> Address:
+        """The address that the server sees when nothing translates it."""
+        return Address(*self._socket.getsockname()[:2])
+
+    def send(self, message: bytes) -> None:
+        """Send a message. A full socket drops it, as a network would."""
+        if self._closing:
+            self.dropped += 1
+            return
+        try:
+            self._socket.send(message)
+        except BlockingIOError:
+            self.dropped += 1
+        except OSError as error:
+            self.dropped += 1
+            # A message that is too long says nothing about the server.
+            if error.errno != errno.EMSGSIZE:
+                self._owner.on_unreachable(error)
+
+    send_data = send
+
+    def _on_readable(self) -> None:
+        for _ in range(MAX_DATAGRAMS_PER_WAKE_UP):
+            try:
+                message = self._socket.recv(MAX_DATAGRAM_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._owner.on_unreachable(error)
+                return
+            self._owner.on_message(message)
+            if self._closing:
+                return
+
+    def close(self) -> None:
+        """Close the socket."""
+        if not self._closing:
+            self._closing = True
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+
+    async def wait_closed(self) -> None:
+        """A UDP socket is closed at once."""
+
+
+class TlsLink(asyncio.Protocol):
+    """A TLS stream of messages, ChannelData padded to four bytes (RFC 8656 section 12.5)."""
+
+    def __init__(self, owner: LinkOwner) -> None:
+        self.dropped = 0
+        self._owner = owner
+        self._cutter = StreamCutter()
+        self._lost = asyncio.get_running_loop().create_future()
+        self._backlogged = False
+        self._transport: asyncio.Transport
+
+    @property
+    def local_address(self) -> Address:
+        """Our end of the TCP connection."""
+        return Address(*self._transport.get_extra_info("sockname")[:2])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=TLS_BACKLOG_BYTES)
+        self._owner.on_opened(self)
+
+    def pause_writing(self) -> None:
+        """There is a backlog."""
+        self._backlogged = True
+
+    def resume_writing(self) -> None:
+        """There is none any more."""
+        self._backlogged = False
+
+    def data_received(self, data: bytes) -> None:
+        """Cut the stream into messages; behind a broken one nothing is cut."""
+        for unit in self._cutter.feed(data):
+            self._owner.on_message(unit)
+        if self._cutter.fault is not None:
+            self._owner.on_lost(UpstreamError(f"the server broke the stream's framing: {self._cutter.fault.value}"))
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream has ended, by whomever."""
+        if not self._lost.done():
+            self._lost.set_result(None)
+        self._owner.on_lost(UpstreamError(f"the server closed the connection: {exc or 'end of stream'}"))
+
+    def send(self, message: bytes) -> None:
+        """Send a STUN message, however much waits before it: it is not sent again over a stream."""
+        if not self._transport.is_closing():
+            self._transport.write(message)
+
+    def send_data(self, message: bytes) -> None:
+        """Send data, or drop it behind a backlog of 64 KiB: voice that waits is worth nothing."""
+        if self._backlogged or self._transport.is_closing():
+            self.dropped += 1
+        else:
+            self._transport.write(pad(message))
+
+    def close(self) -> None:
+        """Flush what waits, send close_notify and close."""
+        self._transport.close()
+
+    async def wait_closed(self) -> None:
+        """Wait for the server's close_notify, but not long."""
+        await asyncio.wait([self._lost], timeout=TLS_CLOSE_TIMEOUT_S)
+        if not self._lost.done():
+            self._transport.abort()
+            await self._lost
+
+
+async def open_udp_link(server: Address, owner: LinkOwner, local_address: Address | None) -> None:
+    """Connect a UDP socket. Raises UpstreamError if the name does not resolve or no route leads there."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        connected = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UpstreamError(f"{server}: {error}") from error
+    try:
+        if local_address is not None:
+            connected.bind(local_address)
+        connected.connect(address)
+    except OSError as error:
+        connected.close()
+        raise UpstreamError(f"{server}: {error}") from error
+    UdpLink(connected, owner)
+
+
+async def open_tls_link(
+    server: Address,
+    owner: LinkOwner,
+    local_address: Address | None,
+    *,
+    ssl_context: ssl.SSLContext,
+    server_hostname: str | None,
+    timeout_s: float,
+) -> None:
+    """Connect and shake hands within ``timeout_s``. Raises UpstreamError, from the OSError or ssl.SSLError."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await loop.create_connection(
+                lambda: TlsLink(owner),
+                *server,
+                ssl=ssl_context,
+                server_hostname=server_hostname,
+                local_addr=local_address,
+            )
+    except TimeoutError:
+        raise UpstreamError(f"{server}: no TLS connection within {timeout_s:g} s") from None
+    except (OSError, UnicodeError) as error:
+        raise UpstreamError(f"{server}: {error}") from error

@@ -1,0 +1,70 @@
+"""Requests that are awaited: each is known by its method and its peers until it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+
+from relay.addresses import Address
+from relay.errors import UpstreamError
+from relay.turn.client import Event
+from relay.wire.stun import Method
+
+Key = tuple[Method, tuple[Address, ...]]
+
+
+class TurnRequestError(UpstreamError):
+    """A request was refused (``code`` is that of ERROR-CODE, 300 to 699) or not answered (``code`` is 0)."""
+
+    def __init__(self, method: Method, code: int, reason: str) -> None:
+        super().__init__(f"{method.name}: {code} {reason}" if code else f"{method.name}: {reason}")
+        self.method = method
+        self.code = code
+        self.reason = reason
+
+
+class AwaitedRequests:
+    """The futures of those who wait. Two requests with the same key share the first answer: it is true for both."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[Key, list[asyncio.Future[Event]]] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._waiting
+
+    def add(self, key: Key) -> asyncio.Future[Event]:
+        """A future for ``wait``; made before the request is sent, so that no answer is missed."""
+        answer: asyncio.Future[Event] = self._loop.create_future()
+        self._waiting.setdefault(key, []).append(answer)
+        return answer
+
+    async def wait(self, key: Key, answer: asyncio.Future[Event], timeout_s: float) -> Event:
+        """The answer. Raises TurnRequestError if the request fails, or is not answered within ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise TurnRequestError(key[0], 0, f"no answer within {timeout_s:g} s") from None
+        finally:
+            self._waiting[key].remove(answer)
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+    def answer(self, key: Key, event: Event) -> None:
+        """Wake those who wait for this."""
+        for answer in self._waiting.get(key, ()):
+            if not answer.done():
+                answer.set_result(event)
+
+    def fail(self, key: Key, code: int, reason: str, cause: Exception | None = None) -> None:
+        """Raise TurnRequestError, from ``cause`` if there is one, in those who wait for this."""
+        for answer in self._waiting.get(key, ()):
+            if not answer.done():
+                error = TurnRequestError(key[0], code, reason)
+                error.__cause__ = cause
+                answer.set_exception(error)
+
+    def fail_all(self, reason: str, cause: Exception | None = None) -> None:
+        """Raise TurnRequestError, from ``cause`` if there is one, in all who wait."""
+        for key in self._waiting:
+            self.fail(key, 0, reason, cause)

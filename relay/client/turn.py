@@ -1,0 +1,294 @@
+"""The asyncio TURN client: requests to await, data sent at once and received by callback.
+
+A probe, whole::
+
+    async with await open_turn_udp(server, username, password) as turn:
+        mapped = await turn.binding()
+        relayed = await turn.allocate()
+
+``relay.turn.client`` decides, this module carries: its messages to a link, its deadlines to a timer, its events
+to whoever awaits them. The allocation, its permissions and its channels are renewed until ``close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from relay.addresses import Address
+from relay.client.links import Link, UdpLink, open_tls_link, open_udp_link
+from relay.client.requests import AwaitedRequests, TurnRequestError
+from relay.client.timer import DeadlineTimer
+from relay.errors import UpstreamError
+from relay.turn.client import (
+    AllocationCreated,
+    AllocationRefreshed,
+    BindingDone,
+    ChannelBound,
+    DataReceived,
+    Event,
+    PermissionsCreated,
+    RequestFailed,
+    TurnClient,
+)
+from relay.turn.transactions import RTO_S
+from relay.wire.stun import Method
+
+OnData = Callable[[Address, bytes], None]
+
+# A request is sent at 0, 0.5, 1.5, 3.5 and 7.5 s (RFC 8489 section 6.2.1): who has not answered any of them within
+# 10 s is gone, and nobody wants to wait for the 39.5 s at which the RFC gives up.
+REQUEST_TIMEOUT_S = 10.0
+# Releasing is a courtesy: an allocation that is not released ends by itself.
+RELEASE_TIMEOUT_S = 1.0
+
+
+def _ignore(peer: Address, data: bytes) -> None:
+    """Nobody asked for data."""
+
+
+class TurnConnection:
+    """One 5-tuple towards one TURN server; made by ``open_turn_udp`` and ``open_turn_tls``.
+
+    ``closed`` is done when the connection has ended: with None by ``close``, with an UpstreamError when the server
+    closed it, broke its framing, or let the allocation go. Requests raise TurnRequestError.
+    """
+
+    def __init__(self, client: TurnClient, on_data: OnData, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._client = client
+        self._on_data = on_data
+        self._timeout_s = timeout_s
+        self._timer = DeadlineTimer(self._on_deadline)
+        self._awaited = AwaitedRequests()
+        self._link: Link
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def local_address(self) -> Address:
+        """Our end of the connection."""
+        return self._link.local_address
+
+    @property
+    def relayed_address(self) -> Address | None:
+        """The relayed address, while there is an allocation."""
+        return self._client.relayed_address
+
+    @property
+    def dropped(self) -> int:
+        """Messages that found the socket full (UDP), or data that found a backlog (TLS)."""
+        return self._link.dropped
+
+    # Requests
+
+    async def binding(self) -> Address | None:
+        """Our address as the server sees it (RFC 8489 section 2); None if its answer does not say."""
+        event = await self._request(Method.BINDING, (), lambda: self._client.bind(self._loop.time()))
+        assert isinstance(event, BindingDone)
+        return event.mapped_address
+
+    async def allocate(self, attributes: tuple[tuple[int, bytes], ...] = ()) -> Address:
+        """The relayed address of a new allocation (RFC 8656 section 7); ``attributes`` are added to the request."""
+        start = self._client.allocate
+        event = await self._request(Method.ALLOCATE, (), lambda: start(self._loop.time(), attributes))
+        assert isinstance(event, AllocationCreated)
+        return event.relayed_address
+
+    async def refresh(self, lifetime_s: int | None = None) -> int:
+        """Renew the allocation for ``lifetime_s``, 0 releases it; the lifetime that is granted, in seconds."""
+        return await self._refresh(lifetime_s, self._timeout_s)
+
+    async def _refresh(self, lifetime_s: int | None, timeout_s: float) -> int:
+        start = self._client.refresh
+        event = await self._request(Method.REFRESH, (), lambda: start(self._loop.time(), lifetime_s), timeout_s)
+        assert isinstance(event, AllocationRefreshed)
+        return event.lifetime_s
+
+    async def create_permission(self, *peers: Address) -> None:
+        """Let datagrams from these peers' addresses pass; their ports do not count (RFC 8656 section 10)."""
+        start = self._client.create_permission
+        await self._request(Method.CREATE_PERMISSION, peers, lambda: start(self._loop.time(), *peers))
+
+    async def bind_channel(self, peer: Address) -> int:
+        """Bind a channel, and with it the permission, to the peer (RFC 8656 section 12); the channel's number."""
+        start = self._client.bind_channel
+        event = await self._request(Method.CHANNEL_BIND, (peer,), lambda: start(self._loop.time(), peer))
+        assert isinstance(event, ChannelBound)
+        return event.channel_number
+
+    async def _request(
+        self, method: Method, peers: tuple[Address, ...], start: Callable[[], None], timeout_s: float | None = None
+    ) -> Event:
+        if self.closed.done():
+            raise TurnRequestError(method, 0, "the connection is closed")
+        key = (method, peers)
+        start()
+        answer = self._awaited.add(key)
+        self._flush()
+        return await self._awaited.wait(key, answer, self._timeout_s if timeout_s is None else timeout_s)
+
+    # Data
+
+    def send(self, peer: Address, data: bytes) -> None:
+        """Send a datagram to the peer, as ChannelData if a channel is bound. Never waits: what cannot go is dropped."""
+        self._link.send_data(self._client.send_data(peer, data))
+
+    # What the link tells
+
+    def on_opened(self, link: Link) -> None:
+        """The link is open."""
+        self._link = link
+
+    def on_message(self, message: bytes) -> None:
+        """Take one whole message from the server."""
+        events = self._client.receive(self._loop.time(), message)
+        if len(events) == 1 and isinstance(events[0], DataReceived):
+            self._on_data(events[0].peer, events[0].data)
+            return
+        self._dispatch(events)
+
+    def on_unreachable(self, error: OSError) -> None:
+        """Whoever waits for an answer need not wait for the deadline: TurnRequestError, from the OSError."""
+        self._awaited.fail_all(f"the server cannot be reached: {error.strerror}", error)
+
+    def on_lost(self, error: UpstreamError) -> None:
+        """The link has ended."""
+        self._end(error)
+
+    # Events, messages and time
+
+    def _on_deadline(self, now: float) -> None:
+        self._dispatch(self._client.on_deadline(now))
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            self._on_event(event)
+        if not self.closed.done():
+            self._flush()
+
+    def _flush(self) -> None:
+        for message in self._client.take_messages():
+            self._link.send(message)
+        self._timer.set(self._client.next_deadline())
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case BindingDone():
+                self._awaited.answer((Method.BINDING, ()), event)
+            case AllocationCreated():
+                self._awaited.answer((Method.ALLOCATE, ()), event)
+            case AllocationRefreshed():
+                self._awaited.answer((Method.REFRESH, ()), event)
+            case PermissionsCreated():
+                self._awaited.answer((Method.CREATE_PERMISSION, event.peers), event)
+            case ChannelBound():
+                self._awaited.answer((Method.CHANNEL_BIND, (event.peer,)), event)
+            case DataReceived():
+                self._on_data(event.peer, event.data)
+            case RequestFailed():
+                self._on_failed(event)
+
+    def _on_failed(self, event: RequestFailed) -> None:
+        key = (event.method, event.peers)
+        if key not in self._awaited and event.method == Method.REFRESH:
+            # A renewal of our own: without it the allocation ends, and nobody would hear of it otherwise.
+            self._end(TurnRequestError(event.method, event.code, event.reason))
+        self._awaited.fail(key, event.code, event.reason)
+
+    # The end
+
+    async def close(self, *, release: bool = True) -> None:
+        """Release the allocation (Refresh with lifetime 0, unless ``release`` is false) and close. May be repeated."""
+        try:
+            if release and self.relayed_address is not None and not self.closed.done():
+                with contextlib.suppress(UpstreamError):
+                    await self._refresh(0, RELEASE_TIMEOUT_S)
+        finally:
+            self._end(None)
+            await self._link.wait_closed()
+
+    def _end(self, error: UpstreamError | None) -> None:
+        if self.closed.done():
+            return
+        self._timer.cancel()
+        self._link.close()
+        self._awaited.fail_all("the connection was closed" if error is None else str(error), error)
+        if error is None:
+            self.closed.set_result(None)
+        else:
+            self.closed.set_exception(error)
+            # Who does not ask how it ended must not be told by a warning.
+            self.closed.exception()
+
+
+async def open_turn_udp(
+    server: Address,
+    username: str = "",
+    password: str = "",
+    *,
+    on_data: OnData = _ignore,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+    lifetime_s: int = 600,
+    rto_s: float = RTO_S,
+    local_address: Address | None = None,
+) -> TurnConnection:
+    """Open a UDP socket towards the server; nothing is sent yet. Raises UpstreamError if there is no way there.
+
+    ``on_data(peer, data)`` is called as data arrives; each request raises after ``timeout_s``; allocations are
+    asked for ``lifetime_s``; ``rto_s`` is the first retransmission interval of RFC 8489 section 6.2.1.
+    """
+    client = TurnClient(username, password, lifetime_s=lifetime_s, rto_s=rto_s)
+    connection = TurnConnection(client, on_data, timeout_s)
+    await open_udp_link(server, connection, local_address)
+    return connection
+
+
+async def open_turn_tls(
+    server: Address,
+    username: str = "",
+    password: str = "",
+    *,
+    ssl_context: ssl.SSLContext,
+    server_hostname: str | None = None,
+    on_data: OnData = _ignore,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+    lifetime_s: int = 600,
+    local_address: Address | None = None,
+) -> TurnConnection:
+    """Connect to the server and shake hands within ``timeout_s``; the rest as in ``open_turn_udp``.
+
+    ``server_hostname`` is the name for SNI and for the certificate, the server's host by default.
+    """
+    client = TurnClient(username, password, reliable=True, lifetime_s=lifetime_s)
+    connection = TurnConnection(client, on_data, timeout_s)
+    await open_tls_link(
+        server,
+        connection,
+        local_address,
+        ssl_context=ssl_context,
+        server_hostname=server_hostname or server.host,
+        timeout_s=timeout_s,
+    )
+    return connection
+
+
+def take_turn_udp(
+    connected: socket.socket, username: str, password: str, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> TurnConnection:
+    """Go on with a non-blocking UDP socket that is connected to a server, whoever opened it; it is owned from here."""
+    connection = TurnConnection(TurnClient(username, password), _ignore, timeout_s)
+    UdpLink(connected, connection)
+    return connection

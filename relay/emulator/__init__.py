@@ -1,0 +1,1 @@
+"""The vendor's side on a laptop: TURN hosts."""

@@ -1,0 +1,221 @@
+"""The TURN client over UDP, against the embedded host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from relay.addresses import Address
+from relay.client.requests import TurnRequestError
+from relay.client.turn import open_turn_udp, take_turn_udp
+from relay.emulator.turnhost import TurnHost
+from relay.errors import UpstreamError
+from relay.turn.credentials import NonceMint, StaticCredentials
+from relay.wire.stun import Method
+from tests.support.peers import Inbox, echo_all_sizes, open_echo
+
+CREDENTIALS = StaticCredentials({"trader": "secret"})
+
+
+@contextlib.asynccontextmanager
+async def open_host(nonces: NonceMint | None = None) -> AsyncIterator[TurnHost]:
+    async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS, allow_loopback_peers=True, nonces=nonces) as host:
+        yield host
+
+
+@pytest.mark.parametrize("by_channel", [True, False])
+async def test_echo_is_byte_exact(by_channel: bool) -> None:
+    inbox = Inbox()
+    async with open_host() as host, open_echo() as peer:
+        async with await open_turn_udp(host.address, "trader", "secret", on_data=inbox.put) as turn:
+            await turn.allocate()
+            await (turn.bind_channel(peer) if by_channel else turn.create_permission(peer))
+            await echo_all_sizes(turn, inbox, peer)
+        assert host.allocations == 0
+
+
+async def test_binding_gives_the_mapped_address() -> None:
+    async with open_host() as host, await open_turn_udp(host.address) as turn:
+        assert await turn.binding() == turn.local_address
+
+
+async def test_source_address_can_be_chosen() -> None:
+    chosen = Address("127.0.0.77", 0)
+    async with open_host() as host, await open_turn_udp(host.address, local_address=chosen) as turn:
+        assert turn.local_address.host == "127.0.0.77"
+        assert await turn.binding() == turn.local_address
+
+
+async def test_server_by_name() -> None:
+    async with open_host() as host, await open_turn_udp(Address("localhost", host.address.port)) as turn:
+        assert await turn.binding() == turn.local_address
+
+
+async def test_name_that_does_not_resolve() -> None:
+    # An empty label: no resolver needs to be asked.
+    with pytest.raises(UpstreamError, match=r"no\.\.where:3478"):
+        await open_turn_udp(Address("no..where", 3478))
+
+
+async def test_ipv6() -> None:
+    async with TurnHost(Address("::1", 0), CREDENTIALS) as host, await open_turn_udp(host.address) as turn:
+        assert await turn.binding() == turn.local_address
+        assert turn.local_address.host == "::1"
+
+
+async def test_allocate_and_release() -> None:
+    async with open_host() as host, await open_turn_udp(host.address, "trader", "secret") as turn:
+        relayed = await turn.allocate()
+        assert turn.relayed_address == relayed
+        assert await turn.refresh(900) == 900
+        assert await turn.refresh(0) == 0
+        assert host.allocations == 0
+
+
+async def test_close_releases_unless_told_not_to() -> None:
+    async with open_host() as host:
+        for release, left in ((True, 0), (False, 1)):
+            turn = await open_turn_udp(host.address, "trader", "secret")
+            await turn.allocate()
+            await turn.close(release=release)
+            await turn.close()
+            assert host.allocations == left
+
+
+@pytest.mark.parametrize(("username", "password"), [("trader", "wrong"), ("nobody", "secret"), ("", "")])
+async def test_wrong_credentials(username: str, password: str) -> None:
+    async with open_host() as host, await open_turn_udp(host.address, username, password) as turn:
+        with pytest.raises(TurnRequestError, match="ALLOCATE: 401") as refused:
+            await turn.allocate()
+        assert (refused.value.method, refused.value.code) == (Method.ALLOCATE, 401)
+        assert host.allocations == 0
+
+
+async def test_stale_nonce_is_renewed_silently() -> None:
+    # A nonce that is stale on its first use but one: each request is answered 438 once.
+    class EveryNonceServesOnce(NonceMint):
+        def accepts(self, nonce: str, client: Address, now: float) -> bool:
+            fresh = nonce not in used
+            used.add(nonce)
+            return fresh and nonce.startswith("fresh")
+
+        def mint(self, client: Address, now: float) -> str:
+            return f"fresh-{len(used):08}"
+
+    used: set[str] = set()
+    async with open_host(EveryNonceServesOnce()) as host:
+        async with await open_turn_udp(host.address, "trader", "secret") as turn:
+            await turn.allocate()
+            assert await turn.refresh(700) == 700
+            assert await turn.refresh(800) == 800
+        assert host.allocations == 0
+
+
+async def test_refusals_reach_the_request_they_belong_to() -> None:
+    async with open_host() as host, open_echo() as peer, await open_turn_udp(host.address, "trader", "secret") as turn:
+        await turn.allocate()
+        results = await asyncio.gather(
+            turn.create_permission(Address("10.0.0.1", 1)),
+            turn.create_permission(peer),
+            turn.create_permission(Address("::1", 1)),
+            turn.bind_channel(peer),
+            return_exceptions=True,
+        )
+        codes = [result.code if isinstance(result, TurnRequestError) else result for result in results]
+        assert codes == [403, None, 443, 0x4000]
+
+
+async def test_requests_without_an_allocation_are_refused() -> None:
+    async with open_host() as host, await open_turn_udp(host.address, "trader", "secret") as turn:
+        with pytest.raises(TurnRequestError) as refused:
+            await turn.create_permission(Address("127.0.0.1", 9))
+        assert refused.value.code == 437
+
+
+async def test_refused_port_fails_at_once() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        nobody = Address(*gone.getsockname())
+    async with await open_turn_udp(nobody, "trader", "secret", timeout_s=60) as turn:
+        with pytest.raises(TurnRequestError, match="refused") as refused:
+            await turn.binding()
+        assert refused.value.code == 0
+        assert isinstance(refused.value.__cause__, ConnectionRefusedError)
+
+
+async def test_silent_server_fails_at_the_deadline() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        async with await open_turn_udp(Address(*silent.getsockname()), timeout_s=0.05, rto_s=0.01) as turn:
+            with pytest.raises(TurnRequestError, match=r"BINDING: no answer within 0\.05 s"):
+                await turn.binding()
+        silent.setblocking(False)
+        first, second = silent.recv(1500), silent.recv(1500)
+        assert first == second
+
+
+async def test_host_that_forgot_the_allocation_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Renewed at half of its lifetime, which the standard puts at ten minutes or more.
+    monkeypatch.setattr("relay.turn.server.DEFAULT_LIFETIME_S", 1)
+    monkeypatch.setattr("relay.turn.server.MAX_LIFETIME_S", 1)
+    async with open_host() as host:
+        turn = await open_turn_udp(host.address, "trader", "secret")
+        await turn.allocate()
+    async with TurnHost(host.address, CREDENTIALS):
+        with pytest.raises(UpstreamError, match="REFRESH: 437"):
+            await turn.closed
+    await turn.close()
+
+
+async def test_socket_of_another_is_taken_over() -> None:
+    async with open_host() as host:
+        connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        connected.connect(host.address)
+        turn = take_turn_udp(connected, "trader", "secret")
+        await turn.allocate()
+        assert host.allocations == 1
+        assert await turn.refresh(0) == 0
+        assert host.allocations == 0
+        await turn.close(release=False)
+
+
+async def test_closed_connection_refuses_requests_and_drops_data() -> None:
+    async with open_host() as host:
+        turn = await open_turn_udp(host.address, "trader", "secret")
+        await turn.close()
+        await turn.closed
+        turn.send(Address("127.0.0.1", 9), b"into the void")
+        assert turn.dropped == 1
+        with pytest.raises(TurnRequestError, match="closed"):
+            await turn.binding()
+
+
+async def test_close_fails_those_who_wait() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        turn = await open_turn_udp(Address(*silent.getsockname()))
+        asking = asyncio.ensure_future(turn.binding())
+        await asyncio.sleep(0)
+        await turn.close()
+        with pytest.raises(TurnRequestError, match="closed"):
+            await asking
+
+
+async def test_many_at_once() -> None:
+    async with open_host() as host, open_echo() as peer:
+
+        async def call() -> None:
+            inbox = Inbox()
+            async with await open_turn_udp(host.address, "trader", "secret", on_data=inbox.put) as turn:
+                await turn.allocate()
+                await turn.bind_channel(peer)
+                for number in range(5):
+                    turn.send(peer, bytes([number]) * 182)
+                    assert await inbox.get() == (peer, bytes([number]) * 182)
+
+        await asyncio.gather(*(call() for _ in range(100)))
+        assert (host.allocations, host.dropped) == (0, 0)
