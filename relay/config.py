@@ -1,0 +1,305 @@
+"""The configuration tree: every setting with its unit, its default and the reason; loaded from TOML.
+
+``load`` gives a Config or raises OperatorError with one line for each mistake: key, value, what was expected.
+Relative paths count from the configuration file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from relay.addresses import Address, IpNetwork, parse_address
+from relay.errors import OperatorError
+
+
+def _read_address(value: object) -> Address:
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r}: expected a text such as '192.0.2.7:3478'")
+    return parse_address(value)
+
+
+def _literal_only(address: Address) -> Address:
+    if not address.is_literal:
+        raise ValueError(f"{str(address)!r}: expected an IP address to listen on, for example 0.0.0.0:443 or [::]:443")
+    return address
+
+
+def _server_port(address: Address) -> Address:
+    if not address.port:
+        raise ValueError(f"{str(address)!r}: expected a server's port, 1 to 65535")
+    return address
+
+
+def _literal_host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError(f"{value!r}: expected an IP address such as 192.0.2.7 or 2001:db8::7") from None
+
+
+def _read_network(value: object) -> IpNetwork:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r}: expected a text such as '10.0.0.0/8'")
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{error}: expected a network such as 10.0.0.0/8 or fd00::/8") from None
+
+
+def _server_name(value: str) -> str:
+    name = value.lower().rstrip(".")
+    labels = name.removeprefix("*.").split(".")
+    if not name.isascii() or not all(label.replace("-", "").replace("_", "").isalnum() for label in labels):
+        raise ValueError(f"{value!r}: expected a host name such as relay.example.com or *.example.com")
+    return name
+
+
+def _at_least_one(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("expected at least one")
+    return values
+
+
+_Item = TypeVar("_Item")
+Some = Annotated[tuple[_Item, ...], AfterValidator(_at_least_one)]
+_as_text = PlainSerializer(str, return_type=str)
+ServerAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidator(_server_port), _as_text]
+ListenAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidator(_literal_only), _as_text]
+LiteralHost = Annotated[str, AfterValidator(_literal_host)]
+Network = Annotated[IpNetwork, BeforeValidator(_read_network)]
+ServerName = Annotated[str, AfterValidator(_server_name)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Secret = Annotated[SecretStr, Field(min_length=1)]
+# Strict: true is no number, and "5" is a text.
+Count = Annotated[int, Field(strict=True)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
+
+
+class Listen(_Section):
+    """Where the relay is reached."""
+
+    # HTTPS, WebSocket and TURN/TLS, all on this port. [::] takes IPv6 only; list both for both.
+    tls: Some[ListenAddress] = (Address("0.0.0.0", 443),)  # noqa: S104
+    # Explicit web proxy (CONNECT and PAC).
+    web_proxy: tuple[ListenAddress, ...] = ()
+    # Plain HTTP for operators: on loopback, because it has no authentication.
+    admin: ListenAddress = Address("127.0.0.1", 9443)
+    # Data-plane threads; 0 is one for each core. The reference plane runs on the loop and has none.
+    workers: Count = Field(default=0, ge=0, le=256)
+    plane: Literal["reference"] = "reference"
+
+
+class CertificateFiles(_Section):
+    """One certificate, chosen by the names in it; the first is the default."""
+
+    certificate: Path
+    private_key: Path
+
+
+class UpstreamServer(_Section):
+    """A UDP TURN server."""
+
+    name: Name
+    region: Name = "default"
+    # A literal address, or a name that is looked up every minute.
+    address: ServerAddress
+    # With credentials the health probe allocates as well; with the shared secret the relay can also release what
+    # clients that vanished leave behind.
+    username: str | None = Field(default=None, min_length=1, max_length=128)
+    password: Secret | None = None
+    secret: Secret | None = None
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password belong together")
+        if self.username is not None and self.secret is not None:
+            raise ValueError("expected either username and password, or secret")
+        return self
+
+
+class Route(_Section):
+    """Clients that ask for a name that fits are sent to upstreams of the region, and to no others."""
+
+    server_name: ServerName
+    region: Name
+
+
+class Signaling(_Section):
+    """The socket.io and REST servers behind the same name."""
+
+    upstreams: tuple[str, ...] = ()
+
+
+class Media(_Section):
+    """The UDP side."""
+
+    # The routable source address towards upstreams, one for each family; by default the kernel's choice.
+    source_addresses: tuple[LiteralHost, ...] = ()
+    # An upstream given by name must not resolve to a private or special address, unless it lies in one of these.
+    allowed_networks: tuple[Network, ...] = ()
+
+    @field_validator("source_addresses")
+    @classmethod
+    def _one_for_each_family(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        families = [ipaddress.ip_address(host).version for host in hosts]
+        if len(families) != len(set(families)):
+            raise ValueError("expected at most one IPv4 and one IPv6 address")
+        return hosts
+
+    def source_of_version(self, version: int) -> str | None:
+        """The source address of IP version 4 or 6, or None."""
+        return next((host for host in self.source_addresses if ipaddress.ip_address(host).version == version), None)
+
+
+class Health(_Section):
+    """How upstreams are watched. Defaults find a dead one within 4.5 s: three probes, a second apart."""
+
+    interval_s: Seconds = 1.0
+    # A probe that takes longer is lost: G.114 ends at 400 ms one way.
+    timeout_s: Seconds = 1.0
+    # So many failures in a row make an upstream down, so many successes make it up again.
+    fall: Count = Field(default=3, ge=1, le=100)
+    rise: Count = Field(default=2, ge=1, le=100)
+    # Probes are spread by this share of the interval, so that relays do not beat in time.
+    jitter: float = Field(default=0.1, strict=True, ge=0, le=0.5)
+    # A full Allocate and Refresh(0) is dearer for the upstream than a Binding.
+    allocate_interval_s: Seconds = 30.0
+    # Names are looked up again so often; TTLs of cloud load balancers are 60 s.
+    resolve_interval_s: Seconds = 60.0
+
+
+class Limits(_Section):
+    """Bounds; 0 connections means "no bound"."""
+
+    # 20,000 connections take two descriptors each; the unit file allows 65,536.
+    connections: Count = Field(default=20_000, ge=0)
+    # Off: behind a web proxy a whole firm comes from one address.
+    connections_per_source: Count = Field(default=0, ge=0)
+    handshake_timeout_s: Seconds = 10.0
+    first_bytes_timeout_s: Seconds = 10.0
+    # A flow whose upstream leaves requests unanswered, and sends nothing else, is closed after this.
+    upstream_silence_s: Seconds = 4.0
+    # After SIGTERM running calls have this long: most calls of a trading floor are shorter.
+    drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)
+
+
+class Log(_Section):
+    """What is logged on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(_Section):
+    """The whole tree, as section 6 of the design names it."""
+
+    listen: Listen = Listen()
+    certificates: Some[CertificateFiles]
+    upstreams: Some[UpstreamServer]
+    routes: tuple[Route, ...] = ()
+    signaling: Signaling = Signaling()
+    media: Media = Media()
+    health: Health = Health()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+    @field_validator("certificates")
+    @classmethod
+    def _resolve_paths(
+        cls, certificates: tuple[CertificateFiles, ...], info: ValidationInfo
+    ) -> tuple[CertificateFiles, ...]:
+        folder = Path((info.context or {}).get("folder", "."))
+        return tuple(
+            CertificateFiles(certificate=folder / files.certificate, private_key=folder / files.private_key)
+            for files in certificates
+        )
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        names = [upstream.name for upstream in self.upstreams]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"upstreams: the name {twice[0]!r} is given twice")
+        patterns = [route.server_name for route in self.routes]
+        if twice := sorted({name for name in patterns if patterns.count(name) > 1}):
+            raise ValueError(f"routes: the server_name {twice[0]!r} is given twice")
+        regions = {upstream.region for upstream in self.upstreams}
+        for number, route in enumerate(self.routes):
+            if route.region not in regions:
+                raise ValueError(f"routes.{number}.region: {route.region!r} has no upstream; known: {sorted(regions)}")
+        return self
+
+    def warnings(self) -> list[str]:
+        """What is accepted but has no effect yet."""
+        found = []
+        if self.listen.web_proxy:
+            found.append("listen.web_proxy: this version has no web proxy; nothing listens there")
+        if self.signaling.upstreams:
+            found.append("signaling.upstreams: this version does not proxy signaling; the setting has no effect")
+        return found
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises OperatorError, one line for each mistake."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OperatorError(f"{path}: no valid TOML: {error}") from None
+    return parse(tree, folder=path.parent, source=str(path))
+
+
+def parse(tree: dict[str, Any], *, folder: Path, source: str) -> Config:
+    """Check a tree of settings. Raises OperatorError."""
+    try:
+        return Config.model_validate(tree, context={"folder": folder})
+    except ValidationError as invalid:
+        raise OperatorError("\n".join(f"{source}: {_explain(error)}" for error in invalid.errors())) from None
+
+
+# What pydantic says in the words of Python, in the operator's.
+_MESSAGES = {
+    "extra_forbidden": "unknown key",
+    "missing": "required, but not there",
+    "model_type": "expected a table of keys and values",
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one character",
+    "path_type": "expected the path of a file",
+    "string_pattern_mismatch": "expected at most 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+}
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    kind, value = error["type"], error["input"]
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    message = _MESSAGES.get(kind, message)
+    # A value_error names the value itself; what may be a secret is never shown.
+    told = kind in {"value_error", "extra_forbidden", "missing"} or not isinstance(value, str | int | float)
+    if not told and not {"password", "secret"} & set(error["loc"]):
+        message = f"{value!r}: {message}"
+    return f"{key}: {message}" if key else message

@@ -1,0 +1,212 @@
+"""The gateway: puts plane, upstreams, health, HTTP and admin together; starts, drains, stops and reloads them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from relay import config
+from relay.addresses import Address
+from relay.config import Config
+from relay.gateway.admin import Admin
+from relay.gateway.health import HealthMonitor
+from relay.gateway.metrics import Metrics, RelayCollector
+from relay.gateway.release import AllocationReleaser
+from relay.gateway.routes import Routes, choose
+from relay.gateway.site import Site
+from relay.gateway.upstreams import Health, Upstreams, UpstreamState
+from relay.plane.api import (
+    AllocationOrphaned,
+    Certificate,
+    Closed,
+    CloseReason,
+    ConnectionId,
+    Event,
+    HttpOpened,
+    Plane,
+    PlaneSettings,
+    TurnOpened,
+)
+from relay.plane.reference import ReferencePlane
+from relay.turn.rate_limit import RateLimit
+
+log = structlog.get_logger()
+
+# When probes say that an upstream is down, its flows that have heard nothing for this long are closed. A flow that
+# still hears media shows that only the probe is lost.
+SILENT_FLOW_S = 2.0
+# For each reason: a port scan must not fill the log. The counters miss nothing.
+CLOSED_LINES_PER_S = 20
+# Ends that say nothing about trouble; they are logged for those who look closely.
+_QUIET = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.HTTP_CLOSED, CloseReason.STOPPED})
+
+
+class Gateway:
+    """One relay. ``start`` and ``stop`` it once; ``tls`` and ``admin`` are the bound addresses in between.
+
+    ``plane`` and ``upstreams`` are there to be looked at: ``plane.snapshot()`` tells what runs.
+    """
+
+    def __init__(self, settings: Config) -> None:
+        """Raises OperatorError for certificates that cannot be used. Needs a running loop."""
+        self.tls: list[Address] = []
+        self.admin = Address("", 0)
+        self.draining = False
+        self._config = settings
+        self._routes = Routes(settings.routes)
+        self.upstreams = Upstreams()
+        self.upstreams.configure(settings.upstreams, settings.health)
+        self.plane: Plane = ReferencePlane(plane_settings(settings), certificates(settings), self._on_events)
+        self._health = HealthMonitor(self.upstreams, self._on_probe)
+        self._releaser = AllocationReleaser()
+        self._site = Site()
+        metrics = Metrics(RelayCollector(self.plane.snapshot, self.upstreams, lambda: self.draining))
+        self._admin = Admin(metrics, self.upstreams, self.plane.snapshot, lambda: self.draining)
+        self._log_limit = RateLimit(CLOSED_LINES_PER_S)
+        self._flows: dict[ConnectionId, UpstreamState] = {}
+        self._no_flows = asyncio.Event()
+        self._no_flows.set()
+        self._started = contextlib.AsyncExitStack()
+
+    # Life
+
+    async def start(self) -> None:
+        """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
+        async with contextlib.AsyncExitStack() as started:
+            started.push_async_callback(self._releaser.stop)
+            started.push_async_callback(self.plane.stop)
+            await self._site.start()
+            started.push_async_callback(self._site.stop)
+            self.admin = await self._admin.listen(self._config.listen.admin)
+            started.push_async_callback(self._admin.stop)
+            self.tls = [await self.plane.listen(address) for address in self._config.listen.tls]
+            self._health.configure(self._config.health, self._config.media)
+            started.push_async_callback(self._health.stop)
+            self._started = started.pop_all()
+        for warning in self._config.warnings():
+            log.warning(warning)
+
+    async def drain(self) -> None:
+        """Take no new flows, and wait for the running ones, at most ``drain_timeout_s``."""
+        self.draining = True
+        self.plane.drain()
+        timeout_s = self._config.limits.drain_timeout_s
+        log.info("draining", flows=len(self._flows), timeout_s=timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._no_flows.wait()
+
+    async def stop(self) -> None:
+        """End everything. May be repeated."""
+        self.draining = True
+        await self._started.aclose()
+
+    def reload(self, path: Path) -> None:
+        """Take certificates, routes, upstreams and limits from the file; live connections stay as they are.
+
+        Raises OperatorError, and then everything is as it was.
+        """
+        settings = config.load(path)
+        self.plane.set_certificates(certificates(settings))
+        self.plane.configure(plane_settings(settings))
+        if settings.listen != self._config.listen:
+            log.warning("listen: a change takes effect with the next start")
+        self._config = settings
+        self._routes = Routes(settings.routes)
+        self.upstreams.configure(settings.upstreams, settings.health)
+        self._health.configure(settings.health, settings.media)
+        log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
+
+    # Events
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            match event:
+                case TurnOpened():
+                    self._on_turn_opened(event)
+                case HttpOpened():
+                    self._site.open(event)
+                case AllocationOrphaned():
+                    self._releaser.release(event, self.upstreams.get(event.upstream.name))
+                case Closed():
+                    self._on_closed(event)
+
+    def _on_turn_opened(self, opened: TurnOpened) -> None:
+        if self.draining:
+            self.plane.close(opened.connection, CloseReason.DRAINING)
+            return
+        region = self._routes.region(opened.server_name)
+        state = choose(self.upstreams, region)
+        if state is None:
+            self.plane.close(opened.connection, CloseReason.NO_UPSTREAM)
+            return
+        state.flows += 1
+        self._flows[opened.connection] = state
+        self._no_flows.clear()
+        self.plane.attach(opened.connection, state.for_plane())
+
+    def _on_closed(self, closed: Closed) -> None:
+        self._site.on_closed(closed.connection)
+        state = self._flows.pop(closed.connection, None)
+        if state is not None:
+            state.flows -= 1
+            if closed.reason in {CloseReason.UPSTREAM_SILENT, CloseReason.UPSTREAM_UNREACHABLE}:
+                self._health.suspect(state)
+        if not self._flows:
+            self._no_flows.set()
+        self._log_closed(closed)
+
+    def _log_closed(self, closed: Closed) -> None:
+        now = asyncio.get_running_loop().time()
+        if closed.reason in _QUIET:
+            log.debug("connection closed", **_describe(closed))
+        elif self._log_limit.allows(now, closed.reason):
+            log.info("connection closed", **_describe(closed))
+
+    def _on_probe(self, state: UpstreamState) -> None:
+        if state.health is not Health.DOWN:
+            return
+        for flow in self.plane.snapshot().flows:
+            if self._flows.get(flow.connection) is state and flow.heard_s >= SILENT_FLOW_S:
+                self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
+
+
+def _describe(closed: Closed) -> dict[str, object]:
+    """The fields of a log line, without those that say nothing."""
+    totals = closed.totals
+    fields: dict[str, object] = {
+        "connection": closed.connection,
+        "reason": closed.reason.value,
+        "cause": None if closed.handshake_failure is None else closed.handshake_failure.value,
+        "detail": closed.detail,
+        "client": str(closed.client),
+        "server_name": closed.server_name,
+        "upstream": None if closed.upstream is None else closed.upstream.name,
+        "uplink_packets": totals.uplink_packets,
+        "downlink_packets": totals.downlink_packets,
+        "drops": sum(totals.drops.values()),
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def certificates(settings: Config) -> list[Certificate]:
+    """The certificates as the plane takes them."""
+    return [Certificate(files.certificate, files.private_key) for files in settings.certificates]
+
+
+def plane_settings(settings: Config) -> PlaneSettings:
+    """The bounds as the plane takes them."""
+    limits = settings.limits
+    return PlaneSettings(
+        source_ipv4=settings.media.source_of_version(4),
+        source_ipv6=settings.media.source_of_version(6),
+        handshake_timeout_s=limits.handshake_timeout_s,
+        first_bytes_timeout_s=limits.first_bytes_timeout_s,
+        upstream_silence_s=limits.upstream_silence_s,
+        max_connections=limits.connections,
+        max_connections_per_source=limits.connections_per_source,
+    )

@@ -1,0 +1,186 @@
+"""Watches the upstreams: a Binding each second, now and then a whole Allocate, and their names looked up again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from relay.addresses import Address, RelayPolicy
+from relay.client.turn import open_turn_udp
+from relay.config import Health as HealthSettings
+from relay.config import Media as MediaSettings
+from relay.config import UpstreamServer
+from relay.errors import UpstreamError
+from relay.gateway.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
+from relay.tasks import Tasks
+from relay.turn.credentials import rest_password, rest_username
+
+log = structlog.get_logger()
+
+# The name under which the probe asks, where only the shared secret is known; and how long that name is good.
+PROBE_USER = "relay-health"
+PROBE_CREDENTIAL_S = 120
+# A resolver that takes longer is as good as none.
+RESOLVE_TIMEOUT_S = 5.0
+# A name that was not found is asked for again so soon: at boot a resolver may come up after us.
+RESOLVE_AGAIN_S = 5.0
+
+OnProbe = Callable[[UpstreamState], None]
+
+
+def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -> tuple[str, str]:
+    """User name and password for an upstream; of ``username``'s own if the shared secret is known.
+
+    Without a name of its own, ``username`` is made for the moment.
+    """
+    if settings.secret is not None:
+        name = username or rest_username(PROBE_USER, int(unix_time) + PROBE_CREDENTIAL_S)
+        return name, rest_password(settings.secret.get_secret_value(), name)
+    password = "" if settings.password is None else settings.password.get_secret_value()
+    return settings.username or "", password
+
+
+class HealthMonitor:
+    """One task for each upstream. ``on_probe`` is called after each probe, changed or not."""
+
+    def __init__(self, upstreams: Upstreams, on_probe: OnProbe) -> None:
+        self._upstreams = upstreams
+        self._on_probe = on_probe
+        self._tasks = Tasks()
+        self._running: list[asyncio.Task[None]] = []
+        self._hurry: dict[UpstreamState, asyncio.Event] = {}
+
+    def configure(self, settings: HealthSettings, media: MediaSettings) -> None:
+        """Watch the upstreams as they are now, with these settings."""
+        for task in self._running:
+            task.cancel()
+        self._hurry = {state: asyncio.Event() for state in self._upstreams}
+        self._running = []
+        for state, hurry in self._hurry.items():
+            watch = _Watch(state, settings, media, self._on_probe, hurry)
+            self._running.append(self._tasks.start(watch.run(), f"health {state.name}"))
+
+    def suspect(self, state: UpstreamState) -> None:
+        """A flow found this upstream gone: probe it now."""
+        if (hurry := self._hurry.get(state)) is not None:
+            hurry.set()
+
+    async def stop(self) -> None:
+        """Watch nothing any more."""
+        await self._tasks.cancel()
+
+
+class _Watch:
+    """Watches one upstream until it is cancelled."""
+
+    def __init__(
+        self,
+        state: UpstreamState,
+        settings: HealthSettings,
+        media: MediaSettings,
+        on_probe: OnProbe,
+        hurry: asyncio.Event,
+    ) -> None:
+        self._state = state
+        self._settings = settings
+        self._media = media
+        # What a name resolves to is judged; a literal address is the operator's own word.
+        self._policy = RelayPolicy(media.allowed_networks)
+        self._on_probe = on_probe
+        self._hurry = hurry
+        self._resolve_at = self._allocate_at = 0.0
+
+    async def run(self) -> None:
+        """Probe round after round, the first at once; ``hurry`` ends a pause."""
+        loop = asyncio.get_running_loop()
+        while True:
+            jitter = random.uniform(1 - self._settings.jitter, 1 + self._settings.jitter)  # noqa: S311
+            next_round = loop.time() + self._settings.interval_s * jitter
+            self._hurry.clear()
+            await self._round(loop.time())
+            self._on_probe(self._state)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_round):
+                    await self._hurry.wait()
+
+    async def _round(self, now: float) -> None:
+        state, settings = self._state, self._settings
+        if not state.settings.address.is_literal and now >= self._resolve_at:
+            self._resolve_at = now + settings.resolve_interval_s
+            await self._resolve()
+        if state.address is None:
+            self._resolve_at = min(self._resolve_at, now + RESOLVE_AGAIN_S)
+            return
+        await self._probe(state.binding, self._bind(state.address))
+        if state.allocate is not None and now >= self._allocate_at:
+            self._allocate_at = now + settings.allocate_interval_s
+            await self._probe(state.allocate, self._allocate(state.address))
+            if not state.allocate.settled:  # rise and fall count rounds then
+                self._allocate_at = now
+
+    async def _probe(self, judged: RiseAndFall, probe: Awaitable[None]) -> None:
+        before = self._state.health
+        cause = ""
+        try:
+            await probe
+            judged.on_success()
+        except UpstreamError as error:
+            cause = str(error)
+            # ICMP says that nobody listens there: that is no lost packet.
+            judged.on_failure(certain=isinstance(error.__cause__, ConnectionRefusedError))
+        self._log_change(before, cause)
+
+    def _log_change(self, before: Health, cause: str) -> None:
+        state = self._state
+        if state.health is before:
+            return
+        if state.health is Health.UP:
+            log.info("upstream up", upstream=state.name, address=str(state.address))
+        else:
+            log.warning("upstream down", upstream=state.name, address=str(state.address), cause=cause)
+
+    def _source(self, upstream: Address) -> Address | None:
+        """Probe from where media is sent: another source may take another way."""
+        host = self._media.source_of_version(6 if upstream.is_ipv6 else 4)
+        return None if host is None else Address(host, 0)
+
+    async def _bind(self, address: Address) -> None:
+        loop = asyncio.get_running_loop()
+        source = self._source(address)
+        async with await open_turn_udp(address, timeout_s=self._settings.timeout_s, local_address=source) as turn:
+            started = loop.time()
+            await turn.binding()
+            self._state.on_rtt(loop.time() - started)
+
+    async def _allocate(self, address: Address) -> None:
+        username, password = credentials_for(self._state.settings, "", time.time())
+        source = self._source(address)
+        turn = await open_turn_udp(
+            address, username, password, timeout_s=self._settings.timeout_s, local_address=source
+        )
+        async with turn:  # releases the allocation
+            await turn.allocate()
+
+    async def _resolve(self) -> None:
+        """Look the name up; what may not be relayed to is not taken, and a failure leaves the last address."""
+        state, wanted = self._state, self._state.settings.address
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                found = await loop.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
+            log.warning("upstream name not resolved", upstream=state.name, name=wanted.host, cause=str(error))
+            return
+        hosts = [str(answer[4][0]) for answer in found]
+        permitted = [host for host in hosts if self._policy.permits(host)]
+        if not permitted:
+            log.warning("upstream address refused", upstream=state.name, name=wanted.host, addresses=", ".join(hosts))
+            state.address = None
+        elif state.address is None or state.address.host not in permitted:
+            state.address = Address(permitted[0], wanted.port)

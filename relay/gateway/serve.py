@@ -1,0 +1,89 @@
+"""Runs a gateway as a process: signals in, one ``ready`` line out.
+
+SIGTERM drains and a second one stops, SIGINT stops, SIGHUP reloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import structlog
+
+from relay import config, logs
+from relay.errors import OperatorError
+from relay.gateway.app import Gateway
+
+log = structlog.get_logger()
+
+
+async def serve(path: Path) -> None:
+    """Serve with this configuration until told to stop. Raises OperatorError if it cannot start."""
+    settings = config.load(path)
+    logs.configure(settings.log.level, settings.log.format)
+    gateway = Gateway(settings)
+    signals = _Signals(gateway, path)
+    await gateway.start()
+    try:
+        signals.install()
+        tls = ",".join(str(address) for address in gateway.tls)
+        # The one line on stdout: whoever started us may wait for it.
+        print(f"ready tls={tls} admin={gateway.admin}", flush=True)  # noqa: T201
+        await signals.first.wait()
+        if not signals.stop.is_set():
+            await _drain(gateway, signals.stop)
+    finally:
+        await gateway.stop()
+        signals.remove()
+    log.info("stopped")
+
+
+async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:
+    async with asyncio.TaskGroup() as both:
+        drained = both.create_task(gateway.drain())
+        stopped = both.create_task(stop.wait())
+        await asyncio.wait([drained, stopped], return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        stopped.cancel()
+
+
+class _Signals:
+    """What the signals so far ask for."""
+
+    def __init__(self, gateway: Gateway, path: Path) -> None:
+        self.first = asyncio.Event()
+        self.stop = asyncio.Event()
+        self._gateway = gateway
+        self._path = path
+        self._handlers = {
+            signal.SIGTERM: self._on_term,
+            signal.SIGINT: self._on_interrupt,
+            signal.SIGHUP: self._on_hangup,
+        }
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, handler in self._handlers.items():
+            loop.add_signal_handler(number, handler)
+
+    def remove(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in self._handlers:
+            loop.remove_signal_handler(number)
+
+    def _on_term(self) -> None:
+        if self.first.is_set():
+            self.stop.set()
+        self.first.set()
+
+    def _on_interrupt(self) -> None:
+        self.stop.set()
+        self.first.set()
+
+    def _on_hangup(self) -> None:
+        try:
+            self._gateway.reload(self._path)
+        except OperatorError as error:
+            for line in str(error).splitlines():
+                log.error("configuration not reloaded: the old one stays", cause=line)

@@ -1,0 +1,148 @@
+"""HTTP on the TLS port: aiohttp serves the connections that the plane hands over.
+
+Handlers see the client, not the socket pair between: ``request.remote`` is the client's address, ``request.scheme``
+is https, and ``request[OPENED]`` has server name and TLS version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from relay import __version__
+from relay.plane.api import ConnectionId, HttpOpened
+from relay.tasks import Tasks
+
+OPENED = web.RequestKey("opened", HttpOpened)
+# The first request must be whole by then (slow headers); the plane has waited for its first byte before.
+FIRST_REQUEST_TIMEOUT_S = 10.0
+# An idle connection is kept this long for the next request: browsers keep theirs about as long.
+KEEPALIVE_TIMEOUT_S = 75.0
+# Requests here are small; uploads are no business of the relay.
+MAX_BODY_BYTES = 64 * 1024
+# Running requests have this long when the relay stops.
+SHUTDOWN_TIMEOUT_S = 2.0
+SERVER = "cloud9-relay"
+
+_PAGE = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>cloud9-relay</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:4rem auto;padding:0 1rem;
+color-scheme:light dark}}code{{font-size:.95em}}</style>
+<h1>cloud9-relay</h1>
+<p>This is a voice relay, version {__version__}. It is reachable, and its TLS certificate was accepted.</p>
+<p>Voice clients use this same address as <code>turns:</code> server; there is nothing more to see in a browser.</p>
+</html>
+"""
+
+
+async def _on_page(_: web.Request) -> web.Response:
+    return web.Response(text=_PAGE, content_type="text/html")
+
+
+async def on_healthz(_: web.Request) -> web.Response:
+    """The process answers: that is all this says."""
+    return web.Response(text="ok\n")
+
+
+async def name_server(_: web.Request, response: web.StreamResponse) -> None:
+    """Say who we are, not what we are made of."""
+    response.headers["Server"] = SERVER
+
+
+class _Handler(web.RequestHandler):
+    """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        response = web.Response(status=status, text="bad request\n", headers={"Server": SERVER})
+        response.force_close()
+        return response
+
+
+_HANDLER_OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_TIMEOUT_S}
+
+
+class Site:
+    """Owns the descriptors of HttpOpened events, from ``open`` on."""
+
+    def __init__(self) -> None:
+        app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
+        app.on_response_prepare.append(name_server)
+        app.router.add_get("/", _on_page)
+        app.router.add_get("/healthz", on_healthz)
+        # For a client that has gone nothing goes on, not even the wait for the rest of its body.
+        self._runner = web.AppRunner(
+            app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+        )
+        self._tasks = Tasks()
+        self._handlers: dict[ConnectionId, web.RequestHandler] = {}
+        self._opened: dict[web.RequestHandler, HttpOpened] = {}
+        self._deadlines: dict[ConnectionId, asyncio.TimerHandle] = {}
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Be ready for connections."""
+        await self._runner.setup()
+
+    def open(self, opened: HttpOpened) -> None:
+        """Serve a connection that speaks HTTP; once stopped, close it."""
+        if self._stopped or self._runner.server is None:
+            os.close(opened.fd)
+            return
+        loop = asyncio.get_running_loop()
+        handler = _Handler(self._runner.server, loop=loop, **_HANDLER_OPTIONS)
+        self._handlers[opened.connection] = handler
+        self._opened[handler] = opened
+        self._deadlines[opened.connection] = loop.call_later(FIRST_REQUEST_TIMEOUT_S, handler.force_close)
+        self._tasks.start(self._serve(opened.fd, handler), "http")
+
+    async def _serve(self, fd: int, handler: web.RequestHandler) -> None:
+        stream = socket.socket(fileno=fd)
+        stream.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: handler, stream)
+        except OSError:
+            stream.close()
+
+    def on_closed(self, connection: ConnectionId) -> None:
+        """The plane has closed a connection: forget it."""
+        if (handler := self._handlers.pop(connection, None)) is not None:
+            del self._opened[handler]
+            self._cancel_deadline(connection)
+
+    def _cancel_deadline(self, connection: ConnectionId) -> None:
+        if (deadline := self._deadlines.pop(connection, None)) is not None:
+            deadline.cancel()
+
+    @web.middleware
+    async def _introduce(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        opened = self._opened.get(request.protocol)
+        if opened is None:  # the client is gone already
+            raise web.HTTPServiceUnavailable
+        self._cancel_deadline(opened.connection)
+        introduced = request.clone(scheme="https", remote=opened.client.host)
+        introduced[OPENED] = opened
+        return await handler(introduced)
+
+    async def stop(self) -> None:
+        """End all connections."""
+        self._stopped = True
+        await self._tasks.finish()
+        for connection in list(self._deadlines):
+            self._cancel_deadline(connection)
+        await self._runner.cleanup()

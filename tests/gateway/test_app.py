@@ -1,0 +1,404 @@
+"""The gateway as a whole: it starts whole or not at all, routes, drains, reloads, and lets go of a dead upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from relay import config
+from relay.addresses import Address
+from relay.client.turn import TurnConnection
+from relay.demo.authority import Authority
+from relay.emulator.turnhost import TurnHost
+from relay.errors import OperatorError, UpstreamError
+from relay.gateway import app
+from relay.gateway.app import Gateway
+from relay.gateway.upstreams import Health
+from relay.plane.api import CloseReason
+from relay.turn.credentials import StaticCredentials
+from tests.support.gateway import Relay, eventually, running_relay, settings_tree, write_config
+from tests.support.peers import Inbox, open_echo
+from tests.support.tls_client import TlsClient
+
+CREDENTIALS = StaticCredentials({"trader": "secret"})
+NO_UPSTREAM = Address("127.0.0.1", 9)
+QUICK = {"interval_s": 0.01, "jitter": 0}
+PATIENT = {"interval_s": 3600, "jitter": 0}
+
+
+def open_host(host: str = "127.0.0.1") -> TurnHost:
+    return TurnHost(Address(host, 0), CREDENTIALS, allow_loopback_peers=True)
+
+
+@dataclass
+class Call:
+    """A running flow, and a peer that sends everything back."""
+
+    turn: TurnConnection
+    inbox: Inbox
+    peer: Address
+
+    async def is_heard(self) -> bool:
+        self.turn.send(self.peer, bytes(182))
+        return await self.inbox.get() == (self.peer, bytes(182))
+
+
+@contextlib.asynccontextmanager
+async def calling(relay: Relay, server_name: str = "relay.test") -> AsyncIterator[Call]:
+    inbox = Inbox()
+    turn = await relay.open_turn("trader", "secret", server_name=server_name, on_data=inbox.put)
+    async with open_echo() as peer, turn:
+        await turn.allocate()
+        await turn.bind_channel(peer)
+        yield Call(turn, inbox, peer)
+
+
+def closed(relay: Relay, reason: CloseReason) -> int:
+    return relay.gateway.plane.snapshot().closed.get(reason, 0)
+
+
+def health(relay: Relay, name: str = "stun1") -> Health | None:
+    state = relay.gateway.upstreams.get(name)
+    return None if state is None else state.health
+
+
+def listens(address: Address) -> bool:
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(address):
+        return True
+    return False
+
+
+async def readyz(relay: Relay) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"http://{relay.admin}/readyz") as response:
+        return response.status
+
+
+def gateway_of(folder: Path, **sections: Any) -> Gateway:
+    tree = settings_tree(Authority(folder), NO_UPSTREAM, **sections)
+    return Gateway(config.parse(tree, folder=folder, source="test"))
+
+
+# Start and stop: what they leave behind, conftest finds
+
+
+async def test_start_and_stop(tmp_path: Path) -> None:
+    gateway = gateway_of(tmp_path, listen={"tls": ["127.0.0.1:0", "[::1]:0"], "admin": "[::1]:0"})
+    await gateway.start()
+    bound = [*gateway.tls, gateway.admin]
+    assert [address.host for address in bound] == ["127.0.0.1", "::1", "::1"]
+    assert all(listens(address) for address in bound)
+    await gateway.stop()
+    await gateway.stop()
+    assert not any(listens(address) for address in bound)
+
+
+async def test_stop_without_a_start(tmp_path: Path) -> None:
+    await gateway_of(tmp_path).stop()
+
+
+async def test_stop_ends_everything_that_runs(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address) as relay:
+        silent = await TlsClient.open(relay.tls, relay.trust)
+        with socket.create_connection(relay.tls) as no_handshake:
+            async with calling(relay) as call:
+                await relay.gateway.stop()
+                with pytest.raises(UpstreamError):
+                    await call.turn.closed
+            assert await silent.receive() == b""
+            silent.abort()
+            assert no_handshake.recv(1) == b""
+        assert relay.connections == 0
+
+
+@pytest.mark.parametrize("taken_section", ["admin", "tls", "second tls"])
+async def test_port_in_use_leaves_nothing_half_started(tmp_path: Path, taken_section: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        in_use, unused = Address(*taken.getsockname()), Address(*free.getsockname())
+        free.close()
+        listen = {
+            "admin": {"admin": str(in_use), "tls": [str(unused)]},
+            "tls": {"admin": str(unused), "tls": [str(in_use)]},
+            "second tls": {"tls": [str(unused), str(in_use)]},
+        }[taken_section]
+        gateway = gateway_of(tmp_path, listen=listen)
+        with pytest.raises(OperatorError) as refused:
+            await gateway.start()
+        assert str(refused.value).startswith(f"cannot listen on {in_use}")
+        assert str(refused.value).endswith(": address already in use")
+        assert "\n" not in str(refused.value)
+        assert not listens(unused)
+        await gateway.stop()
+
+
+async def test_address_of_another_machine(tmp_path: Path) -> None:
+    gateway = gateway_of(tmp_path, listen={"tls": ["192.0.2.7:0"]})
+    with pytest.raises(OperatorError, match=r"^cannot listen on 192\.0\.2\.7:0: cannot assign requested address$"):
+        await gateway.start()
+
+
+async def test_bad_certificate_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM)
+    (tmp_path / "relay.test.pem").write_text("no certificate")
+    with pytest.raises(OperatorError, match=r"relay\.test\.pem: no PEM certificate in it$"):
+        Gateway(config.parse(tree, folder=tmp_path, source="test"))
+
+
+async def test_settings_without_effect_are_warned_of(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        async with running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": ["http://127.0.0.1:8080"]}):
+            pass
+    assert [line["log_level"] for line in lines if line["event"].startswith("signaling.upstreams: ")] == ["warning"]
+
+
+# Where a flow goes
+
+
+async def test_server_name_decides_the_region(tmp_path: Path) -> None:
+    async with open_host("127.0.1.1") as use1, open_host("127.0.2.1") as euc1:
+        upstreams = [
+            {"name": host.address.host, "region": region, "address": host.address}
+            for host, region in ((use1, "use1"), (euc1, "euc1"))
+        ]
+        routes = [{"server_name": f"{region}.relay.test", "region": region} for region in ("use1", "euc1")]
+        async with running_relay(tmp_path, *upstreams, routes=routes) as relay:
+            async with calling(relay, "euc1.relay.test") as call:
+                assert await call.is_heard()
+                assert (use1.allocations, euc1.allocations) == (0, 1)
+            async with calling(relay, "use1.relay.test"):
+                assert (use1.allocations, euc1.allocations) == (1, 0)
+
+
+async def test_region_without_a_living_upstream_takes_nobody(tmp_path: Path) -> None:
+    async with open_host() as host:
+        upstreams = [{"region": "use1", "address": NO_UPSTREAM}, {"region": "euc1", "address": host.address}]
+        routes = [{"server_name": "use1.relay.test", "region": "use1"}]
+        async with running_relay(tmp_path, *upstreams, routes=routes) as relay:
+            await eventually(lambda: health(relay, "stun1") is Health.DOWN)
+            turn = await relay.open_turn("trader", "secret", server_name="use1.relay.test")
+            with pytest.raises(UpstreamError):
+                await turn.allocate()
+            await turn.close()
+            assert closed(relay, CloseReason.NO_UPSTREAM) == 1
+            async with calling(relay, "relay.test") as call:
+                assert await call.is_heard()
+
+
+# An upstream that dies
+
+
+async def test_flow_that_finds_its_upstream_gone_has_it_probed_at_once(tmp_path: Path) -> None:
+    first, second = open_host(), open_host()
+    async with first, second, running_relay(tmp_path, first.address, second.address, health=PATIENT) as relay:
+        await eventually(lambda: health(relay, "stun1") is health(relay, "stun2") is Health.UP)
+        async with calling(relay) as call:
+            name, dead, alive = ("stun1", first, second) if first.allocations else ("stun2", second, first)
+            await dead.stop()
+            call.turn.send(call.peer, bytes(182))
+            with pytest.raises(UpstreamError):
+                await call.turn.closed
+        await eventually(lambda: closed(relay, CloseReason.UPSTREAM_UNREACHABLE) == 1)
+        # The next round would be an hour away.
+        await eventually(lambda: health(relay, name) is Health.DOWN)
+        async with calling(relay) as call:
+            assert await call.is_heard()
+            assert alive.allocations == 1
+
+
+async def test_silent_flows_of_a_dead_upstream_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "SILENT_FLOW_S", 0.0)
+    host = open_host()
+    await host.start()
+    async with running_relay(tmp_path, host.address, health=QUICK) as relay, calling(relay) as call:
+        await eventually(lambda: health(relay) is Health.UP)
+        # The client sends nothing by which it could find out.
+        await host.stop()
+        with pytest.raises(UpstreamError):
+            await call.turn.closed
+        assert closed(relay, CloseReason.UPSTREAM_SILENT) == 1
+
+
+async def test_flow_that_hears_something_outlives_a_lost_probe(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address, health=PATIENT) as relay:
+        await eventually(lambda: health(relay) is Health.UP)
+        async with calling(relay) as call:
+            [state] = relay.gateway.upstreams
+            state.binding.on_failure(certain=True)
+            relay.gateway._on_probe(state)
+            assert await call.is_heard()
+
+
+# Drain
+
+
+async def test_drain_without_flows_is_done_at_once(tmp_path: Path) -> None:
+    async with running_relay(tmp_path, NO_UPSTREAM, limits={"drain_timeout_s": 3600}) as relay:
+        await relay.gateway.drain()
+        assert not listens(relay.tls)
+
+
+async def test_drain_takes_no_new_flows_and_waits_for_the_running_ones(tmp_path: Path) -> None:
+    async with (
+        open_host() as host,
+        running_relay(tmp_path, host.address, limits={"drain_timeout_s": 3600}) as relay,
+    ):
+        await eventually(lambda: health(relay) is Health.UP)
+        undecided = await TlsClient.open(relay.tls, relay.trust)
+        async with calling(relay) as call:
+            assert await readyz(relay) == 200
+            draining = asyncio.create_task(relay.gateway.drain())
+            await eventually(lambda: relay.gateway.draining)
+
+            assert await readyz(relay) == 503
+            with pytest.raises(UpstreamError, match="refused"):
+                await relay.open_turn()
+            # Connected before, but no flow yet.
+            await undecided.send(bytes.fromhex("000100002112a442") + bytes(12))
+            assert await undecided.closed_by_server()
+            undecided.abort()
+            assert closed(relay, CloseReason.DRAINING) == 1
+
+            assert await call.is_heard()
+            assert not draining.done()
+        await draining
+
+
+async def test_drain_waits_no_longer_than_it_is_told(tmp_path: Path) -> None:
+    async with (
+        open_host() as host,
+        running_relay(tmp_path, host.address, limits={"drain_timeout_s": 0.05}) as relay,
+        calling(relay) as call,
+    ):
+        await relay.gateway.drain()
+        assert await call.is_heard()
+        await relay.gateway.stop()
+        with pytest.raises(UpstreamError):
+            await call.turn.closed
+        assert closed(relay, CloseReason.STOPPED) == 1
+
+
+# Reload
+
+
+def reload(relay: Relay, **changes: Any) -> None:
+    write_config(relay.config_file, {**relay.tree, **changes})
+    relay.gateway.reload(relay.config_file)
+
+
+def upstream_entry(name: str, address: Address, **keys: str) -> dict[str, str]:
+    return {"name": name, "address": str(address), **keys}
+
+
+async def serial_number(relay: Relay) -> str:
+    """Of the certificate that a new client is shown."""
+    client = await TlsClient.open(relay.tls, relay.trust)
+    shown = client.tls.getpeercert()
+    assert shown is not None
+    await client.close()
+    return str(shown["serialNumber"])
+
+
+async def test_reload_takes_certificates_for_new_connections(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address) as relay, calling(relay) as call:
+        before = await serial_number(relay)
+        # A renewed certificate usually has the old one's file name.
+        relay.authority.issue("relay.test", "127.0.0.1")
+        assert await serial_number(relay) == before
+        reload(relay)
+        renewed = await serial_number(relay)
+        assert renewed != before
+
+        moved = relay.authority.issue("moved.relay.test", "relay.test")
+        reload(relay, certificates=[{"certificate": str(moved.chain), "private_key": str(moved.private_key)}])
+        assert await serial_number(relay) not in {before, renewed}
+        assert await call.is_heard()
+
+
+async def test_reload_takes_upstreams_and_routes_for_new_flows(tmp_path: Path) -> None:
+    async with open_host() as old, open_host() as new, running_relay(tmp_path, old.address) as relay:
+        async with calling(relay) as before:
+            reload(
+                relay,
+                upstreams=[upstream_entry("stun2", new.address, region="use1")],
+                routes=[{"server_name": "use1.relay.test", "region": "use1"}],
+            )
+            assert [state.name for state in relay.gateway.upstreams] == ["stun2"]
+            async with calling(relay, "use1.relay.test") as after:
+                assert (old.allocations, new.allocations) == (1, 1)
+                assert await before.is_heard()
+                assert await after.is_heard()
+        # The one of an upstream that is there no more ends like any other.
+        await eventually(lambda: not relay.connections)
+        assert closed(relay, CloseReason.CLIENT_CLOSED) == 2
+        assert (old.allocations, new.allocations) == (0, 0)
+
+
+async def test_reload_watches_the_new_upstreams(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, NO_UPSTREAM, health=QUICK) as relay:
+        await eventually(lambda: health(relay) is Health.DOWN)
+        assert await readyz(relay) == 503
+        reload(relay, upstreams=[upstream_entry("stun2", host.address)])
+        await eventually(lambda: health(relay, "stun2") is Health.UP)
+        assert await readyz(relay) == 200
+        assert health(relay, "stun1") is None
+
+
+async def test_reload_keeps_what_is_known_of_upstreams_that_stay(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address, health=PATIENT) as relay:
+        await eventually(lambda: health(relay) is Health.UP)
+        async with calling(relay):
+            reload(relay, upstreams=[upstream_entry("stun1", host.address, region="use1")])
+            # Ready all the time, also before the next probe is back.
+            assert await readyz(relay) == 200
+            [state] = relay.gateway.upstreams
+            assert (state.health, state.flows, state.settings.region) == (Health.UP, 1, "use1")
+
+
+async def test_reload_takes_limits(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address) as relay, calling(relay) as call:
+        reload(relay, limits={"connections": 1, "drain_timeout_s": 0})
+        with pytest.raises(UpstreamError):
+            await relay.open_turn()
+        assert closed(relay, CloseReason.TOO_MANY_CONNECTIONS) == 1
+        assert await call.is_heard()
+        await relay.gateway.drain()
+
+
+async def test_reload_says_what_it_cannot_change(tmp_path: Path) -> None:
+    async with running_relay(tmp_path, NO_UPSTREAM) as relay:
+        with capture_logs() as lines:
+            reload(relay, listen={**relay.tree["listen"], "tls": ["127.0.0.1:443"]})
+        events = [line["event"] for line in lines]
+        assert events == ["listen: a change takes effect with the next start", "configuration reloaded"]
+        assert listens(relay.tls)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"upstreams": []},
+        {"routes": [{"server_name": "relay.test", "region": "nowhere"}]},
+        {"certificates": [{"certificate": "gone.pem", "private_key": "gone.key"}]},
+        {"lissten": {}},
+    ],
+    ids=["no upstream", "unknown region", "no such certificate", "unknown key"],
+)
+async def test_broken_file_changes_nothing(tmp_path: Path, broken: dict[str, Any]) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address) as relay, calling(relay) as call:
+        serial, upstreams = await serial_number(relay), list(relay.gateway.upstreams)
+        relay.authority.issue("relay.test", "127.0.0.1")
+        with pytest.raises(OperatorError):
+            reload(relay, **{"limits": {"connections": 1}, **broken})
+        assert await serial_number(relay) == serial
+        assert list(relay.gateway.upstreams) == upstreams
+        assert await call.is_heard()
+        async with calling(relay) as another:
+            assert await another.is_heard()

@@ -1,0 +1,300 @@
+"""The program as a process: what it prints, what signals do to it, and how it ends. Warnings are errors in it too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import socket
+import ssl
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from relay import __version__
+from relay.addresses import Address, parse_address
+from relay.client.turn import TurnConnection, open_turn_tls
+from relay.demo.authority import Authority
+from relay.emulator.turnhost import TurnHost
+from relay.errors import UpstreamError
+from relay.turn.credentials import StaticCredentials
+from tests.support.gateway import settings_tree, write_config
+
+PROJECT = Path(__file__).parent.parent
+PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
+CREDENTIALS = StaticCredentials({"trader": "secret"})
+NO_UPSTREAM = Address("127.0.0.1", 9)
+PATIENT = {"drain_timeout_s": 3600}
+
+
+async def start(*arguments: str | Path) -> Process:
+    return await asyncio.create_subprocess_exec(*PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
+
+
+async def run(*arguments: str | Path) -> tuple[int | None, str, str]:
+    """Exit status, stdout and stderr."""
+    process = await start(*arguments)
+    try:
+        stdout, stderr = await process.communicate()
+    finally:
+        await kill(process)
+    return process.returncode, stdout.decode(), stderr.decode()
+
+
+async def kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+class Served:
+    """A running ``relay serve`` that logs in JSON."""
+
+    def __init__(self, process: Process, path: Path, tree: dict[str, Any], trust: ssl.SSLContext) -> None:
+        self.path = path
+        self.tree = tree
+        self.tls = self.admin = Address("", 0)
+        self._process = process
+        self._trust = trust
+        self.log: list[dict[str, Any]] = []
+
+    async def ready(self) -> None:
+        assert self._process.stdout is not None
+        line = (await self._process.stdout.readline()).decode()
+        found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)\n", line)
+        assert found, (line, await self._rest_of_stderr())
+        self.tls, self.admin = parse_address(found[1]), parse_address(found[2])
+
+    async def _rest_of_stderr(self) -> str:
+        assert self._process.stderr is not None
+        return (await self._process.stderr.read()).decode()
+
+    async def open_turn(self) -> TurnConnection:
+        turn = await open_turn_tls(self.tls, "trader", "secret", ssl_context=self._trust, server_hostname="relay.test")
+        await turn.allocate()
+        return turn
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """Wait for a line of the log; what is no such line fails the test."""
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self.log.append(json.loads(line))
+            if self.log[-1]["event"] == event:
+                return self.log[-1]
+        raise AssertionError(f"{event!r} was not logged: {self.log}")
+
+    async def ended(self) -> int | None:
+        """Wait for the end: nothing more on stdout, and nothing but log lines on stderr."""
+        assert self._process.stdout is not None
+        assert await self._process.stdout.read() == b""
+        self.log += [json.loads(line) for line in (await self._rest_of_stderr()).splitlines()]
+        assert not [line for line in self.log if line["level"] == "error"]
+        return await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, upstream: Address, **sections: Any) -> AsyncIterator[Served]:
+    authority, path = Authority(folder), folder / "relay.toml"
+    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, **sections})
+    write_config(path, tree)
+    process = await start("serve", "--config", path)
+    served = Served(process, path, tree, authority.client_context())
+    try:
+        await served.ready()
+        yield served
+    finally:
+        await kill(process)
+
+
+def open_host() -> TurnHost:
+    return TurnHost(Address("127.0.0.1", 0), CREDENTIALS)
+
+
+# Signals
+
+
+async def test_sigterm_ends_an_idle_relay(tmp_path: Path) -> None:
+    async with serving(tmp_path, NO_UPSTREAM, limits=PATIENT) as relay:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{relay.admin}/healthz") as response:
+            assert response.status == 200
+        relay.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0
+    events = [line["event"] for line in relay.log]
+    assert events[-2:] == ["draining", "stopped"]
+
+
+async def test_sigterm_lets_running_calls_end(tmp_path: Path) -> None:
+    async with open_host() as host, serving(tmp_path, host.address, limits=PATIENT) as relay:
+        turn = await relay.open_turn()
+        relay.send_signal(signal.SIGTERM)
+        assert (await relay.logged("draining"))["flows"] == 1
+        assert await turn.refresh(900) == 900
+        with pytest.raises(UpstreamError):
+            await relay.open_turn()
+        await turn.close()
+        assert await relay.ended() == 0
+
+
+async def test_second_sigterm_stops_at_once(tmp_path: Path) -> None:
+    async with open_host() as host, serving(tmp_path, host.address, limits=PATIENT) as relay:
+        turn = await relay.open_turn()
+        relay.send_signal(signal.SIGTERM)
+        await relay.logged("draining")
+        relay.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0
+        with pytest.raises(UpstreamError):
+            await turn.closed
+        await turn.close()
+
+
+async def test_sigint_stops_at_once(tmp_path: Path) -> None:
+    async with open_host() as host, serving(tmp_path, host.address, limits=PATIENT) as relay:
+        turn = await relay.open_turn()
+        relay.send_signal(signal.SIGINT)
+        assert await relay.ended() == 0
+        assert "draining" not in [line["event"] for line in relay.log]
+        await turn.close()
+
+
+async def test_sighup_reloads(tmp_path: Path) -> None:
+    async with open_host() as host, serving(tmp_path, host.address) as relay:
+        turn = await relay.open_turn()
+        write_config(relay.path, {**relay.tree, "routes": [{"server_name": "a.test", "region": "default"}]})
+        relay.send_signal(signal.SIGHUP)
+        assert (await relay.logged("configuration reloaded"))["routes"] == 1
+
+        write_config(relay.path, {**relay.tree, "upstreams": [], "lissten": {}})
+        relay.send_signal(signal.SIGHUP)
+        causes = [(await relay.logged("configuration not reloaded: the old one stays"))["cause"] for _ in range(2)]
+        assert causes == [f"{relay.path}: upstreams: expected at least one", f"{relay.path}: lissten: unknown key"]
+        relay.log.clear()
+
+        assert await turn.refresh(900) == 900
+        async with await relay.open_turn():
+            assert host.allocations == 2
+        await turn.close()
+        relay.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0
+
+
+async def test_log_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM))
+    process = await start("serve", "--config", path)
+    try:
+        assert process.stdout is not None
+        assert (await process.stdout.readline()).startswith(b"ready ")
+        process.send_signal(signal.SIGTERM)
+        _, stderr = await process.communicate()
+    finally:
+        await kill(process)
+    lines = stderr.decode().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(info|warning) +\] \S", line) for line in lines), lines
+    assert "stopped" in lines[-1]
+
+
+# What the operator must act on: one line, status 2
+
+
+def line_of(result: tuple[int | None, str, str]) -> str:
+    status, stdout, stderr = result
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1), stderr
+    assert stderr.startswith("relay: ")
+    return stderr.removeprefix("relay: ").removesuffix("\n")
+
+
+async def test_mistakes_in_the_file(tmp_path: Path) -> None:
+    authority, path = Authority(tmp_path), tmp_path / "relay.toml"
+    tree = settings_tree(authority, NO_UPSTREAM)
+    write_config(path, {**tree, "lissten": {}})
+
+    stranger = authority.issue("stranger.test")
+    bad = tmp_path / "bad.toml"
+    files = {**tree["certificates"][0], "private_key": str(stranger.private_key)}
+    write_config(bad, {**tree, "certificates": [files]})
+    gone = tmp_path / "gone.toml"
+
+    unknown_key, bad_certificate, missing, checked = await asyncio.gather(
+        run("serve", "--config", path),
+        run("serve", "--config", bad),
+        run("serve", "--config", gone),
+        run("check-config", bad),
+    )
+    assert line_of(unknown_key) == f"{path}: lissten: unknown key"
+    assert line_of(bad_certificate).startswith(
+        f"private key {stranger.private_key}: expected the unencrypted PEM key of"
+    )
+    assert line_of(missing) == f"{gone}: No such file or directory"
+    assert line_of(checked) == line_of(bad_certificate)
+
+
+@pytest.mark.parametrize("section", ["tls", "admin"])
+async def test_port_in_use(tmp_path: Path, section: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        in_use = str(Address(*taken.getsockname()))
+        listen: dict[str, Any] = {"tls": [in_use]} if section == "tls" else {"admin": in_use}
+        path = tmp_path / "relay.toml"
+        write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, listen=listen))
+        line = line_of(await run("serve", "--config", path))
+        # Whoever connects reaches the one who was there first.
+        taken.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            taken.accept()
+    assert line.startswith(f"cannot listen on {in_use}")
+    assert line.endswith(": address already in use")
+
+
+async def test_mistakes_on_the_command_line() -> None:
+    results = await asyncio.gather(run("serve"), run("serv"), run("demo", "--seconds", "0"))
+    assert [status for status, _, _ in results] == [2, 2, 2]
+    assert all("Traceback" not in stderr for _, _, stderr in results)
+
+
+# The other commands
+
+
+async def test_check_config(tmp_path: Path) -> None:
+    path, wrong = tmp_path / "relay.toml", tmp_path / "wrong.toml"
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM)
+    signaling = {"upstreams": ["http://127.0.0.1:8080"]}
+    write_config(path, {**tree, "signaling": signaling})
+    write_config(wrong, {**tree, "upstreams": [{"name": "a", "address": "::1:3478"}], "health": {"fall": 0}})
+    good, bad = await asyncio.gather(run("check-config", path), run("check-config", wrong))
+    status, stdout, stderr = good
+    assert (status, stdout) == (0, f"{path}: ok (1 upstreams, 0 routes)\n")
+    assert stderr.startswith(f"{path}: warning: signaling.upstreams: ")
+    assert bad == (
+        2,
+        "",
+        f"relay: {wrong}: upstreams.0.address: '::1:3478': an IPv6 address needs brackets, for example [::1]:443\n"
+        f"relay: {wrong}: health.fall: 0: expected greater than or equal to 1\n",
+    )
+
+
+async def test_version_and_help() -> None:
+    version, help_text = await asyncio.gather(run("--version"), run("--help"))
+    assert version == (0, f"cloud9-relay {__version__}\n", "")
+    assert help_text[0] == 0
+    assert all(command in help_text[1] for command in ("serve", "demo", "check-config"))
+
+
+async def test_demo_as_json_and_as_a_table() -> None:
+    as_json, as_table = await asyncio.gather(run("demo", "--seconds", "1", "--json"), run("demo", "--seconds", "0.2"))
+    status, stdout, stderr = as_json
+    assert (status, stderr) == (0, "")
+    report = json.loads(stdout)
+    assert report["complete"] is True
+    assert [(stream["sent"], stream["received"]) for stream in report["streams"]] == [(50, 50)] * 4
+    status, stdout, _ = as_table
+    assert status == 0
+    assert "TURN/TLS" in stdout

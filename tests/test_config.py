@@ -1,0 +1,309 @@
+"""The configuration: defaults, paths and addresses, and one clear line for each kind of mistake."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.addresses import Address
+from relay.config import Config
+from relay.errors import OperatorError
+
+PROJECT = Path(__file__).parent.parent
+CERTIFICATES = '[[certificates]]\ncertificate = "cert.pem"\nprivate_key = "key.pem"\n'
+UPSTREAM = '[[upstreams]]\nname = "stun1"\naddress = "192.0.2.7:3478"\n'
+MINIMAL = CERTIFICATES + UPSTREAM
+
+# Section 6 of the design, word for word but for the plane: the reference plane is the one there is.
+SAMPLE = """
+[listen]
+tls = ["0.0.0.0:443"]             # HTTPS, WebSocket and TURN/TLS, all on this port
+web_proxy = []                    # explicit proxy (CONNECT + PAC), e.g. ["0.0.0.0:3128"]
+admin = "127.0.0.1:9443"          # plain HTTP: /healthz /readyz /metrics /api/... and the dashboard
+workers = 0                       # data-plane threads; 0 = one per core
+plane = "reference"
+
+[[certificates]]                  # several: chosen by server name, the first is the default
+certificate = "cert.pem"          # PEM chain
+private_key = "key.pem"
+
+[[upstreams]]
+name = "use1-stun1"
+region = "use1"
+address = "127.0.0.1:3478"        # UDP TURN server, host:port
+
+[[routes]]                        # optional: server name -> region; the default is the healthiest upstream
+server_name = "*.use1.prod1.xhoot.com"
+region = "use1"
+
+[signaling]
+upstreams = ["http://127.0.0.1:8080"]   # socket.io and REST behind the same name
+"""
+
+
+def load(folder: Path, text: str) -> Config:
+    path = folder / "relay.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path)
+
+
+def mistakes(folder: Path, text: str) -> list[str]:
+    """What is said of a file, line by line, without the file's name at the front of each."""
+    with pytest.raises(OperatorError) as refused:
+        load(folder, text)
+    lines = str(refused.value).splitlines()
+    source = f"{folder / 'relay.toml'}: "
+    assert all(line.startswith(source) for line in lines)
+    return [line.removeprefix(source) for line in lines]
+
+
+# What is accepted
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path, MINIMAL)
+    assert settings.listen.tls == (Address("0.0.0.0", 443),)
+    assert settings.listen.admin == Address("127.0.0.1", 9443)
+    assert settings.listen.plane == "reference"
+    assert settings.upstreams[0].region == "default"
+    assert (settings.routes, settings.signaling.upstreams) == ((), ())
+    assert (settings.health.interval_s, settings.health.fall, settings.health.rise) == (1, 3, 2)
+    assert settings.limits.connections == 20_000
+    assert settings.limits.drain_timeout_s == 30
+    assert (settings.log.level, settings.log.format) == ("info", "text")
+    assert settings.warnings() == []
+
+
+def test_sample_of_the_design(tmp_path: Path) -> None:
+    settings = load(tmp_path, SAMPLE)
+    assert settings.upstreams[0].address == Address("127.0.0.1", 3478)
+    assert settings.routes[0].server_name == "*.use1.prod1.xhoot.com"
+    assert settings.warnings() == [
+        "signaling.upstreams: this version does not proxy signaling; the setting has no effect"
+    ]
+
+
+def test_web_proxy_is_warned_of(tmp_path: Path) -> None:
+    [warning] = load(tmp_path, MINIMAL + '[listen]\nweb_proxy = ["0.0.0.0:3128"]\n').warnings()
+    assert warning.startswith("listen.web_proxy: ")
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "deploy").glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_files_load_without_a_warning(path: Path) -> None:
+    assert config.load(path).warnings() == []
+
+
+def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "etc"
+    elsewhere.mkdir()
+    folder.mkdir()
+    (folder / "relay.toml").write_text(MINIMAL.replace('"key.pem"', '"/keys/key.pem"'))
+    monkeypatch.chdir(elsewhere)
+    [files] = config.load(Path("../etc/relay.toml")).certificates
+    assert files.certificate == Path("../etc/cert.pem")
+    assert files.private_key == Path("/keys/key.pem")
+
+
+def test_ipv6_everywhere(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        CERTIFICATES
+        + '[[upstreams]]\nname = "stun1"\naddress = "[2001:DB8:0::7]:3478"\n'
+        + '[listen]\ntls = ["[::]:443", "0.0.0.0:443"]\nadmin = "[::1]:9443"\n'
+        + '[media]\nsource_addresses = ["2001:db8:0::1", "192.0.2.1"]\nallowed_networks = ["fd00::/8", "10.0.0.0/8"]\n',
+    )
+    assert settings.listen.tls == (Address("::", 443), Address("0.0.0.0", 443))
+    assert settings.listen.admin == Address("::1", 9443)
+    assert settings.upstreams[0].address == Address("2001:db8::7", 3478)
+    assert str(settings.upstreams[0].address) == "[2001:db8::7]:3478"
+    assert settings.media.source_of_version(6) == "2001:db8::1"
+    assert settings.media.source_of_version(4) == "192.0.2.1"
+    assert settings.media.allowed_networks == (ipaddress.ip_network("fd00::/8"), ipaddress.ip_network("10.0.0.0/8"))
+
+
+def test_no_source_address_lets_the_kernel_choose(tmp_path: Path) -> None:
+    media = load(tmp_path, MINIMAL + '[media]\nsource_addresses = ["192.0.2.1"]\n').media
+    assert media.source_of_version(6) is None
+
+
+def test_upstream_by_name_and_server_name_in_any_case(tmp_path: Path) -> None:
+    text = CERTIFICATES + UPSTREAM.replace("192.0.2.7", "turn.example.com")
+    settings = load(tmp_path, text + '[[routes]]\nserver_name = "*.Example.COM."\nregion = "default"\n')
+    assert not settings.upstreams[0].address.is_literal
+    assert settings.routes[0].server_name == "*.example.com"
+
+
+def test_settings_can_be_dumped_and_read_again(tmp_path: Path) -> None:
+    settings = load(tmp_path, SAMPLE)
+    assert config.parse(settings.model_dump(), folder=Path("/"), source="dump") == settings
+
+
+# Mistakes: key, value, what was expected
+
+WRONG = [
+    ("[listen]\nport = 443\n", "listen.port: unknown key"),
+    ("[lissten]\n", "lissten: unknown key"),
+    ("listen = 443\n", "listen: 443: expected a table of keys and values"),
+    ('[listen]\ntls = "0.0.0.0:443"\n', "listen.tls: '0.0.0.0:443': expected a list"),
+    ("[listen]\ntls = []\n", "listen.tls: expected at least one"),
+    ("[listen]\ntls = [443]\n", "listen.tls.0: 443: expected a text such as '192.0.2.7:3478'"),
+    (
+        '[listen]\ntls = ["[::]:443", "localhost:443"]\n',
+        "listen.tls.1: 'localhost:443': expected an IP address to listen on, for example 0.0.0.0:443 or [::]:443",
+    ),
+    (
+        '[listen]\nadmin = "::1:9443"\n',
+        "listen.admin: '::1:9443': an IPv6 address needs brackets, for example [::1]:443",
+    ),
+    (
+        '[listen]\nadmin = "[::z]:9443"\n',
+        "listen.admin: '[::z]:9443': no IPv6 address in the brackets, expected for example [::1]:443",
+    ),
+    ('[listen]\nplane = "compiled"\n', "listen.plane: 'compiled': expected 'reference'"),
+    ("[listen]\nworkers = -1\n", "listen.workers: -1: expected greater than or equal to 0"),
+    (
+        '[media]\nsource_addresses = ["eth0"]\n',
+        "media.source_addresses.0: 'eth0': expected an IP address such as 192.0.2.7 or 2001:db8::7",
+    ),
+    (
+        '[media]\nsource_addresses = ["192.0.2.1", "192.0.2.2"]\n',
+        "media.source_addresses: expected at most one IPv4 and one IPv6 address",
+    ),
+    (
+        '[media]\nallowed_networks = ["10.0.0.1/8"]\n',
+        "media.allowed_networks.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
+    ),
+    ("[media]\nallowed_networks = [10]\n", "media.allowed_networks.0: 10: expected a text such as '10.0.0.0/8'"),
+    ("[health]\ninterval_s = 0\n", "health.interval_s: 0: expected greater than 0"),
+    ('[health]\ninterval_s = "1"\n', "health.interval_s: '1': expected a valid number"),
+    ("[health]\njitter = 0.6\n", "health.jitter: 0.6: expected less than or equal to 0.5"),
+    ("[health]\nfall = 0\n", "health.fall: 0: expected greater than or equal to 1"),
+    ("[health]\nrise = 1.5\n", "health.rise: 1.5: expected a valid integer"),
+    ("[limits]\nhandshake_timeout_s = nan\n", "limits.handshake_timeout_s: nan: expected less than or equal to 86400"),
+    ("[limits]\ndrain_timeout_s = -1\n", "limits.drain_timeout_s: -1: expected greater than or equal to 0"),
+    ("[limits]\nconnections = true\n", "limits.connections: True: expected a valid integer"),
+    ('[log]\nlevel = "loud"\n', "log.level: 'loud': expected 'debug', 'info', 'warning' or 'error'"),
+    (
+        '[[routes]]\nserver_name = "*"\nregion = "default"\n',
+        "routes.0.server_name: '*': expected a host name such as relay.example.com or *.example.com",
+    ),
+    (
+        '[[routes]]\nserver_name = "büro.example.com"\nregion = "default"\n',
+        "routes.0.server_name: 'büro.example.com': expected a host name such as relay.example.com or *.example.com",
+    ),
+    (
+        '[[routes]]\nserver_name = "a.test"\nregion = "usw2"\n',
+        "routes.0.region: 'usw2' has no upstream; known: ['default']",
+    ),
+    (
+        '[[routes]]\nserver_name = "a.test"\nregion = "default"\n' * 2,
+        "routes: the server_name 'a.test' is given twice",
+    ),
+    (UPSTREAM, "upstreams: the name 'stun1' is given twice"),
+]
+
+
+@pytest.mark.parametrize(("addition", "line"), WRONG, ids=[line.partition(": ")[0] for _, line in WRONG])
+def test_one_line_for_each_mistake(tmp_path: Path, addition: str, line: str) -> None:
+    # Keys without a table come first.
+    text = addition + MINIMAL if addition.startswith("listen =") else MINIMAL + addition
+    assert mistakes(tmp_path, text) == [line]
+
+
+WRONG_UPSTREAMS = [
+    (
+        'address = "192.0.2.7"',
+        "upstreams.0.address: '192.0.2.7': expected host:port, for example 192.0.2.7:3478 or [2001:db8::7]:3478",
+    ),
+    (
+        'address = "192.0.2.7:65536"',
+        "upstreams.0.address: '192.0.2.7:65536': expected host:port, for example 192.0.2.7:3478 or [2001:db8::7]:3478",
+    ),
+    ('address = "192.0.2.7:0"', "upstreams.0.address: '192.0.2.7:0': expected a server's port, 1 to 65535"),
+    (
+        'address = "2001:db8::7:3478"',
+        "upstreams.0.address: '2001:db8::7:3478': an IPv6 address needs brackets, for example [::1]:443",
+    ),
+    ('address = "stun 1:3478"', "upstreams.0.address: 'stun 1:3478': a host has no spaces"),
+    ("", "upstreams.0.address: required, but not there"),
+    (
+        'address = "a:1"\nregion = "a b"',
+        "upstreams.0.region: 'a b': expected at most 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+    ),
+    ('address = "a:1"\nusername = "trader"', "upstreams.0: username and password belong together"),
+    ('address = "a:1"\npassword = "hunter2"', "upstreams.0: username and password belong together"),
+    (
+        'address = "a:1"\nusername = "trader"\npassword = "hunter2"\nsecret = "hunter2"',
+        "upstreams.0: expected either username and password, or secret",
+    ),
+    ('address = "a:1"\nusername = "trader"\npassword = ["hunter2"]', "upstreams.0.password: expected a valid string"),
+    ('address = "a:1"\nusername = "trader"\npassword = ""', "upstreams.0.password: expected at least one character"),
+    ('address = "a:1"\nsecret = ""', "upstreams.0.secret: expected at least one character"),
+    ('address = "a:1"\nsecret = 2', "upstreams.0.secret: expected a valid string"),
+    ('address = "a:1"\nsekret = "hunter2"', "upstreams.0.sekret: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("keys", "line"), WRONG_UPSTREAMS)
+def test_one_line_for_each_mistake_in_an_upstream(tmp_path: Path, keys: str, line: str) -> None:
+    lines = mistakes(tmp_path, f'{CERTIFICATES}[[upstreams]]\nname = "stun1"\n{keys}\n')
+    assert lines == [line]
+    assert "hunter2" not in line
+
+
+def test_what_must_be_there(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, "") == [
+        "certificates: required, but not there",
+        "upstreams: required, but not there",
+    ]
+    assert mistakes(tmp_path, "certificates = []\nupstreams = []\n") == [
+        "certificates: expected at least one",
+        "upstreams: expected at least one",
+    ]
+    assert mistakes(tmp_path, UPSTREAM + "[[certificates]]\ncertificate = 5\n") == [
+        "certificates.0.certificate: 5: expected the path of a file",
+        "certificates.0.private_key: required, but not there",
+    ]
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    text = MINIMAL + '[listen]\nadmin = "x"\n[health]\nfall = 0\n[log]\ncolour = true\n'
+    assert [line.partition(":")[0] for line in mistakes(tmp_path, text)] == [
+        "listen.admin",
+        "health.fall",
+        "log.colour",
+    ]
+
+
+def test_what_is_no_toml(tmp_path: Path) -> None:
+    [line] = mistakes(tmp_path, MINIMAL + "[listen\n")
+    assert line.startswith("no valid TOML: ")
+    assert "line 7" in line
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "relay.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(OperatorError, match=r"relay\.toml: no valid TOML: 'utf-8' codec"):
+        config.load(tmp_path / "relay.toml")
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError) as refused:
+        config.load(tmp_path / "relay.toml")
+    assert str(refused.value) == f"{tmp_path / 'relay.toml'}: No such file or directory"
+    with pytest.raises(OperatorError, match="Is a directory"):
+        config.load(tmp_path)
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    text = CERTIFICATES + UPSTREAM + 'username = "trader"\npassword = "hunter2"\n'
+    text += UPSTREAM.replace("stun1", "stun2") + 'secret = "hunter3"\n'
+    settings = load(tmp_path, text)
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter" not in shown
+        assert "trader" in shown
+    assert settings.upstreams[1].secret is not None
+    assert settings.upstreams[1].secret.get_secret_value() == "hunter3"

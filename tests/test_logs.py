@@ -1,0 +1,90 @@
+"""The log: one printable line for each change of state, whatever a peer put into it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import structlog
+
+from relay import logs
+from relay.tasks import Tasks
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # What stays would be closed by the new configuration.
+    root.handlers.clear()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    structlog.get_logger().info("upstream up", upstream="stun1")
+    [line] = lines(capsys)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[info +\] upstream up +upstream=stun1", line)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    structlog.get_logger().warning("upstream down", upstream="stun1", flows=3)
+    [line] = lines(capsys)
+    entry = json.loads(line)
+    assert entry.pop("timestamp").endswith("Z")
+    assert entry == {"event": "upstream down", "level": "warning", "upstream": "stun1", "flows": 3}
+
+
+def test_level(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("warning", "json")
+    log = structlog.get_logger()
+    log.debug("no")
+    log.info("no")
+    log.warning("yes")
+    log.error("yes")
+    assert [json.loads(line)["event"] for line in lines(capsys)] == ["yes", "yes"]
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_a_peer_chooses_cannot_forge_a_line(
+    capsys: pytest.CaptureFixture[str], style: Literal["text", "json"]
+) -> None:
+    logs.configure("info", style)
+    structlog.get_logger().info("closed", server_name="a\n2026-01-01 forged\x1b[2J\u2028", detail="x" * 10_000)
+    [line] = lines(capsys)
+    assert line.isprintable()
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+async def test_failure_of_a_task_is_logged_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], style: Literal["text", "json"]
+) -> None:
+    logs.configure("info", style)
+    tasks = Tasks()
+
+    async def fail() -> None:
+        raise ZeroDivisionError("on purpose")
+
+    tasks.start(fail(), "failing")
+    await tasks.finish()
+    await asyncio.sleep(0)
+    assert len(tasks) == 0
+    text = "\n".join(lines(capsys))
+    assert "task failed" in text
+    assert "ZeroDivisionError: on purpose" in text
