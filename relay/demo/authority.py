@@ -44,6 +44,7 @@ class Authority:
         stem = names[0].replace("*", "_").replace(":", "_")
         issued = Certificate(self._directory / f"{stem}.pem", self._directory / f"{stem}.key")
         issued.chain.write_bytes(_pem(builder.sign(self._key, hashes.SHA256())) + _pem(self._certificate))
+        issued.private_key.touch(mode=0o600)
         issued.private_key.write_bytes(_key_pem(key))
         return issued
 

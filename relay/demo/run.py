@@ -1,0 +1,77 @@
+"""Runs the demo: emulated TURN hosts, a relay with a throw-away CA, and calls over each path at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from relay import config
+from relay.config import Config
+from relay.demo import calls
+from relay.demo.authority import Authority
+from relay.demo.report import Row, rows_of
+from relay.emulator.turnhost import TurnHosts
+from relay.gateway.app import Gateway
+from relay.turn.credentials import StaticCredentials
+
+# Two regions with two hosts each, on 127.0.1.1 to 127.0.2.2.
+REGIONS = {"use1": ("use1-stun1", "use1-stun2"), "euc1": ("euc1-stun1", "euc1-stun2")}
+SERVER_NAME = "use1.relay.test"
+USERNAME = "trader"
+# Direct and through the relay.
+PATHS = 2
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(settings: Config) -> AsyncIterator[Gateway]:
+    """A gateway that serves while the block runs."""
+    gateway = Gateway(settings)
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+def _settings(hosts: TurnHosts, authority: Authority, folder: Path) -> Config:
+    certificate = authority.issue("*.relay.test", "127.0.0.1")
+    tree = {
+        "listen": {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0", "plane": "reference"},
+        "certificates": [{"certificate": str(certificate.chain), "private_key": str(certificate.private_key)}],
+        "upstreams": [{"name": host.name, "region": host.region, "address": str(host.address)} for host in hosts],
+        "routes": [{"server_name": f"{region}.relay.test", "region": region} for region in REGIONS],
+    }
+    return config.parse(tree, folder=folder, source="demo")
+
+
+async def run_demo(seconds: float, on_tick: Callable[[], None]) -> list[Row]:
+    """Place the calls; ``on_tick`` is called for each 20 ms of each call. Raises RelayError."""
+    password = secrets.token_urlsafe(16)
+    credentials = StaticCredentials({USERNAME: password})
+    with tempfile.TemporaryDirectory(prefix="relay-demo-") as name:
+        folder = Path(name)
+        authority = Authority(folder)
+        async with (
+            TurnHosts(REGIONS, credentials, allow_loopback_peers=True) as hosts,
+            running_gateway(_settings(hosts, authority, folder)) as gateway,
+        ):
+            paths = [
+                calls.udp_path(hosts["use1-stun1"].address, USERNAME, password),
+                calls.tls_path(gateway.tls[0], SERVER_NAME, authority.client_context(), USERNAME, password),
+            ]
+            heard = await _place_calls(paths, seconds, on_tick)
+    return rows_of(heard)
+
+
+async def _place_calls(paths: list[calls.Path], seconds: float, on_tick: Callable[[], None]) -> list[calls.Heard]:
+    """All at the same time; where one cannot be set up the others end too."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(calls.place_call(path, seconds, on_tick)) for path in paths]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [one for call in running for one in call.result()]

@@ -1,0 +1,121 @@
+"""A softphone: G.711-sized RTP, protected with SRTP, over a TURN connection; it notes what became of every packet."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import pylibsrtp
+
+from relay.addresses import Address
+from relay.client.turn import TurnConnection
+from relay.wire.rtp import RtpError, RtpHeader, build_packet, parse_header
+
+PACKETS_PER_SECOND = 50
+# 20 ms of G.711: with 12 bytes of RTP header and 10 of SRTP tag, 182 bytes on the wire.
+PAYLOAD_BYTES = 160
+SAMPLES_PER_PACKET = 160
+PCMU = 0
+# AES-128 key and salt (RFC 3711 section 8.2).
+_MASTER_KEY_BYTES = 30
+
+
+def voice_payload(ssrc: int, sequence_number: int) -> bytes:
+    """What stands for 20 ms of voice: bytes that only this packet of this stream has, so that any mix-up shows."""
+    seed = ssrc.to_bytes(4) + sequence_number.to_bytes(2)
+    return hashlib.shake_128(seed).digest(PAYLOAD_BYTES)
+
+
+@dataclass
+class Stream:
+    """One direction of a call of so many packets, as its two ends know it. Times in seconds of one clock."""
+
+    packets: int
+    ssrc: int = field(default_factory=lambda: secrets.randbits(32))
+    master_key: bytes = field(default_factory=lambda: secrets.token_bytes(_MASTER_KEY_BYTES), repr=False)
+    sent_at: list[float] = field(default_factory=list)
+    received_at: dict[int, float] = field(default_factory=dict)
+    # Packets that did not authenticate, came twice, or were not what was sent.
+    wrong: int = 0
+    # Every packet of the call has come.
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def delays_ms(self) -> list[float | None]:
+        """For each packet sent, its one-way delay, or None if it never came."""
+        arrivals = [self.received_at.get(number) for number in range(len(self.sent_at))]
+        return [
+            None if arrival is None else (arrival - sent) * 1000
+            for sent, arrival in zip(self.sent_at, arrivals, strict=True)
+        ]
+
+    def on_received(self, number: int, now: float) -> None:
+        """Note the arrival of a packet."""
+        self.received_at[number] = now
+        if len(self.received_at) == self.packets:
+            self.complete.set()
+
+
+class Softphone:
+    """One end of a call: it speaks one stream and listens to another."""
+
+    def __init__(self, speaks: Stream, listens: Stream) -> None:
+        self._speaks = speaks
+        self._listens = listens
+        self._outbound = _session(speaks.master_key, pylibsrtp.Policy.SSRC_ANY_OUTBOUND)
+        self._inbound = _session(listens.master_key, pylibsrtp.Policy.SSRC_ANY_INBOUND)
+        self._turn: TurnConnection | None = None
+        self._peer = Address("", 0)
+
+    async def dial(self, turn: TurnConnection, peer: Address) -> None:
+        """Bind a channel to the other phone's relayed address. Raises UpstreamError."""
+        await turn.bind_channel(peer)
+        self._turn = turn
+        self._peer = peer
+
+    def speak(self) -> None:
+        """Send the next 20 ms."""
+        assert self._turn is not None
+        stream = self._speaks
+        number = len(stream.sent_at)
+        header = RtpHeader(
+            payload_type=PCMU,
+            sequence_number=number & 0xFFFF,
+            timestamp=number * SAMPLES_PER_PACKET & 0xFFFFFFFF,
+            ssrc=stream.ssrc,
+            marker=number == 0,
+        )
+        packet = build_packet(header, voice_payload(stream.ssrc, header.sequence_number))
+        protected = self._outbound.protect(packet)
+        stream.sent_at.append(time.perf_counter())
+        self._turn.send(self._peer, protected)
+
+    def hear(self, _: Address, packet: bytes) -> None:
+        """Authenticate a packet that came, compare it, and note when."""
+        now = time.perf_counter()
+        stream = self._listens
+        try:
+            plain = self._inbound.unprotect(packet)
+            header = parse_header(plain)
+        except (pylibsrtp.Error, RtpError):
+            stream.wrong += 1
+            return
+        number = _extend(header.sequence_number, len(stream.sent_at))
+        expected = voice_payload(stream.ssrc, header.sequence_number)
+        if header.ssrc != stream.ssrc or plain[12:] != expected or number in stream.received_at:
+            stream.wrong += 1
+            return
+        stream.on_received(number, now)
+
+
+def _extend(sequence_number: int, near: int) -> int:
+    """The packet's number in the stream: the one nearest to ``near`` with these 16 low bits (RFC 3550 appendix A.1)."""
+    offset = (sequence_number - near + 0x8000) & 0xFFFF
+    return near + offset - 0x8000
+
+
+def _session(master_key: bytes, direction: int) -> pylibsrtp.Session:
+    return pylibsrtp.Session(pylibsrtp.Policy(key=master_key, ssrc_type=direction))
