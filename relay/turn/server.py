@@ -400,8 +400,6 @@ class TurnServer:
 
     def _check_quota(self, username: str) -> None:
         held = self._per_user[username] + sum(o.request.username == username for o in self._opening.values())
-        if not held:
-            del self._per_user[username]
         if 0 < self._settings.max_allocations_per_user <= held:
             raise _Refused(486, "allocation quota reached")
         if 0 < self._settings.max_allocations <= len(self._allocations) + len(self._opening):

@@ -1,0 +1,56 @@
+# Everything a newcomer needs: `make demo` and `make test` set up what is missing, build the extension, and run.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# How long the demo's calls last.
+SECONDS ?= 10
+
+# Debian's packages: what builds the extension, and the real TURN server that the tests talk to.
+BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
+TEST_PACKAGES  := $(BUILD_PACKAGES) coturn
+
+BIN      := $(VENV)/bin
+SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/*.pxd)
+
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS))"
+	@echo "make test   lint, types and the whole test suite"
+	@echo "make lint   the first part of it"
+	@echo "make clean  remove what was built"
+
+demo: $(VENV)/.demo-installed
+	@$(BIN)/relay demo --seconds $(SECONDS)
+
+test: lint
+	$(BIN)/python -X dev -W error -m pytest
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/stubtest relay._fastpath
+
+# $(1): packages, $(2): extra, $(3): the stamp
+define install
+	@missing=$$(for package in $(1); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "Packages are missing. Run: sudo apt-get install -y --no-install-recommends" $$missing; exit 1; fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
+	@touch $(3)
+endef
+
+$(VENV)/.demo-installed: $(SOURCES)
+	$(call install,$(BUILD_PACKAGES),emulator,$@)
+
+$(VENV)/.test-installed: $(SOURCES)
+	$(call install,$(TEST_PACKAGES),dev,$@)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info relay/*.so .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""aioice's TURN client over TLS through the relay to coturn: every size, byte-exact."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import Any
+
+from aioice import turn
+
+from tests.support.coturn import open_coturn
+from tests.support.gateway import running_relay
+from tests.support.peers import open_echo
+
+DATAGRAMS = 500
+LONGEST = 1400
+
+
+class Received(asyncio.DatagramProtocol):
+    """What the peer sent back."""
+
+    def __init__(self) -> None:
+        self.data: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self.data.put_nowait(data)
+
+
+async def test_500_datagrams_of_all_sizes_byte_exact(tmp_path: Path) -> None:
+    sizes = [round(number * LONGEST / (DATAGRAMS - 1)) for number in range(DATAGRAMS)]
+    assert (sizes[0], sizes[-1]) == (0, LONGEST)
+    async with open_coturn() as coturn, open_echo() as peer, running_relay(tmp_path, coturn.address) as relay:
+        transport, protocol = await turn.create_turn_endpoint(
+            Received,
+            server_addr=relay.tls,
+            username=coturn.username,
+            password=coturn.password,
+            ssl=relay.trust,
+            transport="tcp",
+        )
+        received = protocol.data
+        try:
+            for size in sizes:
+                data = secrets.token_bytes(size)
+                transport.sendto(data, peer)
+                assert await received.get() == data
+        finally:
+            transport.close()
+            await closed(transport)
+
+
+async def closed(transport: Any) -> None:
+    """aioice deletes its allocation in a task of its own: wait for what it leaves behind."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    mine = [task for task in others if "aioice" in repr(task)]
+    if mine:
+        await asyncio.wait(mine)

@@ -1,0 +1,173 @@
+"""Imports point one way: each folder imports only what stands above it in the list of ``relay/__init__.py``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import relay
+
+ROOT = Path(relay.__file__).parent
+# From the bottom up, as the front door lists them; what stands in one line is one layer.
+LAYERS = [
+    {"addresses"},
+    {"errors"},
+    {"config"},
+    {"wire"},
+    {"turn"},
+    {"quality"},
+    {"logs", "tasks"},
+    {"plane", "_fastpath"},
+    {"client"},
+    {"gateway", "emulator"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
+# What the front door leaves to those who are inside.
+UNLISTED = {"_fastpath", "__main__", "logs", "tasks"}
+RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+# Whoever imports one of these has a socket, or a loop to wait in.
+IO = {"asyncio", "socket", "ssl", "select", "selectors", "socketserver", "uvloop", "aiohttp", "threading", "subprocess"}
+CLOCK = {"time", "datetime", "logging", "structlog"}
+
+
+def imported_modules(source: str, package: str) -> set[str]:
+    """The absolute names of all that a Python source imports, also inside functions; ``package`` is its own."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def cython_imported_modules(source: str) -> set[str]:
+    """The same for Cython, which ``ast`` cannot read: one import in a line, absolute."""
+    found = re.findall(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", source, re.MULTILINE)
+    return {first or second for first, second in found}
+
+
+def part_of(module: str) -> str | None:
+    """The folder or file below ``relay`` that a module belongs to; None for what is not ours."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] or None if first == "relay" else None
+
+
+def sources() -> list[Path]:
+    return sorted(path for suffix in ("py", "pyi", "pyx", "pxd") for path in ROOT.rglob(f"*.{suffix}"))
+
+
+def imports_of(path: Path) -> set[str]:
+    source = path.read_text()
+    if path.suffix in {".pyx", ".pxd"}:
+        return cython_imported_modules(source)
+    return imported_modules(source, ".".join(["relay", *path.parent.relative_to(ROOT).parts]))
+
+
+def owner_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def violations(owner: str, modules: set[str]) -> set[str]:
+    """What ``owner`` must not import: what stands below it, or beside it under another name."""
+    parts = {part for module in modules if (part := part_of(module)) in RANKS}
+    beside = {"plane", "_fastpath"}  # They are two halves of one layer.
+    return {
+        part
+        for part in parts
+        if part is not None and part != owner and not {part, owner} <= beside and RANKS[part] >= RANKS[owner]
+    }
+
+
+RELATIVE = [str(path.relative_to(ROOT)) for path in sources()]
+
+
+@pytest.mark.parametrize("name", [name for name in RELATIVE if name != "__init__.py"])
+def test_each_module_imports_only_what_stands_above_it(name: str) -> None:
+    path = ROOT / name
+    assert owner_of(path) in RANKS, "a new folder needs its place in the list"
+    assert violations(owner_of(path), imports_of(path)) == set()
+
+
+def test_the_front_door_imports_nothing() -> None:
+    assert imports_of(ROOT / "__init__.py") == set()
+
+
+def test_the_list_is_that_of_the_front_door() -> None:
+    """The docstring names the same folders in the same order."""
+    assert relay.__doc__ is not None
+    listed = re.findall(r"^([\w, ]+?)/?  +\S", relay.__doc__.partition("Folders")[2], re.MULTILINE)
+    names = [name.strip() for line in listed for name in line.split(",")]
+    assert sorted(names, key=RANKS.__getitem__) == names
+    assert set(names) | UNLISTED == set(RANKS)
+
+
+@pytest.mark.parametrize("name", [name for name in RELATIVE if name.startswith(("wire/", "turn/", "quality/"))])
+def test_protocol_code_has_no_io(name: str) -> None:
+    roots = {module.partition(".")[0] for module in imports_of(ROOT / name)}
+    assert roots & IO == set()
+    if name.startswith("wire/"):
+        assert roots & CLOCK == set()
+
+
+def test_gateway_and_emulator_do_not_know_each_other() -> None:
+    assert violations("gateway", {"relay.emulator.turnhost"}) == {"emulator"}
+    assert violations("emulator", {"relay.gateway"}) == {"gateway"}
+
+
+# The proof proves nothing if it cannot see
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import relay.turn.server", {"relay.turn.server"}),
+        ("import asyncio as a, ssl", {"asyncio", "ssl"}),
+        ("from relay import turn", {"relay", "relay.turn"}),
+        ("from relay.turn.server import TurnServer", {"relay.turn.server", "relay.turn.server.TurnServer"}),
+        ("from . import stream", {"relay.wire", "relay.wire.stream"}),
+        ("from .stream import cut", {"relay.wire.stream", "relay.wire.stream.cut"}),
+        ("from ..turn import server", {"relay.turn", "relay.turn.server"}),
+        ("from .. import turn", {"relay", "relay.turn"}),
+        ("def f():\n    import socket", {"socket"}),
+        ("if TYPE_CHECKING:\n    from relay.gateway import x", {"relay.gateway", "relay.gateway.x"}),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, names: set[str]) -> None:
+    assert imported_modules(source, "relay.wire") == names
+
+
+def test_cython_imports_are_seen() -> None:
+    source = "from relay.plane.framing cimport Unit\nfrom relay.gateway import x\ncimport cython\n    import socket\n"
+    assert cython_imported_modules(source) == {"relay.plane.framing", "relay.gateway", "cython", "socket"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "module", "allowed"),
+    [
+        ("wire", "relay.errors", True),
+        ("wire", "relay.wire.stun", True),
+        ("wire", "relay.turn.server", False),
+        ("wire", "relay._fastpath", False),
+        ("turn", "relay.quality.emodel", False),
+        ("plane", "relay._fastpath", True),
+        ("_fastpath", "relay.plane.framing", True),
+        ("plane", "relay.client", False),
+        ("gateway", "relay.client", True),
+        ("demo", "relay.gateway", True),
+        ("demo", "relay.cli", False),
+        ("addresses", "relay.errors", False),
+        ("wire", "relay.__version__", True),
+        ("wire", "struct", True),
+    ],
+)
+def test_the_rule(owner: str, module: str, allowed: bool) -> None:
+    assert (violations(owner, {module}) == set()) is allowed
