@@ -151,12 +151,12 @@ class _Watch:
         return None if host is None else Address(host, 0)
 
     async def _bind(self, address: Address) -> None:
-        loop = asyncio.get_running_loop()
         source = self._source(address)
         async with await open_turn_udp(address, timeout_s=self._settings.timeout_s, local_address=source) as turn:
-            started = loop.time()
+            # Not the loop's clock: that of uvloop counts whole milliseconds.
+            started = time.perf_counter()
             await turn.binding()
-            self._state.on_rtt(loop.time() - started)
+            self._state.on_rtt(time.perf_counter() - started)
 
     async def _allocate(self, address: Address) -> None:
         username, password = credentials_for(self._state.settings, "", time.time())
