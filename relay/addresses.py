@@ -50,8 +50,8 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r}: an IPv6 address needs brackets, for example [::1]:443")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r}: expected host:port, for example 192.0.2.7:3478 or [2001:db8::7]:3478")
-    if any(character.isspace() for character in host):
-        raise ValueError(f"{text!r}: a host has no spaces")
+    if any(character.isspace() or not character.isprintable() for character in host):
+        raise ValueError(f"{text!r}: a host has no spaces and no control characters")
     return Address(host, int(port))
 
 

@@ -100,11 +100,12 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "etc"
     elsewhere.mkdir()
     folder.mkdir()
-    (folder / "relay.toml").write_text(MINIMAL.replace('"key.pem"', '"/keys/key.pem"'))
+    absolute = CERTIFICATES.replace('"', '"/certificates/', 1).replace('= "key', '= "/keys/key')
+    (folder / "relay.toml").write_text(MINIMAL + absolute)
     monkeypatch.chdir(elsewhere)
-    [files] = config.load(Path("../etc/relay.toml")).certificates
-    assert files.certificate == Path("../etc/cert.pem")
-    assert files.private_key == Path("/keys/key.pem")
+    relative, other = config.load(Path("../etc/relay.toml")).certificates
+    assert (relative.certificate, relative.private_key) == (Path("../etc/cert.pem"), Path("../etc/key.pem"))
+    assert (other.certificate, other.private_key) == (Path("/certificates/cert.pem"), Path("/keys/key.pem"))
 
 
 def test_ipv6_everywhere(tmp_path: Path) -> None:
@@ -296,6 +297,11 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
     assert str(refused.value) == f"{tmp_path / 'relay.toml'}: No such file or directory"
     with pytest.raises(OperatorError, match="Is a directory"):
         config.load(tmp_path)
+
+
+def test_table_with_a_secret_where_a_list_is_expected(tmp_path: Path) -> None:
+    text = CERTIFICATES + UPSTREAM.replace("[[upstreams]]", "[upstreams]") + 'secret = "hunter2"\n'
+    assert mistakes(tmp_path, text) == ["upstreams: expected a list"]
 
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:

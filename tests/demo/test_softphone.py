@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
+import pylibsrtp
 import pytest
 
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
 from relay.demo.softphone import Softphone, Stream, _extend, voice_payload
-from relay.wire.rtp import parse_header
+from relay.wire.rtp import RtpHeader, build_packet, parse_header
 
 PEER = Address("192.0.2.7", 49152)
 
@@ -132,6 +133,20 @@ async def test_other_stream_under_the_same_key_is_wrong() -> None:
     other._speaker = Softphone(other.stream, Stream(0))
     mine.hear(*await other.speak(1))
     assert mine.heard == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("ssrc_bits", "payload_number", "heard"),
+    [(0, 0, (1, 0)), (1, 0, (0, 1)), (0, 1, (0, 1))],
+    ids=["as it was sent", "of another source", "with another payload"],
+)
+def test_packet_that_authenticates_is_compared_too(ssrc_bits: int, payload_number: int, heard: tuple[int, int]) -> None:
+    call = Call(1)
+    ssrc = call.stream.ssrc
+    header = RtpHeader(payload_type=0, sequence_number=0, timestamp=0, ssrc=ssrc ^ ssrc_bits)
+    policy = pylibsrtp.Policy(key=call.stream.master_key, ssrc_type=pylibsrtp.Policy.SSRC_ANY_OUTBOUND)
+    call.hear(pylibsrtp.Session(policy).protect(build_packet(header, voice_payload(ssrc, payload_number))))
+    assert call.heard == heard
 
 
 async def test_sequence_numbers_wrap() -> None:

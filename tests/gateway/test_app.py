@@ -323,22 +323,42 @@ async def test_reload_takes_certificates_for_new_connections(tmp_path: Path) -> 
 
 
 async def test_reload_takes_upstreams_and_routes_for_new_flows(tmp_path: Path) -> None:
+    async with (
+        open_host() as old,
+        open_host() as new,
+        running_relay(tmp_path, old.address) as relay,
+        calling(relay) as before,
+    ):
+        reload(
+            relay,
+            upstreams=[
+                upstream_entry("stun1", old.address, region="euc1"),
+                upstream_entry("stun2", new.address, region="use1"),
+            ],
+            routes=[{"server_name": f"{region}.relay.test", "region": region} for region in ("use1", "euc1")],
+        )
+        assert await before.is_heard()
+        async with calling(relay, "use1.relay.test") as after:
+            assert await after.is_heard()
+            assert (old.allocations, new.allocations) == (1, 1)
+        async with calling(relay, "euc1.relay.test") as after:
+            assert await after.is_heard()
+            assert (old.allocations, new.allocations) == (2, 0)
+
+
+async def test_flow_of_an_upstream_that_is_removed_goes_on_and_ends_like_any_other(tmp_path: Path) -> None:
     async with open_host() as old, open_host() as new, running_relay(tmp_path, old.address) as relay:
         async with calling(relay) as before:
-            reload(
-                relay,
-                upstreams=[upstream_entry("stun2", new.address, region="use1")],
-                routes=[{"server_name": "use1.relay.test", "region": "use1"}],
-            )
+            reload(relay, upstreams=[upstream_entry("stun2", new.address)])
             assert [state.name for state in relay.gateway.upstreams] == ["stun2"]
-            async with calling(relay, "use1.relay.test") as after:
+            async with calling(relay) as after:
                 assert (old.allocations, new.allocations) == (1, 1)
                 assert await before.is_heard()
                 assert await after.is_heard()
-        # The one of an upstream that is there no more ends like any other.
         await eventually(lambda: not relay.connections)
         assert closed(relay, CloseReason.CLIENT_CLOSED) == 2
         assert (old.allocations, new.allocations) == (0, 0)
+        assert [state.flows for state in relay.gateway.upstreams] == [0]
 
 
 async def test_reload_watches_the_new_upstreams(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.addresses import Address
+from relay.client.turn import open_turn_udp
 from relay.config import Health as HealthSettings
 from relay.config import Media, UpstreamServer
 from relay.emulator.turnhost import TurnHost
+from relay.errors import UpstreamError
 from relay.gateway import health
 from relay.gateway.health import HealthMonitor, credentials_for
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
@@ -190,6 +192,12 @@ async def test_suspicion_does_not_wait_for_the_next_round() -> None:
         assert await watched.probes(1) == [UP]
         watched.monitor.suspect(watched.only)
         assert await watched.probes(2) == [UP, DOWN]
+        # One suspicion is one probe: a runaway would be ahead of these round trips.
+        async with await open_turn_udp(address) as other:
+            for _ in range(20):
+                with contextlib.suppress(UpstreamError):
+                    await other.binding()
+        assert len(watched.history) == 2
 
 
 async def test_suspicion_of_an_upstream_that_is_watched_no_more() -> None:
@@ -296,6 +304,16 @@ async def test_name_of_a_private_address_is_refused_unless_allowed() -> None:
         async with watching(named, media=media) as watched:
             assert await watched.probes(2) == [UP, UP]
             assert watched.only.address == address
+
+
+async def test_name_that_moves_to_a_private_address_is_given_up() -> None:
+    async with open_responder(success) as address:
+        watched = Watched(server(Address("localhost", address.port)))
+        watched.only.address = address
+        watched.monitor.configure(settings(), Media())
+        assert await watched.probes(1) == [DOWN]
+        await watched.monitor.stop()
+    assert watched.only.address is None
 
 
 async def test_address_is_kept_when_a_name_is_not_found_again() -> None:
