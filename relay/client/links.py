@@ -83,13 +83,18 @@ class UdpLink:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._closing = False
-        self._loop.add_reader(connected.fileno(), self._on_readable)
+        self._watch()
         owner.on_opened(self)
 
     @property
     def local_address(self) -> Address:
         """The address that the server sees when nothing translates it."""
         return Address(*self._socket.getsockname()[:2])
+
+    def _watch(self) -> None:
+        if not self._closing:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def send(self, message: bytes) -> None:
         """Send a message. A full socket drops it, as a network would."""
@@ -102,11 +107,16 @@ class UdpLink:
             self.dropped += 1
         except OSError as error:
             self.dropped += 1
-            # A message that is too long says nothing about the server.
-            if error.errno != errno.EMSGSIZE:
-                self._owner.on_unreachable(error)
+            self._on_error(error)
 
     send_data = send
+
+    def _on_error(self, error: OSError) -> None:
+        # uvloop lets go of a socket with an error: listen again, once it has.
+        self._loop.call_soon(self._watch)
+        # A message that is too long says nothing about the server.
+        if error.errno != errno.EMSGSIZE:
+            self._owner.on_unreachable(error)
 
     def _on_readable(self) -> None:
         for _ in range(MAX_DATAGRAMS_PER_WAKE_UP):
@@ -115,7 +125,7 @@ class UdpLink:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._owner.on_unreachable(error)
+                self._on_error(error)
                 return
             self._owner.on_message(message)
             if self._closing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import socket
 import time
@@ -76,6 +77,11 @@ class HealthMonitor:
         await self._tasks.cancel()
 
 
+def _is_our_own(error: UpstreamError) -> bool:
+    """True if we have no descriptor to ask with: that says nothing about an upstream, nor about its running calls."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in {errno.EMFILE, errno.ENFILE}
+
+
 class _Watch:
     """Watches one upstream until it is cancelled."""
 
@@ -131,6 +137,8 @@ class _Watch:
             await probe
             judged.on_success()
         except UpstreamError as error:
+            if _is_our_own(error):
+                return
             cause = str(error)
             # ICMP says that nobody listens there: that is no lost packet.
             judged.on_failure(certain=isinstance(error.__cause__, ConnectionRefusedError))

@@ -44,6 +44,11 @@ KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3
 USER_TIMEOUT_MS = 30_000
+# The kernel takes megabytes from us before it says that a client does not read: minutes of voice that nobody wants to
+# hear any more. Beyond this much that is not even sent it takes nothing, and ``deliver`` begins to drop.
+NOTSENT_LOWAT_BYTES = 16 * 1024
+# Units forwarded before other connections have their turn, a millisecond or so: one read may bring 65,000.
+MAX_UNITS_PER_TURN = 256
 # What is written when a connection closes has this long to leave.
 CLOSE_TIMEOUT_S = 2.0
 
@@ -73,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._cutter = StreamCutter()
         # Plain bytes that came before it was known what to do with them.
         self._early = b""
+        # There are units that wait for their turn.
+        self._forwarding = False
         self._handover: Handover | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._lost = False
@@ -111,7 +118,10 @@ class Connection(asyncio.Protocol):
             self._write(self._tls.take_output())
             self._on_tls_error(error)
             return
-        self._write(self._tls.take_output())
+        if output := self._tls.take_output():
+            self._write(output)
+            if self._close_if_deaf():
+                return
         if self._state is State.HANDSHAKE and self._tls.established:
             self._state = State.DECIDING
             self._set_deadline(self._plane.settings.first_bytes_timeout_s, self._on_first_bytes_timeout)
@@ -128,6 +138,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone."""
         self._lost = True
+        if self._state is State.HANDSHAKE:
+            self._on_client_end()
         reason = CloseReason.CLIENT_CLOSED if exc is None else CloseReason.CLIENT_LOST
         self.close(reason, "" if exc is None else str(exc))
         self._set_deadline(None)
@@ -179,6 +191,8 @@ class Connection(asyncio.Protocol):
             self.close(CloseReason.TLS_BROKEN, str(error))
 
     def _on_client_end(self) -> None:
+        if self._state is State.WAITING or self._forwarding:
+            return  # what came before the end goes first: see _forward
         if self._state is State.HTTP and self._handover is not None:
             self._handover.end_request()
         elif self._state is State.HANDSHAKE:
@@ -242,9 +256,13 @@ class Connection(asyncio.Protocol):
     def upgrade(self, response: bytes, upstream: Upstream) -> None:
         """Leave HTTP with this response, and go on as media."""
         if self._state is State.HTTP and self._handover is not None:
+            if self._handover.ended:
+                self.close(CloseReason.CLIENT_CLOSED)
+                return
             self._handover.close()
             self._handover = None
             self._send_plain(response)
+        if self._state is State.HTTP:  # the response could be sent
             self._start_flow(upstream)
 
     def _start_flow(self, upstream: Upstream) -> None:
@@ -269,12 +287,22 @@ class Connection(asyncio.Protocol):
         self._on_stream(early)
 
     def _on_stream(self, plain: bytes) -> None:
-        for unit in self._cutter.feed(plain):
+        self._forward(self._cutter.feed(plain))
+
+    def _forward(self, units: list[bytes]) -> None:
+        for unit in units[:MAX_UNITS_PER_TURN]:
             if self.flow is None:
                 return
             self.flow.send(unit)
-        if self._cutter.fault is not None:
+        later = units[MAX_UNITS_PER_TURN:]
+        self._forwarding = bool(later)
+        self._pause_reading(self._forwarding)
+        if later:
+            self._plane.loop.call_soon(self._forward, later)
+        elif self._cutter.fault is not None:
             self.close(CloseReason.BROKEN_FRAME, self._cutter.fault)
+        elif self._tls.client_closed:
+            self._on_client_end()
 
     def deliver(self, unit: bytes) -> None:
         """Send one unit of the downlink to the client; media only while the client reads."""
@@ -282,20 +310,32 @@ class Connection(asyncio.Protocol):
         if flow is None:
             return
         waiting = self._transport.get_write_buffer_size()
-        settings = self._plane.settings
-        if waiting + len(unit) > settings.downlink_buffer_bytes:
+        # To a client that reads a unit goes however long it is.
+        if waiting and waiting + len(unit) > self._plane.settings.downlink_buffer_bytes:
             if is_droppable(unit):
                 flow.totals.drop(DropReason.DOWNLINK_FULL)
                 return
-            if waiting > settings.downlink_limit_bytes:
-                self.close(CloseReason.SLOW_CLIENT, f"{waiting} bytes unread")
+            if self._close_if_deaf():
                 return
         flow.totals.downlink_packets += 1
         flow.totals.downlink_bytes += len(unit)
         self._send_plain(pad(unit))
 
+    def _close_if_deaf(self) -> bool:
+        """Close a client that has us say what must not be dropped, and does not read it; True if so."""
+        waiting = self._transport.get_write_buffer_size()
+        if waiting <= self._plane.settings.downlink_limit_bytes:
+            return False
+        self.close(CloseReason.SLOW_CLIENT, f"{waiting} bytes unread")
+        return True
+
     def _send_plain(self, plain: bytes) -> None:
-        self._write(self._tls.send(plain))
+        try:
+            output = self._tls.send(plain)
+        except TlsError as error:
+            self._on_tls_error(error)
+        else:
+            self._write(output)
 
     # The end
 
@@ -353,3 +393,4 @@ def _configure(accepted: socket.socket) -> None:
     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)

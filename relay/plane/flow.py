@@ -89,7 +89,12 @@ class Flow:
 
     def _open(self) -> None:
         self._socket = self._ports.open_socket(self._loop.time(), self.upstream.address)
-        self._loop.add_reader(self._socket, self._on_readable)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.add_reader(self._socket, self._on_readable)
 
     # Uplink
 
@@ -114,21 +119,21 @@ class Flow:
         try:
             self._socket.send(unit)
         except OSError as error:
-            self._on_send_error(error)
+            self._on_error(error)
         else:
             self.totals.uplink_packets += 1
             self.totals.uplink_bytes += len(unit)
 
-    def _on_send_error(self, error: OSError) -> None:
+    def _on_error(self, error: OSError) -> None:
         if error.errno in _NO_ROOM:
             self.totals.drop(DropReason.UPLINK_FULL)
         elif error.errno == errno.EMSGSIZE:
+            # Too long for our own link; or for one further on, as ICMP said later: the upstream is still there.
             self.totals.drop(DropReason.UPLINK_OVERSIZE)
+            # uvloop lets go of a socket with an error: listen again, once it has.
+            self._loop.call_soon(self._watch)
         else:
-            self._on_unreachable(error)
-
-    def _on_unreachable(self, error: OSError) -> None:
-        self._fail(CloseReason.UPSTREAM_UNREACHABLE, error.strerror or str(error))
+            self._fail(CloseReason.UPSTREAM_UNREACHABLE, error.strerror or str(error))
 
     # Downlink
 
@@ -139,7 +144,7 @@ class Flow:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._on_unreachable(error)
+            self._on_error(error)
             return
         self.heard_at = self._loop.time()
         unit = self._whole_unit(bytes(_datagram[:size]))

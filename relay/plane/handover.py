@@ -30,11 +30,13 @@ class Handover:
         self._on_end = on_end
         self._pause_client = pause_client
         self._unsent = b""
-        self._ended = False
+        self._paused = False
+        # The client sends no more.
+        self.ended = False
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         self.fd = theirs.detach()
-        loop.add_reader(self._socket, self._on_readable)
+        self._watch()
 
     def send_request(self, plain: bytes) -> None:
         """Pass the client's bytes on; the plane was asked to pause before a second call can find some unsent."""
@@ -43,18 +45,15 @@ class Handover:
 
     def end_request(self) -> None:
         """The client sends no more: aiohttp sees the end of the stream once it has read the rest."""
-        self._ended = True
+        self.ended = True
         if not self._unsent:
             self._shut_down()
 
     def pause_response(self, paused: bool) -> None:
         """Do not read responses while the client does not take them."""
-        if self._socket.fileno() < 0:
-            return
-        if paused:
-            self._loop.remove_reader(self._socket)
-        else:
-            self._loop.add_reader(self._socket, self._on_readable)
+        self._paused = paused
+        if self._socket.fileno() >= 0:
+            self._watch()
 
     def close(self) -> None:
         """Let go of the plane's end."""
@@ -62,6 +61,13 @@ class Handover:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
+
+    def _watch(self) -> None:
+        # Anew each time: uvloop lets go of a socket with an error, even if there are bytes to be read before it. It has
+        # one when control closes its end and leaves something of the request unread.
+        self._loop.remove_reader(self._socket)
+        if not self._paused:
+            self._loop.add_reader(self._socket, self._on_readable)
 
     def _on_readable(self) -> None:
         try:
@@ -71,6 +77,7 @@ class Handover:
         except OSError:
             data = b""
         if data:
+            self._watch()
             self._on_response(data)
         else:
             self._on_end()
@@ -81,14 +88,15 @@ class Handover:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
-            return  # control has closed its end: _on_readable sees it too
+            sent = len(self._unsent)  # control has closed its end: nobody wants the rest, and _on_readable sees it too
         self._unsent = self._unsent[sent:]
         self._pause_client(bool(self._unsent))
         if self._unsent:
             self._loop.add_writer(self._socket, self._on_writable)
             return
         self._loop.remove_writer(self._socket)
-        if self._ended:
+        self._watch()
+        if self.ended:
             self._shut_down()
 
     def _shut_down(self) -> None:

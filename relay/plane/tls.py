@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -19,7 +20,7 @@ TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _READ_BYTES = 16 * 1024
 
 # OpenSSL's reasons, by what an operator would do about them.
-_FAILURES = {
+HANDSHAKE_FAILURES = {
     "UNSUPPORTED_PROTOCOL": HandshakeFailure.UNSUPPORTED_PROTOCOL,
     "TLSV1_ALERT_PROTOCOL_VERSION": HandshakeFailure.UNSUPPORTED_PROTOCOL,
     "NO_SHARED_CIPHER": HandshakeFailure.NO_SHARED_CIPHER,
@@ -87,6 +88,8 @@ def certificate_names(certificate: Certificate) -> frozenset[str]:
     try:
         alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = alternatives.get_values_for_type(x509.DNSName)
+    except ValueError as error:
+        raise OperatorError(f"certificate {certificate.chain}: its extensions cannot be read: {error}") from None
     except x509.ExtensionNotFound:
         names = [str(attribute.value) for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return frozenset(name.lower() for name in names)
@@ -115,6 +118,27 @@ def _load(context: ssl.SSLContext, certificate: Certificate) -> None:
             f"private key {certificate.private_key}: expected the unencrypted PEM key of {certificate.chain}"
             f" ({error.reason or 'unreadable'})"
         ) from None
+
+
+def _tls_error(error: ssl.SSLError) -> TlsError:
+    return TlsError(HANDSHAKE_FAILURES.get(error.reason or "", HandshakeFailure.OTHER), error.reason or str(error))
+
+
+@contextlib.contextmanager
+def _names_in_silence() -> Iterator[None]:
+    # A server name that is not ASCII fails the handshake, but before that CPython writes a traceback to stderr: a
+    # client could fill the log with them.
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class TlsSession:
@@ -146,18 +170,23 @@ class TlsSession:
         return self._session.version() or ""
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes of the wire, give what they say in plain. Raises TlsError."""
+        """Take bytes of the wire, give what they say in plain; none behind close_notify. Raises TlsError."""
+        if self.client_closed:
+            return b""  # OpenSSL would not take them, and they would pile up
         self._incoming.write(data)
         try:
             if not self.established:
-                self._session.do_handshake()
+                with _names_in_silence():
+                    self._session.do_handshake()
                 self.established = True
             return self._read()
         except ssl.SSLWantReadError:
             return b""
+        except ssl.SSLZeroReturnError:  # in the handshake
+            self.client_closed = True
+            return b""
         except ssl.SSLError as error:
-            failure = _FAILURES.get(error.reason or "", HandshakeFailure.OTHER)
-            raise TlsError(failure, error.reason or str(error)) from None
+            raise _tls_error(error) from None
 
     def _read(self) -> bytes:
         session, incoming = self._session, self._incoming
@@ -177,8 +206,12 @@ class TlsSession:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def send(self, plain: bytes) -> bytes:
-        """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before."""
-        self._session.write(plain)
+        """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before. Raises TlsError."""
+        try:
+            self._session.write(plain)
+        except ssl.SSLError as error:
+            # WantRead: the client has begun a KeyUpdate and not ended it, and nothing can be said before it does.
+            raise _tls_error(error) from None
         return self._outgoing.read()
 
     def take_output(self) -> bytes:

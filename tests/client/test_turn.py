@@ -147,6 +147,19 @@ async def test_refused_port_fails_at_once() -> None:
         assert isinstance(refused.value.__cause__, ConnectionRefusedError)
 
 
+async def test_server_that_comes_back_is_heard_again() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        server = Address(*gone.getsockname())
+    async with await open_turn_udp(server, "trader", "secret", timeout_s=60) as turn:
+        with pytest.raises(TurnRequestError, match="refused"):
+            await turn.binding()
+        async with TurnHost(server, CREDENTIALS):
+            assert await turn.binding() == turn.local_address
+            await turn.allocate()
+            await turn.close()
+
+
 async def test_silent_server_fails_at_the_deadline() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -158,6 +160,20 @@ async def test_rise_and_fall() -> None:
             assert await watched.probes(11) == expected
     assert [line["event"] for line in lines] == ["upstream up", "upstream down", "upstream up"]
     assert "500" in lines[1]["cause"]
+
+
+async def test_no_descriptor_to_ask_with_says_nothing_about_the_upstream() -> None:
+    async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host, watching(server(host.address)) as watched:
+        assert await watched.probes(1) == [UP]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        next_free = os.dup(0)
+        os.close(next_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+        try:
+            asked = len(watched.history)
+            assert set(await watched.probes(asked + 10)) == {UP}
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_success_without_an_address_counts() -> None:

@@ -20,7 +20,7 @@ from relay.config import UpstreamServer
 from relay.emulator.turnhost import TurnHost
 from relay.gateway import release
 from relay.gateway.release import AllocationReleaser
-from relay.gateway.upstreams import UpstreamState
+from relay.gateway.upstreams import Health, UpstreamState
 from relay.plane.api import AllocationOrphaned, CloseReason, ConnectionId, Upstream
 from relay.turn.credentials import RestCredentials, rest_password, rest_username
 from tests.support.gateway import Relay, eventually, running_relay
@@ -33,6 +33,10 @@ CREDENTIALS = RestCredentials(SECRET)
 @contextlib.asynccontextmanager
 async def relay_to(host: TurnHost, folder: Path, **keys: str) -> AsyncIterator[Relay]:
     async with running_relay(folder, {"address": host.address, **keys}) as relay:
+        (upstream,) = relay.gateway.upstreams
+        if "secret" in keys and keys["secret"] == SECRET:
+            # The probe allocates too; its own allocation is gone when it is done.
+            await eventually(lambda: upstream.allocate is not None and upstream.allocate.health is Health.UP)
         yield relay
 
 
