@@ -5,20 +5,25 @@ VENV   ?= .venv
 # How long the demo's calls last.
 SECONDS ?= 10
 
-# Debian's packages: what builds the extension, and the real TURN server that the tests talk to.
-BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
-TEST_PACKAGES  := $(BUILD_PACKAGES) coturn
+# Debian's packages: what builds the extension, what builds the benchmark, and the real TURN server that both the
+# benchmark and the tests talk to.
+BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
+BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
+TEST_PACKAGES  := $(BENCH_PACKAGES)
 
 BIN      := $(VENV)/bin
+# A larger benchmark that may lie beside the repository.
+COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/*.pxd)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS))"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make lint   the first part of it"
+	@echo "make bench  measure the relay beside coturn: CPU per packet, latency, loss"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
@@ -32,6 +37,11 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/stubtest relay._fastpath
+
+bench: $(VENV)/.bench-installed
+	@if [ -e $(COMPARE) ]; then \
+	    PATH="$(abspath $(BIN)):$$PATH" $(PYTHON) $(COMPARE) --relay "$(abspath loadtest/bench/start-relay.sh)"; \
+	else $(BIN)/python loadtest/bench/bench.py; fi
 
 # $(1): packages, $(2): extra, $(3): the stamp
 define install
@@ -51,6 +61,9 @@ $(VENV)/.demo-installed: $(SOURCES)
 
 $(VENV)/.test-installed: $(SOURCES)
 	$(call install,$(TEST_PACKAGES),dev,$@)
+
+$(VENV)/.bench-installed: $(SOURCES)
+	$(call install,$(BENCH_PACKAGES),loadtest,$@)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info relay/*.so .mypy_cache .ruff_cache .hypothesis

@@ -8,15 +8,24 @@ from setuptools import Extension, setup
 
 Options.warning_errors = True
 
+# The fuzz tests build a module of their own, just as this one is built.
+MODULE = os.environ.get("RELAY_MODULE", "relay._fastpath")
+# Counts live objects. Sanitizers want frames that they can name.
 DEBUG = os.environ.get("RELAY_DEBUG") == "1"
+SANITIZE = os.environ.get("RELAY_SANITIZE") == "1"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+OPTIMIZE = "-O1" if SANITIZE else "-O0" if DEBUG else "-O2"
 
 setup(
     ext_modules=cythonize(
         [
             Extension(
-                "relay._fastpath",
-                ["relay/_fastpath.pyx"],
-                extra_compile_args=["-O0" if DEBUG else "-O2", "-g", "-Wall", "-Wextra", "-Werror"],
+                MODULE,
+                [MODULE.replace(".", "/") + ".pyx"],
+                define_macros=[("RELAY_DEBUG", "1")] if DEBUG else [],
+                libraries=["ssl", "crypto"],
+                extra_compile_args=[OPTIMIZE, "-g", "-Wall", "-Wextra", "-Werror", *(SANITIZERS if SANITIZE else [])],
+                extra_link_args=SANITIZERS if SANITIZE else [],
             )
         ],
         compiler_directives={
@@ -25,8 +34,8 @@ setup(
             "wraparound": False,
             "embedsignature": False,
             "warn.undeclared": False,
-            "warn.unused": True,
-            "warn.unused_result": True,
+            "annotation_typing": False,
+            "cdivision": True,
         },
         build_dir="build/cython",
         show_all_warnings=True,

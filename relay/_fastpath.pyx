@@ -1,13 +1,1769 @@
 # cython: auto_pickle=False, autotestdict=False
-"""The compiled part of the data plane. So far: the stream cutter."""
+"""The compiled data plane: workers, each one thread with its own epoll, that never wait for Python.
+
+Life of a connection, which is also the order of this file:
+
+ 1  accept           a socket and a slot of the slab
+ 2  handshake        TLS; a few each turn, so that media goes first
+ 3  first bytes      TURN or HTTP; control is told, and answers with a command
+ 4  uplink           recv → decrypt → cut one unit → remember a STUN request → send on the flow's UDP socket
+ 5  downlink         recvmmsg → match a STUN answer → frame → encrypt, or drop where the client does not read
+ 6  HTTP             plain bytes over a pair of sockets to control, and back
+ 7  time             one deadline each: handshake, first bytes, control's answer, STUN sent again, a silent upstream
+ 8  the end          close_notify, descriptors, the slot once Python has read it
+ 9  commands         what control has decided
+10  a turn           epoll, media first, then newcomers, then what is due
+11  Python's face    Worker: start it in a thread, put commands, take events, read snapshots
+
+Nothing between 1 and 10 holds the GIL, takes a lock, or is called once per packet by Python.
+"""
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memmove, memset, strcmp, strlen, strncpy
 
+from relay.plane cimport openssl as tls
+from relay.plane cimport posix
+from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
+from relay.plane.histogram cimport HISTOGRAM_BUCKETS, Histogram, bucket_end, record_us
+from relay.plane.live cimport (
+    LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
+    free, malloc, realloc,
+)
+from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, take
+from relay.plane.sources cimport enter_source, leave_source, open_sources
+from relay.plane.stun cimport (
+    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, CLASS_BITS, REFRESH_REQUEST,
+    REFRESH_SUCCESS, RESPONSE_BIT, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, datagram_unit, error_code,
+    find_attribute, is_droppable, load16, load32,
+)
+from relay.plane.transactions cimport (
+    ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
+    on_request, on_response, take_due, waiting_since_us,
+)
 
 from relay.wire.stream import FramingFault
+
+# Handshakes cost half a millisecond each: so many a turn, and running calls wait no longer than for a burst of media.
+cdef enum:
+    HANDSHAKES_A_TURN = 4
+    ACCEPTS_A_TURN = 16
+    UNITS_A_TURN = 256              # units of one client before others have their turn: one record may bring 4,000
+    READS_A_TURN = 8                # TLS reads of one client before others have their turn
+    CLOSE_US = 2000000              # what is written when a connection closes has this long to leave
+    ACCEPT_PAUSE_US = 100000        # when descriptors have run out
+    ALLOCATION_LIFETIME_US = 600000000
+    SWEEP_MS = 1000
+    SWEEP_US = 1000000              # a call speaks fifty times a second: after one it is silent
+    GATHER_FROM_A_SECOND = 10000    # events; a hundred calls both ways
+    GATHER_EVENTS = 6               # what one wake-up should find
+    GATHER_MOST_US = 200            # and what a packet may wait for it, at the most
+    COMMAND_RING = 4096
+    EVENT_RING = 16384
+    KEEPALIVE_IDLE_S = 60
+    KEEPALIVE_INTERVAL_S = 10
+    KEEPALIVE_PROBES = 3
+    USER_TIMEOUT_MS = 30000
+    # The kernel would take minutes of voice from us for a client that does not read; so it takes no more than this.
+    NOTSENT_LOWAT_BYTES = 16384
+
+# What an epoll event is about: the top byte of its number, above generation and index.
+cdef enum Source:
+    ON_TCP
+    ON_UDP
+    ON_PIPE
+    ON_LISTENER
+    ON_COMMAND
+
+
+cdef inline uint64_t mark(Source source, Connection* c) noexcept nogil:
+    return <uint64_t> source << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+
+
+cdef inline Connection* at(Engine* e, uint32_t index) noexcept nogil:
+    return &e.chunks[index // CHUNK][index % CHUNK]
+
+
+# The connection that a number means, or NULL if it has gone.
+cdef inline Connection* find(Engine* e, uint64_t number) noexcept nogil:
+    cdef uint32_t index = <uint32_t> number
+    cdef Connection* c
+    if index >= e.slots:
+        return NULL
+    c = at(e, index)
+    return c if c.state != STATE_FREE and (c.generation & 0xFFFFFF) == ((number >> 32) & 0xFFFFFF) else NULL
+
+
+cdef inline int watch(Engine* e, int operation, int fd, uint32_t events, uint64_t number) noexcept nogil:
+    cdef posix.epoll_event event
+    event.events = events
+    event.data.u64 = number
+    return posix.epoll_ctl(e.epoll, operation, fd, &event)
+
+
+# What epoll should tell of the client's socket, from what the connection waits for.
+cdef void watch_client(Engine* e, Connection* c) noexcept nogil:
+    cdef uint32_t wanted = 0
+    if c.fd < 0:
+        return
+    if c.readable and not c.ended:
+        wanted |= posix.EPOLLIN
+    if c.out_size or c.retry:
+        wanted |= posix.EPOLLOUT
+    if wanted != c.interest:
+        c.interest = wanted
+        watch(e, posix.EPOLL_CTL_MOD, c.fd, wanted, mark(ON_TCP, c))
+
+
+cdef inline void owe(Engine* e, Connection* c, uint32_t notice) noexcept nogil:
+    if not c.owed:
+        c.owed_next = e.owed
+        e.owed = c
+    c.owed |= notice
+
+
+cdef inline void see_again(Engine* e, Connection* c) noexcept nogil:
+    if not c.again:
+        c.again = True
+        c.again_next = e.again
+        e.again = c
+
+
+# ---- The wheel: one deadline a connection
+
+
+cdef void clear_deadline(Engine* e, Connection* c) noexcept nogil:
+    if not c.deadline_us:
+        return
+    if c.wheel_previous != NULL:
+        c.wheel_previous.wheel_next = c.wheel_next
+    else:
+        e.wheel[(c.deadline_us // WHEEL_TICK_US) % WHEEL_SLOTS] = c.wheel_next
+    if c.wheel_next != NULL:
+        c.wheel_next.wheel_previous = c.wheel_previous
+    c.deadline_us = 0
+    e.armed -= 1
+
+
+cdef void set_deadline(Engine* e, Connection* c, int64_t when_us) noexcept nogil:
+    cdef Connection** slot
+    clear_deadline(e, c)
+    # Never in a slot that has been passed this round.
+    c.deadline_us = when_us if when_us > e.wheel_tick * WHEEL_TICK_US else e.wheel_tick * WHEEL_TICK_US + 1
+    slot = &e.wheel[(c.deadline_us // WHEEL_TICK_US) % WHEEL_SLOTS]
+    c.wheel_previous = NULL
+    c.wheel_next = slot[0]
+    if slot[0] != NULL:
+        slot[0].wheel_previous = c
+    slot[0] = c
+    e.armed += 1
+
+
+# ---- 1 accept
+
+
+cdef Connection* take_slot(Engine* e) noexcept nogil:
+    cdef Connection* c
+    cdef Connection* chunk
+    cdef uint32_t generation, index
+    cdef int i
+    if e.free_slots == NULL:
+        if e.slots // CHUNK == MAX_CHUNKS:
+            return NULL
+        chunk = <Connection*> calloc(CHUNK, sizeof(Connection))
+        if chunk == NULL:
+            return NULL
+        e.chunks[e.slots // CHUNK] = chunk
+        for i in range(CHUNK):
+            chunk[i].index = e.slots + i
+            chunk[i].generation = 1
+            chunk[i].free_next = e.free_slots
+            e.free_slots = &chunk[i]
+        e.slots += CHUNK
+    c = e.free_slots
+    e.free_slots = c.free_next
+    generation, index = c.generation, c.index
+    memset(c, 0, sizeof(Connection))
+    c.generation, c.index = generation, index
+    c.fd = c.udp = c.pipe = c.their_pipe = -1
+    e.used += 1
+    return c
+
+
+cdef void free_slot(Engine* e, Connection* c) noexcept nogil:
+    c.state = STATE_FREE
+    c.generation += 1
+    if not c.generation & 0xFFFFFF:
+        c.generation = 1
+    c.free_next = e.free_slots
+    e.free_slots = c
+    e.used -= 1
+
+
+cdef void read_source(Connection* c) noexcept nogil:
+    cdef const uint8_t* address = <const uint8_t*> &c.client
+    cdef uint16_t family = (<uint16_t*> address)[0]
+    memset(c.source, 0, SOURCE_BYTES)
+    if family == posix.AF_INET6:
+        memcpy(c.source, address + 8, 16)
+    else:
+        c.source[10] = c.source[11] = 0xFF
+        memcpy(c.source + 12, address + 4, 4)
+
+
+cdef void configure_socket(int fd) noexcept nogil:
+    cdef int on = 1, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S, probes = KEEPALIVE_PROBES
+    cdef int patience = USER_TIMEOUT_MS, unsent = NOTSENT_LOWAT_BYTES
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(int))
+    posix.setsockopt(fd, posix.SOL_SOCKET, posix.SO_KEEPALIVE, &on, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_KEEPIDLE, &idle, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_KEEPINTVL, &interval, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_KEEPCNT, &probes, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_USER_TIMEOUT, &patience, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_NOTSENT_LOWAT, &unsent, sizeof(int))
+
+
+# A socket becomes a connection; it is closed again at once where there is no room. NULL without a slot.
+cdef Connection* welcome(Engine* e, int fd) noexcept nogil:
+    cdef posix.socklen_t size = sizeof(posix.sockaddr_storage)
+    cdef Connection* c = take_slot(e)
+    cdef bint room
+    if c == NULL:
+        posix.close(fd)
+        return NULL
+    c.fd = fd
+    c.state = STATE_HANDSHAKE
+    c.readable = True
+    c.opened_us = e.now_us
+    e.accepted += 1
+    e.live += 1
+    count_live(LIVE_CONNECTIONS, 1)
+    count_live(LIVE_SOCKETS, 1)
+    posix.getpeername(fd, <posix.sockaddr*> &c.client, &size)
+    read_source(c)
+    room = relay_add(&e.shared.connections, 1) <= e.bounds.connections or e.bounds.connections == 0
+    if room and e.bounds.connections_per_source:
+        c.counted = enter_source(&e.shared.sources, c.source, <uint32_t> e.bounds.connections_per_source)
+        room = c.counted
+    c.ssl = tls.SSL_new(e.contexts.fallback)
+    count_live(LIVE_SESSIONS, c.ssl != NULL)
+    if not room or c.ssl == NULL or not tls.SSL_set_fd(c.ssl, fd):
+        end(e, c, REASON_NO_DESCRIPTORS if room else REASON_TOO_MANY_CONNECTIONS)
+        return c
+    tls.SSL_set_accept_state(c.ssl)
+    c.contexts = e.contexts
+    c.contexts.references += 1
+    configure_socket(fd)
+    c.interest = posix.EPOLLIN
+    if watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_TCP, c)) < 0:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return c
+    set_deadline(e, c, e.now_us + e.bounds.handshake_us)
+    return c
+
+
+cdef void watch_listeners(Engine* e, bint accepting) noexcept nogil:
+    cdef uint32_t wanted = posix.EPOLLIN if accepting else 0
+    cdef int i
+    if e.accepting == accepting:
+        return
+    e.accepting = accepting
+    for i in range(e.listener_count):
+        watch(e, posix.EPOLL_CTL_MOD, e.listeners[i], wanted, <uint64_t> ON_LISTENER << 56 | i)
+
+
+cdef void on_listener(Engine* e, int listener) noexcept nogil:
+    cdef int fd
+    for _ in range(ACCEPTS_A_TURN):
+        fd = posix.accept4(listener, NULL, NULL, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
+        if fd < 0:
+            if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
+                # Newcomers wait in the kernel's queue; running calls go on.
+                watch_listeners(e, False)
+                e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
+            return
+        welcome(e, fd)
+
+
+# ---- 2 handshake
+
+
+cdef void leave_contexts(Engine* e, Connection* c) noexcept nogil:
+    if c.contexts != NULL:
+        c.contexts.references -= 1
+        if c.contexts.retired and not c.contexts.references:
+            free_contexts(c.contexts)
+        c.contexts = NULL
+
+
+cdef void free_contexts(Contexts* contexts) noexcept nogil:
+    cdef int i
+    for i in range(contexts.count):
+        tls.SSL_CTX_free(contexts.contexts[i])
+        count_live(LIVE_CONTEXTS, -1)
+        free(contexts.names[i])
+    free(contexts.contexts)
+    free(contexts.names)
+    free(contexts)
+
+
+# Exact names first, then a wildcard of one label, then the first certificate.
+cdef int on_server_name(tls.SSL* ssl, int* alert, void* argument) noexcept nogil:
+    cdef Contexts* contexts = <Contexts*> argument
+    cdef const char* asked = tls.SSL_get_servername(ssl, tls.TLSEXT_NAMETYPE_host_name)
+    cdef char[256] name
+    cdef const char* rest
+    cdef int i
+    if asked == NULL:
+        return tls.SSL_TLSEXT_ERR_NOACK
+    if not lower(asked, name):
+        return tls.SSL_TLSEXT_ERR_ALERT_FATAL
+    rest = name
+    while rest[0] and rest[0] != c'.':
+        rest += 1
+    for i in range(contexts.count):
+        if strcmp(contexts.names[i], name) == 0:
+            tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
+            return tls.SSL_TLSEXT_ERR_OK
+    for i in range(contexts.count):
+        if contexts.names[i][0] == c'*' and rest[0] and strcmp(contexts.names[i] + 1, rest) == 0:
+            tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
+            return tls.SSL_TLSEXT_ERR_OK
+    return tls.SSL_TLSEXT_ERR_OK
+
+
+# Lower case without the last dot; False if it is too long to be a name, or not ASCII.
+cdef bint lower(const char* text, char* name) noexcept nogil:
+    cdef size_t i, size = strlen(text)
+    if size and text[size - 1] == c'.':
+        size -= 1
+    if size > 255:
+        return False
+    for i in range(size):
+        if text[i] & 0x80:
+            return False
+        name[i] = text[i] + 32 if 65 <= text[i] <= 90 else text[i]
+    name[size] = 0
+    return True
+
+
+cdef const unsigned char* ALPN = b"\x08http/1.1\x09stun.turn\x12stun.nat-discovery"
+cdef enum:
+    ALPN_BYTES = 38
+
+
+# Strict: a client that offers protocols and none of ours is refused. h2 is never offered.
+cdef int on_alpn(
+    tls.SSL* ssl, const unsigned char** out, unsigned char* out_size, const unsigned char* offered, unsigned int size,
+    void* argument,
+) noexcept nogil:
+    cdef unsigned char* chosen
+    if tls.SSL_select_next_proto(&chosen, out_size, ALPN, ALPN_BYTES, offered, size) != tls.OPENSSL_NPN_NEGOTIATED:
+        return tls.SSL_TLSEXT_ERR_ALERT_FATAL
+    out[0] = chosen
+    return tls.SSL_TLSEXT_ERR_OK
+
+
+# Makes (making 1) or opens a session ticket (RFC 5077). 0: not ours, a full handshake; 2: opened, and a new one is due.
+cdef int on_ticket(
+    tls.SSL* ssl, unsigned char* name, unsigned char* iv, tls.EVP_CIPHER_CTX* cipher, tls.EVP_MAC_CTX* mac, int making
+) noexcept nogil:
+    cdef TicketKeys* keys = <TicketKeys*> tls.SSL_CTX_get_app_data(tls.SSL_get_SSL_CTX(ssl))
+    cdef TicketKey* key = &keys.current
+    cdef tls.OSSL_PARAM[3] parameters
+    cdef int opened = 1
+    if making:
+        if tls.RAND_bytes(iv, 16) != 1:
+            return -1
+        memcpy(name, key.name, 16)
+    elif memcmp(name, key.name, 16) != 0:
+        key = &keys.previous
+        opened = 2
+        if not keys.has_previous or memcmp(name, key.name, 16) != 0:
+            return 0
+    parameters[0] = tls.OSSL_PARAM_construct_octet_string(b"key", key.mac_key, 32)
+    parameters[1] = tls.OSSL_PARAM_construct_utf8_string(b"digest", <char*> b"SHA256", 0)
+    parameters[2] = tls.OSSL_PARAM_construct_end()
+    if tls.EVP_MAC_CTX_set_params(mac, parameters) != 1:
+        return -1
+    if making:
+        return tls.EVP_EncryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv)
+    return opened if tls.EVP_DecryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv) == 1 else -1
+
+
+cdef int no_pass_phrase(char* buffer, int size, int writing, void* argument) noexcept nogil:
+    return 0
+
+
+cdef void on_handshake(Engine* e, Connection* c) noexcept nogil:
+    cdef int result, error
+    tls.ERR_clear_error()
+    result = tls.SSL_do_handshake(c.ssl)
+    if result == 1:
+        on_established(e, c)
+        return
+    error = tls.SSL_get_error(c.ssl, result)
+    if error == tls.SSL_ERROR_WANT_READ or error == tls.SSL_ERROR_WANT_WRITE:
+        c.retry = error == tls.SSL_ERROR_WANT_WRITE
+        watch_client(e, c)
+        return
+    if error == tls.SSL_ERROR_SSL:
+        c.failure = failure_words()
+    end(e, c, REASON_HANDSHAKE_FAILED)
+
+
+# OpenSSL's words for what went wrong, or NULL: OpenSSL 3 calls a bare end of the stream an error too.
+cdef const char* failure_words() noexcept nogil:
+    cdef const char* words = tls.ERR_reason_error_string(tls.ERR_get_error())
+    if words != NULL and strcmp(words, b"unexpected eof while reading") == 0:
+        return NULL
+    return words
+
+
+cdef void on_established(Engine* e, Connection* c) noexcept nogil:
+    cdef const unsigned char* chosen = NULL
+    cdef unsigned int size = 0
+    cdef const char* asked = tls.SSL_get_servername(c.ssl, tls.TLSEXT_NAMETYPE_host_name)
+    if asked != NULL:
+        lower(asked, c.server_name)
+    c.version = tls.SSL_get_version(c.ssl)
+    tls.SSL_get0_alpn_selected(c.ssl, &chosen, &size)
+    c.alpn = 0 if not size else 1 if size == 8 else 2 if size == 9 else 3
+    leave_contexts(e, c)
+    c.retry = 0
+    c.state = STATE_DECIDING
+    set_deadline(e, c, e.now_us + e.bounds.first_bytes_us)
+    watch_client(e, c)
+    if c.alpn >= 2:
+        on_turn(e, c)
+    elif tls.SSL_has_pending(c.ssl):
+        see_again(e, c)
+
+
+# ---- 3 first bytes
+
+
+cdef void on_decide(Engine* e, Connection* c) noexcept nogil:
+    cdef FirstBytes verdict = decide(c.held, c.held_size)
+    cdef uint32_t shown = c.held_size if c.held_size < 8 else 8
+    if verdict == FIRST_BYTES_NEED_MORE:
+        return
+    if verdict == FIRST_BYTES_TURN:
+        on_turn(e, c)
+    elif verdict == FIRST_BYTES_HTTP:
+        on_http(e, c)
+    else:
+        memcpy(c.first_bytes, c.held, shown)
+        c.fault = shown
+        end(e, c, REASON_FIRST_BYTES_UNKNOWN)
+
+
+cdef void on_turn(Engine* e, Connection* c) noexcept nogil:
+    c.state = STATE_WAITING
+    # What has been read stays small: one read waits for control.
+    c.readable = False
+    watch_client(e, c)
+    set_deadline(e, c, e.now_us + e.bounds.attach_us)
+    owe(e, c, NOTICE_TURN_OPENED)
+
+
+# Keeps bytes at the end of what is held; False without memory.
+cdef bint hold(Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t room = c.held_room
+    cdef uint8_t* larger
+    if c.held_size + size > room:
+        room = room if room else 512
+        while room < c.held_size + size:
+            room *= 2
+        larger = <uint8_t*> realloc(c.held, room)
+        if larger == NULL:
+            return False
+        c.held, c.held_room = larger, room
+    memcpy(c.held + c.held_size, data, size)
+    c.held_size += size
+    return True
+
+
+cdef void drop_held(Connection* c, uint32_t used) noexcept nogil:
+    c.held_size -= used
+    if c.held_size:
+        memmove(c.held, c.held + used, c.held_size)
+    else:
+        free(c.held)
+        c.held = NULL
+        c.held_room = 0
+
+
+# ---- 4 uplink
+
+
+# Reads what TLS has, until it has no more or others are due.
+cdef void on_client(Engine* e, Connection* c) noexcept nogil:
+    cdef int size
+    if c.more:
+        c.more = False
+        on_stream(e, c, NULL, 0)
+        if c.more:
+            see_again(e, c)
+            return
+    for _ in range(READS_A_TURN):
+        if not c.readable or c.state in (STATE_CLOSING, STATE_DEAD):
+            return
+        tls.ERR_clear_error()
+        size = tls.SSL_read(c.ssl, e.plain, PLAIN_BYTES)
+        c.spoken_us, c.buffered = e.now_us, True
+        if size <= 0:
+            on_read_error(e, c, tls.SSL_get_error(c.ssl, size))
+            return
+        on_plain(e, c, e.plain, size)
+        if c.state in (STATE_CLOSING, STATE_DEAD):
+            return
+        if c.more:
+            break
+        # With read-ahead all of the socket's bytes are in TLS by now: asking the kernel again would find nothing.
+        if not tls.SSL_has_pending(c.ssl):
+            return
+    see_again(e, c)
+
+
+cdef void on_read_error(Engine* e, Connection* c, int error) noexcept nogil:
+    if error == tls.SSL_ERROR_WANT_READ:
+        return
+    if error == tls.SSL_ERROR_WANT_WRITE:
+        # The client has TLS itself answer (KeyUpdate), again and again, and reads none of the answers.
+        end(e, c, REASON_SLOW_CLIENT)
+    elif error == tls.SSL_ERROR_ZERO_RETURN:
+        on_client_end(e, c)
+    elif error == tls.SSL_ERROR_SYSCALL:
+        # An alert that could not be written says EAGAIN: that client does not read its answers either.
+        c.fault = posix.errno
+        end(e, c, REASON_SLOW_CLIENT if c.fault == posix.EAGAIN else REASON_CLIENT_LOST)
+    else:
+        on_tls_error(e, c)
+
+
+cdef void on_tls_error(Engine* e, Connection* c) noexcept nogil:
+    c.failure = failure_words()
+    if c.failure == NULL:
+        on_client_end(e, c)
+    else:
+        end(e, c, REASON_TLS_BROKEN)
+
+
+cdef void on_client_end(Engine* e, Connection* c) noexcept nogil:
+    c.ended = True
+    if c.state == STATE_HTTP and c.pipe >= 0:
+        watch_client(e, c)
+        if not c.held_size:
+            posix.shutdown(c.pipe, posix.SHUT_WR)
+    else:
+        end(e, c, REASON_CLIENT_CLOSED)
+
+
+cdef void on_plain(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    if c.state == STATE_MEDIA:
+        on_stream(e, c, data, size)
+    elif c.state == STATE_HTTP:
+        on_request_bytes(e, c, data, size)
+    elif not hold(c, data, size):
+        end(e, c, REASON_NO_DESCRIPTORS)
+    elif c.state == STATE_DECIDING:
+        on_decide(e, c)
+
+
+# Cuts units out of what is held and what is new; without a rest nothing is copied.
+cdef void on_stream(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t used
+    if not c.held_size:
+        used = send_units(e, c, data, size)
+        if c.state == STATE_MEDIA and used < size and not hold(c, data + used, size - used):
+            end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    if size and not hold(c, data, size):
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    used = send_units(e, c, c.held, c.held_size)
+    if c.state == STATE_MEDIA and used:
+        drop_held(c, used)
+
+
+cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t offset = 0
+    cdef Unit unit
+    cdef int measured, sent = 0
+    while c.state == STATE_MEDIA:
+        if sent == UNITS_A_TURN:
+            c.more = True
+            break
+        sent += 1
+        measured = measure_unit(data + offset, size - offset, &unit)
+        if measured == UNIT_WHOLE:
+            if data[offset] < 0x40:
+                remember(e, c, data + offset, unit.size)
+            send_up(e, c, data + offset, unit.size)
+            offset += unit.stream_size
+        elif measured == UNIT_NEEDS_MORE:
+            break
+        else:
+            c.fault = measured
+            end(e, c, REASON_BROKEN_FRAME)
+    return offset
+
+
+# A STUN message on its way up: a request is sent again until it is answered.
+cdef void remember(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef uint16_t kind = load16(message)
+    if kind & CLASS_BITS:
+        return
+    if size <= MAX_REQUEST_BYTES and (kind == ALLOCATE_REQUEST or kind == REFRESH_REQUEST):
+        if kind == ALLOCATE_REQUEST:
+            c.allocating = True
+        if c.releases:
+            keep_bytes(&c.request, &c.request_size, message, size)
+    on_request(c.transactions, e.now_us, message, size)
+    arm(e, c)
+
+
+cdef void keep_bytes(uint8_t** kept, uint32_t* kept_size, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint8_t* copy = <uint8_t*> realloc(kept[0], size)
+    if copy != NULL:
+        memcpy(copy, data, size)
+        kept[0], kept_size[0] = copy, size
+
+
+cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    if posix.send(c.udp, unit, size, posix.MSG_DONTWAIT) >= 0:
+        c.counters.uplink_packets += 1
+        c.counters.uplink_bytes += size
+        record_us(&e.uplink_us, posix.monotonic_us() - e.looked_us)
+    elif posix.errno in (posix.EAGAIN, posix.ENOBUFS, posix.ENOMEM):
+        c.counters.drops[DROP_UPLINK_FULL] += 1
+    elif posix.errno == posix.EMSGSIZE:
+        c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+    else:
+        c.fault = posix.errno
+        end(e, c, REASON_UPSTREAM_UNREACHABLE)
+
+
+# ---- 5 downlink
+
+
+cdef void on_upstream(Engine* e, Connection* c) noexcept nogil:
+    cdef int i, got
+    cdef uint32_t filled = 0, size
+    cdef uint8_t* data
+    got = posix.recvmmsg(c.udp, e.messages, DATAGRAMS_A_TURN, posix.MSG_DONTWAIT, NULL)
+    if got < 0:
+        if posix.errno == posix.EMSGSIZE:
+            # A router further on said that an earlier datagram was too long; the upstream is still there.
+            c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+        elif posix.errno not in (posix.EAGAIN, posix.EINTR):
+            c.fault = posix.errno
+            end(e, c, REASON_UPSTREAM_UNREACHABLE)
+        return
+    c.heard_us = e.now_us
+    for i in range(got):
+        data = <uint8_t*> e.vectors[i].iov_base
+        size = <uint32_t> datagram_unit(data, e.messages[i].msg_len)
+        if not size:
+            c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
+        elif data[0] >= 0x40 or on_stun(e, c, data, size):
+            filled = deliver(e, c, data, size, filled)
+        if c.state != STATE_MEDIA:
+            return
+    if filled:
+        write_client(e, c, e.record, filled)
+
+
+# Matches an answer with its request; False if it must not reach the client.
+cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef uint16_t kind = load16(message)
+    cdef const uint8_t* value
+    if not kind & RESPONSE_BIT:
+        return True
+    if kind == ALLOCATE_ERROR:
+        if not c.allocated_until_us and is_stale(e, c, message, size):
+            return False
+        c.allocating = False
+    if on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
+        c.counters.drops[DROP_DOWNLINK_DUPLICATE] += 1
+        return False
+    if kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
+        value = find_attribute(message, size, ATTRIBUTE_LIFETIME)
+        c.allocating = False
+        if value == NULL:
+            c.allocated_until_us = e.now_us + ALLOCATION_LIFETIME_US
+        else:
+            c.allocated_until_us = e.now_us + <int64_t> load32(value) * 1000000 if load32(value) else 0
+    return True
+
+
+# An Allocate met another client's stale allocation (437): control is asked for a socket on a fresh port, and the
+# request goes out again from there. The answer is kept, in case there is none.
+cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    if error_code(message, size) != 437 or c.fresh_ports >= MAX_FRESH_PORTS or c.stale_answer != NULL:
+        return False
+    if find_pending(c.transactions, message + TRANSACTION_ID_OFFSET) < 0:
+        return False
+    keep_bytes(&c.stale_answer, &c.stale_size, message, size)
+    if c.stale_answer == NULL:
+        return False
+    c.fresh_ports += 1
+    owe(e, c, NOTICE_STALE)
+    return True
+
+
+# Queues one unit in the record of this turn, padded with zeroes; drops media while the client does not read.
+cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, uint32_t filled) noexcept nogil:
+    cdef uint32_t padded = (size + 3) & ~<uint32_t> 3
+    if c.out_size + filled + size > e.bounds.downlink_buffer and c.out_size:
+        if is_droppable(unit):
+            c.counters.drops[DROP_DOWNLINK_FULL] += 1
+            return filled
+        if c.out_size > e.bounds.downlink_limit:
+            end(e, c, REASON_SLOW_CLIENT)
+            return 0
+    c.counters.downlink_packets += 1
+    c.counters.downlink_bytes += size
+    memset(unit + size, 0, padded - size)
+    if filled and filled + padded > PLAIN_BYTES:
+        write_client(e, c, e.record, filled)
+        filled = 0
+        if c.state != STATE_MEDIA:
+            return 0
+    if padded > PLAIN_BYTES:
+        write_client(e, c, unit, padded)
+        return 0
+    memcpy(e.record + filled, unit, padded)
+    return filled + padded
+
+
+# Encrypts and sends, or queues behind what waits already.
+cdef void write_client(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef int written, error
+    if c.out_size:
+        queue(e, c, data, size)
+        return
+    tls.ERR_clear_error()
+    written = tls.SSL_write(c.ssl, data, size)
+    c.spoken_us, c.buffered = e.now_us, True
+    if written > 0:
+        if c.state == STATE_MEDIA:
+            record_us(&e.downlink_us, posix.monotonic_us() - e.looked_us)
+        return
+    error = tls.SSL_get_error(c.ssl, written)
+    if error == tls.SSL_ERROR_WANT_WRITE:
+        queue(e, c, data, size)
+        c.retry = size
+        watch_client(e, c)
+    elif error == tls.SSL_ERROR_WANT_READ:
+        # The client has begun a TLS message and does not end it: nothing can be written until it does.
+        end(e, c, REASON_TLS_BROKEN)
+    else:
+        c.fault = posix.errno
+        end(e, c, REASON_CLIENT_LOST)
+
+
+cdef void queue(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t room = c.out_room
+    cdef uint8_t* larger
+    if c.out_start and c.out_start + c.out_size + size > room:
+        memmove(c.out, c.out + c.out_start, c.out_size)
+        c.out_start = 0
+    if c.out_size + size > room:
+        room = room if room else 4096
+        while room < c.out_size + size:
+            room *= 2
+        larger = <uint8_t*> realloc(c.out, room)
+        if larger == NULL:
+            end(e, c, REASON_SLOW_CLIENT)
+            return
+        c.out, c.out_room = larger, room
+    memcpy(c.out + c.out_start + c.out_size, data, size)
+    c.out_size += size
+
+
+# The client reads again: what waits is written, the refused write first and just as it was.
+cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
+    cdef uint32_t size
+    cdef int written, error
+    while c.out_size:
+        size = c.retry if c.retry else PLAIN_BYTES if c.out_size > PLAIN_BYTES else c.out_size
+        tls.ERR_clear_error()
+        written = tls.SSL_write(c.ssl, c.out + c.out_start, size)
+        if written <= 0:
+            error = tls.SSL_get_error(c.ssl, written)
+            if error == tls.SSL_ERROR_WANT_WRITE:
+                c.retry = size
+                return
+            c.out_size = c.retry = 0
+            if c.state == STATE_CLOSING:
+                finish(e, c)
+            elif error == tls.SSL_ERROR_WANT_READ:
+                end(e, c, REASON_TLS_BROKEN)
+            else:
+                c.fault = posix.errno
+                end(e, c, REASON_CLIENT_LOST)
+            return
+        c.retry = 0
+        c.out_start += written
+        c.out_size -= written
+    free(c.out)
+    c.out = NULL
+    c.out_room = c.out_start = 0
+    if c.state == STATE_CLOSING:
+        finish(e, c)
+        return
+    watch_client(e, c)
+    if c.state == STATE_HTTP and c.pipe >= 0:
+        watch_pipe(e, c)
+
+
+# ---- 6 HTTP
+
+
+cdef void watch_pipe(Engine* e, Connection* c) noexcept nogil:
+    cdef uint32_t wanted = 0
+    if not c.out_size:
+        wanted |= posix.EPOLLIN
+    if c.held_size:
+        wanted |= posix.EPOLLOUT
+    # Nothing wanted is not watched at all: epoll would tell of a hang-up again and again.
+    if wanted and not c.pipe_watched:
+        watch(e, posix.EPOLL_CTL_ADD, c.pipe, wanted, mark(ON_PIPE, c))
+    elif wanted:
+        watch(e, posix.EPOLL_CTL_MOD, c.pipe, wanted, mark(ON_PIPE, c))
+    elif c.pipe_watched:
+        watch(e, posix.EPOLL_CTL_DEL, c.pipe, 0, 0)
+    c.pipe_watched = wanted != 0
+
+
+cdef void on_http(Engine* e, Connection* c) noexcept nogil:
+    cdef int[2] pair
+    clear_deadline(e, c)
+    if posix.socketpair(posix.AF_UNIX, posix.SOCK_STREAM | posix.SOCK_CLOEXEC | posix.SOCK_NONBLOCK, 0, pair) < 0:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    c.pipe, c.their_pipe = pair[0], pair[1]
+    count_live(LIVE_SOCKETS, 2)
+    c.state = STATE_HTTP
+    owe(e, c, NOTICE_HTTP_OPENED)
+    on_pipe_writable(e, c)
+
+
+# The client is not read while control does not take what it has said.
+cdef void on_request_bytes(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    if not hold(c, data, size):
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    on_pipe_writable(e, c)
+
+
+cdef void on_pipe_writable(Engine* e, Connection* c) noexcept nogil:
+    cdef ssize_t written = 0
+    if c.held_size:
+        written = posix.send(c.pipe, c.held, c.held_size, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL)
+        if written < 0 and posix.errno != posix.EAGAIN:
+            # Control has closed its end: reading it will say so.
+            written = c.held_size
+        if written > 0:
+            drop_held(c, <uint32_t> written)
+    watch_pipe(e, c)
+    if c.readable == (c.held_size > 0):
+        c.readable = not c.held_size
+        watch_client(e, c)
+        if c.readable:
+            see_again(e, c)
+    if c.ended and not c.held_size:
+        posix.shutdown(c.pipe, posix.SHUT_WR)
+
+
+cdef void on_pipe_readable(Engine* e, Connection* c) noexcept nogil:
+    cdef ssize_t size = posix.recv(c.pipe, e.record, PLAIN_BYTES, posix.MSG_DONTWAIT)
+    if size < 0 and posix.errno == posix.ECONNRESET:
+        # Control closed its end and left something of the request unread: that is said before the rest of the response.
+        size = posix.recv(c.pipe, e.record, PLAIN_BYTES, posix.MSG_DONTWAIT)
+    if size > 0:
+        write_client(e, c, e.record, <uint32_t> size)
+        if c.state == STATE_HTTP and c.out_size:
+            watch_pipe(e, c)
+    elif size == 0 or posix.errno not in (posix.EAGAIN, posix.EINTR):
+        end(e, c, REASON_HTTP_CLOSED)
+
+
+# ---- 7 time
+
+
+# The next moment a flow must be looked at: a request is due, or the upstream has been silent for too long.
+cdef void arm(Engine* e, Connection* c) noexcept nogil:
+    cdef int64_t since = waiting_since_us(c.transactions), due = next_due_us(c.transactions)
+    cdef int64_t silent
+    if not due:
+        clear_deadline(e, c)
+        return
+    silent = (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us
+    if silent < due:
+        due = silent
+    if not c.deadline_us or due < c.deadline_us:
+        set_deadline(e, c, due)
+
+
+cdef void on_deadline(Engine* e, Connection* c) noexcept nogil:
+    if c.state == STATE_HANDSHAKE:
+        c.failure = b"timeout"
+        end(e, c, REASON_HANDSHAKE_FAILED)
+    elif c.state == STATE_DECIDING:
+        end(e, c, REASON_FIRST_BYTES_TIMEOUT)
+    elif c.state == STATE_WAITING:
+        end(e, c, REASON_CONTROL_TIMEOUT)
+    elif c.state == STATE_CLOSING:
+        finish(e, c)
+    elif c.state == STATE_MEDIA:
+        on_flow_deadline(e, c)
+
+
+cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
+    cdef int64_t since = waiting_since_us(c.transactions)
+    cdef Pending* pending
+    if since and e.now_us >= (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us:
+        end(e, c, REASON_UPSTREAM_SILENT)
+        return
+    pending = take_due(c.transactions, e.now_us)
+    while pending != NULL:
+        c.counters.retransmissions += 1
+        send_up(e, c, pending.message, pending.size)
+        if c.state != STATE_MEDIA:
+            return
+        pending = take_due(c.transactions, e.now_us)
+    arm(e, c)
+
+
+cdef void turn_wheel(Engine* e) noexcept nogil:
+    cdef int64_t tick = e.now_us // WHEEL_TICK_US
+    cdef Connection* c
+    cdef Connection* due
+    if tick - e.wheel_tick > WHEEL_SLOTS:
+        e.wheel_tick = tick - WHEEL_SLOTS
+    while e.wheel_tick < tick:
+        c = e.wheel[e.wheel_tick % WHEEL_SLOTS]
+        e.wheel_tick += 1
+        while c != NULL:
+            due = c
+            c = c.wheel_next
+            if due.deadline_us <= e.now_us:
+                clear_deadline(e, due)
+                on_deadline(e, due)
+
+
+# ---- 8 the end
+
+
+# Ends a connection; only the first reason counts. What is written already still leaves.
+cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
+    cdef int drop
+    if c.state in (STATE_CLOSING, STATE_DEAD):
+        return
+    clear_deadline(e, c)
+    c.reason = reason
+    e.closed[reason] += 1
+    if c.udp >= 0:
+        watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
+    if c.pipe >= 0:
+        posix.close(c.pipe)
+        c.pipe = -1
+        count_live(LIVE_SOCKETS, -1)
+    drop_held(c, c.held_size)
+    if c.transactions != NULL:
+        clear_transactions(c.transactions)
+        free(c.transactions)
+        c.transactions = NULL
+    free(c.stale_answer)
+    c.stale_answer = NULL
+    e.ended.uplink_packets += c.counters.uplink_packets
+    e.ended.uplink_bytes += c.counters.uplink_bytes
+    e.ended.downlink_packets += c.counters.downlink_packets
+    e.ended.downlink_bytes += c.counters.downlink_bytes
+    e.ended.retransmissions += c.counters.retransmissions
+    for drop in range(DROPS):
+        e.ended.drops[drop] += c.counters.drops[drop]
+    c.readable = False
+    c.state = STATE_CLOSING
+    owe(e, c, NOTICE_CLOSED)
+    if c.out_size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
+        set_deadline(e, c, e.now_us + CLOSE_US)
+        watch_client(e, c)
+    else:
+        finish(e, c)
+
+
+# close_notify, and the descriptors are gone.
+cdef void finish(Engine* e, Connection* c) noexcept nogil:
+    clear_deadline(e, c)
+    leave_contexts(e, c)
+    if c.reason == REASON_HTTP_CLOSED and not c.lingering and c.ssl != NULL and not e.stopping:
+        linger(e, c)
+        return
+    if c.ssl != NULL:
+        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and c.reason not in (REASON_CLIENT_LOST, REASON_TLS_BROKEN):
+            tls.ERR_clear_error()
+            tls.SSL_shutdown(c.ssl)
+        tls.SSL_free(c.ssl)
+        c.ssl = NULL
+        count_live(LIVE_SESSIONS, -1)
+    free(c.out)
+    c.out = NULL
+    c.out_size = c.out_room = c.out_start = 0
+    posix.close(c.fd)
+    c.fd = -1
+    c.state = STATE_DEAD
+    e.live -= 1
+    count_live(LIVE_CONNECTIONS, -1)
+    count_live(LIVE_SOCKETS, -1)
+    relay_add(&e.shared.connections, -1)
+    if c.counted:
+        leave_source(&e.shared.sources, c.source)
+    if c.released:
+        release(e, c)
+
+
+# To close a socket with something unread resets the connection, and the client would lose the end of its response: what
+# it still sends is read and forgotten, until it has seen our end, or the deadline has come.
+cdef void linger(Engine* e, Connection* c) noexcept nogil:
+    c.lingering = True
+    tls.ERR_clear_error()
+    tls.SSL_shutdown(c.ssl)
+    posix.shutdown(c.fd, posix.SHUT_WR)
+    c.interest = posix.EPOLLIN
+    watch(e, posix.EPOLL_CTL_MOD, c.fd, posix.EPOLLIN, mark(ON_TCP, c))
+    set_deadline(e, c, e.now_us + CLOSE_US)
+
+
+cdef void on_lingering(Engine* e, Connection* c) noexcept nogil:
+    cdef ssize_t size = posix.recv(c.fd, e.plain, PLAIN_BYTES, posix.MSG_DONTWAIT)
+    if size == 0 or (size < 0 and posix.errno != posix.EAGAIN):
+        finish(e, c)
+
+
+# Python has read all there is to read.
+cdef void release(Engine* e, Connection* c) noexcept nogil:
+    c.released = True
+    if c.state == STATE_DEAD:
+        free(c.request)
+        c.request = NULL
+        free_slot(e, c)
+
+
+# ---- 9 commands
+
+
+cdef void on_commands(Engine* e) noexcept nogil:
+    cdef uint64_t rung
+    cdef Command command
+    posix.read(e.command_fd, &rung, sizeof(rung))
+    while take(&e.commands, &command):
+        on_command(e, &command)
+
+
+cdef void on_command(Engine* e, Command* command) noexcept nogil:
+    cdef Connection* c
+    if command.op == OP_LISTEN:
+        add_listener(e, command.number)
+    elif command.op == OP_UNLISTEN:
+        close_listeners(e)
+    elif command.op == OP_CERTIFICATES:
+        use_contexts(e, <Contexts*> command.data)
+        return
+    elif command.op == OP_CONFIGURE:
+        memcpy(&e.bounds, command.data, sizeof(Bounds))
+    elif command.op == OP_TICKET_KEY:
+        e.ticket_keys.has_previous = e.ticket_keys.has_current
+        e.ticket_keys.has_current = True
+        e.ticket_keys.previous = e.ticket_keys.current
+        memcpy(&e.ticket_keys.current, command.data, sizeof(TicketKey))
+    elif command.op == OP_ADOPT:
+        adopt(e, command)
+    elif command.op == OP_STOP:
+        stop(e)
+    else:
+        c = find(e, command.identity)
+        if c != NULL:
+            on_connection_command(e, c, command)
+        elif command.op in (OP_ATTACH, OP_REPLACE, OP_UPGRADE) and command.number >= 0:
+            posix.close(command.number)
+    free(command.data)
+
+
+cdef void on_connection_command(Engine* e, Connection* c, Command* command) noexcept nogil:
+    if command.op == OP_RELEASE:
+        release(e, c)
+    elif command.op == OP_CLOSE:
+        end(e, c, command.number)
+    elif command.op == OP_ATTACH and c.state == STATE_WAITING:
+        attach(e, c, command)
+    elif command.op == OP_UPGRADE and c.state == STATE_HTTP:
+        upgrade(e, c, command)
+    elif command.op == OP_REPLACE and c.state == STATE_MEDIA:
+        replace(e, c, command.number)
+    elif command.number >= 0:
+        posix.close(command.number)
+
+
+cdef void add_listener(Engine* e, int fd) noexcept nogil:
+    if e.listener_count == 16 or watch(
+        e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, <uint64_t> ON_LISTENER << 56 | e.listener_count
+    ) < 0:
+        posix.close(fd)
+        return
+    e.listeners[e.listener_count] = fd
+    e.listener_count += 1
+    e.accepting = True
+
+
+cdef void close_listeners(Engine* e) noexcept nogil:
+    while e.listener_count:
+        e.listener_count -= 1
+        posix.close(e.listeners[e.listener_count])
+
+
+cdef void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
+    cdef Contexts* old = e.contexts
+    e.contexts = contexts
+    if old != NULL:
+        old.retired = True
+        if not old.references:
+            free_contexts(old)
+
+
+# Bytes that were read already come first, out of memory; the handshake needs them all before it asks the socket.
+cdef void adopt(Engine* e, Command* command) noexcept nogil:
+    cdef Connection* c = welcome(e, command.number)
+    cdef tls.BIO* memory
+    if c == NULL:
+        return
+    c.ticket = command.identity
+    owe(e, c, NOTICE_ADOPTED)
+    if not command.size or c.state != STATE_HANDSHAKE:
+        return
+    memory = tls.BIO_new(tls.BIO_s_mem())
+    if memory == NULL or tls.BIO_write(memory, command.data, command.size) != <int> command.size:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    tls.BIO_set_mem_eof_return(memory, -1)
+    tls.SSL_set0_rbio(c.ssl, memory)
+    on_handshake(e, c)
+    if c.ssl != NULL:
+        tls.SSL_set0_rbio(c.ssl, tls.BIO_new_socket(c.fd, 0))
+
+
+cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
+    c.udp = command.number
+    count_live(LIVE_SOCKETS, 1)
+    c.releases = command.flag
+    c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
+    c.heard_us = c.opened_us = e.now_us
+    clear_deadline(e, c)
+    if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) < 0:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    c.state = STATE_MEDIA
+    c.readable = True
+    watch_client(e, c)
+    on_stream(e, c, NULL, 0)
+    if c.state == STATE_MEDIA and (c.more or tls.SSL_has_pending(c.ssl)):
+        see_again(e, c)
+
+
+cdef void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
+    if c.ended:
+        posix.close(command.number)
+        end(e, c, REASON_CLIENT_CLOSED)
+        return
+    posix.close(c.pipe)
+    c.pipe = -1
+    count_live(LIVE_SOCKETS, -1)
+    drop_held(c, c.held_size)
+    if c.ended:
+        end(e, c, REASON_CLIENT_CLOSED)
+    elif command.size:
+        write_client(e, c, <const uint8_t*> command.data, command.size)
+    if c.state == STATE_HTTP:
+        attach(e, c, command)
+    else:
+        posix.close(command.number)
+
+
+# A socket on a fresh port, or -1: then the client gets the answer that it would have got.
+cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
+    cdef uint8_t* answer = c.stale_answer
+    cdef uint32_t size = c.stale_size
+    cdef int position
+    c.stale_answer = NULL
+    if fd < 0 and answer != NULL:
+        on_response(c.transactions, answer + TRANSACTION_ID_OFFSET)
+        c.allocating = False
+        c.counters.downlink_packets += 1
+        c.counters.downlink_bytes += size
+        write_client(e, c, answer, size)
+    elif fd >= 0:
+        watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
+        posix.close(c.udp)
+        c.udp = fd
+        watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_UDP, c))
+        position = find_pending(c.transactions, answer + TRANSACTION_ID_OFFSET) if answer != NULL else -1
+        if position >= 0:
+            send_up(e, c, c.transactions.pending[position].message, c.transactions.pending[position].size)
+    free(answer)
+
+
+cdef void stop(Engine* e) noexcept nogil:
+    cdef uint32_t i
+    close_listeners(e)
+    e.stopping = True
+    for i in range(e.slots):
+        if at(e, i).state != STATE_FREE:
+            end(e, at(e, i), REASON_STOPPED)
+
+
+# ---- 10 a turn
+
+
+# Puts notices in the ring. What finds it full waits for the next turn: nothing is lost while Python hangs.
+cdef void tell(Engine* e) noexcept nogil:
+    cdef Connection* c = e.owed
+    cdef Connection* following
+    cdef Event event
+    cdef uint64_t one = 1
+    cdef uint32_t bit
+    cdef bint told = False
+    e.owed = NULL
+    while c != NULL:
+        event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+        bit = 1
+        while bit <= NOTICE_LAST:
+            if c.owed & bit:
+                event.notice = bit
+                if not put(&e.events, &event):
+                    break
+                told = True
+                c.owed &= ~bit
+            bit *= 2
+        following = c.owed_next
+        if c.owed:
+            c.owed_next = e.owed
+            e.owed = c
+        c = following
+    if told:
+        posix.write(e.event_fd, &one, sizeof(one))
+
+
+cdef void see_those_again(Engine* e) noexcept nogil:
+    cdef Connection* c = e.again
+    cdef Connection* following
+    e.again = NULL
+    while c != NULL:
+        following = c.again_next
+        c.again = False
+        if c.state == STATE_HANDSHAKE:
+            on_handshake(e, c)
+        elif c.state != STATE_FREE:
+            on_client(e, c)
+        c = following
+
+
+cdef void on_media(Engine* e, Connection* c, uint64_t source, uint32_t events) noexcept nogil:
+    if source == ON_UDP:
+        if c.state == STATE_MEDIA:
+            on_upstream(e, c)
+    elif source == ON_PIPE:
+        if events & posix.EPOLLOUT and c.state == STATE_HTTP:
+            on_pipe_writable(e, c)
+        if events & (posix.EPOLLIN | posix.EPOLLHUP | posix.EPOLLERR) and c.state == STATE_HTTP and not c.out_size:
+            on_pipe_readable(e, c)
+    else:
+        if c.lingering and c.state == STATE_CLOSING:
+            on_lingering(e, c)
+            return
+        if events & (posix.EPOLLOUT | posix.EPOLLERR) and c.out_size:
+            on_writable(e, c)
+        if c.state in (STATE_CLOSING, STATE_DEAD):
+            if c.state == STATE_CLOSING and events & (posix.EPOLLHUP | posix.EPOLLERR):
+                finish(e, c)
+        elif c.readable and not c.ended:
+            on_client(e, c)
+        elif events & (posix.EPOLLHUP | posix.EPOLLERR):
+            end(e, c, REASON_CLIENT_LOST)
+
+
+cdef void turn(Engine* e, int timeout_ms) noexcept nogil:
+    cdef int i, handshakes = 0, count = posix.epoll_wait(e.epoll, e.epoll_events, EVENTS_A_TURN, timeout_ms)
+    cdef uint64_t number, source
+    cdef Connection* c
+    e.now_us = posix.monotonic_us()
+    # What came during a pause has waited for it, at most since it began.
+    e.looked_us = e.now_us - e.paused_us
+    e.taken = count if count > 0 else 0
+    for i in range(count):
+        number = e.epoll_events[i].data.u64
+        source = number >> 56
+        if source <= ON_PIPE:
+            c = find(e, number)
+            if c != NULL and c.state != STATE_HANDSHAKE:
+                on_media(e, c, source, e.epoll_events[i].events)
+    if e.again != NULL:
+        see_those_again(e)
+    for i in range(count):
+        number = e.epoll_events[i].data.u64
+        source = number >> 56
+        if source == ON_COMMAND:
+            on_commands(e)
+        elif source == ON_LISTENER and <uint32_t> number < <uint32_t> e.listener_count:
+            on_listener(e, e.listeners[<uint32_t> number])
+        elif source == ON_TCP and handshakes < HANDSHAKES_A_TURN:
+            c = find(e, number)
+            if c != NULL and c.state == STATE_HANDSHAKE:
+                # Those that are not reached are reported again: epoll forgets nobody.
+                handshakes += 1
+                on_handshake(e, c)
+    if e.armed:
+        turn_wheel(e)
+    else:
+        e.wheel_tick = e.now_us // WHEEL_TICK_US
+    if e.accept_again_us and e.now_us >= e.accept_again_us:
+        e.accept_again_us = 0
+        watch_listeners(e, True)
+    if e.owed != NULL:
+        tell(e)
+    if e.now_us - e.swept_us > SWEEP_US:
+        sweep(e)
+
+
+# An idle connection keeps no TLS buffers, which are 32 KiB; a busy one does not take and give them with every packet.
+cdef void sweep(Engine* e) noexcept nogil:
+    cdef uint32_t i
+    cdef Connection* c
+    e.swept_us = e.now_us
+    for i in range(e.slots):
+        c = at(e, i)
+        if c.buffered and c.ssl != NULL and e.now_us - c.spoken_us > SWEEP_US and tls.SSL_free_buffers(c.ssl):
+            c.buffered = False
+
+
+# Under load a short pause gathers packets, so that one wake-up serves several: a wake-up costs as much as a packet's own
+# system call. How long follows from how many came in the last turns; with few calls there is no pause at all.
+cdef void gather(Engine* e, int64_t turned_us) noexcept nogil:
+    cdef int64_t passed = e.now_us - turned_us, pause, begun_us
+    if passed <= 0:
+        passed = 1
+    # Events a second, smoothed over some sixteen turns.
+    e.rate += (e.taken * 1000000 // passed - e.rate) // 16
+    e.paused_us = 0
+    if e.rate < GATHER_FROM_A_SECOND or e.again != NULL:
+        return
+    pause = GATHER_EVENTS * 1000000 // e.rate
+    begun_us = posix.monotonic_us()
+    posix.usleep(<unsigned int> (pause if pause < GATHER_MOST_US else GATHER_MOST_US))
+    e.paused_us = posix.monotonic_us() - begun_us
+
+
+cdef void run(Engine* e) noexcept nogil:
+    cdef int timeout_ms
+    cdef int64_t turned_us
+    while not (e.stopping and not e.live and e.owed == NULL):
+        turned_us = e.now_us
+        timeout_ms = 0 if e.again != NULL else 8 if e.armed or e.owed != NULL or e.accept_again_us else SWEEP_MS
+        turn(e, timeout_ms)
+        gather(e, turned_us)
+
+
+# ---- 11 Python's face
+
+
+cdef class SharedState:
+    """What the workers of one plane share: how many connections there are, in total and from each source."""
+
+    def __cinit__(self):
+        self.shared = <Shared*> calloc(1, sizeof(Shared))
+        if self.shared == NULL or open_sources(&self.shared.sources) < 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.shared != NULL:
+            free(self.shared.sources.slots)
+            free(self.shared)
+
+
+cdef void close_open(int fd) noexcept nogil:
+    if fd >= 0:
+        posix.close(fd)
+
+
+cdef object text_of(const char* text):
+    return "" if text == NULL else (<bytes> text).decode()
+
+
+cdef object last_error():
+    cdef unsigned long error = tls.ERR_get_error()
+    tls.ERR_clear_error()
+    return text_of(tls.ERR_reason_error_string(error)) or "unreadable"
+
+
+cdef tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
+    cdef tls.SSL_CTX* context = tls.SSL_CTX_new(tls.TLS_server_method())
+    if context == NULL:
+        raise MemoryError
+    tls.SSL_CTX_set_min_proto_version(context, tls.TLS1_2_VERSION)
+    # A client that ends in TCP and not in TLS has ended like any other, and still gets its HTTP response.
+    tls.SSL_CTX_set_options(
+        context, tls.SSL_OP_NO_RENEGOTIATION | tls.SSL_OP_NO_COMPRESSION | tls.SSL_OP_IGNORE_UNEXPECTED_EOF
+    )
+    # A refused write is repeated from wherever it lies by then. (Buffers are let go by sweep, not after every record.)
+    tls.SSL_CTX_set_mode(context, tls.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
+    tls.SSL_CTX_set_read_ahead(context, 1)
+    tls.SSL_CTX_set_cipher_list(context, b"ECDHE+AESGCM:ECDHE+CHACHA20")
+    tls.SSL_CTX_set_default_passwd_cb(context, no_pass_phrase)
+    tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
+    tls.SSL_CTX_set_app_data(context, ticket_keys)
+    tls.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, on_ticket)
+    return context
+
+
+cdef int load_certificate(tls.SSL_CTX* context, bytes chain, bytes private_key) except -1:
+    tls.ERR_clear_error()
+    if (
+        tls.SSL_CTX_use_certificate_chain_file(context, chain) != 1
+        or tls.SSL_CTX_use_PrivateKey_file(context, private_key, tls.SSL_FILETYPE_PEM) != 1
+        or tls.SSL_CTX_check_private_key(context) != 1
+    ):
+        raise ValueError(last_error())
+    return 0
+
+
+# One context for each set of names, entered under each of its names.
+cdef Contexts* build_contexts(list groups, TicketKeys* ticket_keys) except NULL:
+    cdef Contexts* contexts = <Contexts*> calloc(1, sizeof(Contexts))
+    cdef int total = sum(max(len(names), 1) for names, _ in groups)
+    cdef tls.SSL_CTX* context
+    if contexts == NULL:
+        raise MemoryError
+    contexts.contexts = <tls.SSL_CTX**> calloc(total, sizeof(tls.SSL_CTX*))
+    contexts.names = <char**> calloc(total, sizeof(char*))
+    try:
+        for names, files in groups:
+            context = new_context(ticket_keys)
+            for position, name in enumerate(names or [b""]):
+                if position:
+                    tls.SSL_CTX_up_ref(context)
+                contexts.contexts[contexts.count] = context
+                contexts.names[contexts.count] = copy_text(name)
+                contexts.count += 1
+                count_live(LIVE_CONTEXTS, 1)
+            for chain, private_key in files:
+                load_certificate(context, chain, private_key)
+    except BaseException:
+        free_contexts(contexts)
+        raise
+    contexts.fallback = contexts.contexts[0]
+    tls.SSL_CTX_set_tlsext_servername_callback(contexts.fallback, on_server_name)
+    tls.SSL_CTX_set_tlsext_servername_arg(contexts.fallback, contexts)
+    return contexts
+
+
+cdef char* copy_text(bytes text) except NULL:
+    cdef char* copy = <char*> malloc(len(text) + 1)
+    if copy == NULL:
+        raise MemoryError
+    memcpy(copy, <char*> text, len(text) + 1)
+    return copy
+
+
+cdef tuple histogram_of(Histogram* histogram):
+    cdef int bucket
+    cdef list counts = []
+    for bucket in range(HISTOGRAM_BUCKETS):
+        if histogram.counts[bucket]:
+            counts.append((bucket_end(bucket), histogram.counts[bucket]))
+    return counts, histogram.sum_us
+
+
+cdef tuple counters_of(Counters* counters):
+    return (
+        counters.uplink_packets, counters.uplink_bytes, counters.downlink_packets, counters.downlink_bytes,
+        counters.retransmissions, *[counters.drops[drop] for drop in range(DROPS)],
+    )
+
+
+def live_objects() -> dict:
+    """How many of each kind are alive in the process; empty but in a debug build."""
+    if not RELAY_COUNTS:
+        return {}
+    return {
+        "connections": alive(LIVE_CONNECTIONS), "sessions": alive(LIVE_SESSIONS), "contexts": alive(LIVE_CONTEXTS),
+        "sockets": alive(LIVE_SOCKETS), "buffers": alive(LIVE_BUFFERS),
+    }
+
+
+cdef class Worker:
+    """One data-plane thread: ``run`` it in a thread of its own; every other method is called with the GIL.
+
+    Numbers of connections are those of ``relay.plane.api.ConnectionId``, with the worker's number on top.
+    """
+
+    def __cinit__(self, int number, SharedState owner not None):
+        cdef Engine* e = <Engine*> calloc(1, sizeof(Engine))
+        cdef int i
+        if e == NULL:
+            raise MemoryError
+        self.engine = e
+        self.owner = owner
+        e.number = number
+        e.shared = owner.shared
+        e.epoll = e.command_fd = e.event_fd = -1
+        e.datagrams = <uint8_t*> malloc(DATAGRAMS_A_TURN * DATAGRAM_BYTES)
+        if (
+            e.datagrams == NULL
+            or open_ring(&e.commands, sizeof(Command), COMMAND_RING) < 0
+            or open_ring(&e.events, sizeof(Event), EVENT_RING) < 0
+        ):
+            raise MemoryError
+        for i in range(DATAGRAMS_A_TURN):
+            e.vectors[i].iov_base = e.datagrams + i * DATAGRAM_BYTES
+            e.vectors[i].iov_len = DATAGRAM_BYTES - 4
+            e.messages[i].msg_hdr.msg_iov = &e.vectors[i]
+            e.messages[i].msg_hdr.msg_iovlen = 1
+        e.epoll = posix.epoll_create1(posix.EPOLL_CLOEXEC)
+        e.command_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
+        e.event_fd = posix.eventfd(0, posix.EFD_NONBLOCK | posix.EFD_CLOEXEC)
+        if e.epoll < 0 or e.command_fd < 0 or e.event_fd < 0:
+            raise OSError(posix.errno, "no descriptors for a data-plane worker")
+        watch(e, posix.EPOLL_CTL_ADD, e.command_fd, posix.EPOLLIN, <uint64_t> ON_COMMAND << 56)
+
+    def __dealloc__(self):
+        cdef Engine* e = self.engine
+        cdef uint32_t i
+        if e == NULL:
+            return
+        on_commands(e)              # what was said after the last turn
+        close_listeners(e)
+        close_open(e.epoll)
+        close_open(e.command_fd)
+        close_open(e.event_fd)
+        if e.contexts != NULL:
+            free_contexts(e.contexts)
+        for i in range(e.slots):
+            free(at(e, i).request)
+        for i in range(e.slots // CHUNK):
+            free(e.chunks[i])
+        close_ring(&e.commands)
+        close_ring(&e.events)
+        free(e.datagrams)
+        free(e)
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when there are events to take."""
+        return self.engine.event_fd
+
+    def run(self) -> None:
+        """Carry packets until ``stop`` was said and the last connection has ended."""
+        self.engine.now_us = posix.monotonic_us()
+        with nogil:
+            run(self.engine)
+
+    # Commands
+
+    cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1:
+        cdef Command command
+        command.op, command.identity, command.number, command.flag = op, identity, number, flag
+        command.data = NULL
+        command.size = 0
+        if data is not None and len(data):
+            command.size = <uint32_t> len(data)
+            command.data = malloc(command.size)
+            if command.data == NULL:
+                raise MemoryError
+            memcpy(command.data, <char*> data, command.size)
+        return self.push(&command)
+
+    cdef int push(self, Command* command) except -1:
+        cdef uint64_t one = 1
+        for _ in range(10000):
+            if put(&self.engine.commands, command):
+                posix.write(self.engine.command_fd, &one, sizeof(one))
+                return 0
+            with nogil:
+                posix.usleep(100)   # the worker takes them as fast as it turns; a second means that it hangs
+        raise RuntimeError("the data-plane worker takes no commands")
+
+    def set_certificates(self, list groups not None) -> None:
+        """Groups of (names, [(chain, key), …]), all bytes. Raises ValueError with OpenSSL's words."""
+        cdef Command command
+        memset(&command, 0, sizeof(command))
+        command.op = OP_CERTIFICATES
+        command.data = build_contexts(groups, &self.engine.ticket_keys)
+        self.push(&command)
+
+    def use_ticket_key(self, bytes key not None) -> None:
+        """Make session tickets with these 80 random bytes; the key before opens them still, the one before it not."""
+        if len(key) != sizeof(TicketKey):
+            raise ValueError("a ticket key has 80 bytes")
+        self.send(OP_TICKET_KEY, 0, -1, 0, key)
+
+    def configure(
+        self, int64_t handshake_us, int64_t first_bytes_us, int64_t attach_us, int64_t silence_us, int64_t connections,
+        int64_t connections_per_source, uint32_t downlink_buffer, uint32_t downlink_limit,
+    ) -> None:
+        """Use these bounds."""
+        cdef Bounds bounds
+        bounds.handshake_us, bounds.first_bytes_us, bounds.attach_us = handshake_us, first_bytes_us, attach_us
+        bounds.silence_us, bounds.connections = silence_us, connections
+        bounds.connections_per_source = connections_per_source
+        bounds.downlink_buffer, bounds.downlink_limit = downlink_buffer, downlink_limit
+        cdef bytes copied = (<char*> &bounds)[:sizeof(bounds)]
+        self.send(OP_CONFIGURE, 0, -1, 0, copied)
+
+    def listen(self, int fd) -> None:
+        """Accept on a listening socket, which is the worker's from here."""
+        self.send(OP_LISTEN, 0, fd, 0, None)
+
+    def unlisten(self) -> None:
+        """Close the listening sockets."""
+        self.send(OP_UNLISTEN, 0, -1, 0, None)
+
+    def adopt(self, int fd, bytes preread not None, uint64_t ticket) -> None:
+        """Take over a connection; the ADOPTED event tells its number."""
+        self.send(OP_ADOPT, ticket, fd, 0, preread)
+
+    def attach(self, uint64_t identity, int udp, bint releases) -> None:
+        """Start the flow on a connected UDP socket, which is the worker's while the flow lives."""
+        self.send(OP_ATTACH, identity, udp, releases, None)
+
+    def replace(self, uint64_t identity, int udp) -> None:
+        """Go on from a fresh port, or with -1 give the client its 437."""
+        self.send(OP_REPLACE, identity, udp, 0, None)
+
+    def upgrade(self, uint64_t identity, bytes response not None, int udp, bint releases) -> None:
+        """Leave HTTP with this response."""
+        self.send(OP_UPGRADE, identity, udp, releases, response)
+
+    def close(self, uint64_t identity, int reason) -> None:
+        """End a connection."""
+        self.send(OP_CLOSE, identity, reason, 0, None)
+
+    def release(self, uint64_t identity) -> None:
+        """What a closed connection had to say has been read."""
+        self.send(OP_RELEASE, identity, -1, 0, None)
+
+    def stop(self) -> None:
+        """End all connections; ``run`` returns when the last has ended."""
+        self.send(OP_STOP, 0, -1, 0, None)
+
+    def let_go(self) -> None:
+        """Close what is in commands that came too late. Call it once ``run`` has returned."""
+        on_commands(self.engine)
+
+    # Events and figures
+
+    def take_events(self) -> list:
+        """(notice, number) of each event since the last call, in order."""
+        cdef uint64_t rung
+        cdef Event event
+        cdef list events = []
+        posix.read(self.engine.event_fd, &rung, sizeof(rung))
+        while take(&self.engine.events, &event):
+            events.append((event.notice, event.identity | <uint64_t> self.engine.number << 56))
+        return events
+
+    cdef Connection* slot(self, object identity) except NULL:
+        cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
+        if c == NULL:
+            raise KeyError(identity)
+        return c
+
+    def client(self, identity) -> tuple:
+        """(family, port, packed address) of the client."""
+        cdef Connection* c = self.slot(identity)
+        cdef const uint8_t* address = <const uint8_t*> &c.client
+        cdef bint ipv6 = (<uint16_t*> address)[0] == posix.AF_INET6
+        return ipv6, load16(address + 2), address[8:24] if ipv6 else address[4:8]
+
+    def opened(self, identity) -> tuple:
+        """(server name, number of the ALPN protocol, TLS version) of a connection whose handshake is done."""
+        cdef Connection* c = self.slot(identity)
+        return text_of(c.server_name), c.alpn, text_of(c.version)
+
+    def take_pipe(self, identity) -> int:
+        """Control's end of an HTTP connection; the caller owns it."""
+        cdef Connection* c = self.slot(identity)
+        count_live(LIVE_SOCKETS, -(c.their_pipe >= 0))
+        fd, c.their_pipe = c.their_pipe, -1
+        return fd
+
+    def awaits(self, identity, bint http) -> bool:
+        """True for a connection that may become a flow: TURN that waits for attach, or HTTP."""
+        cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
+        return c != NULL and c.state == (STATE_HTTP if http else STATE_WAITING)
+
+    def ticket(self, identity) -> int:
+        """The number under which Python adopted a connection."""
+        return self.slot(identity).ticket
+
+    def counters(self, identity) -> tuple:
+        """Counters of a connection."""
+        return counters_of(&self.slot(identity).counters)
+
+    def closed(self, identity) -> tuple:
+        """(reason, fault, OpenSSL's words, first bytes) of a connection that has ended."""
+        cdef Connection* c = self.slot(identity)
+        return c.reason, c.fault, text_of(c.failure), (<char*> c.first_bytes)[:8]
+
+    def take_flow(self, identity) -> tuple:
+        """(UDP socket, microseconds until its allocation ends, allocating, last authenticated request) of an ended flow.
+
+        The caller owns the socket, which is -1 if there was no flow.
+        """
+        cdef Connection* c = self.slot(identity)
+        cdef bytes request = (<char*> c.request)[:c.request_size] if c.request != NULL else b""
+        cdef int64_t left = c.allocated_until_us - posix.monotonic_us() if c.allocated_until_us else 0
+        count_live(LIVE_SOCKETS, -(c.udp >= 0))
+        fd, c.udp = c.udp, -1
+        return fd, left, bool(c.allocating), request
+
+    def flows(self) -> bytes:
+        """A record of thirteen 64-bit numbers for each flow: FlowRecord, copied while the worker goes on."""
+        cdef uint32_t i, slots = self.engine.slots, count = 0
+        cdef Connection* c
+        cdef int64_t now = posix.monotonic_us()
+        cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
+        if records == NULL:
+            raise MemoryError
+        with nogil:
+            for i in range(slots):
+                c = at(self.engine, i)
+                if c.state == STATE_MEDIA:
+                    records[count].identity = <uint64_t> self.engine.number << 56 | (
+                        <uint64_t> (c.generation & 0xFFFFFF) << 32 | i)
+                    records[count].age_us = now - c.opened_us
+                    records[count].heard_us = now - c.heard_us
+                    records[count].counters = c.counters
+                    count += 1
+        try:
+            return (<char*> records)[:count * sizeof(FlowRecord)]
+        finally:
+            free(records)
+
+    def histograms(self) -> tuple:
+        """Uplink and downlink time in the relay: ([(end of the bucket in us, count)], sum in us) of each."""
+        return histogram_of(&self.engine.uplink_us), histogram_of(&self.engine.downlink_us)
+
+    def figures(self) -> tuple:
+        """(open connections, accepted, counters of ended flows, closed by reason)."""
+        cdef Engine* e = self.engine
+        return e.live, e.accepted, counters_of(&e.ended), [e.closed[reason] for reason in range(REASONS)]
+
+
+# ---- The stream cutter, for whoever reads a TURN stream in Python
 
 # In the order of the fault codes of framing.pxd: -1, -2, -3.
 cdef tuple FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingFault.MAGIC_COOKIE)
@@ -15,9 +1771,6 @@ cdef tuple FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingF
 
 cdef class StreamCutter:
     """Collects bytes and gives whole units. It holds at most one unit that is not whole yet."""
-
-    cdef readonly object fault      # FramingFault behind which nothing is cut, or None
-    cdef bytearray rest             # the beginning of a unit that is not whole yet
 
     def __cinit__(self):
         self.fault = None

@@ -109,7 +109,7 @@ class Listen(_Section):
     admin: ListenAddress = Address("127.0.0.1", 9443)
     # Data-plane threads; 0 is one for each core. The reference plane runs on the loop and has none.
     workers: Count = Field(default=0, ge=0, le=256)
-    plane: Literal["reference"] = "reference"
+    plane: Literal["compiled", "reference"] = "compiled"
 
 
 class CertificateFiles(_Section):

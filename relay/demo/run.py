@@ -40,7 +40,7 @@ async def running_gateway(settings: Config) -> AsyncIterator[Gateway]:
 def _settings(hosts: TurnHosts, authority: Authority, folder: Path) -> Config:
     certificate = authority.issue("*.relay.test", "127.0.0.1")
     tree = {
-        "listen": {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0", "plane": "reference"},
+        "listen": {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0"},
         "certificates": [{"certificate": str(certificate.chain), "private_key": str(certificate.private_key)}],
         "upstreams": [{"name": host.name, "region": host.region, "address": str(host.address)} for host in hosts],
         "routes": [{"server_name": f"{region}.relay.test", "region": region} for region in REGIONS],

@@ -31,6 +31,7 @@ from relay.plane.api import (
     PlaneSettings,
     TurnOpened,
 )
+from relay.plane.compiled import CompiledPlane
 from relay.plane.reference import ReferencePlane
 from relay.turn.rate_limit import RateLimit
 
@@ -60,7 +61,7 @@ class Gateway:
         self._routes = Routes(settings.routes)
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
-        self.plane: Plane = ReferencePlane(plane_settings(settings), certificates(settings), self._on_events)
+        self.plane = self._make_plane()
         self._health = HealthMonitor(self.upstreams, self._on_probe)
         self._releaser = AllocationReleaser()
         self._site = Site()
@@ -71,6 +72,12 @@ class Gateway:
         self._no_flows = asyncio.Event()
         self._no_flows.set()
         self._started = contextlib.AsyncExitStack()
+
+    def _make_plane(self) -> Plane:
+        settings, listen = self._config, self._config.listen
+        if listen.plane == "reference":
+            return ReferencePlane(plane_settings(settings), certificates(settings), self._on_events)
+        return CompiledPlane(plane_settings(settings), certificates(settings), self._on_events, workers=listen.workers)
 
     # Life
 

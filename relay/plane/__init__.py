@@ -1,1 +1,1 @@
-"""The data plane: ``api`` is the contract, ``reference`` the slow and obvious plane, the ``.pxd`` files C leaves."""
+"""The data plane: ``api`` is the contract, ``compiled`` the plane that serves, ``reference`` the slow and obvious one."""

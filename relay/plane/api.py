@@ -176,7 +176,7 @@ class AllocationOrphaned:
     connection: ConnectionId
     fd: int
     upstream: Upstream
-    request: bytes
+    request: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,15 +212,36 @@ class FlowSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """How long packets of one direction were in the relay, from the plane's start: a histogram of microseconds.
+
+    ``buckets`` are (end, count), the end exclusive, in rising order, empty ones left out.
+    """
+
+    buckets: Sequence[tuple[int, int]] = ()
+    sum_us: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many packets."""
+        return sum(count for _, count in self.buckets)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The plane as it is now; the totals count from its start and include connections that have ended."""
+    """The plane as it is now; the totals count from its start and include connections that have ended.
+
+    A plane that does not measure latency leaves it empty.
+    """
 
     connections: int
-    flows: tuple[FlowSnapshot, ...]
+    flows: Sequence[FlowSnapshot]
     totals: Totals
     accepted: int
     closed: Mapping[CloseReason, int]
     handshake_failures: Mapping[HandshakeFailure, int]
+    uplink_latency: Latency = Latency()
+    downlink_latency: Latency = Latency()
 
 
 class Plane(Protocol):

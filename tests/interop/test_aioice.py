@@ -7,11 +7,14 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aioice import turn
 
 from tests.support.coturn import open_coturn
 from tests.support.gateway import running_relay
 from tests.support.peers import open_echo
+
+pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
 DATAGRAMS = 500
 LONGEST = 1400
@@ -27,10 +30,14 @@ class Received(asyncio.DatagramProtocol):
         self.data.put_nowait(data)
 
 
-async def test_500_datagrams_of_all_sizes_byte_exact(tmp_path: Path) -> None:
+async def test_500_datagrams_of_all_sizes_byte_exact(tmp_path: Path, plane: str) -> None:
     sizes = [round(number * LONGEST / (DATAGRAMS - 1)) for number in range(DATAGRAMS)]
     assert (sizes[0], sizes[-1]) == (0, LONGEST)
-    async with open_coturn() as coturn, open_echo() as peer, running_relay(tmp_path, coturn.address) as relay:
+    async with (
+        open_coturn() as coturn,
+        open_echo() as peer,
+        running_relay(tmp_path, coturn.address, listen={"plane": plane}) as relay,
+    ):
         transport, protocol = await turn.create_turn_endpoint(
             Received,
             server_addr=relay.tls,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
@@ -12,6 +14,8 @@ from tests.support.coturn import open_coturn
 from tests.support.gateway import running_relay
 from tests.support.peers import open_echo_pair
 from tests.support.uclient import UclientReport, run_uclient
+
+pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
 CLIENTS = 100
 MESSAGES = 20
@@ -35,16 +39,20 @@ def assert_nothing_lost(report: UclientReport) -> None:
     assert (report.lost, report.dropped) == (0, 0)
 
 
-async def test_100_clients_through_the_relay_to_coturn(tmp_path: Path) -> None:
-    async with open_coturn() as coturn, open_echo_pair() as peer, running_relay(tmp_path, coturn.address) as relay:
+async def test_100_clients_through_the_relay_to_coturn(tmp_path: Path, plane: str) -> None:
+    async with (
+        open_coturn() as coturn,
+        open_echo_pair() as peer,
+        running_relay(tmp_path, coturn.address, listen={"plane": plane}) as relay,
+    ):
         report = await call_100_clients(relay.tls, coturn.username, coturn.password, peer)
         assert_nothing_lost(report)
 
 
-async def test_100_clients_through_the_relay_to_the_embedded_upstream(tmp_path: Path) -> None:
+async def test_100_clients_through_the_relay_to_the_embedded_upstream(tmp_path: Path, plane: str) -> None:
     settings = ServerSettings(accepts_rfc5766_channels=True)  # as turnutils_uclient binds them
     credentials = StaticCredentials({"trader": "secret"})
     host = TurnHost(Address("127.0.1.1", 0), credentials, allow_loopback_peers=True, settings=settings)
-    async with host, open_echo_pair() as peer, running_relay(tmp_path, host.address) as relay:
+    async with host, open_echo_pair() as peer, running_relay(tmp_path, host.address, listen={"plane": plane}) as relay:
         report = await call_100_clients(relay.tls, "trader", "secret", peer)
         assert_nothing_lost(report)

@@ -19,6 +19,8 @@ from relay.wire.stun import MessageClass, is_stun, split_message_type
 from tests.support.gateway import eventually, running_relay
 from tests.support.peers import Inbox, open_echo
 
+pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
+
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 
 
@@ -76,11 +78,11 @@ async def lossy_way(upstream: Address) -> AsyncIterator[LossyWay]:
         way.close()
 
 
-async def test_allocate_completes_within_1_5_s_when_every_first_copy_is_swallowed(tmp_path: Path) -> None:
+async def test_allocate_completes_within_1_5_s_when_every_first_copy_is_swallowed(tmp_path: Path, plane: str) -> None:
     async with (
         turn_host() as host,
         lossy_way(host.address) as way,
-        running_relay(tmp_path, way.address) as relay,
+        running_relay(tmp_path, way.address, listen={"plane": plane}) as relay,
         await relay.open_turn("trader", "secret") as turn,
     ):
         async with asyncio.timeout(1.5):
@@ -104,11 +106,11 @@ def refusing() -> Address:
 
 
 @pytest.mark.parametrize("dead", ["silent", "refusing"])
-async def test_a_dead_upstream_closes_the_client_within_5_s(tmp_path: Path, dead: str) -> None:
+async def test_a_dead_upstream_closes_the_client_within_5_s(tmp_path: Path, plane: str, dead: str) -> None:
     with black_hole() as silent:
         address = silent if dead == "silent" else refusing()
         # The probe must not find out first: the client itself meets the dead upstream.
-        async with running_relay(tmp_path, address, health={"fall": 100}) as relay:
+        async with running_relay(tmp_path, address, health={"fall": 100}, listen={"plane": plane}) as relay:
             async with asyncio.timeout(5):
                 try:
                     async with await relay.open_turn("trader", "secret") as turn:
@@ -119,9 +121,9 @@ async def test_a_dead_upstream_closes_the_client_within_5_s(tmp_path: Path, dead
                     assert dead == "refusing"  # known to be down already: closed before the first request
 
 
-async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path) -> None:
+async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path, plane: str) -> None:
     with black_hole() as dead:
-        async with turn_host() as host, running_relay(tmp_path, dead, host.address) as relay:
+        async with turn_host() as host, running_relay(tmp_path, dead, host.address, listen={"plane": plane}) as relay:
             upstreams = relay.gateway.upstreams
             async with asyncio.timeout(5):
                 await eventually(lambda: [upstream.health for upstream in upstreams] == [Health.DOWN, Health.UP])
@@ -132,12 +134,12 @@ async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path) -> None:
                 await turn.close(release=False)
 
 
-async def test_a_running_call_leaves_an_upstream_that_dies(tmp_path: Path) -> None:
+async def test_a_running_call_leaves_an_upstream_that_dies(tmp_path: Path, plane: str) -> None:
     """The upstream falls silent in the middle of a call: within 5 s the client is closed, and comes back elsewhere."""
     inbox = Inbox()
     async with turn_host() as first, turn_host("127.0.1.2") as second, open_echo() as peer:
         upstreams = {"stun1": first, "stun2": second}
-        async with running_relay(tmp_path, first.address, second.address) as relay:
+        async with running_relay(tmp_path, first.address, second.address, listen={"plane": plane}) as relay:
             turn = await relay.open_turn("trader", "secret", on_data=inbox.put)
             await turn.allocate()
             await turn.bind_channel(peer)

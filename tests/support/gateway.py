@@ -86,7 +86,7 @@ def settings_tree(
         "upstreams": [_upstream(number, one) for number, one in enumerate(upstreams, 1)],
         **sections,
     }
-    tree["listen"] = {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0", "plane": "reference", **tree.get("listen", {})}
+    tree["listen"] = {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0", **tree.get("listen", {})}
     return tree
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from relay._fastpath import live_objects
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.plane.api import (
@@ -24,6 +26,7 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
+from relay.plane.compiled import CompiledPlane
 from relay.plane.reference import ReferencePlane
 from tests.support.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.tls_client import TlsClient
@@ -32,7 +35,7 @@ _Kind = TypeVar("_Kind", bound=Event)
 MakePlane = Callable[[PlaneSettings, Sequence[Certificate], EventSink], Plane]
 
 # Every plane passes the same contract.
-PLANES: dict[str, MakePlane] = {"reference": ReferencePlane}
+PLANES: dict[str, MakePlane] = {"reference": ReferencePlane, "compiled": CompiledPlane}
 
 
 @dataclass
@@ -102,7 +105,10 @@ async def plane_bench(
     host: str = "127.0.0.1",
     releases_allocations: bool = False,
 ) -> AsyncIterator[Bench]:
-    """A listening plane with one certificate for relay.test. Descriptors in unread events are closed at the end."""
+    """A listening plane with one certificate for relay.test. Descriptors in unread events are closed at the end.
+
+    A debug build counts what is alive: nothing is, once the plane has gone.
+    """
     authority = Authority(folder)
     certificate = authority.issue("relay.test", host)
     benches: list[Bench] = []
@@ -122,3 +128,13 @@ async def plane_bench(
             for event in bench.events:
                 if isinstance(event, HttpOpened | AllocationOrphaned):
                     os.close(event.fd)
+    assert_nothing_is_alive(apart_from={"buffers", "contexts"})
+    del plane, bench.plane
+    assert_nothing_is_alive()
+
+
+def assert_nothing_is_alive(apart_from: Set[str] = frozenset()) -> None:
+    """``apart_from`` what the workers keep until they are collected themselves."""
+    if live_objects():
+        gc.collect()
+    assert not {kind: count for kind, count in live_objects().items() if count and kind not in apart_from}

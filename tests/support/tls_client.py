@@ -14,11 +14,17 @@ from relay.wire.stream import StreamCutter
 class TlsClient:
     """One connection; ``open`` it, and close it in the end."""
 
-    def __init__(self, connected: socket.socket, context: ssl.SSLContext, server_name: str | None) -> None:
+    def __init__(
+        self,
+        connected: socket.socket,
+        context: ssl.SSLContext,
+        server_name: str | None,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
         self.socket = connected
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name, session=session)
         self._cutter = StreamCutter()
         self._units: list[bytes] = []
         self._loop = asyncio.get_running_loop()
@@ -32,6 +38,7 @@ class TlsClient:
         *,
         byte_by_byte: bool = False,
         receive_buffer: int | None = None,
+        session: ssl.SSLSession | None = None,
     ) -> TlsClient:
         """Connect and shake hands. Raises ssl.SSLError or OSError where the server refuses."""
         family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
@@ -39,7 +46,7 @@ class TlsClient:
         if receive_buffer is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client = cls(connected, context, server_name)
+        client = cls(connected, context, server_name, session)
         try:
             await client._loop.sock_connect(connected, server)
             await client.shake_hands(byte_by_byte=byte_by_byte)

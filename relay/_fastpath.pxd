@@ -1,0 +1,288 @@
+# The data dictionary of the compiled plane: what a connection is made of, and what a worker owns.
+#
+# Everything here belongs to one worker thread, but for what is marked otherwise. Python reads the fields of a
+# connection for snapshots while the worker writes them: each is a machine word, so a figure may be a moment old, and is
+# never torn.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from relay.plane.histogram cimport Histogram
+from relay.plane.openssl cimport SSL, SSL_CTX
+from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
+from relay.plane.ring cimport Ring
+from relay.plane.sources cimport SOURCE_BYTES, Sources
+from relay.plane.transactions cimport Transactions
+
+cdef enum State:
+    STATE_FREE
+    STATE_HANDSHAKE
+    STATE_DECIDING
+    STATE_WAITING               # for attach
+    STATE_MEDIA
+    STATE_HTTP
+    STATE_CLOSING               # the last bytes are on their way out
+    STATE_DEAD                  # descriptors closed; the slot waits until Python has read it
+
+# In the order of relay.plane.api.CloseReason, HandshakeFailure comes from the reason text.
+cdef enum:
+    REASON_CLIENT_CLOSED
+    REASON_CLIENT_LOST
+    REASON_HANDSHAKE_FAILED
+    REASON_TLS_BROKEN
+    REASON_FIRST_BYTES_TIMEOUT
+    REASON_FIRST_BYTES_UNKNOWN
+    REASON_BROKEN_FRAME
+    REASON_SLOW_CLIENT
+    REASON_UPSTREAM_UNREACHABLE
+    REASON_UPSTREAM_SILENT
+    REASON_NO_UPSTREAM
+    REASON_HTTP_CLOSED
+    REASON_TOO_MANY_CONNECTIONS
+    REASON_NO_DESCRIPTORS
+    REASON_CONTROL_TIMEOUT
+    REASON_DRAINING
+    REASON_STOPPED
+    REASONS
+
+# In the order of relay.plane.api.DropReason.
+cdef enum:
+    DROP_DOWNLINK_FULL
+    DROP_DOWNLINK_DUPLICATE
+    DROP_DOWNLINK_MALFORMED
+    DROP_UPLINK_OVERSIZE
+    DROP_UPLINK_FULL
+    DROPS
+
+# What is reported to Python, one bit each, in the order in which it is.
+cdef enum:
+    NOTICE_ADOPTED = 1
+    NOTICE_TURN_OPENED = 2
+    NOTICE_HTTP_OPENED = 4
+    NOTICE_STALE = 8            # 437: a socket on a fresh port is wanted
+    NOTICE_CLOSED = 16
+    NOTICE_LAST = 16
+
+cdef enum:
+    OP_LISTEN                   # number: the socket
+    OP_UNLISTEN
+    OP_CERTIFICATES             # data: Contexts
+    OP_CONFIGURE                # data: Bounds
+    OP_TICKET_KEY               # data: TicketKey
+    OP_ADOPT                    # number: the socket, identity: Python's own number for it; data: bytes read already
+    OP_ATTACH                   # number: the UDP socket, flag: the upstream releases allocations
+    OP_REPLACE                  # number: the UDP socket on a fresh port, -1 if there is none
+    OP_UPGRADE                  # as OP_ATTACH; data: the response
+    OP_CLOSE                    # number: the reason
+    OP_RELEASE                  # Python has read a closed connection
+    OP_STOP
+
+cdef struct Command:
+    int op
+    int number
+    int flag
+    uint32_t size
+    uint64_t identity
+    void* data                  # owned by the command, freed by the worker
+
+cdef struct Event:
+    uint64_t identity
+    uint64_t notice
+
+cdef struct Counters:
+    uint64_t uplink_packets
+    uint64_t uplink_bytes
+    uint64_t downlink_packets
+    uint64_t downlink_bytes
+    uint64_t retransmissions
+    uint64_t[DROPS] drops
+
+# One flow of a snapshot.
+cdef struct FlowRecord:
+    uint64_t identity
+    int64_t age_us
+    int64_t heard_us
+    Counters counters
+
+# The bounds of relay.plane.api.PlaneSettings.
+cdef struct Bounds:
+    int64_t handshake_us
+    int64_t first_bytes_us
+    int64_t attach_us
+    int64_t silence_us
+    int64_t connections
+    int64_t connections_per_source
+    uint32_t downlink_buffer
+    uint32_t downlink_limit
+
+cdef struct TicketKey:
+    uint8_t[16] name
+    uint8_t[32] cipher_key      # AES-256-CBC
+    uint8_t[32] mac_key         # HMAC-SHA256
+
+# The first makes tickets, both open them: nothing of a session is kept here.
+cdef struct TicketKeys:
+    TicketKey current
+    TicketKey previous
+    bint has_current
+    bint has_previous
+
+# The TLS contexts of one set of certificates. It lives while it is current or a handshake uses it.
+cdef struct Contexts:
+    int count
+    int references
+    bint retired
+    SSL_CTX** contexts
+    char** names                # of each, one: lower case, exact or "*."
+    SSL_CTX* fallback           # the first certificate's
+
+cdef struct Connection:
+    # Identity: a late event or command carries an old generation and finds nobody.
+    uint32_t index
+    uint32_t generation
+    uint8_t state
+    bint readable               # the client is read
+    bint again                  # TLS holds bytes that no event will tell of
+    bint more                   # what is held has whole units in it, for the next turn
+    bint ended                  # the client sends no more
+    bint lingering              # all is said; what the client still sends is read and forgotten
+    bint released               # Python has read the end
+    uint32_t owed               # notices that wait to be put in the ring
+    int fd                      # TCP
+    int udp                     # Python's from the end on
+    int pipe                    # our end of the pair to control
+    bint pipe_watched
+    int their_pipe              # control's end, until it has been told
+    SSL* ssl
+    Contexts* contexts          # while the handshake may ask for a name
+    uint32_t interest           # what epoll watches on fd
+    uint64_t ticket             # Python's number for an adopted connection
+    # Who it is.
+    sockaddr_storage client
+    uint8_t[SOURCE_BYTES] source
+    bint counted                # in the table of sources
+    char[256] server_name
+    uint8_t alpn                # 0 none, 1 http/1.1, 2 stun.turn, 3 stun.nat-discovery
+    const char* version
+    # Uplink: plain bytes whose unit is not whole, or that wait for a decision.
+    uint8_t* held
+    uint32_t held_size
+    uint32_t held_room
+    # Downlink: frames that TLS would not take yet. The first `retry` bytes are those of the write that was refused.
+    uint8_t* out
+    uint32_t out_start
+    uint32_t out_size
+    uint32_t out_room
+    uint32_t retry
+    # The flow.
+    Transactions* transactions
+    Counters counters
+    int64_t opened_us
+    int64_t heard_us
+    int64_t spoken_us           # when TLS last had work: its buffers are let go a second later
+    bint buffered               # TLS holds its buffers
+    int64_t allocated_until_us  # 0: no allocation of its own
+    bint allocating
+    bint releases               # keep the last authenticated request for control
+    int fresh_ports
+    uint8_t[12] stale_id        # the Allocate that was answered 437
+    uint8_t* stale_answer       # which goes to the client if there is no fresh port
+    uint32_t stale_size
+    uint8_t* request
+    uint32_t request_size
+    # The end.
+    int reason
+    int fault                   # framing fault, negative, an errno, or how many first_bytes there are
+    const char* failure         # OpenSSL's words, static
+    uint8_t[8] first_bytes
+    # Time: one deadline at a time, in one slot of the wheel.
+    int64_t deadline_us
+    Connection* wheel_previous
+    Connection* wheel_next
+    # Lists of one turn of the loop.
+    Connection* again_next
+    Connection* owed_next
+    Connection* free_next
+
+cdef enum:
+    WHEEL_SLOTS = 1024
+    WHEEL_TICK_US = 8192        # the wheel turns in 8.4 s; what is due later goes round again
+    CHUNK = 64                  # connections a slab chunk
+    MAX_CHUNKS = 4096
+    EVENTS_A_TURN = 256
+    DATAGRAMS_A_TURN = 8
+    DATAGRAM_BYTES = 65536 + 4  # the longest, and room for padding
+    PLAIN_BYTES = 16384         # one TLS record
+    MAX_FRESH_PORTS = 3
+
+# Shared by all workers; changed at accept and close only.
+cdef struct Shared:
+    int64_t connections         # atomic
+    Sources sources             # under its own lock
+
+cdef struct Engine:
+    int epoll
+    int command_fd              # Python rings
+    int event_fd                # we ring
+    Ring commands               # put by Python, with the GIL
+    Ring events                 # taken by Python
+    int number                  # of the worker
+    bint stopping
+    int64_t now_us
+    Bounds bounds
+    Contexts* contexts
+    TicketKeys ticket_keys
+    Shared* shared
+    int[16] listeners
+    int listener_count
+    bint accepting
+    int64_t accept_again_us
+    # The slab.
+    Connection* chunks[MAX_CHUNKS]
+    uint32_t slots
+    Connection* free_slots
+    uint32_t live               # connections whose socket is open
+    uint32_t used               # slots that are not free
+    # Time.
+    Connection* wheel[WHEEL_SLOTS]
+    int64_t wheel_tick
+    uint32_t armed
+    # Load: events of this turn, and a second.
+    int64_t taken
+    int64_t rate
+    # Time in the relay, each way: from when the worker could first have seen a packet to when it was sent.
+    int64_t looked_us
+    int64_t paused_us
+    Histogram uplink_us
+    Histogram downlink_us
+    int64_t swept_us            # when idle TLS buffers were last let go
+    # Lists of one turn.
+    Connection* again
+    Connection* owed
+    # Counted from the start, connections that have ended included.
+    uint64_t accepted
+    Counters ended
+    uint64_t[REASONS] closed
+    # Buffers of one turn.
+    epoll_event[EVENTS_A_TURN] epoll_events
+    mmsghdr[DATAGRAMS_A_TURN] messages
+    iovec[DATAGRAMS_A_TURN] vectors
+    uint8_t* datagrams
+    uint8_t[PLAIN_BYTES] plain
+    uint8_t[PLAIN_BYTES] record
+
+cdef class StreamCutter:
+    cdef readonly object fault      # FramingFault behind which nothing is cut, or None
+    cdef bytearray rest             # the beginning of a unit that is not whole yet
+
+    cdef Py_ssize_t cut(self, const uint8_t* data, Py_ssize_t available, list units) except -1
+
+cdef class SharedState:
+    cdef Shared* shared
+
+cdef class Worker:
+    cdef Engine* engine
+    cdef SharedState owner
+
+    cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
+    cdef int push(self, Command* command) except -1
+    cdef Connection* slot(self, object identity) except NULL

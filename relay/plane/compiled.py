@@ -1,0 +1,448 @@
+"""The compiled plane: the contract of ``api`` on the workers of ``relay._fastpath``, one thread each.
+
+This side of it runs on asyncio and never touches a packet: it opens listening and UDP sockets, turns the workers'
+notices into events, and lets source ports rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+from relay._fastpath import SharedState, Worker
+from relay.addresses import Address
+from relay.errors import OperatorError
+from relay.plane.api import (
+    AllocationOrphaned,
+    Carrier,
+    Certificate,
+    Closed,
+    CloseReason,
+    ConnectionId,
+    DropReason,
+    Event,
+    EventSink,
+    FlowSnapshot,
+    HandshakeFailure,
+    HttpOpened,
+    Latency,
+    PlaneSettings,
+    Snapshot,
+    Totals,
+    TurnOpened,
+    Upstream,
+)
+from relay.plane.flow import ALLOCATION_LIFETIME_S
+from relay.plane.source_ports import SourcePorts
+from relay.plane.tls import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, ServerContexts, certificate_names
+from relay.wire.stream import FramingFault
+
+if TYPE_CHECKING:
+    from relay._fastpath import _Histogram
+
+LISTEN_BACKLOG = 1024
+# A name, an AES-256 key and an HMAC key. A ticket is good until its key has been replaced twice: long enough for a
+# client that comes back after lunch, short enough that a stolen key opens little.
+TICKET_KEY_BYTES = 80
+TICKET_KEY_LIFETIME_S = 4 * 3600
+
+ADOPTED, TURN_OPENED, HTTP_OPENED, STALE, CLOSED = 1, 2, 4, 8, 16
+REASONS = tuple(CloseReason)
+DROPS = tuple(DropReason)
+# FlowRecord of _fastpath.pxd: number, age, time since the upstream was heard, and the counters.
+_RECORD = struct.Struct(f"=Qqq{5 + len(DROPS)}Q")
+FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingFault.MAGIC_COOKIE)
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What this side remembers of a flow."""
+
+    connection: ConnectionId
+    client: Address
+    server_name: str
+    upstream: Upstream
+    port: int
+
+
+class _Flows(Sequence[FlowSnapshot]):
+    """The flows of a snapshot: copied at once, described when they are looked at."""
+
+    def __init__(self, flows: dict[int, _Flow], records: bytes) -> None:
+        self._flows = [
+            (flow, record) for record in _RECORD.iter_unpack(records) if (flow := flows.get(record[0])) is not None
+        ]
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    @overload
+    def __getitem__(self, index: int) -> FlowSnapshot: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FlowSnapshot]: ...
+    def __getitem__(self, index: int | slice) -> FlowSnapshot | Sequence[FlowSnapshot]:
+        if isinstance(index, slice):
+            return [self._describe(*one) for one in self._flows[index]]
+        return self._describe(*self._flows[index])
+
+    def totals(self) -> Totals:
+        """The counters of all flows together."""
+        columns = list(zip(*(record[3:] for _, record in self._flows), strict=True))
+        sums = [sum(column) for column in columns] if columns else [0] * (5 + len(DROPS))
+        return _totals(sums)
+
+    @staticmethod
+    def _describe(flow: _Flow, record: tuple[int, ...]) -> FlowSnapshot:
+        _, age_us, heard_us, *counters = record
+        return FlowSnapshot(
+            flow.connection,
+            flow.client,
+            flow.server_name,
+            Carrier.TURN,
+            flow.upstream,
+            age_us / 1e6,
+            heard_us / 1e6,
+            _totals(counters),
+        )
+
+
+class CompiledPlane:
+    """Runs ``workers`` threads, one for each core by default; events come on the loop that creates it."""
+
+    def __init__(
+        self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink, *, workers: int = 0
+    ) -> None:
+        """Raises OperatorError for a certificate that cannot be used."""
+        self.loop = asyncio.get_running_loop()
+        self._on_events = on_events
+        self._ports = SourcePorts(settings)
+        shared = SharedState()
+        self._workers = [Worker(number, shared) for number in range(workers or os.cpu_count() or 1)]
+        self._flows: dict[int, _Flow] = {}
+        self._tickets: dict[int, int] = {}  # of adopted connections: Python's number to the worker's
+        self._known_as: dict[int, int] = {}  # and back
+        self._next_ticket = 1 << 60
+        self._handshake_failures: Counter[HandshakeFailure] = Counter()
+        self._listening: list[Address] = []
+        self._stopped = False
+        self.set_certificates(certificates)
+        self.configure(settings)
+        self._rotate_ticket_keys()
+        self._threads = [
+            threading.Thread(target=worker.run, name=f"data plane {number}", daemon=True)
+            for number, worker in enumerate(self._workers)
+        ]
+        for worker, thread in zip(self._workers, self._threads, strict=True):
+            self.loop.add_reader(worker.event_fd, self._take_events, worker)
+            thread.start()
+
+    # Verbs
+
+    async def listen(self, address: Address) -> Address:
+        """Accept clients on a literal address, each worker on a socket of its own."""
+        try:
+            sockets = open_listeners(address, len(self._workers))
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
+        bound = sockets[0].getsockname()
+        for worker, listening in zip(self._workers, sockets, strict=True):
+            worker.listen(listening.detach())
+        return Address(bound[0], bound[1])
+
+    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+        """Use these for new connections. Raises OperatorError and keeps the old."""
+        ServerContexts(certificates)  # says what is wrong with them, in words
+        groups: dict[frozenset[str], list[tuple[bytes, bytes]]] = {}
+        for certificate in certificates:
+            files = (os.fsencode(certificate.chain), os.fsencode(certificate.private_key))
+            groups.setdefault(certificate_names(certificate), []).append(files)
+        for worker in self._workers:
+            worker.set_certificates(
+                [([name.encode() for name in sorted(names)], files) for names, files in groups.items()]
+            )
+
+    def _rotate_ticket_keys(self) -> None:
+        """One key for all workers, so that a client may come back to another one."""
+        key = secrets.token_bytes(TICKET_KEY_BYTES)
+        for worker in self._workers:
+            worker.use_ticket_key(key)
+        self._rotation = self.loop.call_later(TICKET_KEY_LIFETIME_S, self._rotate_ticket_keys)
+
+    def configure(self, settings: PlaneSettings) -> None:
+        """Use these bounds from now on."""
+        self._ports.configure(settings)
+        for worker in self._workers:
+            worker.configure(
+                round(settings.handshake_timeout_s * 1e6),
+                round(settings.first_bytes_timeout_s * 1e6),
+                round(settings.attach_timeout_s * 1e6),
+                round(settings.upstream_silence_s * 1e6),
+                settings.max_connections,
+                settings.max_connections_per_source,
+                settings.downlink_buffer_bytes,
+                settings.downlink_limit_bytes,
+            )
+
+    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
+        """Take over an accepted TCP connection."""
+        os.set_blocking(fd, False)
+        self._next_ticket += 1
+        if self._stopped:
+            os.close(fd)
+            return ConnectionId(self._next_ticket)
+        self._workers[self._next_ticket % len(self._workers)].adopt(fd, preread, self._next_ticket)
+        return ConnectionId(self._next_ticket)
+
+    def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
+        """Start the flow of a connection that has reported TurnOpened."""
+        opened = self._open_flow(connection, upstream, http=False)
+        if opened is not None:
+            identity, udp = opened
+            self._worker(identity).attach(identity, udp, upstream.releases_allocations)
+
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
+        """Take an HTTP connection back and go on as media."""
+        assert carrier is Carrier.TURN
+        opened = self._open_flow(connection, upstream, http=True)
+        if opened is not None:
+            identity, udp = opened
+            self._worker(identity).upgrade(identity, response, udp, upstream.releases_allocations)
+
+    def _open_flow(self, connection: ConnectionId, upstream: Upstream, *, http: bool) -> tuple[int, int] | None:
+        identity = self._tickets.get(connection, connection)
+        if not self._is_known(identity) or identity in self._flows or not self._worker(identity).awaits(identity, http):
+            return None
+        try:
+            udp = self._ports.open_socket(self.loop.time(), upstream.address)
+        except OSError as error:
+            exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
+            self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
+            return None
+        worker = self._worker(identity)
+        self._flows[identity] = _Flow(
+            connection, self._client(worker, identity), worker.opened(identity)[0], upstream, udp.getsockname()[1]
+        )
+        return identity, udp.detach()
+
+    def close(self, connection: ConnectionId, reason: CloseReason) -> None:
+        """End a connection."""
+        identity = self._tickets.get(connection, connection)
+        if self._is_known(identity):
+            self._worker(identity).close(identity, REASONS.index(reason))
+
+    def drain(self) -> None:
+        """Accept nobody any more."""
+        for worker in self._workers:
+            worker.unlisten()
+
+    async def stop(self) -> None:
+        """End all connections and let go of every descriptor."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._rotation.cancel()
+        for worker in self._workers:
+            worker.stop()
+        for worker, thread in zip(self._workers, self._threads, strict=True):
+            await asyncio.to_thread(thread.join)
+            self._take_events(worker)
+            worker.let_go()
+            self.loop.remove_reader(worker.event_fd)
+
+    def snapshot(self) -> Snapshot:
+        """All counters and flows as they are now."""
+        connections = accepted = 0
+        closed: Counter[CloseReason] = Counter()
+        totals = Totals()
+        for worker in self._workers:
+            live, taken, ended, reasons = worker.figures()
+            connections += live
+            accepted += taken
+            totals.add(_totals(ended))
+            closed.update({REASONS[reason]: count for reason, count in enumerate(reasons) if count})
+        flows = _Flows(self._flows, b"".join(worker.flows() for worker in self._workers))
+        totals.add(flows.totals())
+        uplink, downlink = (_latency(one) for one in zip(*(w.histograms() for w in self._workers), strict=True))
+        failures = dict(self._handshake_failures)
+        return Snapshot(connections, flows, totals, accepted, dict(closed), failures, uplink, downlink)
+
+    # Numbers
+
+    def _worker(self, identity: int) -> Worker:
+        return self._workers[identity >> 56]
+
+    def _is_known(self, identity: int) -> bool:
+        if identity >> 56 >= len(self._workers):
+            return False
+        try:
+            self._worker(identity).ticket(identity)
+        except KeyError:
+            return False
+        return True
+
+    def _known(self, identity: int) -> ConnectionId:
+        return ConnectionId(self._known_as.get(identity, identity))
+
+    # Events
+
+    def _take_events(self, worker: Worker) -> None:
+        events: list[Event] = []
+        for notice, identity in worker.take_events():
+            if notice == ADOPTED:
+                ticket = worker.ticket(identity)
+                self._tickets[ticket], self._known_as[identity] = identity, ticket
+            elif notice == TURN_OPENED:
+                events.append(self._on_turn_opened(worker, identity))
+            elif notice == HTTP_OPENED:
+                events.append(self._on_http_opened(worker, identity))
+            elif notice == STALE:
+                self._on_stale(worker, identity)
+            elif notice == CLOSED:
+                events.extend(self._on_closed(worker, identity))
+        if events:
+            self._on_events(events)
+
+    def _client(self, worker: Worker, identity: int) -> Address:
+        _, port, packed = worker.client(identity)
+        return Address(str(ipaddress.ip_address(packed)), port)
+
+    def _on_turn_opened(self, worker: Worker, identity: int) -> TurnOpened:
+        server_name, alpn, _ = worker.opened(identity)
+        chosen = ALPN_PROTOCOLS[alpn - 1] if alpn else None
+        return TurnOpened(self._known(identity), self._client(worker, identity), server_name, chosen)
+
+    def _on_http_opened(self, worker: Worker, identity: int) -> HttpOpened:
+        server_name, _, version = worker.opened(identity)
+        fd = worker.take_pipe(identity)
+        return HttpOpened(self._known(identity), fd, self._client(worker, identity), server_name, version)
+
+    def _on_stale(self, worker: Worker, identity: int) -> None:
+        flow = self._flows.get(identity)
+        if flow is None:
+            return
+        self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + ALLOCATION_LIFETIME_S)
+        try:
+            udp = self._ports.open_socket(self.loop.time(), flow.upstream.address)
+        except OSError:
+            worker.replace(identity, -1)
+            return
+        flow.port = udp.getsockname()[1]
+        worker.replace(identity, udp.detach())
+
+    def _on_closed(self, worker: Worker, identity: int) -> list[Event]:
+        reason, fault, words, first_bytes = worker.closed(identity)
+        server_name, _, _ = worker.opened(identity)
+        connection, flow = self._known(identity), self._flows.pop(identity, None)
+        closed = Closed(
+            connection,
+            REASONS[reason],
+            self._client(worker, identity),
+            server_name,
+            _totals(worker.counters(identity)),
+            None if flow is None else flow.upstream,
+            _detail(REASONS[reason], fault, words, first_bytes),
+            _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
+        )
+        if closed.handshake_failure is not None:
+            self._handshake_failures[closed.handshake_failure] += 1
+        events: list[Event] = [closed]
+        orphan = self._take_flow(worker, identity, connection, flow)
+        if orphan is not None:
+            events.insert(0, orphan)
+        self._tickets.pop(self._known_as.pop(identity, 0), None)
+        pipe = worker.take_pipe(identity)
+        if pipe >= 0:
+            os.close(pipe)
+        if not self._stopped:  # or else the worker takes no more commands
+            worker.release(identity)
+        return events
+
+    def _take_flow(
+        self, worker: Worker, identity: int, connection: ConnectionId, flow: _Flow | None
+    ) -> AllocationOrphaned | None:
+        fd, left_us, allocating, request = worker.take_flow(identity)
+        if fd < 0:
+            return None
+        if flow is not None and (left_us > 0 or allocating):
+            lifetime_s = left_us / 1e6 if left_us > 0 else ALLOCATION_LIFETIME_S
+            self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + lifetime_s)
+            if left_us > 0 and request:
+                return AllocationOrphaned(connection, fd, flow.upstream, request)
+        os.close(fd)
+        return None
+
+
+def _latency(histograms: Sequence[_Histogram]) -> Latency:
+    counts: Counter[int] = Counter()
+    for buckets, _ in histograms:
+        counts.update(dict(buckets))
+    return Latency(sorted(counts.items()), sum(sum_us for _, sum_us in histograms))
+
+
+def _totals(counters: Sequence[int]) -> Totals:
+    drops = {reason: count for reason, count in zip(DROPS, counters[5:], strict=True) if count}
+    uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions = counters[:5]
+    return Totals(uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions, drops)
+
+
+def _failure(words: str) -> HandshakeFailure:
+    if words == "timeout":
+        return HandshakeFailure.TIMEOUT
+    if not words:
+        return HandshakeFailure.CLIENT_CLOSED
+    return HANDSHAKE_FAILURES.get(words.upper().replace(" ", "_"), HandshakeFailure.OTHER)
+
+
+def _detail(reason: CloseReason, fault: int, words: str, first_bytes: bytes) -> str:
+    if reason is CloseReason.BROKEN_FRAME:
+        return FAULTS[-fault - 1]
+    if reason is CloseReason.FIRST_BYTES_UNKNOWN:
+        return f"first bytes {first_bytes[:fault].hex(' ')}"
+    return words or (os.strerror(fault) if fault > 0 else "")
+
+
+def open_listeners(address: Address, count: int) -> list[socket.socket]:
+    """``count`` sockets that listen on one address and share its connections. Raises OSError.
+
+    SO_REUSEPORT would let a second relay slip onto a taken port: a socket without it asks first.
+    """
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    sockets: list[socket.socket] = []
+    try:
+        with _bound(family, address, shares=False) as probe:
+            port = probe.getsockname()[1]
+        for _ in range(count):
+            listening = _bound(family, Address(address.host, port), shares=True)
+            sockets.append(listening)
+            listening.listen(LISTEN_BACKLOG)
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def _bound(family: socket.AddressFamily, address: Address, *, shares: bool) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(address)
+    except OSError:
+        opened.close()
+        raise
+    return opened

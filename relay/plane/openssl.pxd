@@ -1,0 +1,116 @@
+# The part of OpenSSL 3 that the data plane uses.
+
+from libc.stdint cimport uint64_t
+
+cdef extern from "<openssl/evp.h>" nogil:
+    ctypedef struct EVP_CIPHER:
+        pass
+    ctypedef struct EVP_CIPHER_CTX:
+        pass
+    ctypedef struct EVP_MAC_CTX:
+        pass
+    ctypedef struct ENGINE:
+        pass
+    ctypedef struct OSSL_PARAM:
+        pass
+    const EVP_CIPHER* EVP_aes_256_cbc()
+    int EVP_EncryptInit_ex(
+        EVP_CIPHER_CTX* context, const EVP_CIPHER* cipher, ENGINE* engine, const unsigned char* key,
+        const unsigned char* iv)
+    int EVP_DecryptInit_ex(
+        EVP_CIPHER_CTX* context, const EVP_CIPHER* cipher, ENGINE* engine, const unsigned char* key,
+        const unsigned char* iv)
+    int EVP_MAC_CTX_set_params(EVP_MAC_CTX* context, const OSSL_PARAM* parameters)
+
+cdef extern from "<openssl/params.h>" nogil:
+    OSSL_PARAM OSSL_PARAM_construct_octet_string(const char* key, void* data, size_t size)
+    OSSL_PARAM OSSL_PARAM_construct_utf8_string(const char* key, char* data, size_t size)
+    OSSL_PARAM OSSL_PARAM_construct_end()
+
+cdef extern from "<openssl/rand.h>" nogil:
+    int RAND_bytes(unsigned char* data, int size)
+
+cdef extern from "<openssl/ssl.h>" nogil:
+    ctypedef struct SSL:
+        pass
+    ctypedef struct SSL_CTX:
+        pass
+    ctypedef struct SSL_METHOD:
+        pass
+    ctypedef struct BIO:
+        pass
+    enum:
+        SSL_ERROR_NONE, SSL_ERROR_SSL, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_SYSCALL
+        SSL_ERROR_ZERO_RETURN
+        SSL_FILETYPE_PEM
+        TLS1_2_VERSION
+        SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK
+        TLSEXT_NAMETYPE_host_name
+        OPENSSL_NPN_NEGOTIATED
+    uint64_t SSL_OP_NO_RENEGOTIATION
+    uint64_t SSL_OP_NO_COMPRESSION
+    uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF
+    long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
+    const SSL_METHOD* TLS_server_method()
+    SSL_CTX* SSL_CTX_new(const SSL_METHOD* method)
+    int SSL_CTX_up_ref(SSL_CTX* context)
+    void SSL_CTX_free(SSL_CTX* context)
+    uint64_t SSL_CTX_set_options(SSL_CTX* context, uint64_t options)
+    long SSL_CTX_set_mode(SSL_CTX* context, long mode)
+    void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
+    long SSL_CTX_set_min_proto_version(SSL_CTX* context, int version)
+    int SSL_CTX_set_cipher_list(SSL_CTX* context, const char* ciphers)
+    int SSL_CTX_use_certificate_chain_file(SSL_CTX* context, const char* path)
+    int SSL_CTX_use_PrivateKey_file(SSL_CTX* context, const char* path, int kind)
+    int SSL_CTX_check_private_key(const SSL_CTX* context)
+    void SSL_CTX_set_default_passwd_cb(SSL_CTX* context, int (*callback)(char*, int, int, void*) noexcept nogil)
+    long SSL_CTX_set_tlsext_servername_callback(
+        SSL_CTX* context, int (*callback)(SSL*, int*, void*) noexcept nogil)
+    long SSL_CTX_set_tlsext_servername_arg(SSL_CTX* context, void* argument)
+    void SSL_CTX_set_alpn_select_cb(
+        SSL_CTX* context,
+        int (*callback)(SSL*, const unsigned char**, unsigned char*, const unsigned char*, unsigned int, void*)
+        noexcept nogil,
+        void* argument)
+    int SSL_select_next_proto(
+        unsigned char** out, unsigned char* out_size, const unsigned char* server, unsigned int server_size,
+        const unsigned char* client, unsigned int client_size)
+    int SSL_CTX_set_tlsext_ticket_key_evp_cb(
+        SSL_CTX* context,
+        int (*callback)(SSL*, unsigned char*, unsigned char*, EVP_CIPHER_CTX*, EVP_MAC_CTX*, int) noexcept nogil)
+    void SSL_CTX_set_app_data(SSL_CTX* context, void* data)
+    void* SSL_CTX_get_app_data(SSL_CTX* context)
+    SSL_CTX* SSL_get_SSL_CTX(const SSL* ssl)
+    SSL* SSL_new(SSL_CTX* context)
+    void SSL_free(SSL* ssl)
+    int SSL_free_buffers(SSL* ssl)
+    int SSL_set_fd(SSL* ssl, int fd)
+    void SSL_set0_rbio(SSL* ssl, BIO* bio)
+    void SSL_set_accept_state(SSL* ssl)
+    SSL_CTX* SSL_set_SSL_CTX(SSL* ssl, SSL_CTX* context)
+    const char* SSL_get_servername(const SSL* ssl, int kind)
+    int SSL_do_handshake(SSL* ssl)
+    int SSL_is_init_finished(const SSL* ssl)
+    int SSL_read(SSL* ssl, void* data, int size)
+    int SSL_write(SSL* ssl, const void* data, int size)
+    int SSL_has_pending(const SSL* ssl)
+    int SSL_shutdown(SSL* ssl)
+    int SSL_get_error(const SSL* ssl, int result)
+    const char* SSL_get_version(const SSL* ssl)
+    void SSL_get0_alpn_selected(const SSL* ssl, const unsigned char** data, unsigned int* size)
+
+cdef extern from "<openssl/bio.h>" nogil:
+    ctypedef struct BIO_METHOD:
+        pass
+    const BIO_METHOD* BIO_s_mem()
+    BIO* BIO_new(const BIO_METHOD* method)
+    BIO* BIO_new_socket(int fd, int close_flag)
+    int BIO_write(BIO* bio, const void* data, int size)
+    int BIO_pending(BIO* bio)
+    long BIO_set_mem_eof_return(BIO* bio, int value)
+
+cdef extern from "<openssl/err.h>" nogil:
+    unsigned long ERR_get_error()
+    unsigned long ERR_peek_error()
+    void ERR_clear_error()
+    const char* ERR_reason_error_string(unsigned long error)

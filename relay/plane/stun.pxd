@@ -1,0 +1,68 @@
+# What the data plane reads of STUN messages (RFC 8489 section 5): type, class, a number in an attribute. Byte-wise
+# loads, because a message may start at any address; every walk is bounded by the length that framing has checked.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcmp
+
+cdef enum:
+    STUN_HEADER_BYTES = 20
+    TRANSACTION_ID_OFFSET = 8
+    TRANSACTION_ID_BYTES = 12
+    # Types with their class (figure 3).
+    ALLOCATE_REQUEST = 0x0003
+    ALLOCATE_SUCCESS = 0x0103
+    ALLOCATE_ERROR = 0x0113
+    REFRESH_REQUEST = 0x0004
+    REFRESH_SUCCESS = 0x0104
+    DATA_INDICATION = 0x0017
+    CLASS_BITS = 0x0110
+    RESPONSE_BIT = 0x0100
+    ATTRIBUTE_ERROR_CODE = 0x0009
+    ATTRIBUTE_LIFETIME = 0x000D
+
+
+cdef inline uint16_t load16(const uint8_t* data) noexcept nogil:
+    return <uint16_t> (data[0] << 8 | data[1])
+
+
+cdef inline uint32_t load32(const uint8_t* data) noexcept nogil:
+    return <uint32_t> data[0] << 24 | <uint32_t> data[1] << 16 | <uint32_t> data[2] << 8 | data[3]
+
+
+# Size of the message in a datagram, padding left out, or 0 if it is neither STUN nor ChannelData.
+cdef inline size_t datagram_unit(const uint8_t* data, size_t size) noexcept nogil:
+    cdef uint8_t[4] cookie = [0x21, 0x12, 0xA4, 0x42]
+    cdef size_t length
+    if size < 4:
+        return 0
+    length = load16(data + 2)
+    if data[0] & 0xC0 == 0x40:
+        return 4 + length if 4 + length <= size else 0
+    if data[0] & 0xC0 or size < STUN_HEADER_BYTES or length & 3 or size != STUN_HEADER_BYTES + length:
+        return 0
+    return size if memcmp(data + 4, cookie, 4) == 0 else 0
+
+
+# True for media: ChannelData, and Data indications, which carry the same. Other STUN is never dropped.
+cdef inline bint is_droppable(const uint8_t* unit) noexcept nogil:
+    return unit[0] >= 0x40 or load16(unit) == DATA_INDICATION
+
+
+# The first attribute of a type: its value of at least four bytes, or NULL.
+cdef inline const uint8_t* find_attribute(const uint8_t* message, size_t size, uint16_t kind) noexcept nogil:
+    cdef size_t offset = STUN_HEADER_BYTES
+    cdef size_t length
+    while offset + 4 <= size:
+        length = load16(message + offset + 2)
+        if offset + 4 + length > size:
+            return NULL
+        if load16(message + offset) == kind:
+            return message + offset + 4 if length >= 4 else NULL
+        offset += 4 + ((length + 3) & ~<size_t> 3)
+    return NULL
+
+
+# ERROR-CODE as a number, 0 if there is none.
+cdef inline int error_code(const uint8_t* message, size_t size) noexcept nogil:
+    cdef const uint8_t* value = find_attribute(message, size, ATTRIBUTE_ERROR_CODE)
+    return 0 if value == NULL else (value[2] & 7) * 100 + value[3]
