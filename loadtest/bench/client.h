@@ -1,0 +1,66 @@
+/* One TURN/TLS client that never blocks: TCP, TLS, Allocate, ChannelBind, then ChannelData both ways.
+ *
+ * The owner waits on ``epoll``, calls client_on_events, and looks at ``state`` afterwards. */
+#ifndef BENCH_CLIENT_H
+#define BENCH_CLIENT_H
+
+#include <netinet/in.h>
+#include <openssl/ssl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* A unit must fit whole; the largest carries 1400 bytes. More is the kernel's to hold. */
+#define CLIENT_IN_BYTES 4096u
+/* What a client keeps while the server does not read: 1.7 s of G.711. After that packets are not sent, and are lost. */
+#define CLIENT_OUT_BYTES 16384u
+
+enum client_state {
+    CLIENT_NEW,
+    CLIENT_CONNECTING,
+    CLIENT_HANDSHAKING,
+    CLIENT_ALLOCATING,
+    CLIENT_BINDING,
+    CLIENT_READY, /* bound; or only allocated, where no channel is asked for */
+    CLIENT_DEAD,  /* failed, or closed by the server; ``settings->first_error`` may say why */
+};
+
+struct client;
+
+/* What all clients of a run have in common. */
+struct client_settings {
+    int epoll;
+    SSL_CTX *tls;
+    struct sockaddr_in server;
+    struct sockaddr_in peer; /* what the channel is bound to: behind coturn the echo, behind a relay no matter */
+    const char *server_name;
+    bool binds_channel;
+    void (*on_data)(struct client *client, const uint8_t *payload, size_t size);
+    uint64_t foreign;       /* frames on a channel that is not the connection's */
+    uint64_t dirty_padding; /* frames whose padding is not zero: no harm to a client, but whose bytes are these? */
+    char first_error[128];
+};
+
+struct client {
+    struct client_settings *settings;
+    SSL *tls;
+    uint32_t number;
+    int fd;
+    enum client_state state;
+    bool waits_for_room;
+    size_t in_size, out_size;
+    uint8_t in[CLIENT_IN_BYTES];
+    uint8_t out[CLIENT_OUT_BYTES];
+};
+
+/* A context for TLS 1.2 or 1.3 (12, 13), or for either (0). It checks no certificate: the bench trusts itself. */
+SSL_CTX *client_context(int version);
+
+/* Starts to connect. ``client`` is zeroed memory, or one that was closed. */
+void client_open(struct client *client, struct client_settings *settings, uint32_t number);
+void client_on_events(struct client *client, uint32_t events);
+/* Sends a payload on the channel. False if there is no connection, or no room. */
+bool client_send_data(struct client *client, const uint8_t *payload, size_t size);
+void client_close(struct client *client);
+
+#endif

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Starts the relay for a benchmark:  start-relay.sh PORT UPSTREAM_PORT
+# In the environment: RELAY_CERT and RELAY_KEY, files; RELAY_DIR, a folder for relay.toml; and, if wanted, RELAY_PLANE,
+# which is the configuration's default otherwise. The relay keeps this process's id.
+set -eu
+
+plane=""
+if [ -n "${RELAY_PLANE:-}" ]; then plane="plane = \"$RELAY_PLANE\""; fi
+
+cat >"$RELAY_DIR/relay.toml" <<TOML
+[listen]
+tls = ["127.0.0.1:$1"]
+admin = "127.0.0.1:0"
+workers = 1 # the benchmark gives it one core
+$plane
+
+[[certificates]]
+certificate = "$RELAY_CERT"
+private_key = "$RELAY_KEY"
+
+[[upstreams]]
+name = "bench"
+address = "127.0.0.1:$2"
+
+[log]
+level = "warning"
+TOML
+
+exec relay serve --config "$RELAY_DIR/relay.toml"

@@ -1,0 +1,275 @@
+"""The native benchmark: a good relay is found good, and whatever goes wrong on the way does not go unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.bench import bench
+from relay.addresses import Address
+from relay.wire.stun import AttributeType, MessageClass, build_message, build_uint32, is_stun, parse_message
+from tests.support.gateway import Relay, running_relay
+
+CALLS = 5
+PPS = 50
+WRONG = ("lost", "corrupt", "duplicate", "reordered", "misrouted", "dirty_padding")
+
+# What an echo does with the Nth packet: the answers that are sent instead of it.
+Fault = Callable[[int, bytes], list[bytes]]
+
+
+def missing() -> str:
+    """Why the programs cannot be built here, or nothing."""
+    if not shutil.which("gcc") or not shutil.which("make"):
+        return "gcc or make is not installed"
+    found = subprocess.run(
+        ["gcc", "-E", "-"], input="#include <openssl/ssl.h>", capture_output=True, text=True, check=False
+    )
+    return "OpenSSL's headers are not installed (libssl-dev)" if found.returncode else ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    bench.build()
+
+
+@contextlib.asynccontextmanager
+async def native_upstream() -> AsyncIterator[Address]:
+    process = await asyncio.create_subprocess_exec(bench.BUILD / "upstream", stdout=PIPE)
+    try:
+        assert process.stdout is not None
+        ready, _, address = (await process.stdout.readline()).decode().strip().partition(" ")
+        assert ready == "ready"
+        host, _, port = address.partition(":")
+        yield Address(host, int(port))
+        process.terminate()
+        counted = json.loads(await process.stdout.read())
+        assert counted["ignored"] == counted["not_sent"] == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def ignore(_: int) -> None:
+    """Nobody asked for the process id."""
+
+
+async def generate(relay: Relay, *options: str, on_started: Callable[[int], None] = ignore) -> dict[str, Any]:
+    """One run against the relay; ``on_started`` is told the generator's process id."""
+    port, server = f"--port={relay.tls.port}", f"--server-pid={os.getpid()}"
+    process = await asyncio.create_subprocess_exec(bench.BUILD / "generator", port, server, *options, stdout=PIPE)
+    on_started(process.pid)
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    result: dict[str, Any] = json.loads(printed)
+    return result
+
+
+async def test_a_good_relay_is_found_good(tmp_path: Path) -> None:
+    async with native_upstream() as upstream, running_relay(tmp_path, upstream) as relay:
+        result = await generate(relay, f"--calls={CALLS}", "--seconds=1", "--warmup=0.2")
+    assert (result["ready"], result["failed"], result["disconnected"]) == (CALLS, 0, 0), result["first_error"]
+    assert result["due"] == result["received"] == CALLS * PPS
+    assert {kind: result[kind] for kind in WRONG} == dict.fromkeys(WRONG, 0)
+    assert 0 < result["rtt_us"]["p50"] <= result["rtt_us"]["p99"] <= result["rtt_us"]["max"]
+    assert result["cpu_us_per_packet"] > 0
+
+
+@pytest.mark.parametrize("payload", [36, 37, 38, 39, 1200])
+async def test_every_padding_and_the_lengths_at_both_ends(tmp_path: Path, payload: int) -> None:
+    async with native_upstream() as upstream, running_relay(tmp_path, upstream) as relay:
+        result = await generate(relay, "--calls=2", "--seconds=0.2", "--warmup=0", f"--payload={payload}")
+    assert result["received"] == 20
+    assert {kind: result[kind] for kind in WRONG} == dict.fromkeys(WRONG, 0)
+
+
+async def test_logins_beside_the_calls(tmp_path: Path) -> None:
+    async with native_upstream() as upstream, running_relay(tmp_path, upstream) as relay:
+        result = await generate(relay, "--calls=2", "--seconds=0.5", "--warmup=0", "--storm=20")
+    assert result["lost"] == 0
+    assert (result["storm"]["begun"], result["storm"]["done"], result["storm"]["failed"]) == (10, 10, 0)
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+async def test_idle_connections(tmp_path: Path, version: str) -> None:
+    async with native_upstream() as upstream, running_relay(tmp_path, upstream) as relay:
+        result = await generate(relay, "--idle", "--calls=10", f"--tls={version}")
+    assert (result["mode"], result["ready"], result["failed"]) == ("idle", 30, 0)
+    assert result["tls"] == f"TLSv{version}"
+    assert result["setup_cpu_us"] > 0
+
+
+async def test_nobody_listens() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        command = [str(bench.BUILD / "generator"), f"--port={bound.getsockname()[1]}", "--calls=2"]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    result = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (result["ready"], result["failed"], result["valid"]) == (0, 2, False)
+    assert "refused" in result["first_error"]
+
+
+# What goes wrong is seen
+
+
+def success(request: bytes) -> bytes:
+    message = parse_message(request)
+    lifetime = (AttributeType.LIFETIME, build_uint32(600))
+    return build_message(message.method, MessageClass.SUCCESS, message.transaction_id, [lifetime])
+
+
+@contextlib.contextmanager
+def faulty_upstream(fault: Fault) -> Iterator[Address]:
+    """An upstream that agrees to everything, and treats the packets as the test says; they are counted from 1."""
+    loop, packets = asyncio.get_running_loop(), 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as upstream:
+        upstream.bind(("127.0.0.1", 0))
+
+        def on_readable() -> None:
+            nonlocal packets
+            data, sender = upstream.recvfrom(2048)
+            packets += not is_stun(data)
+            for answer in [success(data)] if is_stun(data) else fault(packets, data):
+                upstream.sendto(answer, sender)
+
+        loop.add_reader(upstream, on_readable)
+        try:
+            yield Address(*upstream.getsockname())
+        finally:
+            loop.remove_reader(upstream)
+
+
+def tenth(fault: Callable[[bytes], list[bytes]]) -> Fault:
+    return lambda number, data: [data] if number % 10 else fault(data)
+
+
+def flip(at: int) -> Fault:
+    """Change one bit of each tenth packet, so far behind the ChannelData header, or so far before the end."""
+    return tenth(lambda data: [bytes(byte ^ (index == at % len(data)) for index, byte in enumerate(data))])
+
+
+def swap() -> Fault:
+    """Hold each ninth packet back until the tenth has gone; for one call."""
+    held: list[bytes] = []
+
+    def fault(number: int, data: bytes) -> list[bytes]:
+        if number % 10 == 9:
+            held.append(data)
+            return []
+        return [data] if number % 10 else [data, held.pop()]
+
+    return fault
+
+
+def mix_up() -> Fault:
+    """Each tenth packet comes back with the payload that the other call sent last; for two calls."""
+    last: dict[bytes, bytes] = {}
+
+    def fault(number: int, data: bytes) -> list[bytes]:
+        header, last[data[:4]] = data[:4], data[4:]
+        (other,) = (payload for call, payload in last.items() if call != header) if number % 10 == 0 else (data[4:],)
+        return [header + other]
+
+    return fault
+
+
+HEADER = 4
+FAULTS: dict[str, tuple[Fault, int, str]] = {
+    "dropped": (tenth(lambda _: []), 2, "lost"),
+    "twice": (tenth(lambda data: [data, data]), 2, "duplicate"),
+    "out of order": (swap(), 1, "reordered"),
+    "cut short": (tenth(lambda data: [data[:2] + (len(data) - 8).to_bytes(2) + data[4:-4]]), 2, "corrupt"),
+    "RTP header": (flip(HEADER), 2, "corrupt"),
+    "connection": (flip(HEADER + 15), 2, "corrupt"),
+    "send time": (flip(HEADER + 27), 2, "corrupt"),
+    "last byte": (flip(-1), 2, "corrupt"),
+    "another call's payload": (mix_up(), 2, "misrouted"),
+    "another channel": (tenth(lambda data: [b"\x40\x7f" + data[2:]]), 2, "misrouted"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_each_fault_is_counted_as_what_it_is(tmp_path: Path, name: str) -> None:
+    fault, calls, kind = FAULTS[name]
+    with faulty_upstream(fault) as upstream:
+        async with running_relay(tmp_path, upstream) as relay:
+            result = await generate(relay, f"--calls={calls}", "--seconds=0.4", "--warmup=0")
+    expected = calls * 20 // 10
+    assert result[kind] == expected
+    # A packet that came back wrong has not come back.
+    lost = expected if kind in {"lost", "corrupt", "misrouted"} else 0
+    assert {other: result[other] for other in WRONG} == {**dict.fromkeys(WRONG, 0), kind: expected, "lost": lost}
+
+
+async def test_a_late_generator_voids_the_run(tmp_path: Path) -> None:
+    """It is stopped for a fifth of the run; its clock goes on, and it must own up."""
+    stopped: list[asyncio.TimerHandle] = []
+    processes: list[int] = []
+
+    def stop_once(_: int, data: bytes) -> list[bytes]:
+        if not stopped:
+            os.kill(processes[0], signal.SIGSTOP)
+            stopped.append(asyncio.get_running_loop().call_later(0.2, os.kill, processes[0], signal.SIGCONT))
+        return [data]
+
+    with faulty_upstream(stop_once) as upstream:
+        async with running_relay(tmp_path, upstream) as relay:
+            result = await generate(relay, "--calls=2", "--seconds=1", "--warmup=0", on_started=processes.append)
+    assert result["due"] == result["received"] == 100
+    assert result["late_us"]["p99"] > 100_000
+    assert result["valid"] is False
+
+
+# Reading the runs
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = dict.fromkeys([*WRONG, "failed", "disconnected"], 0)
+    plain |= {"section": "voice", "server": "relay", "calls": 200, "valid": True, "loss": 0.0}
+    plain |= {"cpu_us_per_packet": 10.0, "server_cores": 0.4, "foreign_cores": 0.0, "stolen_cores": 0.0}
+    plain |= {"upstream_drops": 0}
+    plain |= {"rtt_us": {"p50": 200, "p99": 900, "p999": 1500}, "late_us": {"p99": 300}}
+    return plain | changes
+
+
+def test_runs_that_do_not_count_give_no_figures_but_their_faults() -> None:
+    late = run(valid=False, cpu_us_per_packet=99.0, corrupt=3, late_us={"p99": 20_001})
+    row = bench.summarize([run(), run(cpu_us_per_packet=20.0), late])["voice"]["200"]["relay"]
+    assert (row["runs"], row["valid_runs"], row["cpu_us_per_packet"], row["wrong"]) == (3, 2, 15.0, 3)
+    alone = bench.summarize([late])["voice"]["200"]["relay"]
+    assert (alone["cpu_us_per_packet"], alone["rtt_p99_ms"], alone["loss"]) == (None, None, None)
+
+
+def test_cpu_time_bears_more_lateness_than_latency_but_no_drops() -> None:
+    late = run(valid=False, late_us={"p99": 20_000})
+    row = bench.summarize([late])["voice"]["200"]["relay"]
+    assert (row["cpu_us_per_packet"], row["rtt_p99_ms"]) == (10.0, None)
+    row = bench.summarize([late | {"upstream_drops": 1}])["voice"]["200"]["relay"]
+    assert row["cpu_us_per_packet"] is None
+
+
+def test_the_ratio_is_of_the_same_count() -> None:
+    summary = bench.summarize([run(), run(server="coturn", cpu_us_per_packet=20.0), run(calls=400)])
+    assert summary["voice"]["200"]["cpu_ratio"] == 0.5
+    assert summary["voice"]["400"]["cpu_ratio"] is None
+    assert "the relay takes 0.50 of coturn's CPU time" in bench.table(summary)
