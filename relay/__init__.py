@@ -21,7 +21,7 @@ wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
 quality/    delay and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
-plane/      the data plane: the contract (``api``), ``compiled`` on the threads of ``_fastpath``, ``reference`` on asyncio
+plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
 gateway/    the control plane: routes, health, metrics, drain; it decides, and never sees a media packet
 emulator/   the vendor's side on a laptop: TURN hosts

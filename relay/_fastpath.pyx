@@ -960,9 +960,19 @@ cdef void turn_wheel(Engine* e) noexcept nogil:
 # ---- 8 the end
 
 
+cdef void add_counters(Counters* totals, const Counters* more) noexcept nogil:
+    cdef int drop
+    totals.uplink_packets += more.uplink_packets
+    totals.uplink_bytes += more.uplink_bytes
+    totals.downlink_packets += more.downlink_packets
+    totals.downlink_bytes += more.downlink_bytes
+    totals.retransmissions += more.retransmissions
+    for drop in range(DROPS):
+        totals.drops[drop] += more.drops[drop]
+
+
 # Ends a connection; only the first reason counts. What is written already still leaves.
 cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
-    cdef int drop
     if c.state in (STATE_CLOSING, STATE_DEAD):
         return
     clear_deadline(e, c)
@@ -981,13 +991,7 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         c.transactions = NULL
     free(c.stale_answer)
     c.stale_answer = NULL
-    e.ended.uplink_packets += c.counters.uplink_packets
-    e.ended.uplink_bytes += c.counters.uplink_bytes
-    e.ended.downlink_packets += c.counters.downlink_packets
-    e.ended.downlink_bytes += c.counters.downlink_bytes
-    e.ended.retransmissions += c.counters.retransmissions
-    for drop in range(DROPS):
-        e.ended.drops[drop] += c.counters.drops[drop]
+    add_counters(&e.ended, &c.counters)
     c.readable = False
     c.state = STATE_CLOSING
     owe(e, c, NOTICE_CLOSED)
@@ -1730,18 +1734,21 @@ cdef class Worker:
         fd, c.udp = c.udp, -1
         return fd, left, bool(c.allocating), request
 
-    def flows(self) -> bytes:
-        """A record of thirteen 64-bit numbers for each flow: FlowRecord, copied while the worker goes on."""
+    def flows(self) -> tuple:
+        """(records, counters of all together): a FlowRecord for each flow, copied while the worker goes on."""
         cdef uint32_t i, slots = self.engine.slots, count = 0
+        cdef Counters totals
         cdef Connection* c
         cdef int64_t now = posix.monotonic_us()
         cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
         if records == NULL:
             raise MemoryError
+        memset(&totals, 0, sizeof(totals))
         with nogil:
             for i in range(slots):
                 c = at(self.engine, i)
                 if c.state == STATE_MEDIA:
+                    add_counters(&totals, &c.counters)
                     records[count].identity = <uint64_t> self.engine.number << 56 | (
                         <uint64_t> (c.generation & 0xFFFFFF) << 32 | i)
                     records[count].age_us = now - c.opened_us
@@ -1749,7 +1756,7 @@ cdef class Worker:
                     records[count].counters = c.counters
                     count += 1
         try:
-            return (<char*> records)[:count * sizeof(FlowRecord)]
+            return (<char*> records)[:count * sizeof(FlowRecord)], counters_of(&totals)
         finally:
             free(records)
 

@@ -1,1 +1,1 @@
-"""The data plane: ``api`` is the contract, ``compiled`` the plane that serves, ``reference`` the slow and obvious one."""
+"""The data plane: ``api`` is the contract, ``compiled`` the plane that serves, ``reference`` its slow, obvious twin."""

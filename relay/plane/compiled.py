@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import os
 import secrets
@@ -78,10 +79,14 @@ class _Flow:
 class _Flows(Sequence[FlowSnapshot]):
     """The flows of a snapshot: copied at once, described when they are looked at."""
 
-    def __init__(self, flows: dict[int, _Flow], records: bytes) -> None:
-        self._flows = [
-            (flow, record) for record in _RECORD.iter_unpack(records) if (flow := flows.get(record[0])) is not None
-        ]
+    def __init__(self, known: dict[int, _Flow], records: bytes) -> None:
+        self._known = known
+        self._records = records
+
+    @functools.cached_property
+    def _flows(self) -> list[tuple[_Flow, tuple[int, ...]]]:
+        known = self._known
+        return [(known[record[0]], record) for record in _RECORD.iter_unpack(self._records) if record[0] in known]
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -94,12 +99,6 @@ class _Flows(Sequence[FlowSnapshot]):
         if isinstance(index, slice):
             return [self._describe(*one) for one in self._flows[index]]
         return self._describe(*self._flows[index])
-
-    def totals(self) -> Totals:
-        """The counters of all flows together."""
-        columns = list(zip(*(record[3:] for _, record in self._flows), strict=True))
-        sums = [sum(column) for column in columns] if columns else [0] * (5 + len(DROPS))
-        return _totals(sums)
 
     @staticmethod
     def _describe(flow: _Flow, record: tuple[int, ...]) -> FlowSnapshot:
@@ -271,8 +270,12 @@ class CompiledPlane:
             accepted += taken
             totals.add(_totals(ended))
             closed.update({REASONS[reason]: count for reason, count in enumerate(reasons) if count})
-        flows = _Flows(self._flows, b"".join(worker.flows() for worker in self._workers))
-        totals.add(flows.totals())
+        records = []
+        for worker in self._workers:
+            copied, counters = worker.flows()
+            records.append(copied)
+            totals.add(_totals(counters))
+        flows = _Flows(self._flows.copy(), b"".join(records))
         uplink, downlink = (_latency(one) for one in zip(*(w.histograms() for w in self._workers), strict=True))
         failures = dict(self._handshake_failures)
         return Snapshot(connections, flows, totals, accepted, dict(closed), failures, uplink, downlink)
