@@ -179,7 +179,8 @@ cdef struct Connection:
     int64_t opened_us
     int64_t heard_us
     int64_t spoken_us           # when TLS last had work: its buffers are let go a second later
-    bint buffered               # TLS holds its buffers
+    bint buffered               # TLS keeps its buffers
+    uint32_t warmth             # records written since it kept none
     int64_t allocated_until_us  # 0: no allocation of its own
     bint allocating
     bint releases               # keep the last authenticated request for control

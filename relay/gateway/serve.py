@@ -6,6 +6,7 @@ SIGTERM drains and a second one stops, SIGINT stops, SIGHUP reloads.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from pathlib import Path
 
@@ -27,6 +28,9 @@ async def serve(path: Path) -> None:
     await gateway.start()
     try:
         signals.install()
+        # What is there now stays: later collections need not look at it.
+        gc.collect()
+        gc.freeze()
         tls = ",".join(str(address) for address in gateway.tls)
         # The one line on stdout: whoever started us may wait for it.
         print(f"ready tls={tls} admin={gateway.admin}", flush=True)  # noqa: T201

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import ipaddress
 import os
 import secrets
 import socket
@@ -317,8 +316,8 @@ class CompiledPlane:
             self._on_events(events)
 
     def _client(self, worker: Worker, identity: int) -> Address:
-        _, port, packed = worker.client(identity)
-        return Address(str(ipaddress.ip_address(packed)), port)
+        ipv6, port, packed = worker.client(identity)
+        return Address(socket.inet_ntop(socket.AF_INET6 if ipv6 else socket.AF_INET, packed), port)
 
     def _on_turn_opened(self, worker: Worker, identity: int) -> TurnOpened:
         server_name, alpn, _ = worker.opened(identity)

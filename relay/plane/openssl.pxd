@@ -50,6 +50,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     uint64_t SSL_OP_NO_RENEGOTIATION
     uint64_t SSL_OP_NO_COMPRESSION
     uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF
+    long SSL_MODE_RELEASE_BUFFERS
     long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
     const SSL_METHOD* TLS_server_method()
     SSL_CTX* SSL_CTX_new(const SSL_METHOD* method)
@@ -57,6 +58,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_CTX_free(SSL_CTX* context)
     uint64_t SSL_CTX_set_options(SSL_CTX* context, uint64_t options)
     long SSL_CTX_set_mode(SSL_CTX* context, long mode)
+    int SSL_CTX_set_num_tickets(SSL_CTX* context, size_t count)
     void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
     long SSL_CTX_set_min_proto_version(SSL_CTX* context, int version)
     int SSL_CTX_set_cipher_list(SSL_CTX* context, const char* ciphers)
@@ -84,6 +86,8 @@ cdef extern from "<openssl/ssl.h>" nogil:
     SSL* SSL_new(SSL_CTX* context)
     void SSL_free(SSL* ssl)
     int SSL_free_buffers(SSL* ssl)
+    long SSL_set_mode(SSL* ssl, long mode)
+    long SSL_clear_mode(SSL* ssl, long mode)
     int SSL_set_fd(SSL* ssl, int fd)
     void SSL_set0_rbio(SSL* ssl, BIO* bio)
     void SSL_set_accept_state(SSL* ssl)
