@@ -253,6 +253,8 @@ cdef struct Engine:
     # Time in the relay, each way: from when the worker could first have seen a packet to when it was sent.
     int64_t looked_us
     int64_t paused_us
+    uint64_t sent_up            # packets of this turn that wait to be noted
+    uint64_t sent_down
     Histogram uplink_us
     Histogram downlink_us
     int64_t swept_us            # when idle TLS buffers were last let go

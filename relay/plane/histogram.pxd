@@ -38,6 +38,6 @@ cdef inline int64_t bucket_end(int bucket) noexcept nogil:
     return <int64_t> (HISTOGRAM_STEPS + bucket % HISTOGRAM_STEPS + 1) << power
 
 
-cdef inline void record_us(Histogram* histogram, int64_t us) noexcept nogil:
-    histogram.counts[bucket_of(us)] += 1
-    histogram.sum_us += <uint64_t> us if us > 0 else 0
+cdef inline void record_many_us(Histogram* histogram, int64_t us, uint64_t count) noexcept nogil:
+    histogram.counts[bucket_of(us)] += count
+    histogram.sum_us += <uint64_t> us * count if us > 0 else 0
