@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# How long the demo's calls last.
+# How long the demo's calls last; each search of `make fuzz` takes 60 unless this is said.
 SECONDS ?= 10
 
 # Debian's packages: what builds the extension, what builds the benchmark, and the real TURN server that both the
@@ -12,24 +12,27 @@ BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
 TEST_PACKAGES  := $(BENCH_PACKAGES)
 
 BIN      := $(VENV)/bin
+ASAN     := build/asan
 # A larger benchmark that may lie beside the repository.
 COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/*.pxd)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint fuzz test-asan bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS))"
-	@echo "make test   lint, types and the whole test suite"
+	@echo "make test   lint, types, fuzz, test-asan and the whole test suite"
 	@echo "make lint   the first part of it"
+	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
+	@echo "make test-asan  the data plane's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench  measure the relay beside coturn: CPU per packet, latency, loss"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/relay demo --seconds $(SECONDS)
 
-test: lint
+test: lint fuzz test-asan
 	$(BIN)/python -X dev -W error -m pytest
 
 lint: $(VENV)/.test-installed
@@ -37,6 +40,23 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/stubtest relay._fastpath
+
+fuzz: SECONDS = 60
+fuzz: $(VENV)/.test-installed
+	@$(BIN)/python -m tests.fuzz $(SECONDS)
+
+# In a copy, so that the extension in the tree stays as it is. A report ends the run. Leaks are not LeakSanitizer's, which
+# would list the interpreter's: the debug build counts our own, and the tests assert that none are left.
+test-asan: $(VENV)/.test-installed
+	@rm -rf $(ASAN)/relay $(ASAN)/tests $(ASAN)/report.* && mkdir -p $(ASAN)
+	@tar -c --exclude='*.so' --exclude=__pycache__ relay tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(ASAN)
+	@cd $(ASAN) && export RELAY_DEBUG=1 RELAY_SANITIZE=1 && \
+	    $(abspath $(BIN))/python setup.py -q build_ext --inplace >/dev/null && \
+	    $(abspath $(BIN))/python -m tests.fuzz.build && \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
+	    $(abspath $(BIN))/python -X dev -W error -m pytest tests/plane tests/fuzz tests/wire/test_stream.py \
+	    || { cat report.* 2>/dev/null; exit 1; }
 
 bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \

@@ -1,0 +1,86 @@
+# cython: auto_pickle=False, autotestdict=False
+"""The header-only leaves of the compiled plane as Python sees them, for the comparison with their twins.
+
+It is built for the tests only, and is in no wheel.
+"""
+
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from relay.plane cimport first_bytes
+from relay.plane cimport transactions as table
+from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
+from relay.plane.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
+
+from relay.plane.first_bytes import FirstBytes
+from relay.turn.transactions import Answer
+
+
+# A copy in a block of just its size: a sanitizer sees a read beyond it.
+cdef uint8_t* exact(bytes data) except NULL:
+    cdef uint8_t* copy = <uint8_t*> malloc(len(data))
+    if copy == NULL:
+        raise MemoryError
+    memcpy(copy, <const uint8_t*> data, len(data))
+    return copy
+
+
+def decide(bytes data not None) -> object:
+    """The verdict of relay.plane.first_bytes.decide without ALPN."""
+    cdef uint8_t* copy = exact(data)
+    cdef first_bytes.FirstBytes verdict = first_bytes.decide(copy, len(data))
+    free(copy)
+    if verdict == FIRST_BYTES_NEED_MORE:
+        return None
+    if verdict == FIRST_BYTES_TURN:
+        return FirstBytes.TURN
+    return FirstBytes.HTTP if verdict == FIRST_BYTES_HTTP else FirstBytes.UNKNOWN
+
+
+cdef class Transactions:
+    """The table of relay.turn.transactions; time is in microseconds, and never 0."""
+
+    cdef table.Transactions table
+
+    def __cinit__(self):
+        memset(&self.table, 0, sizeof(self.table))
+
+    def __dealloc__(self):
+        table.clear_transactions(&self.table)
+
+    def __len__(self) -> int:
+        return self.table.count
+
+    def on_request(self, int64_t now_us, bytes message not None) -> None:
+        """A STUN request was sent."""
+        cdef uint8_t* copy = exact(message)
+        table.on_request(&self.table, now_us, copy, <unsigned int> len(message))
+        free(copy)
+
+    def on_response(self, bytes transaction_id not None) -> object:
+        """A response with this id came."""
+        cdef uint8_t* copy = exact(transaction_id)
+        cdef table.Answer answer = table.on_response(&self.table, copy)
+        free(copy)
+        if answer == ANSWER_FIRST:
+            return Answer.FIRST
+        return Answer.DUPLICATE if answer == ANSWER_DUPLICATE else Answer.UNKNOWN
+
+    @property
+    def waiting_since(self) -> object:
+        """When the oldest unanswered request was first sent, or None."""
+        return table.waiting_since_us(&self.table) or None
+
+    def next_deadline(self) -> object:
+        """When on_deadline wants to be called, or None."""
+        return table.next_due_us(&self.table) or None
+
+    def on_deadline(self, int64_t now_us) -> list:
+        """Messages to send again."""
+        cdef list again = []
+        cdef Pending* pending = table.take_due(&self.table, now_us)
+        while pending != NULL:
+            again.append((<char*> pending.message)[:pending.size])
+            pending = table.take_due(&self.table, now_us)
+        return again

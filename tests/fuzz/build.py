@@ -1,0 +1,29 @@
+"""Builds ``_leaves`` as setup.py builds the extension, with the same flags, when its sources have changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.fuzz import BUILT, ROOT
+
+
+def is_current() -> bool:
+    """Whether what is built is younger than all that it is made of."""
+    built = [library.stat().st_mtime for library in BUILT.rglob("_leaves.*.so")]
+    sources = [ROOT / "setup.py", ROOT / "tests/fuzz/_leaves.pyx", *ROOT.glob("relay/plane/*.pxd")]
+    return bool(built) and min(built) > max(source.stat().st_mtime for source in sources)
+
+
+def build_leaves() -> None:
+    """Build it now. Raises CalledProcessError, with the compiler's words on stderr."""
+    if is_current():
+        return
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--force", "--build-lib", str(BUILT)]
+    environment = os.environ | {"RELAY_MODULE": "tests.fuzz._leaves"}
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+
+
+if __name__ == "__main__":
+    build_leaves()

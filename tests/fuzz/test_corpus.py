@@ -1,0 +1,58 @@
+"""The twins agree on the stored corpus, and on as many random scenarios as a test suite has time for."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.fuzz import CORPUS
+from tests.fuzz.targets import TARGETS
+
+# How many random scenarios of a target, and of how many bytes at most; and how they begin, one of these or nothing.
+SCENARIOS = {"framing": (20_000, 80), "first_bytes": (10_000, 24), "transactions": (1000, 1200)}
+BEGINNINGS = {
+    "framing": (
+        b"\0",
+        b"\1\0\6",
+        b"\0\0\1\0\0\x21\x12\xa4\x42",
+        b"\x10\0\1\0\0\x21\x12\xa4\x42",
+        b"\2\0\2\0\4\x40\1\0\1",
+    ),
+    "first_bytes": (b"GET", b"\0\1\0\0\x21\x12\xa4", b"PRI", b"ABCDEFGHIJKLMNO"),
+    "transactions": (),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_stored_corpus(name: str) -> None:
+    stored = sorted(CORPUS.joinpath(name).iterdir())
+    assert 10 < len(stored) < 50
+    for path in stored:
+        TARGETS[name](path.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_random_scenarios(name: str) -> None:
+    source = random.Random(name)
+    count, most_bytes = SCENARIOS[name]
+    for _ in range(count):
+        beginning = source.choice((b"", *BEGINNINGS[name]))
+        data = beginning + source.randbytes(source.randrange(most_bytes))
+        try:
+            TARGETS[name](data)
+        except AssertionError as error:
+            raise AssertionError(f"the twins differ on {data.hex()}") from error
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison that never fails proves nothing: with a twin that always says the same it must."""
+    broken: dict[str, tuple[str, object]] = {
+        "framing": ("relay.wire.stream.StreamCutter.feed", lambda _self, _data: []),
+        "first_bytes": ("relay.plane.first_bytes.decide", lambda _data, _alpn: None),
+        "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
+    }
+    monkeypatch.setattr(*broken[name])
+    with pytest.raises(AssertionError):
+        test_the_stored_corpus(name)

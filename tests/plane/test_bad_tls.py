@@ -1,0 +1,301 @@
+"""TLS that is rare or wrong, on every plane: odd names, foreign protocols, new keys, old sessions, bad certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+from relay.errors import OperatorError
+from relay.plane.api import Certificate, CloseReason, HandshakeFailure, TurnOpened
+from relay.plane.compiled import CompiledPlane
+from relay.wire.channeldata import build_channel_data
+from tests.plane.test_bad_input import exchange
+from tests.plane.test_contract import HELLO
+from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
+from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.tls_client import TlsClient
+
+pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
+
+ALERT = 21
+# RFC 8446 section 4.6.3: type 24, three bytes of length, and whether the other side must update its keys too.
+KEY_UPDATE_REQUESTED = b"\x18\x00\x00\x01\x01"
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+
+@contextlib.asynccontextmanager
+async def openssl_client(bench: Bench, *arguments: str | bytes) -> AsyncIterator[asyncio.subprocess.Process]:
+    """``openssl s_client``; lines that begin with K, k or R are commands to it."""
+    client = await asyncio.create_subprocess_exec(
+        *("openssl", "s_client", "-connect", str(bench.server), "-CAfile", bench.authority.ca_certificate, *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield client
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            client.kill()
+        await client.communicate()
+
+
+async def say(client: asyncio.subprocess.Process, data: bytes) -> None:
+    assert client.stdin is not None
+    client.stdin.write(data)
+    await client.stdin.drain()
+
+
+async def hear(client: asyncio.subprocess.Process, data: bytes) -> None:
+    assert client.stdout is not None
+    await client.stdout.readuntil(data)
+
+
+# ---- The handshake
+
+
+async def test_a_client_that_offers_only_h2(make: MakePlane, tmp_path: Path) -> None:
+    """Python's server cannot refuse it: there the client speaks no protocol at all, and goes with its first bytes."""
+    async with plane_bench(make, tmp_path) as bench:
+        context = bench.authority.client_context()
+        context.set_alpn_protocols(["h2"])
+        if make is CompiledPlane:
+            with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
+                await TlsClient.open(bench.server, context)
+            closed = await bench.closed()
+            assert (closed.reason, closed.detail) == (CloseReason.HANDSHAKE_FAILED, "no application protocol")
+        else:
+            client = await TlsClient.open(bench.server, context)
+            assert client.tls.selected_alpn_protocol() is None
+            await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            assert await client.closed_by_server()
+            client.abort()
+            assert (await bench.closed()).reason is CloseReason.FIRST_BYTES_UNKNOWN
+
+
+@pytest.mark.parametrize("name", [b"a b", b"relay.test\n", b"\x01\x7f", b"..", b"*", b"x" * 255, b"x." * 127 + b"y"])
+async def test_odd_server_names(make: MakePlane, tmp_path: Path, name: bytes) -> None:
+    """Names of ASCII are only names: control hears them, and the first certificate serves."""
+    async with plane_bench(make, tmp_path) as bench, openssl_client(bench, "-servername", name) as client:
+        await say(client, HELLO)
+        await bench.upstream.expect(HELLO)
+        assert (await bench.event(TurnOpened)).server_name.rstrip(".") == name.decode().rstrip(".")
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"relay.test\xff", "börse.test".encode()])
+async def test_server_names_that_are_not_ascii(make: MakePlane, tmp_path: Path, name: bytes) -> None:
+    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (other, at_other):
+        async with openssl_client(bench, "-servername", name) as client:
+            await hear(client, b"alert")
+            closed = await bench.closed()
+        assert (closed.reason, closed.handshake_failure) == (CloseReason.HANDSHAKE_FAILED, HandshakeFailure.OTHER)
+        await exchange(bench, other, at_other)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_goes_on_in_a_second_connection(
+    make: MakePlane, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """A ticket is good at every worker, so a second connection may land where it likes."""
+    async with plane_bench(make, tmp_path) as bench:
+        context = bench.authority.client_context()
+        context.maximum_version = version
+        first = await TlsClient.open(bench.server, context)
+        await first.send(HELLO)
+        flow = await bench.upstream.expect(HELLO)
+        await exchange(bench, first, flow)
+        opened = await bench.event(TurnOpened)
+        session = first.tls.session
+        assert session is not None
+        assert not first.tls.session_reused
+        first.abort()
+        wanted = {worker_of(opened), 1 - worker_of(opened)} if workers_of(bench) == 2 else {worker_of(opened)}
+        tried = 0
+        while wanted:
+            second = await TlsClient.open(bench.server, context, session=session)
+            assert second.tls.session_reused
+            await second.send(HELLO)
+            await exchange(bench, second, await bench.upstream.expect(HELLO))
+            opened = await bench.event(TurnOpened)
+            assert opened.server_name == "relay.test"
+            wanted.discard(worker_of(opened))
+            second.abort()
+            tried += 1
+            assert tried < 200, "connections land on one worker only"
+
+
+def worker_of(opened: TurnOpened) -> int:
+    return opened.connection >> 56
+
+
+def workers_of(bench: Bench) -> int:
+    return len(bench.plane._workers) if isinstance(bench.plane, CompiledPlane) else 1
+
+
+# ---- Behind the handshake
+
+
+async def test_key_updates_keep_the_call(make: MakePlane, tmp_path: Path) -> None:
+    frame = build_channel_data(0x4001, b"alive and well..")
+    async with plane_bench(make, tmp_path) as bench, openssl_client(bench, "-servername", "relay.test") as client:
+        await say(client, HELLO)
+        flow = await bench.upstream.expect(HELLO)
+        for command, heard in 3 * [(b"K\n", b"KEYUPDATE\n"), (b"k\n", b"KEYUPDATE\n")]:
+            await say(client, command)
+            await hear(client, heard)
+            await say(client, frame)
+            await bench.upstream.expect(frame)
+            bench.upstream.send(flow, frame)
+            await hear(client, frame)
+        assert not bench.plane.snapshot().closed
+
+
+async def test_a_key_update_in_two_halves_is_none(make: MakePlane, tmp_path: Path) -> None:
+    """Nothing can be said to a client in the middle of one: it is closed with the next packet."""
+    frame = build_channel_data(0x4001, b"ping")
+    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (other, at_other):
+        client = await forging_client(bench, ssl.TLSVersion.TLSv1_3, tmp_path)
+        await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
+        flow = await bench.upstream.expect(HELLO)
+        await client.send_wire(client.forge(HANDSHAKE, KEY_UPDATE_REQUESTED[:4]))
+        await exchange(bench, other, at_other)
+        while len(bench.plane.snapshot().flows) == 2:
+            bench.upstream.send(flow, frame)
+            await exchange(bench, other, at_other)
+        assert (await bench.closed()).reason is CloseReason.TLS_BROKEN
+        client.abort()
+
+
+async def forging_client(bench: Bench, version: ssl.TLSVersion, folder: Path) -> ForgingClient:
+    return await ForgingClient.open_forging(bench.server, bench.authority.client_context(), version, folder)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize(
+    "records",
+    [(APPLICATION_DATA, b"", 1), (APPLICATION_DATA, b"", 1000), (ALERT, b"\x01\x5a", 1000), (ALERT, b"\x02\x50", 1)],
+    ids=["one empty record", "empty records", "warnings", "fatal alert"],
+)
+async def test_records_that_say_nothing(
+    make: MakePlane, tmp_path: Path, version: ssl.TLSVersion, records: tuple[int, bytes, int]
+) -> None:
+    """One is no harm. A flood of them, or an alert that ends the session, ends the connection."""
+    kind, data, count = records
+    async with plane_bench(make, tmp_path) as bench:
+        client = await forging_client(bench, version, tmp_path)
+        await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
+        await bench.upstream.expect(HELLO)
+        with contextlib.suppress(ConnectionError):
+            await client.send_wire(b"".join(client.forge(kind, data) for _ in range(count)))
+            await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
+        if count == 1 and kind == APPLICATION_DATA:
+            await bench.upstream.expect(HELLO)
+        else:
+            assert (await bench.closed()).reason is CloseReason.TLS_BROKEN
+        client.abort()
+
+
+async def test_renegotiation_is_refused_and_the_call_goes_on(make: MakePlane, tmp_path: Path) -> None:
+    """The client gets a warning; ``openssl`` takes it to heart and leaves, and another call has noticed nothing."""
+    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (other, at_other):
+        async with openssl_client(bench, "-servername", "relay.test", "-tls1_2") as client:
+            await say(client, HELLO)
+            await bench.upstream.expect(HELLO)
+            await say(client, b"R\n")
+            await hear(client, b"RENEGOTIATING")
+            await hear(client, b"no renegotiation")
+            assert (await bench.closed()).reason in {CloseReason.TLS_BROKEN, CloseReason.CLIENT_CLOSED}
+        hello = b"\x01\x00\x00\x29\x03\x03" + bytes(32) + b"\0\0\x02\xc0\x2b\x01\0"
+        forging = await forging_client(bench, ssl.TLSVersion.TLSv1_2, tmp_path)
+        await forging.send_wire(forging.forge(APPLICATION_DATA, HELLO))
+        await bench.upstream.expect(HELLO)
+        for _ in range(3):
+            await forging.send_wire(forging.forge(HANDSHAKE, hello) + forging.forge(APPLICATION_DATA, HELLO))
+            await bench.upstream.expect(HELLO)
+        forging.abort()
+        await exchange(bench, other, at_other)
+
+
+# ---- Certificates
+
+
+def self_signed(folder: Path, stem: str, key: PrivateKey, pass_phrase: bytes | None = None) -> Certificate:
+    """A certificate for relay.test that signs itself, for clients that do not ask who signed."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "relay.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("relay.test")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    written = Certificate(folder / f"{stem}.pem", folder / f"{stem}.key")
+    written.chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    locked = serialization.BestAvailableEncryption(pass_phrase) if pass_phrase else serialization.NoEncryption()
+    written.private_key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    )
+    return written
+
+
+async def key_served(bench: Bench, ciphers: str) -> object:
+    """The public key that a TLS 1.2 client of these ciphers is shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers)
+    client = await TlsClient.open(bench.server, context)
+    shown = client.tls.getpeercert(binary_form=True)
+    client.abort()
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown).public_key()
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["rsa first", "ecdsa first"])
+async def test_rsa_and_ecdsa_side_by_side(make: MakePlane, tmp_path: Path, order: int) -> None:
+    keys = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1())
+    both = [self_signed(tmp_path, "rsa", keys[0]), self_signed(tmp_path, "ecdsa", keys[1])]
+    async with plane_bench(make, tmp_path) as bench:
+        bench.plane.set_certificates(both[::order])
+        assert await key_served(bench, "ECDHE+AESGCM+aRSA") == keys[0].public_key()
+        assert await key_served(bench, "ECDHE+AESGCM+aECDSA") == keys[1].public_key()
+
+
+async def test_one_kind_of_key_only(make: MakePlane, tmp_path: Path) -> None:
+    async with plane_bench(make, tmp_path) as bench:
+        with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"):
+            await key_served(bench, "ECDHE+AESGCM+aRSA")
+        assert (await bench.closed()).handshake_failure is HandshakeFailure.NO_SHARED_CIPHER
+
+
+async def test_certificates_that_cannot_be_used_change_nothing(make: MakePlane, tmp_path: Path) -> None:
+    key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    good, locked = self_signed(tmp_path, "good", key), self_signed(tmp_path, "locked", key, b"secret")
+    wrong = Certificate(good.chain, self_signed(tmp_path, "other", other).private_key)
+    text = tmp_path / "text"
+    text.write_bytes(b"this is no PEM\n")
+    missing = tmp_path / "missing"
+    bad = [locked, wrong, Certificate(text, good.private_key), Certificate(good.chain, text)]
+    bad += [Certificate(missing, good.private_key), Certificate(good.chain, missing)]
+    async with plane_bench(make, tmp_path) as bench:
+        for certificate in bad:
+            for certificates in ([certificate], [good, certificate]):
+                with pytest.raises(OperatorError):
+                    bench.plane.set_certificates(certificates)
+        (await bench.connect("relay.test")).abort()

@@ -1,0 +1,120 @@
+"""A plane whose process has no descriptor left, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relay.addresses import Address
+from relay.demo.authority import Authority
+from relay.wire.channeldata import build_channel_data
+from tests.plane.test_contract import HELLO
+from tests.support.scripted_upstream import ScriptedUpstream, scripted_upstream
+from tests.support.tls_client import TlsClient
+
+SPARE_DESCRIPTORS = 12
+NEWCOMERS = 40
+
+
+@dataclass
+class Far:
+    """The plane of another process."""
+
+    server: Address
+    authority: Authority
+    upstream: ScriptedUpstream
+    process: asyncio.subprocess.Process
+
+    async def connect(self) -> TlsClient:
+        return await TlsClient.open(self.server, self.authority.client_context())
+
+    async def call(self) -> tuple[TlsClient, Address]:
+        client = await self.connect()
+        await client.send(HELLO)
+        return client, await self.upstream.expect(HELLO)
+
+    async def exchange(self, client: TlsClient, flow: Address) -> None:
+        frame = build_channel_data(0x4001, b"ping")
+        await client.send(frame)
+        await self.upstream.expect(frame)
+        self.upstream.send(flow, frame)
+        assert await client.receive_unit() == frame
+
+    async def end(self) -> dict[str, Any]:
+        """What it has counted; it has said nothing else."""
+        said, complaints = await self.process.communicate(b"")
+        assert (self.process.returncode, complaints.decode()) == (0, "")
+        counted: dict[str, Any] = json.loads(said)
+        return counted
+
+
+@contextlib.asynccontextmanager
+async def far_plane(name: str, folder: Path) -> AsyncIterator[Far]:
+    authority = Authority(folder)
+    certificate = authority.issue("relay.test", "127.0.0.1")
+    async with scripted_upstream() as upstream:
+        arguments = [str(certificate.chain), str(certificate.private_key), str(upstream.address.port)]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.plane_process"),
+            *(name, str(SPARE_DESCRIPTORS), *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            port = int(await process.stdout.readline())
+            yield Far(Address("127.0.0.1", port), authority, upstream, process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def test_newcomers_wait_for_a_descriptor(tmp_path: Path) -> None:
+    """The compiled plane takes nobody while it has none: nobody is turned away, and running calls go on."""
+    async with far_plane("compiled", tmp_path) as far:
+        caller, flow = await far.call()
+        connecting = [asyncio.ensure_future(far.connect()) for _ in range(NEWCOMERS)]
+        inside: list[TlsClient] = []
+        # More are inside than fit at once in the end, one leaves for one that comes.
+        for next_one in asyncio.as_completed(connecting):
+            inside.append(await next_one)
+            await far.exchange(caller, flow)
+            if len(inside) > SPARE_DESCRIPTORS // 2:
+                inside.pop(0).abort()
+        for client in inside:
+            client.abort()
+        await far.exchange(caller, flow)
+        again, flow = await far.call()
+        await far.exchange(again, flow)
+        again.abort()
+        caller.abort()
+        counted = await far.end()
+        assert counted["accepted"] == NEWCOMERS + 2
+        assert set(counted["closed"]) <= {"client_closed", "client_lost"}
+
+
+async def test_the_reference_plane_turns_newcomers_away(tmp_path: Path) -> None:
+    """libuv closes those that come meanwhile. Running calls go on, and who comes later is served."""
+    async with far_plane("reference", tmp_path) as far:
+        caller, flow = await far.call()
+        met = await asyncio.gather(*(far.connect() for _ in range(NEWCOMERS)), return_exceptions=True)
+        inside = [one for one in met if isinstance(one, TlsClient)]
+        assert 0 < len(inside) < NEWCOMERS
+        assert all(isinstance(one, OSError) for one in met if not isinstance(one, TlsClient))
+        await far.exchange(caller, flow)
+        for client in inside:
+            client.abort()
+        again, flow_again = await far.call()
+        await far.exchange(again, flow_again)
+        await far.exchange(caller, flow)
+        again.abort()
+        caller.abort()
+        await far.end()
