@@ -108,7 +108,7 @@ async def test_a_server_name_that_is_not_ascii(
         with pytest.raises(ssl.SSLWantReadError):
             hello.do_handshake()
         with socket.create_connection(bench.server) as connected:
-            connected.sendall(outgoing.read().replace(b"relay.test", b"\xff\xfeay.test"))
+            connected.sendall(outgoing.read().replace(b"relay.test", b"\xff\xfelay.test"))
             closed = await bench.closed()
         assert closed.reason is CloseReason.HANDSHAKE_FAILED
         (await bench.connect()).abort()
