@@ -672,8 +672,10 @@ cdef int take_datagrams(Engine* e, Connection* c) noexcept nogil:
     if got < 0:
         if posix.errno == posix.EMSGSIZE:
             # A router further on said that an earlier datagram was too long; the upstream is still there.
+            # What came behind it will not be told of again.
             c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
-        elif posix.errno not in (posix.EAGAIN, posix.EINTR):
+            return DATAGRAMS_A_TURN
+        if posix.errno not in (posix.EAGAIN, posix.EINTR):
             c.fault = posix.errno
             end(e, c, REASON_UPSTREAM_UNREACHABLE)
         return got
@@ -1212,9 +1214,7 @@ cdef void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
     c.pipe = -1
     count_live(LIVE_SOCKETS, -1)
     drop_held(c, c.held_size)
-    if c.ended:
-        end(e, c, REASON_CLIENT_CLOSED)
-    elif command.size:
+    if command.size:
         write_client(e, c, <const uint8_t*> command.data, command.size)
     if c.state == STATE_HTTP:
         attach(e, c, command)

@@ -262,6 +262,22 @@ async def test_a_packet_too_long_for_a_link_further_on(make: MakePlane, tmp_path
         assert await client.receive_unit() == VOICE
 
 
+@every_plane
+async def test_what_comes_right_behind_such_an_error_is_not_left_lying(make: MakePlane, tmp_path: Path) -> None:
+    try:
+        router = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    except PermissionError:
+        pytest.skip("raw sockets are for root")
+    host = "127.77.1.2"
+    async with plane_bench(make, tmp_path, host=host) as bench, bench.flow(HELLO) as (client, flow):
+        with router:
+            router.bind((host, 0))
+            for _ in range(300):
+                router.sendto(icmp_too_big(flow, bench.upstream.address), (flow.host, 0))
+                bench.upstream.send(flow, VOICE)
+                assert await client.receive_unit() == VOICE
+
+
 @contextlib.contextmanager
 def no_descriptors() -> Iterator[None]:
     """The process can open nothing while the block runs."""

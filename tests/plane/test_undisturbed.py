@@ -44,7 +44,7 @@ from tests.support.tls_client import TlsClient
 
 BLOCK_S = 3.0
 CALLS = 10
-CROWD = 2000
+CROWD = 1500
 SOCKET_TIMEOUT_S = 30.0
 
 
