@@ -111,6 +111,8 @@ class Gateway:
         """End everything. May be repeated."""
         self.draining = True
         await self._started.aclose()
+        # Its threads run since the constructor, started or not.
+        await self.plane.stop()
 
     def reload(self, path: Path) -> None:
         """Take certificates, routes, upstreams and limits from the file; live connections stay as they are.
