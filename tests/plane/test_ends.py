@@ -54,9 +54,13 @@ class Guest:
 async def guest(bench: Bench, state: str) -> AsyncIterator[Guest]:
     """A client in this state, and the plane knows it."""
     bench.attaches = state == "media"
+    before = bench.plane.snapshot().accepted
     one = await _handshaking(bench) if state == "handshake" else Guest(await bench.connect(), state)
     try:
-        if state == "deciding":
+        if state == "handshake":
+            while bench.plane.snapshot().accepted == before:
+                await asyncio.sleep(0)  # noqa: ASYNC110 (nobody is told of a client that has said nothing yet)
+        elif state == "deciding":
             # The session tickets say that the server has seen the end of the handshake.
             with pytest.raises(ssl.SSLWantReadError):
                 one.client.tls.read(1)
