@@ -58,8 +58,9 @@ async def guest(bench: Bench, state: str) -> AsyncIterator[Guest]:
     one = await _handshaking(bench) if state == "handshake" else Guest(await bench.connect(), state)
     try:
         if state == "handshake":
-            while bench.plane.snapshot().accepted == before:
-                await asyncio.sleep(0)  # noqa: ASYNC110 (nobody is told of a client that has said nothing yet)
+            # Nobody is told of a client that has said nothing yet.
+            while bench.plane.snapshot().accepted == before:  # noqa: ASYNC110
+                await asyncio.sleep(0)
         elif state == "deciding":
             # The session tickets say that the server has seen the end of the handshake.
             with pytest.raises(ssl.SSLWantReadError):
