@@ -47,6 +47,7 @@ cdef enum:
 # In the order of relay.plane.api.DropReason.
 cdef enum:
     DROP_DOWNLINK_FULL
+    DROP_DOWNLINK_OLD
     DROP_DOWNLINK_DUPLICATE
     DROP_DOWNLINK_MALFORMED
     DROP_UPLINK_OVERSIZE

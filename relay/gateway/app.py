@@ -194,7 +194,7 @@ def _describe(closed: Closed) -> dict[str, object]:
         "detail": closed.detail,
         "client": str(closed.client),
         "server_name": closed.server_name,
-        "upstream": None if closed.upstream is None else closed.upstream.name,
+        "upstream": None if closed.flow is None else closed.flow.upstream.name,
         "uplink_packets": totals.uplink_packets,
         "downlink_packets": totals.downlink_packets,
         "drops": sum(totals.drops.values()),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NewType, Protocol
 
 from relay.addresses import Address
+from relay.quality.stream import RtpStream
 
 ConnectionId = NewType("ConnectionId", int)
 
@@ -50,10 +51,19 @@ class CloseReason(StrEnum):
     STOPPED = "stopped"
 
 
+class Traffic(StrEnum):
+    """What a packet is, by its first bytes (RFC 7983, RFC 5761): the order in which a slow client gets it."""
+
+    CONTROL = "control"  # STUN and DTLS: first, and never dropped by age
+    RTCP = "rtcp"
+    MEDIA = "media"
+
+
 class DropReason(StrEnum):
     """Why a packet was not forwarded."""
 
-    DOWNLINK_FULL = "downlink_full"  # the client does not read as fast as media comes
+    DOWNLINK_FULL = "downlink_full"  # more waits than a flow may hold
+    DOWNLINK_OLD = "downlink_old"  # waited for the client for longer than media is worth anything
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
     DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
@@ -107,17 +117,24 @@ class PlaneSettings:
     upstream_silence_s: float = 4.0
     max_connections: int = 20_000
     max_connections_per_source: int = 0
-    # Media beyond this much unwritten is dropped: 16 KiB are about two seconds of one G.711 call.
-    downlink_buffer_bytes: int = 16 * 1024
-    # STUN is never dropped, so a client that reads nothing at all is closed here.
-    downlink_limit_bytes: int = 256 * 1024
+    # Media that has waited for its client for longer is dropped, oldest first: a jitter buffer takes no more.
+    max_media_age_s: float = 0.2
+    # And what is beyond this much of it: a burst of 200 KB fits.
+    downlink_media_bytes: int = 256 * 1024
+    # STUN and DTLS are not dropped by age, so a client that reads nothing at all is closed here.
+    downlink_control_bytes: int = 64 * 1024
+    # Later than this behind the fastest packets of its stream a packet counts as missing: what jitter buffers hold.
+    playout_deadline_s: float = 0.06
+    # Clocks of payload types that RFC 3551 does not fix; those not named here are guessed.
+    payload_clocks: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Totals:
     """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
 
-    ``retransmissions`` are part of the uplink packets.
+    ``retransmissions`` are part of the uplink packets. ``drops`` by reason and ``dropped`` by traffic count the same
+    packets, but for malformed ones, which are of no kind.
     """
 
     uplink_packets: int = 0
@@ -126,10 +143,13 @@ class Totals:
     downlink_bytes: int = 0
     retransmissions: int = 0
     drops: dict[DropReason, int] = field(default_factory=dict)
+    dropped: dict[Traffic, int] = field(default_factory=dict)
 
-    def drop(self, reason: DropReason) -> None:
+    def drop(self, reason: DropReason, traffic: Traffic | None = None) -> None:
         """Count one packet that was not forwarded."""
         self.drops[reason] = self.drops.get(reason, 0) + 1
+        if traffic is not None:
+            self.dropped[traffic] = self.dropped.get(traffic, 0) + 1
 
     def add(self, other: Totals) -> None:
         """Add another's counters to these."""
@@ -140,6 +160,78 @@ class Totals:
         self.retransmissions += other.retransmissions
         for reason, count in other.drops.items():
             self.drops[reason] = self.drops.get(reason, 0) + count
+        for traffic, count in other.dropped.items():
+            self.dropped[traffic] = self.dropped.get(traffic, 0) + count
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long packets took: a histogram of microseconds that only counts up.
+
+    ``buckets`` are (end, count), the end exclusive, in rising order, empty ones left out.
+    """
+
+    buckets: Sequence[tuple[int, int]] = ()
+    sum_us: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many packets."""
+        return sum(count for _, count in self.buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLink:
+    """What TCP says of the way to the client (tcp(7), TCP_INFO), read at most once a second."""
+
+    rtt_us: int
+    rtt_variation_us: int
+    retransmits: int  # segments, from the connection's start
+    unsent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSnapshot:
+    """One flow as it is now, or as it was at its end. Times in seconds; ``heard_s`` since the upstream's last packet.
+
+    ``username`` is that of the client's Allocate, which is in clear. ``queued_bytes`` wait for the client, the oldest
+    for ``queue_age_s``; ``queue_delay`` is how long those waited that have left. RTCP is encrypted: it is counted only.
+    """
+
+    connection: ConnectionId
+    client: Address
+    server_name: str
+    carrier: Carrier
+    upstream: Upstream
+    age_s: float
+    heard_s: float
+    totals: Totals
+    username: str = ""
+    queued_bytes: int = 0
+    queue_age_s: float = 0.0
+    queue_delay: Latency = Latency()
+    link: ClientLink | None = None
+    uplink_rtcp: int = 0
+    downlink_rtcp: int = 0
+    streams: Sequence[RtpStream] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The plane as it is now; the totals count from its start and include connections that have ended.
+
+    A plane that does not measure latency leaves it empty.
+    """
+
+    connections: int
+    flows: Sequence[FlowSnapshot]
+    totals: Totals
+    accepted: int
+    closed: Mapping[CloseReason, int]
+    handshake_failures: Mapping[HandshakeFailure, int]
+    uplink_latency: Latency = Latency()
+    downlink_latency: Latency = Latency()
+    queue_delay: Latency = Latency()
 
 
 # Events
@@ -181,67 +273,20 @@ class AllocationOrphaned:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A connection ended. ``detail`` is for the log; ``upstream`` is None if it never became a flow."""
+    """A connection ended. ``detail`` is for the log; ``flow`` is None if it never became one."""
 
     connection: ConnectionId
     reason: CloseReason
     client: Address
     server_name: str
     totals: Totals
-    upstream: Upstream | None = None
+    flow: FlowSnapshot | None = None
     detail: str = ""
     handshake_failure: HandshakeFailure | None = None
 
 
 Event = TurnOpened | HttpOpened | AllocationOrphaned | Closed
 EventSink = Callable[[Sequence[Event]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowSnapshot:
-    """One flow as it is now. Times in seconds since the flow began; ``heard_s`` since the upstream's last packet."""
-
-    connection: ConnectionId
-    client: Address
-    server_name: str
-    carrier: Carrier
-    upstream: Upstream
-    age_s: float
-    heard_s: float
-    totals: Totals
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """How long packets of one direction were in the relay, from the plane's start: a histogram of microseconds.
-
-    ``buckets`` are (end, count), the end exclusive, in rising order, empty ones left out.
-    """
-
-    buckets: Sequence[tuple[int, int]] = ()
-    sum_us: int = 0
-
-    @property
-    def count(self) -> int:
-        """How many packets."""
-        return sum(count for _, count in self.buckets)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The plane as it is now; the totals count from its start and include connections that have ended.
-
-    A plane that does not measure latency leaves it empty.
-    """
-
-    connections: int
-    flows: Sequence[FlowSnapshot]
-    totals: Totals
-    accepted: int
-    closed: Mapping[CloseReason, int]
-    handshake_failures: Mapping[HandshakeFailure, int]
-    uplink_latency: Latency = Latency()
-    downlink_latency: Latency = Latency()
 
 
 class Plane(Protocol):

@@ -188,8 +188,8 @@ class CompiledPlane:
                 round(settings.upstream_silence_s * 1e6),
                 settings.max_connections,
                 settings.max_connections_per_source,
-                settings.downlink_buffer_bytes,
-                settings.downlink_limit_bytes,
+                settings.downlink_media_bytes,
+                settings.downlink_control_bytes,
             )
 
     def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
@@ -352,7 +352,7 @@ class CompiledPlane:
             self._client(worker, identity),
             server_name,
             _totals(worker.counters(identity)),
-            None if flow is None else flow.upstream,
+            None if flow is None else self._last_of(worker, identity, flow),
             _detail(REASONS[reason], fault, words, first_bytes),
             _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
         )
@@ -369,6 +369,9 @@ class CompiledPlane:
         if not self._stopped:  # or else the worker takes no more commands
             worker.release(identity)
         return events
+
+    def _last_of(self, worker: Worker, identity: int, flow: _Flow) -> FlowSnapshot:
+        return _Flows._describe(flow, (identity, 0, 0, *worker.counters(identity)))
 
     def _take_flow(
         self, worker: Worker, identity: int, connection: ConnectionId, flow: _Flow | None

@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         self.client = Address(peer[0], peer[1])
         settings = self._plane.settings
         # HTTP is paused beyond this; media is dropped by ``deliver`` before it comes so far.
-        self._transport.set_write_buffer_limits(high=settings.downlink_buffer_bytes)
+        self._transport.set_write_buffer_limits(high=settings.downlink_media_bytes)
         if not self._plane.admit(self):
             self._end(CloseReason.TOO_MANY_CONNECTIONS, "", None)
             self._transport.abort()
@@ -311,7 +311,7 @@ class Connection(asyncio.Protocol):
             return
         waiting = self._transport.get_write_buffer_size()
         # To a client that reads a unit goes however long it is.
-        if waiting and waiting + len(unit) > self._plane.settings.downlink_buffer_bytes:
+        if waiting and waiting + len(unit) > self._plane.settings.downlink_media_bytes:
             if is_droppable(unit):
                 flow.totals.drop(DropReason.DOWNLINK_FULL)
                 return
@@ -324,7 +324,7 @@ class Connection(asyncio.Protocol):
     def _close_if_deaf(self) -> bool:
         """Close a client that has us say what must not be dropped, and does not read it; True if so."""
         waiting = self._transport.get_write_buffer_size()
-        if waiting <= self._plane.settings.downlink_limit_bytes:
+        if waiting <= self._plane.settings.downlink_control_bytes:
             return False
         self.close(CloseReason.SLOW_CLIENT, f"{waiting} bytes unread")
         return True
@@ -356,21 +356,21 @@ class Connection(asyncio.Protocol):
         if self._handover is not None:
             self._handover.close()
         flow, self.flow = self.flow, None
-        totals, upstream = Totals(), None
+        totals, last = Totals(), None
         if flow is not None:
-            totals, upstream = flow.totals, flow.upstream
+            totals, last = flow.totals, self._describe(flow, self._plane.loop.time())
             orphan = flow.close()
             if orphan is not None:
                 self._plane.emit(AllocationOrphaned(self.identity, orphan[0], flow.upstream, orphan[1]))
         self._plane.on_closed(
-            Closed(self.identity, reason, self.client, self.server_name, totals, upstream, detail, failure)
+            Closed(self.identity, reason, self.client, self.server_name, totals, last, detail, failure)
         )
 
     def snapshot(self, now: float) -> FlowSnapshot | None:
         """The flow as it is now, if there is one."""
-        flow = self.flow
-        if flow is None:
-            return None
+        return None if self.flow is None else self._describe(self.flow, now)
+
+    def _describe(self, flow: Flow, now: float) -> FlowSnapshot:
         totals = Totals()
         totals.add(flow.totals)
         return FlowSnapshot(

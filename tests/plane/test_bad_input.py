@@ -199,7 +199,7 @@ async def test_long_stun_waits_whole_for_a_slow_client(make: MakePlane, tmp_path
     """Writes of several records that the socket refuses half-way are gone on with just where they stopped."""
     long = build_message(0x0B, MessageClass.INDICATION, bytes(12), [(AttributeType.SOFTWARE, bytes(30_000))])
     # It must not be taken for a client that never reads while the test still sends.
-    settings = PlaneSettings(downlink_limit_bytes=1 << 25)
+    settings = PlaneSettings(downlink_control_bytes=1 << 25)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)

@@ -288,7 +288,8 @@ async def test_an_unreachable_upstream_closes_the_client(make: MakePlane, tmp_pa
         assert await client.closed_by_server()
         closed = await bench.closed()
         assert closed.reason is CloseReason.UPSTREAM_UNREACHABLE
-        assert closed.upstream == bench.target
+        assert closed.flow is not None
+        assert closed.flow.upstream == bench.target
 
 
 async def test_a_silent_upstream_closes_the_client(make: MakePlane, tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ async def test_media_is_dropped_whole_and_stun_is_not(make: MakePlane, tmp_path:
 
 
 async def test_a_client_that_reads_no_stun_either_is_closed(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(downlink_buffer_bytes=4096, downlink_limit_bytes=16_384)
+    settings = PlaneSettings(downlink_media_bytes=4096, downlink_control_bytes=16_384)
     message = build_message(Method.BINDING, MessageClass.INDICATION, bytes(12), [(AttributeType.SOFTWARE, bytes(700))])
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)

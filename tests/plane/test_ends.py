@@ -197,7 +197,8 @@ async def test_attach_and_close_in_one_breath(make: MakePlane, tmp_path: Path) -
         bench.plane.close(one.connection, CloseReason.STOPPED)
         assert await one.client.closed_by_server()
         closed = await bench.closed()
-        assert (closed.reason, closed.upstream) == (CloseReason.DRAINING, bench.target)
+        assert closed.flow is not None
+        assert (closed.reason, closed.flow.upstream) == (CloseReason.DRAINING, bench.target)
 
 
 @pytest.mark.parametrize("state", ["waiting", "http"])
@@ -230,7 +231,8 @@ async def test_a_dead_upstream_address(make: MakePlane, tmp_path: Path, state: s
             await one.client.send(HELLO)
         assert await one.client.closed_by_server()
         closed = await bench.closed()
-        assert (closed.reason, closed.upstream) == (CloseReason.UPSTREAM_UNREACHABLE, bench.target)
+        assert closed.flow is not None
+        assert (closed.reason, closed.flow.upstream) == (CloseReason.UPSTREAM_UNREACHABLE, bench.target)
 
 
 async def test_upgrade_of_a_client_that_says_no_more(make: MakePlane, tmp_path: Path) -> None:

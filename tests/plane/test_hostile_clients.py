@@ -82,7 +82,7 @@ async def keep_sending(bench: Bench, flow: Address) -> None:
 @every_plane
 async def test_a_client_that_asks_to_renegotiate_and_does_not_listen(make: MakePlane, tmp_path: Path) -> None:
     """Each attempt is answered with an alert. They must not pile up."""
-    settings = PlaneSettings(downlink_buffer_bytes=4096, downlink_limit_bytes=16_384)
+    settings = PlaneSettings(downlink_media_bytes=4096, downlink_control_bytes=16_384)
     async with plane_bench(make, tmp_path, settings) as bench:
         client = await forging_client(bench, ssl.TLSVersion.TLSv1_2, tmp_path)
         await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
@@ -141,7 +141,7 @@ async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_pa
 
 @every_plane
 async def test_a_unit_longer_than_the_buffer_reaches_a_client_that_reads(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(downlink_buffer_bytes=4096)
+    settings = PlaneSettings(downlink_media_bytes=4096)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
         long = build_channel_data(0x4001, bytes(8192))
         bench.upstream.send(flow, long)

@@ -23,7 +23,7 @@ from tests.support.tls_client import TlsClient
 # Never sent by the upstream otherwise: what came before it has been delivered or dropped.
 MARKER = build_channel_data(0x7FFF, b"that is all")
 # Nothing is dropped by chance: the client reads only when the upstream has sent all.
-SETTINGS = PlaneSettings(downlink_buffer_bytes=256 * 1024)
+SETTINGS = PlaneSettings(downlink_media_bytes=256 * 1024)
 DEADLINE_S = 30
 
 
