@@ -12,6 +12,7 @@ from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.ring cimport Ring
 from relay.plane.sources cimport SOURCE_BYTES, Sources
 from relay.plane.transactions cimport Transactions
+from relay.plane.wire cimport Wire
 
 cdef enum State:
     STATE_FREE
@@ -153,6 +154,7 @@ cdef struct Connection:
     bint pipe_watched
     int their_pipe              # control's end, until it has been told
     SSL* ssl
+    Wire wire                   # under it
     Contexts* contexts          # while the handshake may ask for a name
     uint32_t interest           # what epoll watches on fd
     uint64_t ticket             # Python's number for an adopted connection
@@ -178,6 +180,7 @@ cdef struct Connection:
     Counters counters
     int64_t opened_us
     int64_t heard_us
+    uint32_t heard_turn         # the worker's turn in which the upstream was last heard
     int64_t spoken_us           # when TLS last had work: its buffers are let go a second later
     bint buffered               # TLS keeps its buffers
     uint32_t warmth             # records written since it kept none
@@ -229,6 +232,7 @@ cdef struct Engine:
     int number                  # of the worker
     bint stopping
     int64_t now_us
+    uint32_t turns              # of the loop; it wraps
     Bounds bounds
     Contexts* contexts
     TicketKeys ticket_keys
@@ -247,17 +251,14 @@ cdef struct Engine:
     Connection* wheel[WHEEL_SLOTS]
     int64_t wheel_tick
     uint32_t armed
-    # Load: events of this turn, and a second.
-    int64_t taken
-    int64_t rate
     # Time in the relay, each way: from when the worker could first have seen a packet to when it was sent.
     int64_t looked_us
-    int64_t paused_us
     uint64_t sent_up            # packets of this turn that wait to be noted
     uint64_t sent_down
     Histogram uplink_us
     Histogram downlink_us
     int64_t swept_us            # when idle TLS buffers were last let go
+    int64_t told_us             # when Python was last told
     # Lists of one turn.
     Connection* again
     Connection* owed

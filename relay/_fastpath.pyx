@@ -32,7 +32,7 @@ from relay.plane.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
     free, malloc, realloc,
 )
-from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, take
+from relay.plane.ring cimport close_ring, open_ring, put, relay_add, take
 from relay.plane.sources cimport enter_source, leave_source, open_sources
 from relay.plane.stun cimport (
     ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, CLASS_BITS, REFRESH_REQUEST,
@@ -43,26 +43,28 @@ from relay.plane.transactions cimport (
     ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
     on_request, on_response, take_due, waiting_since_us,
 )
+from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
 
 from relay.wire.stream import FramingFault
 
+cdef tls.BIO_METHOD* WIRES = new_wire_method()
+if WIRES == NULL:
+    raise MemoryError
+
 # Handshakes cost half a millisecond each: so many a turn, and running calls wait no longer than for a burst of media.
 cdef enum:
-    HANDSHAKES_A_TURN = 4
+    HANDSHAKES_A_TURN = 1
     ACCEPTS_A_TURN = 16
     UNITS_A_TURN = 256              # units of one client before others have their turn: one record may bring 4,000
-    ROUNDS_A_TURN = 4               # and rounds of datagrams
     READS_A_TURN = 8                # TLS reads of one client before others have their turn
     CLOSE_US = 2000000              # what is written when a connection closes has this long to leave
     ACCEPT_PAUSE_US = 100000        # when descriptors have run out
     ALLOCATION_LIFETIME_US = 600000000
     PACKETS_A_CLOCK = 8             # packets whose time in the relay is noted together
     WARM_AFTER = 16                 # records written: a call has begun
+    TELL_EVERY_US = 2000
     SWEEP_MS = 1000
     SWEEP_US = 1000000              # a call speaks fifty times a second: after one it is silent
-    GATHER_FROM_A_SECOND = 15000    # events; a hundred and fifty calls both ways
-    GATHER_EVENTS = 12              # what one wake-up should find
-    GATHER_MOST_US = 250            # and what a packet may wait for it, at the most
     COMMAND_RING = 4096
     EVENT_RING = 16384
     KEEPALIVE_IDLE_S = 60
@@ -252,7 +254,7 @@ cdef Connection* welcome(Engine* e, int fd) noexcept nogil:
         room = c.counted
     c.ssl = tls.SSL_new(e.contexts.fallback)
     count_live(LIVE_SESSIONS, c.ssl != NULL)
-    if not room or c.ssl == NULL or not tls.SSL_set_fd(c.ssl, fd):
+    if not room or c.ssl == NULL or not lay_wire(WIRES, c.ssl, &c.wire, fd):
         end(e, c, REASON_NO_DESCRIPTORS if room else REASON_TOO_MANY_CONNECTIONS)
         return c
     tls.SSL_set_accept_state(c.ssl)
@@ -441,7 +443,7 @@ cdef void on_established(Engine* e, Connection* c) noexcept nogil:
     watch_client(e, c)
     if c.alpn >= 2:
         on_turn(e, c)
-    elif tls.SSL_has_pending(c.ssl):
+    elif unread(c):
         see_again(e, c)
 
 
@@ -502,6 +504,12 @@ cdef void drop_held(Connection* c, uint32_t used) noexcept nogil:
 # ---- 4 uplink
 
 
+# True while a read would give something. With read-ahead all of the socket's bytes are in TLS already, unless there were
+# more than it takes at once: asking the kernel again would find nothing.
+cdef inline bint unread(Connection* c) noexcept nogil:
+    return not c.wire.drained or tls.SSL_has_pending(c.ssl)
+
+
 # Reads what TLS has, until it has no more or others are due.
 cdef void on_client(Engine* e, Connection* c) noexcept nogil:
     cdef int size
@@ -525,8 +533,7 @@ cdef void on_client(Engine* e, Connection* c) noexcept nogil:
             return
         if c.more:
             break
-        # With read-ahead all of the socket's bytes are in TLS by now: asking the kernel again would find nothing.
-        if not tls.SSL_has_pending(c.ssl):
+        if not unread(c):
             return
     see_again(e, c)
 
@@ -653,45 +660,58 @@ cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) 
 # ---- 5 downlink
 
 
-# UDP sockets are watched for edges: epoll need not ask each of them again in the next turn. So all is taken that is there.
+# Voice comes one packet at a time, so one is taken. A flow that was heard in the turn before has more of them coming
+# than that: then several are, and what is left is told of again.
 cdef void on_upstream(Engine* e, Connection* c) noexcept nogil:
-    cdef int rounds = 0
-    while c.state == STATE_MEDIA and take_datagrams(e, c) == DATAGRAMS_A_TURN:
-        rounds += 1
-        if rounds == ROUNDS_A_TURN:
-            # Others first; this makes epoll tell of the rest.
-            watch(e, posix.EPOLL_CTL_MOD, c.udp, posix.EPOLLIN | posix.EPOLLET, mark(ON_UDP, c))
-            return
+    cdef bint often = e.turns - c.heard_turn <= 1
+    cdef ssize_t size
+    c.heard_turn = e.turns
+    if often:
+        take_datagrams(e, c)
+        return
+    size = posix.recv(c.udp, e.datagrams, DATAGRAM_BYTES - 4, posix.MSG_DONTWAIT)
+    if size < 0:
+        on_upstream_error(e, c)
+        return
+    c.heard_us = e.now_us
+    size = take_datagram(e, c, e.datagrams, <uint32_t> size, 0)
+    if size and c.state == STATE_MEDIA:
+        write_client(e, c, e.record, <uint32_t> size)
 
 
-cdef int take_datagrams(Engine* e, Connection* c) noexcept nogil:
+cdef void take_datagrams(Engine* e, Connection* c) noexcept nogil:
     cdef int i, got
-    cdef uint32_t filled = 0, size
-    cdef uint8_t* data
+    cdef uint32_t filled = 0
     got = posix.recvmmsg(c.udp, e.messages, DATAGRAMS_A_TURN, posix.MSG_DONTWAIT, NULL)
     if got < 0:
-        if posix.errno == posix.EMSGSIZE:
-            # A router further on said that an earlier datagram was too long; the upstream is still there.
-            # What came behind it will not be told of again.
-            c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
-            return DATAGRAMS_A_TURN
-        if posix.errno not in (posix.EAGAIN, posix.EINTR):
-            c.fault = posix.errno
-            end(e, c, REASON_UPSTREAM_UNREACHABLE)
-        return got
+        on_upstream_error(e, c)
+        return
     c.heard_us = e.now_us
     for i in range(got):
-        data = <uint8_t*> e.vectors[i].iov_base
-        size = <uint32_t> datagram_unit(data, e.messages[i].msg_len)
-        if not size:
-            c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
-        elif data[0] >= 0x40 or on_stun(e, c, data, size):
-            filled = deliver(e, c, data, size, filled)
+        filled = take_datagram(e, c, <uint8_t*> e.vectors[i].iov_base, e.messages[i].msg_len, filled)
         if c.state != STATE_MEDIA:
-            return got
+            return
     if filled:
         write_client(e, c, e.record, filled)
-    return got
+
+
+cdef void on_upstream_error(Engine* e, Connection* c) noexcept nogil:
+    if posix.errno == posix.EMSGSIZE:
+        # A router further on said that an earlier datagram was too long; the upstream is still there.
+        c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+    elif posix.errno not in (posix.EAGAIN, posix.EINTR):
+        c.fault = posix.errno
+        end(e, c, REASON_UPSTREAM_UNREACHABLE)
+
+
+# Puts what a datagram brings into the record of this turn, of which ``filled`` bytes are; how many are then.
+cdef uint32_t take_datagram(Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled) noexcept nogil:
+    size = <uint32_t> datagram_unit(data, size)
+    if not size:
+        c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
+    elif data[0] >= 0x40 or on_stun(e, c, data, size):
+        return deliver(e, c, data, size, filled)
+    return filled
 
 
 # Matches an answer with its request; False if it must not reach the client.
@@ -1042,6 +1062,7 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         tls.SSL_free(c.ssl)
         c.ssl = NULL
         count_live(LIVE_SESSIONS, -1)
+    clear_wire(&c.wire)
     free(c.out)
     c.out = NULL
     c.out_size = c.out_room = c.out_start = 0
@@ -1166,25 +1187,17 @@ cdef void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
             free_contexts(old)
 
 
-# Bytes that were read already come first, out of memory; the handshake needs them all before it asks the socket.
 cdef void adopt(Engine* e, Command* command) noexcept nogil:
     cdef Connection* c = welcome(e, command.number)
-    cdef tls.BIO* memory
     if c == NULL:
         return
     c.ticket = command.identity
     owe(e, c, NOTICE_ADOPTED)
-    if not command.size or c.state != STATE_HANDSHAKE:
-        return
-    memory = tls.BIO_new(tls.BIO_s_mem())
-    if memory == NULL or tls.BIO_write(memory, command.data, command.size) != <int> command.size:
-        end(e, c, REASON_NO_DESCRIPTORS)
-        return
-    tls.BIO_set_mem_eof_return(memory, -1)
-    tls.SSL_set0_rbio(c.ssl, memory)
-    on_handshake(e, c)
-    if c.ssl != NULL:
-        tls.SSL_set0_rbio(c.ssl, tls.BIO_new_socket(c.fd, 0))
+    if command.size and c.state == STATE_HANDSHAKE:
+        c.wire.preread, c.wire.preread_size = <uint8_t*> command.data, command.size
+        command.data = NULL
+        # No event will tell of what has been read already.
+        see_again(e, c)
 
 
 cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
@@ -1194,14 +1207,14 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
     c.heard_us = c.opened_us = e.now_us
     clear_deadline(e, c)
-    if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN | posix.EPOLLET, mark(ON_UDP, c)) < 0:
+    if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) < 0:
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     c.state = STATE_MEDIA
     c.readable = True
     watch_client(e, c)
     on_stream(e, c, NULL, 0)
-    if c.state == STATE_MEDIA and (c.more or tls.SSL_has_pending(c.ssl)):
+    if c.state == STATE_MEDIA and (c.more or unread(c)):
         see_again(e, c)
 
 
@@ -1238,7 +1251,7 @@ cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
         watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
         posix.close(c.udp)
         c.udp = fd
-        watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN | posix.EPOLLET, mark(ON_UDP, c))
+        watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_UDP, c))
         position = find_pending(c.transactions, answer + TRANSACTION_ID_OFFSET) if answer != NULL else -1
         if position >= 0:
             send_up(e, c, c.transactions.pending[position].message, c.transactions.pending[position].size)
@@ -1266,6 +1279,7 @@ cdef void tell(Engine* e) noexcept nogil:
     cdef uint32_t bit
     cdef bint told = False
     e.owed = NULL
+    e.told_us = e.now_us
     while c != NULL:
         event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
         bit = 1
@@ -1340,9 +1354,8 @@ cdef void turn(Engine* e, int timeout_ms) noexcept nogil:
     cdef uint64_t number, source
     cdef Connection* c
     e.now_us = posix.monotonic_us()
-    # What came during a pause has waited for it, at most since it began.
-    e.looked_us = e.now_us - e.paused_us
-    e.taken = count if count > 0 else 0
+    e.looked_us = e.now_us
+    e.turns += 1
     for i in range(count):
         number = e.epoll_events[i].data.u64
         source = number >> 56
@@ -1376,7 +1389,8 @@ cdef void turn(Engine* e, int timeout_ms) noexcept nogil:
     if e.accept_again_us and e.now_us >= e.accept_again_us:
         e.accept_again_us = 0
         watch_listeners(e, True)
-    if e.owed != NULL:
+    # While clients log in one after the other, Python is woken for several of them at a time.
+    if e.owed != NULL and e.now_us - e.told_us > TELL_EVERY_US:
         tell(e)
     if e.now_us - e.swept_us > SWEEP_US:
         sweep(e)
@@ -1395,31 +1409,11 @@ cdef void sweep(Engine* e) noexcept nogil:
             c.warmth = 0
 
 
-# Under load a short pause gathers packets, so that one wake-up serves several: a wake-up costs as much as a packet's own
-# system call. How long follows from how many came in the last turns; with few calls there is no pause at all.
-cdef void gather(Engine* e, int64_t turned_us) noexcept nogil:
-    cdef int64_t passed = e.now_us - turned_us, pause, begun_us
-    if passed <= 0:
-        passed = 1
-    # Events a second, smoothed over some sixteen turns.
-    e.rate += (e.taken * 1000000 // passed - e.rate) // 16
-    e.paused_us = 0
-    if e.rate < GATHER_FROM_A_SECOND or e.again != NULL:
-        return
-    pause = GATHER_EVENTS * 1000000 // e.rate
-    begun_us = posix.monotonic_us()
-    posix.usleep(<unsigned int> (pause if pause < GATHER_MOST_US else GATHER_MOST_US))
-    e.paused_us = posix.monotonic_us() - begun_us
-
-
 cdef void run(Engine* e) noexcept nogil:
     cdef int timeout_ms
-    cdef int64_t turned_us
     while not (e.stopping and not e.live and e.owed == NULL):
-        turned_us = e.now_us
-        timeout_ms = 0 if e.again != NULL else 8 if e.armed or e.owed != NULL or e.accept_again_us else SWEEP_MS
+        timeout_ms = 0 if e.again != NULL else 1 if e.owed != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
         turn(e, timeout_ms)
-        gather(e, turned_us)
 
 
 # ---- 11 Python's face
@@ -1461,14 +1455,23 @@ cdef tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
     tls.SSL_CTX_set_min_proto_version(context, tls.TLS1_2_VERSION)
     # A client that ends in TCP and not in TLS has ended like any other, and still gets its HTTP response.
     tls.SSL_CTX_set_options(
-        context, tls.SSL_OP_NO_RENEGOTIATION | tls.SSL_OP_NO_COMPRESSION | tls.SSL_OP_IGNORE_UNEXPECTED_EOF
+        context,
+        tls.SSL_OP_NO_RENEGOTIATION | tls.SSL_OP_NO_COMPRESSION | tls.SSL_OP_IGNORE_UNEXPECTED_EOF
+        | tls.SSL_OP_CIPHER_SERVER_PREFERENCE | tls.SSL_OP_PRIORITIZE_CHACHA,
     )
     # A refused write is repeated from wherever it lies by then.
     tls.SSL_CTX_set_mode(context, tls.SSL_MODE_RELEASE_BUFFERS | tls.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
     tls.SSL_CTX_set_read_ahead(context, 1)
     # A client comes back with one connection at a time: a second ticket would only cost another encryption.
     tls.SSL_CTX_set_num_tickets(context, 1)
-    tls.SSL_CTX_set_cipher_list(context, b"ECDHE+AESGCM:ECDHE+CHACHA20")
+    # Tickets are all that comes back: a session kept here would be memory for nothing.
+    tls.SSL_CTX_set_session_cache_mode(context, tls.SSL_SESS_CACHE_OFF)
+    # The shorter hash and the shorter key first: safe, and cheaper for each login and each packet. A client that has no
+    # AES in hardware, and says so by its own order, gets ChaCha20.
+    tls.SSL_CTX_set_cipher_list(context, b"ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20")
+    tls.SSL_CTX_set_ciphersuites(
+        context, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+    )
     tls.SSL_CTX_set_default_passwd_cb(context, no_pass_phrase)
     tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
     tls.SSL_CTX_set_app_data(context, ticket_keys)
@@ -1616,8 +1619,6 @@ cdef class Worker:
         """Carry packets until ``stop`` was said and the last connection has ended."""
         self.engine.now_us = posix.monotonic_us()
         with nogil:
-            # A pause of this thread is as long as it says, not 50 us longer.
-            posix.prctl(posix.PR_SET_TIMERSLACK, 1000)
             run(self.engine)
 
     # Commands

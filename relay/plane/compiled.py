@@ -228,9 +228,9 @@ class CompiledPlane:
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
         worker = self._worker(identity)
-        self._flows[identity] = _Flow(
-            connection, self._client(worker, identity), worker.opened(identity)[0], upstream, udp.getsockname()[1]
-        )
+        server_name, _, _ = worker.opened(identity)
+        port = udp.getsockname()[1]
+        self._flows[identity] = _Flow(connection, self._client(worker, identity), server_name, upstream, port)
         return identity, udp.detach()
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
