@@ -6,8 +6,9 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from relay.plane.contexts cimport Contexts, TicketKeys
 from relay.plane.histogram cimport Histogram
-from relay.plane.openssl cimport SSL, SSL_CTX
+from relay.plane.openssl cimport SSL
 from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.ring cimport Ring
 from relay.plane.sources cimport SOURCE_BYTES, Sources
@@ -114,27 +115,6 @@ cdef struct Bounds:
     int64_t connections_per_source
     uint32_t downlink_buffer
     uint32_t downlink_limit
-
-cdef struct TicketKey:
-    uint8_t[16] name
-    uint8_t[32] cipher_key      # AES-256-CBC
-    uint8_t[32] mac_key         # HMAC-SHA256
-
-# The first makes tickets, both open them: nothing of a session is kept here.
-cdef struct TicketKeys:
-    TicketKey current
-    TicketKey previous
-    bint has_current
-    bint has_previous
-
-# The TLS contexts of one set of certificates. It lives while it is current or a handshake uses it.
-cdef struct Contexts:
-    int count
-    int references
-    bint retired
-    SSL_CTX** contexts
-    char** names                # of each, one: lower case, exact or "*."
-    SSL_CTX* fallback           # the first certificate's
 
 cdef struct Connection:
     # Identity: a late event or command carries an old generation and finds nobody.
@@ -265,6 +245,7 @@ cdef struct Engine:
     # Counted from the start, connections that have ended included.
     uint64_t accepted
     Counters ended
+    int64_t ends                # atomic; odd while a flow's counters move to those that have ended
     uint64_t[REASONS] closed
     # Buffers of one turn.
     epoll_event[EVENTS_A_TURN] epoll_events

@@ -21,10 +21,11 @@ Nothing between 1 and 10 holds the GIL, takes a lock, or is called once per pack
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove, memset, strcmp, strlen, strncpy
+from libc.string cimport memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
+from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.histogram cimport HISTOGRAM_BUCKETS, Histogram, bucket_end, record_many_us
@@ -65,6 +66,7 @@ cdef enum:
     TELL_EVERY_US = 2000
     SWEEP_MS = 1000
     SWEEP_US = 1000000              # a call speaks fifty times a second: after one it is silent
+    READ_TRIES = 20                 # of a snapshot, while flows end
     COMMAND_RING = 4096
     EVENT_RING = 16384
     KEEPALIVE_IDLE_S = 60
@@ -301,105 +303,6 @@ cdef void leave_contexts(Engine* e, Connection* c) noexcept nogil:
         if c.contexts.retired and not c.contexts.references:
             free_contexts(c.contexts)
         c.contexts = NULL
-
-
-cdef void free_contexts(Contexts* contexts) noexcept nogil:
-    cdef int i
-    for i in range(contexts.count):
-        tls.SSL_CTX_free(contexts.contexts[i])
-        count_live(LIVE_CONTEXTS, -1)
-        free(contexts.names[i])
-    free(contexts.contexts)
-    free(contexts.names)
-    free(contexts)
-
-
-# Exact names first, then a wildcard of one label, then the first certificate.
-cdef int on_server_name(tls.SSL* ssl, int* alert, void* argument) noexcept nogil:
-    cdef Contexts* contexts = <Contexts*> argument
-    cdef const char* asked = tls.SSL_get_servername(ssl, tls.TLSEXT_NAMETYPE_host_name)
-    cdef char[256] name
-    cdef const char* rest
-    cdef int i
-    if asked == NULL:
-        return tls.SSL_TLSEXT_ERR_NOACK
-    if not lower(asked, name):
-        return tls.SSL_TLSEXT_ERR_ALERT_FATAL
-    rest = name
-    while rest[0] and rest[0] != c'.':
-        rest += 1
-    for i in range(contexts.count):
-        if strcmp(contexts.names[i], name) == 0:
-            tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
-            return tls.SSL_TLSEXT_ERR_OK
-    for i in range(contexts.count):
-        if contexts.names[i][0] == c'*' and rest[0] and strcmp(contexts.names[i] + 1, rest) == 0:
-            tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
-            return tls.SSL_TLSEXT_ERR_OK
-    return tls.SSL_TLSEXT_ERR_OK
-
-
-# Lower case without the last dot; False if it is too long to be a name, or not ASCII.
-cdef bint lower(const char* text, char* name) noexcept nogil:
-    cdef size_t i, size = strlen(text)
-    if size and text[size - 1] == c'.':
-        size -= 1
-    if size > 255:
-        return False
-    for i in range(size):
-        if text[i] & 0x80:
-            return False
-        name[i] = text[i] + 32 if 65 <= text[i] <= 90 else text[i]
-    name[size] = 0
-    return True
-
-
-cdef const unsigned char* ALPN = b"\x08http/1.1\x09stun.turn\x12stun.nat-discovery"
-cdef enum:
-    ALPN_BYTES = 38
-
-
-# Strict: a client that offers protocols and none of ours is refused. h2 is never offered.
-cdef int on_alpn(
-    tls.SSL* ssl, const unsigned char** out, unsigned char* out_size, const unsigned char* offered, unsigned int size,
-    void* argument,
-) noexcept nogil:
-    cdef unsigned char* chosen
-    if tls.SSL_select_next_proto(&chosen, out_size, ALPN, ALPN_BYTES, offered, size) != tls.OPENSSL_NPN_NEGOTIATED:
-        return tls.SSL_TLSEXT_ERR_ALERT_FATAL
-    out[0] = chosen
-    return tls.SSL_TLSEXT_ERR_OK
-
-
-# Makes (making 1) or opens a session ticket (RFC 5077). 0: not ours, a full handshake; 2: opened, and a new one is due.
-cdef int on_ticket(
-    tls.SSL* ssl, unsigned char* name, unsigned char* iv, tls.EVP_CIPHER_CTX* cipher, tls.EVP_MAC_CTX* mac, int making
-) noexcept nogil:
-    cdef TicketKeys* keys = <TicketKeys*> tls.SSL_CTX_get_app_data(tls.SSL_get_SSL_CTX(ssl))
-    cdef TicketKey* key = &keys.current
-    cdef tls.OSSL_PARAM[3] parameters
-    cdef int opened = 1
-    if making:
-        if tls.RAND_bytes(iv, 16) != 1:
-            return -1
-        memcpy(name, key.name, 16)
-    elif memcmp(name, key.name, 16) != 0:
-        key = &keys.previous
-        opened = 2
-        if not keys.has_previous or memcmp(name, key.name, 16) != 0:
-            return 0
-    parameters[0] = tls.OSSL_PARAM_construct_octet_string(b"key", key.mac_key, 32)
-    parameters[1] = tls.OSSL_PARAM_construct_utf8_string(b"digest", <char*> b"SHA256", 0)
-    parameters[2] = tls.OSSL_PARAM_construct_end()
-    if tls.EVP_MAC_CTX_set_params(mac, parameters) != 1:
-        return -1
-    if making:
-        return tls.EVP_EncryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv)
-    return opened if tls.EVP_DecryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv) == 1 else -1
-
-
-cdef int no_pass_phrase(char* buffer, int size, int writing, void* argument) noexcept nogil:
-    return 0
 
 
 cdef void on_handshake(Engine* e, Connection* c) noexcept nogil:
@@ -1037,9 +940,12 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         c.transactions = NULL
     free(c.stale_answer)
     c.stale_answer = NULL
-    add_counters(&e.ended, &c.counters)
     c.readable = False
+    # Who reads both in between would count it twice, or not at all.
+    relay_add(&e.ends, 1)
+    add_counters(&e.ended, &c.counters)
     c.state = STATE_CLOSING
+    relay_add(&e.ends, 1)
     owe(e, c, NOTICE_CLOSED)
     if c.out_size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
         set_deadline(e, c, e.now_us + CLOSE_US)
@@ -1438,96 +1344,6 @@ cdef void close_open(int fd) noexcept nogil:
         posix.close(fd)
 
 
-cdef object text_of(const char* text):
-    return "" if text == NULL else (<bytes> text).decode()
-
-
-cdef object last_error():
-    cdef unsigned long error = tls.ERR_get_error()
-    tls.ERR_clear_error()
-    return text_of(tls.ERR_reason_error_string(error)) or "unreadable"
-
-
-cdef tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
-    cdef tls.SSL_CTX* context = tls.SSL_CTX_new(tls.TLS_server_method())
-    if context == NULL:
-        raise MemoryError
-    tls.SSL_CTX_set_min_proto_version(context, tls.TLS1_2_VERSION)
-    # A client that ends in TCP and not in TLS has ended like any other, and still gets its HTTP response.
-    tls.SSL_CTX_set_options(
-        context,
-        tls.SSL_OP_NO_RENEGOTIATION | tls.SSL_OP_NO_COMPRESSION | tls.SSL_OP_IGNORE_UNEXPECTED_EOF
-        | tls.SSL_OP_CIPHER_SERVER_PREFERENCE | tls.SSL_OP_PRIORITIZE_CHACHA,
-    )
-    # A refused write is repeated from wherever it lies by then.
-    tls.SSL_CTX_set_mode(context, tls.SSL_MODE_RELEASE_BUFFERS | tls.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
-    tls.SSL_CTX_set_read_ahead(context, 1)
-    # A client comes back with one connection at a time: a second ticket would only cost another encryption.
-    tls.SSL_CTX_set_num_tickets(context, 1)
-    # Tickets are all that comes back: a session kept here would be memory for nothing.
-    tls.SSL_CTX_set_session_cache_mode(context, tls.SSL_SESS_CACHE_OFF)
-    # The shorter hash and the shorter key first: safe, and cheaper for each login and each packet. A client that has no
-    # AES in hardware, and says so by its own order, gets ChaCha20.
-    tls.SSL_CTX_set_cipher_list(context, b"ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20")
-    tls.SSL_CTX_set_ciphersuites(
-        context, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-    )
-    tls.SSL_CTX_set_default_passwd_cb(context, no_pass_phrase)
-    tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
-    tls.SSL_CTX_set_app_data(context, ticket_keys)
-    tls.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, on_ticket)
-    return context
-
-
-cdef int load_certificate(tls.SSL_CTX* context, bytes chain, bytes private_key) except -1:
-    tls.ERR_clear_error()
-    if (
-        tls.SSL_CTX_use_certificate_chain_file(context, chain) != 1
-        or tls.SSL_CTX_use_PrivateKey_file(context, private_key, tls.SSL_FILETYPE_PEM) != 1
-        or tls.SSL_CTX_check_private_key(context) != 1
-    ):
-        raise ValueError(last_error())
-    return 0
-
-
-# One context for each set of names, entered under each of its names.
-cdef Contexts* build_contexts(list groups, TicketKeys* ticket_keys) except NULL:
-    cdef Contexts* contexts = <Contexts*> calloc(1, sizeof(Contexts))
-    cdef int total = sum(max(len(names), 1) for names, _ in groups)
-    cdef tls.SSL_CTX* context
-    if contexts == NULL:
-        raise MemoryError
-    contexts.contexts = <tls.SSL_CTX**> calloc(total, sizeof(tls.SSL_CTX*))
-    contexts.names = <char**> calloc(total, sizeof(char*))
-    try:
-        for names, files in groups:
-            context = new_context(ticket_keys)
-            for position, name in enumerate(names or [b""]):
-                if position:
-                    tls.SSL_CTX_up_ref(context)
-                contexts.contexts[contexts.count] = context
-                contexts.names[contexts.count] = copy_text(name)
-                contexts.count += 1
-                count_live(LIVE_CONTEXTS, 1)
-            for chain, private_key in files:
-                load_certificate(context, chain, private_key)
-    except BaseException:
-        free_contexts(contexts)
-        raise
-    contexts.fallback = contexts.contexts[0]
-    tls.SSL_CTX_set_tlsext_servername_callback(contexts.fallback, on_server_name)
-    tls.SSL_CTX_set_tlsext_servername_arg(contexts.fallback, contexts)
-    return contexts
-
-
-cdef char* copy_text(bytes text) except NULL:
-    cdef char* copy = <char*> malloc(len(text) + 1)
-    if copy == NULL:
-        raise MemoryError
-    memcpy(copy, <char*> text, len(text) + 1)
-    return copy
-
-
 cdef tuple histogram_of(Histogram* histogram):
     cdef int bucket
     cdef list counts = []
@@ -1542,6 +1358,24 @@ cdef tuple counters_of(Counters* counters):
         counters.uplink_packets, counters.uplink_bytes, counters.downlink_packets, counters.downlink_bytes,
         counters.retransmissions, *[counters.drops[drop] for drop in range(DROPS)],
     )
+
+
+# Reads all flows, and what they and those before them have counted.
+cdef uint32_t copy_flows(Engine* e, uint32_t slots, FlowRecord* records, Counters* totals) noexcept nogil:
+    cdef uint32_t i, count = 0
+    cdef Connection* c
+    cdef int64_t now = posix.monotonic_us()
+    totals[0] = e.ended
+    for i in range(slots):
+        c = at(e, i)
+        if c.state == STATE_MEDIA:
+            add_counters(totals, &c.counters)
+            records[count].identity = <uint64_t> e.number << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | i
+            records[count].age_us = now - c.opened_us
+            records[count].heard_us = now - c.heard_us
+            records[count].counters = c.counters
+            count += 1
+    return count
 
 
 def live_objects() -> dict:
@@ -1781,26 +1615,19 @@ cdef class Worker:
         return fd, left, bool(c.allocating), request
 
     def flows(self) -> tuple:
-        """(records, counters of all together): a FlowRecord for each flow, copied while the worker goes on."""
-        cdef uint32_t i, slots = self.engine.slots, count = 0
-        cdef Counters totals
-        cdef Connection* c
-        cdef int64_t now = posix.monotonic_us()
+        """(records, counters from the start): a FlowRecord for each flow, copied while the worker goes on."""
+        cdef uint32_t slots = self.engine.slots, count = 0
         cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
+        cdef Counters totals
+        cdef int64_t ends
         if records == NULL:
             raise MemoryError
-        memset(&totals, 0, sizeof(totals))
         with nogil:
-            for i in range(slots):
-                c = at(self.engine, i)
-                if c.state == STATE_MEDIA:
-                    add_counters(&totals, &c.counters)
-                    records[count].identity = <uint64_t> self.engine.number << 56 | (
-                        <uint64_t> (c.generation & 0xFFFFFF) << 32 | i)
-                    records[count].age_us = now - c.opened_us
-                    records[count].heard_us = now - c.heard_us
-                    records[count].counters = c.counters
-                    count += 1
+            for _ in range(READ_TRIES):
+                ends = relay_add(&self.engine.ends, 0)
+                count = copy_flows(self.engine, slots, records, &totals)
+                if not ends & 1 and relay_add(&self.engine.ends, 0) == ends:
+                    break
         try:
             return (<char*> records)[:count * sizeof(FlowRecord)], counters_of(&totals)
         finally:
@@ -1811,9 +1638,9 @@ cdef class Worker:
         return histogram_of(&self.engine.uplink_us), histogram_of(&self.engine.downlink_us)
 
     def figures(self) -> tuple:
-        """(open connections, accepted, counters of ended flows, closed by reason)."""
+        """(open connections, accepted, closed by reason)."""
         cdef Engine* e = self.engine
-        return e.live, e.accepted, counters_of(&e.ended), [e.closed[reason] for reason in range(REASONS)]
+        return e.live, e.accepted, [e.closed[reason] for reason in range(REASONS)]
 
 
 # ---- The stream cutter, for whoever reads a TURN stream in Python
