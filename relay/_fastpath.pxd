@@ -6,12 +6,14 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from relay.plane.contexts cimport Contexts, TicketKeys
 from relay.plane.histogram cimport Histogram
-from relay.plane.openssl cimport SSL, SSL_CTX
+from relay.plane.openssl cimport SSL
 from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.ring cimport Ring
 from relay.plane.sources cimport SOURCE_BYTES, Sources
 from relay.plane.transactions cimport Transactions
+from relay.plane.wire cimport Wire
 
 cdef enum State:
     STATE_FREE
@@ -115,27 +117,6 @@ cdef struct Bounds:
     uint32_t downlink_buffer
     uint32_t downlink_limit
 
-cdef struct TicketKey:
-    uint8_t[16] name
-    uint8_t[32] cipher_key      # AES-256-CBC
-    uint8_t[32] mac_key         # HMAC-SHA256
-
-# The first makes tickets, both open them: nothing of a session is kept here.
-cdef struct TicketKeys:
-    TicketKey current
-    TicketKey previous
-    bint has_current
-    bint has_previous
-
-# The TLS contexts of one set of certificates. It lives while it is current or a handshake uses it.
-cdef struct Contexts:
-    int count
-    int references
-    bint retired
-    SSL_CTX** contexts
-    char** names                # of each, one: lower case, exact or "*."
-    SSL_CTX* fallback           # the first certificate's
-
 cdef struct Connection:
     # Identity: a late event or command carries an old generation and finds nobody.
     uint32_t index
@@ -154,6 +135,7 @@ cdef struct Connection:
     bint pipe_watched
     int their_pipe              # control's end, until it has been told
     SSL* ssl
+    Wire wire                   # under it
     Contexts* contexts          # while the handshake may ask for a name
     uint32_t interest           # what epoll watches on fd
     uint64_t ticket             # Python's number for an adopted connection
@@ -179,6 +161,7 @@ cdef struct Connection:
     Counters counters
     int64_t opened_us
     int64_t heard_us
+    uint32_t heard_turn         # the worker's turn in which the upstream was last heard
     int64_t spoken_us           # when TLS last had work: its buffers are let go a second later
     bint buffered               # TLS keeps its buffers
     uint32_t warmth             # records written since it kept none
@@ -230,6 +213,7 @@ cdef struct Engine:
     int number                  # of the worker
     bint stopping
     int64_t now_us
+    uint32_t turns              # of the loop; it wraps
     Bounds bounds
     Contexts* contexts
     TicketKeys ticket_keys
@@ -248,23 +232,21 @@ cdef struct Engine:
     Connection* wheel[WHEEL_SLOTS]
     int64_t wheel_tick
     uint32_t armed
-    # Load: events of this turn, and a second.
-    int64_t taken
-    int64_t rate
     # Time in the relay, each way: from when the worker could first have seen a packet to when it was sent.
     int64_t looked_us
-    int64_t paused_us
     uint64_t sent_up            # packets of this turn that wait to be noted
     uint64_t sent_down
     Histogram uplink_us
     Histogram downlink_us
     int64_t swept_us            # when idle TLS buffers were last let go
+    int64_t told_us             # when Python was last told
     # Lists of one turn.
     Connection* again
     Connection* owed
     # Counted from the start, connections that have ended included.
     uint64_t accepted
     Counters ended
+    int64_t ends                # atomic; odd while a flow's counters move to those that have ended
     uint64_t[REASONS] closed
     # Buffers of one turn.
     epoll_event[EVENTS_A_TURN] epoll_events

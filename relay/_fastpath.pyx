@@ -21,10 +21,11 @@ Nothing between 1 and 10 holds the GIL, takes a lock, or is called once per pack
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove, memset, strcmp, strlen, strncpy
+from libc.string cimport memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
+from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.histogram cimport HISTOGRAM_BUCKETS, Histogram, bucket_end, record_many_us
@@ -32,7 +33,7 @@ from relay.plane.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
     free, malloc, realloc,
 )
-from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, take
+from relay.plane.ring cimport close_ring, open_ring, put, relay_add, take
 from relay.plane.sources cimport enter_source, leave_source, open_sources
 from relay.plane.stun cimport (
     ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, CLASS_BITS, REFRESH_REQUEST,
@@ -43,26 +44,29 @@ from relay.plane.transactions cimport (
     ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
     on_request, on_response, take_due, waiting_since_us,
 )
+from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
 
 from relay.wire.stream import FramingFault
 
+cdef tls.BIO_METHOD* WIRES = new_wire_method()
+if WIRES == NULL:
+    raise MemoryError
+
 # Handshakes cost half a millisecond each: so many a turn, and running calls wait no longer than for a burst of media.
 cdef enum:
-    HANDSHAKES_A_TURN = 4
+    HANDSHAKES_A_TURN = 1
     ACCEPTS_A_TURN = 16
     UNITS_A_TURN = 256              # units of one client before others have their turn: one record may bring 4,000
-    ROUNDS_A_TURN = 4               # and rounds of datagrams
     READS_A_TURN = 8                # TLS reads of one client before others have their turn
     CLOSE_US = 2000000              # what is written when a connection closes has this long to leave
     ACCEPT_PAUSE_US = 100000        # when descriptors have run out
     ALLOCATION_LIFETIME_US = 600000000
     PACKETS_A_CLOCK = 8             # packets whose time in the relay is noted together
     WARM_AFTER = 16                 # records written: a call has begun
+    TELL_EVERY_US = 2000
     SWEEP_MS = 1000
     SWEEP_US = 1000000              # a call speaks fifty times a second: after one it is silent
-    GATHER_FROM_A_SECOND = 15000    # events; a hundred and fifty calls both ways
-    GATHER_EVENTS = 12              # what one wake-up should find
-    GATHER_MOST_US = 250            # and what a packet may wait for it, at the most
+    READ_TRIES = 20                 # of a snapshot, while flows end
     COMMAND_RING = 4096
     EVENT_RING = 16384
     KEEPALIVE_IDLE_S = 60
@@ -252,7 +256,7 @@ cdef Connection* welcome(Engine* e, int fd) noexcept nogil:
         room = c.counted
     c.ssl = tls.SSL_new(e.contexts.fallback)
     count_live(LIVE_SESSIONS, c.ssl != NULL)
-    if not room or c.ssl == NULL or not tls.SSL_set_fd(c.ssl, fd):
+    if not room or c.ssl == NULL or not lay_wire(WIRES, c.ssl, &c.wire, fd):
         end(e, c, REASON_NO_DESCRIPTORS if room else REASON_TOO_MANY_CONNECTIONS)
         return c
     tls.SSL_set_accept_state(c.ssl)
@@ -301,105 +305,6 @@ cdef void leave_contexts(Engine* e, Connection* c) noexcept nogil:
         c.contexts = NULL
 
 
-cdef void free_contexts(Contexts* contexts) noexcept nogil:
-    cdef int i
-    for i in range(contexts.count):
-        tls.SSL_CTX_free(contexts.contexts[i])
-        count_live(LIVE_CONTEXTS, -1)
-        free(contexts.names[i])
-    free(contexts.contexts)
-    free(contexts.names)
-    free(contexts)
-
-
-# Exact names first, then a wildcard of one label, then the first certificate.
-cdef int on_server_name(tls.SSL* ssl, int* alert, void* argument) noexcept nogil:
-    cdef Contexts* contexts = <Contexts*> argument
-    cdef const char* asked = tls.SSL_get_servername(ssl, tls.TLSEXT_NAMETYPE_host_name)
-    cdef char[256] name
-    cdef const char* rest
-    cdef int i
-    if asked == NULL:
-        return tls.SSL_TLSEXT_ERR_NOACK
-    if not lower(asked, name):
-        return tls.SSL_TLSEXT_ERR_ALERT_FATAL
-    rest = name
-    while rest[0] and rest[0] != c'.':
-        rest += 1
-    for i in range(contexts.count):
-        if strcmp(contexts.names[i], name) == 0:
-            tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
-            return tls.SSL_TLSEXT_ERR_OK
-    for i in range(contexts.count):
-        if contexts.names[i][0] == c'*' and rest[0] and strcmp(contexts.names[i] + 1, rest) == 0:
-            tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
-            return tls.SSL_TLSEXT_ERR_OK
-    return tls.SSL_TLSEXT_ERR_OK
-
-
-# Lower case without the last dot; False if it is too long to be a name, or not ASCII.
-cdef bint lower(const char* text, char* name) noexcept nogil:
-    cdef size_t i, size = strlen(text)
-    if size and text[size - 1] == c'.':
-        size -= 1
-    if size > 255:
-        return False
-    for i in range(size):
-        if text[i] & 0x80:
-            return False
-        name[i] = text[i] + 32 if 65 <= text[i] <= 90 else text[i]
-    name[size] = 0
-    return True
-
-
-cdef const unsigned char* ALPN = b"\x08http/1.1\x09stun.turn\x12stun.nat-discovery"
-cdef enum:
-    ALPN_BYTES = 38
-
-
-# Strict: a client that offers protocols and none of ours is refused. h2 is never offered.
-cdef int on_alpn(
-    tls.SSL* ssl, const unsigned char** out, unsigned char* out_size, const unsigned char* offered, unsigned int size,
-    void* argument,
-) noexcept nogil:
-    cdef unsigned char* chosen
-    if tls.SSL_select_next_proto(&chosen, out_size, ALPN, ALPN_BYTES, offered, size) != tls.OPENSSL_NPN_NEGOTIATED:
-        return tls.SSL_TLSEXT_ERR_ALERT_FATAL
-    out[0] = chosen
-    return tls.SSL_TLSEXT_ERR_OK
-
-
-# Makes (making 1) or opens a session ticket (RFC 5077). 0: not ours, a full handshake; 2: opened, and a new one is due.
-cdef int on_ticket(
-    tls.SSL* ssl, unsigned char* name, unsigned char* iv, tls.EVP_CIPHER_CTX* cipher, tls.EVP_MAC_CTX* mac, int making
-) noexcept nogil:
-    cdef TicketKeys* keys = <TicketKeys*> tls.SSL_CTX_get_app_data(tls.SSL_get_SSL_CTX(ssl))
-    cdef TicketKey* key = &keys.current
-    cdef tls.OSSL_PARAM[3] parameters
-    cdef int opened = 1
-    if making:
-        if tls.RAND_bytes(iv, 16) != 1:
-            return -1
-        memcpy(name, key.name, 16)
-    elif memcmp(name, key.name, 16) != 0:
-        key = &keys.previous
-        opened = 2
-        if not keys.has_previous or memcmp(name, key.name, 16) != 0:
-            return 0
-    parameters[0] = tls.OSSL_PARAM_construct_octet_string(b"key", key.mac_key, 32)
-    parameters[1] = tls.OSSL_PARAM_construct_utf8_string(b"digest", <char*> b"SHA256", 0)
-    parameters[2] = tls.OSSL_PARAM_construct_end()
-    if tls.EVP_MAC_CTX_set_params(mac, parameters) != 1:
-        return -1
-    if making:
-        return tls.EVP_EncryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv)
-    return opened if tls.EVP_DecryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv) == 1 else -1
-
-
-cdef int no_pass_phrase(char* buffer, int size, int writing, void* argument) noexcept nogil:
-    return 0
-
-
 cdef void on_handshake(Engine* e, Connection* c) noexcept nogil:
     cdef int result, error
     tls.ERR_clear_error()
@@ -441,7 +346,7 @@ cdef void on_established(Engine* e, Connection* c) noexcept nogil:
     watch_client(e, c)
     if c.alpn >= 2:
         on_turn(e, c)
-    elif tls.SSL_has_pending(c.ssl):
+    elif unread(c):
         see_again(e, c)
 
 
@@ -502,6 +407,12 @@ cdef void drop_held(Connection* c, uint32_t used) noexcept nogil:
 # ---- 4 uplink
 
 
+# True while a read would give something. With read-ahead all of the socket's bytes are in TLS already, unless there were
+# more than it takes at once: asking the kernel again would find nothing.
+cdef inline bint unread(Connection* c) noexcept nogil:
+    return not c.wire.drained or tls.SSL_has_pending(c.ssl)
+
+
 # Reads what TLS has, until it has no more or others are due.
 cdef void on_client(Engine* e, Connection* c) noexcept nogil:
     cdef int size
@@ -525,8 +436,7 @@ cdef void on_client(Engine* e, Connection* c) noexcept nogil:
             return
         if c.more:
             break
-        # With read-ahead all of the socket's bytes are in TLS by now: asking the kernel again would find nothing.
-        if not tls.SSL_has_pending(c.ssl):
+        if not unread(c):
             return
     see_again(e, c)
 
@@ -653,45 +563,58 @@ cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) 
 # ---- 5 downlink
 
 
-# UDP sockets are watched for edges: epoll need not ask each of them again in the next turn. So all is taken that is there.
+# Voice comes one packet at a time, so one is taken. A flow that was heard in the turn before has more of them coming
+# than that: then several are, and what is left is told of again.
 cdef void on_upstream(Engine* e, Connection* c) noexcept nogil:
-    cdef int rounds = 0
-    while c.state == STATE_MEDIA and take_datagrams(e, c) == DATAGRAMS_A_TURN:
-        rounds += 1
-        if rounds == ROUNDS_A_TURN:
-            # Others first; this makes epoll tell of the rest.
-            watch(e, posix.EPOLL_CTL_MOD, c.udp, posix.EPOLLIN | posix.EPOLLET, mark(ON_UDP, c))
-            return
+    cdef bint often = e.turns - c.heard_turn <= 1
+    cdef ssize_t size
+    c.heard_turn = e.turns
+    if often:
+        take_datagrams(e, c)
+        return
+    size = posix.recv(c.udp, e.datagrams, DATAGRAM_BYTES - 4, posix.MSG_DONTWAIT)
+    if size < 0:
+        on_upstream_error(e, c)
+        return
+    c.heard_us = e.now_us
+    size = take_datagram(e, c, e.datagrams, <uint32_t> size, 0)
+    if size and c.state == STATE_MEDIA:
+        write_client(e, c, e.record, <uint32_t> size)
 
 
-cdef int take_datagrams(Engine* e, Connection* c) noexcept nogil:
+cdef void take_datagrams(Engine* e, Connection* c) noexcept nogil:
     cdef int i, got
-    cdef uint32_t filled = 0, size
-    cdef uint8_t* data
+    cdef uint32_t filled = 0
     got = posix.recvmmsg(c.udp, e.messages, DATAGRAMS_A_TURN, posix.MSG_DONTWAIT, NULL)
     if got < 0:
-        if posix.errno == posix.EMSGSIZE:
-            # A router further on said that an earlier datagram was too long; the upstream is still there.
-            # What came behind it will not be told of again.
-            c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
-            return DATAGRAMS_A_TURN
-        if posix.errno not in (posix.EAGAIN, posix.EINTR):
-            c.fault = posix.errno
-            end(e, c, REASON_UPSTREAM_UNREACHABLE)
-        return got
+        on_upstream_error(e, c)
+        return
     c.heard_us = e.now_us
     for i in range(got):
-        data = <uint8_t*> e.vectors[i].iov_base
-        size = <uint32_t> datagram_unit(data, e.messages[i].msg_len)
-        if not size:
-            c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
-        elif data[0] >= 0x40 or on_stun(e, c, data, size):
-            filled = deliver(e, c, data, size, filled)
+        filled = take_datagram(e, c, <uint8_t*> e.vectors[i].iov_base, e.messages[i].msg_len, filled)
         if c.state != STATE_MEDIA:
-            return got
+            return
     if filled:
         write_client(e, c, e.record, filled)
-    return got
+
+
+cdef void on_upstream_error(Engine* e, Connection* c) noexcept nogil:
+    if posix.errno == posix.EMSGSIZE:
+        # A router further on said that an earlier datagram was too long; the upstream is still there.
+        c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+    elif posix.errno not in (posix.EAGAIN, posix.EINTR):
+        c.fault = posix.errno
+        end(e, c, REASON_UPSTREAM_UNREACHABLE)
+
+
+# Puts what a datagram brings into the record of this turn, of which ``filled`` bytes are; how many are then.
+cdef uint32_t take_datagram(Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled) noexcept nogil:
+    size = <uint32_t> datagram_unit(data, size)
+    if not size:
+        c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
+    elif data[0] >= 0x40 or on_stun(e, c, data, size):
+        return deliver(e, c, data, size, filled)
+    return filled
 
 
 # Matches an answer with its request; False if it must not reach the client.
@@ -1017,9 +940,12 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         c.transactions = NULL
     free(c.stale_answer)
     c.stale_answer = NULL
-    add_counters(&e.ended, &c.counters)
     c.readable = False
+    # Who reads both in between would count it twice, or not at all.
+    relay_add(&e.ends, 1)
+    add_counters(&e.ended, &c.counters)
     c.state = STATE_CLOSING
+    relay_add(&e.ends, 1)
     owe(e, c, NOTICE_CLOSED)
     if c.out_size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
         set_deadline(e, c, e.now_us + CLOSE_US)
@@ -1042,6 +968,7 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         tls.SSL_free(c.ssl)
         c.ssl = NULL
         count_live(LIVE_SESSIONS, -1)
+    clear_wire(&c.wire)
     free(c.out)
     c.out = NULL
     c.out_size = c.out_room = c.out_start = 0
@@ -1166,25 +1093,17 @@ cdef void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
             free_contexts(old)
 
 
-# Bytes that were read already come first, out of memory; the handshake needs them all before it asks the socket.
 cdef void adopt(Engine* e, Command* command) noexcept nogil:
     cdef Connection* c = welcome(e, command.number)
-    cdef tls.BIO* memory
     if c == NULL:
         return
     c.ticket = command.identity
     owe(e, c, NOTICE_ADOPTED)
-    if not command.size or c.state != STATE_HANDSHAKE:
-        return
-    memory = tls.BIO_new(tls.BIO_s_mem())
-    if memory == NULL or tls.BIO_write(memory, command.data, command.size) != <int> command.size:
-        end(e, c, REASON_NO_DESCRIPTORS)
-        return
-    tls.BIO_set_mem_eof_return(memory, -1)
-    tls.SSL_set0_rbio(c.ssl, memory)
-    on_handshake(e, c)
-    if c.ssl != NULL:
-        tls.SSL_set0_rbio(c.ssl, tls.BIO_new_socket(c.fd, 0))
+    if command.size and c.state == STATE_HANDSHAKE:
+        c.wire.preread, c.wire.preread_size = <uint8_t*> command.data, command.size
+        command.data = NULL
+        # No event will tell of what has been read already.
+        see_again(e, c)
 
 
 cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
@@ -1194,14 +1113,14 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
     c.heard_us = c.opened_us = e.now_us
     clear_deadline(e, c)
-    if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN | posix.EPOLLET, mark(ON_UDP, c)) < 0:
+    if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) < 0:
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     c.state = STATE_MEDIA
     c.readable = True
     watch_client(e, c)
     on_stream(e, c, NULL, 0)
-    if c.state == STATE_MEDIA and (c.more or tls.SSL_has_pending(c.ssl)):
+    if c.state == STATE_MEDIA and (c.more or unread(c)):
         see_again(e, c)
 
 
@@ -1238,7 +1157,7 @@ cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
         watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
         posix.close(c.udp)
         c.udp = fd
-        watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN | posix.EPOLLET, mark(ON_UDP, c))
+        watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_UDP, c))
         position = find_pending(c.transactions, answer + TRANSACTION_ID_OFFSET) if answer != NULL else -1
         if position >= 0:
             send_up(e, c, c.transactions.pending[position].message, c.transactions.pending[position].size)
@@ -1266,6 +1185,7 @@ cdef void tell(Engine* e) noexcept nogil:
     cdef uint32_t bit
     cdef bint told = False
     e.owed = NULL
+    e.told_us = e.now_us
     while c != NULL:
         event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
         bit = 1
@@ -1340,9 +1260,8 @@ cdef void turn(Engine* e, int timeout_ms) noexcept nogil:
     cdef uint64_t number, source
     cdef Connection* c
     e.now_us = posix.monotonic_us()
-    # What came during a pause has waited for it, at most since it began.
-    e.looked_us = e.now_us - e.paused_us
-    e.taken = count if count > 0 else 0
+    e.looked_us = e.now_us
+    e.turns += 1
     for i in range(count):
         number = e.epoll_events[i].data.u64
         source = number >> 56
@@ -1376,7 +1295,8 @@ cdef void turn(Engine* e, int timeout_ms) noexcept nogil:
     if e.accept_again_us and e.now_us >= e.accept_again_us:
         e.accept_again_us = 0
         watch_listeners(e, True)
-    if e.owed != NULL:
+    # While clients log in one after the other, Python is woken for several of them at a time.
+    if e.owed != NULL and e.now_us - e.told_us > TELL_EVERY_US:
         tell(e)
     if e.now_us - e.swept_us > SWEEP_US:
         sweep(e)
@@ -1395,31 +1315,11 @@ cdef void sweep(Engine* e) noexcept nogil:
             c.warmth = 0
 
 
-# Under load a short pause gathers packets, so that one wake-up serves several: a wake-up costs as much as a packet's own
-# system call. How long follows from how many came in the last turns; with few calls there is no pause at all.
-cdef void gather(Engine* e, int64_t turned_us) noexcept nogil:
-    cdef int64_t passed = e.now_us - turned_us, pause, begun_us
-    if passed <= 0:
-        passed = 1
-    # Events a second, smoothed over some sixteen turns.
-    e.rate += (e.taken * 1000000 // passed - e.rate) // 16
-    e.paused_us = 0
-    if e.rate < GATHER_FROM_A_SECOND or e.again != NULL:
-        return
-    pause = GATHER_EVENTS * 1000000 // e.rate
-    begun_us = posix.monotonic_us()
-    posix.usleep(<unsigned int> (pause if pause < GATHER_MOST_US else GATHER_MOST_US))
-    e.paused_us = posix.monotonic_us() - begun_us
-
-
 cdef void run(Engine* e) noexcept nogil:
     cdef int timeout_ms
-    cdef int64_t turned_us
     while not (e.stopping and not e.live and e.owed == NULL):
-        turned_us = e.now_us
-        timeout_ms = 0 if e.again != NULL else 8 if e.armed or e.owed != NULL or e.accept_again_us else SWEEP_MS
+        timeout_ms = 0 if e.again != NULL else 1 if e.owed != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
         turn(e, timeout_ms)
-        gather(e, turned_us)
 
 
 # ---- 11 Python's face
@@ -1444,87 +1344,6 @@ cdef void close_open(int fd) noexcept nogil:
         posix.close(fd)
 
 
-cdef object text_of(const char* text):
-    return "" if text == NULL else (<bytes> text).decode()
-
-
-cdef object last_error():
-    cdef unsigned long error = tls.ERR_get_error()
-    tls.ERR_clear_error()
-    return text_of(tls.ERR_reason_error_string(error)) or "unreadable"
-
-
-cdef tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
-    cdef tls.SSL_CTX* context = tls.SSL_CTX_new(tls.TLS_server_method())
-    if context == NULL:
-        raise MemoryError
-    tls.SSL_CTX_set_min_proto_version(context, tls.TLS1_2_VERSION)
-    # A client that ends in TCP and not in TLS has ended like any other, and still gets its HTTP response.
-    tls.SSL_CTX_set_options(
-        context, tls.SSL_OP_NO_RENEGOTIATION | tls.SSL_OP_NO_COMPRESSION | tls.SSL_OP_IGNORE_UNEXPECTED_EOF
-    )
-    # A refused write is repeated from wherever it lies by then.
-    tls.SSL_CTX_set_mode(context, tls.SSL_MODE_RELEASE_BUFFERS | tls.SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
-    tls.SSL_CTX_set_read_ahead(context, 1)
-    # A client comes back with one connection at a time: a second ticket would only cost another encryption.
-    tls.SSL_CTX_set_num_tickets(context, 1)
-    tls.SSL_CTX_set_cipher_list(context, b"ECDHE+AESGCM:ECDHE+CHACHA20")
-    tls.SSL_CTX_set_default_passwd_cb(context, no_pass_phrase)
-    tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
-    tls.SSL_CTX_set_app_data(context, ticket_keys)
-    tls.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, on_ticket)
-    return context
-
-
-cdef int load_certificate(tls.SSL_CTX* context, bytes chain, bytes private_key) except -1:
-    tls.ERR_clear_error()
-    if (
-        tls.SSL_CTX_use_certificate_chain_file(context, chain) != 1
-        or tls.SSL_CTX_use_PrivateKey_file(context, private_key, tls.SSL_FILETYPE_PEM) != 1
-        or tls.SSL_CTX_check_private_key(context) != 1
-    ):
-        raise ValueError(last_error())
-    return 0
-
-
-# One context for each set of names, entered under each of its names.
-cdef Contexts* build_contexts(list groups, TicketKeys* ticket_keys) except NULL:
-    cdef Contexts* contexts = <Contexts*> calloc(1, sizeof(Contexts))
-    cdef int total = sum(max(len(names), 1) for names, _ in groups)
-    cdef tls.SSL_CTX* context
-    if contexts == NULL:
-        raise MemoryError
-    contexts.contexts = <tls.SSL_CTX**> calloc(total, sizeof(tls.SSL_CTX*))
-    contexts.names = <char**> calloc(total, sizeof(char*))
-    try:
-        for names, files in groups:
-            context = new_context(ticket_keys)
-            for position, name in enumerate(names or [b""]):
-                if position:
-                    tls.SSL_CTX_up_ref(context)
-                contexts.contexts[contexts.count] = context
-                contexts.names[contexts.count] = copy_text(name)
-                contexts.count += 1
-                count_live(LIVE_CONTEXTS, 1)
-            for chain, private_key in files:
-                load_certificate(context, chain, private_key)
-    except BaseException:
-        free_contexts(contexts)
-        raise
-    contexts.fallback = contexts.contexts[0]
-    tls.SSL_CTX_set_tlsext_servername_callback(contexts.fallback, on_server_name)
-    tls.SSL_CTX_set_tlsext_servername_arg(contexts.fallback, contexts)
-    return contexts
-
-
-cdef char* copy_text(bytes text) except NULL:
-    cdef char* copy = <char*> malloc(len(text) + 1)
-    if copy == NULL:
-        raise MemoryError
-    memcpy(copy, <char*> text, len(text) + 1)
-    return copy
-
-
 cdef tuple histogram_of(Histogram* histogram):
     cdef int bucket
     cdef list counts = []
@@ -1539,6 +1358,24 @@ cdef tuple counters_of(Counters* counters):
         counters.uplink_packets, counters.uplink_bytes, counters.downlink_packets, counters.downlink_bytes,
         counters.retransmissions, *[counters.drops[drop] for drop in range(DROPS)],
     )
+
+
+# Reads all flows, and what they and those before them have counted.
+cdef uint32_t copy_flows(Engine* e, uint32_t slots, FlowRecord* records, Counters* totals) noexcept nogil:
+    cdef uint32_t i, count = 0
+    cdef Connection* c
+    cdef int64_t now = posix.monotonic_us()
+    totals[0] = e.ended
+    for i in range(slots):
+        c = at(e, i)
+        if c.state == STATE_MEDIA:
+            add_counters(totals, &c.counters)
+            records[count].identity = <uint64_t> e.number << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | i
+            records[count].age_us = now - c.opened_us
+            records[count].heard_us = now - c.heard_us
+            records[count].counters = c.counters
+            count += 1
+    return count
 
 
 def live_objects() -> dict:
@@ -1616,8 +1453,6 @@ cdef class Worker:
         """Carry packets until ``stop`` was said and the last connection has ended."""
         self.engine.now_us = posix.monotonic_us()
         with nogil:
-            # A pause of this thread is as long as it says, not 50 us longer.
-            posix.prctl(posix.PR_SET_TIMERSLACK, 1000)
             run(self.engine)
 
     # Commands
@@ -1780,26 +1615,19 @@ cdef class Worker:
         return fd, left, bool(c.allocating), request
 
     def flows(self) -> tuple:
-        """(records, counters of all together): a FlowRecord for each flow, copied while the worker goes on."""
-        cdef uint32_t i, slots = self.engine.slots, count = 0
-        cdef Counters totals
-        cdef Connection* c
-        cdef int64_t now = posix.monotonic_us()
+        """(records, counters from the start): a FlowRecord for each flow, copied while the worker goes on."""
+        cdef uint32_t slots = self.engine.slots, count = 0
         cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
+        cdef Counters totals
+        cdef int64_t ends
         if records == NULL:
             raise MemoryError
-        memset(&totals, 0, sizeof(totals))
         with nogil:
-            for i in range(slots):
-                c = at(self.engine, i)
-                if c.state == STATE_MEDIA:
-                    add_counters(&totals, &c.counters)
-                    records[count].identity = <uint64_t> self.engine.number << 56 | (
-                        <uint64_t> (c.generation & 0xFFFFFF) << 32 | i)
-                    records[count].age_us = now - c.opened_us
-                    records[count].heard_us = now - c.heard_us
-                    records[count].counters = c.counters
-                    count += 1
+            for _ in range(READ_TRIES):
+                ends = relay_add(&self.engine.ends, 0)
+                count = copy_flows(self.engine, slots, records, &totals)
+                if not ends & 1 and relay_add(&self.engine.ends, 0) == ends:
+                    break
         try:
             return (<char*> records)[:count * sizeof(FlowRecord)], counters_of(&totals)
         finally:
@@ -1810,9 +1638,9 @@ cdef class Worker:
         return histogram_of(&self.engine.uplink_us), histogram_of(&self.engine.downlink_us)
 
     def figures(self) -> tuple:
-        """(open connections, accepted, counters of ended flows, closed by reason)."""
+        """(open connections, accepted, closed by reason)."""
         cdef Engine* e = self.engine
-        return e.live, e.accepted, counters_of(&e.ended), [e.closed[reason] for reason in range(REASONS)]
+        return e.live, e.accepted, [e.closed[reason] for reason in range(REASONS)]
 
 
 # ---- The stream cutter, for whoever reads a TURN stream in Python

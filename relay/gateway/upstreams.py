@@ -62,6 +62,7 @@ class UpstreamState:
         self.allocate = RiseAndFall(health) if settings.username or settings.secret else None
         self.rtt_s: float | None = None
         self.flows = 0
+        self._for_plane: api.Upstream | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +94,12 @@ class UpstreamState:
     def for_plane(self) -> api.Upstream:
         """What the plane needs to know of it."""
         assert self.address is not None
-        return api.Upstream(self.name, self.address, releases_allocations=self.settings.secret is not None)
+        releases = self.settings.secret is not None
+        # One value for all its flows: a login costs enough.
+        known = self._for_plane
+        if known is None or known.address != self.address or known.releases_allocations != releases:
+            known = self._for_plane = api.Upstream(self.name, self.address, releases_allocations=releases)
+        return known
 
 
 def _credentials(settings: UpstreamServer) -> tuple[object, ...]:

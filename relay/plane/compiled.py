@@ -128,6 +128,8 @@ class CompiledPlane:
         self._workers = [Worker(number, shared) for number in range(workers or os.cpu_count() or 1)]
         self._flows: dict[int, _Flow] = {}
         self._tickets: dict[int, int] = {}  # of adopted connections: Python's number to the worker's
+        # Those that no worker has taken yet, and why they are to be closed already.
+        self._adopting: dict[int, CloseReason | None] = {}
         self._known_as: dict[int, int] = {}  # and back
         self._next_ticket = 1 << 60
         self._handshake_failures: Counter[HandshakeFailure] = Counter()
@@ -165,10 +167,12 @@ class CompiledPlane:
         for certificate in certificates:
             files = (os.fsencode(certificate.chain), os.fsencode(certificate.private_key))
             groups.setdefault(certificate_names(certificate), []).append(files)
-        for worker in self._workers:
-            worker.set_certificates(
-                [([name.encode() for name in sorted(names)], files) for names, files in groups.items()]
-            )
+        named = [([name.encode() for name in sorted(names)], files) for names, files in groups.items()]
+        try:
+            for worker in self._workers:
+                worker.set_certificates(named)
+        except ValueError as error:  # a file has changed since it was looked at
+            raise OperatorError(f"certificates: {error}") from None
 
     def _rotate_ticket_keys(self) -> None:
         """One key for all workers, so that a client may come back to another one."""
@@ -199,6 +203,7 @@ class CompiledPlane:
         if self._stopped:
             os.close(fd)
             return ConnectionId(self._next_ticket)
+        self._adopting[self._next_ticket] = None
         self._workers[self._next_ticket % len(self._workers)].adopt(fd, preread, self._next_ticket)
         return ConnectionId(self._next_ticket)
 
@@ -228,15 +233,17 @@ class CompiledPlane:
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
         worker = self._worker(identity)
-        self._flows[identity] = _Flow(
-            connection, self._client(worker, identity), worker.opened(identity)[0], upstream, udp.getsockname()[1]
-        )
+        server_name, _, _ = worker.opened(identity)
+        port = udp.getsockname()[1]
+        self._flows[identity] = _Flow(connection, self._client(worker, identity), server_name, upstream, port)
         return identity, udp.detach()
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""
         identity = self._tickets.get(connection, connection)
-        if self._is_known(identity):
+        if connection in self._adopting:
+            self._adopting[connection] = reason
+        elif self._is_known(identity):
             self._worker(identity).close(identity, REASONS.index(reason))
 
     def drain(self) -> None:
@@ -264,10 +271,9 @@ class CompiledPlane:
         closed: Counter[CloseReason] = Counter()
         totals = Totals()
         for worker in self._workers:
-            live, taken, ended, reasons = worker.figures()
+            live, taken, reasons = worker.figures()
             connections += live
             accepted += taken
-            totals.add(_totals(ended))
             closed.update({REASONS[reason]: count for reason, count in enumerate(reasons) if count})
         records = []
         for worker in self._workers:
@@ -304,6 +310,9 @@ class CompiledPlane:
             if notice == ADOPTED:
                 ticket = worker.ticket(identity)
                 self._tickets[ticket], self._known_as[identity] = identity, ticket
+                reason = self._adopting.pop(ticket)
+                if reason is not None:
+                    self.close(ConnectionId(ticket), reason)
             elif notice == TURN_OPENED:
                 events.append(self._on_turn_opened(worker, identity))
             elif notice == HTTP_OPENED:

@@ -50,6 +50,9 @@ cdef extern from "<openssl/ssl.h>" nogil:
     uint64_t SSL_OP_NO_RENEGOTIATION
     uint64_t SSL_OP_NO_COMPRESSION
     uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF
+    uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
+    uint64_t SSL_OP_PRIORITIZE_CHACHA
+    long SSL_SESS_CACHE_OFF
     long SSL_MODE_RELEASE_BUFFERS
     long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
     const SSL_METHOD* TLS_server_method()
@@ -61,7 +64,9 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_CTX_set_num_tickets(SSL_CTX* context, size_t count)
     void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
     long SSL_CTX_set_min_proto_version(SSL_CTX* context, int version)
+    long SSL_CTX_set_session_cache_mode(SSL_CTX* context, long mode)
     int SSL_CTX_set_cipher_list(SSL_CTX* context, const char* ciphers)
+    int SSL_CTX_set_ciphersuites(SSL_CTX* context, const char* ciphers)
     int SSL_CTX_use_certificate_chain_file(SSL_CTX* context, const char* path)
     int SSL_CTX_use_PrivateKey_file(SSL_CTX* context, const char* path, int kind)
     int SSL_CTX_check_private_key(const SSL_CTX* context)
@@ -88,8 +93,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_free_buffers(SSL* ssl)
     long SSL_set_mode(SSL* ssl, long mode)
     long SSL_clear_mode(SSL* ssl, long mode)
-    int SSL_set_fd(SSL* ssl, int fd)
-    void SSL_set0_rbio(SSL* ssl, BIO* bio)
+    void SSL_set_bio(SSL* ssl, BIO* reads, BIO* writes)
     void SSL_set_accept_state(SSL* ssl)
     SSL_CTX* SSL_set_SSL_CTX(SSL* ssl, SSL_CTX* context)
     const char* SSL_get_servername(const SSL* ssl, int kind)
@@ -106,12 +110,20 @@ cdef extern from "<openssl/ssl.h>" nogil:
 cdef extern from "<openssl/bio.h>" nogil:
     ctypedef struct BIO_METHOD:
         pass
-    const BIO_METHOD* BIO_s_mem()
+    enum:
+        BIO_TYPE_SOURCE_SINK, BIO_CTRL_EOF, BIO_CTRL_FLUSH
+    int BIO_get_new_index()
+    BIO_METHOD* BIO_meth_new(int kind, const char* name)
+    int BIO_meth_set_read(BIO_METHOD* method, int (*read)(BIO*, char*, int) noexcept nogil)
+    int BIO_meth_set_write(BIO_METHOD* method, int (*write)(BIO*, const char*, int) noexcept nogil)
+    int BIO_meth_set_ctrl(BIO_METHOD* method, long (*control)(BIO*, int, long, void*) noexcept nogil)
     BIO* BIO_new(const BIO_METHOD* method)
-    BIO* BIO_new_socket(int fd, int close_flag)
-    int BIO_write(BIO* bio, const void* data, int size)
-    int BIO_pending(BIO* bio)
-    long BIO_set_mem_eof_return(BIO* bio, int value)
+    void BIO_set_data(BIO* bio, void* data)
+    void* BIO_get_data(BIO* bio)
+    void BIO_set_init(BIO* bio, int init)
+    void BIO_set_retry_read(BIO* bio)
+    void BIO_set_retry_write(BIO* bio)
+    void BIO_clear_retry_flags(BIO* bio)
 
 cdef extern from "<openssl/err.h>" nogil:
     unsigned long ERR_get_error()

@@ -62,11 +62,6 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
     int epoll_wait(int epoll, epoll_event* events, int most, int timeout_ms)
 
-cdef extern from "<sys/prctl.h>" nogil:
-    enum:
-        PR_SET_TIMERSLACK
-    int prctl(int option, unsigned long argument)
-
 cdef extern from "<sys/eventfd.h>" nogil:
     enum:
         EFD_NONBLOCK, EFD_CLOEXEC

@@ -58,6 +58,8 @@ class ReferencePlane:
         self._ended = Totals()
         self._closed: Counter[CloseReason] = Counter()
         self._handshake_failures: Counter[HandshakeFailure] = Counter()
+        # Adopted connections whose transport is not there yet, and why they are to be closed already.
+        self._adopting: dict[ConnectionId, CloseReason | None] = {}
 
     # Verbs
 
@@ -86,6 +88,7 @@ class ReferencePlane:
     def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
         """Take over an accepted TCP connection."""
         connection = self._new_connection(preread)
+        self._adopting[connection.identity] = None
         self._adoptions.start(self._adopt(connection, socket.socket(fileno=fd)), "adopt")
         return connection.identity
 
@@ -96,6 +99,9 @@ class ReferencePlane:
         except OSError as error:
             accepted.close()
             connection.connection_lost(error)
+        reason = self._adopting.pop(connection.identity)
+        if reason is not None:
+            connection.close(reason)
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
         """Start the flow of a connection that has reported TurnOpened."""
@@ -110,7 +116,9 @@ class ReferencePlane:
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""
-        if (known := self._connections.get(connection)) is not None:
+        if connection in self._adopting:
+            self._adopting[connection] = reason
+        elif (known := self._connections.get(connection)) is not None:
             known.close(reason)
 
     def drain(self) -> None:

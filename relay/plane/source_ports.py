@@ -57,6 +57,8 @@ class SourcePorts:
             del self._resting[next(iter(self._resting))]
 
     def _rests(self, now: float, opened: socket.socket, upstream: Address) -> bool:
+        if not self._resting:
+            return False
         key = (opened.getsockname()[1], upstream)
         until = self._resting.get(key)
         if until is None:
@@ -69,16 +71,16 @@ class SourcePorts:
         family = socket.AF_INET6 if upstream.is_ipv6 else socket.AF_INET
         opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            self._configure(opened)
+            self._configure(opened, family)
             opened.connect(upstream)
         except OSError:
             opened.close()
             raise
         return opened
 
-    def _configure(self, opened: socket.socket) -> None:
+    def _configure(self, opened: socket.socket, family: socket.AddressFamily) -> None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        if opened.family == socket.AF_INET6:
+        if family is socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
             source = self._settings.source_ipv6
         else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -537,25 +539,45 @@ async def test_upgrade_continues_as_media(make: MakePlane, tmp_path: Path) -> No
             assert await asyncio.get_running_loop().sock_recv(stream, 100) == b""
 
 
-async def test_adopted_connection_with_bytes_already_read(make: MakePlane, tmp_path: Path) -> None:
+@contextlib.asynccontextmanager
+async def accepted_elsewhere(bench: Bench) -> AsyncIterator[tuple[TlsClient, socket.socket]]:
+    """A client that has said its ClientHello, and the server's end of its connection."""
     loop = asyncio.get_running_loop()
-    async with plane_bench(make, tmp_path) as bench:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            listener.setblocking(False)
-            connected = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            await loop.sock_connect(connected, listener.getsockname())
-            accepted, _ = await loop.sock_accept(listener)
-            client = TlsClient(connected, bench.authority.client_context(), "relay.test")
-            with pytest.raises(ssl.SSLWantReadError):
-                client.tls.do_handshake()
-            await client.flush()
-            preread = await loop.sock_recv(accepted, 100)
-            connection = bench.plane.adopt(accepted.detach(), preread)
-            await client.shake_hands()
-            await client.send(HELLO)
-            await bench.upstream.expect(HELLO)
-            client.abort()
-            assert (await bench.closed()).connection == connection
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        connected = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        await loop.sock_connect(connected, listener.getsockname())
+        accepted, _ = await loop.sock_accept(listener)
+    client = TlsClient(connected, bench.authority.client_context(), "relay.test")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    await client.flush()
+    try:
+        yield client, accepted
+    finally:
+        client.abort()
+
+
+# The length of a record's header, the whole ClientHello (it is shorter), and what splits it.
+@pytest.mark.parametrize("size", [0, 1, 5, 6, 100, 4096])
+async def test_adopted_connection_with_bytes_already_read(make: MakePlane, tmp_path: Path, size: int) -> None:
+    async with plane_bench(make, tmp_path) as bench, accepted_elsewhere(bench) as (client, accepted):
+        preread = await asyncio.get_running_loop().sock_recv(accepted, size) if size else b""
+        connection = bench.plane.adopt(accepted.detach(), preread)
+        await client.shake_hands()
+        await client.send(HELLO)
+        await bench.upstream.expect(HELLO)
+        client.abort()
+        assert (await bench.closed()).connection == connection
+
+
+async def test_adopted_and_closed_at_once(make: MakePlane, tmp_path: Path) -> None:
+    async with plane_bench(make, tmp_path) as bench, accepted_elsewhere(bench) as (client, accepted):
+        connection = bench.plane.adopt(accepted.detach())
+        bench.plane.close(connection, CloseReason.DRAINING)
+        closed = await bench.closed()
+        assert (closed.connection, closed.reason) == (connection, CloseReason.DRAINING)
+        assert not await client.closed_by_server()  # in TLS: there was no handshake
 
 
 # ---- TLS

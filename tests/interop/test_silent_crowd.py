@@ -1,0 +1,61 @@
+"""10,000 connections that send nothing are shown out after ten seconds, and a call beside them hears nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.plane.api import CloseReason, HandshakeFailure
+from tests.support.coturn import open_coturn
+from tests.support.gateway import eventually, running_relay
+from tests.support.peers import Inbox, open_echo
+
+CROWD = 10_000
+# What is in use besides: of the test itself, of the relay and of its upstream.
+OTHER_DESCRIPTORS = 1000
+HANDSHAKE_TIMEOUT_S = 10.0
+DEADLINE_S = 120
+
+
+@pytest.mark.parametrize("plane", ["compiled", "reference"])
+async def test_10000_silent_connections(tmp_path: Path, plane: str) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < CROWD + OTHER_DESCRIPTORS:
+        pytest.skip(f"{CROWD + OTHER_DESCRIPTORS} descriptors are needed, and {hard} are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    inbox, echoed = Inbox(), 0
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        open_coturn() as coturn,
+        open_echo() as peer,
+        running_relay(tmp_path, coturn.address, listen={"plane": plane}) as relay,
+        await relay.open_turn(coturn.username, coturn.password, on_data=inbox.put) as turn,
+    ):
+        await turn.allocate()
+        await turn.bind_channel(peer)
+        crowd = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.silent_crowd"),
+            *(str(relay.tls.port), str(CROWD)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert crowd.stdout is not None
+        assert await crowd.stdout.readline() == b"connected\n"
+        await eventually(lambda: relay.gateway.plane.snapshot().accepted == CROWD + 1)
+        said = asyncio.ensure_future(crowd.stdout.read())
+        while not said.done():
+            turn.send(peer, b"packet %d" % echoed)
+            assert await inbox.get() == (peer, b"packet %d" % echoed)
+            echoed += 1
+        first_s, _ = json.loads(await said)
+        assert await crowd.wait() == 0
+        assert first_s >= HANDSHAKE_TIMEOUT_S
+        snapshot = relay.gateway.plane.snapshot()
+        assert (snapshot.connections, len(snapshot.flows)) == (1, 1)
+        assert snapshot.closed == {CloseReason.HANDSHAKE_FAILED: CROWD}
+        assert snapshot.handshake_failures == {HandshakeFailure.TIMEOUT: CROWD}
+    assert echoed > 0
