@@ -99,6 +99,8 @@ class Upstream:
     address: Address
     # Hand the socket of a client that vanished to control, which can release its allocation.
     releases_allocations: bool = False
+    # As in the settings of the plane; None for what they say.
+    max_media_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class Totals:
     """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
 
     ``retransmissions`` are part of the uplink packets. ``drops`` by reason and ``dropped`` by traffic count the same
-    packets, but for malformed ones, which are of no kind.
+    packets, but for malformed ones, which are of no kind, and for those that only ICMP told of, whose kind nobody kept.
     """
 
     uplink_packets: int = 0

@@ -28,6 +28,7 @@ from relay.plane.api import (
     Upstream,
 )
 from relay.plane.connection import Connection
+from relay.plane.delays import Delays
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ServerContexts
 from relay.tasks import Tasks
@@ -56,6 +57,7 @@ class ReferencePlane:
         self._stopped = False
         self._accepted = 0
         self._ended = Totals()
+        self._ended_delays = Delays()
         self._closed: Counter[CloseReason] = Counter()
         self._handshake_failures: Counter[HandshakeFailure] = Counter()
 
@@ -137,6 +139,11 @@ class ReferencePlane:
         totals.add(self._ended)
         for flow in flows:
             totals.add(flow.totals)
+        delays = Delays()
+        delays.add(self._ended_delays)
+        for connection in self._connections.values():
+            if (of_flow := connection.delays()) is not None:
+                delays.add(of_flow)
         return Snapshot(
             connections=len(self._connections),
             flows=flows,
@@ -144,6 +151,7 @@ class ReferencePlane:
             accepted=self._accepted,
             closed=dict(self._closed),
             handshake_failures=dict(self._handshake_failures),
+            queue_delay=delays.latency(),
         )
 
     # Called by connections
@@ -173,9 +181,10 @@ class ReferencePlane:
         if not self._connections:
             self._idle.set()
 
-    def on_closed(self, closed: Closed) -> None:
-        """Count the end of a connection, and report it."""
+    def on_closed(self, closed: Closed, delays: Delays) -> None:
+        """Count the end of a connection and how long its packets waited, and report it."""
         self._ended.add(closed.totals)
+        self._ended_delays.add(delays)
         self._closed[closed.reason] += 1
         if closed.handshake_failure is not None:
             self._handshake_failures[closed.handshake_failure] += 1
