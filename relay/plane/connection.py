@@ -38,6 +38,8 @@ from relay.plane.flow import Flow
 from relay.plane.handover import Handover
 from relay.plane.schedule import Schedule
 from relay.plane.tls import TlsError, TlsSession
+from relay.quality.meter import Meter
+from relay.quality.stream import Direction
 
 if TYPE_CHECKING:
     from relay.plane.reference import ReferencePlane
@@ -279,6 +281,7 @@ class Connection(asyncio.Protocol):
             self.flow = Flow(
                 plane.loop,
                 upstream,
+                self._new_meter(Direction.UPLINK),
                 ports=plane.ports,
                 silence_s=settings.upstream_silence_s,
                 deliver=self._deliver,
@@ -294,6 +297,7 @@ class Connection(asyncio.Protocol):
             plane.loop,
             self.flow.totals,
             Schedule(age, settings.downlink_media_bytes, settings.downlink_control_bytes, self.flow.totals),
+            self._new_meter(Direction.DOWNLINK),
             write=self._send_plain,
             is_blocked=self._is_blocked,
         )
@@ -304,14 +308,19 @@ class Connection(asyncio.Protocol):
         early, self._early = self._early, b""
         self._on_stream(early)
 
+    def _new_meter(self, direction: Direction) -> Meter:
+        settings = self._plane.settings
+        return Meter(round(settings.playout_deadline_s * 1e6), settings.payload_clocks, direction)
+
     def _on_stream(self, plain: bytes) -> None:
         self._forward(self._cutter.feed(plain))
 
     def _forward(self, units: list[bytes]) -> None:
+        arrived = time.monotonic()
         for unit in units[:MAX_UNITS_PER_TURN]:
             if self.flow is None:
                 return
-            self.flow.send(unit)
+            self.flow.send(arrived, unit)
         later = units[MAX_UNITS_PER_TURN:]
         self._forwarding = bool(later)
         self._pause_reading(self._forwarding)
@@ -410,8 +419,9 @@ class Connection(asyncio.Protocol):
             queue_age_s=downlink.schedule.oldest_age(clock),
             queue_delay=downlink.delays.latency(),
             link=self._link.last,
-            uplink_rtcp=flow.uplink_rtcp,
-            downlink_rtcp=downlink.rtcp,
+            uplink_rtcp=flow.meter.rtcp,
+            downlink_rtcp=downlink.meter.rtcp,
+            streams=(*flow.meter.streams(round(clock * 1e6)), *downlink.meter.streams(round(clock * 1e6))),
         )
 
 

@@ -11,9 +11,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from relay.plane.api import Totals, Traffic
+from relay.plane.api import Totals
 from relay.plane.delays import Delays
-from relay.plane.schedule import Frame, Schedule, traffic_of
+from relay.plane.schedule import Frame, Schedule
+from relay.plane.traffic import rtp_packet, traffic_of
+from relay.quality.meter import Meter
 
 # Nothing of a record can be read before all of it has come: at 64 kbit/s this much takes half a second.
 RECORD_BYTES = 4 * 1024
@@ -27,14 +29,18 @@ class Downlink:
         loop: asyncio.AbstractEventLoop,
         totals: Totals,
         schedule: Schedule,
+        meter: Meter,
         *,
         write: Callable[[bytes], None],
         is_blocked: Callable[[], bool],
     ) -> None:
-        """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet."""
+        """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet.
+
+        ``meter`` sees what leaves: to it a packet that was dropped is lost, and one that waited is late.
+        """
         self.delays = Delays()
-        self.rtcp = 0
         self.schedule = schedule
+        self.meter = meter
         self._loop = loop
         self._totals = totals
         self._write = write
@@ -74,6 +80,7 @@ class Downlink:
         for frame in frames:
             self._totals.downlink_packets += 1
             self._totals.downlink_bytes += len(frame.unit)
-            self.rtcp += frame.traffic is Traffic.RTCP
+            if (packet := rtp_packet(frame.unit)) is not None:
+                self.meter.on_packet(round(now * 1e6), packet)
             self.delays.record(round((now - frame.arrived) * 1e6))
         self._write(b"".join(frame.padded for frame in frames))

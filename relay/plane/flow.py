@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 
 from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
-from relay.plane.schedule import traffic_of
 from relay.plane.source_ports import SourcePorts
+from relay.plane.traffic import rtp_packet, traffic_of
+from relay.quality.meter import Meter
 from relay.turn.transactions import MAX_REQUEST_BYTES, Answer, Transactions
 from relay.wire.stun import (
     HEADER_BYTES,
@@ -59,6 +60,7 @@ class Flow:
         self,
         loop: asyncio.AbstractEventLoop,
         upstream: Upstream,
+        meter: Meter,
         *,
         ports: SourcePorts,
         silence_s: float,
@@ -67,12 +69,12 @@ class Flow:
     ) -> None:
         """Opens the socket. Raises OSError.
 
-        ``deliver`` takes a whole unit of the downlink and when it came (time.monotonic); ``fail`` is called once,
-        when the upstream is gone.
+        ``meter`` sees the uplink as it comes. ``deliver`` takes a whole unit of the downlink and when it came
+        (time.monotonic); ``fail`` is called once, when the upstream is gone.
         """
         self.upstream = upstream
         self.totals = Totals()
-        self.uplink_rtcp = 0
+        self.meter = meter
         # That of the last Allocate that named one.
         self.username = ""
         self.opened_at = self.heard_at = loop.time()
@@ -100,13 +102,13 @@ class Flow:
 
     # Uplink
 
-    def send(self, unit: bytes) -> None:
-        """Forward one unit of the client, ChannelData without its padding."""
-        traffic = traffic_of(unit)
+    def send(self, arrived: float, unit: bytes) -> None:
+        """Forward one unit of the client that came at ``arrived`` (time.monotonic), ChannelData without its padding."""
         if unit[0] < 0x40:
             self._remember(unit)
-        self.uplink_rtcp += traffic is Traffic.RTCP
-        self._send(unit, traffic)
+        elif (packet := rtp_packet(unit)) is not None:
+            self.meter.on_packet(round(arrived * 1e6), packet)
+        self._send(unit, traffic_of(unit))
 
     def _remember(self, unit: bytes) -> None:
         kind = unit[0] << 8 | unit[1]

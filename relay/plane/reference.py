@@ -31,6 +31,7 @@ from relay.plane.connection import Connection
 from relay.plane.delays import Delays
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ServerContexts
+from relay.quality.meter import clock_table
 from relay.tasks import Tasks
 
 # A login storm is a thousand clients within seconds; the kernel caps this at net.core.somaxconn (4096).
@@ -41,7 +42,8 @@ class ReferencePlane:
     """Runs on the loop that creates it; ``on_events`` is called on that loop too."""
 
     def __init__(self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink) -> None:
-        """Raises OperatorError for a certificate that cannot be used."""
+        """Raises OperatorError for a certificate that cannot be used, ValueError for a payload clock that cannot be."""
+        clock_table(settings.payload_clocks)
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.ports = SourcePorts(settings)
@@ -81,7 +83,8 @@ class ReferencePlane:
         self.contexts = ServerContexts(certificates)
 
     def configure(self, settings: PlaneSettings) -> None:
-        """Use these bounds from now on."""
+        """Use these bounds from now on. Raises ValueError for a payload clock that cannot be, and keeps the old."""
+        clock_table(settings.payload_clocks)
         self.settings = settings
         self.ports.configure(settings)
 

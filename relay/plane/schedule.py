@@ -10,11 +10,8 @@ from collections import deque
 from typing import NamedTuple
 
 from relay.plane.api import DropReason, Totals, Traffic
-from relay.wire.channeldata import HEADER_BYTES, pad
-from relay.wire.rtp import is_rtcp
-from relay.wire.stun import MessageClass, Method, message_type
-
-_DATA_INDICATION = message_type(Method.DATA, MessageClass.INDICATION).to_bytes(2)
+from relay.plane.traffic import traffic_of
+from relay.wire.channeldata import pad
 
 
 class Frame(NamedTuple):
@@ -33,20 +30,6 @@ class Frame(NamedTuple):
     def size(self) -> int:
         """Bytes on the stream, padding included."""
         return len(self.unit) + (-len(self.unit) & 3)
-
-
-def traffic_of(unit: bytes) -> Traffic:
-    """What a unit is (RFC 7983, RFC 5761).
-
-    Data indications are media whatever they carry: a client that wants its checks to go first binds a channel.
-    """
-    if unit[0] < 0x40:
-        return Traffic.MEDIA if unit.startswith(_DATA_INDICATION) else Traffic.CONTROL
-    first = unit[HEADER_BYTES] if len(unit) > HEADER_BYTES else 0xFF
-    # The connectivity checks and consent of ICE, and DTLS.
-    if first <= 3 or 20 <= first <= 63:
-        return Traffic.CONTROL
-    return Traffic.RTCP if is_rtcp(unit[HEADER_BYTES : HEADER_BYTES + 2]) else Traffic.MEDIA
 
 
 class Schedule:

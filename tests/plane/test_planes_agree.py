@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.plane.api import CloseReason, PlaneSettings, Totals, Traffic
-from relay.plane.schedule import traffic_of
+from relay.plane.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stream import StreamCutter
 from relay.wire.stun import MAGIC_COOKIE_BYTES, MessageClass, Method

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.plane.api import DropReason, Totals, Traffic
-from relay.plane.schedule import Schedule, traffic_of
+from relay.plane.schedule import Schedule
+from relay.plane.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.properties import repeatable
