@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address
-from relay.plane.api import CloseReason, DropReason, FlowSnapshot, PlaneSettings, Snapshot, Totals, Traffic
+from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, PlaneSettings, Snapshot, Totals, Traffic
 from relay.plane.traffic import traffic_of
 from relay.quality.stream import Direction
-from relay.wire.channeldata import build_channel_data
+from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
-from tests.plane.test_contract import HELLO, VOICE, answer, stun
+from tests.plane.test_contract import HELLO, VOICE, answer, http_stream, stun
 from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
 from tests.support.tls_client import TlsClient
 
@@ -248,7 +248,7 @@ async def test_what_waits_leaves_in_the_order_of_its_class(make: MakePlane, tmp_
         before = only_flow(bench).queued_bytes
         for unit in waiting:
             bench.upstream.send(flow, unit)
-        await until(bench, lambda s: s.flows[0].queued_bytes == before + sum(len(u) + (-len(u) & 3) for u in waiting))
+        await until(bench, lambda s: s.flows[0].queued_bytes == before + sum(len(pad(unit)) for unit in waiting))
         given_away = only_flow(bench).totals.downlink_packets
         units = await read_all(bench, client, voice(sent + 1))
         assert len(units) == sent + len(waiting)
@@ -270,6 +270,25 @@ async def test_data_indications_are_media(make: MakePlane, tmp_path: Path) -> No
         units = await read_all(bench, client, data)
         assert units[-1] == data
         assert units.index(dtls(1)) < sent
+
+
+async def test_media_behind_a_response_that_is_not_read_yet(make: MakePlane, tmp_path: Path) -> None:
+    """What TLS has been given goes first; nothing overtakes it, and nothing is forgotten behind it."""
+    response = b"HTTP/1.1 101 Switching Protocols\r\nX-Filler: " + b"A" * 60_000 + b"\r\n\r\n"
+    async with plane_bench(make, tmp_path, PATIENT) as bench, bench.client(receive_buffer=4096) as client:
+        opened, stream = await http_stream(bench, client, b"GET /turn HTTP/1.1\r\n\r\n")
+        with stream:
+            bench.plane.upgrade(opened.connection, response, Carrier.TURN, bench.target)
+            await client.send(HELLO)
+            flow = await bench.upstream.expect(HELLO)
+        units = [voice(0), rtcp(1), dtls(1)]
+        waiting = sum(len(pad(unit)) for unit in units)
+        for unit in units:
+            bench.upstream.send(flow, unit)
+        await until(bench, lambda s: s.flows[0].queued_bytes == waiting)
+        expected = response + b"".join(pad(unit) for unit in (dtls(1), rtcp(1), voice(0)))
+        assert await client.receive_exactly(len(expected)) == expected
+        assert (only_flow(bench).queued_bytes, only_flow(bench).totals.drops) == (0, {})
 
 
 # ---- Room
@@ -329,7 +348,7 @@ async def test_a_flow_holds_no_more_than_320_kib(make: MakePlane, tmp_path: Path
             bench.upstream.send(flow, dtls(n, 1024))
             bench.upstream.send(flow, rtcp(n))
             bench.upstream.send(flow, voice(number))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
             held.append(only_flow(bench).queued_bytes)
         await until(bench, lambda s: s.flows[0].totals.dropped[Traffic.MEDIA] >= 150)
         held.append(only_flow(bench).queued_bytes)
@@ -412,7 +431,7 @@ async def test_each_unit_of_a_client_that_reads_has_its_delay(make: MakePlane, t
             bench.upstream.send(flow, unit)
             assert await client.receive_unit() == unit
         for unit in [rtcp(1), voice(1), dtls(1), rtcp(2), rtcp(3)]:
-            await client.send(unit + bytes(-len(unit) & 3))
+            await client.send(pad(unit) if unit[0] >= 0x40 else unit)
             await bench.upstream.expect(unit)
         snapshot = only_flow(bench)
         assert snapshot.queue_delay.count == snapshot.totals.downlink_packets == 6
