@@ -99,6 +99,8 @@ class Upstream:
     address: Address
     # Hand the socket of a client that vanished to control, which can release its allocation.
     releases_allocations: bool = False
+    # As in the settings of the plane; None for what they say.
+    max_media_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class PlaneSettings:
     max_connections_per_source: int = 0
     # Media that has waited for its client for longer is dropped, oldest first: a jitter buffer takes no more.
     max_media_age_s: float = 0.2
-    # And what is beyond this much of it: a burst of 200 KB fits.
+    # And what is beyond this much of it, RTCP included, the oldest media first: a burst of 200 KB fits.
     downlink_media_bytes: int = 256 * 1024
     # STUN and DTLS are not dropped by age, so a client that reads nothing at all is closed here.
     downlink_control_bytes: int = 64 * 1024
@@ -134,7 +136,7 @@ class Totals:
     """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
 
     ``retransmissions`` are part of the uplink packets. ``drops`` by reason and ``dropped`` by traffic count the same
-    packets, but for malformed ones, which are of no kind.
+    packets, but for malformed ones, which are of no kind, and for those that only ICMP told of, whose kind nobody kept.
     """
 
     uplink_packets: int = 0
@@ -194,8 +196,11 @@ class ClientLink:
 class FlowSnapshot:
     """One flow as it is now, or as it was at its end. Times in seconds; ``heard_s`` since the upstream's last packet.
 
-    ``username`` is that of the client's Allocate, which is in clear. ``queued_bytes`` wait for the client, the oldest
-    for ``queue_age_s``; ``queue_delay`` is how long those waited that have left. RTCP is encrypted: it is counted only.
+    ``username`` is that of the client's last Allocate that had one, which is in clear; the first 128 characters of it.
+    ``queued_bytes`` wait for the client, the oldest for ``queue_age_s``; never more than ``downlink_media_bytes`` and
+    ``downlink_control_bytes`` together. What was given to TLS is not among them: no more than one record of 4 KiB, or
+    one longer unit. What is too old leaves when the next packet comes or goes. ``queue_delay`` is how long those
+    waited that have left. RTCP is encrypted: it is counted only.
     """
 
     connection: ConnectionId

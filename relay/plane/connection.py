@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import time
 from enum import Enum
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +23,6 @@ from relay.plane.api import (
     Closed,
     CloseReason,
     ConnectionId,
-    DropReason,
     FlowSnapshot,
     HandshakeFailure,
     HttpOpened,
@@ -30,11 +30,16 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
+from relay.plane.client_link import LinkProbe
+from relay.plane.delays import Delays
+from relay.plane.downlink import Downlink
 from relay.plane.first_bytes import FirstBytes, decide
-from relay.plane.flow import Flow, is_droppable
+from relay.plane.flow import Flow
 from relay.plane.handover import Handover
+from relay.plane.schedule import Schedule
 from relay.plane.tls import TlsError, TlsSession
-from relay.wire.channeldata import pad
+from relay.quality.meter import Meter
+from relay.quality.stream import Direction
 
 if TYPE_CHECKING:
     from relay.plane.reference import ReferencePlane
@@ -45,7 +50,7 @@ KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3
 USER_TIMEOUT_MS = 30_000
 # The kernel takes megabytes from us before it says that a client does not read: minutes of voice that nobody wants to
-# hear any more. Beyond this much that is not even sent it takes nothing, and ``deliver`` begins to drop.
+# hear any more. Beyond this much that is not even sent it takes nothing; what it has taken can not be dropped any more.
 NOTSENT_LOWAT_BYTES = 16 * 1024
 # Units forwarded before other connections have their turn, a millisecond or so: one read may bring 65,000.
 MAX_UNITS_PER_TURN = 256
@@ -71,6 +76,7 @@ class Connection(asyncio.Protocol):
         self.identity = identity
         self.client = Address("", 0)
         self.flow: Flow | None = None
+        self._downlink: Downlink | None = None
         self._plane = plane
         self._preread = preread
         self._tls = TlsSession(plane.contexts)
@@ -97,13 +103,15 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername") or ("", 0)
         self.client = Address(peer[0], peer[1])
         settings = self._plane.settings
-        # HTTP is paused beyond this; media is dropped by ``deliver`` before it comes so far.
+        # HTTP is paused beyond this.
         self._transport.set_write_buffer_limits(high=settings.downlink_media_bytes)
         if not self._plane.admit(self):
             self._end(CloseReason.TOO_MANY_CONNECTIONS, "", None)
             self._transport.abort()
             return
-        _configure(transport.get_extra_info("socket"))
+        connected = transport.get_extra_info("socket")
+        _configure(connected)
+        self._link = LinkProbe(connected)
         self._set_deadline(settings.handshake_timeout_s, self._on_handshake_timeout)
         if self._preread:
             self.data_received(self._preread)
@@ -146,7 +154,7 @@ class Connection(asyncio.Protocol):
         self._plane.forget(self)
 
     def pause_writing(self) -> None:
-        """The client does not read: neither are HTTP responses read. Media is dropped by ``deliver`` instead."""
+        """The client does not read: neither are HTTP responses read. Media waits in its schedule."""
         if self._handover is not None:
             self._handover.pause_response(True)
 
@@ -154,6 +162,8 @@ class Connection(asyncio.Protocol):
         """The client reads again."""
         if self._handover is not None:
             self._handover.pause_response(False)
+        if self._downlink is not None:
+            self._downlink.wake()
 
     def _write(self, data: bytes) -> None:
         if data and not self._lost:
@@ -266,14 +276,15 @@ class Connection(asyncio.Protocol):
             self._start_flow(upstream)
 
     def _start_flow(self, upstream: Upstream) -> None:
-        plane = self._plane
+        plane, settings = self._plane, self._plane.settings
         try:
             self.flow = Flow(
                 plane.loop,
                 upstream,
+                self._new_meter(Direction.UPLINK),
                 ports=plane.ports,
-                silence_s=plane.settings.upstream_silence_s,
-                deliver=self.deliver,
+                silence_s=settings.upstream_silence_s,
+                deliver=self._deliver,
                 fail=self.close,
             )
         except OSError as error:
@@ -281,19 +292,35 @@ class Connection(asyncio.Protocol):
             reason = CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE
             self.close(reason, str(error))
             return
+        age = settings.max_media_age_s if upstream.max_media_age_s is None else upstream.max_media_age_s
+        self._downlink = Downlink(
+            plane.loop,
+            self.flow.totals,
+            Schedule(age, settings.downlink_media_bytes, settings.downlink_control_bytes, self.flow.totals),
+            self._new_meter(Direction.DOWNLINK),
+            write=self._send_plain,
+            is_blocked=self._is_blocked,
+        )
+        # What waits here cannot be dropped: nothing should, and ``resume_writing`` tells when nothing does any more.
+        self._transport.set_write_buffer_limits(high=0)
         self._state = State.MEDIA
         self._pause_reading(False)
         early, self._early = self._early, b""
         self._on_stream(early)
 
+    def _new_meter(self, direction: Direction) -> Meter:
+        settings = self._plane.settings
+        return Meter(round(settings.playout_deadline_s * 1e6), settings.payload_clocks, direction)
+
     def _on_stream(self, plain: bytes) -> None:
         self._forward(self._cutter.feed(plain))
 
     def _forward(self, units: list[bytes]) -> None:
+        arrived = time.monotonic()
         for unit in units[:MAX_UNITS_PER_TURN]:
             if self.flow is None:
                 return
-            self.flow.send(unit)
+            self.flow.send(arrived, unit)
         later = units[MAX_UNITS_PER_TURN:]
         self._forwarding = bool(later)
         self._pause_reading(self._forwarding)
@@ -304,22 +331,16 @@ class Connection(asyncio.Protocol):
         elif self._tls.client_closed:
             self._on_client_end()
 
-    def deliver(self, unit: bytes) -> None:
-        """Send one unit of the downlink to the client; media only while the client reads."""
-        flow = self.flow
-        if flow is None:
+    def _deliver(self, arrived: float, unit: bytes) -> None:
+        if self._downlink is None:
             return
-        waiting = self._transport.get_write_buffer_size()
-        # To a client that reads a unit goes however long it is.
-        if waiting and waiting + len(unit) > self._plane.settings.downlink_media_bytes:
-            if is_droppable(unit):
-                flow.totals.drop(DropReason.DOWNLINK_FULL)
-                return
-            if self._close_if_deaf():
-                return
-        flow.totals.downlink_packets += 1
-        flow.totals.downlink_bytes += len(unit)
-        self._send_plain(pad(unit))
+        if not self._downlink.deliver(arrived, unit):
+            self.close(CloseReason.SLOW_CLIENT, f"{self._downlink.schedule.waiting_bytes} bytes unread")
+        elif not self._lost:
+            self._link.sample(arrived)
+
+    def _is_blocked(self) -> bool:
+        return self._transport.get_write_buffer_size() > 0
 
     def _close_if_deaf(self) -> bool:
         """Close a client that has us say what must not be dropped, and does not read it; True if so."""
@@ -356,23 +377,34 @@ class Connection(asyncio.Protocol):
         if self._handover is not None:
             self._handover.close()
         flow, self.flow = self.flow, None
-        totals, last = Totals(), None
-        if flow is not None:
-            totals, last = flow.totals, self._describe(flow, self._plane.loop.time())
+        downlink, self._downlink = self._downlink, None
+        totals, last, delays = Totals(), None, Delays()
+        if flow is not None and downlink is not None:
+            totals, last, delays = flow.totals, self._describe(flow, downlink, self._plane.loop.time()), downlink.delays
+            downlink.close()
             orphan = flow.close()
             if orphan is not None:
                 self._plane.emit(AllocationOrphaned(self.identity, orphan[0], flow.upstream, orphan[1]))
         self._plane.on_closed(
-            Closed(self.identity, reason, self.client, self.server_name, totals, last, detail, failure)
+            Closed(self.identity, reason, self.client, self.server_name, totals, last, detail, failure), delays
         )
 
     def snapshot(self, now: float) -> FlowSnapshot | None:
         """The flow as it is now, if there is one."""
-        return None if self.flow is None else self._describe(self.flow, now)
+        if self.flow is None or self._downlink is None:
+            return None
+        return self._describe(self.flow, self._downlink, now)
 
-    def _describe(self, flow: Flow, now: float) -> FlowSnapshot:
+    def delays(self) -> Delays | None:
+        """How long the packets of the flow waited, if there is one."""
+        return None if self._downlink is None else self._downlink.delays
+
+    def _describe(self, flow: Flow, downlink: Downlink, now: float) -> FlowSnapshot:
         totals = Totals()
         totals.add(flow.totals)
+        clock = time.monotonic()
+        if not self._lost:
+            self._link.sample(clock)
         return FlowSnapshot(
             self.identity,
             self.client,
@@ -382,6 +414,14 @@ class Connection(asyncio.Protocol):
             now - flow.opened_at,
             now - flow.heard_at,
             totals,
+            username=flow.username,
+            queued_bytes=downlink.schedule.waiting_bytes,
+            queue_age_s=downlink.schedule.oldest_age(clock),
+            queue_delay=downlink.delays.latency(),
+            link=self._link.last,
+            uplink_rtcp=flow.meter.rtcp,
+            downlink_rtcp=downlink.meter.rtcp,
+            streams=(*flow.meter.streams(round(clock * 1e6)), *downlink.meter.streams(round(clock * 1e6))),
         )
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import time
 from collections.abc import Callable
 
-from relay.plane.api import CloseReason, DropReason, Totals, Upstream
+from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.source_ports import SourcePorts
+from relay.plane.traffic import rtp_packet, traffic_of
+from relay.quality.meter import Meter
 from relay.turn.transactions import MAX_REQUEST_BYTES, Answer, Transactions
 from relay.wire.stun import (
     HEADER_BYTES,
@@ -31,6 +34,8 @@ MAX_FRESH_PORTS = 3
 # How long a port rests when the lifetime of what it left behind is not known (RFC 8656 section 3.2: the default).
 ALLOCATION_LIFETIME_S = 600.0
 _MAX_DATAGRAM_BYTES = 65_535
+# So much of a user name is shown: it is the client's to choose.
+MAX_USERNAME_CHARACTERS = 128
 
 # Class bits of a STUN message type (RFC 8489 figure 3).
 _CLASS_BITS = 0x0110
@@ -41,17 +46,11 @@ _ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
 _ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)
 _REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
 _REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
-_DATA_INDICATION = message_type(Method.DATA, MessageClass.INDICATION)
 
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 # One datagram is received at a time, on the one thread of the loop, and copied out at once.
 _datagram = memoryview(bytearray(_MAX_DATAGRAM_BYTES))
-
-
-def is_droppable(unit: bytes) -> bool:
-    """True for media: ChannelData, and Data indications, which carry the same. Other STUN is never dropped."""
-    return unit[0] >= 0x40 or unit[0] << 8 | unit[1] == _DATA_INDICATION
 
 
 class Flow:
@@ -61,18 +60,23 @@ class Flow:
         self,
         loop: asyncio.AbstractEventLoop,
         upstream: Upstream,
+        meter: Meter,
         *,
         ports: SourcePorts,
         silence_s: float,
-        deliver: Callable[[bytes], None],
+        deliver: Callable[[float, bytes], None],
         fail: Callable[[CloseReason, str], None],
     ) -> None:
         """Opens the socket. Raises OSError.
 
-        ``deliver`` takes a whole unit of the downlink; ``fail`` is called once, when the upstream is gone.
+        ``meter`` sees the uplink as it comes. ``deliver`` takes a whole unit of the downlink and when it came
+        (time.monotonic); ``fail`` is called once, when the upstream is gone.
         """
         self.upstream = upstream
         self.totals = Totals()
+        self.meter = meter
+        # That of the last Allocate that named one.
+        self.username = ""
         self.opened_at = self.heard_at = loop.time()
         self._loop = loop
         self._ports = ports
@@ -98,38 +102,42 @@ class Flow:
 
     # Uplink
 
-    def send(self, unit: bytes) -> None:
-        """Forward one unit of the client, ChannelData without its padding."""
+    def send(self, arrived: float, unit: bytes) -> None:
+        """Forward one unit of the client that came at ``arrived`` (time.monotonic), ChannelData without its padding."""
         if unit[0] < 0x40:
             self._remember(unit)
-        self._send(unit)
+        elif (packet := rtp_packet(unit)) is not None:
+            self.meter.on_packet(round(arrived * 1e6), packet)
+        self._send(unit, traffic_of(unit))
 
     def _remember(self, unit: bytes) -> None:
         kind = unit[0] << 8 | unit[1]
         if kind & _CLASS_BITS != _REQUEST_BITS:
             return
         if kind in {_ALLOCATE_REQUEST, _REFRESH_REQUEST} and len(unit) <= MAX_REQUEST_BYTES:
-            self._allocating = self._allocating or kind == _ALLOCATE_REQUEST
+            if kind == _ALLOCATE_REQUEST:
+                self._allocating = True
+                self.username = _username(unit) or self.username
             if self.upstream.releases_allocations:
                 self._authenticated = unit
         self._transactions.on_request(self._loop.time(), unit[8:20], unit)
         self._arm()
 
-    def _send(self, unit: bytes) -> None:
+    def _send(self, unit: bytes, traffic: Traffic) -> None:
         try:
             self._socket.send(unit)
         except OSError as error:
-            self._on_error(error)
+            self._on_error(error, traffic)
         else:
             self.totals.uplink_packets += 1
             self.totals.uplink_bytes += len(unit)
 
-    def _on_error(self, error: OSError) -> None:
+    def _on_error(self, error: OSError, traffic: Traffic | None = None) -> None:
         if error.errno in _NO_ROOM:
-            self.totals.drop(DropReason.UPLINK_FULL)
+            self.totals.drop(DropReason.UPLINK_FULL, traffic)
         elif error.errno == errno.EMSGSIZE:
             # Too long for our own link; or for one further on, as ICMP said later: the upstream is still there.
-            self.totals.drop(DropReason.UPLINK_OVERSIZE)
+            self.totals.drop(DropReason.UPLINK_OVERSIZE, traffic)
             # uvloop lets go of a socket with an error: listen again, once it has.
             self._loop.call_soon(self._watch)
         else:
@@ -146,12 +154,14 @@ class Flow:
         except OSError as error:
             self._on_error(error)
             return
+        # The loop's own clock stands still for a turn, and knows milliseconds only.
+        arrived = time.monotonic()
         self.heard_at = self._loop.time()
         unit = self._whole_unit(bytes(_datagram[:size]))
         if unit is None:
             self.totals.drop(DropReason.DOWNLINK_MALFORMED)
         elif unit[0] >= 0x40 or self._on_stun(unit):
-            self._deliver(unit)
+            self._deliver(arrived, unit)
 
     def _whole_unit(self, datagram: bytes) -> bytes | None:
         """The STUN or ChannelData message of a datagram, padding removed, or None."""
@@ -173,7 +183,7 @@ class Flow:
                 return False
             self._allocating = False
         if self._transactions.on_response(transaction_id) is Answer.DUPLICATE:
-            self.totals.drop(DropReason.DOWNLINK_DUPLICATE)
+            self.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
             return False
         if kind in {_ALLOCATE_SUCCESS, _REFRESH_SUCCESS}:
             self._on_lifetime(message)
@@ -208,7 +218,7 @@ class Flow:
         self._rest(stale, self._loop.time() + ALLOCATION_LIFETIME_S)
         self._loop.remove_reader(stale)
         stale.close()
-        self._send(request)
+        self._send(request, Traffic.CONTROL)
         return True
 
     # Time
@@ -234,7 +244,7 @@ class Flow:
         again, _ = self._transactions.on_deadline(now)
         for request in again:
             self.totals.retransmissions += 1
-            self._send(request)
+            self._send(request, Traffic.CONTROL)
             if self._socket.fileno() < 0:  # the upstream turned out to be gone
                 return
         self._arm()
@@ -260,3 +270,11 @@ class Flow:
 
     def _rest(self, used: socket.socket, until: float) -> None:
         self._ports.rest(used.getsockname()[1], self.upstream.address, until)
+
+
+def _username(request: bytes) -> str:
+    try:
+        value = parse_message(request).get(AttributeType.USERNAME)
+    except StunError:
+        return ""  # the upstream's to refuse
+    return (value or b"").decode(errors="replace")[:MAX_USERNAME_CHARACTERS]

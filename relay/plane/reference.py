@@ -28,8 +28,10 @@ from relay.plane.api import (
     Upstream,
 )
 from relay.plane.connection import Connection
+from relay.plane.delays import Delays
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ServerContexts
+from relay.quality.meter import clock_table
 from relay.tasks import Tasks
 
 # A login storm is a thousand clients within seconds; the kernel caps this at net.core.somaxconn (4096).
@@ -40,7 +42,8 @@ class ReferencePlane:
     """Runs on the loop that creates it; ``on_events`` is called on that loop too."""
 
     def __init__(self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink) -> None:
-        """Raises OperatorError for a certificate that cannot be used."""
+        """Raises OperatorError for a certificate that cannot be used, ValueError for a payload clock that cannot be."""
+        clock_table(settings.payload_clocks)
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.ports = SourcePorts(settings)
@@ -56,6 +59,7 @@ class ReferencePlane:
         self._stopped = False
         self._accepted = 0
         self._ended = Totals()
+        self._ended_delays = Delays()
         self._closed: Counter[CloseReason] = Counter()
         self._handshake_failures: Counter[HandshakeFailure] = Counter()
         # Adopted connections whose transport is not there yet, and why they are to be closed already.
@@ -81,7 +85,8 @@ class ReferencePlane:
         self.contexts = ServerContexts(certificates)
 
     def configure(self, settings: PlaneSettings) -> None:
-        """Use these bounds from now on."""
+        """Use these bounds from now on. Raises ValueError for a payload clock that cannot be, and keeps the old."""
+        clock_table(settings.payload_clocks)
         self.settings = settings
         self.ports.configure(settings)
 
@@ -145,6 +150,11 @@ class ReferencePlane:
         totals.add(self._ended)
         for flow in flows:
             totals.add(flow.totals)
+        delays = Delays()
+        delays.add(self._ended_delays)
+        for connection in self._connections.values():
+            if (of_flow := connection.delays()) is not None:
+                delays.add(of_flow)
         return Snapshot(
             connections=len(self._connections),
             flows=flows,
@@ -152,6 +162,7 @@ class ReferencePlane:
             accepted=self._accepted,
             closed=dict(self._closed),
             handshake_failures=dict(self._handshake_failures),
+            queue_delay=delays.latency(),
         )
 
     # Called by connections
@@ -181,9 +192,10 @@ class ReferencePlane:
         if not self._connections:
             self._idle.set()
 
-    def on_closed(self, closed: Closed) -> None:
-        """Count the end of a connection, and report it."""
+    def on_closed(self, closed: Closed, delays: Delays) -> None:
+        """Count the end of a connection and how long its packets waited, and report it."""
         self._ended.add(closed.totals)
+        self._ended_delays.add(delays)
         self._closed[closed.reason] += 1
         if closed.handshake_failure is not None:
             self._handshake_failures[closed.handshake_failure] += 1

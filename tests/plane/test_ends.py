@@ -25,7 +25,7 @@ from relay.plane.api import (
 )
 from relay.plane.reference import ReferencePlane
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_bad_input import exchange, flood
+from tests.plane.test_bad_input import PATIENT, exchange, flood
 from tests.plane.test_contract import HELLO, VOICE, http_stream, raw_client
 from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
@@ -274,8 +274,8 @@ async def test_attach_when_the_client_has_gone(make: MakePlane, tmp_path: Path) 
 
 
 async def test_what_was_written_before_a_close_still_arrives(make: MakePlane, tmp_path: Path) -> None:
-    media = build_channel_data(0x4001, bytes(1200))
-    async with plane_bench(make, tmp_path) as bench, bench.client(receive_buffer=4096) as client:
+    media = build_channel_data(0x4001, b"\x80" + bytes(1199))
+    async with plane_bench(make, tmp_path, PATIENT) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
         opened = await bench.event(TurnOpened)
@@ -302,8 +302,8 @@ async def test_a_response_still_arrives_when_control_has_closed(make: MakePlane,
 
 async def test_a_broken_record_of_a_client_that_does_not_read(make: MakePlane, tmp_path: Path) -> None:
     """What waits cannot be said any more, so the connection does not wait for it either."""
-    media = build_channel_data(0x4001, bytes(1200))
-    async with plane_bench(make, tmp_path) as bench, bench.client(receive_buffer=4096) as client:
+    media = build_channel_data(0x4001, b"\x80" + bytes(1199))
+    async with plane_bench(make, tmp_path, PATIENT) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
         await flood(bench, flow, media, DropReason.DOWNLINK_FULL, 1)

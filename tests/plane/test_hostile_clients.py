@@ -39,7 +39,7 @@ every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys()
 reference_plane = pytest.mark.parametrize("make", [PLANES["reference"]], ids=["reference"])
 
 HELLO = build_message(Method.BINDING, MessageClass.INDICATION, bytes(12))
-VOICE = build_channel_data(0x4001, bytes(172))
+VOICE = build_channel_data(0x4001, b"\x80" + bytes(171))
 REQUEST = b"GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n"
 
 
@@ -127,7 +127,8 @@ def test_the_request_of_an_orphan_is_not_shown() -> None:
 @every_plane
 async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_path: Path) -> None:
     """A client that reads at first and then does not: what it is sent before anything is dropped is seconds old."""
-    async with plane_bench(make, tmp_path) as bench, bench.client(receive_buffer=4096) as client:
+    settings = PlaneSettings(max_media_age_s=3600)
+    async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
         for _ in range(100):
@@ -143,7 +144,7 @@ async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_pa
 async def test_a_unit_longer_than_the_buffer_reaches_a_client_that_reads(make: MakePlane, tmp_path: Path) -> None:
     settings = PlaneSettings(downlink_media_bytes=4096)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
-        long = build_channel_data(0x4001, bytes(8192))
+        long = build_channel_data(0x4001, b"\x80" + bytes(8191))
         bench.upstream.send(flow, long)
         assert await client.receive_unit() == long
 

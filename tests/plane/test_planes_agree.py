@@ -11,7 +11,8 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.plane.api import CloseReason, PlaneSettings, Totals
+from relay.plane.api import CloseReason, PlaneSettings, Totals, Traffic
+from relay.plane.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stream import StreamCutter
 from relay.wire.stun import MAGIC_COOKIE_BYTES, MessageClass, Method
@@ -20,10 +21,10 @@ from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
 from tests.support.properties import repeatable
 from tests.support.tls_client import TlsClient
 
-# Never sent by the upstream otherwise: what came before it has been delivered or dropped.
+# Media that is never sent by the upstream otherwise: what came before it has been delivered or dropped.
 MARKER = build_channel_data(0x7FFF, b"that is all")
 # Nothing is dropped by chance: the client reads only when the upstream has sent all.
-SETTINGS = PlaneSettings(downlink_media_bytes=256 * 1024)
+SETTINGS = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=256 * 1024)
 DEADLINE_S = 30
 
 
@@ -43,7 +44,9 @@ class Outcome:
     """What could be seen of it."""
 
     at_upstream: list[bytes]
-    at_client: bytes
+    # Whether anything had to wait, and so was overtaken, is chance.
+    at_client: dict[Traffic, list[bytes]]
+    at_client_bytes: int
     reason: CloseReason
     detail: str
     totals: Totals
@@ -119,7 +122,9 @@ async def play(make: MakePlane, folder: Path, script: Script) -> Outcome:
         totals = bench.plane.snapshot().totals
         while not bench.upstream.received.empty():
             at_upstream.append((await bench.upstream.receive())[0])
-        return Outcome(at_upstream, at_client, closed.reason, closed.detail, closed.totals, totals)
+        units = StreamCutter().feed(at_client)
+        by_traffic = {traffic: [unit for unit in units if traffic_of(unit) is traffic] for traffic in Traffic}
+        return Outcome(at_upstream, by_traffic, len(at_client), closed.reason, closed.detail, closed.totals, totals)
 
 
 async def speak(bench: Bench, client: TlsClient, script: Script) -> list[bytes]:

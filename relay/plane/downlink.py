@@ -1,0 +1,86 @@
+"""The downlink's last step in the reference plane: from a flow to its client.
+
+A unit is written at once while the socket takes all there is. What comes while it does not waits in the schedule, and
+leaves in small records, one each turn, as soon as the socket takes more: what has been given to TLS must be sent, so
+as little as possible is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from relay.plane.api import Totals
+from relay.plane.delays import Delays
+from relay.plane.schedule import Frame, Schedule
+from relay.plane.traffic import rtp_packet, traffic_of
+from relay.quality.meter import Meter
+
+# Nothing of a record can be read before all of it has come: at 64 kbit/s this much takes half a second.
+RECORD_BYTES = 4 * 1024
+
+
+class Downlink:
+    """One flow's way to its client."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        totals: Totals,
+        schedule: Schedule,
+        meter: Meter,
+        *,
+        write: Callable[[bytes], None],
+        is_blocked: Callable[[], bool],
+    ) -> None:
+        """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet.
+
+        ``meter`` sees what leaves: to it a packet that was dropped is lost, and one that waited is late.
+        """
+        self.delays = Delays()
+        self.schedule = schedule
+        self.meter = meter
+        self._loop = loop
+        self._totals = totals
+        self._write = write
+        self._is_blocked = is_blocked
+        self._turn: asyncio.Handle | None = None
+        self._closed = False
+
+    def deliver(self, arrived: float, unit: bytes) -> bool:
+        """Send a unit that came at ``arrived`` (time.monotonic), or let it wait. False: no room for more control."""
+        if self.schedule.waiting_bytes or self._is_blocked():
+            return self.schedule.put(arrived, unit)
+        self._hand_over([Frame(arrived, unit, traffic_of(unit))])
+        return True
+
+    def wake(self) -> None:
+        """The socket takes more."""
+        if self._turn is None and self.schedule.waiting_bytes and not self._closed:
+            self._turn = self._loop.call_soon(self._on_turn)
+
+    def close(self) -> None:
+        """Send nothing more; what waits is gone."""
+        self._closed = True
+        if self._turn is not None:
+            self._turn.cancel()
+
+    def _on_turn(self) -> None:
+        self._turn = None
+        if self._is_blocked():
+            return
+        if frames := self.schedule.take(time.monotonic(), RECORD_BYTES):
+            self._hand_over(frames)
+        if not self._is_blocked():
+            self.wake()
+
+    def _hand_over(self, frames: list[Frame]) -> None:
+        now = time.monotonic()
+        for frame in frames:
+            self._totals.downlink_packets += 1
+            self._totals.downlink_bytes += len(frame.unit)
+            if (packet := rtp_packet(frame.unit)) is not None:
+                self.meter.on_packet(round(now * 1e6), packet)
+            self.delays.record(round((now - frame.arrived) * 1e6))
+        self._write(b"".join(frame.padded for frame in frames))

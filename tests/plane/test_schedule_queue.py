@@ -1,0 +1,233 @@
+"""The schedule of one flow, with a clock that the test turns, against a model that is too slow to be wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.plane.api import DropReason, Totals, Traffic
+from relay.plane.schedule import Schedule
+from relay.plane.traffic import traffic_of
+from relay.wire.channeldata import build_channel_data
+from relay.wire.stun import MessageClass, Method, build_message
+from tests.support.properties import repeatable
+
+RANKS = {Traffic.CONTROL: 0, Traffic.RTCP: 1, Traffic.MEDIA: 2}
+BINDING = build_message(Method.BINDING, MessageClass.REQUEST, bytes(12))
+
+
+def media(number: int, size: int = 100) -> bytes:
+    """ChannelData that is ``size`` bytes long on the stream."""
+    return build_channel_data(0x4001, b"\x80\x00" + number.to_bytes(4) + bytes(size - 10))
+
+
+def rtcp(number: int, size: int = 100) -> bytes:
+    return build_channel_data(0x4001, b"\x81\xc8" + number.to_bytes(4) + bytes(size - 10))
+
+
+def dtls(number: int, size: int = 100) -> bytes:
+    return build_channel_data(0x4001, b"\x17\xfe" + number.to_bytes(4) + bytes(size - 10))
+
+
+@pytest.mark.parametrize(
+    ("unit", "traffic"),
+    [
+        (BINDING, Traffic.CONTROL),
+        (build_message(Method.ALLOCATE, MessageClass.ERROR, bytes(12)), Traffic.CONTROL),
+        (build_message(Method.SEND, MessageClass.INDICATION, bytes(12)), Traffic.CONTROL),
+        (build_message(Method.DATA, MessageClass.INDICATION, bytes(12)), Traffic.MEDIA),
+        (build_message(Method.DATA, MessageClass.REQUEST, bytes(12)), Traffic.CONTROL),
+        (build_channel_data(0x4001, BINDING), Traffic.CONTROL),
+        (build_channel_data(0x7FFF, b"\x03"), Traffic.CONTROL),
+        (build_channel_data(0x4001, b"\x04"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\x13"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\x14"), Traffic.CONTROL),
+        (build_channel_data(0x4001, b"\x3f"), Traffic.CONTROL),
+        (build_channel_data(0x4001, b"\x40\xc8"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\x7f\xc8"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\x80\xbf"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\x80\xc0"), Traffic.RTCP),
+        (build_channel_data(0x4001, b"\xbf\xdf"), Traffic.RTCP),
+        (build_channel_data(0x4001, b"\xbf\xe0"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\xc0\xc8"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b"\x80"), Traffic.MEDIA),
+        (build_channel_data(0x4001, b""), Traffic.MEDIA),
+    ],
+)
+def test_what_a_unit_is(unit: bytes, traffic: Traffic) -> None:
+    assert traffic_of(unit) is traffic
+
+
+def test_control_goes_first_then_rtcp_then_media_each_in_its_order() -> None:
+    schedule = Schedule(1.0, 10_000, 10_000, Totals())
+    units = [media(1), rtcp(1), dtls(1), media(2), dtls(2), rtcp(2)]
+    for unit in units:
+        assert schedule.put(0.0, unit)
+    expected = [dtls(1), dtls(2), rtcp(1), rtcp(2), media(1), media(2)]
+    assert [frame.unit for frame in schedule.take(0.0, 10_000)] == expected
+    assert schedule.waiting_bytes == 0
+
+
+def test_what_is_exactly_as_old_as_allowed_stays() -> None:
+    totals = Totals()
+    schedule = Schedule(0.5, 10_000, 10_000, totals)
+    for unit in (media(1), rtcp(1), dtls(1)):
+        schedule.put(1.0, unit)
+    schedule.put(1.5, media(2))
+    assert (schedule.oldest_age(1.5), schedule.waiting_bytes, totals.drops) == (0.5, 400, {})
+    schedule.put(1.75, media(3))
+    assert totals.drops == {DropReason.DOWNLINK_OLD: 2}
+    assert totals.dropped == {Traffic.RTCP: 1, Traffic.MEDIA: 1}
+    assert [frame.unit for frame in schedule.take(9.0, 10_000)] == [dtls(1)]
+    assert totals.drops == {DropReason.DOWNLINK_OLD: 4}
+    assert schedule.oldest_age(9.0) == 0.0
+
+
+def test_the_oldest_media_makes_room_and_rtcp_only_where_there_is_no_media() -> None:
+    totals = Totals()
+    schedule = Schedule(1.0, 400, 400, totals)
+    for unit in (rtcp(1), media(1), media(2), media(3), media(4)):
+        schedule.put(0.0, unit)
+    assert totals.dropped == {Traffic.MEDIA: 1}
+    for number in (2, 3, 4, 5):
+        schedule.put(0.0, rtcp(number))
+    assert totals.dropped == {Traffic.MEDIA: 4, Traffic.RTCP: 1}
+    assert totals.drops == {DropReason.DOWNLINK_FULL: 5}
+    assert [frame.unit for frame in schedule.take(0.0, 1000)] == [rtcp(2), rtcp(3), rtcp(4), rtcp(5)]
+
+
+def test_a_unit_longer_than_all_room_drops_itself_and_nothing_else() -> None:
+    totals = Totals()
+    schedule = Schedule(1.0, 400, 400, totals)
+    schedule.put(0.0, media(1))
+    assert schedule.put(0.0, media(2, 404))
+    assert totals.drops == {DropReason.DOWNLINK_FULL: 1}
+    assert [frame.unit for frame in schedule.take(0.0, 1000)] == [media(1)]
+
+
+def test_control_is_refused_beyond_its_bound_and_keeps_what_waits() -> None:
+    totals = Totals()
+    schedule = Schedule(1.0, 400, 400, totals)
+    assert all(schedule.put(0.0, dtls(number)) for number in range(4))
+    assert not schedule.put(0.0, dtls(4))
+    assert schedule.put(0.0, media(1))
+    assert (schedule.waiting_bytes, totals.drops) == (500, {})
+
+
+def test_a_record_takes_whole_frames_and_the_first_even_if_it_is_longer() -> None:
+    schedule = Schedule(1.0, 10_000, 10_000, Totals())
+    for unit in (media(1), media(2), media(3, 96), media(4, 600), media(5)):
+        schedule.put(0.0, unit)
+    assert [frame.unit for frame in schedule.take(0.0, 296)] == [media(1), media(2), media(3, 96)]
+    assert [frame.unit for frame in schedule.take(0.0, 296)] == [media(4, 600)]
+    assert [frame.unit for frame in schedule.take(0.0, 99)] == [media(5)]
+    assert schedule.take(0.0, 99) == []
+
+
+def test_padding_counts() -> None:
+    schedule = Schedule(1.0, 10_000, 10_000, Totals())
+    schedule.put(0.0, build_channel_data(0x4001, b"\x80"))
+    assert schedule.waiting_bytes == 8
+    assert schedule.take(0.0, 8)[0].padded == build_channel_data(0x4001, b"\x80", padded=True)
+
+
+# ---- Any order of what may happen
+
+AGE_S, MEDIA_BYTES, CONTROL_BYTES = 4, 1000, 600
+
+
+@dataclass
+class Model:
+    """One list of (arrival, unit), searched from the front for everything."""
+
+    waiting: list[tuple[int, bytes]] = field(default_factory=list)
+    drops: Counter[tuple[DropReason, Traffic]] = field(default_factory=Counter)
+
+    def size(self, *traffics: Traffic) -> int:
+        return sum(len(unit) for _, unit in self.waiting if traffic_of(unit) in traffics)
+
+    def drop(self, index: int, reason: DropReason) -> None:
+        _, unit = self.waiting.pop(index)
+        self.drops[reason, traffic_of(unit)] += 1
+
+    def expire(self, now: int) -> None:
+        for index in reversed(range(len(self.waiting))):
+            arrived, unit = self.waiting[index]
+            if now - arrived > AGE_S and traffic_of(unit) is not Traffic.CONTROL:
+                self.drop(index, DropReason.DOWNLINK_OLD)
+
+    def put(self, now: int, unit: bytes) -> bool:
+        self.expire(now)
+        traffic = traffic_of(unit)
+        if traffic is Traffic.CONTROL and self.size(Traffic.CONTROL) + len(unit) > CONTROL_BYTES:
+            return False
+        self.waiting.append((now, unit))
+        if traffic is not Traffic.CONTROL and len(unit) > MEDIA_BYTES:
+            self.drop(-1, DropReason.DOWNLINK_FULL)
+        while self.size(Traffic.RTCP, Traffic.MEDIA) > MEDIA_BYTES:
+            # The newest never goes: it stands behind the others of its kind, and fits.
+            kinds = [traffic_of(other) for _, other in self.waiting[:-1]]
+            victim = Traffic.MEDIA if Traffic.MEDIA in kinds else Traffic.RTCP
+            self.drop(kinds.index(victim), DropReason.DOWNLINK_FULL)
+        return True
+
+    def take(self, now: int, room: int) -> list[bytes]:
+        self.expire(now)
+        taken: list[bytes] = []
+        for entry in sorted(self.waiting, key=lambda entry: RANKS[traffic_of(entry[1])]):
+            if taken and sum(map(len, taken)) + len(entry[1]) > room:
+                break
+            taken.append(entry[1])
+            self.waiting.remove(entry)
+        return taken
+
+
+@dataclass(frozen=True)
+class Put:
+    make: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Take:
+    room: int
+
+
+steps = st.one_of(
+    st.builds(Put, st.integers(0, 2), st.integers(3, 75).map(lambda words: 4 * words)),
+    st.builds(Put, st.integers(0, 2), st.sampled_from([1000, 1004])),
+    st.builds(Take, st.integers(0, 700)),
+)
+
+
+@settings(repeatable, max_examples=400)
+@given(st.lists(st.tuples(st.integers(0, 2), steps), max_size=60))
+def test_it_does_what_the_model_does(script: list[tuple[int, Put | Take]]) -> None:
+    totals, model, now = Totals(), Model(), 0
+    schedule = Schedule(AGE_S, MEDIA_BYTES, CONTROL_BYTES, totals)
+    put = gone = 0
+    for number, (passed, step) in enumerate(script):
+        now += passed
+        if isinstance(step, Put):
+            unit = (media, rtcp, dtls)[step.make](number, step.size)
+            accepted = schedule.put(now, unit)
+            assert accepted == model.put(now, unit)
+            put += accepted
+        else:
+            taken = schedule.take(now, step.room)
+            assert [frame.unit for frame in taken] == model.take(now, step.room)
+            gone += len(taken)
+        assert schedule.waiting_bytes == model.size(*Traffic) <= MEDIA_BYTES + CONTROL_BYTES
+        assert schedule.oldest_age(now) == max((now - arrived for arrived, _ in model.waiting), default=0)
+        reasons: Counter[DropReason] = Counter()
+        traffics: Counter[Traffic] = Counter()
+        for (reason, traffic), count in model.drops.items():
+            reasons[reason] += count
+            traffics[traffic] += count
+        assert (totals.drops, totals.dropped) == (dict(reasons), dict(traffics))
+        # Nothing is lost without a reason.
+        assert put == gone + len(model.waiting) + sum(totals.drops.values())
