@@ -6,11 +6,15 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from relay.plane.buffer cimport Buffer
 from relay.plane.contexts cimport Contexts, TicketKeys
+from relay.plane.delays cimport Delays
 from relay.plane.histogram cimport Histogram
+from relay.plane.meter cimport PAYLOAD_TYPES, Meter
 from relay.plane.openssl cimport SSL
 from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.ring cimport Ring
+from relay.plane.schedule cimport TRAFFICS, Schedule
 from relay.plane.sources cimport SOURCE_BYTES, Sources
 from relay.plane.transactions cimport Transactions
 from relay.plane.wire cimport Wire
@@ -85,6 +89,7 @@ cdef struct Command:
     int flag
     uint32_t size
     uint64_t identity
+    int64_t age_us              # of media for this flow, -1 for the plane's
     void* data                  # owned by the command, freed by the worker
 
 cdef struct Event:
@@ -98,6 +103,7 @@ cdef struct Counters:
     uint64_t downlink_bytes
     uint64_t retransmissions
     uint64_t[DROPS] drops
+    uint64_t[TRAFFICS] dropped
 
 # One flow of a snapshot.
 cdef struct FlowRecord:
@@ -114,8 +120,19 @@ cdef struct Bounds:
     int64_t silence_us
     int64_t connections
     int64_t connections_per_source
-    uint32_t downlink_buffer
-    uint32_t downlink_limit
+    int64_t max_age_us
+    int64_t playout_us
+    uint32_t media_bytes
+    uint32_t control_bytes
+    uint32_t[PAYLOAD_TYPES] clocks
+
+# What TCP says of the way to the client.
+cdef struct Link:
+    uint32_t rtt_us
+    uint32_t rtt_variation_us
+    uint32_t retransmits
+    uint32_t unsent_bytes
+    bint known
 
 cdef struct Connection:
     # Identity: a late event or command carries an old generation and finds nobody.
@@ -147,15 +164,21 @@ cdef struct Connection:
     uint8_t alpn                # 0 none, 1 http/1.1, 2 stun.turn, 3 stun.nat-discovery
     const char* version
     # Uplink: plain bytes whose unit is not whole, or that wait for a decision.
-    uint8_t* held
-    uint32_t held_size
-    uint32_t held_room
-    # Downlink: frames that TLS would not take yet. The first `retry` bytes are those of the write that was refused.
-    uint8_t* out
-    uint32_t out_start
-    uint32_t out_size
-    uint32_t out_room
+    Buffer held
+    # Downlink: what TLS has taken and not sent, the first `retry` bytes of it one write that was refused; and what waits
+    # behind that, which may still be dropped.
+    Buffer out
     uint32_t retry
+    Schedule schedule
+    int64_t max_age_us
+    Delays delays
+    Link link
+    int64_t link_due_us
+    # What is seen of the media; made for the first RTP packet, gone when Python has read the end.
+    Meter* uplink_meter
+    Meter* downlink_meter
+    char* username              # USERNAME_BYTES and a zero; also until then
+    uint32_t username_size
     # The flow.
     Transactions* transactions
     Counters counters
@@ -198,6 +221,7 @@ cdef enum:
     DATAGRAM_BYTES = 65536 + 4  # the longest, and room for padding
     PLAIN_BYTES = 16384         # one TLS record
     MAX_FRESH_PORTS = 3
+    USERNAME_BYTES = 512        # 128 characters, which are shown
 
 # Shared by all workers; changed at accept and close only.
 cdef struct Shared:
@@ -246,6 +270,7 @@ cdef struct Engine:
     # Counted from the start, connections that have ended included.
     uint64_t accepted
     Counters ended
+    Delays ended_delays
     int64_t ends                # atomic; odd while a flow's counters move to those that have ended
     uint64_t[REASONS] closed
     # Buffers of one turn.
@@ -270,5 +295,7 @@ cdef class Worker:
     cdef SharedState owner
 
     cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
+    cdef int send_flow(self, int op, uint64_t identity, int udp, bint releases, int64_t age_us, bytes data) except -1
+    cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int push(self, Command* command) except -1
     cdef Connection* slot(self, object identity) except NULL

@@ -25,20 +25,29 @@ from libc.string cimport memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
+from relay.plane.buffer cimport append, clear_buffer, drop_front, front
 from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
+from relay.plane.delays cimport DELAY_BUCKETS, DELAY_FIRST_POWER, Delays, add_delays, record_delay
 from relay.plane.histogram cimport HISTOGRAM_BUCKETS, Histogram, bucket_end, record_many_us
 from relay.plane.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
     free, malloc, realloc,
 )
+from relay.plane.meter cimport (
+    PAUSE_BUCKETS, PAYLOAD_TYPES, Meter, Stream, jitter_us, meter_packet, pause_bucket_end_us,
+)
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, take
+from relay.plane.schedule cimport (
+    PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
+    is_waiting, next_class, note_oldest, pop_frame, put_unit, traffic_of, waiting_bytes,
+)
 from relay.plane.sources cimport enter_source, leave_source, open_sources
 from relay.plane.stun cimport (
-    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, CLASS_BITS, REFRESH_REQUEST,
+    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS, REFRESH_REQUEST,
     REFRESH_SUCCESS, RESPONSE_BIT, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, datagram_unit, error_code,
-    find_attribute, is_droppable, load16, load32,
+    find_attribute, load16, load32,
 )
 from relay.plane.transactions cimport (
     ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
@@ -56,6 +65,8 @@ if WIRES == NULL:
 cdef enum:
     HANDSHAKES_A_TURN = 1
     ACCEPTS_A_TURN = 16
+    RECORD_BYTES = 4096             # of what has waited: at 64 kbit/s that is half a second until it can be read
+    LINK_US = 1000000               # TCP_INFO once a second
     UNITS_A_TURN = 256              # units of one client before others have their turn: one record may bring 4,000
     READS_A_TURN = 8                # TLS reads of one client before others have their turn
     CLOSE_US = 2000000              # what is written when a connection closes has this long to leave
@@ -117,7 +128,7 @@ cdef void watch_client(Engine* e, Connection* c) noexcept nogil:
         return
     if c.readable and not c.ended:
         wanted |= posix.EPOLLIN
-    if c.out_size or c.retry:
+    if c.out.size or c.retry or is_waiting(&c.schedule):
         wanted |= posix.EPOLLOUT
     if wanted != c.interest:
         c.interest = wanted
@@ -354,8 +365,8 @@ cdef void on_established(Engine* e, Connection* c) noexcept nogil:
 
 
 cdef void on_decide(Engine* e, Connection* c) noexcept nogil:
-    cdef FirstBytes verdict = decide(c.held, c.held_size)
-    cdef uint32_t shown = c.held_size if c.held_size < 8 else 8
+    cdef FirstBytes verdict = decide(front(&c.held), c.held.size)
+    cdef uint32_t shown = c.held.size if c.held.size < 8 else 8
     if verdict == FIRST_BYTES_NEED_MORE:
         return
     if verdict == FIRST_BYTES_TURN:
@@ -363,7 +374,7 @@ cdef void on_decide(Engine* e, Connection* c) noexcept nogil:
     elif verdict == FIRST_BYTES_HTTP:
         on_http(e, c)
     else:
-        memcpy(c.first_bytes, c.held, shown)
+        memcpy(c.first_bytes, front(&c.held), shown)
         c.fault = shown
         end(e, c, REASON_FIRST_BYTES_UNKNOWN)
 
@@ -375,33 +386,6 @@ cdef void on_turn(Engine* e, Connection* c) noexcept nogil:
     watch_client(e, c)
     set_deadline(e, c, e.now_us + e.bounds.attach_us)
     owe(e, c, NOTICE_TURN_OPENED)
-
-
-# Keeps bytes at the end of what is held; False without memory.
-cdef bint hold(Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
-    cdef uint32_t room = c.held_room
-    cdef uint8_t* larger
-    if c.held_size + size > room:
-        room = room if room else 512
-        while room < c.held_size + size:
-            room *= 2
-        larger = <uint8_t*> realloc(c.held, room)
-        if larger == NULL:
-            return False
-        c.held, c.held_room = larger, room
-    memcpy(c.held + c.held_size, data, size)
-    c.held_size += size
-    return True
-
-
-cdef void drop_held(Connection* c, uint32_t used) noexcept nogil:
-    c.held_size -= used
-    if c.held_size:
-        memmove(c.held, c.held + used, c.held_size)
-    else:
-        free(c.held)
-        c.held = NULL
-        c.held_room = 0
 
 
 # ---- 4 uplink
@@ -469,7 +453,7 @@ cdef void on_client_end(Engine* e, Connection* c) noexcept nogil:
     c.ended = True
     if c.state == STATE_HTTP and c.pipe >= 0:
         watch_client(e, c)
-        if not c.held_size:
+        if not c.held.size:
             posix.shutdown(c.pipe, posix.SHUT_WR)
     else:
         end(e, c, REASON_CLIENT_CLOSED)
@@ -480,7 +464,7 @@ cdef void on_plain(Engine* e, Connection* c, const uint8_t* data, uint32_t size)
         on_stream(e, c, data, size)
     elif c.state == STATE_HTTP:
         on_request_bytes(e, c, data, size)
-    elif not hold(c, data, size):
+    elif not append(&c.held, data, size):
         end(e, c, REASON_NO_DESCRIPTORS)
     elif c.state == STATE_DECIDING:
         on_decide(e, c)
@@ -489,17 +473,17 @@ cdef void on_plain(Engine* e, Connection* c, const uint8_t* data, uint32_t size)
 # Cuts units out of what is held and what is new; without a rest nothing is copied.
 cdef void on_stream(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t used
-    if not c.held_size:
+    if not c.held.size:
         used = send_units(e, c, data, size)
-        if c.state == STATE_MEDIA and used < size and not hold(c, data + used, size - used):
+        if c.state == STATE_MEDIA and used < size and not append(&c.held, data + used, size - used):
             end(e, c, REASON_NO_DESCRIPTORS)
         return
-    if size and not hold(c, data, size):
+    if size and not append(&c.held, data, size):
         end(e, c, REASON_NO_DESCRIPTORS)
         return
-    used = send_units(e, c, c.held, c.held_size)
+    used = send_units(e, c, front(&c.held), c.held.size)
     if c.state == STATE_MEDIA and used:
-        drop_held(c, used)
+        drop_front(&c.held, used)
 
 
 cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -515,6 +499,8 @@ cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t
         if measured == UNIT_WHOLE:
             if data[offset] < 0x40:
                 remember(e, c, data + offset, unit.size)
+            else:
+                meter(e, &c.uplink_meter, data + offset, unit.size)
             send_up(e, c, data + offset, unit.size)
             offset += unit.stream_size
         elif measured == UNIT_NEEDS_MORE:
@@ -533,10 +519,43 @@ cdef void remember(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     if size <= MAX_REQUEST_BYTES and (kind == ALLOCATE_REQUEST or kind == REFRESH_REQUEST):
         if kind == ALLOCATE_REQUEST:
             c.allocating = True
+            remember_name(c, message, size)
         if c.releases:
             keep_bytes(&c.request, &c.request_size, message, size)
     on_request(c.transactions, e.now_us, message, size)
     arm(e, c)
+
+
+# The name of the last Allocate that had one. Python may read it meanwhile, so it never moves.
+cdef void remember_name(Connection* c, const uint8_t* request, uint32_t size) noexcept nogil:
+    cdef const uint8_t* name = find_attribute(request, size, ATTRIBUTE_USERNAME, 1)
+    cdef uint32_t length
+    if name == NULL:
+        return
+    if c.username == NULL:
+        c.username = <char*> calloc(1, USERNAME_BYTES + 1)
+    if c.username != NULL:
+        length = load16(name - 2)
+        length = length if length < USERNAME_BYTES else USERNAME_BYTES
+        memcpy(c.username, name, length)
+        c.username[length] = 0
+        c.username_size = length
+
+
+# Counts an RTP packet in ChannelData. A meter is made for a flow's first one; without memory there is none.
+cdef void meter(Engine* e, Meter** kept, const uint8_t* unit, uint32_t size) noexcept nogil:
+    if size <= 4 or unit[4] >> 6 != 2:
+        return
+    if kept[0] == NULL:
+        kept[0] = <Meter*> calloc(1, sizeof(Meter))
+        if kept[0] == NULL:
+            return
+    meter_packet(kept[0], e.now_us, unit + 4, size - 4, e.bounds.playout_us, e.bounds.clocks)
+
+
+cdef inline void drop(Connection* c, int reason, int traffic) noexcept nogil:
+    c.counters.drops[reason] += 1
+    c.counters.dropped[traffic] += 1
 
 
 cdef void keep_bytes(uint8_t** kept, uint32_t* kept_size, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -552,9 +571,9 @@ cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) 
         c.counters.uplink_bytes += size
         e.sent_up += 1
     elif posix.errno in (posix.EAGAIN, posix.ENOBUFS, posix.ENOMEM):
-        c.counters.drops[DROP_UPLINK_FULL] += 1
+        drop(c, DROP_UPLINK_FULL, traffic_of(unit, size))
     elif posix.errno == posix.EMSGSIZE:
-        c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+        drop(c, DROP_UPLINK_OVERSIZE, traffic_of(unit, size))
     else:
         c.fault = posix.errno
         end(e, c, REASON_UPSTREAM_UNREACHABLE)
@@ -628,10 +647,10 @@ cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t siz
             return False
         c.allocating = False
     if on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
-        c.counters.drops[DROP_DOWNLINK_DUPLICATE] += 1
+        drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return False
     if kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
-        value = find_attribute(message, size, ATTRIBUTE_LIFETIME)
+        value = find_attribute(message, size, ATTRIBUTE_LIFETIME, 4)
         c.allocating = False
         if value == NULL:
             c.allocated_until_us = e.now_us + ALLOCATION_LIFETIME_US
@@ -655,19 +674,14 @@ cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     return True
 
 
-# Queues one unit in the record of this turn, padded with zeroes; drops media while the client does not read.
+# Puts one unit into the record of this turn, padded with zeroes; or lets it wait, where the client takes less than comes.
 cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, uint32_t filled) noexcept nogil:
     cdef uint32_t padded = (size + 3) & ~<uint32_t> 3
-    if c.out_size + filled + size > e.bounds.downlink_buffer and c.out_size:
-        if is_droppable(unit):
-            c.counters.drops[DROP_DOWNLINK_FULL] += 1
-            return filled
-        if c.out_size > e.bounds.downlink_limit:
-            end(e, c, REASON_SLOW_CLIENT)
-            return 0
-    c.counters.downlink_packets += 1
-    c.counters.downlink_bytes += size
     memset(unit + size, 0, padded - size)
+    if c.out.size or is_waiting(&c.schedule):
+        let_wait(e, c, unit, size)
+        return filled
+    hand_over(e, c, unit, size, e.now_us)
     if filled and filled + padded > PLAIN_BYTES:
         write_client(e, c, e.record, filled)
         filled = 0
@@ -680,10 +694,61 @@ cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, ui
     return filled + padded
 
 
-# Encrypts and sends, or queues behind what waits already.
+cdef void set_rules(Engine* e, Connection* c, Rules* rules) noexcept nogil:
+    rules.max_age_us = c.max_age_us
+    rules.media_bytes, rules.control_bytes = e.bounds.media_bytes, e.bounds.control_bytes
+    memset(rules.old, 0, sizeof(rules.old))
+    memset(rules.full, 0, sizeof(rules.full))
+
+
+cdef void count_drops(Connection* c, const Rules* rules) noexcept nogil:
+    cdef int traffic
+    for traffic in range(TRAFFICS):
+        c.counters.drops[DROP_DOWNLINK_OLD] += rules.old[traffic]
+        c.counters.drops[DROP_DOWNLINK_FULL] += rules.full[traffic]
+        c.counters.dropped[traffic] += rules.old[traffic] + rules.full[traffic]
+
+
+cdef void let_wait(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    cdef Rules rules
+    cdef Put put
+    set_rules(e, c, &rules)
+    put = put_unit(&c.schedule, &rules, e.now_us, traffic_of(unit, size), unit, size)
+    count_drops(c, &rules)
+    if put == PUT_REFUSED:
+        end(e, c, REASON_SLOW_CLIENT)
+    elif put == PUT_DONE:
+        watch_client(e, c)
+
+
+# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it.
+cdef void hand_over(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us) noexcept nogil:
+    cdef int64_t delay_us = e.now_us - arrived_us
+    c.counters.downlink_packets += 1
+    c.counters.downlink_bytes += size
+    record_delay(&c.delays, delay_us)
+    if unit[0] >= 0x40:
+        meter(e, &c.downlink_meter, unit, size)
+    if e.now_us >= c.link_due_us:
+        read_link(e, c)
+
+
+cdef void read_link(Engine* e, Connection* c) noexcept nogil:
+    cdef uint8_t[posix.TCP_INFO_BYTES] info
+    cdef posix.socklen_t size = posix.TCP_INFO_BYTES
+    c.link_due_us = e.now_us + LINK_US
+    if posix.getsockopt(c.fd, posix.IPPROTO_TCP, posix.TCP_INFO, info, &size) == 0 and size == posix.TCP_INFO_BYTES:
+        memcpy(&c.link.rtt_us, info + posix.TCP_INFO_RTT, 4)
+        memcpy(&c.link.rtt_variation_us, info + posix.TCP_INFO_RTTVAR, 4)
+        memcpy(&c.link.retransmits, info + posix.TCP_INFO_TOTAL_RETRANS, 4)
+        memcpy(&c.link.unsent_bytes, info + posix.TCP_INFO_NOTSENT_BYTES, 4)
+        c.link.known = True
+
+
+# Encrypts and sends. What TLS cannot send now it has all the same: it is kept, to be offered again just as it was.
 cdef void write_client(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
-    cdef int written, error
-    if c.out_size:
+    cdef int written
+    if c.out.size:
         queue(e, c, data, size)
         return
     tls.ERR_clear_error()
@@ -693,18 +758,28 @@ cdef void write_client(Engine* e, Connection* c, const uint8_t* data, uint32_t s
         if not c.buffered:
             warm(c)
         e.sent_down += 1
-        return
-    error = tls.SSL_get_error(c.ssl, written)
-    if error == tls.SSL_ERROR_WANT_WRITE:
+    elif is_refused_for_now(e, c, written):
         queue(e, c, data, size)
         c.retry = size
         watch_client(e, c)
+
+
+# True if TLS will take the same bytes later; the connection is at its end otherwise.
+cdef bint is_refused_for_now(Engine* e, Connection* c, int written) noexcept nogil:
+    cdef int error = tls.SSL_get_error(c.ssl, written)
+    if error == tls.SSL_ERROR_WANT_WRITE:
+        return True
+    clear_buffer(&c.out)
+    c.retry = 0
+    if c.state == STATE_CLOSING:
+        finish(e, c)
     elif error == tls.SSL_ERROR_WANT_READ:
         # The client has begun a TLS message and does not end it: nothing can be written until it does.
         end(e, c, REASON_TLS_BROKEN)
     else:
         c.fault = posix.errno
         end(e, c, REASON_CLIENT_LOST)
+    return False
 
 
 # A connection that speaks often keeps the TLS buffers that others take and give with every record.
@@ -716,58 +791,58 @@ cdef void warm(Connection* c) noexcept nogil:
 
 
 cdef void queue(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
-    cdef uint32_t room = c.out_room
-    cdef uint8_t* larger
-    if c.out_start and c.out_start + c.out_size + size > room:
-        memmove(c.out, c.out + c.out_start, c.out_size)
-        c.out_start = 0
-    if c.out_size + size > room:
-        room = room if room else 4096
-        while room < c.out_size + size:
-            room *= 2
-        larger = <uint8_t*> realloc(c.out, room)
-        if larger == NULL:
-            end(e, c, REASON_SLOW_CLIENT)
-            return
-        c.out, c.out_room = larger, room
-    memcpy(c.out + c.out_start + c.out_size, data, size)
-    c.out_size += size
+    if not append(&c.out, data, size):
+        end(e, c, REASON_SLOW_CLIENT)
 
 
-# The client reads again: what waits is written, the refused write first and just as it was.
+# The client reads again: what was refused is written first, just as it was; then one record of what waits.
 cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
     cdef uint32_t size
-    cdef int written, error
-    while c.out_size:
-        size = c.retry if c.retry else PLAIN_BYTES if c.out_size > PLAIN_BYTES else c.out_size
+    cdef int written
+    while c.out.size:
+        size = c.retry if c.retry else PLAIN_BYTES if c.out.size > PLAIN_BYTES else c.out.size
         tls.ERR_clear_error()
-        written = tls.SSL_write(c.ssl, c.out + c.out_start, size)
+        written = tls.SSL_write(c.ssl, front(&c.out), size)
         if written <= 0:
-            error = tls.SSL_get_error(c.ssl, written)
-            if error == tls.SSL_ERROR_WANT_WRITE:
+            if is_refused_for_now(e, c, written):
                 c.retry = size
-                return
-            c.out_size = c.retry = 0
-            if c.state == STATE_CLOSING:
-                finish(e, c)
-            elif error == tls.SSL_ERROR_WANT_READ:
-                end(e, c, REASON_TLS_BROKEN)
-            else:
-                c.fault = posix.errno
-                end(e, c, REASON_CLIENT_LOST)
             return
         c.retry = 0
-        c.out_start += written
-        c.out_size -= written
-    free(c.out)
-    c.out = NULL
-    c.out_room = c.out_start = 0
+        drop_front(&c.out, written)
     if c.state == STATE_CLOSING:
         finish(e, c)
+        return
+    if is_waiting(&c.schedule):
+        write_waiting(e, c)
+    if c.state in (STATE_CLOSING, STATE_DEAD):
         return
     watch_client(e, c)
     if c.state == STATE_HTTP and c.pipe >= 0:
         watch_pipe(e, c)
+
+
+# One record of what has waited, in the order of its class. A first unit that is longer is a record of its own, or several.
+cdef void write_waiting(Engine* e, Connection* c) noexcept nogil:
+    cdef Rules rules
+    cdef Frame frame
+    cdef int traffic
+    cdef uint32_t filled = 0
+    set_rules(e, c, &rules)
+    expire(&c.schedule, &rules, e.now_us)
+    count_drops(c, &rules)
+    traffic = next_class(&c.schedule)
+    while traffic != TRAFFICS:
+        frame = first_frame(&c.schedule.queues[traffic])[0]
+        if filled and filled + frame.padded > RECORD_BYTES:
+            break
+        # It lies in the first of the buffers for datagrams, which has room for the longest.
+        pop_frame(&c.schedule, traffic, e.datagrams + filled)
+        hand_over(e, c, e.datagrams + filled, frame.size, frame.arrived_us)
+        filled += frame.padded
+        traffic = next_class(&c.schedule)
+    note_oldest(&c.schedule)
+    if filled:
+        write_client(e, c, e.datagrams, filled)
 
 
 # ---- 6 HTTP
@@ -775,9 +850,9 @@ cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
 
 cdef void watch_pipe(Engine* e, Connection* c) noexcept nogil:
     cdef uint32_t wanted = 0
-    if not c.out_size:
+    if not c.out.size:
         wanted |= posix.EPOLLIN
-    if c.held_size:
+    if c.held.size:
         wanted |= posix.EPOLLOUT
     # Nothing wanted is not watched at all: epoll would tell of a hang-up again and again.
     if wanted and not c.pipe_watched:
@@ -804,7 +879,7 @@ cdef void on_http(Engine* e, Connection* c) noexcept nogil:
 
 # The client is not read while control does not take what it has said.
 cdef void on_request_bytes(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
-    if not hold(c, data, size):
+    if not append(&c.held, data, size):
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     on_pipe_writable(e, c)
@@ -812,20 +887,20 @@ cdef void on_request_bytes(Engine* e, Connection* c, const uint8_t* data, uint32
 
 cdef void on_pipe_writable(Engine* e, Connection* c) noexcept nogil:
     cdef ssize_t written = 0
-    if c.held_size:
-        written = posix.send(c.pipe, c.held, c.held_size, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL)
+    if c.held.size:
+        written = posix.send(c.pipe, front(&c.held), c.held.size, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL)
         if written < 0 and posix.errno != posix.EAGAIN:
             # Control has closed its end: reading it will say so.
-            written = c.held_size
+            written = c.held.size
         if written > 0:
-            drop_held(c, <uint32_t> written)
+            drop_front(&c.held, <uint32_t> written)
     watch_pipe(e, c)
-    if c.readable == (c.held_size > 0):
-        c.readable = not c.held_size
+    if c.readable == (c.held.size > 0):
+        c.readable = not c.held.size
         watch_client(e, c)
         if c.readable:
             see_again(e, c)
-    if c.ended and not c.held_size:
+    if c.ended and not c.held.size:
         posix.shutdown(c.pipe, posix.SHUT_WR)
 
 
@@ -836,7 +911,7 @@ cdef void on_pipe_readable(Engine* e, Connection* c) noexcept nogil:
         size = posix.recv(c.pipe, e.record, PLAIN_BYTES, posix.MSG_DONTWAIT)
     if size > 0:
         write_client(e, c, e.record, <uint32_t> size)
-        if c.state == STATE_HTTP and c.out_size:
+        if c.state == STATE_HTTP and c.out.size:
             watch_pipe(e, c)
     elif size == 0 or posix.errno not in (posix.EAGAIN, posix.EINTR):
         end(e, c, REASON_HTTP_CLOSED)
@@ -910,14 +985,16 @@ cdef void turn_wheel(Engine* e) noexcept nogil:
 
 
 cdef void add_counters(Counters* totals, const Counters* more) noexcept nogil:
-    cdef int drop
+    cdef int number
     totals.uplink_packets += more.uplink_packets
     totals.uplink_bytes += more.uplink_bytes
     totals.downlink_packets += more.downlink_packets
     totals.downlink_bytes += more.downlink_bytes
     totals.retransmissions += more.retransmissions
-    for drop in range(DROPS):
-        totals.drops[drop] += more.drops[drop]
+    for number in range(DROPS):
+        totals.drops[number] += more.drops[number]
+    for number in range(TRAFFICS):
+        totals.dropped[number] += more.dropped[number]
 
 
 # Ends a connection; only the first reason counts. What is written already still leaves.
@@ -933,7 +1010,8 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         posix.close(c.pipe)
         c.pipe = -1
         count_live(LIVE_SOCKETS, -1)
-    drop_held(c, c.held_size)
+    clear_buffer(&c.held)
+    clear_schedule(&c.schedule)
     if c.transactions != NULL:
         clear_transactions(c.transactions)
         free(c.transactions)
@@ -944,10 +1022,11 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
     # Who reads both in between would count it twice, or not at all.
     relay_add(&e.ends, 1)
     add_counters(&e.ended, &c.counters)
+    add_delays(&e.ended_delays, &c.delays)
     c.state = STATE_CLOSING
     relay_add(&e.ends, 1)
     owe(e, c, NOTICE_CLOSED)
-    if c.out_size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
+    if c.out.size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
         set_deadline(e, c, e.now_us + CLOSE_US)
         watch_client(e, c)
     else:
@@ -969,9 +1048,7 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         c.ssl = NULL
         count_live(LIVE_SESSIONS, -1)
     clear_wire(&c.wire)
-    free(c.out)
-    c.out = NULL
-    c.out_size = c.out_room = c.out_start = 0
+    clear_buffer(&c.out)
     posix.close(c.fd)
     c.fd = -1
     c.state = STATE_DEAD
@@ -1007,9 +1084,17 @@ cdef void on_lingering(Engine* e, Connection* c) noexcept nogil:
 cdef void release(Engine* e, Connection* c) noexcept nogil:
     c.released = True
     if c.state == STATE_DEAD:
-        free(c.request)
-        c.request = NULL
+        free_what_is_read(c)
         free_slot(e, c)
+
+
+# What Python may look at until it has said that it has read the end.
+cdef void free_what_is_read(Connection* c) noexcept nogil:
+    free(c.request)
+    free(c.username)
+    free(c.uplink_meter)
+    free(c.downlink_meter)
+    c.request, c.username, c.uplink_meter, c.downlink_meter = NULL, NULL, NULL, NULL
 
 
 # ---- 9 commands
@@ -1110,6 +1195,7 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     c.udp = command.number
     count_live(LIVE_SOCKETS, 1)
     c.releases = command.flag
+    c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
     c.heard_us = c.opened_us = e.now_us
     clear_deadline(e, c)
@@ -1132,7 +1218,7 @@ cdef void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
     posix.close(c.pipe)
     c.pipe = -1
     count_live(LIVE_SOCKETS, -1)
-    drop_held(c, c.held_size)
+    clear_buffer(&c.held)
     if command.size:
         write_client(e, c, <const uint8_t*> command.data, command.size)
     if c.state == STATE_HTTP:
@@ -1150,9 +1236,11 @@ cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
     if fd < 0 and answer != NULL:
         on_response(c.transactions, answer + TRANSACTION_ID_OFFSET)
         c.allocating = False
-        c.counters.downlink_packets += 1
-        c.counters.downlink_bytes += size
-        write_client(e, c, answer, size)
+        if c.out.size or is_waiting(&c.schedule):
+            let_wait(e, c, answer, size)
+        else:
+            hand_over(e, c, answer, size, e.now_us)
+            write_client(e, c, answer, size)
     elif fd >= 0:
         watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
         posix.close(c.udp)
@@ -1238,13 +1326,13 @@ cdef void on_media(Engine* e, Connection* c, uint64_t source, uint32_t events) n
     elif source == ON_PIPE:
         if events & posix.EPOLLOUT and c.state == STATE_HTTP:
             on_pipe_writable(e, c)
-        if events & (posix.EPOLLIN | posix.EPOLLHUP | posix.EPOLLERR) and c.state == STATE_HTTP and not c.out_size:
+        if events & (posix.EPOLLIN | posix.EPOLLHUP | posix.EPOLLERR) and c.state == STATE_HTTP and not c.out.size:
             on_pipe_readable(e, c)
     else:
         if c.lingering and c.state == STATE_CLOSING:
             on_lingering(e, c)
             return
-        if events & (posix.EPOLLOUT | posix.EPOLLERR) and c.out_size:
+        if events & (posix.EPOLLOUT | posix.EPOLLERR) and (c.out.size or is_waiting(&c.schedule)):
             on_writable(e, c)
         if c.state in (STATE_CLOSING, STATE_DEAD):
             if c.state == STATE_CLOSING and events & (posix.EPOLLHUP | posix.EPOLLERR):
@@ -1353,29 +1441,66 @@ cdef tuple histogram_of(Histogram* histogram):
     return counts, histogram.sum_us
 
 
+cdef tuple delays_of(Delays* delays):
+    cdef int bucket
+    counts = [(1 << (DELAY_FIRST_POWER + bucket), delays.counts[bucket]) for bucket in range(DELAY_BUCKETS)]
+    return [one for one in counts if one[1]], delays.sum_us
+
+
+cdef list streams_of(Meter* kept, int64_t now_us):
+    cdef uint32_t i
+    cdef int bucket
+    cdef Stream* stream
+    cdef list streams = []
+    if kept == NULL:
+        return streams
+    for i in range(kept.count):
+        stream = &kept.streams[i]
+        streams.append((
+            kept.ssrcs[i], stream.payload_type, stream.clock_hz, stream.packets, stream.duplicates, stream.reordered,
+            stream.restarts, stream.expected, stream.late, stream.missing_runs, jitter_us(stream), stream.stalls,
+            stream.longest_pause_us, max(0, now_us - stream.last_us),
+            tuple([
+                (pause_bucket_end_us(bucket), stream.pauses[bucket])
+                for bucket in range(PAUSE_BUCKETS) if stream.pauses[bucket]
+            ]),
+        ))
+    return streams
+
+
 cdef tuple counters_of(Counters* counters):
+    cdef int traffic
     return (
         counters.uplink_packets, counters.uplink_bytes, counters.downlink_packets, counters.downlink_bytes,
         counters.retransmissions, *[counters.drops[drop] for drop in range(DROPS)],
+        *[counters.dropped[traffic] for traffic in range(TRAFFICS)],
     )
 
 
 # Reads all flows, and what they and those before them have counted.
-cdef uint32_t copy_flows(Engine* e, uint32_t slots, FlowRecord* records, Counters* totals) noexcept nogil:
+cdef uint32_t copy_flows(
+    Engine* e, uint32_t slots, FlowRecord* records, Counters* totals, Delays* delays
+) noexcept nogil:
     cdef uint32_t i, count = 0
     cdef Connection* c
     cdef int64_t now = posix.monotonic_us()
     totals[0] = e.ended
+    delays[0] = e.ended_delays
     for i in range(slots):
         c = at(e, i)
         if c.state == STATE_MEDIA:
             add_counters(totals, &c.counters)
-            records[count].identity = <uint64_t> e.number << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | i
-            records[count].age_us = now - c.opened_us
-            records[count].heard_us = now - c.heard_us
-            records[count].counters = c.counters
+            add_delays(delays, &c.delays)
+            write_record(e, c, &records[count], now)
             count += 1
     return count
+
+
+cdef void write_record(Engine* e, Connection* c, FlowRecord* record, int64_t now) noexcept nogil:
+    record.identity = <uint64_t> e.number << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+    record.age_us = now - c.opened_us
+    record.heard_us = now - c.heard_us
+    record.counters = c.counters
 
 
 def live_objects() -> dict:
@@ -1436,7 +1561,7 @@ cdef class Worker:
         if e.contexts != NULL:
             free_contexts(e.contexts)
         for i in range(e.slots):
-            free(at(e, i).request)
+            free_what_is_read(at(e, i))
         for i in range(e.slots // CHUNK):
             free(e.chunks[i])
         close_ring(&e.commands)
@@ -1459,16 +1584,30 @@ cdef class Worker:
 
     cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1:
         cdef Command command
+        memset(&command, 0, sizeof(command))
+        self.fill(&command, op, identity, number, flag, data)
+        return self.push(&command)
+
+    cdef int send_flow(
+        self, int op, uint64_t identity, int udp, bint releases, int64_t age_us, bytes data
+    ) except -1:
+        cdef Command command
+        memset(&command, 0, sizeof(command))
+        command.age_us = age_us
+        self.fill(&command, op, identity, udp, releases, data)
+        return self.push(&command)
+
+    cdef int fill(
+        self, Command* command, int op, uint64_t identity, int number, int flag, bytes data
+    ) except -1:
         command.op, command.identity, command.number, command.flag = op, identity, number, flag
-        command.data = NULL
-        command.size = 0
         if data is not None and len(data):
             command.size = <uint32_t> len(data)
             command.data = malloc(command.size)
             if command.data == NULL:
                 raise MemoryError
             memcpy(command.data, <char*> data, command.size)
-        return self.push(&command)
+        return 0
 
     cdef int push(self, Command* command) except -1:
         cdef uint64_t one = 1
@@ -1496,14 +1635,21 @@ cdef class Worker:
 
     def configure(
         self, int64_t handshake_us, int64_t first_bytes_us, int64_t attach_us, int64_t silence_us, int64_t connections,
-        int64_t connections_per_source, uint32_t downlink_buffer, uint32_t downlink_limit,
+        int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes, uint32_t control_bytes,
+        int64_t playout_us, list clocks not None,
     ) -> None:
-        """Use these bounds."""
+        """Use these bounds; ``clocks`` are those of relay.quality.meter.clock_table."""
         cdef Bounds bounds
+        cdef int payload_type
+        if len(clocks) != PAYLOAD_TYPES:
+            raise ValueError("there are 128 payload types")
+        for payload_type in range(PAYLOAD_TYPES):
+            bounds.clocks[payload_type] = clocks[payload_type]
         bounds.handshake_us, bounds.first_bytes_us, bounds.attach_us = handshake_us, first_bytes_us, attach_us
         bounds.silence_us, bounds.connections = silence_us, connections
         bounds.connections_per_source = connections_per_source
-        bounds.downlink_buffer, bounds.downlink_limit = downlink_buffer, downlink_limit
+        bounds.max_age_us, bounds.playout_us = max_age_us, playout_us
+        bounds.media_bytes, bounds.control_bytes = media_bytes, control_bytes
         cdef bytes copied = (<char*> &bounds)[:sizeof(bounds)]
         self.send(OP_CONFIGURE, 0, -1, 0, copied)
 
@@ -1519,17 +1665,20 @@ cdef class Worker:
         """Take over a connection; the ADOPTED event tells its number."""
         self.send(OP_ADOPT, ticket, fd, 0, preread)
 
-    def attach(self, uint64_t identity, int udp, bint releases) -> None:
-        """Start the flow on a connected UDP socket, which is the worker's while the flow lives."""
-        self.send(OP_ATTACH, identity, udp, releases, None)
+    def attach(self, uint64_t identity, int udp, bint releases, int64_t age_us) -> None:
+        """Start the flow on a connected UDP socket, which is the worker's while the flow lives.
+
+        ``age_us`` is how old its media may grow here, -1 for what the bounds say.
+        """
+        self.send_flow(OP_ATTACH, identity, udp, releases, age_us, None)
 
     def replace(self, uint64_t identity, int udp) -> None:
         """Go on from a fresh port, or with -1 give the client its 437."""
         self.send(OP_REPLACE, identity, udp, 0, None)
 
-    def upgrade(self, uint64_t identity, bytes response not None, int udp, bint releases) -> None:
-        """Leave HTTP with this response."""
-        self.send(OP_UPGRADE, identity, udp, releases, response)
+    def upgrade(self, uint64_t identity, bytes response not None, int udp, bint releases, int64_t age_us) -> None:
+        """Leave HTTP with this response; the rest as for ``attach``."""
+        self.send_flow(OP_UPGRADE, identity, udp, releases, age_us, response)
 
     def close(self, uint64_t identity, int reason) -> None:
         """End a connection."""
@@ -1597,6 +1746,38 @@ cdef class Worker:
         """Counters of a connection."""
         return counters_of(&self.slot(identity).counters)
 
+    def record(self, identity) -> bytes:
+        """The FlowRecord of a connection, also of one that has ended."""
+        cdef FlowRecord record
+        cdef int64_t now = posix.monotonic_us()
+        cdef Connection* c = self.slot(identity)
+        write_record(self.engine, c, &record, now)
+        return (<char*> &record)[:sizeof(record)]
+
+    def flow(self, identity) -> tuple | None:
+        """What is known of a flow now, or was at its end; None if it is gone for good.
+
+        (username, queued bytes, age of the oldest of them in us, delays, (rtt, variation, retransmits, unsent) or None,
+        RTCP packets and streams of the uplink, the same of the downlink)
+        """
+        cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
+        cdef int64_t now = posix.monotonic_us(), oldest
+        if c == NULL:
+            return None
+        oldest = c.schedule.oldest_us
+        link = c.link
+        return (
+            (<char*> c.username)[:c.username_size] if c.username != NULL else b"",
+            waiting_bytes(&c.schedule),
+            now - oldest if oldest else 0,
+            delays_of(&c.delays),
+            (link.rtt_us, link.rtt_variation_us, link.retransmits, link.unsent_bytes) if link.known else None,
+            c.uplink_meter.rtcp if c.uplink_meter != NULL else 0,
+            streams_of(c.uplink_meter, now),
+            c.downlink_meter.rtcp if c.downlink_meter != NULL else 0,
+            streams_of(c.downlink_meter, now),
+        )
+
     def closed(self, identity) -> tuple:
         """(reason, fault, OpenSSL's words, first bytes) of a connection that has ended."""
         cdef Connection* c = self.slot(identity)
@@ -1615,21 +1796,25 @@ cdef class Worker:
         return fd, left, bool(c.allocating), request
 
     def flows(self) -> tuple:
-        """(records, counters from the start): a FlowRecord for each flow, copied while the worker goes on."""
+        """(records, counters from the start, delays from the start): a FlowRecord for each flow.
+
+        All is copied while the worker goes on.
+        """
         cdef uint32_t slots = self.engine.slots, count = 0
         cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
         cdef Counters totals
+        cdef Delays delays
         cdef int64_t ends
         if records == NULL:
             raise MemoryError
         with nogil:
             for _ in range(READ_TRIES):
                 ends = relay_add(&self.engine.ends, 0)
-                count = copy_flows(self.engine, slots, records, &totals)
+                count = copy_flows(self.engine, slots, records, &totals, &delays)
                 if not ends & 1 and relay_add(&self.engine.ends, 0) == ends:
                     break
         try:
-            return (<char*> records)[:count * sizeof(FlowRecord)], counters_of(&totals)
+            return (<char*> records)[:count * sizeof(FlowRecord)], counters_of(&totals), delays_of(&delays)
         finally:
             free(records)
 

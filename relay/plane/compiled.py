@@ -15,8 +15,8 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 from relay._fastpath import SharedState, Worker
@@ -26,6 +26,7 @@ from relay.plane.api import (
     AllocationOrphaned,
     Carrier,
     Certificate,
+    ClientLink,
     Closed,
     CloseReason,
     ConnectionId,
@@ -39,12 +40,15 @@ from relay.plane.api import (
     PlaneSettings,
     Snapshot,
     Totals,
+    Traffic,
     TurnOpened,
     Upstream,
 )
-from relay.plane.flow import ALLOCATION_LIFETIME_S
+from relay.plane.flow import ALLOCATION_LIFETIME_S, MAX_USERNAME_CHARACTERS
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, ServerContexts, certificate_names
+from relay.quality.meter import clock_table
+from relay.quality.stream import Direction, RtpStream
 from relay.wire.stream import FramingFault
 
 if TYPE_CHECKING:
@@ -59,8 +63,9 @@ TICKET_KEY_LIFETIME_S = 4 * 3600
 ADOPTED, TURN_OPENED, HTTP_OPENED, STALE, CLOSED = 1, 2, 4, 8, 16
 REASONS = tuple(CloseReason)
 DROPS = tuple(DropReason)
+TRAFFICS = tuple(Traffic)
 # FlowRecord of _fastpath.pxd: number, age, time since the upstream was heard, and the counters.
-_RECORD = struct.Struct(f"=Qqq{5 + len(DROPS)}Q")
+_RECORD = struct.Struct(f"=Qqq{5 + len(DROPS) + len(TRAFFICS)}Q")
 FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingFault.MAGIC_COOKIE)
 
 
@@ -75,15 +80,21 @@ class _Flow:
     port: int
 
 
-class _Flows(Sequence[FlowSnapshot]):
-    """The flows of a snapshot: copied at once, described when they are looked at."""
+_Record = tuple[int, ...]
 
-    def __init__(self, known: dict[int, _Flow], records: bytes) -> None:
+
+class _Flows(Sequence[FlowSnapshot]):
+    """The flows of a snapshot: their counters copied at once, the rest read when they are looked at."""
+
+    def __init__(
+        self, known: dict[int, _Flow], records: bytes, describe: Callable[[_Flow, _Record], FlowSnapshot]
+    ) -> None:
         self._known = known
         self._records = records
+        self._describe = describe
 
     @functools.cached_property
-    def _flows(self) -> list[tuple[_Flow, tuple[int, ...]]]:
+    def _flows(self) -> list[tuple[_Flow, _Record]]:
         known = self._known
         return [(known[record[0]], record) for record in _RECORD.iter_unpack(self._records) if record[0] in known]
 
@@ -98,20 +109,6 @@ class _Flows(Sequence[FlowSnapshot]):
         if isinstance(index, slice):
             return [self._describe(*one) for one in self._flows[index]]
         return self._describe(*self._flows[index])
-
-    @staticmethod
-    def _describe(flow: _Flow, record: tuple[int, ...]) -> FlowSnapshot:
-        _, age_us, heard_us, *counters = record
-        return FlowSnapshot(
-            flow.connection,
-            flow.client,
-            flow.server_name,
-            Carrier.TURN,
-            flow.upstream,
-            age_us / 1e6,
-            heard_us / 1e6,
-            _totals(counters),
-        )
 
 
 class CompiledPlane:
@@ -182,7 +179,8 @@ class CompiledPlane:
         self._rotation = self.loop.call_later(TICKET_KEY_LIFETIME_S, self._rotate_ticket_keys)
 
     def configure(self, settings: PlaneSettings) -> None:
-        """Use these bounds from now on."""
+        """Use these bounds from now on. Raises ValueError for a payload type or clock that cannot be."""
+        clocks = list(clock_table(settings.payload_clocks))
         self._ports.configure(settings)
         for worker in self._workers:
             worker.configure(
@@ -192,8 +190,11 @@ class CompiledPlane:
                 round(settings.upstream_silence_s * 1e6),
                 settings.max_connections,
                 settings.max_connections_per_source,
+                round(settings.max_media_age_s * 1e6),
                 settings.downlink_media_bytes,
                 settings.downlink_control_bytes,
+                round(settings.playout_deadline_s * 1e6),
+                clocks,
             )
 
     def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
@@ -212,7 +213,7 @@ class CompiledPlane:
         opened = self._open_flow(connection, upstream, http=False)
         if opened is not None:
             identity, udp = opened
-            self._worker(identity).attach(identity, udp, upstream.releases_allocations)
+            self._worker(identity).attach(identity, udp, upstream.releases_allocations, _age_us(upstream))
 
     def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
         """Take an HTTP connection back and go on as media."""
@@ -220,7 +221,7 @@ class CompiledPlane:
         opened = self._open_flow(connection, upstream, http=True)
         if opened is not None:
             identity, udp = opened
-            self._worker(identity).upgrade(identity, response, udp, upstream.releases_allocations)
+            self._worker(identity).upgrade(identity, response, udp, upstream.releases_allocations, _age_us(upstream))
 
     def _open_flow(self, connection: ConnectionId, upstream: Upstream, *, http: bool) -> tuple[int, int] | None:
         identity = self._tickets.get(connection, connection)
@@ -275,15 +276,49 @@ class CompiledPlane:
             connections += live
             accepted += taken
             closed.update({REASONS[reason]: count for reason, count in enumerate(reasons) if count})
-        records = []
+        records, delays = [], []
         for worker in self._workers:
-            copied, counters = worker.flows()
+            copied, counters, waited = worker.flows()
             records.append(copied)
+            delays.append(waited)
             totals.add(_totals(counters))
-        flows = _Flows(self._flows.copy(), b"".join(records))
+        flows = _Flows(self._flows.copy(), b"".join(records), self._describe)
         uplink, downlink = (_latency(one) for one in zip(*(w.histograms() for w in self._workers), strict=True))
         failures = dict(self._handshake_failures)
-        return Snapshot(connections, flows, totals, accepted, dict(closed), failures, uplink, downlink)
+        return Snapshot(
+            connections, flows, totals, accepted, dict(closed), failures, uplink, downlink, _latency(delays)
+        )
+
+    def _describe(self, flow: _Flow, record: _Record) -> FlowSnapshot:
+        identity, age_us, heard_us, *counters = record
+        base = FlowSnapshot(
+            flow.connection,
+            flow.client,
+            flow.server_name,
+            Carrier.TURN,
+            flow.upstream,
+            age_us / 1e6,
+            heard_us / 1e6,
+            _totals(counters),
+        )
+        known = self._worker(identity).flow(identity)
+        if known is None:
+            return base
+        name, queued, oldest_us, delays, link, uplink_rtcp, uplink, downlink_rtcp, downlink = known
+        return replace(
+            base,
+            username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
+            queued_bytes=queued,
+            queue_age_s=oldest_us / 1e6,
+            queue_delay=_latency([delays]),
+            link=None if link is None else ClientLink(*link),
+            uplink_rtcp=uplink_rtcp,
+            downlink_rtcp=downlink_rtcp,
+            streams=(
+                *(RtpStream(Direction.UPLINK, *figures) for figures in uplink),
+                *(RtpStream(Direction.DOWNLINK, *figures) for figures in downlink),
+            ),
+        )
 
     # Numbers
 
@@ -361,7 +396,7 @@ class CompiledPlane:
             self._client(worker, identity),
             server_name,
             _totals(worker.counters(identity)),
-            None if flow is None else self._last_of(worker, identity, flow),
+            None if flow is None else self._describe(flow, _RECORD.unpack(worker.record(identity))),
             _detail(REASONS[reason], fault, words, first_bytes),
             _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
         )
@@ -378,9 +413,6 @@ class CompiledPlane:
         if not self._stopped:  # or else the worker takes no more commands
             worker.release(identity)
         return events
-
-    def _last_of(self, worker: Worker, identity: int, flow: _Flow) -> FlowSnapshot:
-        return _Flows._describe(flow, (identity, 0, 0, *worker.counters(identity)))
 
     def _take_flow(
         self, worker: Worker, identity: int, connection: ConnectionId, flow: _Flow | None
@@ -405,9 +437,15 @@ def _latency(histograms: Sequence[_Histogram]) -> Latency:
 
 
 def _totals(counters: Sequence[int]) -> Totals:
-    drops = {reason: count for reason, count in zip(DROPS, counters[5:], strict=True) if count}
+    first_dropped = 5 + len(DROPS)
+    drops = {reason: count for reason, count in zip(DROPS, counters[5:first_dropped], strict=True) if count}
+    dropped = {traffic: count for traffic, count in zip(TRAFFICS, counters[first_dropped:], strict=True) if count}
     uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions = counters[:5]
-    return Totals(uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions, drops)
+    return Totals(uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions, drops, dropped)
+
+
+def _age_us(upstream: Upstream) -> int:
+    return -1 if upstream.max_media_age_s is None else round(upstream.max_media_age_s * 1e6)
 
 
 def _failure(words: str) -> HandshakeFailure:

@@ -35,6 +35,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
     int socketpair(int domain, int kind, int protocol, int* fds)
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
+    int getsockopt(int fd, int level, int name, void* value, socklen_t* size)
     int getpeername(int fd, sockaddr* address, socklen_t* size)
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t recv(int fd, void* data, size_t size, int flags)
@@ -47,7 +48,15 @@ cdef extern from "<netinet/in.h>" nogil:
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
-        TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT, TCP_NOTSENT_LOWAT
+        TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT, TCP_NOTSENT_LOWAT, TCP_INFO
+
+# Where the fields of struct tcp_info lie (linux/tcp.h, which does not go together with netinet/tcp.h).
+cdef enum:
+    TCP_INFO_RTT = 68
+    TCP_INFO_RTTVAR = 72
+    TCP_INFO_TOTAL_RETRANS = 100
+    TCP_INFO_NOTSENT_BYTES = 144
+    TCP_INFO_BYTES = 148        # up to there; since Linux 4.6
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:

@@ -19,6 +19,7 @@ cdef enum:
     RESPONSE_BIT = 0x0100
     ATTRIBUTE_ERROR_CODE = 0x0009
     ATTRIBUTE_LIFETIME = 0x000D
+    ATTRIBUTE_USERNAME = 0x0006
 
 
 cdef inline uint16_t load16(const uint8_t* data) noexcept nogil:
@@ -43,13 +44,10 @@ cdef inline size_t datagram_unit(const uint8_t* data, size_t size) noexcept nogi
     return size if memcmp(data + 4, cookie, 4) == 0 else 0
 
 
-# True for media: ChannelData, and Data indications, which carry the same. Other STUN is never dropped.
-cdef inline bint is_droppable(const uint8_t* unit) noexcept nogil:
-    return unit[0] >= 0x40 or load16(unit) == DATA_INDICATION
-
-
-# The first attribute of a type: its value of at least four bytes, or NULL.
-cdef inline const uint8_t* find_attribute(const uint8_t* message, size_t size, uint16_t kind) noexcept nogil:
+# The first attribute of a type: its value of at least so many bytes, or NULL. Its length stands two bytes before it.
+cdef inline const uint8_t* find_attribute(
+    const uint8_t* message, size_t size, uint16_t kind, size_t least
+) noexcept nogil:
     cdef size_t offset = STUN_HEADER_BYTES
     cdef size_t length
     while offset + 4 <= size:
@@ -57,12 +55,12 @@ cdef inline const uint8_t* find_attribute(const uint8_t* message, size_t size, u
         if offset + 4 + length > size:
             return NULL
         if load16(message + offset) == kind:
-            return message + offset + 4 if length >= 4 else NULL
+            return message + offset + 4 if length >= least else NULL
         offset += 4 + ((length + 3) & ~<size_t> 3)
     return NULL
 
 
 # ERROR-CODE as a number, 0 if there is none.
 cdef inline int error_code(const uint8_t* message, size_t size) noexcept nogil:
-    cdef const uint8_t* value = find_attribute(message, size, ATTRIBUTE_ERROR_CODE)
+    cdef const uint8_t* value = find_attribute(message, size, ATTRIBUTE_ERROR_CODE, 4)
     return 0 if value == NULL else (value[2] & 7) * 100 + value[3]
