@@ -15,6 +15,9 @@ class Transactions:
     def next_deadline(self) -> int | None: ...
     def on_deadline(self, now_us: int) -> list[bytes]: ...
 
+STREAM_BYTES: int
+METER_BYTES: int
+
 class Meter:
     def __init__(self, deadline_us: int, clocks: Sequence[int], direction: Direction) -> None: ...
     @property

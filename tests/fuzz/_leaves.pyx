@@ -89,6 +89,10 @@ cdef class Transactions:
         return again
 
 
+STREAM_BYTES = sizeof(Stream)
+METER_BYTES = sizeof(leaf.Meter)
+
+
 cdef class Meter:
     """The meter of relay.quality.meter; RFC 3551's clocks are in the table that it is given."""
 

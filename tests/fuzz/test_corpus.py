@@ -21,7 +21,13 @@ BEGINNINGS = {
     ),
     "first_bytes": (b"GET", b"\0\1\0\0\x21\x12\xa4", b"PRI", b"ABCDEFGHIJKLMNO"),
     "transactions": (),
-    "meter": (b"\0\x7f\x7f", b"\0\xc8\1", b"\0\xc8\1\x7f\x7f\x86\x64"),
+    # In the middle of a call of Opus, of one of G.711, and behind its stall; with more senders than have a place.
+    "meter": (
+        b"\0\x7f\x7f",
+        b"\0\xc8\1\xcc\1\x7f\x7f",
+        b"\0\xc8\1\xcc\1\x7f\x7f\x86\x64",
+        b"\0" + b"".join(bytes([190, sender, 0, 128, 0, 128]) for sender in range(20)),
+    ),
 }
 
 

@@ -178,6 +178,18 @@ def test_a_long_outage_is_lost(meter: TwinMeter) -> None:
     assert (stream.stalls, stream.longest_pause_us) == (1, 59 * S + 20 * MS)
 
 
+@pytest.mark.parametrize(("ahead", "lost"), [(2_999, 2_998), (3_000, 0)])
+def test_beyond_max_dropout_it_is_a_jump(meter: TwinMeter, ahead: int, lost: int) -> None:
+    stream = hear(meter, [(0, 0, 0), (60 * S, ahead, 480_000)])
+    assert (stream.lost, meter.strays) == (lost, 0 if lost else 1)
+
+
+@pytest.mark.parametrize(("ahead", "pause_us", "lost"), [(99, 0, 98), (100, 99_999, 0), (100, 100 * MS, 99)])
+def test_a_millisecond_a_packet(meter: TwinMeter, ahead: int, pause_us: int, lost: int) -> None:
+    stream = hear(meter, [(0, 0, 0), (pause_us, ahead, PCMU_STEP)])
+    assert (stream.lost, meter.strays) == (lost, 0 if lost else 1)
+
+
 def test_a_jump_that_no_time_explains_is_no_loss(meter: TwinMeter) -> None:
     """A sender that skips 2,000 numbers within 20 ms has not lost 2,000 packets."""
     old = steady(50)
@@ -483,6 +495,17 @@ def test_the_longest_silent_gives_way(meter: TwinMeter) -> None:
     assert {stream.ssrc for stream in meter.streams(16 * S)} == {0, 99, *range(2, 16)}
 
 
+@pytest.mark.parametrize(("silent_us", "gone"), [(5 * S - 1, 15), (5 * S, 0)])
+def test_what_was_heard_of_late_stays(meter: TwinMeter, silent_us: int, gone: int) -> None:
+    """Fifteen calls, and then a single packet; the first call is the longest silent."""
+    for ssrc in range(15):
+        for i in range(2):
+            meter.on_packet(ssrc, rtp(i, 0, ssrc=ssrc))
+    meter.on_packet(1 * S, rtp(0, 0, ssrc=15))
+    meter.on_packet(silent_us, rtp(0, 0, ssrc=99))
+    assert {stream.ssrc for stream in meter.streams(silent_us)} == {99, *range(16)} - {gone}
+
+
 def test_a_thousand_ssrcs_do_not_drive_out_a_call(meter: TwinMeter) -> None:
     for i in range(1_000):
         meter.on_packet(20 * MS * i, rtp(i, PCMU_STEP * i, ssrc=7))
@@ -505,6 +528,12 @@ def test_new_streams_find_a_place_beside_old_ones(meter: TwinMeter) -> None:
         meter.on_packet(60 * S + 20 * MS * i, rtp(i, PCMU_STEP * i, ssrc=101))
     packets = {stream.ssrc: stream.packets for stream in meter.streams(61 * S)}
     assert packets[100] == packets[101] == 50
+
+
+def test_memory_is_fixed() -> None:
+    """A flow has two meters."""
+    assert _leaves.STREAM_BYTES <= 192
+    assert _leaves.METER_BYTES <= 3_200
 
 
 # What is no RTP
