@@ -148,15 +148,16 @@ class Gateway:
         if self.draining:
             self.plane.close(opened.connection, CloseReason.DRAINING)
             return
-        region = self._routes.region(opened.server_name)
-        state = choose(self.upstreams, region)
+        route = self._routes.match(opened.server_name)
+        state = choose(self.upstreams, None if route is None else route.region)
         if state is None:
             self.plane.close(opened.connection, CloseReason.NO_UPSTREAM)
             return
         state.flows += 1
         self._flows[opened.connection] = state
         self._no_flows.clear()
-        self.plane.attach(opened.connection, state.for_plane())
+        age_ms = None if route is None else route.max_media_age_ms
+        self.plane.attach(opened.connection, state.for_plane(None if age_ms is None else age_ms / 1000))
 
     def _on_closed(self, closed: Closed) -> None:
         self._site.on_closed(closed.connection)
@@ -218,4 +219,7 @@ def plane_settings(settings: Config) -> PlaneSettings:
         upstream_silence_s=limits.upstream_silence_s,
         max_connections=limits.connections,
         max_connections_per_source=limits.connections_per_source,
+        max_media_age_s=settings.media.max_media_age_ms / 1000,
+        playout_deadline_s=settings.quality.playout_deadline_ms / 1000,
+        payload_clocks=settings.quality.payload_types,
     )

@@ -99,6 +99,8 @@ class Upstream:
     address: Address
     # Hand the socket of a client that vanished to control, which can release its allocation.
     releases_allocations: bool = False
+    # For this flow instead of PlaneSettings.max_media_age_s.
+    max_media_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
