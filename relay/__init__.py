@@ -19,14 +19,15 @@ Folders, from the bottom up: each imports only what stands above it in this list
 addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
-quality/    delay and loss to R factor and MOS
+quality/    the figures of a stream; delay, lateness and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
-gateway/    the control plane: routes, health, metrics, drain; it decides, and never sees a media packet
+gateway/    the control plane: routes, health, calls, metrics, drain; it decides, and never sees a media packet
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
-cli         serve, demo, check-config
+cli         serve, top, demo, check-config
+web/        the dashboard: static pages, served by the admin listener
 """
 
 __version__ = "0.1.0"

@@ -124,6 +124,11 @@ class Upstreams:
             state.configure(settings, health)
             self._states[settings.name] = state
 
+    def region_of(self, name: str) -> str:
+        """The region of the upstream of this name; empty if it is no longer configured."""
+        state = self._states.get(name)
+        return "" if state is None else state.settings.region
+
     @property
     def any_healthy(self) -> bool:
         """True if at least one is up."""
