@@ -78,8 +78,8 @@ def check_path(path: Path | None) -> None:
 
 
 def _open(path: Path) -> int:
-    # Who called whom is nobody's business but the operator's.
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    # Who called whom is nobody's business but the operator's. A pipe that nobody reads is an error, and no wait.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
 
 
 class Records:

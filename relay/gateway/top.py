@@ -124,7 +124,7 @@ def _table(flows: list[Json], width: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for flow in flows:
         mos = Text(_number(flow["mos"], 2), style=_style(flow["mos"]))
-        told = (Text(printable(flow[key] or flow["client"])) for key in names.values())
+        told = (Text(printable(flow[key]) or "-") for key in names.values())
         table.add_row(mos, *told, *map(Text, _figures(flow)))
     return table
 
