@@ -19,7 +19,7 @@ Folders, from the bottom up: each imports only what stands above it in this list
 addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
-quality/    the figures of a stream; delay, lateness and loss to R factor and MOS
+quality/    delay and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
@@ -27,7 +27,8 @@ gateway/    the control plane: routes, health, calls, metrics, drain; it decides
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
 cli         serve, top, demo, check-config
-web/        the dashboard: static pages, served by the admin listener
+
+Beside them ``web/`` holds the dashboard's pages, which the admin listener serves.
 """
 
 __version__ = "0.1.0"

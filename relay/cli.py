@@ -62,10 +62,13 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
+    from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
+    if settings.quality.records is not None:
+        check_folder(settings.quality.records)
     for warning in settings.warnings():
         typer.echo(f"{config_file}: warning: {warning}", err=True)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")

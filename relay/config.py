@@ -317,6 +317,8 @@ _MESSAGES = {
     "extra_forbidden": "unknown key",
     "missing": "required, but not there",
     "model_type": "expected a table of keys and values",
+    "dict_type": "expected a table of keys and values",
+    "int_parsing": "expected a number",
     "tuple_type": "expected a list",
     "too_short": "expected at least one character",
     "path_type": "expected the path of a file",
@@ -325,7 +327,8 @@ _MESSAGES = {
 
 
 def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    # A key that is wrong itself is named by pydantic, too.
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
     kind, value = error["type"], error["input"]
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     message = _MESSAGES.get(kind, message)

@@ -65,6 +65,12 @@ def iso(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def check_folder(path: Path) -> None:
+    """Look whether the file could be there, and leave nothing behind. Raises OperatorError."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise OperatorError(f"{path} (quality.records): expected a file in a folder that is there")
+
+
 def check_path(path: Path | None) -> None:
     """Open the file for writing, and close it. Raises OperatorError if that does not work."""
     if path is None:

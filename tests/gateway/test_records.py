@@ -95,7 +95,7 @@ async def test_after_a_torn_line_comes_a_new_one(tmp_path: Path, monkeypatch: py
             raise OSError(28, "No space left on device")
         return write(descriptor, data[:-5] if full else data)
 
-    monkeypatch.setattr(module.os, "write", torn)
+    monkeypatch.setattr("relay.gateway.records.os.write", torn)
     records = Records(path)
     records.write(record(number=1))
     await eventually(lambda: records.lost == 1)
@@ -116,7 +116,7 @@ async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: py
         assert works.wait(DEADLINE_S)
         return opened(*arguments)
 
-    monkeypatch.setattr(module.os, "open", hangs)
+    monkeypatch.setattr("relay.gateway.records.os.open", hangs)
     path = tmp_path / "calls.jsonl"
     records = Records(path)
     count = module.WAITING_RECORDS + 50

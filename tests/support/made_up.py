@@ -171,10 +171,10 @@ class MadeUpRelay:
         return Snapshot(len(flows), flows, totals, len(flows), {}, {})
 
     @contextlib.asynccontextmanager
-    async def served(self) -> AsyncIterator[Address]:
+    async def served(self, at: Address = Address("127.0.0.1", 0)) -> AsyncIterator[Address]:  # noqa: B008
         """The admin listener's address while the block runs."""
         admin = Admin(self.view)
-        address = await admin.listen(Address("127.0.0.1", 0))
+        address = await admin.listen(at)
         try:
             yield address
         finally:
