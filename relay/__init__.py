@@ -19,7 +19,7 @@ Folders, from the bottom up: each imports only what stands above it in this list
 addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
-quality/    delay and loss to R factor and MOS
+quality/    the meter of RTP; delay and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones

@@ -1,1 +1,1 @@
-"""Quality: delay and loss to R factor and MOS; pure functions over numbers, without I/O and without a clock."""
+"""Quality: what RTP headers tell of a call, and delay and loss to R factor and MOS; without I/O and without a clock."""

@@ -65,7 +65,7 @@ def play(
     missing_percent = 100 * sum(absent) / sent if sent else None
     bursts = burst_ratio(absent)
     # The jitter buffer adds to each packet what that one lacks: all are played after the same time.
-    r = _r_factor(codec, emodel.mouth_to_ear_ms(least_ms, deadline_ms), missing_percent, bursts)
+    r = scored_r(codec, emodel.mouth_to_ear_ms(least_ms, deadline_ms), missing_percent, bursts)
     return Playout(
         sent=sent,
         received=received,
@@ -104,10 +104,8 @@ def burst_ratio(absent: Sequence[bool]) -> float:
     return max(1.0, mean_run * present_share)
 
 
-def _r_factor(
-    codec: emodel.Codec, mouth_to_ear_ms: float, missing_percent: float | None, bursts: float
-) -> float | None:
-    """R of a stream, or None if nothing was sent."""
+def scored_r(codec: emodel.Codec, mouth_to_ear_ms: float, missing_percent: float | None, bursts: float) -> float | None:
+    """R of a stream, or None without a share of missing packets: then nothing was sent. ValueError as in emodel."""
     if missing_percent is None:
         return None
     if missing_percent == 100:

@@ -4,16 +4,19 @@
 It is built for the tests only, and is in no wheel.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from relay.plane cimport first_bytes
+from relay.plane cimport meter as leaf
 from relay.plane cimport transactions as table
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
+from relay.plane.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
 from relay.plane.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
 
 from relay.plane.first_bytes import FirstBytes
+from relay.quality.stream import RtpStream
 from relay.turn.transactions import Answer
 
 
@@ -84,3 +87,72 @@ cdef class Transactions:
             again.append((<char*> pending.message)[:pending.size])
             pending = table.take_due(&self.table, now_us)
         return again
+
+
+STREAM_BYTES = sizeof(Stream)
+METER_BYTES = sizeof(leaf.Meter)
+
+
+cdef class Meter:
+    """The meter of relay.quality.meter; RFC 3551's clocks are in the table that it is given."""
+
+    cdef leaf.Meter meter
+    cdef uint32_t[PAYLOAD_TYPES] clocks
+    cdef int64_t deadline_us
+    cdef object direction
+
+    def __cinit__(self, int64_t deadline_us, clocks, direction):
+        leaf.clear_meter(&self.meter)
+        self.deadline_us = deadline_us
+        self.direction = direction
+        for payload_type, clock_hz in enumerate(clocks):
+            self.clocks[payload_type] = clock_hz
+
+    @property
+    def rtcp(self) -> int:
+        """RTCP packets."""
+        return self.meter.rtcp
+
+    @property
+    def malformed(self) -> int:
+        """Packets that are neither RTP nor RTCP."""
+        return self.meter.malformed
+
+    @property
+    def strays(self) -> int:
+        """Packets far outside the sequence of their stream."""
+        return self.meter.strays
+
+    def on_packet(self, int64_t now_us, bytes packet not None) -> None:
+        """One packet came."""
+        cdef uint8_t* copy = exact(packet)
+        leaf.meter_packet(&self.meter, now_us, copy, <uint32_t> len(packet), self.deadline_us, self.clocks)
+        free(copy)
+
+    def streams(self, int64_t now_us) -> list:
+        """What is known of each stream now."""
+        return [self._read(position, now_us) for position in range(self.meter.count)]
+
+    cdef object _read(self, uint32_t position, int64_t now_us):
+        cdef Stream* stream = &self.meter.streams[position]
+        return RtpStream(
+            direction=self.direction,
+            ssrc=self.meter.ssrcs[position],
+            payload_type=stream.payload_type,
+            clock_hz=stream.clock_hz,
+            packets=stream.packets,
+            duplicates=stream.duplicates,
+            reordered=stream.reordered,
+            restarts=stream.restarts,
+            expected=stream.expected,
+            late=stream.late,
+            missing_runs=stream.missing_runs,
+            jitter_us=leaf.jitter_us(stream),
+            stalls=stream.stalls,
+            longest_pause_us=stream.longest_pause_us,
+            idle_us=max(0, now_us - stream.last_us),
+            pauses=[
+                (leaf.pause_bucket_end_us(bucket), stream.pauses[bucket])
+                for bucket in range(PAUSE_BUCKETS) if stream.pauses[bucket]
+            ],
+        )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import islice, pairwise
 
 import relay._fastpath
 import relay.wire.stream
 from relay.plane import first_bytes
+from relay.quality.meter import Meter as ObviousMeter
+from relay.quality.meter import clock_table
+from relay.quality.stream import Direction
 from relay.turn.transactions import RTO_S, Answer
 from relay.turn.transactions import Transactions as ObviousTransactions
 from relay.wire.stream import MAX_UNIT_BYTES
@@ -16,6 +20,12 @@ from tests.fuzz import _leaves
 COOKIE = b"\x21\x12\xa4\x42"
 # Beyond, a scenario is longer but not different.
 MAX_STEPS = 600
+MAX_PACKETS = 4000
+# One that nobody knows, G.711, the meter's own word for silence, two that are configured.
+PAYLOAD_TYPES = (111, 0, 13, 96, 101)
+PAYLOAD_CLOCKS = {96: 90_000, 101: 8_000}
+CLOCKS = (48_000, 8_000, 16_000, 90_000)
+DEADLINES_US = (60_000, 0, 20_000, 1_000_000)
 
 
 def compare_framing(data: bytes) -> None:
@@ -65,6 +75,122 @@ def compare_transactions(data: bytes) -> None:
         _compare_answers(obvious, compiled, identity)
 
 
+@dataclass
+class Sender:
+    """One source as a scenario moves it."""
+
+    ssrc: int
+    payload_type: int = 111
+    clock_hz: int = 48_000
+    sequence_number: int = 65_500
+    timestamp: int = 2**32 - 100_000
+
+    def move(self, packets: int) -> None:
+        """Go on by so many packets of 20 ms, or back."""
+        self.sequence_number = (self.sequence_number + packets) % 65_536
+        self.skip(packets * self.clock_hz // 50)
+
+    def skip(self, units: int) -> None:
+        self.timestamp = (self.timestamp + units) % 2**32
+
+    def packet(self, first: int = 0x80, tail: bytes = b"voice") -> bytes:
+        numbers = self.sequence_number.to_bytes(2) + self.timestamp.to_bytes(4) + self.ssrc.to_bytes(4)
+        return bytes([first, self.payload_type]) + numbers + tail
+
+
+def compare_meter(data: bytes) -> None:
+    """Bytes: the deadline, then steps of one byte for what happens and one for how much of it."""
+    deadline_us = DEADLINES_US[data[0] % 4] if data else 0
+    obvious = ObviousMeter(deadline_us, PAYLOAD_CLOCKS, Direction.UPLINK)
+    compiled = _leaves.Meter(deadline_us, clock_table(PAYLOAD_CLOCKS), Direction.UPLINK)
+    now_us = 0
+    for count, (now_us, packet) in enumerate(islice(_packets(data[1:]), MAX_PACKETS)):
+        obvious.on_packet(now_us, packet)
+        compiled.on_packet(now_us, packet)
+        if count % 64 == 0:
+            _compare_streams(obvious, compiled, now_us)
+    _compare_streams(obvious, compiled, now_us + 1_000)
+
+
+def _compare_streams(obvious: ObviousMeter, compiled: _leaves.Meter, now_us: int) -> None:
+    streams = obvious.streams(now_us)
+    assert compiled.streams(now_us) == streams
+    assert (compiled.rtcp, compiled.malformed, compiled.strays) == (obvious.rtcp, obvious.malformed, obvious.strays)
+    for stream in streams:
+        assert stream.packets >= 1, stream
+        assert stream.late <= stream.packets - stream.duplicates, stream
+        assert stream.expected >= stream.packets - stream.duplicates, stream
+        assert stream.missing_runs <= stream.expected, stream
+        assert 0 <= stream.jitter_us <= 2_000_000, stream
+
+
+def _packets(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """What came when."""
+    now_us = 1_000_000_000
+    senders = [Sender(ssrc) for ssrc in range(20)]
+    sender = senders[0]
+    for verb, what in _steps(data):
+        if verb < 80:
+            sender.move(1)
+            now_us += 20_000 + (what - 128) * 150
+            yield now_us, sender.packet()
+        elif verb < 128:
+            for _ in range(what % 128):
+                sender.move(1)
+                now_us += 20_000
+                yield now_us, sender.packet()
+        elif verb < 136:
+            # What waited while nothing came: it stalls, and then all comes at once.
+            now_us += what % 128 * 20_000
+            for _ in range(what % 128):
+                sender.move(1)
+                now_us += verb % 8 * 100
+                yield now_us, sender.packet()
+        elif verb < 144:
+            sender.move(what)
+            now_us += verb % 2 * what * 20_000
+        elif verb < 148:
+            sender.sequence_number = (sender.sequence_number + what * 256) % 65_536
+        elif verb < 164:
+            sender.move(-(what % 128))
+            yield now_us, sender.packet()
+            sender.move(what % 128)
+        elif verb < 168:
+            # Again, or lost on the way.
+            yield now_us, sender.packet()
+        elif verb < 172:
+            sender.skip((what - 128) << 24)
+        elif verb < 176:
+            sender.skip((what - 128) << 8)
+        elif verb < 180:
+            sender.skip(what * sender.clock_hz // 10)
+            now_us += what * 100_000
+        elif verb < 188:
+            now_us += what * 50_000
+        elif verb < 200:
+            sender = senders[what % 20]
+        elif verb < 204:
+            sender.payload_type = PAYLOAD_TYPES[what % len(PAYLOAD_TYPES)]
+        elif verb < 208:
+            sender.clock_hz = CLOCKS[what % 4]
+        elif verb < 216:
+            # Any version, with contributing sources and an extension of any length.
+            yield now_us, sender.packet(what, bytes([verb, what]) * (verb % 8 * 4))
+        elif verb < 224:
+            yield now_us, sender.packet(0x80 | what >> 3)[: what % 20]
+        elif verb < 232:
+            yield now_us, bytes([0x80, 192 + what % 32]) + bytes(verb % 16)
+        elif verb < 236:
+            # A clock that goes back must not matter.
+            now_us -= what * 1_000
+        elif verb < 240:
+            now_us += what * 1_000_000
+        else:
+            sender.move(1)
+            now_us += what
+            yield now_us, sender.packet()
+
+
 def _steps(data: bytes) -> Iterator[tuple[int, int]]:
     return zip(data[: 2 * MAX_STEPS : 2], data[1 : 2 * MAX_STEPS : 2], strict=False)
 
@@ -83,4 +209,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "framing": compare_framing,
     "first_bytes": compare_first_bytes,
     "transactions": compare_transactions,
+    "meter": compare_meter,
 }

@@ -10,7 +10,7 @@ from tests.fuzz import CORPUS
 from tests.fuzz.targets import TARGETS
 
 # How many random scenarios of a target, and of how many bytes at most; and how they begin, one of these or nothing.
-SCENARIOS = {"framing": (20_000, 80), "first_bytes": (10_000, 24), "transactions": (1000, 1200)}
+SCENARIOS = {"framing": (20_000, 80), "first_bytes": (10_000, 24), "transactions": (1000, 1200), "meter": (500, 400)}
 BEGINNINGS = {
     "framing": (
         b"\0",
@@ -21,6 +21,13 @@ BEGINNINGS = {
     ),
     "first_bytes": (b"GET", b"\0\1\0\0\x21\x12\xa4", b"PRI", b"ABCDEFGHIJKLMNO"),
     "transactions": (),
+    # In the middle of a call of Opus, of one of G.711, and behind its stall; with more senders than have a place.
+    "meter": (
+        b"\0\x7f\x7f",
+        b"\0\xc8\1\xcc\1\x7f\x7f",
+        b"\0\xc8\1\xcc\1\x7f\x7f\x86\x64",
+        b"\0" + b"".join(bytes([190, sender, 0, 128, 0, 128]) for sender in range(20)),
+    ),
 }
 
 
@@ -52,6 +59,7 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "framing": ("relay.wire.stream.StreamCutter.feed", lambda _self, _data: []),
         "first_bytes": ("relay.plane.first_bytes.decide", lambda _data, _alpn: None),
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
+        "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
     }
     monkeypatch.setattr(*broken[name])
     with pytest.raises(AssertionError):
