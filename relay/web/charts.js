@@ -9,7 +9,11 @@ const shortest = (value) => (value >= 1e6 ? `${value / 1e6} M` : value >= 1e4 ? 
 
 function timeOf(at, number, ticks) {
   const seconds = ticks.length > 1 && ticks[1] - ticks[0] < 60;
-  return new Date(at * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined });
+  return new Date(at * 1000).toLocaleTimeString("en-GB", {
+    hour: "2-digit",
+    minute: "2-digit",
+    second: seconds ? "2-digit" : undefined,
+  });
 }
 
 function options(chart, width) {

@@ -21,8 +21,12 @@ export class Overview {
     this.drops = h("tbody");
     this.ended = h("tbody");
     this.table = new CallTable();
-    this.element = h("div", { class: "overview" },
-      h("section", { class: "figures panel" },
+    this.element = h(
+      "div",
+      { class: "overview" },
+      h(
+        "section",
+        { class: "figures panel" },
         figure("calls", "Flows that carry voice"),
         figure("bad now", "Calls with a MOS below 3.60 in the last 5 s"),
         figure("connections", "Open TCP connections"),
@@ -33,15 +37,54 @@ export class Overview {
       ),
       h("section", { class: "panel traffic" }, h("h2", {}, "Packets per second"), this.chart),
       h("section", { class: "panel" }, h("h2", {}, "How calls sound now"), this.bands),
-      h("section", { class: "panel" }, h("h2", {}, "Regions and upstreams"), h("div", { class: "scroll" },
-        table(["", "name", "calls|number", "RTT ms|number", "MOS|number"], this.upstreams))),
-      h("section", { class: "panel" }, h("h2", {}, "Drops by reason"), table(["", "last min|number", "all|number"], this.drops)),
+      h(
+        "section",
+        { class: "panel" },
+        h("h2", {}, "Regions and upstreams"),
+        h(
+          "div",
+          { class: "scroll" },
+          table(["", "name", "calls|number", "RTT ms|number", "MOS|number"], this.upstreams),
+        ),
+      ),
+      h(
+        "section",
+        { class: "panel" },
+        h("h2", {}, "Drops by reason"),
+        table(["", "last min|number", "all|number"], this.drops),
+      ),
       this.table.element,
-      h("section", { class: "panel ended" }, h("h2", {}, "Bad calls that ended"), h("div", { class: "scroll" },
-        table(["MOS min|number", "user", "client", "server name", "upstream", "lasted|number", "missing % ↑|number", "missing % ↓|number", "jitter ↑|number", "jitter ↓|number", "ended", "why"], this.ended))),
+      h(
+        "section",
+        { class: "panel ended" },
+        h("h2", {}, "Bad calls that ended"),
+        h(
+          "div",
+          { class: "scroll" },
+          table(
+            [
+              "MOS min|number",
+              "user",
+              "client",
+              "server name",
+              "upstream",
+              "lasted|number",
+              "missing % ↑|number",
+              "missing % ↓|number",
+              "jitter ↑|number",
+              "jitter ↓|number",
+              "ended",
+              "why",
+            ],
+            this.ended,
+          ),
+        ),
+      ),
     );
     this.packets = new Chart(this.chart, {
-      unit: "/s", height: 168, sync: "overview",
+      unit: "/s",
+      height: 168,
+      sync: "overview",
       lines: [
         { label: "uplink", colour: "--up", fill: "--up-fill" },
         { label: "downlink", colour: "--down", fill: "--down-fill" },
@@ -58,7 +101,10 @@ export class Overview {
       const first = this.points[0][0] ?? Infinity;
       const old = past.at.findIndex((at) => at >= first);
       const end = old < 0 ? past.at.length : old;
-      this.points = [past.at, past.uplink, past.downlink].map((column, row) => [...column.slice(0, end), ...this.points[row]]);
+      this.points = [past.at, past.uplink, past.downlink].map((column, row) => [
+        ...column.slice(0, end),
+        ...this.points[row],
+      ]);
     } catch {
       // The chart begins now, then.
     }
@@ -102,19 +148,41 @@ export class Overview {
   }
 
   showBands({ mos_bands, calls, calls_unscored }) {
-    const row = (name, title, number, kind) => h("div", { class: "band", title },
-      h("span", {}, name),
-      h("div", { class: "bar" }, h("i", { class: kind, style: { width: `${calls ? (100 * number) / calls : 0}%`, minWidth: number ? "2px" : "0" } })),
-      h("span", { class: "number" }, count(number)));
+    const row = (name, title, number, kind) =>
+      h(
+        "div",
+        { class: "band", title },
+        h("span", {}, name),
+        h(
+          "div",
+          { class: "bar" },
+          h("i", {
+            class: kind,
+            style: { width: `${calls ? (100 * number) / calls : 0}%`, minWidth: number ? "2px" : "0" },
+          }),
+        ),
+        h("span", { class: "number" }, count(number)),
+      );
     this.bands.replaceChildren(
-      ...mos_bands.map((one, number) => row(one.name, `MOS from ${one.mos_from.toFixed(2)}: ${one.calls} of ${calls}`, one.calls, `band-${number}`)),
+      ...mos_bands.map((one, number) =>
+        row(one.name, `MOS from ${one.mos_from.toFixed(2)}: ${one.calls} of ${calls}`, one.calls, `band-${number}`),
+      ),
       row("silent", "No score: nothing was heard", calls_unscored, "band-none"),
     );
   }
 
   showDrops({ drops, drops_last_minute }) {
-    const rows = Object.entries(drops).sort((one, other) => other[1] - one[1]).map(([reason, total]) => h("tr", {},
-      h("td", {}, words(reason)), h("td", { class: "number" }, count(drops_last_minute[reason] ?? 0)), h("td", { class: "number" }, count(total))));
+    const rows = Object.entries(drops)
+      .sort((one, other) => other[1] - one[1])
+      .map(([reason, total]) =>
+        h(
+          "tr",
+          {},
+          h("td", {}, words(reason)),
+          h("td", { class: "number" }, count(drops_last_minute[reason] ?? 0)),
+          h("td", { class: "number" }, count(total)),
+        ),
+      );
     this.drops.replaceChildren(...(rows.length ? rows : [none(3)]));
   }
 
@@ -132,7 +200,9 @@ export class Overview {
 }
 
 function table(heads, body) {
-  const cells = heads.map((head) => head.split("|")).map(([name, kind]) => h("th", { class: kind, scope: "col" }, name));
+  const cells = heads
+    .map((head) => head.split("|"))
+    .map(([name, kind]) => h("th", { class: kind, scope: "col" }, name));
   return h("table", {}, h("thead", {}, h("tr", {}, cells)), body);
 }
 
@@ -143,23 +213,50 @@ const health = (state) => h("span", { class: `health ${state}`, title: state });
 function upstreamRows(region, upstreams) {
   const own = upstreams.filter((one) => one.region === region.name);
   return [
-    h("tr", { class: "region" }, h("td", {}, health(region.health)), h("td", {}, region.name, h("span", { class: "muted" }, ` ${region.up}/${region.upstreams} up`)),
-      h("td", { class: "number" }, count(region.flows)), h("td"), h("td")),
-    ...own.map((one) => h("tr", { title: one.address ?? "no address" }, h("td", {}, health(one.health)), h("td", {}, one.name),
-      h("td", { class: "number" }, count(one.flows)), h("td", { class: "number" }, fixed(one.rtt_ms, 1)),
-      h("td", { class: "number" }, h("span", { class: `mos ${bandClass(one.mos)}` }, fixed(one.mos, 2))))),
+    h(
+      "tr",
+      { class: "region" },
+      h("td", {}, health(region.health)),
+      h("td", {}, region.name, h("span", { class: "muted" }, ` ${region.up}/${region.upstreams} up`)),
+      h("td", { class: "number" }, count(region.flows)),
+      h("td"),
+      h("td"),
+    ),
+    ...own.map((one) =>
+      h(
+        "tr",
+        { title: one.address ?? "no address" },
+        h("td", {}, health(one.health)),
+        h("td", {}, one.name),
+        h("td", { class: "number" }, count(one.flows)),
+        h("td", { class: "number" }, fixed(one.rtt_ms, 1)),
+        h("td", { class: "number" }, h("span", { class: `mos ${bandClass(one.mos)}` }, fixed(one.mos, 2))),
+      ),
+    ),
   ];
 }
 
 function endedRow(call) {
   const { uplink, downlink } = call;
   const number = (text) => h("td", { class: "number" }, text);
-  return h("tr", { on: { click: () => { location.hash = `#/call/${call.connection}`; } } },
+  return h(
+    "tr",
+    {
+      on: {
+        click: () => {
+          location.hash = `#/call/${call.connection}`;
+        },
+      },
+    },
     h("td", { class: "number" }, h("span", { class: `mos ${bandClass(call.mos_min)}` }, fixed(call.mos_min, 2))),
-    h("td", { class: "name", title: call.username }, call.username || "–"), h("td", { class: "name" }, call.client),
-    h("td", { class: "name", title: call.server_name }, call.server_name || "–"), h("td", { class: "name" }, call.upstream, h("span", { class: "muted" }, ` ${call.region}`)),
+    h("td", { class: "name", title: call.username }, call.username || "–"),
+    h("td", { class: "name" }, call.client),
+    h("td", { class: "name", title: call.server_name }, call.server_name || "–"),
+    h("td", { class: "name" }, call.upstream, h("span", { class: "muted" }, ` ${call.region}`)),
     number(duration(call.age_s)),
     ...[uplink, downlink].map((way) => number(percent(sum(way.lost_percent, way.late_percent)))),
     ...[uplink, downlink].map((way) => number(fixed(way.jitter_ms, 1))),
-    h("td", {}, new Date(call.ended_at).toLocaleTimeString("en-GB")), h("td", { class: "name", title: call.detail }, words(call.reason)));
+    h("td", {}, new Date(call.ended_at).toLocaleTimeString("en-GB")),
+    h("td", { class: "name", title: call.detail }, words(call.reason)),
+  );
 }

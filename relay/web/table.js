@@ -25,13 +25,21 @@ const COLUMNS = [
 export class CallTable {
   constructor() {
     this.filter = h("input", {
-      type: "search", id: "filter", placeholder: "filter: user, client, server name, upstream", "aria-label": "filter",
-      autocomplete: "off", spellcheck: "false", maxlength: 200, on: { input: () => this.onFilter() },
+      type: "search",
+      id: "filter",
+      placeholder: "filter: user, client, server name, upstream",
+      "aria-label": "filter",
+      autocomplete: "off",
+      spellcheck: "false",
+      maxlength: 200,
+      on: { input: () => this.onFilter() },
     });
     this.note = h("span", { class: "muted" });
     this.body = h("tbody");
     const head = COLUMNS.map(([name, title, kind]) => h("th", { class: kind, title, scope: "col" }, name));
-    this.element = h("section", { class: "panel calls" },
+    this.element = h(
+      "section",
+      { class: "panel calls" },
       h("h2", {}, "Worst calls", this.note, h("span", { class: "space" }), this.filter),
       h("div", { class: "scroll" }, h("table", { id: "calls" }, h("thead", {}, h("tr", {}, head)), this.body)),
     );
@@ -67,7 +75,9 @@ export class CallTable {
     if (!this.rows.includes(this.selected)) this.selected = null;
     this.body.replaceChildren(...flows.map(row));
     if (!flows.length) {
-      this.body.append(h("tr", { class: "empty" }, h("td", { colspan: COLUMNS.length }, match ? "No flow matches." : "No calls now.")));
+      this.body.append(
+        h("tr", { class: "empty" }, h("td", { colspan: COLUMNS.length }, match ? "No flow matches." : "No calls now.")),
+      );
     }
     this.mark();
   }
@@ -91,14 +101,18 @@ export class CallTable {
 
 function row(flow) {
   const { uplink, downlink } = flow;
-  const open = () => { location.hash = `#/call/${flow.connection}`; };
+  const open = () => {
+    location.hash = `#/call/${flow.connection}`;
+  };
   const drops = Object.values(flow.drops).reduce((total, one) => total + one, 0);
   const number = (text, bad) => h("td", { class: bad ? "number bad" : "number" }, text);
   const missing = (way) => {
     const value = sum(way.lost_percent, way.late_percent);
     return number(percent(value), known(value) && value >= 2);
   };
-  return h("tr", { data: { connection: flow.connection }, on: { click: open } },
+  return h(
+    "tr",
+    { data: { connection: flow.connection }, on: { click: open } },
     h("td", { class: "number" }, h("span", { class: `mos ${bandClass(flow.mos)}` }, fixed(flow.mos, 2))),
     h("td", {}, trail(flow.mos_trail)),
     h("td", { class: "name", title: flow.username }, flow.username || "–"),
@@ -106,8 +120,10 @@ function row(flow) {
     h("td", { class: "name", title: flow.server_name }, flow.server_name || "–"),
     h("td", { class: "name", title: flow.region }, flow.upstream, h("span", { class: "muted" }, ` ${flow.region}`)),
     number(duration(flow.age_s)),
-    missing(uplink), missing(downlink),
-    number(fixed(uplink.jitter_ms, 1), uplink.jitter_ms >= 30), number(fixed(downlink.jitter_ms, 1), downlink.jitter_ms >= 30),
+    missing(uplink),
+    missing(downlink),
+    number(fixed(uplink.jitter_ms, 1), uplink.jitter_ms >= 30),
+    number(fixed(downlink.jitter_ms, 1), downlink.jitter_ms >= 30),
     number(fixed(flow.queue_ms, flow.queue_ms >= 10 ? 0 : 1), flow.queue_ms >= 100),
     number(fixed(flow.rtt_ms, flow.rtt_ms >= 10 ? 0 : 1)),
     number(drops ? count(drops) : "0", drops > 0),
@@ -121,9 +137,15 @@ function trail(values) {
   const offset = width - (values.length - 1) * step;
   const lines = [[]];
   values.forEach((mos, number) => {
-    if (known(mos)) lines.at(-1).push(`${(offset + number * step).toFixed(1)},${(height - 1 - ((mos - 1) / 3.5) * (height - 2)).toFixed(1)}`);
+    if (known(mos))
+      lines
+        .at(-1)
+        .push(`${(offset + number * step).toFixed(1)},${(height - 1 - ((mos - 1) / 3.5) * (height - 2)).toFixed(1)}`);
     else lines.push([]);
   });
-  return svg("svg", { class: "trail", viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" },
-    ...lines.filter((line) => line.length > 1).map((line) => svg("polyline", { points: line.join(" ") })));
+  return svg(
+    "svg",
+    { class: "trail", viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" },
+    ...lines.filter((line) => line.length > 1).map((line) => svg("polyline", { points: line.join(" ") })),
+  );
 }

@@ -222,4 +222,4 @@ async def test_a_lost_connection_is_seen_and_found_again() -> None:
         assert await page.run("document.body.classList.contains('stale')")
         async with relay.served(address):
             await page.until("document.querySelector('#live').dataset.state === 'live'")
-        assert not await page.run("document.body.classList.contains('stale')")
+            assert not await page.run("document.body.classList.contains('stale')")
