@@ -140,7 +140,11 @@ class View:
             found += [(self._score(flow), flow) for flow in some if not wanted or wanted in self._words_of(flow)]
             await asyncio.sleep(0)
         worst = heapq.nsmallest(limit, found, key=lambda one: one[0])
-        return {"total": len(found), "flows": [self.describe_flow(flow) for _, flow in worst]}
+        rows: list[Json] = []
+        for start in range(0, len(worst), SLICE):
+            rows += [self.describe_flow(flow) for _, flow in worst[start : start + SLICE]]
+            await asyncio.sleep(0)
+        return {"total": len(found), "flows": rows}
 
     def _score(self, flow: FlowSnapshot) -> float:
         call = self.calls.get(flow.connection)
