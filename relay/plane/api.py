@@ -99,7 +99,7 @@ class Upstream:
     address: Address
     # Hand the socket of a client that vanished to control, which can release its allocation.
     releases_allocations: bool = False
-    # For this flow instead of PlaneSettings.max_media_age_s.
+    # As in the settings of the plane; None for what they say.
     max_media_age_s: float | None = None
 
 
