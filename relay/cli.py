@@ -1,4 +1,4 @@
-"""The command line: ``relay serve``, ``relay demo``, ``relay check-config``.
+"""The command line: ``relay serve``, ``relay top``, ``relay demo``, ``relay check-config``.
 
 Exit status: 0 all is well, 1 a call failed or lost something, 2 the operator must act.
 """
@@ -62,13 +62,31 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
+    from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
+    if settings.quality.records is not None:
+        check_folder(settings.quality.records)
     for warning in settings.warnings():
         typer.echo(f"{config_file}: warning: {warning}", err=True)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    match: Annotated[str, typer.Option(help="Show flows of which user, client, server name or upstream fit.")] = "",
+) -> None:
+    """Show the calls of a running relay, the worst first; Ctrl-C ends it."""
+    from relay.gateway.top import show, show_once
+
+    try:
+        _run((show_once if once else show)(url, match, Console()))
+    except KeyboardInterrupt:
+        raise typer.Exit from None
 
 
 @app.command()

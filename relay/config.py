@@ -92,6 +92,16 @@ Secret = Annotated[SecretStr, Field(min_length=1)]
 # Strict: true is no number, and "5" is a text.
 Count = Annotated[int, Field(strict=True)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
+# Seven bits in the RTP header. Speech codecs have clocks of 8 to 48 kHz, video has 90 kHz.
+PayloadType = Annotated[int, Field(ge=0, le=127)]
+ClockRate = Annotated[int, Field(strict=True, ge=1000, le=192_000)]
+# Voice that is older than some seconds is worth nothing to anybody.
+VoiceMilliseconds = Annotated[float, Field(strict=True, gt=0, le=10_000)]
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """Where relative paths count from."""
+    return Path((info.context or {}).get("folder", "."))
 
 
 class _Section(BaseModel):
@@ -146,6 +156,8 @@ class Route(_Section):
 
     server_name: ServerName
     region: Name
+    # For these clients instead of media.max_media_age_ms.
+    max_media_age_ms: VoiceMilliseconds | None = None
 
 
 class Signaling(_Section):
@@ -161,6 +173,8 @@ class Media(_Section):
     source_addresses: tuple[LiteralHost, ...] = ()
     # An upstream given by name must not resolve to a private or special address, unless it lies in one of these.
     allowed_networks: tuple[Network, ...] = ()
+    # Voice that has waited longer for a slow client is dropped, oldest first: a jitter buffer takes no more.
+    max_media_age_ms: VoiceMilliseconds = 200.0
 
     @field_validator("source_addresses")
     @classmethod
@@ -173,6 +187,22 @@ class Media(_Section):
     def source_of_version(self, version: int) -> str | None:
         """The source address of IP version 4 or 6, or None."""
         return next((host for host in self.source_addresses if ipaddress.ip_address(host).version == version), None)
+
+
+class Quality(_Section):
+    """How calls are judged, and where their records go."""
+
+    # A packet that comes later than this behind the fastest of its stream was not there to be played.
+    playout_deadline_ms: VoiceMilliseconds = 60.0
+    # RTP payload type to clock rate in Hz, where the clients use dynamic ones; those not named here are guessed.
+    payload_types: dict[PayloadType, ClockRate] = {}
+    # One JSON line for each call that ended is appended to this file; none unless given.
+    records: Path | None = None
+
+    @field_validator("records")
+    @classmethod
+    def _resolve_path(cls, records: Path | None, info: ValidationInfo) -> Path | None:
+        return None if records is None else _folder(info) / records
 
 
 class Health(_Section):
@@ -223,6 +253,7 @@ class Config(_Section):
     routes: tuple[Route, ...] = ()
     signaling: Signaling = Signaling()
     media: Media = Media()
+    quality: Quality = Quality()
     health: Health = Health()
     limits: Limits = Limits()
     log: Log = Log()
@@ -232,7 +263,7 @@ class Config(_Section):
     def _resolve_paths(
         cls, certificates: tuple[CertificateFiles, ...], info: ValidationInfo
     ) -> tuple[CertificateFiles, ...]:
-        folder = Path((info.context or {}).get("folder", "."))
+        folder = _folder(info)
         return tuple(
             CertificateFiles(certificate=folder / files.certificate, private_key=folder / files.private_key)
             for files in certificates
@@ -286,6 +317,8 @@ _MESSAGES = {
     "extra_forbidden": "unknown key",
     "missing": "required, but not there",
     "model_type": "expected a table of keys and values",
+    "dict_type": "expected a table of keys and values",
+    "int_parsing": "expected a number",
     "tuple_type": "expected a list",
     "too_short": "expected at least one character",
     "path_type": "expected the path of a file",
@@ -294,7 +327,8 @@ _MESSAGES = {
 
 
 def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    # A key that is wrong itself is named by pydantic, too.
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
     kind, value = error["type"], error["input"]
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     message = _MESSAGES.get(kind, message)

@@ -34,10 +34,14 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     )
 
 
+def printable(value: str) -> str:
+    """A text without what could steer a terminal or forge a line, and cut if it is long."""
+    text = value if value.isprintable() else value.encode("unicode_escape").decode()
+    return text[:MAX_VALUE_CHARACTERS]
+
+
 def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape what could steer a terminal or forge a line, and cut what is long."""
     for key, value in event.items():
         if isinstance(value, str) and key != "exception":
-            text = value if value.isprintable() else value.encode("unicode_escape").decode()
-            event[key] = text[:MAX_VALUE_CHARACTERS]
+            event[key] = printable(value)
     return event

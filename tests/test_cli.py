@@ -116,6 +116,22 @@ async def serving(folder: Path, upstream: Address, **sections: Any) -> AsyncIter
         await kill(process)
 
 
+async def test_top_shows_a_running_relay(tmp_path: Path) -> None:
+    async with open_host() as host, serving(tmp_path, host.address) as served:
+        turn = await served.open_turn()
+        status, stdout, stderr = await run("top", "--url", f"http://{served.admin}", "--once")
+        await turn.close()
+    assert (status, stderr) == (0, "")
+    assert "flows 1" in stdout
+
+
+async def test_top_without_a_relay() -> None:
+    status, stdout, stderr = await run("top", "--url", "http://127.0.0.1:9", "--once")
+    assert (status, stdout) == (2, "")
+    [line] = stderr.splitlines()
+    assert line.startswith("relay: http://127.0.0.1:9/api/summary cannot be read")
+
+
 def open_host() -> TurnHost:
     return TurnHost(Address("127.0.0.1", 0), CREDENTIALS)
 

@@ -74,6 +74,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.limits.connections == 20_000
     assert settings.limits.drain_timeout_s == 30
     assert (settings.log.level, settings.log.format) == ("info", "text")
+    assert (settings.media.max_media_age_ms, settings.quality.playout_deadline_ms) == (200, 60)
+    assert (settings.quality.payload_types, settings.quality.records) == ({}, None)
     assert settings.warnings() == []
 
 
@@ -106,6 +108,16 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.
     relative, other = config.load(Path("../etc/relay.toml")).certificates
     assert (relative.certificate, relative.private_key) == (Path("../etc/cert.pem"), Path("../etc/key.pem"))
     assert (other.certificate, other.private_key) == (Path("/certificates/cert.pem"), Path("/keys/key.pem"))
+
+
+def test_quality(tmp_path: Path) -> None:
+    quality = load(
+        tmp_path,
+        MINIMAL
+        + '[quality]\nplayout_deadline_ms = 40\npayload_types = {111 = 48000, 96 = 90000}\nrecords = "calls.jsonl"\n',
+    ).quality
+    assert (quality.playout_deadline_ms, quality.payload_types) == (40, {111: 48000, 96: 90000})
+    assert quality.records == tmp_path / "calls.jsonl"
 
 
 def test_ipv6_everywhere(tmp_path: Path) -> None:
@@ -178,6 +190,23 @@ WRONG = [
         "media.allowed_networks.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
     ),
     ("[media]\nallowed_networks = [10]\n", "media.allowed_networks.0: 10: expected a text such as '10.0.0.0/8'"),
+    ("[media]\nmax_media_age_ms = -1\n", "media.max_media_age_ms: -1: expected greater than 0"),
+    ("[quality]\nplayout_deadline_ms = 0\n", "quality.playout_deadline_ms: 0: expected greater than 0"),
+    ("[quality]\npayload_types = 5\n", "quality.payload_types: 5: expected a table of keys and values"),
+    ("[quality]\npayload_types = {a = 8000}\n", "quality.payload_types.a: 'a': expected a number"),
+    (
+        "[quality]\npayload_types = {128 = 8000}\n",
+        "quality.payload_types.128: '128': expected less than or equal to 127",
+    ),
+    (
+        "[quality]\npayload_types = {111 = 48}\n",
+        "quality.payload_types.111: 48: expected greater than or equal to 1000",
+    ),
+    ("[quality]\nrecords = 5\n", "quality.records: 5: expected the path of a file"),
+    (
+        '[[routes]]\nserver_name = "a.test"\nregion = "default"\nmax_media_age_ms = 20000\n',
+        "routes.0.max_media_age_ms: 20000: expected less than or equal to 10000",
+    ),
     ("[health]\ninterval_s = 0\n", "health.interval_s: 0: expected greater than 0"),
     ('[health]\ninterval_s = "1"\n', "health.interval_s: '1': expected a valid number"),
     ("[health]\njitter = 0.6\n", "health.jitter: 0.6: expected less than or equal to 0.5"),

@@ -13,12 +13,14 @@ from relay import config
 from relay.addresses import Address
 from relay.config import Config
 from relay.gateway.admin import Admin
+from relay.gateway.calls import Calls
 from relay.gateway.health import HealthMonitor
-from relay.gateway.metrics import Metrics, RelayCollector
+from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.routes import Routes, choose
 from relay.gateway.site import Site
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
+from relay.gateway.view import View
 from relay.plane.api import (
     AllocationOrphaned,
     Certificate,
@@ -33,6 +35,7 @@ from relay.plane.api import (
 )
 from relay.plane.compiled import CompiledPlane
 from relay.plane.reference import ReferencePlane
+from relay.tasks import Tasks
 from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
@@ -65,8 +68,11 @@ class Gateway:
         self._health = HealthMonitor(self.upstreams, self._on_probe)
         self._releaser = AllocationReleaser()
         self._site = Site()
-        metrics = Metrics(RelayCollector(self.plane.snapshot, self.upstreams, lambda: self.draining))
-        self._admin = Admin(metrics, self.upstreams, self.plane.snapshot, lambda: self.draining)
+        self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
+        self.records = Records(settings.quality.records)
+        self._tasks = Tasks()
+        self._configure_calls()
+        self._admin = Admin(View(self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining))
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._flows: dict[ConnectionId, UpstreamState] = {}
         self._no_flows = asyncio.Event()
@@ -84,6 +90,9 @@ class Gateway:
     async def start(self) -> None:
         """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
         async with contextlib.AsyncExitStack() as started:
+            check_path(self._config.quality.records)
+            # Last, because the plane's end ends calls.
+            started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.push_async_callback(self.plane.stop)
             await self._site.start()
@@ -93,6 +102,8 @@ class Gateway:
             self.tls = [await self.plane.listen(address) for address in self._config.listen.tls]
             self._health.configure(self._config.health, self._config.media)
             started.push_async_callback(self._health.stop)
+            self._tasks.start(self.calls.run(), "calls")
+            started.push_async_callback(self._tasks.cancel)
             self._started = started.pop_all()
         for warning in self._config.warnings():
             log.warning(warning)
@@ -120,6 +131,7 @@ class Gateway:
         Raises OperatorError, and then everything is as it was.
         """
         settings = config.load(path)
+        check_path(settings.quality.records)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -128,7 +140,15 @@ class Gateway:
         self._routes = Routes(settings.routes)
         self.upstreams.configure(settings.upstreams, settings.health)
         self._health.configure(settings.health, settings.media)
+        self.records.path = settings.quality.records
+        self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
+
+    def _configure_calls(self) -> None:
+        settings = self._config
+        self.calls.configure(
+            max_calls=settings.limits.connections, playout_deadline_ms=settings.quality.playout_deadline_ms
+        )
 
     # Events
 
@@ -148,15 +168,16 @@ class Gateway:
         if self.draining:
             self.plane.close(opened.connection, CloseReason.DRAINING)
             return
-        region = self._routes.region(opened.server_name)
-        state = choose(self.upstreams, region)
+        route = self._routes.match(opened.server_name)
+        state = choose(self.upstreams, None if route is None else route.region)
         if state is None:
             self.plane.close(opened.connection, CloseReason.NO_UPSTREAM)
             return
         state.flows += 1
         self._flows[opened.connection] = state
         self._no_flows.clear()
-        self.plane.attach(opened.connection, state.for_plane())
+        age_ms = None if route is None else route.max_media_age_ms
+        self.plane.attach(opened.connection, state.for_plane(None if age_ms is None else age_ms / 1000))
 
     def _on_closed(self, closed: Closed) -> None:
         self._site.on_closed(closed.connection)
@@ -167,7 +188,13 @@ class Gateway:
                 self._health.suspect(state)
         if not self._flows:
             self._no_flows.set()
-        self._log_closed(closed)
+        ended = self.calls.on_closed(closed)
+        if ended is not None:
+            self.records.write(record_of(ended))
+        if ended is not None and ended.carried_rtp:
+            log.info("call_ended", **record_of(ended))
+        else:
+            self._log_closed(closed)
 
     def _log_closed(self, closed: Closed) -> None:
         now = asyncio.get_running_loop().time()
@@ -218,4 +245,7 @@ def plane_settings(settings: Config) -> PlaneSettings:
         upstream_silence_s=limits.upstream_silence_s,
         max_connections=limits.connections,
         max_connections_per_source=limits.connections_per_source,
+        max_media_age_s=settings.media.max_media_age_ms / 1000,
+        playout_deadline_s=settings.quality.playout_deadline_ms / 1000,
+        payload_clocks=settings.quality.payload_types,
     )

@@ -6,8 +6,9 @@ from the start, so that a rate over a rare reason has a zero to begin with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import accumulate
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -21,17 +22,17 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from relay import __version__
-from relay.gateway.upstreams import Health, Upstreams
-from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Snapshot
+from relay.gateway.calls import Calls, Histogram
+from relay.gateway.upstreams import Health
+from relay.gateway.view import View
+from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Traffic
 
 
 class RelayCollector(Collector):
     """Turns one snapshot into metrics."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], upstreams: Upstreams, draining: Callable[[], bool]) -> None:
-        self._snapshot = snapshot
-        self._upstreams = upstreams
-        self._draining = draining
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: names are checked when they are collected, once the plane runs."""
@@ -39,10 +40,10 @@ class RelayCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the relay, from one snapshot."""
-        snapshot = self._snapshot()
+        snapshot = self._view.snapshot()
         totals = snapshot.totals
         yield InfoMetricFamily("relay", "What runs here.", value={"version": __version__})
-        yield _gauge("relay_draining", "1 while no new flows are taken.", float(self._draining()))
+        yield _gauge("relay_draining", "1 while no new flows are taken.", float(self._view.draining()))
         yield _gauge("relay_connections", "Open TCP connections.", snapshot.connections)
         yield _counter("relay_connections_accepted", "TCP connections accepted.", snapshot.accepted)
         yield _by_reason("relay_connections_closed", "Connections ended.", "reason", CloseReason, snapshot.closed)
@@ -51,9 +52,15 @@ class RelayCollector(Collector):
         yield _two_ways("relay_packets", "Packets forwarded.", totals.uplink_packets, totals.downlink_packets)
         yield _two_ways("relay_bytes", "UDP payload forwarded.", totals.uplink_bytes, totals.downlink_bytes)
         yield _by_reason("relay_drops", "Packets not forwarded.", "reason", DropReason, totals.drops)
+        yield _by_reason("relay_dropped", "The same by what they were.", "traffic", Traffic, totals.dropped)
         yield _counter("relay_retransmissions", "STUN requests sent again.", totals.retransmissions)
-        yield _latency("uplink", snapshot.uplink_latency)
-        yield _latency("downlink", snapshot.downlink_latency)
+        yield _latency("relay_uplink_seconds", "Time of uplink packets in the relay.", snapshot.uplink_latency)
+        yield _latency("relay_downlink_seconds", "Time of downlink packets in the relay.", snapshot.downlink_latency)
+        yield _latency("relay_queue_seconds", "Time that packets waited for slow clients.", snapshot.queue_delay)
+        yield from _collect_calls(self._view.calls)
+        records = self._view.records
+        yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
+        yield _counter("relay_call_records_lost", "Call records that could not be written.", records.lost)
         yield from self._collect_upstreams()
 
     def _collect_upstreams(self) -> Iterator[Metric]:
@@ -61,7 +68,7 @@ class RelayCollector(Collector):
         flows = GaugeMetricFamily("relay_flows", "Flows, by upstream.", labels=labels)
         up = GaugeMetricFamily("relay_upstream_up", "1 if the upstream answers its probes.", labels=labels)
         rtt = GaugeMetricFamily("relay_upstream_rtt_seconds", "Smoothed round trip of the probe.", labels=labels)
-        for state in self._upstreams:
+        for state in self._view.upstreams:
             values = [state.name, state.settings.region]
             flows.add_metric(values, state.flows)
             up.add_metric(values, float(state.health is Health.UP))
@@ -89,13 +96,33 @@ def _two_ways(name: str, text: str, uplink: float, downlink: float) -> Metric:
 LATENCY_BUCKETS_US = (50, 100, 200, 300, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 1_000_000)
 
 
-def _latency(direction: str, latency: Latency) -> Metric:
+def _latency(name: str, text: str, latency: Latency) -> Metric:
     counts = [(end, sum(count for until, count in latency.buckets if until <= end)) for end in LATENCY_BUCKETS_US]
     buckets = [(str(end / 1e6), float(count)) for end, count in counts]
     buckets.append(("+Inf", float(latency.count)))
-    return HistogramMetricFamily(
-        f"relay_{direction}_seconds", f"Time of {direction} packets in the relay.", buckets, latency.sum_us / 1e6
-    )
+    return HistogramMetricFamily(name, text, buckets, latency.sum_us / 1e6)
+
+
+def _collect_calls(calls: Calls) -> Iterator[Metric]:
+    """Calls now, and all windows that could be judged."""
+    yield _gauge("relay_calls", "Flows that carry RTP.", len(calls))
+    text = "Of the windows of 5 s of all calls: "
+    mos = HistogramMetricFamily("relay_call_mos", text + "MOS-CQE of the worst stream.", labels=["direction"])
+    missing = HistogramMetricFamily("relay_call_missing_ratio", text + "lost and late packets.", labels=["direction"])
+    jitter = HistogramMetricFamily("relay_call_jitter_seconds", text + "RFC 3550 jitter.", labels=["direction"])
+    for direction, histograms in calls.histograms.items():
+        for family, histogram in (
+            (mos, histograms.mos),
+            (missing, histograms.missing_ratio),
+            (jitter, histograms.jitter_s),
+        ):
+            family.add_metric([direction.value], _cumulative(histogram), histogram.sum)
+    yield from (mos, missing, jitter)
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
+    ends = [*map(str, histogram.steps), "+Inf"]
+    return list(zip(ends, map(float, accumulate(histogram.counts)), strict=True))
 
 
 _Reason = TypeVar("_Reason", bound=StrEnum)

@@ -18,20 +18,25 @@ class Routes:
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._regions: dict[str, str] = {}
+        self._routes: dict[str, Route] = {}
         for route in routes:
-            self._regions.setdefault(route.server_name, route.region)
+            self._routes.setdefault(route.server_name, route)
+
+    def match(self, server_name: str) -> Route | None:
+        """The route for a name, or None if it may go anywhere."""
+        name = server_name.lower().rstrip(".")
+        if name in self._routes:
+            return self._routes[name]
+        while "." in name:
+            name = name.partition(".")[2]
+            if (route := self._routes.get("*." + name)) is not None:
+                return route
+        return None
 
     def region(self, server_name: str) -> str | None:
         """The region for a name, or None for any."""
-        name = server_name.lower().rstrip(".")
-        if name in self._regions:
-            return self._regions[name]
-        while "." in name:
-            name = name.partition(".")[2]
-            if (region := self._regions.get("*." + name)) is not None:
-                return region
-        return None
+        route = self.match(server_name)
+        return None if route is None else route.region
 
 
 def choose(upstreams: Iterable[UpstreamState], region: str | None) -> UpstreamState | None:

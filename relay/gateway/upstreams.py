@@ -62,7 +62,6 @@ class UpstreamState:
         self.allocate = RiseAndFall(health) if settings.username or settings.secret else None
         self.rtt_s: float | None = None
         self.flows = 0
-        self._for_plane: api.Upstream | None = None
 
     @property
     def name(self) -> str:
@@ -91,15 +90,11 @@ class UpstreamState:
         """Take a probe's round-trip time."""
         self.rtt_s = seconds if self.rtt_s is None else self.rtt_s + RTT_GAIN * (seconds - self.rtt_s)
 
-    def for_plane(self) -> api.Upstream:
-        """What the plane needs to know of it."""
+    def for_plane(self, max_media_age_s: float | None = None) -> api.Upstream:
+        """What the plane needs to know of it, for a flow whose route has an age of its own, or None."""
         assert self.address is not None
         releases = self.settings.secret is not None
-        # One value for all its flows: a login costs enough.
-        known = self._for_plane
-        if known is None or known.address != self.address or known.releases_allocations != releases:
-            known = self._for_plane = api.Upstream(self.name, self.address, releases_allocations=releases)
-        return known
+        return api.Upstream(self.name, self.address, releases, max_media_age_s)
 
 
 def _credentials(settings: UpstreamServer) -> tuple[object, ...]:
@@ -128,6 +123,11 @@ class Upstreams:
                 state = UpstreamState(settings, health)
             state.configure(settings, health)
             self._states[settings.name] = state
+
+    def region_of(self, name: str) -> str:
+        """The region of the upstream of this name; empty if it is no longer configured."""
+        state = self._states.get(name)
+        return "" if state is None else state.settings.region
 
     @property
     def any_healthy(self) -> bool:

@@ -14,19 +14,9 @@ from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.admin import Admin
-from relay.gateway.metrics import Metrics, RelayCollector
-from relay.gateway.upstreams import Upstreams
-from relay.plane.api import (
-    Carrier,
-    ConnectionId,
-    DropReason,
-    FlowSnapshot,
-    Snapshot,
-    Totals,
-    Upstream,
-)
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
+from tests.support.made_up import MadeUpRelay
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 
@@ -103,7 +93,7 @@ async def test_flows_and_upstreams(tmp_path: Path) -> None:
         running_relay(tmp_path, {"name": "use1-stun1", "region": "use1", "address": host.address}) as relay,
     ):
         await eventually(lambda: all_up(relay))
-        assert await get_json(relay.admin, "/api/flows") == (200, {"flows": []})
+        assert await get_json(relay.admin, "/api/flows") == (200, {"total": 0, "flows": []})
         async with await relay.open_turn("trader", "secret", server_name="desk.relay.test") as turn:
             await turn.allocate()
             _, found = await get_json(relay.admin, "/api/flows")
@@ -125,9 +115,10 @@ async def test_flows_and_upstreams(tmp_path: Path) -> None:
                 "address": str(host.address),
                 "health": "up",
                 "flows": 1,
+                "mos": None,
             }
         await eventually(lambda: not relay.connections)
-        assert await get_json(relay.admin, "/api/flows") == (200, {"flows": []})
+        assert await get_json(relay.admin, "/api/flows") == (200, {"total": 0, "flows": []})
 
 
 async def test_upstream_without_an_address(tmp_path: Path) -> None:
@@ -135,43 +126,37 @@ async def test_upstream_without_an_address(tmp_path: Path) -> None:
     async with running_relay(tmp_path, {"address": "localhost:3478"}) as relay:
         _, found = await get_json(relay.admin, "/api/upstreams")
     assert found["upstreams"] == [
-        {"name": "stun1", "region": "default", "address": None, "health": "down", "rtt_ms": None, "flows": 0}
+        {
+            "name": "stun1",
+            "region": "default",
+            "address": None,
+            "health": "down",
+            "rtt_ms": None,
+            "flows": 0,
+            "mos": None,
+        }
     ]
 
 
 async def test_what_a_client_chooses_is_escaped() -> None:
-    # A server name is what the client says it is.
+    # A server name is what the client says it is, and so is a user name.
     name = 'a"b\\<script>\n\u2028.test'
-    flow = FlowSnapshot(
-        ConnectionId(1),
-        Address("2001:db8::1", 4711),
-        name,
-        Carrier.TURN,
-        Upstream("stun1", Address("192.0.2.7", 3478)),
-        age_s=1.23456,
-        heard_s=0.5,
-        totals=Totals(drops={DropReason.UPLINK_FULL: 1}),
-    )
-    snapshot = Snapshot(1, (flow,), Totals(), 1, {}, {})
-    upstreams = Upstreams()
-    metrics = Metrics(RelayCollector(lambda: snapshot, upstreams, lambda: False))
-    admin = Admin(metrics, upstreams, lambda: snapshot, lambda: False)
-    address = await admin.listen(Address("127.0.0.1", 0))
-    try:
+    relay = MadeUpRelay()
+    relay.call(server_name=name, username=name, client=Address("2001:db8::1", 4711)).talk()
+    await relay.calls.look()
+    async with relay.served() as address:
         _, found = await get_json(address, "/api/flows")
         [shown] = found["flows"]
-        assert shown["server_name"] == name
-        assert (shown["client"], shown["age_s"], shown["drops"]) == ("[2001:db8::1]:4711", 1.235, {"uplink_full": 1})
-        _, text = await get(address, "/api/flows")
-        assert "\n" not in text
+        assert (shown["server_name"], shown["username"], shown["client"]) == (name, name, "[2001:db8::1]:4711")
+        for path in ("/api/flows", "/api/flows/1", "/api/summary"):
+            _, text = await get(address, path)
+            assert "\n" not in text
         assert name not in (await get(address, "/metrics"))[1]
-    finally:
-        await admin.stop()
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("HEAD", "/healthz", 200), ("GET", "/", 404), ("GET", "/api/", 404), ("POST", "/readyz", 405)],
+    [("HEAD", "/healthz", 200), ("GET", "/", 200), ("GET", "/api/", 404), ("POST", "/readyz", 405)],
 )
 async def test_other_requests(tmp_path: Path, method: str, path: str, status: int) -> None:
     async with (
@@ -191,12 +176,8 @@ async def test_ipv6(tmp_path: Path) -> None:
 
 
 async def test_port_in_use() -> None:
-    upstreams = Upstreams()
-    snapshot = Snapshot(0, (), Totals(), 0, {}, {})
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address(*taken.getsockname())
-        metrics = Metrics(RelayCollector(lambda: snapshot, upstreams, lambda: False))
-        admin = Admin(metrics, upstreams, lambda: snapshot, lambda: False)
         with pytest.raises(OperatorError) as refused:
-            await admin.listen(address)
+            await Admin(MadeUpRelay().view).listen(address)
     assert str(refused.value) == f"cannot listen on {address} (listen.admin): address already in use"

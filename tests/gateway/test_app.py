@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import Gateway
 from relay.gateway.upstreams import Health
-from relay.plane.api import CloseReason
+from relay.plane.api import CloseReason, ConnectionId
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay, settings_tree, write_config
+from tests.support.made_up import MadeUpCall
 from tests.support.peers import Inbox, open_echo
 from tests.support.tls_client import TlsClient
 
@@ -177,6 +179,24 @@ async def test_server_name_decides_the_region(tmp_path: Path) -> None:
                 assert (use1.allocations, euc1.allocations) == (1, 0)
 
 
+async def test_a_route_decides_how_old_media_may_be(tmp_path: Path) -> None:
+    routes = [{"server_name": "desk.relay.test", "region": "default", "max_media_age_ms": 80}]
+    async with open_host() as host, running_relay(tmp_path, host.address, routes=routes) as relay:
+        async with calling(relay, "desk.relay.test"):
+            [flow] = relay.gateway.plane.snapshot().flows
+            assert flow.upstream.max_media_age_s == 0.08
+        async with calling(relay):
+            ages = {flow.server_name: flow.upstream.max_media_age_s for flow in relay.gateway.plane.snapshot().flows}
+            assert ages["relay.test"] is None
+
+
+def test_the_plane_is_told_of_media(tmp_path: Path) -> None:
+    quality = {"playout_deadline_ms": 40, "payload_types": {"111": 48000}}
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, media={"max_media_age_ms": 150}, quality=quality)
+    told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
+    assert (told.max_media_age_s, told.playout_deadline_s, told.payload_clocks) == (0.15, 0.04, {111: 48000})
+
+
 async def test_region_without_a_living_upstream_takes_nobody(tmp_path: Path) -> None:
     async with open_host() as host:
         upstreams = [{"region": "use1", "address": NO_UPSTREAM}, {"region": "euc1", "address": host.address}]
@@ -242,7 +262,8 @@ async def test_flow_that_hears_something_outlives_a_lost_probe(tmp_path: Path) -
 async def test_drain_without_flows_is_done_at_once(tmp_path: Path) -> None:
     async with running_relay(tmp_path, NO_UPSTREAM, limits={"drain_timeout_s": 3600}) as relay:
         await relay.gateway.drain()
-        assert not listens(relay.tls)
+        # Its threads do as they are told a moment later.
+        await eventually(lambda: not listens(relay.tls))
 
 
 async def test_drain_takes_no_new_flows_and_waits_for_the_running_ones(tmp_path: Path) -> None:
@@ -283,6 +304,69 @@ async def test_drain_waits_no_longer_than_it_is_told(tmp_path: Path) -> None:
         with pytest.raises(UpstreamError):
             await call.turn.closed
         assert closed(relay, CloseReason.STOPPED) == 1
+
+
+# Records of calls
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_every_flow_leaves_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    sections = {"quality": {"records": str(path)}, "listen": {"plane": "reference"}}
+    async with open_host() as host, running_relay(tmp_path, host.address, **sections) as relay:
+        async with calling(relay) as call:
+            assert await call.is_heard()
+            client = str(call.turn.local_address)
+        await eventually(lambda: relay.gateway.records.written == 1)
+        [told] = records(path)
+        assert (told["client"], told["upstream"], told["region"]) == (client, "stun1", "default")
+        assert (told["reason"], told["carrier"], told["server_name"]) == ("client_closed", "turn", "relay.test")
+        assert told["duration_s"] > 0
+        assert told["uplink"]["packets"] >= 1
+        # A connection that never was a flow has none.
+        await (await TlsClient.open(relay.tls, relay.trust)).close()
+        moved = tmp_path / "moved.jsonl"
+        reload(relay, quality={"records": str(moved)})
+        async with calling(relay):
+            pass
+        await eventually(lambda: relay.gateway.records.written == 2)
+        # What the end of the relay ends is written too.
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(calling(relay))
+            await relay.gateway.stop()
+            with contextlib.suppress(UpstreamError):
+                await stack.aclose()
+        assert [told["reason"] for told in records(moved)] == ["client_closed", "stopped"]
+        assert len(records(path)) == 1
+
+
+async def test_a_call_ends_with_one_line_in_the_log(tmp_path: Path) -> None:
+    async with running_relay(tmp_path, NO_UPSTREAM) as relay:
+        made = MadeUpCall(ConnectionId(77), username="a.keller")
+        made.talk(lost=5)
+        silent = MadeUpCall(ConnectionId(78))
+        with capture_logs() as lines:
+            relay.gateway._on_events([made.closed(CloseReason.CLIENT_LOST), silent.closed(CloseReason.CLIENT_LOST)])
+        call, flow = [line for line in lines if line["log_level"] == "info"]
+        assert (call["event"], call["username"], call["reason"]) == ("call_ended", "a.keller", "client_lost")
+        assert call["downlink"]["lost_percent"] == 2.0
+        assert (flow["event"], flow["connection"]) == ("connection closed", 78)
+        assert [one.connection for one in relay.gateway.calls.ended] == [77]
+
+
+async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"cannot write .* \(quality\.records\): no such file or directory"):
+        async with running_relay(tmp_path, NO_UPSTREAM, quality={"records": "none/calls.jsonl"}):
+            pass
+
+
+async def test_calls_are_looked_at_while_the_relay_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.gateway.calls.WINDOW_S", 0.01)
+    async with running_relay(tmp_path, NO_UPSTREAM) as relay:
+        await eventually(lambda: len(relay.gateway.calls.history) >= 2)
 
 
 # Reload
@@ -407,9 +491,10 @@ async def test_reload_says_what_it_cannot_change(tmp_path: Path) -> None:
         {"upstreams": []},
         {"routes": [{"server_name": "relay.test", "region": "nowhere"}]},
         {"certificates": [{"certificate": "gone.pem", "private_key": "gone.key"}]},
+        {"quality": {"records": "none/calls.jsonl"}},
         {"lissten": {}},
     ],
-    ids=["no upstream", "unknown region", "no such certificate", "unknown key"],
+    ids=["no upstream", "unknown region", "no such certificate", "no such folder", "unknown key"],
 )
 async def test_broken_file_changes_nothing(tmp_path: Path, broken: dict[str, Any]) -> None:
     async with open_host() as host, running_relay(tmp_path, host.address) as relay, calling(relay) as call:

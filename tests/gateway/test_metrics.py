@@ -14,11 +14,15 @@ from relay.addresses import Address
 from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
 from relay.emulator.turnhost import TurnHost
+from relay.gateway.calls import Calls
 from relay.gateway.metrics import Metrics, RelayCollector
+from relay.gateway.records import Records
 from relay.gateway.upstreams import Upstreams
-from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Snapshot, Totals
+from relay.gateway.view import View
+from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Snapshot, Totals, Traffic
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
+from tests.support.made_up import MadeUpRelay
 from tests.support.peers import Inbox, open_echo
 
 Samples = dict[tuple[str, str], float]
@@ -45,7 +49,9 @@ def samples_of_snapshot(snapshot: Snapshot, *, draining: bool = False) -> Sample
     up.on_rtt(0.25)
     up.flows = 3
     down.binding.on_failure(certain=True)
-    return samples_of(Metrics(RelayCollector(lambda: snapshot, upstreams, lambda: draining)).render().decode())
+    calls = Calls(lambda: snapshot, upstreams.region_of)
+    view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining)
+    return samples_of(Metrics(RelayCollector(view)).render().decode())
 
 
 NOTHING = Snapshot(0, (), Totals(), 0, {}, {})
@@ -57,6 +63,7 @@ NOTHING = Snapshot(0, (), Totals(), 0, {}, {})
         ("relay_connections_closed_total", CloseReason),
         ("relay_handshake_failures_total", HandshakeFailure),
         ("relay_drops_total", DropReason),
+        ("relay_dropped_total", Traffic),
     ],
 )
 def test_every_reason_is_there_from_the_start(name: str, values: type[StrEnum]) -> None:
@@ -73,14 +80,21 @@ def test_every_figure_is_there_from_the_start() -> None:
         "relay_connections",
         "relay_connections_accepted_total",
         "relay_retransmissions_total",
+        "relay_calls",
+        "relay_call_records_written_total",
+        "relay_call_records_lost_total",
+        "relay_queue_seconds_count",
     ):
         assert samples[name, ""] == 0
     assert samples["relay_info", __version__] == 1
 
 
 def test_figures_are_those_of_the_snapshot() -> None:
-    totals = Totals(1, 2, 3, 4, 5, {DropReason.UPLINK_FULL: 6})
-    snapshot = Snapshot(7, (), totals, 8, {CloseReason.SLOW_CLIENT: 9}, {HandshakeFailure.NOT_TLS: 10})
+    totals = Totals(1, 2, 3, 4, 5, {DropReason.UPLINK_FULL: 6}, {Traffic.MEDIA: 11})
+    queue_delay = Latency([(100, 2), (150, 3), (2_000_000, 1)], 2_000_900)
+    snapshot = Snapshot(
+        7, (), totals, 8, {CloseReason.SLOW_CLIENT: 9}, {HandshakeFailure.NOT_TLS: 10}, queue_delay=queue_delay
+    )
     samples = samples_of_snapshot(snapshot, draining=True)
     expected = {
         ("relay_packets_total", "uplink"): 1,
@@ -94,8 +108,37 @@ def test_figures_are_those_of_the_snapshot() -> None:
         ("relay_connections_closed_total", "slow_client"): 9,
         ("relay_handshake_failures_total", "not_tls"): 10,
         ("relay_draining", ""): 1,
+        ("relay_dropped_total", "media"): 11,
+        ("relay_queue_seconds_bucket", "0.0001"): 2,
+        ("relay_queue_seconds_bucket", "0.0002"): 5,
+        ("relay_queue_seconds_bucket", "1.0"): 5,
+        ("relay_queue_seconds_bucket", "+Inf"): 6,
+        ("relay_queue_seconds_sum", ""): 2.0009,
     }
     assert {key: samples[key] for key in expected} == expected
+
+
+async def test_windows_of_calls() -> None:
+    relay = MadeUpRelay()
+    for number, lost in enumerate((0, 0, 40)):
+        relay.call(number).talk(lost=lost, jitter_us=4000)
+    relay.call(3)  # without RTP
+    await relay.calls.look()
+    await relay.calls.look()  # silence, which has no score
+    samples = samples_of(Metrics(RelayCollector(relay.view)).render().decode())
+    expected = {
+        ("relay_calls", ""): 3,
+        ("relay_call_mos_count", "uplink"): 3,
+        ("relay_call_mos_bucket", "downlink,3.6"): 1,
+        ("relay_call_mos_bucket", "downlink,4.34"): 1,
+        ("relay_call_mos_bucket", "downlink,+Inf"): 3,
+        ("relay_call_missing_ratio_bucket", "downlink,0.1"): 2,
+        ("relay_call_missing_ratio_bucket", "downlink,0.2"): 3,
+        ("relay_call_missing_ratio_sum", "downlink"): 0.16,
+        ("relay_call_jitter_seconds_bucket", "downlink,0.002"): 0,
+        ("relay_call_jitter_seconds_bucket", "downlink,0.005"): 3,
+    }
+    assert {key: samples[key] for key in expected} == pytest.approx(expected)
 
 
 def test_upstreams() -> None:

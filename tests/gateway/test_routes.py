@@ -45,6 +45,14 @@ def test_region_of_a_server_name(server_name: str, region: str | None) -> None:
     assert ROUTES.region(server_name) == region
 
 
+def test_a_route_says_how_old_media_may_be() -> None:
+    routes = Routes([Route(server_name="*.relay.test", region="default", max_media_age_ms=100)])
+    route = routes.match("desk.relay.test")
+    assert route is not None
+    assert route.max_media_age_ms == 100
+    assert routes.match("relay.test") is None
+
+
 def test_no_routes_take_every_name_anywhere() -> None:
     assert Routes([]).region("relay.test") is None
 

@@ -1,0 +1,261 @@
+"""One call: a flow that carries RTP, seen as a row of windows. What the plane counts goes in, how it sounded comes out.
+
+A direction carries several streams, one for each line that is heard. The MOS of a direction in a window is that of its
+worst audible stream: a trader who cannot understand one line is not helped by the others.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from relay.plane.api import FlowSnapshot, Latency
+from relay.quality import emodel
+from relay.quality.stream import Direction
+from relay.quality.window import StreamWindow, stream_window
+
+# What is called a bad call: below it, G.107 Annex B says, some users are dissatisfied and soon many.
+BAD_MOS = emodel.mos(70.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One direction in one window. R and MOS are those of its worst audible stream, one that can be scored at all.
+
+    The jitter is that of the stream with most of it; the percentages are of the packets expected on all streams.
+    None is: no such stream.
+    """
+
+    expected: int = 0
+    lost: int = 0
+    late: int = 0
+    jitter_ms: float | None = None
+    r: float | None = None
+    mos: float | None = None
+
+    @property
+    def lost_percent(self) -> float | None:
+        """Packets that never came."""
+        return 100 * self.lost / self.expected if self.expected else None
+
+    @property
+    def late_percent(self) -> float | None:
+        """Packets that came too late to be played."""
+        return 100 * self.late / self.expected if self.expected else None
+
+
+SILENCE = Heard()
+
+
+def worse(one: float | None, other: float | None) -> float | None:
+    """The lower of two scores, of those that there are."""
+    return min((mos for mos in (one, other) if mos is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Both directions and the client's link between two readings; ``age_s`` of the flow is that at its end.
+
+    ``queue_ms`` is the 95th percentile of the time that packets waited for the client. None is: nothing to measure.
+    """
+
+    age_s: float
+    uplink: Heard
+    downlink: Heard
+    queue_ms: float | None
+    drops: int
+    rtt_ms: float | None
+
+    @property
+    def mos(self) -> float | None:
+        """Of the worse direction."""
+        return worse(self.uplink.mos, self.downlink.mos)
+
+
+class Windows:
+    """The last windows of a call, oldest first, in 64 bytes each."""
+
+    _WIDTH = 16
+
+    def __init__(self) -> None:
+        self._rows = array("f")
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._WIDTH
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self._window(start) for start in range(0, len(self._rows), self._WIDTH))
+
+    def last(self, count: int) -> Iterator[Window]:
+        """The last ``count``, oldest first."""
+        begin = max(0, len(self) - count) * self._WIDTH
+        return (self._window(start) for start in range(begin, len(self._rows), self._WIDTH))
+
+    def append(self, window: Window, keep: int) -> None:
+        """Add one, and let go of the oldest beyond ``keep``."""
+        self._rows.extend((window.age_s, *_packed(window.uplink), *_packed(window.downlink)))
+        self._rows.extend((_float(window.queue_ms), window.drops, _float(window.rtt_ms)))
+        excess = len(self) - keep
+        if excess > 0:
+            del self._rows[: excess * self._WIDTH]
+
+    def _window(self, start: int) -> Window:
+        row = self._rows[start : start + self._WIDTH]
+        uplink, downlink = _unpacked(row[1:7]), _unpacked(row[7:13])
+        return Window(row[0], uplink, downlink, _known(row[13]), int(row[14]), _known(row[15]))
+
+
+def _packed(heard: Heard) -> Iterable[float]:
+    return heard.expected, heard.lost, heard.late, _float(heard.jitter_ms), _float(heard.r), _float(heard.mos)
+
+
+def _unpacked(row: Sequence[float]) -> Heard:
+    return Heard(int(row[0]), int(row[1]), int(row[2]), _known(row[3]), _known(row[4]), _known(row[5]))
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+class WholeCall:
+    """One direction from the call's start, whatever windows are kept."""
+
+    __slots__ = ("_jitter_ms", "_mos", "_scored", "expected", "late", "lost", "mos_min")
+
+    def __init__(self) -> None:
+        self.expected = 0
+        self.lost = 0
+        self.late = 0
+        self.mos_min: float | None = None
+        self._mos = 0.0
+        self._jitter_ms = 0.0
+        self._scored = 0
+
+    def add(self, heard: Heard) -> None:
+        """Take a window."""
+        self.expected += heard.expected
+        self.lost += heard.lost
+        self.late += heard.late
+        if heard.mos is None:
+            return
+        self._scored += 1
+        self._mos += heard.mos
+        self._jitter_ms += heard.jitter_ms or 0.0
+        self.mos_min = heard.mos if self.mos_min is None else min(self.mos_min, heard.mos)
+
+    @property
+    def mos_mean(self) -> float | None:
+        """The mean of the windows that have a score."""
+        return self._mos / self._scored if self._scored else None
+
+    @property
+    def jitter_ms(self) -> float | None:
+        """The same of the jitter."""
+        return self._jitter_ms / self._scored if self._scored else None
+
+    @property
+    def lost_percent(self) -> float | None:
+        """Packets that never came."""
+        return 100 * self.lost / self.expected if self.expected else None
+
+    @property
+    def late_percent(self) -> float | None:
+        """Packets that came too late to be played."""
+        return 100 * self.late / self.expected if self.expected else None
+
+
+class Call:
+    """A flow from its first RTP packet on. ``flow`` is the last reading, ``window`` what came since the one before."""
+
+    __slots__ = ("downlink", "flow", "mos", "region", "seen", "started_at", "uplink", "window", "windows")
+
+    def __init__(self, region: str, started_at: float) -> None:
+        self.region = region
+        # Unix time in seconds.
+        self.started_at = started_at
+        self.flow: FlowSnapshot | None = None
+        self.window: Window | None = None
+        self.windows = Windows()
+        self.uplink = WholeCall()
+        self.downlink = WholeCall()
+        # Of the last window, for sorting; inf if it has none.
+        self.mos = math.inf
+        # The tick that saw it last.
+        self.seen = 0
+
+    def read(self, flow: FlowSnapshot, playout_deadline_ms: float, keep: int) -> Window:
+        """Take a reading: the window since the last one. ``keep`` so many."""
+        uplink, downlink = heard_between(self.flow, flow, playout_deadline_ms)
+        drops = sum(flow.totals.drops.values())
+        window = Window(
+            flow.age_s,
+            uplink,
+            downlink,
+            queue_percentile_ms(self.flow, flow, 95),
+            drops - (0 if self.flow is None else sum(self.flow.totals.drops.values())),
+            None if flow.link is None else flow.link.rtt_us / 1000,
+        )
+        self.flow, self.window = flow, window
+        self.windows.append(window, keep)
+        self.uplink.add(uplink)
+        self.downlink.add(downlink)
+        mos = window.mos
+        self.mos = math.inf if mos is None else mos
+        return window
+
+
+def heard_between(earlier: FlowSnapshot | None, later: FlowSnapshot, playout_deadline_ms: float) -> tuple[Heard, Heard]:
+    """Uplink and downlink between two readings of a flow."""
+    # One way to the client is half of its round trip; the way beyond the upstream is not seen.
+    network_ms = 0.0 if later.link is None else later.link.rtt_us / 2000
+    before = {} if earlier is None else {(one.direction, one.ssrc): one for one in earlier.streams}
+    judged: dict[Direction, list[StreamWindow]] = {Direction.UPLINK: [], Direction.DOWNLINK: []}
+    for stream in later.streams:
+        known = before.get((stream.direction, stream.ssrc))
+        if known is not None and known.packets == stream.packets:
+            continue  # silent
+        judged[stream.direction].append(stream_window(known, stream, playout_deadline_ms, network_ms))
+    return _heard(judged[Direction.UPLINK]), _heard(judged[Direction.DOWNLINK])
+
+
+def _heard(streams: Sequence[StreamWindow]) -> Heard:
+    if not streams:
+        return SILENCE
+    audible = [one for one in streams if one.r is not None]
+    worst = min(audible, key=lambda one: one.r or 0.0, default=None)
+    return Heard(
+        sum(one.expected for one in streams),
+        sum(one.lost for one in streams),
+        sum(one.late for one in streams),
+        max((one.jitter_ms for one in audible), default=None),
+        None if worst is None else worst.r,
+        None if worst is None else worst.mos,
+    )
+
+
+def queue_percentile_ms(earlier: FlowSnapshot | None, later: FlowSnapshot, percent: int) -> float | None:
+    """What ``percent`` of the packets that left for the client between two readings did not wait longer than, in ms.
+
+    It is the end of a bucket, so never too good. None if none left.
+    """
+    return percentile_ms(None if earlier is None else earlier.queue_delay, later.queue_delay, percent)
+
+
+def percentile_ms(earlier: Latency | None, later: Latency, percent: int) -> float | None:
+    """The same of any histogram of microseconds."""
+    before = {} if earlier is None else dict(earlier.buckets)
+    counts = [(end, count - before.get(end, 0)) for end, count in later.buckets]
+    rank = -(-percent * sum(count for _, count in counts) // 100)
+    if rank <= 0:
+        return None
+    for end, count in counts:
+        rank -= count
+        if rank <= 0:
+            return end / 1000
+    return None

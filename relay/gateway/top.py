@@ -1,0 +1,162 @@
+"""``relay top``: the calls of a running relay in a terminal, read from its admin listener like the dashboard."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from relay.errors import OperatorError
+from relay.logs import printable
+
+INTERVAL_S = 1.0
+# The listener is near, and answers in milliseconds.
+TIMEOUT_S = 5.0
+# Of a list of 1,000 nobody reads more on a terminal.
+ROWS_MOST = 200
+# Of a frame that is printed once, by a script that has no screen.
+ROWS_ONCE = 20
+# Title, figures, upstreams, drops, head of the table, and the line for the cursor.
+LINES_BESIDE = 8
+
+# The steps of MOS at which the colour changes: R 80, 70 and 60.
+_GOOD, _FAIR, _LOW = 4.03, 3.60, 3.10
+
+# Narrower than this it shows users, and no addresses and names besides.
+_WIDE_COLUMNS = 110
+_NAMES = {"user": "username", "client": "client", "server name": "server_name", "upstream": "upstream"}
+_FIGURES = ("age", "miss%↑", "miss%↓", "jit↑", "jit↓", "queue", "RTT")
+
+Json = dict[str, Any]
+
+
+async def show_once(url: str, match: str, console: Console) -> None:
+    """Print one frame. Raises OperatorError if the listener does not answer as it should."""
+    async with _open(url) as session:
+        console.print(frame(*await _read(session, url, match, ROWS_ONCE), console.width))
+
+
+async def show(url: str, match: str, console: Console) -> None:
+    """Draw a frame each second until cancelled. Raises OperatorError if there is no first one; then it waits."""
+    async with _open(url) as session:
+        summary, flows = await _read(session, url, match, _rows(console))
+        with Live(
+            frame(summary, flows, console.width), console=console, screen=console.is_terminal, auto_refresh=False
+        ) as live:
+            while True:
+                await asyncio.sleep(INTERVAL_S)
+                lost = None
+                try:
+                    summary, flows = await _read(session, url, match, _rows(console))
+                except OperatorError as error:
+                    lost = str(error)
+                live.update(frame(summary, flows, console.width, lost), refresh=True)
+
+
+def _open(url: str) -> aiohttp.ClientSession:
+    if not url.startswith(("http://", "https://")):
+        raise OperatorError(f"--url {url}: expected an address such as http://127.0.0.1:9443")
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+
+
+def _rows(console: Console) -> int:
+    return max(1, min(ROWS_MOST, console.size.height - LINES_BESIDE))
+
+
+async def _read(session: aiohttp.ClientSession, url: str, match: str, limit: int) -> tuple[Json, Json]:
+    summary = await _get(session, f"{url.rstrip('/')}/api/summary", {})
+    flows = await _get(session, f"{url.rstrip('/')}/api/flows", {"limit": str(limit), "match": match})
+    return summary, flows
+
+
+async def _get(session: aiohttp.ClientSession, url: str, query: dict[str, str]) -> Json:
+    """Raises OperatorError if there is no such JSON."""
+    try:
+        async with session.get(url, params=query) as answer:
+            if answer.status != 200:
+                raise OperatorError(f"{url} answers {answer.status}: is this the relay's admin listener?")
+            found = await answer.json()
+    except TimeoutError:
+        raise OperatorError(f"{url} does not answer within {TIMEOUT_S:g} s") from None
+    except (aiohttp.ClientError, ValueError) as error:
+        raise OperatorError(f"{url} cannot be read ({error}): is the relay running, and listen.admin there?") from None
+    if not isinstance(found, dict) or "flows" not in found:  # both have them, counted or listed
+        raise OperatorError(f"{url} answers something else: is this the relay's admin listener?")
+    return found
+
+
+def frame(summary: Json, flows: Json, width: int, lost: str | None = None) -> Group:
+    """One picture of what the API said. What peers chose is text here, never markup, and cannot steer the terminal."""
+    rates = summary["packets_per_s"]
+    bands = "  ".join(f"{one['name']} {one['calls']}" for one in summary["mos_bands"] if one["calls"])
+    title = Text.assemble(("cloud9-relay ", "bold"), summary["version"], ("  draining" * summary["draining"], "yellow"))
+    figures = (
+        f"calls {summary['calls']}  flows {summary['flows']}  connections {summary['connections']}  "
+        f"packets/s ↑ {rates['uplink']:.0f} ↓ {rates['downlink']:.0f}  MOS: {bands or 'none'}"
+    )
+    upstreams = Text("upstreams  ")
+    for one in summary["upstreams"]:
+        upstreams.append(f"{one['name']} {one['health']} {one['flows']}  ", style=_HEALTH.get(one["health"], ""))
+    drops = "  ".join(f"{reason} {count}" for reason, count in summary["drops_last_minute"].items())
+    shown, total = len(flows["flows"]), flows["total"]
+    more = f"  {shown} of {total} flows, worst first" if total > shown else ""
+    lines: list[Any] = [title, Text(figures), upstreams, Text(f"drops, last minute: {drops or 'none'}{more}")]
+    if lost is not None:
+        lines.append(Text(printable(lost), style="bold red"))
+    return Group(*lines, _table(flows["flows"], width))
+
+
+_HEALTH = {"up": "green", "down": "bold red"}
+
+
+def _table(flows: list[Json], width: int) -> Table:
+    table = Table(box=None, padding=(0, 1), expand=True, header_style="dim")
+    names = _NAMES if width >= _WIDE_COLUMNS else {"user": "username"}
+    table.add_column("MOS", justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
+    for name in _FIGURES:
+        table.add_column(name, justify="right", no_wrap=True)
+    for flow in flows:
+        mos = Text(_number(flow["mos"], 2), style=_style(flow["mos"]))
+        told = (Text(printable(flow[key]) or "-") for key in names.values())
+        table.add_row(mos, *told, *map(Text, _figures(flow)))
+    return table
+
+
+def _figures(flow: Json) -> list[str]:
+    uplink, downlink = flow["uplink"], flow["downlink"]
+    return [
+        _duration(flow["age_s"]),
+        _number(_missing(uplink), 1),
+        _number(_missing(downlink), 1),
+        _number(uplink["jitter_ms"], 1),
+        _number(downlink["jitter_ms"], 1),
+        _number(flow["queue_ms"], 0),
+        _number(flow["rtt_ms"], 0),
+    ]
+
+
+def _missing(way: Json) -> float | None:
+    return None if way["lost_percent"] is None else way["lost_percent"] + way["late_percent"]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _style(mos: float | None) -> str:
+    if mos is None:
+        return "dim"
+    return "green" if mos >= _GOOD else "yellow" if mos >= _FAIR else "red" if mos >= _LOW else "bold red"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,66 @@
+// Puts the page together: the stream of summaries, the two pages, the keyboard and the theme.
+import { redrawAll } from "./charts.js";
+import { CallPage } from "./call.js";
+import { setText } from "./dom.js";
+import { Live } from "./live.js";
+import { Overview } from "./overview.js";
+
+const place = document.getElementById("page");
+const overview = new Overview();
+let page = null;
+let latest = null;
+
+function route() {
+  const found = /^#\/call\/(\d{1,20})$/.exec(location.hash);
+  if (page !== overview) page?.remove();
+  page = found ? new CallPage(found[1]) : overview;
+  place.replaceChildren(page.element);
+  if (latest) page.show(latest);
+  if (found) scrollTo(0, 0);
+}
+
+function onSummary(summary) {
+  latest = summary;
+  setText(document.getElementById("version"), summary.version);
+  setText(document.getElementById("clock"), new Date(summary.at * 1000).toLocaleTimeString("en-GB"));
+  document.getElementById("draining").hidden = !summary.draining;
+  if (page !== overview) overview.showPackets(summary);
+  page.show(summary);
+}
+
+function onState(state, text) {
+  const live = document.getElementById("live");
+  live.dataset.state = state;
+  setText(live.lastElementChild, text);
+  document.body.classList.toggle("stale", state === "lost" || state === "quiet");
+}
+
+function toggleTheme() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  const next = now === "dark" ? "light" : "dark";
+  document.documentElement.dataset.theme = next;
+  try {
+    localStorage.setItem("theme", next);
+  } catch {
+    // It holds until the page is loaded again.
+  }
+  redrawAll();
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target instanceof HTMLInputElement;
+  // Out of the filter come Escape, Enter and the arrows; the rest is typed.
+  if (typing && event.key === "Escape" && !event.target.value) event.target.blur();
+  else if (typing && !["Escape", "Enter", "ArrowDown", "ArrowUp"].includes(event.key)) return;
+  else if (event.key === "t" && !typing) toggleTheme();
+  else page.onKey(event);
+}
+
+addEventListener("hashchange", route);
+addEventListener("keydown", onKey);
+document.getElementById("theme").addEventListener("click", toggleTheme);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+route();
+new Live(onSummary, onState);

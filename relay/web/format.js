@@ -1,0 +1,43 @@
+// Numbers as people at a desk read them; a figure that is not known is a dash, never a nought.
+
+const UNKNOWN = "–";
+
+export const known = (value) => value !== null && value !== undefined;
+
+export const fixed = (value, digits) => (known(value) ? value.toFixed(digits) : UNKNOWN);
+
+export function count(value) {
+  if (!known(value)) return UNKNOWN;
+  if (value >= 1e7) return `${(value / 1e6).toFixed(1)} M`;
+  return Math.round(value).toLocaleString("en-US").replaceAll(",", "\u202f");
+}
+
+export function percent(value) {
+  if (!known(value)) return UNKNOWN;
+  if (value === 0) return "0";
+  return value < 0.1 ? "<0.1" : value.toFixed(value < 10 ? 1 : 0);
+}
+
+export function sum(one, other) {
+  return known(one) || known(other) ? (one ?? 0) + (other ?? 0) : null;
+}
+
+export function duration(seconds) {
+  const whole = Math.floor(seconds);
+  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const two = (number) => String(number).padStart(2, "0");
+  return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
+}
+
+// The bands of G.107 Annex B, best first, as the summary has them.
+export function band(mos) {
+  if (!known(mos)) return "none";
+  return [4.34, 4.02, 3.6, 3.1, 2.58].findIndex((least) => mos >= least - 0.005) >>> 0;
+}
+
+export function bandClass(mos) {
+  const number = band(mos);
+  return number === "none" ? "band-none" : `band-${Math.min(number, 5)}`;
+}
+
+export const words = (name) => name.replaceAll("_", " ");

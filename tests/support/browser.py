@@ -1,0 +1,168 @@
+"""Debian's Chromium without a screen, driven through the DevTools protocol: a page, its keys and its picture."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+CHROMIUM = shutil.which("chromium")
+# A cold start on a busy machine takes some seconds, and an answer a fraction of one.
+START_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 30.0
+
+# No sandbox: tests may run as root. No background work: nothing is asked of anybody but the page's server.
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+    # Names lead nowhere: a page that loads anything from elsewhere fails here.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+_KEYS = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38}
+
+
+class Page:
+    """One tab. ``complaints`` are what it said on the console, threw, or was refused by its own security policy."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.session = ""
+        self._socket = socket
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._number = 0
+
+    async def read(self) -> None:
+        """Take what the browser says, until it is gone."""
+        async for message in self._socket:
+            told = json.loads(message.data)
+            if (answer := self._answers.pop(told.get("id", 0), None)) is not None:
+                if not answer.done():
+                    answer.set_result(told)
+            elif "method" in told:
+                self._on_event(told["method"], told["params"])
+
+    def _on_event(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Log.entryAdded":
+            self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(params["exceptionDetails"])[:1000])
+        elif method == "Runtime.consoleAPICalled":
+            self.complaints.append(json.dumps(params["args"])[:1000])
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+    async def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command of the protocol, and its result."""
+        self._number += 1
+        answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
+        asked = {"id": self._number, "method": method, "params": params}
+        await self._socket.send_json({**asked, "sessionId": self.session} if self.session else asked)
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            told = await answer
+        assert "error" not in told, (method, told)
+        return dict(told["result"])
+
+    async def open(self, url: str) -> None:
+        """Load a page; a fragment only is a step inside of it."""
+        await self.ask("Page.navigate", url=url)
+
+    async def run(self, script: str) -> Any:
+        """The value of an expression, awaited if it is a promise."""
+        told = await self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    async def until(self, condition: str, what: str = "") -> None:
+        """Wait until an expression holds in the page."""
+        script = f"""new Promise((resolve) => {{
+            const look = () => {{ let found = false; try {{ found = Boolean({condition}); }} catch {{}}
+                if (found) resolve(true); else setTimeout(look, 20); }};
+            look(); }})"""
+        try:
+            await self.run(script)
+        except TimeoutError:
+            raise AssertionError(what or f"{condition}: it did not come true; {self.complaints}") from None
+
+    async def press(self, key: str) -> None:
+        """Press and release a key."""
+        code = _KEYS.get(key, ord(key[0]))
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        await self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        await self.ask("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    async def size(self, width: int, height: int) -> None:
+        """What the window shows, in CSS pixels."""
+        await self.ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
+    async def prefer(self, scheme: str) -> None:
+        """Say that the system is ``light`` or ``dark``."""
+        await self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    async def picture(self) -> bytes:
+        """A PNG of the window."""
+        told = await self.ask("Page.captureScreenshot", format="png")
+        return base64.b64decode(told["data"])
+
+
+@contextlib.asynccontextmanager
+async def browser() -> AsyncIterator[Page]:
+    """A fresh Chromium with one empty page; it is ended with the block."""
+    assert CHROMIUM is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank", stdout=DEVNULL, stderr=PIPE
+        )
+        assert process.stderr is not None
+        drained: asyncio.Task[bytes] | None = None
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                address = await _address_of(process.stderr)
+            drained = asyncio.create_task(process.stderr.read())
+            async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
+                page = Page(socket)
+                reading = asyncio.create_task(page.read())
+                target = (await page.ask("Target.createTarget", url="about:blank"))["targetId"]
+                page.session = (await page.ask("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+                for domain in ("Page", "Runtime", "Log", "Network"):
+                    await page.ask(f"{domain}.enable")
+                await page.size(1440, 900)
+                yield page
+                page.session = ""
+                await page.ask("Browser.close")
+                await reading
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            if drained is not None:
+                await drained
+
+
+async def _address_of(stderr: asyncio.StreamReader) -> str:
+    said = []
+    async for line in stderr:
+        if found := re.search(rb"DevTools listening on (ws://\S+)", line):
+            return found[1].decode()
+        said.append(line)
+    raise AssertionError(b"".join(said).decode(errors="replace"))
