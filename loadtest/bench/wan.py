@@ -165,8 +165,7 @@ async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[N
 
 
 async def _disturb(scenario: Scenario, line: Wan, client: Client) -> Times:
-    """Let the call run, disturb it, let it run."""
-    await asyncio.sleep(WARM_UP_S)
+    """Let the call run while it is disturbed, and afterwards."""
     begin = time.monotonic()
     line.uplink.change(**asdict(scenario.uplink))
     line.downlink.change(**asdict(scenario.downlink))
@@ -186,23 +185,23 @@ async def _call(scenario: Scenario, line: Wan, server: Server, client: Client, s
     """Set a call up, run it, and judge it."""
     await client.set_up(source.address)
     samples, tracks = Samples(server), client.downlink
-    # The first frame tells the source where to send.
     async with _background(client.talk(), client.request(), samples.collect()):
+        # The first frame tells the source where to send.
         async with asyncio.timeout(AFTER_S):
             await source.heard.wait()
         (flow,) = source.flows
-        feeding = [feed_voice(source, flow, tracks)]
-        if scenario.bursts:
-            feeding.append(feed_bursts(source, flow, tracks[BURST_STREAM]))
-        async with _background(*feeding):
-            times = await _disturb(scenario, line, client)
+        async with _background(feed_voice(source, flow, tracks)):
+            await asyncio.sleep(WARM_UP_S)
+            async with contextlib.AsyncExitStack() as stack:
+                if scenario.bursts:
+                    bursts = feed_bursts(source, flow, tracks[BURST_STREAM])
+                    await stack.enter_async_context(_background(bursts))
+                times = await _disturb(scenario, line, client)
     await asyncio.sleep(DRAIN_S)
     samples.take()
     run = {"scenario": scenario.name, "server": server.name, **judge(scenario, client, source, times)}
-    links = {
-        name: asdict(direction.counters) for name, direction in (("uplink", line.uplink), ("downlink", line.downlink))
-    }
-    return run | samples.summary(times) | {"links": links}
+    ways = {"uplink": line.uplink, "downlink": line.downlink}
+    return run | samples.summary(times) | {"links": {name: asdict(way.counters) for name, way in ways.items()}}
 
 
 async def measure(scenario: Scenario, name: str, *, congestion: str, seed: int = 1) -> Run:
@@ -241,13 +240,16 @@ async def measure(scenario: Scenario, name: str, *, congestion: str, seed: int =
 # Judging it
 
 
+def _percentile_ms(seconds: Sequence[float], rank: float) -> float | None:
+    """In milliseconds; of values between two ranks the greater one. None if there are no values."""
+    return round(1000 * sorted(seconds)[math.ceil(rank * len(seconds)) - 1], 1) if seconds else None
+
+
 def _ages(deliveries: Iterable[Delivery]) -> Run:
-    """Percentiles are of those that came, the next one up; in milliseconds."""
-    ages = sorted(delivery.age_s for delivery in deliveries)
-    ranks = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    found = {name: ages[math.ceil(rank * len(ages)) - 1] * 1000 if ages else None for name, rank in ranks.items()}
+    """Percentiles are of those that came."""
+    ages = [delivery.age_s for delivery in deliveries]
     return {
-        **{f"age_{name}_ms": None if age is None else round(age, 1) for name, age in found.items()},
+        **{f"age_{name}_ms": _percentile_ms(ages, rank) for name, rank in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
         "old": sum(age > OLD_S for age in ages),
         "looked_at": len(ages),
     }
@@ -296,6 +298,7 @@ def judge(scenario: Scenario, client: Client, source: Source, times: Times) -> R
         "wrong": sum(track.wrong for track in [*uplink, *client.downlink.values()]),
         "broken": client.ended,
         "source_refused": source.refused,
+        "late_p99_ms": _percentile_ms(source.late_s, 0.99),
     }
 
 
@@ -319,6 +322,7 @@ COLUMNS: dict[str, Callable[[Run], Any]] = {
     "at most": lambda run: f"+{run['rss_max_kb'] - run['rss_before_kb']}",
     "after": lambda run: f"{run['rss_after_kb'] - run['rss_before_kb']:+}",
     "kernel KiB": lambda run: round(run["kernel_queue_max_bytes"] / KIB),
+    "harness late ms": lambda run: run["late_p99_ms"],
     "broken": lambda run: (run["broken"] or "") + (f" {run['wrong']} wrong" if run["wrong"] else ""),
 }
 

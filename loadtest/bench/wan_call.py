@@ -120,10 +120,12 @@ class Request:
     answered: float | None = None
 
 
-def ticks(interval_s: float) -> Iterator[float]:
-    """How long to wait until each next tick, on an absolute clock: what is late is caught up with."""
+def ticks(interval_s: float, late: list[float] | None = None) -> Iterator[float]:
+    """How long to wait until each next tick, on an absolute clock; ``late`` is told in seconds how late each was."""
     due = time.monotonic()
     while True:
+        if late is not None:
+            late.append(time.monotonic() - due)
         due += interval_s
         yield max(0.0, due - time.monotonic())
 
@@ -144,6 +146,7 @@ class Source:
         self.flows: dict[Address, bool] = {}
         self.uplink: dict[int, Track] = {}
         self.refused = 0  # datagrams that the socket would not take
+        self.late_s: list[float] = []  # how late voice left, by how busy the machine was
         self.heard = asyncio.Event()
         asyncio.get_running_loop().add_reader(bound.fileno(), self._on_readable)
 
@@ -196,7 +199,7 @@ class Source:
 
 async def feed_voice(source: Source, flow: Address, tracks: dict[int, Track]) -> None:
     """Send the voice of a call until cancelled."""
-    for wait_s in ticks(VOICE_INTERVAL_S):
+    for wait_s in ticks(VOICE_INTERVAL_S, source.late_s):
         for stream in VOICE_STREAMS:
             track = tracks[stream]
             frame = build_frame(stream, len(track.sent), VOICE_BYTES)

@@ -49,6 +49,7 @@ class Ends:
         self.sent = dict.fromkeys(VOICE_STREAMS, 0)
         self.unsent = self.refused = self.refused_requests = 0
         self.ended: str | None = None
+        self.late_s = [0.001, 0.002]
 
     def voice(self, sent: float, came: float | None) -> None:
         track = self.downlink[1]
@@ -98,6 +99,7 @@ def test_ages_are_of_what_came_after_the_disturbance() -> None:
     ends.voice(12.9, 13.02)
     ends.voice(13.5, None)  # lost
     ends.voice(24, None)  # nobody asked for it any more
+    assert ends.judge()["late_p99_ms"] == 2
     voice = ends.judge()["voice"]
     assert (voice["sent"], voice["delivered"], voice["lost"], voice["old"]) == (3, 2, 1, 1)
     assert (voice["age_p50_ms"], voice["age_max_ms"]) == (120, 3010)
