@@ -52,6 +52,8 @@ SAMPLE_S = 0.1
 # Old voice is what no jitter buffer takes any more; an answer to STUN is late where clients become nervous.
 OLD_S = 0.5
 LATE_ANSWER_S = 1.0
+# When voice leaves the source later than this, by the 99th percentile, the machine was too busy to say anything.
+MAX_LATE_MS = 20.0
 # After a disturbance so much is looked at.
 AFTER_S = 10.0
 # What a client that does not read has in its kernel before the server notices. Linux takes twice that.
@@ -109,7 +111,10 @@ SCENARIOS = [
     _stall(3),
     Scenario("d", "200 KB burst a second, 40 ms RTT", bursts=True),
     Scenario("e", "client reads nothing for 5 s", pause_s=5),
+    # For memory alone, and only if asked for.
+    Scenario("m", "client reads nothing for 60 s", pause_s=60),
 ]
+DEFAULT_SCENARIOS = [scenario for scenario in SCENARIOS if scenario.name != "m"]
 
 
 # One run
@@ -142,10 +147,12 @@ class Samples:
             await asyncio.sleep(SAMPLE_S)
 
     def summary(self, times: Times) -> Run:
-        """RSS before, at most from then on, and at the end; and the longest queue."""
+        """RSS before the disturbance, halfway through it, at most and at the end; and the longest queue."""
         since = [sample for sample in self.taken if sample[0] >= times.begin]
+        halfway = (times.begin + times.disturbed_until) / 2
         return {
             "rss_before_kb": next(rss for when, rss, _ in reversed(self.taken) if when < times.begin),
+            "rss_halfway_kb": next(rss for when, rss, _ in since if when >= halfway),
             "rss_max_kb": max(rss for _, rss, _ in since),
             "rss_after_kb": since[-1][1],
             "kernel_queue_max_bytes": max(queued for _, _, queued in since),
@@ -357,10 +364,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--server", choices=[*SERVERS, "all"], default="all", help="all: those that are installed (all)"
     )
     parser.add_argument(
-        "--scenario", type=_scenarios, default=SCENARIOS, help=f"of {names}; a letter is all of it (all)"
+        "--scenario", type=_scenarios, default=DEFAULT_SCENARIOS, help=f"of {names}; c is c0.2,c1,c3 (all but m)"
     )
     parser.add_argument("--congestion", default="reno", help="TCP's congestion control at both ends (reno)")
     parser.add_argument("--seed", type=int, default=1, help="decides which packets are lost (1)")
+    parser.add_argument("--tries", type=int, default=3, help="until the machine has time for a run (3)")
     parser.add_argument("--json", type=Path, help="write the JSON to this file, too")
     return parser.parse_args(arguments)
 
@@ -371,12 +379,20 @@ async def _measure_all(options: argparse.Namespace) -> list[Run]:
     for scenario in options.scenario:
         for name in names:
             try:
-                run = await measure(scenario, name, congestion=options.congestion, seed=options.seed)
+                run = await _measure_in_peace(scenario, name, options)
             except (OSError, TimeoutError) as error:
                 raise WanError(f"{scenario.name}: {name}: {error or 'no answer'}") from error
             runs.append({"title": f"{scenario.name}: {scenario.title}", **run})
-            print(f"wan: {scenario.name} {name} done", file=sys.stderr)  # noqa: T201
     return runs
+
+
+async def _measure_in_peace(scenario: Scenario, name: str, options: argparse.Namespace) -> Run:
+    """The first run for which the machine had time; without one, that of which it had most."""
+    tries: list[Run] = []
+    while len(tries) < options.tries and not (tries and tries[-1]["late_p99_ms"] <= MAX_LATE_MS):
+        tries.append(await measure(scenario, name, congestion=options.congestion, seed=options.seed))
+        print(f"wan: {scenario.name} {name}: late by {tries[-1]['late_p99_ms']} ms", file=sys.stderr)  # noqa: T201
+    return {**min(tries, key=lambda run: float(run["late_p99_ms"])), "tries": len(tries)}
 
 
 def main() -> int:

@@ -64,10 +64,15 @@ class Namespace:
         # In a thread that ends here: this one stays where it is.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             self._fd = thread.submit(_new_namespace).result()
-        with self.entered():
-            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            # A kernel without IPv6 has no such setting, and needs none.
+            with contextlib.suppress(FileNotFoundError):
+                self.set_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+            with self.socket(kind=socket.SOCK_DGRAM) as control:
                 _bring_up(control, "lo")
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def path(self) -> str:
@@ -126,7 +131,7 @@ class Namespace:
             return fd
 
     def command(self, *command: str | Path) -> list[str]:
-        """What runs ``command`` inside, under the process id it is started with; it dies with the thread that did."""
+        """What runs ``command`` inside, as the process that is started; it dies with the thread that starts it."""
         inside = ["nsenter", f"--net={self.path}", "--", "setpriv", "--pdeathsig", "KILL", "--"]
         return [*inside, *map(str, command)]
 
@@ -170,9 +175,10 @@ class Namespace:
                 if not work.done():
                     either: list[asyncio.Future[Any]] = [work, asyncio.wrap_future(begun)]
                     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                    with contextlib.suppress(RuntimeError):  # Its loop may have just ended.
-                        loop, task = begun.result(0)
-                        loop.call_soon_threadsafe(task.cancel)
+                    if begun.done():
+                        loop, task = begun.result()
+                        with contextlib.suppress(RuntimeError):  # Its loop may have just ended.
+                            loop.call_soon_threadsafe(task.cancel)
                     await asyncio.wait([work])
                     work.exception()
 

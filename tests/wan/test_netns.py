@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gateway import eventually
 from tests.support.netns import Namespace, refusal
 
 needs_namespaces = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")
@@ -166,6 +167,30 @@ async def test_a_process_that_does_not_listen_is_killed() -> None:
             assert process.stdout is not None
             await process.stdout.readline()
         assert process.returncode == -9
+
+
+@needs_namespaces
+async def test_nothing_outlives_an_owner_that_is_killed() -> None:
+    program = """
+import asyncio, os, sys
+from tests.support.wan import wan
+
+async def main():
+    async with wan() as line, line.server_ns.process("sleep", "600"):
+        print(os.stat(line.server_ns.path).st_ino, os.stat(line.client_ns.path).st_ino, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT, stdout=PIPE)
+    assert owner.stdout is not None
+    server, client = map(int, (await owner.stdout.readline()).split())
+    # It has the namespace's number as soon as it has gone through nsenter.
+    await eventually(lambda: inhabitants(server))
+    assert inhabitants(client) == []
+    owner.kill()
+    await owner.wait()
+    await eventually(lambda: not inhabitants(server))
 
 
 @needs_namespaces
