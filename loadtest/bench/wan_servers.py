@@ -32,7 +32,7 @@ class WanError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """What is measured; what it has printed is in ``log``."""
+    """What is measured; what it has printed is in ``log``. Its figures raise WanError once it has died."""
 
     name: str
     process: Process
@@ -41,15 +41,21 @@ class Server:
     @property
     def rss_kb(self) -> int:
         """Memory in use, in KiB."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        pages = int(self._read("statm").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") // KIB
 
     @property
     def kernel_queue_bytes(self) -> int:
         """What TCP has taken from it and the client has not acknowledged (the tx_queue of /proc/net/tcp)."""
-        rows = [line.split() for line in Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]]
+        rows = [line.split() for line in self._read("net/tcp").splitlines()[1:]]
         ours = [row for row in rows if int(row[1].partition(":")[2], 16) == SERVER_PORT and row[3] == "01"]
         return sum(int(row[4].partition(":")[0], 16) for row in ours)
+
+    def _read(self, name: str) -> str:
+        try:
+            return Path(f"/proc/{self.process.pid}", name).read_text()
+        except OSError:
+            raise WanError(f"{self.name} died; it said:\n{self.log.read_text(errors='replace')}") from None
 
 
 def _relay(folder: Path, address: Address, source: Address, certificate: Certificate) -> list[str | Path]:

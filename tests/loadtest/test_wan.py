@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,28 @@ async def test_bursts_and_a_reader_that_pauses(monkeypatch: pytest.MonkeyPatch) 
     assert run["burst"]["delivered"] > 0
     assert run["voice"]["delivered"] > 0
     assert (run["wrong"], run["broken"]) == (0, None)
+
+
+@needs_wan
+async def test_a_server_that_dies_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wan, "WARM_UP_S", 0.3)
+    servers = list[wan_servers.Server]()
+    disturb = wan._disturb
+
+    @contextlib.asynccontextmanager
+    async def open_server(*where: Any, **addresses: Any) -> AsyncIterator[wan_servers.Server]:
+        async with wan_servers.open_server(*where, **addresses) as opened:
+            servers.append(opened)
+            yield opened
+
+    async def kill(*call: Any) -> wan.Times:
+        servers[0].process.kill()
+        return await disturb(*call)
+
+    monkeypatch.setattr(wan, "open_server", open_server)
+    monkeypatch.setattr(wan, "_disturb", kill)
+    with pytest.raises(wan_servers.WanError, match="relay died"):
+        await wan.measure(CALM, "relay", congestion="reno")
 
 
 @needs_wan
