@@ -245,7 +245,9 @@ class Client:
     # The socket
 
     def resume(self) -> None:
-        """Read again."""
+        """Read again, unless the connection has ended meanwhile."""
+        if self.closed:
+            return
         self._reading = True
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
         # What TLS has decrypted already makes no descriptor readable.
@@ -254,7 +256,8 @@ class Client:
     def pause(self) -> None:
         """Read nothing, and leave it to TCP to tell the server."""
         self._reading = False
-        self._loop.remove_reader(self._socket.fileno())
+        if not self.closed:
+            self._loop.remove_reader(self._socket.fileno())
 
     def close(self) -> None:
         """Close at once; nothing that happens then counts."""

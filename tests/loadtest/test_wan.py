@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import shutil
+import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +21,17 @@ from loadtest.bench.wan_call import (
     BURST_STREAM,
     VOICE_BYTES,
     VOICE_STREAMS,
+    Client,
     Delivery,
     Request,
     Track,
     build_frame,
+    connect,
     stream_of,
 )
+from relay.addresses import Address
+from relay.demo.authority import Authority
+from tests.support.gateway import eventually
 from tests.support.wan import Link, refusal
 
 needs_wan = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")
@@ -164,6 +173,32 @@ async def test_bursts_and_a_reader_that_pauses(monkeypatch: pytest.MonkeyPatch) 
     assert run["burst"]["delivered"] > 0
     assert run["voice"]["delivered"] > 0
     assert (run["wrong"], run["broken"]) == (0, None)
+
+
+async def test_a_connection_that_ends_while_the_client_pauses_is_broken(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, context = authority.issue("wan.test"), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.chain, certificate.private_key)
+    ended = asyncio.Event()
+
+    async def on_client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+        ended.set()
+
+    async with await asyncio.start_server(on_client, "127.0.0.1", 0, ssl=context) as server:
+        address = Address(*server.sockets[0].getsockname()[:2])
+        opened = socket.socket()
+        connected = await asyncio.to_thread(connect, opened, address, authority.client_context(), "wan.test", None)
+        client = Client(connected)
+        client.pause()
+        await ended.wait()
+        # It notices as it writes.
+        talking = asyncio.create_task(client.talk())
+        await eventually(lambda: client.ended)
+        talking.cancel()
+        client.resume()
+        client.pause()
+        assert client.closed
 
 
 @needs_wan
