@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # How long the demo's calls last; each search of `make fuzz` takes 60 unless this is said.
 SECONDS ?= 10
+# Options of `make bench-wan`, such as `--scenario c3 --server relay`.
+WAN     ?=
 
 # Debian's packages: what builds the extension, what builds the benchmark, and the real TURN server that both the
 # benchmark and the tests talk to.
@@ -17,7 +19,7 @@ ASAN     := build/asan
 COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/*.pxd)
 
-.PHONY: help demo test lint fuzz test-asan bench clean
+.PHONY: help demo test lint fuzz test-asan bench bench-wan clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +29,7 @@ help:
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
 	@echo "make test-asan  the data plane's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench  measure the relay beside coturn: CPU per packet, latency, loss"
+	@echo "make bench-wan  voice over a bad WAN, beside coturn (root; WAN='--scenario c3 --server relay')"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
@@ -63,6 +66,9 @@ bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \
 	    PATH="$(abspath $(BIN)):$$PATH" $(PYTHON) $(COMPARE) --relay "$(abspath loadtest/bench/start-relay.sh)"; \
 	else $(BIN)/python loadtest/bench/bench.py; fi
+
+bench-wan: $(VENV)/.bench-installed
+	@$(BIN)/python -m loadtest.bench.wan $(WAN)
 
 # $(1): packages, $(2): extra, $(3): the stamp
 define install

@@ -1,0 +1,133 @@
+"""The servers that ``wan.py`` measures, in the namespace at the far end: the relay, and coturn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.addresses import Address
+from relay.plane.api import Certificate
+from tests.support.netns import Namespace
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# The namespace is empty: any port is free.
+SERVER_PORT = 443
+TURN_PORT = 3478
+# Python and its libraries take about a second on a quiet machine.
+START_TIMEOUT_S = 30.0
+POLL_S = 0.05
+KIB = 1024
+
+
+class WanError(Exception):
+    """It could not start; the message says what."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What is measured; what it has printed is in ``log``. Its figures raise WanError once it has died."""
+
+    name: str
+    process: Process
+    log: Path
+
+    @property
+    def rss_kb(self) -> int:
+        """Memory in use, in KiB."""
+        pages = int(self._read("statm").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // KIB
+
+    @property
+    def kernel_queue_bytes(self) -> int:
+        """What TCP has taken from it and the client has not acknowledged (the tx_queue of /proc/net/tcp)."""
+        rows = [line.split() for line in self._read("net/tcp").splitlines()[1:]]
+        ours = [row for row in rows if int(row[1].partition(":")[2], 16) == SERVER_PORT and row[3] == "01"]
+        return sum(int(row[4].partition(":")[0], 16) for row in ours)
+
+    def _read(self, name: str) -> str:
+        try:
+            return Path(f"/proc/{self.process.pid}", name).read_text()
+        except OSError:
+            raise WanError(f"{self.name} died; it said:\n{self.log.read_text(errors='replace')}") from None
+
+
+def _relay(folder: Path, address: Address, source: Address, certificate: Certificate) -> list[str | Path]:
+    (folder / "relay.toml").write_text(
+        f"""
+[listen]
+tls = ["{address}"]
+admin = "127.0.0.1:0"
+workers = 1
+
+[[certificates]]
+certificate = "{certificate.chain}"
+private_key = "{certificate.private_key}"
+
+[[upstreams]]
+name = "wan"
+address = "{source}"
+
+[log]
+level = "warning"
+"""
+    )
+    return [sys.executable, "-m", "relay", "serve", "--config", folder / "relay.toml"]
+
+
+def _coturn(folder: Path, address: Address, _: Address, certificate: Certificate) -> list[str | Path]:
+    lines = [
+        f"listening-ip={address.host}",
+        "relay-ip=127.0.0.1",
+        f"listening-port={TURN_PORT}",
+        f"tls-listening-port={address.port}",
+        f"cert={certificate.chain}",
+        f"pkey={certificate.private_key}",
+        f"userdb={folder / 'users.sqlite'}",
+        f"pidfile={folder / 'pid'}",
+        "relay-threads=1",
+        *("no-auth", "allow-loopback-peers", "no-cli", "no-dtls", "log-file=stdout", "simple-log", ""),
+    ]
+    (folder / "turnserver.conf").write_text("\n".join(lines))
+    return ["turnserver", "-c", folder / "turnserver.conf"]
+
+
+Command = Callable[[Path, Address, Address, Certificate], list[str | Path]]
+SERVERS: dict[str, Command] = {"relay": _relay, "coturn": _coturn}
+
+
+def installed() -> list[str]:
+    """The servers that can be measured here."""
+    return [name for name in SERVERS if name != "coturn" or shutil.which("turnserver")]
+
+
+@contextlib.asynccontextmanager
+async def open_server(
+    name: str, folder: Path, namespace: Namespace, *, address: Address, source: Address, certificate: Certificate
+) -> AsyncIterator[Server]:
+    """A server that accepts connections. Raises WanError."""
+    command = SERVERS[name](folder, address, source, certificate)
+    log = folder / "log"
+    with log.open("wb") as output:
+        async with namespace.process(*command, output=output, cwd=ROOT) as process:
+            server = Server(name, process, log)
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    while not _accepts(namespace, address):
+                        if process.returncode is not None:
+                            raise TimeoutError
+                        await asyncio.sleep(POLL_S)
+            except TimeoutError:
+                raise WanError(f"{name} does not serve; it said:\n{log.read_text(errors='replace')}") from None
+            yield server
+
+
+def _accepts(namespace: Namespace, address: Address) -> bool:
+    with namespace.socket() as probe:
+        return probe.connect_ex(address) == 0
