@@ -16,7 +16,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 from relay._fastpath import SharedState, Worker
@@ -52,6 +52,7 @@ from relay.quality.stream import Direction, RtpStream
 from relay.wire.stream import FramingFault
 
 if TYPE_CHECKING:
+    from relay._fastpath import _Flow as _FlowFigures
     from relay._fastpath import _Histogram
 
 LISTEN_BACKLOG = 1024
@@ -81,6 +82,10 @@ class _Flow:
 
 
 _Record = tuple[int, ...]
+
+
+# Of a flow that ended while a snapshot was read.
+NOTHING_KNOWN: _FlowFigures = (b"", 0, 0, ([], 0), None, 0, [], 0, [])
 
 
 class _Flows(Sequence[FlowSnapshot]):
@@ -291,7 +296,9 @@ class CompiledPlane:
 
     def _describe(self, flow: _Flow, record: _Record) -> FlowSnapshot:
         identity, age_us, heard_us, *counters = record
-        base = FlowSnapshot(
+        known = self._worker(identity).flow(identity) or NOTHING_KNOWN
+        name, queued, oldest_us, (delays, waited_us), link, uplink_rtcp, uplink, downlink_rtcp, downlink = known
+        return FlowSnapshot(
             flow.connection,
             flow.client,
             flow.server_name,
@@ -300,17 +307,10 @@ class CompiledPlane:
             age_us / 1e6,
             heard_us / 1e6,
             _totals(counters),
-        )
-        known = self._worker(identity).flow(identity)
-        if known is None:
-            return base
-        name, queued, oldest_us, delays, link, uplink_rtcp, uplink, downlink_rtcp, downlink = known
-        return replace(
-            base,
             username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
             queued_bytes=queued,
             queue_age_s=oldest_us / 1e6,
-            queue_delay=_latency([delays]),
+            queue_delay=Latency(delays, waited_us),
             link=None if link is None else ClientLink(*link),
             uplink_rtcp=uplink_rtcp,
             downlink_rtcp=downlink_rtcp,
