@@ -12,6 +12,7 @@ from relay.plane.delays cimport Delays
 from relay.plane.histogram cimport Histogram
 from relay.plane.meter cimport PAYLOAD_TYPES, Meter
 from relay.plane.openssl cimport SSL
+from relay.plane.pace cimport Pace
 from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.ring cimport Ring
 from relay.plane.schedule cimport TRAFFICS, Schedule
@@ -132,6 +133,7 @@ cdef struct Link:
     uint32_t rtt_variation_us
     uint32_t retransmits
     uint32_t unsent_bytes
+    uint32_t least_rtt_us
     bint known
 
 cdef struct Connection:
@@ -170,6 +172,8 @@ cdef struct Connection:
     Buffer out
     uint32_t retry
     Schedule schedule
+    Pace pace
+    bint behind                 # and in the list of those
     int64_t max_age_us
     Delays delays
     Link link
@@ -209,6 +213,7 @@ cdef struct Connection:
     # Lists of one turn of the loop.
     Connection* again_next
     Connection* owed_next
+    Connection* behind_next
     Connection* free_next
 
 cdef enum:
@@ -267,6 +272,9 @@ cdef struct Engine:
     # Lists of one turn.
     Connection* again
     Connection* owed
+    # Connections to whom TCP is behind, and when it was last asked.
+    Connection* behind
+    int64_t behind_seen_us
     # Counted from the start, connections that have ended included.
     uint64_t accepted
     Counters ended

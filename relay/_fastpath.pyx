@@ -38,6 +38,7 @@ from relay.plane.live cimport (
 from relay.plane.meter cimport (
     PAUSE_BUCKETS, PAYLOAD_TYPES, Meter, Stream, jitter_us, meter_packet, pause_bucket_end_us,
 )
+from relay.plane.pace cimport is_behind, note_write
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, take
 from relay.plane.schedule cimport (
     PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
@@ -65,7 +66,7 @@ if WIRES == NULL:
 cdef enum:
     HANDSHAKES_A_TURN = 1
     ACCEPTS_A_TURN = 16
-    RECORD_BYTES = 4096             # of what has waited: at 64 kbit/s that is half a second until it can be read
+    RECORD_BYTES = 1024             # of what has waited: at 64 kbit/s an eighth of a second until it can be read
     LINK_US = 1000000               # TCP_INFO once a second
     UNITS_A_TURN = 256              # units of one client before others have their turn: one record may bring 4,000
     READS_A_TURN = 8                # TLS reads of one client before others have their turn
@@ -75,6 +76,8 @@ cdef enum:
     PACKETS_A_CLOCK = 8             # packets whose time in the relay is noted together
     WARM_AFTER = 16                 # records written: a call has begun
     TELL_EVERY_US = 2000
+    BEHIND_EVERY_MS = 5             # a jitter buffer does not notice
+    BEHIND_EVERY_US = 5000
     SWEEP_MS = 1000
     SWEEP_US = 1000000              # a call speaks fifty times a second: after one it is silent
     READ_TRIES = 20                 # of a snapshot, while flows end
@@ -128,7 +131,7 @@ cdef void watch_client(Engine* e, Connection* c) noexcept nogil:
         return
     if c.readable and not c.ended:
         wanted |= posix.EPOLLIN
-    if c.out.size or c.retry or is_waiting(&c.schedule):
+    if c.out.size or c.retry or (is_waiting(&c.schedule) and not c.behind):
         wanted |= posix.EPOLLOUT
     if wanted != c.interest:
         c.interest = wanted
@@ -678,7 +681,7 @@ cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t si
 cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, uint32_t filled) noexcept nogil:
     cdef uint32_t padded = (size + 3) & ~<uint32_t> 3
     memset(unit + size, 0, padded - size)
-    if c.out.size or is_waiting(&c.schedule):
+    if c.out.size or is_waiting(&c.schedule) or falls_behind(e, c):
         let_wait(e, c, unit, size)
         return filled
     hand_over(e, c, unit, size, e.now_us)
@@ -721,6 +724,44 @@ cdef void let_wait(Engine* e, Connection* c, const uint8_t* unit, uint32_t size)
         watch_client(e, c)
 
 
+# TCP has taken what it does not deliver: more would only grow old there, where nothing can be dropped.
+cdef bint falls_behind(Engine* e, Connection* c) noexcept nogil:
+    if not is_behind(&c.pace, c.fd, c.wire.given, c.link.least_rtt_us, e.now_us):
+        return False
+    if not c.behind:
+        c.behind = True
+        c.behind_next = e.behind
+        e.behind = c
+    return True
+
+
+# Nothing tells when TCP has caught up, so it is asked.
+cdef void see_those_behind(Engine* e) noexcept nogil:
+    cdef Connection* c = e.behind
+    cdef Connection* following
+    e.behind = NULL
+    e.behind_seen_us = e.now_us
+    while c != NULL:
+        following = c.behind_next
+        c.behind = False
+        if not falls_behind(e, c):
+            if not c.out.size:
+                write_waiting(e, c)
+            if c.state == STATE_MEDIA:
+                watch_client(e, c)
+        c = following
+
+
+cdef void forget_behind(Engine* e, Connection* c) noexcept nogil:
+    cdef Connection** link = &e.behind
+    if not c.behind:
+        return
+    while link[0] != c:
+        link = &link[0].behind_next
+    link[0] = c.behind_next
+    c.behind = False
+
+
 # A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it.
 cdef void hand_over(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us) noexcept nogil:
     cdef int64_t delay_us = e.now_us - arrived_us
@@ -742,6 +783,7 @@ cdef void read_link(Engine* e, Connection* c) noexcept nogil:
         memcpy(&c.link.rtt_variation_us, info + posix.TCP_INFO_RTTVAR, 4)
         memcpy(&c.link.retransmits, info + posix.TCP_INFO_TOTAL_RETRANS, 4)
         memcpy(&c.link.unsent_bytes, info + posix.TCP_INFO_NOTSENT_BYTES, 4)
+        memcpy(&c.link.least_rtt_us, info + posix.TCP_INFO_MIN_RTT, 4)
         c.link.known = True
 
 
@@ -755,6 +797,7 @@ cdef void write_client(Engine* e, Connection* c, const uint8_t* data, uint32_t s
     written = tls.SSL_write(c.ssl, data, size)
     c.spoken_us = e.now_us
     if written > 0:
+        note_write(&c.pace, c.wire.given, e.now_us)
         if not c.buffered:
             warm(c)
         e.sent_down += 1
@@ -812,7 +855,8 @@ cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
     if c.state == STATE_CLOSING:
         finish(e, c)
         return
-    if is_waiting(&c.schedule):
+    note_write(&c.pace, c.wire.given, e.now_us)
+    if is_waiting(&c.schedule) and not c.behind and not falls_behind(e, c):
         write_waiting(e, c)
     if c.state in (STATE_CLOSING, STATE_DEAD):
         return
@@ -1012,6 +1056,7 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         count_live(LIVE_SOCKETS, -1)
     clear_buffer(&c.held)
     clear_schedule(&c.schedule)
+    forget_behind(e, c)
     if c.transactions != NULL:
         clear_transactions(c.transactions)
         free(c.transactions)
@@ -1236,7 +1281,7 @@ cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
     if fd < 0 and answer != NULL:
         on_response(c.transactions, answer + TRANSACTION_ID_OFFSET)
         c.allocating = False
-        if c.out.size or is_waiting(&c.schedule):
+        if c.out.size or is_waiting(&c.schedule) or falls_behind(e, c):
             let_wait(e, c, answer, size)
         else:
             hand_over(e, c, answer, size, e.now_us)
@@ -1332,7 +1377,7 @@ cdef void on_media(Engine* e, Connection* c, uint64_t source, uint32_t events) n
         if c.lingering and c.state == STATE_CLOSING:
             on_lingering(e, c)
             return
-        if events & (posix.EPOLLOUT | posix.EPOLLERR) and (c.out.size or is_waiting(&c.schedule)):
+        if events & (posix.EPOLLOUT | posix.EPOLLERR) and (c.out.size or (is_waiting(&c.schedule) and not c.behind)):
             on_writable(e, c)
         if c.state in (STATE_CLOSING, STATE_DEAD):
             if c.state == STATE_CLOSING and events & (posix.EPOLLHUP | posix.EPOLLERR):
@@ -1359,6 +1404,8 @@ cdef void turn(Engine* e, int timeout_ms) noexcept nogil:
                 on_media(e, c, source, e.epoll_events[i].events)
                 if e.sent_up + e.sent_down >= PACKETS_A_CLOCK:
                     note_time(e)
+    if e.behind != NULL and e.now_us - e.behind_seen_us >= BEHIND_EVERY_US:
+        see_those_behind(e)
     if e.again != NULL:
         see_those_again(e)
     if e.sent_up + e.sent_down:
@@ -1406,7 +1453,9 @@ cdef void sweep(Engine* e) noexcept nogil:
 cdef void run(Engine* e) noexcept nogil:
     cdef int timeout_ms
     while not (e.stopping and not e.live and e.owed == NULL):
-        timeout_ms = 0 if e.again != NULL else 1 if e.owed != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
+        timeout_ms = 0 if e.again != NULL else (
+            1 if e.owed != NULL else BEHIND_EVERY_MS if e.behind != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
+        )
         turn(e, timeout_ms)
 
 

@@ -1,7 +1,7 @@
 """All calls: each five seconds one look at the plane, a window for each call, and a record of each that ended.
 
-The plane counts, this divides. A look is spread over most of the five seconds, a few flows at a time: it shares its core
-with a thread that carries voice, and a tenth of a second at a stretch is heard.
+The plane counts, this divides. A look is spread over most of the five seconds, a few flows at a time: it may share its
+core with a thread that carries voice, and a tenth of a second at a stretch is heard.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class FlowSnapshot:
 
     ``username`` is that of the client's last Allocate that had one, which is in clear; the first 128 characters of it.
     ``queued_bytes`` wait for the client, the oldest for ``queue_age_s``; never more than ``downlink_media_bytes`` and
-    ``downlink_control_bytes`` together. What was given to TLS is not among them: no more than one record of 4 KiB, or
+    ``downlink_control_bytes`` together. What was given to TLS is not among them: no more than one record of 1 KiB, or
     one longer unit. What is too old leaves when the next packet comes or goes. ``queue_delay`` is how long those
     waited that have left. RTCP is encrypted: it is counted only.
     """

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
 
 from relay.plane.api import ClientLink
 
 # A system call for each packet would cost more than the packet.
 SAMPLE_INTERVAL_S = 1.0
-# struct tcp_info of <linux/tcp.h>, up to tcpi_notsent_bytes, which is there since Linux 4.6.
-_TCP_INFO_BYTES = 148
+# struct tcp_info of <linux/tcp.h>, up to tcpi_min_rtt, which is there since Linux 4.6.
+_TCP_INFO_BYTES = 152
 _RTT = struct.Struct("=68xII")
 _RETRANSMITS = struct.Struct("=100xI")
 _NOT_SENT = struct.Struct("=144xI")
+_LEAST_RTT = struct.Struct("=148xI")
+_QUEUED = struct.Struct("=i")
 
 
 class LinkProbe:
@@ -21,6 +25,7 @@ class LinkProbe:
 
     def __init__(self, connected: socket.socket) -> None:
         self.last: ClientLink | None = None
+        self.least_rtt_us = 0
         self._socket = connected
         self._due = 0.0
 
@@ -30,15 +35,19 @@ class LinkProbe:
             return
         self._due = now + SAMPLE_INTERVAL_S
         try:
-            self.last = read_link(self._socket)
+            raw = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         except OSError:
             return  # it was reset, and the transport will say so
+        if len(raw) < _TCP_INFO_BYTES:
+            return  # an older kernel says less
+        rtt_us, variation_us = _RTT.unpack_from(raw)
+        self.last = ClientLink(rtt_us, variation_us, _RETRANSMITS.unpack_from(raw)[0], _NOT_SENT.unpack_from(raw)[0])
+        (self.least_rtt_us,) = _LEAST_RTT.unpack_from(raw)
 
-
-def read_link(connected: socket.socket) -> ClientLink | None:
-    """What TCP_INFO says now; None from a kernel that says less. Raises OSError."""
-    raw = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    if len(raw) < _TCP_INFO_BYTES:
-        return None
-    rtt_us, variation_us = _RTT.unpack_from(raw)
-    return ClientLink(rtt_us, variation_us, _RETRANSMITS.unpack_from(raw)[0], _NOT_SENT.unpack_from(raw)[0])
+    def unacknowledged(self) -> int:
+        """Bytes that the client has not acknowledged yet (SIOCOUTQ, tcp(7)); 0 once the connection is gone."""
+        try:
+            (queued,) = _QUEUED.unpack(fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(_QUEUED.size)))
+        except OSError:
+            return 0
+        return int(queued)

@@ -36,6 +36,7 @@ from relay.plane.downlink import Downlink
 from relay.plane.first_bytes import FirstBytes, decide
 from relay.plane.flow import Flow
 from relay.plane.handover import Handover
+from relay.plane.pace import Pace
 from relay.plane.schedule import Schedule
 from relay.plane.tls import TlsError, TlsSession
 from relay.quality.meter import Meter
@@ -77,6 +78,9 @@ class Connection(asyncio.Protocol):
         self.client = Address("", 0)
         self.flow: Flow | None = None
         self._downlink: Downlink | None = None
+        self._pace = Pace()
+        # Bytes that the transport has taken.
+        self._given = 0
         self._plane = plane
         self._preread = preread
         self._tls = TlsSession(plane.contexts)
@@ -167,6 +171,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if data and not self._lost:
+            self._given += len(data)
             self._transport.write(data)
 
     def _pause_reading(self, paused: bool) -> None:
@@ -298,8 +303,9 @@ class Connection(asyncio.Protocol):
             self.flow.totals,
             Schedule(age, settings.downlink_media_bytes, settings.downlink_control_bytes, self.flow.totals),
             self._new_meter(Direction.DOWNLINK),
-            write=self._send_plain,
+            write=self._send_media,
             is_blocked=self._is_blocked,
+            is_behind=self._is_behind,
         )
         # What waits here cannot be dropped: nothing should, and ``resume_writing`` tells when nothing does any more.
         self._transport.set_write_buffer_limits(high=0)
@@ -338,6 +344,16 @@ class Connection(asyncio.Protocol):
             self.close(CloseReason.SLOW_CLIENT, f"{self._downlink.schedule.waiting_bytes} bytes unread")
         elif not self._lost:
             self._link.sample(arrived)
+
+    def _send_media(self, plain: bytes) -> None:
+        self._send_plain(plain)
+        self._pace.note_write(self._given, time.monotonic_ns() // 1000)
+
+    def _is_behind(self) -> bool:
+        if self._lost or not self._pace.is_much:
+            return False
+        acknowledged = self._given - self._transport.get_write_buffer_size() - self._link.unacknowledged()
+        return self._pace.is_behind(acknowledged, self._link.least_rtt_us, time.monotonic_ns() // 1000)
 
     def _is_blocked(self) -> bool:
         return self._transport.get_write_buffer_size() > 0

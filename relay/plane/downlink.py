@@ -1,8 +1,8 @@
 """The downlink's last step in the reference plane: from a flow to its client.
 
-A unit is written at once while the socket takes all there is. What comes while it does not waits in the schedule, and
-leaves in small records, one each turn, as soon as the socket takes more: what has been given to TLS must be sent, so
-as little as possible is given.
+A unit is written at once while the socket takes all there is, and TCP delivers it. What comes while it does not waits
+in the schedule, and leaves in small records, one each turn, as soon as it does again: what has been given to TLS must
+be sent, so as little as possible is given.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from relay.plane.schedule import Frame, Schedule
 from relay.plane.traffic import rtp_packet, traffic_of
 from relay.quality.meter import Meter
 
-# Nothing of a record can be read before all of it has come: at 64 kbit/s this much takes half a second.
-RECORD_BYTES = 4 * 1024
+# Nothing of a record can be read before all of it has come, nor what is more urgent behind it: at 64 kbit/s this much
+# takes an eighth of a second.
+RECORD_BYTES = 1024
+# Nothing tells when TCP has caught up, so it is asked so often: a jitter buffer does not notice.
+ASK_AGAIN_S = 0.005
 
 
 class Downlink:
@@ -33,8 +36,10 @@ class Downlink:
         *,
         write: Callable[[bytes], None],
         is_blocked: Callable[[], bool],
+        is_behind: Callable[[], bool],
     ) -> None:
-        """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet.
+        """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet, ``is_behind``
+        that TCP has, and does not deliver it.
 
         ``meter`` sees what leaves: to it a packet that was dropped is lost, and one that waited is late.
         """
@@ -45,12 +50,16 @@ class Downlink:
         self._totals = totals
         self._write = write
         self._is_blocked = is_blocked
+        self._is_behind = is_behind
         self._turn: asyncio.Handle | None = None
         self._closed = False
 
     def deliver(self, arrived: float, unit: bytes) -> bool:
         """Send a unit that came at ``arrived`` (time.monotonic), or let it wait. False: no room for more control."""
         if self.schedule.waiting_bytes or self._is_blocked():
+            return self.schedule.put(arrived, unit)
+        if self._is_behind():
+            self._turn = self._turn or self._loop.call_later(ASK_AGAIN_S, self._on_turn)
             return self.schedule.put(arrived, unit)
         self._hand_over([Frame(arrived, unit, traffic_of(unit))])
         return True
@@ -69,6 +78,9 @@ class Downlink:
     def _on_turn(self) -> None:
         self._turn = None
         if self._is_blocked():
+            return
+        if self._is_behind():
+            self._turn = self._loop.call_later(ASK_AGAIN_S, self._on_turn)
             return
         if frames := self.schedule.take(time.monotonic(), RECORD_BYTES):
             self._hand_over(frames)

@@ -56,7 +56,8 @@ cdef enum:
     TCP_INFO_RTTVAR = 72
     TCP_INFO_TOTAL_RETRANS = 100
     TCP_INFO_NOTSENT_BYTES = 144
-    TCP_INFO_BYTES = 148        # up to there; since Linux 4.6
+    TCP_INFO_MIN_RTT = 148
+    TCP_INFO_BYTES = 152        # up to there; since Linux 4.6
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -70,6 +71,13 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
     int epoll_wait(int epoll, epoll_event* events, int most, int timeout_ms)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, void* argument)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    enum:
+        SIOCOUTQ                # bytes that the other side has not acknowledged
 
 cdef extern from "<sys/eventfd.h>" nogil:
     enum:

@@ -18,6 +18,7 @@ cdef struct Wire:
     int fd
     bint drained                # the last read took all that the socket had
     bint ended                  # the client has closed its side
+    uint32_t given              # bytes that the kernel has taken; it wraps
     uint8_t* preread            # owned
     uint32_t preread_size
     uint32_t preread_used
@@ -51,6 +52,8 @@ cdef inline int write_wire(BIO* bio, const char* data, int size) noexcept nogil:
     BIO_clear_retry_flags(bio)
     if sent < 0 and (errno == EAGAIN or errno == EINTR):
         BIO_set_retry_write(bio)
+    elif sent > 0:
+        wire.given += <uint32_t> sent
     return <int> sent
 
 

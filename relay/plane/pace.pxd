@@ -1,0 +1,72 @@
+# Whether TCP is behind: the compiled twin of relay.plane.pace, where the rule and its reasons stand.
+
+from libc.stdint cimport int64_t, uint32_t
+
+from relay.plane.posix cimport SIOCOUTQ, ioctl
+
+cdef enum:
+    MARKS = 16
+    UNACKNOWLEDGED_WRITES = 4
+    UNACKNOWLEDGED_BYTES = 1024
+    BEHIND_US = 50000           # beyond the least round trip
+    WINDOW_LEAST = 1024
+    WINDOW_MOST = 262144
+
+# Writes that TCP may not have delivered yet: up to which byte, and when. Counts of bytes wrap.
+cdef struct Pace:
+    uint32_t first
+    uint32_t count
+    uint32_t acknowledged       # as far as is known
+    uint32_t window             # bytes that may be on their way; 0: as many as TCP takes
+    bint late                   # the oldest write is
+    uint32_t[MARKS] end
+    int64_t[MARKS] at_us
+
+
+# Notes that all up to this byte has been given to TCP.
+cdef inline void note_write(Pace* pace, uint32_t end, int64_t now_us) noexcept nogil:
+    cdef uint32_t last = (pace.first + pace.count - 1) % MARKS
+    if pace.count and pace.at_us[last] == now_us:
+        pace.end[last] = end
+    elif pace.count == MARKS:
+        # It is judged with the one before it, which is older.
+        pace.end[last] = end
+    else:
+        last = (pace.first + pace.count) % MARKS
+        pace.end[last], pace.at_us[last] = end, now_us
+        pace.count += 1
+
+
+# Forgets what has been delivered.
+cdef inline void acknowledge(Pace* pace, uint32_t acknowledged) noexcept nogil:
+    if pace.window and not pace.late:
+        pace.window += acknowledged - pace.acknowledged
+        if pace.window > WINDOW_MOST:
+            pace.window = 0
+    pace.acknowledged = acknowledged
+    while pace.count and <int> (acknowledged - pace.end[pace.first]) >= 0:
+        pace.first = (pace.first + 1) % MARKS
+        pace.count -= 1
+
+
+cdef inline bint is_much(const Pace* pace, uint32_t given) noexcept nogil:
+    return pace.count >= UNACKNOWLEDGED_WRITES or (
+        pace.count and given - pace.acknowledged >= UNACKNOWLEDGED_BYTES)
+
+
+# Asks the kernel only if so much is not known to be delivered that it could matter.
+cdef inline bint is_behind(Pace* pace, int fd, uint32_t given, uint32_t rtt_us, int64_t now_us) noexcept nogil:
+    cdef int queued = 0
+    if not is_much(pace, given) or ioctl(fd, SIOCOUTQ, &queued) < 0:
+        return False
+    acknowledge(pace, given - <uint32_t> queued)
+    if not is_much(pace, given):
+        pace.late = False
+        return False
+    if now_us - pace.at_us[pace.first] <= <int64_t> rtt_us + BEHIND_US:
+        pace.late = False
+        return pace.window and <uint32_t> queued >= pace.window
+    if not pace.late:
+        pace.late = True
+        pace.window = <uint32_t> queued // 2 if queued > 2 * WINDOW_LEAST else WINDOW_LEAST
+    return True

@@ -1,0 +1,79 @@
+"""Whether TCP is behind: when to stop giving it more.
+
+What the kernel has taken can no longer be dropped. While a link stands still TCP goes on taking: as many segments as
+its congestion window allows, and ``TCP_NOTSENT_LOWAT`` beyond, together seconds of voice that arrive late and hold up
+what is behind them. So nothing more is given while the oldest write is not acknowledged for longer than the fastest
+round trip and a little: what waits in the schedule instead can still be dropped. A stream that TCP delivers, however
+much of it, is never older than that: each acknowledgement takes the oldest away.
+
+A slow link shows itself in the same way, and would take all that has waited at once as soon as it had delivered what
+came before. So after each such time no more than half of what was on its way may be, and with each acknowledgement as
+much more as it covers: the slow start of TCP (RFC 5681 section 3.1), for its sender's own queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+# Writes that are remembered one by one; what comes behind them is judged with the last.
+MARKS = 16
+# Less may be on its way without anything being wrong: a receiver acknowledges every second segment at least (RFC 9293
+# section 3.8.6.3).
+UNACKNOWLEDGED_WRITES = 4
+UNACKNOWLEDGED_BYTES = 1024
+# Beyond the least round trip. Acknowledgements are delayed by 40 ms where a client says nothing itself.
+BEHIND_US = 50_000
+# The bounds of the window: a record; and more than a burst of 200 KB.
+WINDOW_LEAST = 1024
+WINDOW_MOST = 256 * 1024
+
+
+class Pace:
+    """The writes of one connection that may not have been delivered yet. Positions count bytes from its start."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, int]] = deque()
+        self._acknowledged = 0
+        self._window: int | None = None
+        self._late = False
+
+    @property
+    def is_much(self) -> bool:
+        """Whether so much is not known to be delivered that it could matter."""
+        marks = self._marks
+        return len(marks) >= UNACKNOWLEDGED_WRITES or (
+            bool(marks) and marks[-1][0] - self._acknowledged >= UNACKNOWLEDGED_BYTES
+        )
+
+    def note_write(self, end: int, now_us: int) -> None:
+        """All up to ``end`` has been given to TCP."""
+        marks = self._marks
+        if marks and (marks[-1][1] == now_us or len(marks) == MARKS):
+            marks[-1] = (end, marks[-1][1])
+        else:
+            marks.append((end, now_us))
+
+    def is_behind(self, acknowledged: int, least_rtt_us: int, now_us: int) -> bool:
+        """Whether the client lacks something for too long, of which it has acknowledged so many bytes."""
+        marks = self._marks
+        self._acknowledge(acknowledged)
+        if not self.is_much:
+            self._late = False
+            return False
+        on_the_way = marks[-1][0] - acknowledged
+        if now_us - marks[0][1] <= least_rtt_us + BEHIND_US:
+            self._late = False
+            return self._window is not None and on_the_way >= self._window
+        if not self._late:
+            self._late = True
+            self._window = max(WINDOW_LEAST, on_the_way // 2)
+        return True
+
+    def _acknowledge(self, acknowledged: int) -> None:
+        if self._window is not None and not self._late:
+            self._window += acknowledged - self._acknowledged
+            if self._window > WINDOW_MOST:
+                self._window = None
+        self._acknowledged = acknowledged
+        while self._marks and self._marks[0][0] <= acknowledged:
+            self._marks.popleft()
