@@ -296,7 +296,9 @@ class CompiledPlane:
 
     def _describe(self, flow: _Flow, record: _Record) -> FlowSnapshot:
         identity, age_us, heard_us, *counters = record
-        known = self._worker(identity).flow(identity) or NOTHING_KNOWN
+        # Once control has read its end, the worker frees it at any moment.
+        known = self._worker(identity).flow(identity) if identity in self._flows else None
+        known = known or NOTHING_KNOWN
         name, queued, oldest_us, (delays, waited_us), link, uplink_rtcp, uplink, downlink_rtcp, downlink = known
         return FlowSnapshot(
             flow.connection,
@@ -389,7 +391,7 @@ class CompiledPlane:
     def _on_closed(self, worker: Worker, identity: int) -> list[Event]:
         reason, fault, words, first_bytes = worker.closed(identity)
         server_name, _, _ = worker.opened(identity)
-        connection, flow = self._known(identity), self._flows.pop(identity, None)
+        connection, flow = self._known(identity), self._flows.get(identity)
         closed = Closed(
             connection,
             REASONS[reason],
@@ -402,6 +404,7 @@ class CompiledPlane:
         )
         if closed.handshake_failure is not None:
             self._handshake_failures[closed.handshake_failure] += 1
+        self._flows.pop(identity, None)
         events: list[Event] = [closed]
         orphan = self._take_flow(worker, identity, connection, flow)
         if orphan is not None:
