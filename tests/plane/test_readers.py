@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,25 @@ async def test_a_flow_of_an_old_snapshot_is_not_read_once_its_end_has_been(tmp_p
             assert len(flows[closed.connection].streams) == 0
             assert flows[closed.connection].totals == closed.totals
             assert [len(flow.streams) for flow in flows.values() if flow.connection != closed.connection] == [1]
+            # The plane's, and nobody else's: what a worker holds is freed with it.
+            plane._workers[:] = [worker._worker for worker in watched]
+            for worker in watched:
+                plane.loop.add_reader(worker.event_fd, plane._take_events, worker._worker)
+            watched.clear()
+            del worker, plane
+
+
+async def test_a_snapshot_does_not_keep_its_plane(tmp_path: Path) -> None:
+    async with plane_bench(CompiledPlane, tmp_path) as bench, bench.flow(HELLO) as (client, _):
+        await client.send(rtp(1, 7))
+        await bench.upstream.expect(rtp(1, 7))
+        snapshot = bench.plane.snapshot()
+        assert len(snapshot.flows[0].streams) == 1
+        plane = weakref.ref(bench.plane)
+    gc.collect()
+    assert plane() is None
+    (flow,) = snapshot.flows
+    assert (flow.totals.uplink_packets, flow.streams) == (2, ())
 
 
 def ages(flow: FlowSnapshot) -> list[float]:
