@@ -59,8 +59,8 @@ test-asan: $(VENV)/.test-installed
 	    $(abspath $(BIN))/python -m tests.fuzz.build && \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
-	    $(abspath $(BIN))/python -X dev -W error -m pytest --capture=sys tests/plane tests/fuzz tests/wire/test_stream.py \
-	    -k 'not reference' \
+	    $(abspath $(BIN))/python -X dev -W error -m pytest --capture=sys -k 'not reference' \
+	    tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py \
 	    || { cat report.* 2>/dev/null; exit 1; }
 
 bench: $(VENV)/.bench-installed
