@@ -39,7 +39,7 @@ from relay.plane.meter cimport (
     PAUSE_BUCKETS, PAYLOAD_TYPES, Meter, Stream, jitter_us, meter_packet, pause_bucket_end_us,
 )
 from relay.plane.pace cimport is_behind, note_write
-from relay.plane.ring cimport close_ring, open_ring, put, relay_add, take
+from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
     PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
     is_waiting, next_class, note_oldest, pop_frame, put_unit, traffic_of, waiting_bytes,
@@ -202,7 +202,8 @@ cdef Connection* take_slot(Engine* e) noexcept nogil:
             chunk[i].generation = 1
             chunk[i].free_next = e.free_slots
             e.free_slots = &chunk[i]
-        e.slots += CHUNK
+        # Python counts them and looks at each: they are there first.
+        relay_store(&e.slots, e.slots + CHUNK)
     c = e.free_slots
     e.free_slots = c.free_next
     generation, index = c.generation, c.index
@@ -1499,12 +1500,14 @@ cdef tuple delays_of(Delays* delays):
 cdef list streams_of(Meter* kept, int64_t now_us):
     cdef uint32_t i
     cdef int bucket
-    cdef Stream* stream
+    # One copy of each: the worker goes on meanwhile, and a clock that was looked at must not be 0 when it divides.
+    cdef Stream copied
+    cdef Stream* stream = &copied
     cdef list streams = []
     if kept == NULL:
         return streams
     for i in range(kept.count):
-        stream = &kept.streams[i]
+        memcpy(stream, &kept.streams[i], sizeof(Stream))
         streams.append((
             kept.ssrcs[i], stream.payload_type, stream.clock_hz, stream.packets, stream.duplicates, stream.reordered,
             stream.restarts, stream.expected, stream.late, stream.missing_runs, jitter_us(stream), stream.stalls,
@@ -1547,8 +1550,9 @@ cdef uint32_t copy_flows(
 
 cdef void write_record(Engine* e, Connection* c, FlowRecord* record, int64_t now) noexcept nogil:
     record.identity = <uint64_t> e.number << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
-    record.age_us = now - c.opened_us
-    record.heard_us = now - c.heard_us
+    # The worker goes on: what it heard after ``now`` was heard just now.
+    record.age_us = now - c.opened_us if now > c.opened_us else 0
+    record.heard_us = now - c.heard_us if now > c.heard_us else 0
     record.counters = c.counters
 
 
@@ -1818,7 +1822,7 @@ cdef class Worker:
         return (
             (<char*> c.username)[:c.username_size] if c.username != NULL else b"",
             waiting_bytes(&c.schedule),
-            now - oldest if oldest else 0,
+            max(0, now - oldest) if oldest else 0,
             delays_of(&c.delays),
             (link.rtt_us, link.rtt_variation_us, link.retransmits, link.unsent_bytes) if link.known else None,
             c.uplink_meter.rtcp if c.uplink_meter != NULL else 0,
@@ -1849,7 +1853,7 @@ cdef class Worker:
 
         All is copied while the worker goes on.
         """
-        cdef uint32_t slots = self.engine.slots, count = 0
+        cdef uint32_t slots = relay_load(&self.engine.slots), count = 0
         cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
         cdef Counters totals
         cdef Delays delays

@@ -14,6 +14,7 @@ import secrets
 import socket
 import struct
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,14 +90,15 @@ NOTHING_KNOWN: _FlowFigures = (b"", 0, 0, ([], 0), None, 0, [], 0, [])
 
 
 class _Flows(Sequence[FlowSnapshot]):
-    """The flows of a snapshot: their counters copied at once, the rest read when they are looked at."""
+    """The flows of a snapshot: their counters copied at once, the rest read when they are looked at.
 
-    def __init__(
-        self, known: dict[int, _Flow], records: bytes, describe: Callable[[_Flow, _Record], FlowSnapshot]
-    ) -> None:
+    It does not keep the plane alive: of a plane that has gone nothing is left to be read.
+    """
+
+    def __init__(self, known: dict[int, _Flow], records: bytes, figures_of: Callable[[int], _FlowFigures]) -> None:
         self._known = known
         self._records = records
-        self._describe = describe
+        self._figures_of = weakref.WeakMethod(figures_of)
 
     @functools.cached_property
     def _flows(self) -> list[tuple[_Flow, _Record]]:
@@ -111,9 +113,15 @@ class _Flows(Sequence[FlowSnapshot]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[FlowSnapshot]: ...
     def __getitem__(self, index: int | slice) -> FlowSnapshot | Sequence[FlowSnapshot]:
+        figures_of = self._figures_of() or _forgotten
         if isinstance(index, slice):
-            return [self._describe(*one) for one in self._flows[index]]
-        return self._describe(*self._flows[index])
+            return [_describe(flow, record, figures_of(record[0])) for flow, record in self._flows[index]]
+        flow, record = self._flows[index]
+        return _describe(flow, record, figures_of(record[0]))
+
+
+def _forgotten(_identity: int) -> _FlowFigures:
+    return NOTHING_KNOWN
 
 
 class CompiledPlane:
@@ -287,38 +295,17 @@ class CompiledPlane:
             records.append(copied)
             delays.append(waited)
             totals.add(_totals(counters))
-        flows = _Flows(self._flows.copy(), b"".join(records), self._describe)
+        flows = _Flows(self._flows.copy(), b"".join(records), self._figures_of)
         uplink, downlink = (_latency(one) for one in zip(*(w.histograms() for w in self._workers), strict=True))
         failures = dict(self._handshake_failures)
         return Snapshot(
             connections, flows, totals, accepted, dict(closed), failures, uplink, downlink, _latency(delays)
         )
 
-    def _describe(self, flow: _Flow, record: _Record) -> FlowSnapshot:
-        identity, age_us, heard_us, *counters = record
-        known = self._worker(identity).flow(identity) or NOTHING_KNOWN
-        name, queued, oldest_us, (delays, waited_us), link, uplink_rtcp, uplink, downlink_rtcp, downlink = known
-        return FlowSnapshot(
-            flow.connection,
-            flow.client,
-            flow.server_name,
-            Carrier.TURN,
-            flow.upstream,
-            age_us / 1e6,
-            heard_us / 1e6,
-            _totals(counters),
-            username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
-            queued_bytes=queued,
-            queue_age_s=oldest_us / 1e6,
-            queue_delay=Latency(delays, waited_us),
-            link=None if link is None else ClientLink(*link),
-            uplink_rtcp=uplink_rtcp,
-            downlink_rtcp=downlink_rtcp,
-            streams=(
-                *(RtpStream(Direction.UPLINK, *figures) for figures in uplink),
-                *(RtpStream(Direction.DOWNLINK, *figures) for figures in downlink),
-            ),
-        )
+    def _figures_of(self, identity: int) -> _FlowFigures:
+        # Once control has read its end, the worker frees it at any moment.
+        known = self._worker(identity).flow(identity) if identity in self._flows else None
+        return known or NOTHING_KNOWN
 
     # Numbers
 
@@ -389,19 +376,22 @@ class CompiledPlane:
     def _on_closed(self, worker: Worker, identity: int) -> list[Event]:
         reason, fault, words, first_bytes = worker.closed(identity)
         server_name, _, _ = worker.opened(identity)
-        connection, flow = self._known(identity), self._flows.pop(identity, None)
+        connection, flow = self._known(identity), self._flows.get(identity)
         closed = Closed(
             connection,
             REASONS[reason],
             self._client(worker, identity),
             server_name,
             _totals(worker.counters(identity)),
-            None if flow is None else self._describe(flow, _RECORD.unpack(worker.record(identity))),
+            None
+            if flow is None
+            else _describe(flow, _RECORD.unpack(worker.record(identity)), self._figures_of(identity)),
             _detail(REASONS[reason], fault, words, first_bytes),
             _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
         )
         if closed.handshake_failure is not None:
             self._handshake_failures[closed.handshake_failure] += 1
+        self._flows.pop(identity, None)
         events: list[Event] = [closed]
         orphan = self._take_flow(worker, identity, connection, flow)
         if orphan is not None:
@@ -427,6 +417,32 @@ class CompiledPlane:
                 return AllocationOrphaned(connection, fd, flow.upstream, request)
         os.close(fd)
         return None
+
+
+def _describe(flow: _Flow, record: _Record, figures: _FlowFigures) -> FlowSnapshot:
+    _, age_us, heard_us, *counters = record
+    name, queued, oldest_us, (delays, waited_us), link, uplink_rtcp, uplink, downlink_rtcp, downlink = figures
+    return FlowSnapshot(
+        flow.connection,
+        flow.client,
+        flow.server_name,
+        Carrier.TURN,
+        flow.upstream,
+        age_us / 1e6,
+        heard_us / 1e6,
+        _totals(counters),
+        username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
+        queued_bytes=queued,
+        queue_age_s=oldest_us / 1e6,
+        queue_delay=Latency(delays, waited_us),
+        link=None if link is None else ClientLink(*link),
+        uplink_rtcp=uplink_rtcp,
+        downlink_rtcp=downlink_rtcp,
+        streams=(
+            *(RtpStream(Direction.UPLINK, *stream) for stream in uplink),
+            *(RtpStream(Direction.DOWNLINK, *stream) for stream in downlink),
+        ),
+    )
 
 
 def _latency(histograms: Sequence[_Histogram]) -> Latency:

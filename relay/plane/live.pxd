@@ -1,5 +1,5 @@
-# A debug build (RELAY_DEBUG=1) counts what is alive, so that tests can assert that nothing is left at the end. In any
-# other these are the C library's functions and nothing at all.
+# A debug build (RELAY_DEBUG=1) counts what is alive, so that tests can assert that nothing is left at the end, and can
+# be told to be out of memory. In any other these are the C library's functions and nothing at all.
 
 from libc.stdint cimport int64_t
 
@@ -21,10 +21,16 @@ cdef extern from *:
         __atomic_add_fetch(&relay_live[kind], more, __ATOMIC_RELAXED);
     }
     static inline int64_t relay_alive(int kind) { return __atomic_load_n(&relay_live[kind], __ATOMIC_RELAXED); }
+    static int64_t relay_blocks_left = -1;
+    static inline void relay_leave(int64_t blocks) { relay_blocks_left = blocks; }
+    static inline int relay_has_memory(void) { return relay_blocks_left < 0 || (relay_blocks_left && relay_blocks_left--); }
     static inline void *relay_counted(void *taken) { relay_count(RELAY_LIVE_BUFFERS, taken != NULL); return taken; }
-    static inline void *relay_malloc(size_t size) { return relay_counted(malloc(size)); }
-    static inline void *relay_calloc(size_t count, size_t size) { return relay_counted(calloc(count, size)); }
+    static inline void *relay_malloc(size_t size) { return relay_has_memory() ? relay_counted(malloc(size)) : NULL; }
+    static inline void *relay_calloc(size_t count, size_t size) {
+        return relay_has_memory() ? relay_counted(calloc(count, size)) : NULL;
+    }
     static inline void *relay_realloc(void *old, size_t size) {
+        if (!relay_has_memory()) return NULL;
         return old ? realloc(old, size) : relay_counted(malloc(size));
     }
     static inline void relay_free(void *taken) { relay_count(RELAY_LIVE_BUFFERS, -(taken != NULL)); free(taken); }
@@ -33,6 +39,7 @@ cdef extern from *:
     #define RELAY_COUNTS 0
     #define relay_count(kind, more) ((void) (more))
     #define relay_alive(kind) ((void) (kind), 0)
+    #define relay_leave(blocks) ((void) (blocks))
     #define relay_malloc malloc
     #define relay_calloc calloc
     #define relay_realloc realloc
@@ -42,6 +49,8 @@ cdef extern from *:
     bint RELAY_COUNTS
     void count_live "relay_count"(Live kind, int64_t more) noexcept nogil
     int64_t alive "relay_alive"(Live kind) noexcept nogil
+    # So many more blocks may be taken, in this module and by one thread; -1 for as many as there are.
+    void leave_blocks "relay_leave"(int64_t blocks) noexcept nogil
     void* malloc "relay_malloc"(size_t size) noexcept nogil
     void* calloc "relay_calloc"(size_t count, size_t size) noexcept nogil
     void* realloc "relay_realloc"(void* old, size_t size) noexcept nogil

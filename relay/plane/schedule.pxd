@@ -36,8 +36,9 @@ cdef struct Chunk:
 cdef enum:
     CHUNK_ROOM = CHUNK_BYTES - 8
 
-# Before each frame's bytes; it is never split between chunks, the bytes may be.
-cdef struct Frame:
+# Before each frame's bytes; it is never split between chunks, the bytes may be. Frames are padded to four bytes, so it
+# stands at an address that is no multiple of eight.
+cdef packed struct Frame:
     int64_t arrived_us
     uint32_t size               # of the unit, without padding
     uint32_t padded             # as it stands on the stream

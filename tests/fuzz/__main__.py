@@ -15,7 +15,15 @@ import atheris  # type: ignore[import-untyped]
 from tests.fuzz import CORPUS, FOUND, ROOT
 from tests.fuzz.build import build_leaves
 
-TWINS = ["relay.wire.stream", "relay.plane.first_bytes", "relay.turn.transactions", "relay.quality.meter"]
+TWINS = [
+    "relay.wire.stream",
+    "relay.plane.first_bytes",
+    "relay.plane.delays",
+    "relay.plane.schedule",
+    "relay.plane.traffic",
+    "relay.turn.transactions",
+    "relay.quality.meter",
+]
 # Beyond, a scenario is longer but not different. No input takes a hundredth of the seconds that count as hanging.
 OPTIONS = ["-max_len=1200", "-timeout=10", "-use_value_profile=1", "-print_final_stats=0"]
 

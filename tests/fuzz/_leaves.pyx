@@ -8,13 +8,18 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from relay.plane cimport delays as histogram
 from relay.plane cimport first_bytes
 from relay.plane cimport meter as leaf
+from relay.plane cimport schedule as queues
 from relay.plane cimport transactions as table
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
+from relay.plane.live cimport LIVE_BUFFERS, alive, leave_blocks
 from relay.plane.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
+from relay.plane.schedule cimport CHUNK_ROOM, CHUNKS_A_FLOW, FRAME_HEADER_BYTES, PUT_REFUSED, TRAFFICS, Frame, Put, Rules
 from relay.plane.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
 
+from relay.plane.api import Latency
 from relay.plane.first_bytes import FirstBytes
 from relay.quality.stream import RtpStream
 from relay.turn.transactions import Answer
@@ -155,4 +160,125 @@ cdef class Meter:
                 (leaf.pause_bucket_end_us(bucket), stream.pauses[bucket])
                 for bucket in range(PAUSE_BUCKETS) if stream.pauses[bucket]
             ],
+        )
+
+
+MOST_CHUNKS = CHUNKS_A_FLOW
+CHUNK_BYTES = CHUNK_ROOM
+HEADER_BYTES = FRAME_HEADER_BYTES
+
+
+def live_buffers() -> int:
+    """Blocks of memory that leaves have taken and not given back."""
+    return alive(LIVE_BUFFERS)
+
+
+def leave_memory(int64_t blocks) -> None:
+    """Let leaves take so many more blocks of memory; -1 for as many as there are."""
+    leave_blocks(blocks)
+
+
+cdef class Schedule:
+    """The queues of relay.plane.schedule; time is in microseconds, and never 0."""
+
+    cdef queues.Schedule schedule
+    cdef Rules rules
+
+    def __cinit__(self, int64_t max_age_us, uint32_t media_bytes, uint32_t control_bytes):
+        memset(&self.schedule, 0, sizeof(self.schedule))
+        memset(&self.rules, 0, sizeof(self.rules))
+        self.rules.max_age_us = max_age_us
+        self.rules.media_bytes, self.rules.control_bytes = media_bytes, control_bytes
+
+    def __dealloc__(self):
+        queues.clear_schedule(&self.schedule)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """All that waits, padding included."""
+        return queues.waiting_bytes(&self.schedule)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything waits."""
+        return queues.is_waiting(&self.schedule)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of memory."""
+        return self.schedule.chunks
+
+    @property
+    def drops(self) -> tuple:
+        """How many were dropped for their age, and for want of room, each by class."""
+        return (
+            tuple([self.rules.old[traffic] for traffic in range(TRAFFICS)]),
+            tuple([self.rules.full[traffic] for traffic in range(TRAFFICS)]),
+        )
+
+    def oldest_age(self, int64_t now_us) -> int:
+        """Microseconds that the oldest frame has waited, 0 if nothing waits."""
+        return now_us - self.schedule.oldest_us if self.schedule.oldest_us else 0
+
+    def room(self, int traffic) -> int:
+        """Bytes that are left in the last chunk of a class."""
+        cdef queues.Queue* queue = &self.schedule.queues[traffic]
+        return CHUNK_ROOM - queue.end if queue.tail != NULL else CHUNK_ROOM
+
+    def put(self, int64_t now_us, bytes unit not None) -> bool:
+        """Let a unit wait; False if it is refused."""
+        padded = unit + bytes(-len(unit) & 3)
+        cdef uint8_t* copy = exact(padded)
+        cdef uint32_t size = <uint32_t> len(unit)
+        cdef Put put = queues.put_unit(
+            &self.schedule, &self.rules, now_us, queues.traffic_of(copy, size), copy, size)
+        free(copy)
+        return put != PUT_REFUSED
+
+    def take(self, int64_t now_us, uint32_t room) -> list:
+        """(arrival, unit, the unit with its padding) of what leaves, as write_waiting of the plane takes it."""
+        cdef list taken = []
+        cdef uint32_t filled = 0
+        cdef Frame frame
+        cdef uint8_t* out
+        queues.expire(&self.schedule, &self.rules, now_us)
+        cdef int traffic = queues.next_class(&self.schedule)
+        while traffic != TRAFFICS:
+            frame = queues.first_frame(&self.schedule.queues[traffic])[0]
+            if filled and filled + frame.padded > room:
+                break
+            out = <uint8_t*> malloc(frame.padded)
+            queues.pop_frame(&self.schedule, traffic, out)
+            taken.append((frame.arrived_us, (<char*> out)[:frame.size], (<char*> out)[:frame.padded]))
+            free(out)
+            filled += frame.padded
+            traffic = queues.next_class(&self.schedule)
+        queues.note_oldest(&self.schedule)
+        return taken
+
+
+cdef class Delays:
+    """The histogram of relay.plane.delays."""
+
+    cdef histogram.Delays delays
+
+    def __cinit__(self):
+        memset(&self.delays, 0, sizeof(self.delays))
+
+    def record(self, int64_t delay_us) -> None:
+        """Count one packet."""
+        histogram.record_delay(&self.delays, delay_us)
+
+    def add(self, Delays other not None) -> None:
+        """Add another's packets to these."""
+        histogram.add_delays(&self.delays, &other.delays)
+
+    def latency(self) -> object:
+        """The histogram as it is now."""
+        return Latency(
+            tuple([
+                (1 << histogram.DELAY_FIRST_POWER + bucket, self.delays.counts[bucket])
+                for bucket in range(histogram.DELAY_BUCKETS) if self.delays.counts[bucket]
+            ]),
+            self.delays.sum_us,
         )

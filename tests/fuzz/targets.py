@@ -9,6 +9,9 @@ from itertools import islice, pairwise
 import relay._fastpath
 import relay.wire.stream
 from relay.plane import first_bytes
+from relay.plane.api import DropReason, Totals, Traffic
+from relay.plane.delays import Delays as ObviousDelays
+from relay.plane.schedule import Schedule as ObviousSchedule
 from relay.quality.meter import Meter as ObviousMeter
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction
@@ -26,6 +29,11 @@ PAYLOAD_TYPES = (111, 0, 13, 96, 101)
 PAYLOAD_CLOCKS = {96: 90_000, 101: 8_000}
 CLOCKS = (48_000, 8_000, 16_000, 90_000)
 DEADLINES_US = (60_000, 0, 20_000, 1_000_000)
+MAX_AGE_US = 200_000
+# Bytes of media and of control that may wait, and the least that a unit has. In each the obvious twin's bound is met
+# before the 80 chunks of the compiled one are full, which the header of each frame and the end of each chunk fill too.
+ROOMS = ((40_000, 20_000, 4), (200_000, 66_000, 1000), (12_000, 4_000, 4), (70_000, 66_000, 200))
+LONGEST_DATAGRAM_BYTES = 65_535
 
 
 def compare_framing(data: bytes) -> None:
@@ -205,9 +213,102 @@ def _compare_answers(obvious: ObviousTransactions, compiled: _leaves.Transaction
     assert compiled.on_response(identity) is answer, identity
 
 
+class Queues:
+    """Both twins of the schedule, and of the histogram of what waited in it; each step is compared."""
+
+    def __init__(self, media_bytes: int, control_bytes: int) -> None:
+        self._totals = Totals()
+        # With whole microseconds for seconds.
+        self._obvious = ObviousSchedule(MAX_AGE_US, media_bytes, control_bytes, self._totals)
+        self.compiled = _leaves.Schedule(MAX_AGE_US, media_bytes, control_bytes)
+        self._delays, self._compiled_delays = ObviousDelays(), _leaves.Delays()
+        self.now_us = 1_000_000
+
+    def put(self, unit: bytes) -> None:
+        assert self.compiled.put(self.now_us, unit) == self._obvious.put(self.now_us, unit)
+        self.compare()
+
+    def take(self, room: int) -> None:
+        taken = self._obvious.take(self.now_us, room)
+        assert self.compiled.take(self.now_us, room) == [(one.arrived, one.unit, one.padded) for one in taken]
+        for frame in taken:
+            self._delays.record(round(self.now_us - frame.arrived))
+            self._compiled_delays.record(round(self.now_us - frame.arrived))
+        self.compare()
+
+    def compare(self) -> None:
+        waiting = self._obvious.waiting_bytes
+        assert (self.compiled.waiting_bytes, self.compiled.is_waiting) == (waiting, waiting > 0)
+        assert self.compiled.oldest_age(self.now_us) == self._obvious.oldest_age(self.now_us)
+        old, full = self.compiled.drops
+        reasons = {DropReason.DOWNLINK_OLD: sum(old), DropReason.DOWNLINK_FULL: sum(full)}
+        traffics = {traffic: old[at] + full[at] for at, traffic in enumerate(Traffic)}
+        assert {reason: count for reason, count in reasons.items() if count} == self._totals.drops
+        assert {traffic: count for traffic, count in traffics.items() if count} == self._totals.dropped
+        assert self._compiled_delays.latency() == self._delays.latency()
+        assert self.compiled.chunks <= _leaves.MOST_CHUNKS
+
+    def drain(self) -> None:
+        """Take all that waits; nothing is left of it."""
+        while self.compiled.is_waiting:
+            self.take(4096)
+        assert self.compiled.chunks == 0
+
+
+def waiting_unit(traffic: Traffic, number: int, size: int) -> bytes:
+    """A unit of the downlink, of ``size`` bytes but 4 at least, of a class if it has room for that, and its number."""
+    if traffic is Traffic.CONTROL and size % 4 == 0 and number % 2 and size >= 20:
+        return b"\x01\x01" + (size - 20).to_bytes(2) + COOKIE + (number.to_bytes(4) * (size // 4))[: size - 8]
+    first = {Traffic.CONTROL: b"\x16\xfe", Traffic.RTCP: b"\x80\xc8", Traffic.MEDIA: b"\x80\x6f"}[traffic]
+    content = first + number.to_bytes(4) * (size // 4)
+    return b"\x40\x01" + (max(size, 4) - 4).to_bytes(2) + content[: max(size, 4) - 4]
+
+
+def compare_schedule(data: bytes) -> None:
+    """Bytes: how much room there is, then steps of one byte for what happens and one for how much of it."""
+    media_bytes, control_bytes, least = ROOMS[data[0] % len(ROOMS)] if data else ROOMS[0]
+    queues = Queues(media_bytes, control_bytes)
+    before, number = _leaves.live_buffers() - queues.compiled.chunks, 0
+    for verb, what in _steps(data[1:]):
+        # Mostly media.
+        position = (2, 2, 1, 0)[verb % 4]
+        traffic = tuple(Traffic)[position]
+        number += 1
+        if verb < 64:
+            queues.put(waiting_unit(traffic, number, max(least, 4 * what + verb // 4 % 4)))
+        elif verb < 96:
+            # Around one chunk, or two.
+            chunks = _leaves.CHUNK_BYTES * (1 + verb // 4 % 2) - _leaves.HEADER_BYTES
+            queues.put(waiting_unit(traffic, number, max(least, chunks - 64 + what // 2)))
+        elif verb < 128:
+            # To the end of the last chunk, to where another header fits behind it, or a little beyond.
+            room = queues.compiled.room(position) - _leaves.HEADER_BYTES
+            queues.put(waiting_unit(traffic, number, max(least, room + what % 48 - 24)))
+        elif verb < 144:
+            # As large as datagrams become.
+            queues.put(waiting_unit(traffic, number, max(least, LONGEST_DATAGRAM_BYTES - what * 256)))
+        elif verb < 152:
+            for _ in range(what):
+                number += 1
+                queues.put(waiting_unit(traffic, number, least))
+        elif verb < 184:
+            queues.take(what * 32)
+        elif verb < 200:
+            queues.take(4096)
+        elif verb < 208:
+            queues.drain()
+        elif verb < 240:
+            queues.now_us += what * 1000
+        else:
+            queues.now_us += what * what * 100
+    queues.drain()
+    assert _leaves.live_buffers() == before
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "framing": compare_framing,
     "first_bytes": compare_first_bytes,
     "transactions": compare_transactions,
     "meter": compare_meter,
+    "schedule": compare_schedule,
 }

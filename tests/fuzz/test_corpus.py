@@ -10,7 +10,13 @@ from tests.fuzz import CORPUS
 from tests.fuzz.targets import TARGETS
 
 # How many random scenarios of a target, and of how many bytes at most; and how they begin, one of these or nothing.
-SCENARIOS = {"framing": (20_000, 80), "first_bytes": (10_000, 24), "transactions": (1000, 1200), "meter": (500, 400)}
+SCENARIOS = {
+    "framing": (20_000, 80),
+    "first_bytes": (10_000, 24),
+    "transactions": (1000, 1200),
+    "meter": (500, 400),
+    "schedule": (400, 400),
+}
 BEGINNINGS = {
     "framing": (
         b"\0",
@@ -28,6 +34,8 @@ BEGINNINGS = {
         b"\0\xc8\1\xcc\1\x7f\x7f\x86\x64",
         b"\0" + b"".join(bytes([190, sender, 0, 128, 0, 128]) for sender in range(20)),
     ),
+    # Voice, a chunk filled to its end, a burst in large frames, a flood of the smallest ones.
+    "schedule": (b"\0" + b"\1\x2e" * 20, b"\0\x60\x18\1\1\xb8\xff", b"\1" + b"\x41\x40" * 60, b"\2\x90\xff\x91\xff"),
 }
 
 
@@ -60,6 +68,7 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "first_bytes": ("relay.plane.first_bytes.decide", lambda _data, _alpn: None),
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
         "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
+        "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room: []),
     }
     monkeypatch.setattr(*broken[name])
     with pytest.raises(AssertionError):

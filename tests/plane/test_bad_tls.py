@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError
-from relay.plane.api import Certificate, CloseReason, HandshakeFailure, TurnOpened
+from relay.plane.api import Certificate, CloseReason, HandshakeFailure, PlaneSettings, TurnOpened
 from relay.plane.compiled import CompiledPlane
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import exchange
@@ -173,6 +173,27 @@ async def test_a_key_update_in_two_halves_is_none(make: MakePlane, tmp_path: Pat
             bench.upstream.send(flow, frame)
             await exchange(bench, other, at_other)
         assert (await bench.closed()).reason is CloseReason.TLS_BROKEN
+        client.abort()
+
+
+async def test_a_key_update_of_a_client_that_does_not_read(make: MakePlane, tmp_path: Path) -> None:
+    """Its answer waits behind what waits already; the call goes on when the client does."""
+    settings = PlaneSettings(max_media_age_s=3600)
+    async with plane_bench(make, tmp_path, settings) as bench:
+        client = await forging_client(bench, ssl.TLSVersion.TLSv1_3, tmp_path)
+        await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
+        flow = await bench.upstream.expect(HELLO)
+        frames: list[bytes] = []
+        while not bench.plane.snapshot().flows[0].queued_bytes:
+            frames.append(build_channel_data(0x4001, len(frames).to_bytes(4) * 300))
+            bench.upstream.send(flow, frames[-1])
+            await asyncio.sleep(0.001)
+        await client.send_wire(client.forge(HANDSHAKE, KEY_UPDATE_REQUESTED))
+        await asyncio.sleep(0.05)  # for what must not happen
+        assert not bench.plane.snapshot().closed
+        for frame in frames:
+            assert await client.receive_unit() == frame
+        assert not bench.plane.snapshot().closed
         client.abort()
 
 
