@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import random
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from relay._fastpath import live_objects
 from relay.addresses import Address
 from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, PlaneSettings, Snapshot, Totals, Traffic
 from relay.plane.traffic import traffic_of
@@ -30,6 +33,8 @@ HASTY = PlaneSettings(max_media_age_s=0.001)
 BACKLOG_BYTES = 20_000
 FRAME_BYTES = 1200
 SSRC = 7
+# A minute of a call in three seconds.
+HURRY = 20
 
 
 def voice(number: int, size: int = FRAME_BYTES) -> bytes:
@@ -355,6 +360,44 @@ async def test_a_flow_holds_no_more_than_320_kib(make: MakePlane, tmp_path: Path
         assert 300 * 1024 < max(held) <= 320 * 1024
 
 
+def taken(flow: FlowSnapshot) -> int:
+    """Packets that have come from the upstream, of which those that wait are voice of 182 bytes."""
+    return flow.totals.downlink_packets + sum(flow.totals.drops.values()) + flow.queued_bytes // 184
+
+
+async def test_a_stalled_call_holds_no_more_after_a_minute(make: MakePlane, tmp_path: Path) -> None:
+    """Two streams of voice for a minute, at 20 times the pace; 200 ms of age are 10 then."""
+    settings = PlaneSettings(max_media_age_s=0.2 / HURRY)
+    async with deaf_flow(make, tmp_path, settings) as (bench, _, flow):
+        before = await stall_until_old(bench, flow)
+        await asyncio.sleep(5 * settings.max_media_age_s)
+        blocks_before, sent = live_objects().get("buffers", 0), 0
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        bytes_held, blocks_held = [], []
+        while sent < 2 * 50 * 60:
+            # Where this test is late, the packets come no closer together: what waits would not be a call's.
+            await asyncio.sleep(max(0.0, began + 0.02 / HURRY - loop.time()))
+            began = loop.time()
+            for ssrc in (1, 2):
+                bench.upstream.send(flow, build_channel_data(0x4000 + ssrc, voice(sent // 2, 182)[4:]))
+                sent += 1
+            # All of it has come: none lies in the flow's socket and comes younger than it is.
+            snapshot = await until(bench, lambda s, expected=before + sent: taken(s.flows[0]) == expected)  # type: ignore[misc]
+            bytes_held.append(snapshot.flows[0].queued_bytes)
+            blocks_held.append(live_objects().get("buffers", 0) - blocks_before)
+        assert max(bytes_held) > 0
+        # What TLS and the meters hold beside that are 48 KiB: two buffers of a record, one record, 3 KiB of figures.
+        assert max(bytes_held) <= 16 * 1024
+        # In the debug build: chunks of 4 KiB.
+        assert max(blocks_held) <= 4
+        assert abs(blocks_held[-1]) <= 4
+        dropped = only_flow(bench).totals.drops
+        assert set(dropped) == {DropReason.DOWNLINK_OLD}
+        assert dropped[DropReason.DOWNLINK_OLD] > sent - 100
+        assert not bench.plane.snapshot().closed
+
+
 async def test_control_beyond_its_bound_closes(make: MakePlane, tmp_path: Path) -> None:
     settings = PlaneSettings(max_media_age_s=3600, downlink_control_bytes=16_384)
     async with deaf_flow(make, tmp_path, settings) as (bench, _, flow):
@@ -368,6 +411,83 @@ async def test_control_beyond_its_bound_closes(make: MakePlane, tmp_path: Path) 
         assert closed.reason is CloseReason.SLOW_CLIENT
         assert closed.flow is not None
         assert closed.flow.queued_bytes == before + 16_384
+
+
+# ---- Nothing stays behind
+
+
+def any_unit(source: random.Random, number: int) -> bytes:
+    """Of any class and length, the longest that a datagram carries among them."""
+    size = source.choice((4, 5, 8, 20, 182, 182, 182, 1200, 1200, 4072, 4073, 4088, 16_380, 16_385, 20_001, 65_000))
+    first = source.choice((b"\x80\x00", b"\x80\xc8", b"\x16\xfe", b"\x80\x6f"))
+    return build_channel_data(0x4001, (first + number.to_bytes(4) * (size // 4))[: size - 4])
+
+
+def came_to(flow: FlowSnapshot) -> int:
+    """Bytes that have come from the upstream, and the padding of those that wait."""
+    return flow.totals.downlink_bytes + flow.queued_bytes
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_client_that_reads_by_fits_and_starts_gets_all(make: MakePlane, tmp_path: Path, seed: int) -> None:
+    """Wherever it stops and goes on, what waits is not forgotten: a wake-up that is lost would be a call that is."""
+    source = random.Random(seed)
+    settings = dataclasses.replace(PATIENT, downlink_control_bytes=200_000, downlink_media_bytes=200_000)
+    async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
+        sent: list[bytes] = []
+        received: list[bytes] = []
+        came = 0
+        for number in range(400):
+            unit = any_unit(source, number)
+            bench.upstream.send(flow, unit)
+            sent.append(unit)
+            came += len(unit)
+            if len(unit) > 4000 or source.random() < 0.7:
+                # Else it comes together with others, unless it is long: a flow's socket does not hold many of those.
+                await until(bench, lambda s, came=came: came_to(s.flows[0]) >= came)  # type: ignore[misc]
+            if source.random() < 0.1 or only_flow(bench).queued_bytes > 30_000:
+                while received_less := len(sent) - len(received):
+                    received.append(await client.receive_unit())
+                    if received_less < source.randrange(20):
+                        break
+        while len(received) < len(sent):
+            received.append(await client.receive_unit())
+        assert len(received) == len(sent)
+        seen = only_flow(bench)
+        assert (seen.queued_bytes, seen.totals.drops, seen.totals.downlink_packets) == (0, {}, len(sent))
+        for traffic in Traffic:
+            mine = [unit for unit in received if traffic_of(unit) is traffic]
+            assert mine == [unit for unit in sent if traffic_of(unit) is traffic]
+
+
+@pytest.mark.parametrize("by_client", [False, True])
+async def test_an_end_while_media_waits(make: MakePlane, tmp_path: Path, by_client: bool) -> None:
+    """What was given to TLS still leaves, in whole units; what waited behind it is gone, and its memory too."""
+    async with deaf_flow(make, tmp_path, PATIENT) as (bench, client, flow):
+        await stall(bench, flow)
+        given_away = only_flow(bench).totals.downlink_packets
+        if by_client:
+            await client.send_wire(close_notify(client))
+            closed = await bench.closed()
+            assert closed.reason is CloseReason.CLIENT_CLOSED
+        else:
+            bench.plane.close(only_flow(bench).connection, CloseReason.DRAINING)
+            closed = await bench.closed()
+            assert closed.reason is CloseReason.DRAINING
+        assert closed.flow is not None
+        assert closed.flow.queued_bytes >= BACKLOG_BYTES
+        units: list[bytes] = []
+        with contextlib.suppress(EOFError):
+            while True:
+                units.append(await client.receive_unit())
+        assert units == [voice(number) for number in range(given_away)]
+
+
+def close_notify(client: TlsClient) -> bytes:
+    """The client's last word in TLS; it goes on reading."""
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    return client._outgoing.read()
 
 
 # ---- Records
