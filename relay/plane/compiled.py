@@ -1,7 +1,7 @@
 """The compiled plane: the contract of ``api`` on the workers of ``relay._fastpath``, one thread each.
 
-This side of it runs on asyncio and never touches a packet: it opens listening and UDP sockets, turns the workers'
-notices into events, and lets source ports rest.
+This side of it runs on asyncio and no packet passes through it: it opens listening and UDP sockets, turns the workers'
+notices into events, lets source ports rest, and hands on the copies of a tap.
 """
 
 from __future__ import annotations
