@@ -7,11 +7,11 @@ SECONDS ?= 10
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
 
-# Debian's packages: what builds the extension, what builds the benchmark, and the real TURN server that both the
-# benchmark and the tests talk to.
+# Debian's packages: what builds the extension, what builds the benchmark, the real TURN server that both the benchmark
+# and the tests talk to, and the Wireshark that reads captures.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
-TEST_PACKAGES  := $(BENCH_PACKAGES)
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium tshark
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan

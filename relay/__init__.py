@@ -23,10 +23,10 @@ quality/    the meter of RTP; delay and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
-gateway/    the control plane: routes, health, calls, metrics, drain; it decides, and never sees a media packet
+gateway/    the control plane: routes, health, calls, metrics, drain; it decides, and no media packet waits for it
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
-cli         serve, top, demo, check-config
+cli         serve, top, capture, demo, check-config
 
 Beside them ``web/`` holds the dashboard's pages, which the admin listener serves.
 """

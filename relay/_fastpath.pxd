@@ -17,6 +17,7 @@ from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.ring cimport Ring
 from relay.plane.schedule cimport TRAFFICS, Schedule
 from relay.plane.sources cimport SOURCE_BYTES, Sources
+from relay.plane.tap cimport Tap
 from relay.plane.transactions cimport Transactions
 from relay.plane.wire cimport Wire
 
@@ -81,6 +82,8 @@ cdef enum:
     OP_REPLACE                  # number: the UDP socket on a fresh port, -1 if there is none
     OP_UPGRADE                  # as OP_ATTACH; data: the response
     OP_CLOSE                    # number: the reason
+    OP_TAP                      # data: the Tap
+    OP_UNTAP                    # data: the Tap
     OP_RELEASE                  # Python has read a closed connection
     OP_STOP
 
@@ -186,6 +189,7 @@ cdef struct Connection:
     # The flow.
     Transactions* transactions
     Counters counters
+    Tap* tap                    # where its datagrams are copied to, or NULL
     int64_t opened_us
     int64_t heard_us
     uint32_t heard_turn         # the worker's turn in which the upstream was last heard
@@ -306,4 +310,11 @@ cdef class Worker:
     cdef int send_flow(self, int op, uint64_t identity, int udp, bint releases, int64_t age_us, bytes data) except -1
     cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int push(self, Command* command) except -1
+    cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1
     cdef Connection* slot(self, object identity) except NULL
+
+cdef class TapReader:
+    cdef Worker worker              # None once it is closed
+    cdef uint64_t identity
+    cdef Tap* tap                   # NULL once it is closed
+    cdef uint64_t missed_before     # when it was

@@ -50,6 +50,10 @@ from relay.plane.stun cimport (
     REFRESH_SUCCESS, RESPONSE_BIT, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, datagram_unit, error_code,
     find_attribute, load16, load32,
 )
+from relay.plane.tap cimport (
+    TAP_DOWNLINK, TAP_LOCAL, TAP_UPLINK, Tap, TapKind, TapRecord, copy_out, drop_tapped, end_tap, leave_tap, open_tap,
+    peek_tapped, put_tapped,
+)
 from relay.plane.transactions cimport (
     ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
     on_request, on_response, take_due, waiting_since_us,
@@ -569,8 +573,23 @@ cdef void keep_bytes(uint8_t** kept, uint32_t* kept_size, const uint8_t* data, u
         kept[0], kept_size[0] = copy, size
 
 
+# Copies a datagram for whoever has asked for it. The flow's own address goes before its first one, and before the first
+# from a fresh port.
+cdef void copy_datagram(Connection* c, TapKind kind, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef Tap* tap = c.tap
+    cdef posix.sockaddr_storage local
+    cdef posix.socklen_t length = sizeof(local)
+    cdef int64_t now = posix.monotonic_us()
+    if not tap.placed and posix.getsockname(c.udp, <posix.sockaddr*> &local, &length) == 0:
+        tap.placed = put_tapped(tap, TAP_LOCAL, now, &local, length)
+    if not tap.placed or not put_tapped(tap, kind, now, data, size):
+        tap.missed += 1
+
+
 cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     if posix.send(c.udp, unit, size, posix.MSG_DONTWAIT) >= 0:
+        if c.tap != NULL:
+            copy_datagram(c, TAP_UPLINK, unit, size)
         c.counters.uplink_packets += 1
         c.counters.uplink_bytes += size
         e.sent_up += 1
@@ -632,6 +651,8 @@ cdef void on_upstream_error(Engine* e, Connection* c) noexcept nogil:
 
 # Puts what a datagram brings into the record of this turn, of which ``filled`` bytes are; how many are then.
 cdef uint32_t take_datagram(Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled) noexcept nogil:
+    if c.tap != NULL:
+        copy_datagram(c, TAP_DOWNLINK, data, size)
     size = <uint32_t> datagram_unit(data, size)
     if not size:
         c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
@@ -1064,6 +1085,9 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         c.transactions = NULL
     free(c.stale_answer)
     c.stale_answer = NULL
+    if c.tap != NULL:
+        end_tap(c.tap)
+        c.tap = NULL
     c.readable = False
     # Who reads both in between would count it twice, or not at all.
     relay_add(&e.ends, 1)
@@ -1176,6 +1200,9 @@ cdef void on_command(Engine* e, Command* command) noexcept nogil:
         stop(e)
     else:
         c = find(e, command.identity)
+        if command.op in (OP_TAP, OP_UNTAP):
+            on_tap(c, <Tap*> command.data, command.op == OP_TAP)
+            return
         if c != NULL:
             on_connection_command(e, c, command)
         elif command.op in (OP_ATTACH, OP_REPLACE, OP_UPGRADE) and command.number >= 0:
@@ -1196,6 +1223,20 @@ cdef void on_connection_command(Engine* e, Connection* c, Command* command) noex
         replace(e, c, command.number)
     elif command.number >= 0:
         posix.close(command.number)
+
+
+# The command's share of the tap becomes the connection's, which ends the one it had; or it is given up.
+cdef void on_tap(Connection* c, Tap* tap, bint wanted) noexcept nogil:
+    if wanted and (c == NULL or c.state != STATE_MEDIA):
+        end_tap(tap)
+        return
+    if c != NULL and c.tap != NULL and (wanted or c.tap == tap):
+        end_tap(c.tap)
+        c.tap = NULL
+    if wanted:
+        c.tap = tap
+    else:
+        leave_tap(tap)
 
 
 cdef void add_listener(Engine* e, int fd) noexcept nogil:
@@ -1291,6 +1332,8 @@ cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
         watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
         posix.close(c.udp)
         c.udp = fd
+        if c.tap != NULL:
+            c.tap.placed = False
         watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_UDP, c))
         position = find_pending(c.transactions, answer + TRANSACTION_ID_OFFSET) if answer != NULL else -1
         if position >= 0:
@@ -1737,6 +1780,27 @@ cdef class Worker:
         """End a connection."""
         self.send(OP_CLOSE, identity, reason, 0, None)
 
+    def tap(self, uint64_t identity) -> TapReader:
+        """Copy the datagrams of a flow from now on, instead of for the reader before; the caller closes the reader."""
+        cdef TapReader reader = TapReader.__new__(TapReader)
+        reader.worker, reader.identity = self, identity
+        reader.tap = open_tap()
+        if reader.tap == NULL:
+            raise MemoryError
+        self.send_tap(OP_TAP, identity, reader.tap)
+        return reader
+
+    # The owner that comes with the command leaves, if the command cannot.
+    cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1:
+        cdef Command command
+        memset(&command, 0, sizeof(command))
+        command.op, command.identity, command.number, command.data = op, identity, -1, tap
+        try:
+            return self.push(&command)
+        except BaseException:
+            end_tap(tap)
+            raise
+
     def release(self, uint64_t identity) -> None:
         """What a closed connection had to say has been read."""
         self.send(OP_RELEASE, identity, -1, 0, None)
@@ -1879,6 +1943,49 @@ cdef class Worker:
         """(open connections, accepted, closed by reason)."""
         cdef Engine* e = self.engine
         return e.live, e.accepted, [e.closed[reason] for reason in range(REASONS)]
+
+
+cdef class TapReader:
+    """Python's end of a tap. What is not taken in time is missed: the ring holds 1 MiB, headers of 24 bytes included."""
+
+    def __dealloc__(self):
+        if self.tap != NULL:
+            leave_tap(self.tap)
+
+    @property
+    def missed(self) -> int:
+        """Datagrams that found no room."""
+        return self.missed_before if self.tap == NULL else self.tap.missed
+
+    @property
+    def ended(self) -> bool:
+        """True if nothing more will come: what there is can be taken still."""
+        return self.tap == NULL or relay_load(&self.tap.ended) != 0
+
+    def take(self, int most) -> list:
+        """At most so many of what has come: (kind, monotonic time in us, missed just before it, bytes).
+
+        Kind 0 is uplink, 1 downlink; 2 is the sockaddr of the flow's own address, for all that follow.
+        """
+        cdef TapRecord record
+        cdef bytes data
+        cdef list taken = []
+        while self.tap != NULL and len(taken) < most and peek_tapped(self.tap, &record):
+            data = PyBytes_FromStringAndSize(NULL, record.size)
+            copy_out(self.tap, self.tap.head + <uint32_t> sizeof(TapRecord), PyBytes_AS_STRING(data), record.size)
+            drop_tapped(self.tap, &record)
+            taken.append((record.kind, record.at_us, record.missed, data))
+        return taken
+
+    def close(self) -> None:
+        """Let the worker copy no more. May be repeated."""
+        cdef Tap* tap = self.tap
+        cdef Worker worker = self.worker
+        if tap == NULL:
+            return
+        self.missed_before = tap.missed
+        self.tap, self.worker = NULL, None
+        worker.send_tap(OP_UNTAP, self.identity, tap)
 
 
 # ---- The stream cutter, for whoever reads a TURN stream in Python

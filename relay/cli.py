@@ -1,4 +1,4 @@
-"""The command line: ``relay serve``, ``relay top``, ``relay demo``, ``relay check-config``.
+"""The command line: ``relay serve``, ``relay top``, ``relay capture``, ``relay demo``, ``relay check-config``.
 
 Exit status: 0 all is well, 1 a call failed or lost something, 2 the operator must act.
 """
@@ -87,6 +87,24 @@ def top(
         _run((show_once if once else show)(url, match, Console()))
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+@app.command()
+def capture(
+    flow: Annotated[str, typer.Option(help="The flow's number: connection in /api/flows and on its page.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="A new file, pcapng.")],
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="How long, at most.")] = 10,
+    url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
+) -> None:
+    """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
+    from relay.gateway.capture_file import capture as take
+
+    try:
+        captured = _run(take(url, flow, seconds, output))
+    except KeyboardInterrupt:
+        raise typer.Exit(1) from None
+    figures = f"{captured.packets} packets, {captured.bytes} bytes, {captured.missed} missed"
+    typer.echo(f"{captured.path}: {figures} ({captured.end})")
 
 
 @app.command()

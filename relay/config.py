@@ -205,6 +205,17 @@ class Quality(_Section):
         return None if records is None else _folder(info) / records
 
 
+class Capture(_Section):
+    """Recording of a flow's packets, as ``relay capture`` asks for it."""
+
+    # A capture says who talks to whom and when, though not what: whether anybody may take one is the operator's to say.
+    allowed: Annotated[bool, Field(strict=True)] = False
+    # A call's trouble shows within minutes.
+    max_seconds: Seconds = 300.0
+    # Of one file: half an hour of voice both ways is 40 MB. The least holds one packet of any size.
+    max_bytes: Count = Field(default=64 * 1024 * 1024, ge=128 * 1024, le=4 * 1024**3)
+
+
 class Health(_Section):
     """How upstreams are watched. Defaults find a dead one within 4.5 s: three probes, a second apart."""
 
@@ -254,6 +265,7 @@ class Config(_Section):
     signaling: Signaling = Signaling()
     media: Media = Media()
     quality: Quality = Quality()
+    capture: Capture = Capture()
     health: Health = Health()
     limits: Limits = Limits()
     log: Log = Log()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
 import ssl
+import struct
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -26,6 +28,7 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import settings_tree, write_config
+from tests.support.pcapng import Packet, read_capture
 
 PROJECT = Path(__file__).parent.parent
 PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
@@ -130,6 +133,89 @@ async def test_top_without_a_relay() -> None:
     assert (status, stdout) == (2, "")
     [line] = stderr.splitlines()
     assert line.startswith("relay: http://127.0.0.1:9/api/summary cannot be read")
+
+
+async def test_capture_until_the_flow_ends(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pcapng"
+    async with open_host() as host, serving(tmp_path, host.address, capture={"allowed": True}) as served:
+        turn = await served.open_turn()
+        process = await start(*await capture_arguments(served, path))
+        try:
+            await served.logged("capture started")
+            # Packets until one has come after the plane's beginning.
+            while not held(path):
+                await turn.binding()
+            await turn.close()
+            stdout, stderr = await process.communicate()
+        finally:
+            await kill(process)
+    assert (process.returncode, stderr) == (0, b"")
+    packets = len(read_capture(path.read_bytes()).packets)
+    assert packets
+    said = f"{path}: {packets} packets, {path.stat().st_size} bytes, 0 missed (the flow has ended)\n"
+    assert stdout.decode() == said
+
+
+async def test_ctrl_c_keeps_what_was_captured(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pcapng"
+    async with open_host() as host, serving(tmp_path, host.address, capture={"allowed": True}) as served:
+        turn = await served.open_turn()
+        process = await start(*await capture_arguments(served, path))
+        try:
+            await served.logged("capture started")
+            while not held(path):
+                await turn.binding()
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = await process.communicate()
+            ended = await served.logged("capture ended")
+        finally:
+            await kill(process)
+            await turn.close()
+    assert (process.returncode, stderr) == (0, b"")
+    assert stdout.decode().endswith("0 missed (it was ended here)\n")
+    assert ended["reason"] == "whoever asked has gone, or does not read"
+    assert read_capture(path.read_bytes()).packets
+
+
+async def test_capture_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pcapng"
+    async with open_host() as host, serving(tmp_path, host.address) as served:
+        turn = await served.open_turn()
+        arguments = await capture_arguments(served, path)
+        status, stdout, stderr = await run(*arguments)
+        await turn.close()
+    assert (status, stdout) == (2, "")
+    assert stderr == (
+        f"relay: http://{served.admin}/api/flows/{arguments[2]}/capture answers 403: "
+        "captures are not allowed: set capture.allowed = true in the relay's configuration\n"
+    )
+    assert not [name for name in os.listdir(tmp_path) if "flow" in name]
+
+
+async def capture_arguments(served: Served, path: Path) -> list[str]:
+    """Of ``relay capture`` for the one flow."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://{served.admin}/api/flows") as response:
+        [flow] = (await response.json())["flows"]
+    return [
+        "capture",
+        "--flow",
+        flow["connection"],
+        "--seconds",
+        "60",
+        "-o",
+        str(path),
+        "--url",
+        f"http://{served.admin}",
+    ]
+
+
+def held(path: Path) -> list[Packet]:
+    """The packets that are in the file already, which has another name while it grows."""
+    parts = list(path.parent.glob(f".{path.name}.*.part"))
+    # Blocks are written whole, but the file may be looked at in between.
+    with contextlib.suppress(AssertionError, struct.error):
+        return [packet for part in parts for packet in read_capture(part.read_bytes()).packets]
+    return []
 
 
 def open_host() -> TurnHost:

@@ -77,6 +77,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.media.max_media_age_ms, settings.quality.playout_deadline_ms) == (200, 60)
     assert (settings.quality.payload_types, settings.quality.records) == ({}, None)
     assert settings.warnings() == []
+    assert (settings.capture.allowed, settings.capture.max_seconds, settings.capture.max_bytes) == (False, 300, 1 << 26)
 
 
 def test_sample_of_the_design(tmp_path: Path) -> None:

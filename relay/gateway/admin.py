@@ -11,6 +11,7 @@ from relay.addresses import Address
 from relay.errors import OperatorError
 from relay.gateway import dashboard
 from relay.gateway.api import Api
+from relay.gateway.capture import Captures
 from relay.gateway.events import Events
 from relay.gateway.metrics import Metrics, RelayCollector
 from relay.gateway.site import SHUTDOWN_TIMEOUT_S, name_server, on_healthz
@@ -20,7 +21,8 @@ from relay.gateway.view import View
 class Admin:
     """``/healthz``, ``/readyz``, ``/metrics``, ``/api/...``, and the dashboard at ``/``."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, captures: Captures) -> None:
+        self._captures = captures
         self.events = Events(view.summary)
         self._view = view
         self._metrics = Metrics(RelayCollector(view))
@@ -30,6 +32,7 @@ class Admin:
         app.router.add_get("/readyz", self._on_readyz)
         app.router.add_get("/metrics", self._on_metrics)
         app.router.add_get("/api/events", self.events.on_request)
+        app.router.add_post("/api/flows/{connection}/capture", captures.on_request)
         app.router.add_routes(Api(view).routes())
         app.router.add_routes(dashboard.routes())
         self._runner = web.AppRunner(
@@ -50,6 +53,7 @@ class Admin:
     async def stop(self) -> None:
         """Close the listener and its connections."""
         self.events.stop()
+        self._captures.stop()
         await self._runner.cleanup()
 
     async def _on_readyz(self, _: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ from relay.addresses import Address
 from relay.config import Config
 from relay.gateway.admin import Admin
 from relay.gateway.calls import Calls
+from relay.gateway.capture import Captures
 from relay.gateway.health import HealthMonitor
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
@@ -72,7 +73,9 @@ class Gateway:
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
-        self._admin = Admin(View(self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining))
+        self.captures = Captures(self.plane.tap, settings.capture)
+        view = View(self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining)
+        self._admin = Admin(view, self.captures)
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._flows: dict[ConnectionId, UpstreamState] = {}
         self._no_flows = asyncio.Event()
@@ -141,6 +144,7 @@ class Gateway:
         self.upstreams.configure(settings.upstreams, settings.health)
         self._health.configure(settings.health, settings.media)
         self.records.path = settings.quality.records
+        self.captures.configure(settings.capture)
         self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NewType, Protocol
 
 from relay.addresses import Address
-from relay.quality.stream import RtpStream
+from relay.quality.stream import Direction, RtpStream
 
 ConnectionId = NewType("ConnectionId", int)
 
@@ -239,6 +239,61 @@ class Snapshot:
     queue_delay: Latency = Latency()
 
 
+# Taps
+
+
+@dataclass(frozen=True, slots=True)
+class TappedDatagram:
+    """One datagram of a flow's UDP leg: as it was sent to the upstream, or as it came from there, padding and all.
+
+    ``at_us`` is the monotonic clock's, ``local`` the flow's own address. ``missed`` datagrams just before it found no
+    room, because nobody took those that waited.
+    """
+
+    at_us: int
+    direction: Direction
+    local: Address
+    missed: int
+    data: bytes = field(repr=False)
+
+
+class Tap(Protocol):
+    """Copies of what a flow sends to its upstream and receives from it. Media never waits for who reads them."""
+
+    @property
+    def client(self) -> Address:
+        """The flow's client."""
+        ...
+
+    @property
+    def server_name(self) -> str:
+        """What the client asked for."""
+        ...
+
+    @property
+    def upstream(self) -> Upstream:
+        """The other end of the UDP leg."""
+        ...
+
+    @property
+    def missed(self) -> int:
+        """How many datagrams found no room, from the start."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """True if nothing more will come: the flow has ended, or is tapped anew. What has come can still be taken."""
+        ...
+
+    def take(self, most: int) -> list[TappedDatagram]:
+        """What has come since the last call, in order, at most so many."""
+        ...
+
+    def close(self) -> None:
+        """Copy no more, and let go of what has not been taken. May be repeated."""
+        ...
+
+
 # Events
 
 
@@ -323,6 +378,13 @@ class Plane(Protocol):
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection; what is already written still leaves."""
+        ...
+
+    def tap(self, connection: ConnectionId) -> Tap | None:
+        """Copy a flow's datagrams, at most 1 MiB that waits to be taken; None if there is no such flow.
+
+        A flow has one tap: a second one ends the first.
+        """
         ...
 
     def drain(self) -> None:

@@ -1,7 +1,7 @@
 """The compiled plane: the contract of ``api`` on the workers of ``relay._fastpath``, one thread each.
 
-This side of it runs on asyncio and never touches a packet: it opens listening and UDP sockets, turns the workers'
-notices into events, and lets source ports rest.
+This side of it runs on asyncio and no packet passes through it: it opens listening and UDP sockets, turns the workers'
+notices into events, lets source ports rest, and hands on the copies of a tap.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import struct
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -40,6 +41,8 @@ from relay.plane.api import (
     Latency,
     PlaneSettings,
     Snapshot,
+    Tap,
+    TappedDatagram,
     Totals,
     Traffic,
     TurnOpened,
@@ -53,8 +56,8 @@ from relay.quality.stream import Direction, RtpStream
 from relay.wire.stream import FramingFault
 
 if TYPE_CHECKING:
+    from relay._fastpath import TapReader, _Histogram
     from relay._fastpath import _Flow as _FlowFigures
-    from relay._fastpath import _Histogram
 
 LISTEN_BACKLOG = 1024
 # A name, an AES-256 key and an HMAC key. A ticket is good until its key has been replaced twice: long enough for a
@@ -68,6 +71,9 @@ DROPS = tuple(DropReason)
 TRAFFICS = tuple(Traffic)
 # FlowRecord of _fastpath.pxd: number, age, time since the upstream was heard, and the counters.
 _RECORD = struct.Struct(f"=Qqq{5 + len(DROPS) + len(TRAFFICS)}Q")
+# TapKind of tap.pxd.
+TAP_WAYS = (Direction.UPLINK, Direction.DOWNLINK)
+TAP_LOCAL = 2
 FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingFault.MAGIC_COOKIE)
 
 
@@ -80,6 +86,44 @@ class _Flow:
     server_name: str
     upstream: Upstream
     port: int
+
+
+class _Tap:
+    """What a worker copies, as the contract has it."""
+
+    def __init__(self, reader: TapReader, flow: _Flow) -> None:
+        self.client = flow.client
+        self.server_name = flow.server_name
+        self.upstream = flow.upstream
+        self._reader = reader
+        self._local = Address("", 0)
+
+    @property
+    def missed(self) -> int:
+        return self._reader.missed
+
+    @property
+    def ended(self) -> bool:
+        return self._reader.ended
+
+    def take(self, most: int) -> list[TappedDatagram]:
+        taken = []
+        for kind, at_us, missed, data in self._reader.take(most):
+            if kind == TAP_LOCAL:
+                self._local = _address(data)
+            else:
+                taken.append(TappedDatagram(at_us, TAP_WAYS[kind], self._local, missed, data))
+        return taken
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def _address(sockaddr: bytes) -> Address:
+    """Of a sockaddr_in or sockaddr_in6."""
+    family, port = int.from_bytes(sockaddr[:2], sys.byteorder), int.from_bytes(sockaddr[2:4])
+    packed = sockaddr[8:24] if family == socket.AF_INET6 else sockaddr[4:8]
+    return Address(socket.inet_ntop(family, packed), port)
 
 
 _Record = tuple[int, ...]
@@ -259,6 +303,14 @@ class CompiledPlane:
             self._adopting[connection] = reason
         elif self._is_known(identity):
             self._worker(identity).close(identity, REASONS.index(reason))
+
+    def tap(self, connection: ConnectionId) -> Tap | None:
+        """Copy a flow's datagrams; None if there is no such flow."""
+        identity = self._tickets.get(connection, connection)
+        flow = self._flows.get(identity)
+        if flow is None or self._stopped:
+            return None
+        return _Tap(self._worker(identity).tap(identity), flow)
 
     def drain(self) -> None:
         """Accept nobody any more."""

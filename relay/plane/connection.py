@@ -38,6 +38,7 @@ from relay.plane.flow import Flow
 from relay.plane.handover import Handover
 from relay.plane.pace import Pace
 from relay.plane.schedule import Schedule
+from relay.plane.tap import FlowTap
 from relay.plane.tls import TlsError, TlsSession
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
@@ -373,6 +374,16 @@ class Connection(asyncio.Protocol):
             self._on_tls_error(error)
         else:
             self._write(output)
+
+    def tap(self) -> FlowTap | None:
+        """Copy the datagrams of the flow, if there is one; the tap before it ends."""
+        flow = self.flow
+        if flow is None:
+            return None
+        if flow.tap is not None:
+            flow.tap.end()
+        flow.tap = FlowTap(self.client, self.server_name, flow.upstream)
+        return flow.tap
 
     # The end
 

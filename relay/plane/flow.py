@@ -13,10 +13,13 @@ import socket
 import time
 from collections.abc import Callable
 
+from relay.addresses import Address
 from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.source_ports import SourcePorts
+from relay.plane.tap import FlowTap
 from relay.plane.traffic import rtp_packet, traffic_of
 from relay.quality.meter import Meter
+from relay.quality.stream import Direction
 from relay.turn.transactions import MAX_REQUEST_BYTES, Answer, Transactions
 from relay.wire.stun import (
     HEADER_BYTES,
@@ -77,6 +80,8 @@ class Flow:
         self.meter = meter
         # That of the last Allocate that named one.
         self.username = ""
+        # Where its datagrams are copied to, if anywhere.
+        self.tap: FlowTap | None = None
         self.opened_at = self.heard_at = loop.time()
         self._loop = loop
         self._ports = ports
@@ -131,6 +136,11 @@ class Flow:
         else:
             self.totals.uplink_packets += 1
             self.totals.uplink_bytes += len(unit)
+            self._copy(Direction.UPLINK, unit)
+
+    def _copy(self, direction: Direction, datagram: bytes) -> None:
+        if self.tap is not None:
+            self.tap.put(direction, Address(*self._socket.getsockname()[:2]), datagram)
 
     def _on_error(self, error: OSError, traffic: Traffic | None = None) -> None:
         if error.errno in _NO_ROOM:
@@ -157,7 +167,9 @@ class Flow:
         # The loop's own clock stands still for a turn, and knows milliseconds only.
         arrived = time.monotonic()
         self.heard_at = self._loop.time()
-        unit = self._whole_unit(bytes(_datagram[:size]))
+        datagram = bytes(_datagram[:size])
+        self._copy(Direction.DOWNLINK, datagram)
+        unit = self._whole_unit(datagram)
         if unit is None:
             self.totals.drop(DropReason.DOWNLINK_MALFORMED)
         elif unit[0] >= 0x40 or self._on_stun(unit):
@@ -256,6 +268,8 @@ class Flow:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.tap is not None:
+            self.tap.end()
         if self._socket.fileno() < 0:
             return None
         self._loop.remove_reader(self._socket)

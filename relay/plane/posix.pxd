@@ -37,6 +37,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
     int getsockopt(int fd, int level, int name, void* value, socklen_t* size)
     int getpeername(int fd, sockaddr* address, socklen_t* size)
+    int getsockname(int fd, sockaddr* address, socklen_t* size)
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t recv(int fd, void* data, size_t size, int flags)
     int recvmmsg(int fd, mmsghdr* messages, unsigned int count, int flags, timespec* timeout)

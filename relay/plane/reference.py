@@ -24,6 +24,7 @@ from relay.plane.api import (
     HandshakeFailure,
     PlaneSettings,
     Snapshot,
+    Tap,
     Totals,
     Upstream,
 )
@@ -125,6 +126,11 @@ class ReferencePlane:
             self._adopting[connection] = reason
         elif (known := self._connections.get(connection)) is not None:
             known.close(reason)
+
+    def tap(self, connection: ConnectionId) -> Tap | None:
+        """Copy a flow's datagrams; None if there is no such flow."""
+        known = self._connections.get(connection)
+        return None if known is None else known.tap()
 
     def drain(self) -> None:
         """Accept nobody any more."""

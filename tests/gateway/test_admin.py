@@ -16,7 +16,7 @@ from relay.errors import OperatorError
 from relay.gateway.admin import Admin
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.made_up import MadeUpRelay
+from tests.support.made_up import NO_CAPTURES, MadeUpRelay
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 
@@ -179,5 +179,5 @@ async def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address(*taken.getsockname())
         with pytest.raises(OperatorError) as refused:
-            await Admin(MadeUpRelay().view).listen(address)
+            await Admin(MadeUpRelay().view, NO_CAPTURES).listen(address)
     assert str(refused.value) == f"cannot listen on {address} (listen.admin): address already in use"

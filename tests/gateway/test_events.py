@@ -14,7 +14,7 @@ from relay.addresses import Address
 from relay.gateway import events as module
 from relay.gateway.admin import Admin
 from tests.support.gateway import eventually
-from tests.support.made_up import MadeUpRelay
+from tests.support.made_up import NO_CAPTURES, MadeUpRelay
 
 
 async def next_event(stream: aiohttp.StreamReader) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Served:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "INTERVAL_S", 3600)
         self.relay = MadeUpRelay()
-        self.admin = Admin(self.relay.view)
+        self.admin = Admin(self.relay.view, NO_CAPTURES)
         self.url = ""
         self.address = Address("", 0)
 

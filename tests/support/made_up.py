@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from relay.addresses import Address
+from relay.config import Capture as CaptureSettings
 from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
 from relay.gateway.admin import Admin
 from relay.gateway.calls import Calls
+from relay.gateway.capture import Captures
 from relay.gateway.records import Records
 from relay.gateway.upstreams import Upstreams
 from relay.gateway.view import View
@@ -32,6 +34,8 @@ from relay.plane.api import (
 from relay.quality.stream import Direction, RtpStream
 
 PACKETS_PER_S = 50
+# Its flows have no packets.
+NO_CAPTURES = Captures(lambda _: None, CaptureSettings())
 UPSTREAM = Upstream("use1-stun1", Address("192.0.2.7", 3478))
 
 
@@ -173,7 +177,7 @@ class MadeUpRelay:
     @contextlib.asynccontextmanager
     async def served(self, at: Address = Address("127.0.0.1", 0)) -> AsyncIterator[Address]:  # noqa: B008
         """The admin listener's address while the block runs."""
-        admin = Admin(self.view)
+        admin = Admin(self.view, NO_CAPTURES)
         address = await admin.listen(at)
         try:
             yield address

@@ -1,0 +1,143 @@
+"""``relay capture``: asks a running relay for the packets of a flow, and keeps them in a file for Wireshark."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import aiohttp
+
+from relay.errors import OperatorError, UpstreamError
+from relay.wire.pcapng import BlockCutter, PcapngError, Tally
+
+# The listener is near, and begins at once.
+CONNECT_TIMEOUT_S = 5.0
+# The relay ends a capture in time by itself; it waits ten seconds for who reads slowly.
+LATE_S = 15.0
+# Of an error that is shown.
+MAX_REASON_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A file that was written; ``end`` is why the capture ended, in words."""
+
+    path: Path
+    packets: int
+    bytes: int
+    missed: int
+    end: str
+
+
+async def capture(url: str, flow: str, seconds: float, path: Path) -> Captured:
+    """Capture a flow into a new file. To be cancelled ends it early, and keeps what came.
+
+    Raises OperatorError for what the relay refuses or the file system does, UpstreamError if the relay goes away in the
+    middle: then, too, the file holds what came.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise OperatorError(f"--url {url}: expected an address such as http://127.0.0.1:9443")
+    if not (flow.isascii() and flow.isdigit()):
+        raise OperatorError(f"--flow {flow}: expected a number, as /api/flows and the dashboard have it (connection)")
+    with _new_file(path) as file:
+        taken = _Taken(file)
+        await _fetch(taken, f"{url.rstrip('/')}/api/flows/{flow}/capture", seconds)
+    if taken.lost is not None:
+        raise UpstreamError(f"{taken.lost}; {path} holds the {taken.tally.packets} packets that came")
+    end = taken.tally.end or "it was ended here"
+    return Captured(path, taken.tally.packets, taken.bytes, taken.tally.missed, end)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name once it is done; nothing is left of it where that fails. Raises OperatorError."""
+    if path.exists():
+        raise OperatorError(f"{path} exists; it is not overwritten")
+    temporary: Path | None = None
+    try:
+        # Readable for its owner alone: it says who talks to whom.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        _rename(temporary, path)
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+class _Taken:
+    """What came: whole blocks only are written, so the file is a good one wherever it ends."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tally = Tally()
+        self.bytes = 0
+        # Why there is no end to it, if the relay went away.
+        self.lost: str | None = None
+        self._file = file
+        self._cutter = BlockCutter()
+
+    def feed(self, data: bytes) -> None:
+        """Raises PcapngError, and OSError where the disk is full."""
+        for block in self._cutter.feed(data):
+            self.tally.add(block)
+            self._file.write(block)
+            self.bytes += len(block)
+        self._file.flush()
+
+
+async def _fetch(taken: _Taken, url: str, seconds: float) -> None:
+    timeout = aiohttp.ClientTimeout(total=seconds + LATE_S, sock_connect=CONNECT_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(url, params={"seconds": f"{seconds:.3f}"}) as answer,
+        ):
+            if answer.status != 200:
+                raise OperatorError(f"{url} answers {answer.status}: {await _reason(answer)}")
+            async for data in answer.content.iter_any():
+                taken.feed(data)
+    except PcapngError as error:
+        raise OperatorError(f"{url} answers something else ({error}): is this the relay's admin listener?") from None
+    except (TimeoutError, aiohttp.ClientError) as error:
+        said = str(error) or "it does not go on"
+        if not taken.bytes:
+            said = f"{url} cannot be read ({said}): is the relay running, and listen.admin there?"
+            raise OperatorError(said) from None
+        taken.lost = f"{url}: the relay went away ({said})"
+    except asyncio.CancelledError:
+        # Ctrl-C. What came is wanted; without anything there is nothing to keep.
+        if not taken.bytes:
+            raise
+
+
+async def _reason(answer: aiohttp.ClientResponse) -> str:
+    told: object = None
+    with contextlib.suppress(ValueError, aiohttp.ClientError):
+        body = await answer.content.read(MAX_REASON_BYTES)
+        told = json.loads(body)
+    if isinstance(told, dict) and isinstance(told.get("error"), str):
+        return str(told["error"])
+    return "is this the relay's admin listener?"
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Give the file its name, unless another one has taken it meanwhile."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise OperatorError(f"{path} has come meanwhile; it is not overwritten") from None
+    except OSError:
+        # A file system without hard links.
+        if path.exists():
+            raise OperatorError(f"{path} has come meanwhile; it is not overwritten") from None
+        temporary.rename(path)
