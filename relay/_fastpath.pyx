@@ -874,10 +874,10 @@ cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
             return
         c.retry = 0
         drop_front(&c.out, written)
+        note_write(&c.pace, c.wire.given, e.now_us)
     if c.state == STATE_CLOSING:
         finish(e, c)
         return
-    note_write(&c.pace, c.wire.given, e.now_us)
     if is_waiting(&c.schedule) and not c.behind and not falls_behind(e, c):
         write_waiting(e, c)
     if c.state in (STATE_CLOSING, STATE_DEAD):

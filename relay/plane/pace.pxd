@@ -8,6 +8,7 @@ cdef enum:
     MARKS = 16
     UNACKNOWLEDGED_WRITES = 4
     UNACKNOWLEDGED_BYTES = 1024
+    LARGE_WRITES = 2
     BEHIND_US = 50000           # beyond the least round trip
     WINDOW_LEAST = 1024
     WINDOW_MOST = 262144
@@ -26,9 +27,7 @@ cdef struct Pace:
 # Notes that all up to this byte has been given to TCP.
 cdef inline void note_write(Pace* pace, uint32_t end, int64_t now_us) noexcept nogil:
     cdef uint32_t last = (pace.first + pace.count - 1) % MARKS
-    if pace.count and pace.at_us[last] == now_us:
-        pace.end[last] = end
-    elif pace.count == MARKS:
+    if pace.count == MARKS:
         # It is judged with the one before it, which is older.
         pace.end[last] = end
     else:
@@ -51,7 +50,7 @@ cdef inline void acknowledge(Pace* pace, uint32_t acknowledged) noexcept nogil:
 
 cdef inline bint is_much(const Pace* pace, uint32_t given) noexcept nogil:
     return pace.count >= UNACKNOWLEDGED_WRITES or (
-        pace.count and given - pace.acknowledged >= UNACKNOWLEDGED_BYTES)
+        pace.count >= LARGE_WRITES and given - pace.acknowledged >= UNACKNOWLEDGED_BYTES)
 
 
 # Asks the kernel only if so much is not known to be delivered that it could matter.

@@ -18,9 +18,11 @@ from collections import deque
 # Writes that are remembered one by one; what comes behind them is judged with the last.
 MARKS = 16
 # Less may be on its way without anything being wrong: a receiver acknowledges every second segment at least (RFC 9293
-# section 3.8.6.3).
+# section 3.8.6.3), small ones perhaps later, and a single one only when its timer says so, 200 ms on some systems. To
+# wait for that would be to send one record each 200 ms.
 UNACKNOWLEDGED_WRITES = 4
 UNACKNOWLEDGED_BYTES = 1024
+LARGE_WRITES = 2
 # Beyond the least round trip. Acknowledgements are delayed by 40 ms where a client says nothing itself.
 BEHIND_US = 50_000
 # The bounds of the window: a record; and more than a burst of 200 KB.
@@ -42,13 +44,13 @@ class Pace:
         """Whether so much is not known to be delivered that it could matter."""
         marks = self._marks
         return len(marks) >= UNACKNOWLEDGED_WRITES or (
-            bool(marks) and marks[-1][0] - self._acknowledged >= UNACKNOWLEDGED_BYTES
+            len(marks) >= LARGE_WRITES and marks[-1][0] - self._acknowledged >= UNACKNOWLEDGED_BYTES
         )
 
     def note_write(self, end: int, now_us: int) -> None:
         """All up to ``end`` has been given to TCP."""
         marks = self._marks
-        if marks and (marks[-1][1] == now_us or len(marks) == MARKS):
+        if len(marks) == MARKS:
             marks[-1] = (end, marks[-1][1])
         else:
             marks.append((end, now_us))

@@ -40,9 +40,11 @@ def test_few_small_writes_may_be_on_their_way_for_long() -> None:
     assert not pace.is_behind(0, RTT_US, 10**9)
 
 
-def test_one_large_write_may_not() -> None:
+def test_one_large_write_may_wait_for_a_delayed_acknowledgement_and_two_may_not() -> None:
     pace = Pace()
-    written(pace, 1, size=WINDOW_LEAST)
+    end = written(pace, 1, size=WINDOW_LEAST)
+    assert not pace.is_behind(0, RTT_US, 10**6)
+    written(pace, 1, size=WINDOW_LEAST, start_us=1, end=end)
     assert pace.is_behind(0, RTT_US, 10**6)
 
 
@@ -57,8 +59,7 @@ def test_it_catches_up() -> None:
 def test_more_writes_than_are_remembered_count_as_the_last_one() -> None:
     pace = Pace()
     end = written(pace, 10 * MARKS)
-    # All but the last byte: what is left is as old as the last write that has a mark of its own.
-    assert pace.is_behind(end - WINDOW_LEAST, RTT_US, (MARKS - 1) * 10_000 + RTT_US + BEHIND_US + 1)
+    assert pace.is_behind((MARKS - 2) * VOICE, RTT_US, (MARKS - 2) * 10_000 + RTT_US + BEHIND_US + 1)
     assert not pace.is_behind(end, RTT_US, 10**9)
 
 
@@ -68,8 +69,11 @@ def test_behind_a_slow_link_no_more_is_given_than_it_delivers() -> None:
     end = written(pace, 10)
     assert pace.is_behind(0, RTT_US, 10**6)
     assert not pace.is_behind(end, RTT_US, 10**6)
-    end = written(pace, 1, size=3 * WINDOW_LEAST, start_us=10**6, end=end)
-    assert pace.is_behind(end - 3 * WINDOW_LEAST, RTT_US, 10**6 + 1)
+    before = end
+    end = written(pace, 2, size=WINDOW_LEAST, start_us=10**6, end=end)
+    assert not pace.is_behind(end, RTT_US, 10**6 + 1)
+    end = written(pace, 5, size=WINDOW_LEAST, start_us=10**6, end=before)
+    assert pace.is_behind(before, RTT_US, 10**6 + 10_001)
 
 
 def test_the_window_opens_with_each_acknowledgement() -> None:
