@@ -93,11 +93,11 @@ class Gateway:
     async def start(self) -> None:
         """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
         async with contextlib.AsyncExitStack() as started:
-            check_path(self._config.quality.records)
             # Last, because the plane's end ends calls.
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.push_async_callback(self.plane.stop)
+            check_path(self._config.quality.records)
             await self._site.start()
             started.push_async_callback(self._site.stop)
             self.admin = await self._admin.listen(self._config.listen.admin)
