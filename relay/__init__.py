@@ -7,7 +7,8 @@ Words used everywhere, in code, configuration, metrics and logs
 ---------------------------------------------------------------
 connection  one TCP connection from a client
 flow        a connection that carries media, with a UDP socket of its own
-carrier     how media is framed on the client's side; ``turn`` is the stream of RFC 8656
+carrier     how media is framed on the client's side: ``turn`` is the stream of RFC 8656, ``websocket`` one TURN message
+            in each message, ``session`` channels without TURN, ``connect-udp`` the capsules of RFC 9298
 upstream    a UDP TURN server; a *region* is a named group of upstreams
 route       from a server name (SNI) to a region
 uplink      client to upstream; *downlink* is upstream to client

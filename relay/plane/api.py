@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import NewType, Protocol
 
 from relay.addresses import Address
@@ -24,6 +25,9 @@ class Carrier(StrEnum):
     """How media is framed on the client's side."""
 
     TURN = "turn"  # the stream of RFC 8656 section 12.5
+    WEBSOCKET = "websocket"  # sub-protocol turn: one STUN or ChannelData message in each binary message
+    SESSION = "session"  # sub-protocol media.v1: control holds the allocation; channel number and data in each message
+    CONNECT_UDP = "connect-udp"  # RFC 9298: one datagram in each capsule, as it is
 
 
 class CloseReason(StrEnum):
@@ -38,6 +42,7 @@ class CloseReason(StrEnum):
     FIRST_BYTES_UNKNOWN = "first_bytes_unknown"
     BROKEN_FRAME = "broken_frame"
     SLOW_CLIENT = "slow_client"  # does not read what must not be dropped
+    RESUMED = "resumed"  # came back on another connection
     # The upstream's side
     UPSTREAM_UNREACHABLE = "upstream_unreachable"  # ICMP, or no route
     UPSTREAM_SILENT = "upstream_silent"
@@ -47,8 +52,26 @@ class CloseReason(StrEnum):
     TOO_MANY_CONNECTIONS = "too_many_connections"
     NO_DESCRIPTORS = "no_descriptors"
     CONTROL_TIMEOUT = "control_timeout"  # control did not answer TurnOpened
+    NOT_ENTITLED = "not_entitled"  # policy says that this user may not
     DRAINING = "draining"
     STOPPED = "stopped"
+
+
+# What a WebSocket client is told (RFC 6455 section 7.4), with the reason's word as text. A broken frame has the code
+# that fits what is wrong with it, who has closed first gets its own code back, and to all others nothing can be said.
+CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
+    {
+        CloseReason.UPSTREAM_UNREACHABLE: 1013,
+        CloseReason.UPSTREAM_SILENT: 1013,
+        CloseReason.NO_UPSTREAM: 1013,
+        CloseReason.NO_DESCRIPTORS: 1013,
+        CloseReason.CONTROL_TIMEOUT: 1011,
+        CloseReason.NOT_ENTITLED: 1008,
+        CloseReason.RESUMED: 1000,
+        CloseReason.DRAINING: 1001,
+        CloseReason.STOPPED: 1001,
+    }
+)
 
 
 class Traffic(StrEnum):
@@ -65,7 +88,8 @@ class DropReason(StrEnum):
     DOWNLINK_FULL = "downlink_full"  # more waits than a flow may hold
     DOWNLINK_OLD = "downlink_old"  # waited for the client for longer than media is worth anything
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
-    DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData
+    DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, no media at all
+    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: neither STUN, DTLS, ChannelData, RTP nor RTCP (RFC 7983)
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
     UPLINK_FULL = "uplink_full"  # the UDP socket has no room
 
@@ -101,6 +125,8 @@ class Upstream:
     releases_allocations: bool = False
     # As in the settings of the plane; None for what they say.
     max_media_age_s: float | None = None
+    # Report the first Allocate of each user (AllocateRequested), and forward it when control has admitted it.
+    asks_for_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +151,9 @@ class PlaneSettings:
     downlink_media_bytes: int = 256 * 1024
     # STUN and DTLS are not dropped by age, so a client that reads nothing at all is closed here.
     downlink_control_bytes: int = 64 * 1024
+    # Proxies cut tunnels that are idle for 60 s, and TCP's keep-alive does not count: WebSocket pings are sent so often.
+    # A client that has said nothing since two pings, not even a pong, is gone.
+    websocket_ping_s: float = 20.0
     # Later than this behind the fastest packets of its stream a packet counts as missing: what jitter buffers hold.
     playout_deadline_s: float = 0.06
     # Clocks of payload types that RFC 3551 does not fix; those not named here are guessed.
@@ -322,13 +351,55 @@ class HttpOpened:
 class AllocationOrphaned:
     """A flow ended and left an allocation behind. Control owns ``fd``, the flow's connected UDP socket.
 
-    ``request`` is the client's last authenticated request: it names user, realm and nonce.
+    ``request`` is the client's last authenticated request: it names user, realm and nonce. A session's flow always
+    leaves its socket, with an empty request: control made the allocation, and may ``move`` a new connection onto it.
     """
 
     connection: ConnectionId
     fd: int
     upstream: Upstream
     request: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateRequested:
+    """The first Allocate that names this user waits, and what the client says behind it: ``admit`` or ``refuse`` it.
+
+    Only where the upstream ``asks_for_users``. The name is the client's word until the upstream has answered. Without
+    an answer within ``attach_timeout_s`` the connection ends.
+    """
+
+    connection: ConnectionId
+    request: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TextReceived:
+    """The client of a session has sent a text message: at most 64 KiB, valid UTF-8."""
+
+    connection: ConnectionId
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StunReceived:
+    """The upstream of a session has sent a STUN message that is no copy of an earlier answer."""
+
+    connection: ConnectionId
+    message: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLost:
+    """The upstream of a session is gone, and its socket closed. The client stays: ``move`` or ``close`` it.
+
+    Without either within ``attach_timeout_s`` the connection ends. ``reason`` is UPSTREAM_SILENT or
+    UPSTREAM_UNREACHABLE.
+    """
+
+    connection: ConnectionId
+    reason: CloseReason
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +416,16 @@ class Closed:
     handshake_failure: HandshakeFailure | None = None
 
 
-Event = TurnOpened | HttpOpened | AllocationOrphaned | Closed
+Event = (
+    TurnOpened
+    | HttpOpened
+    | AllocateRequested
+    | TextReceived
+    | StunReceived
+    | UpstreamLost
+    | AllocationOrphaned
+    | Closed
+)
 EventSink = Callable[[Sequence[Event]], None]
 
 
@@ -372,8 +452,34 @@ class Plane(Protocol):
         """Start the flow of a connection that has reported TurnOpened."""
         ...
 
-    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
-        """Take an HTTP connection back, send the response (a 101), and go on as media."""
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
+        """Take an HTTP connection back, send the response (a 101), and go on as media.
+
+        A session has no upstream before ``move``, all others have one.
+        """
+        ...
+
+    def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
+        """Have a session go on at this upstream: from a fresh socket, or from one that an earlier flow has left.
+
+        The plane owns ``fd`` from here, whatever comes. The socket before it is closed.
+        """
+        ...
+
+    def tell(self, connection: ConnectionId, text: str) -> None:
+        """Send the client of a session a text message."""
+        ...
+
+    def request(self, connection: ConnectionId, message: bytes) -> None:
+        """Send the upstream of a session a STUN message; a request is sent again until it is answered."""
+        ...
+
+    def admit(self, connection: ConnectionId) -> None:
+        """Forward the Allocate that waits, and go on."""
+        ...
+
+    def refuse(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that waits with this STUN message, and go on."""
         ...
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
