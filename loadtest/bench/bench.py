@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ COTURN_PORTS = (61_000, 65_535)
 # CPU time does not mind that packets left late, as long as they did not bunch: that makes them cheaper. The interval
 # between two packets of a call is where bunches begin.
 MAX_LATE_FOR_CPU_US = 20_000
+CARRIERS = ("turn", "websocket", "session", "connect-udp")
 WRONG = ("corrupt", "duplicate", "reordered", "misrouted")
 
 Run = dict[str, Any]
@@ -223,6 +224,8 @@ class Bench:
             str(BUILD / "generator"),
             f"--port={server.port}",
             f"--peer={HOST}:{self.upstream_port}",
+            f"--upstream={HOST}:{self.upstream_port}",
+            f"--carrier={server.carrier}",
             f"--server-name={SERVER_NAME}",
             f"--server-pid={server.process.pid}",
             f"--tls={self.options.tls}",
@@ -243,7 +246,7 @@ class Bench:
             raise BenchError(f"{server.name} died during a run of {' '.join(arguments)}")
         elapsed_s = time.monotonic() - started
         drops, foreign_s, stolen_s = (now - then for now, then in zip(self._outside(server), before, strict=True))
-        result |= {"section": section, "server": server.name, "upstream_drops": drops}
+        result |= {"section": section, "server": server.label, "upstream_drops": drops}
         result["foreign_cores"] = round(max(0.0, foreign_s) / elapsed_s, 3)
         result["stolen_cores"] = round(stolen_s / elapsed_s, 3)
         result["valid"] = result.get("valid", True) and not drops
@@ -262,7 +265,9 @@ class Bench:
         options = self.options
         timing = [f"--{name}={getattr(options, name)}" for name in ("seconds", "warmup", "payload", "pps")]
         with contextlib.ExitStack() as stack:
-            servers = [stack.enter_context(self.server(name)) for name in options.servers]
+            servers = [
+                one for name in options.servers for one in stack.enter_context(self.server(name)).by_carrier(options)
+            ]
             for number in range(options.rounds):
                 for calls in options.counts:
                     for server in reversed(servers) if number % 2 else servers:
@@ -283,6 +288,16 @@ class Server:
     name: str
     port: int
     process: subprocess.Popen[bytes]
+    carrier: str = "turn"
+
+    @property
+    def label(self) -> str:
+        """Its name in the table."""
+        return self.name if self.carrier == "turn" else f"{self.name} {self.carrier}"
+
+    def by_carrier(self, options: argparse.Namespace) -> list[Server]:
+        """The same process once for each carrier that it is asked for; coturn has one."""
+        return [replace(self, carrier=name) for name in (options.carriers if self.name == "relay" else CARRIERS[:1])]
 
 
 # Reading the runs
@@ -344,6 +359,11 @@ def summarize(runs: Sequence[Run]) -> Run:
     for by_server in summary["voice"].values():
         ours, theirs = (by_server.get(name, {}).get("cpu_us_per_packet") for name in ("relay", "coturn"))
         by_server["cpu_ratio"] = ours / theirs if ours and theirs else None
+        by_server["carrier_ratios"] = {
+            name.removeprefix("relay "): row["cpu_us_per_packet"] / ours
+            for name, row in by_server.items()
+            if name.startswith("relay ") and ours and row["cpu_us_per_packet"]
+        }
     return summary
 
 
@@ -372,7 +392,7 @@ def table(summary: Run) -> str:
     for section in ("voice", "storm"):
         for calls, by_server in summary[section].items():
             for name, row in by_server.items():
-                if name == "cpu_ratio":
+                if name in {"cpu_ratio", "carrier_ratios"}:
                     continue
                 cells = [_cell(row[key], form) for key, form in _COLUMNS.values()]
                 lines.append([section, calls, name, f"{row['valid_runs']}/{row['runs']}", *cells])
@@ -381,6 +401,8 @@ def table(summary: Run) -> str:
     for calls, by_server in summary["voice"].items():
         if by_server["cpu_ratio"] is not None:
             text.append(f"{calls} calls: the relay takes {by_server['cpu_ratio']:.2f} of coturn's CPU time a packet")
+        for name, ratio in by_server["carrier_ratios"].items():
+            text.append(f"{calls} calls: {name} takes {ratio:.2f} of what turn takes")
     for name, row in ((name, row) for rows in summary["storm"].values() for name, row in rows.items()):
         took = _cell(row["login_p99_ms"], "{:.1f}")
         text.append(f"storm: {name}: {row['logins']} logins, {row['failed_logins']} failed, p99 {took} ms")
@@ -397,11 +419,24 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _carriers(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(CARRIERS):
+        raise argparse.ArgumentTypeError(f"{min(unknown)!r}: expected some of {', '.join(CARRIERS)}")
+    return names
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--plane", choices=["reference", "compiled"], help="of the relay; its own default otherwise")
     parser.add_argument("--only", choices=["relay", "coturn"], help="measure one server")
+    parser.add_argument(
+        "--carriers",
+        type=_carriers,
+        default=["turn"],
+        help=f"of the relay's clients, by turns (turn): {','.join(CARRIERS)}",
+    )
     parser.add_argument("--counts", type=_counts, default=[200, 400, 600], help="calls (200,400,600)")
     parser.add_argument("--rounds", type=int, default=2, help="every second one in the other order (2)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time of a run (5)")

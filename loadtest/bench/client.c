@@ -1,20 +1,25 @@
 #define _GNU_SOURCE
 #include "client.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "stamp.h"
 #include "turn.h"
 
 /* Loopback would advertise 64 KB, and the server's kernel would then buffer as for no real client. */
 #define ETHERNET_MSS 1448
 #define UDP_PROTOCOL 17u
+/* As long as anything that is said of a session. */
+#define SAYING_BYTES 160u
 
 SSL_CTX *client_context(int version)
 {
@@ -35,7 +40,8 @@ SSL_CTX *client_context(int version)
 static void fail(struct client *client, const char *why)
 {
     struct client_settings *settings = client->settings;
-    static const char *const doing[] = {"", "connecting", "shaking hands", "allocating", "binding", "ready"};
+    static const char *const doing[] = {"", "connecting", "shaking hands", "upgrading",
+                                        "allocating", "binding", "ready"};
     if (!settings->first_error[0])
         snprintf(settings->first_error, sizeof settings->first_error, "%s (%s)", why, doing[client->state]);
     client->state = CLIENT_DEAD;
@@ -47,7 +53,7 @@ void client_close(struct client *client)
     if (client->state == CLIENT_NEW)
         return;
     /* The close_notify is one more record; nothing waits for the server's. A dead session may not be shut down. */
-    if (client->state >= CLIENT_ALLOCATING && client->state <= CLIENT_READY)
+    if (client->state >= CLIENT_UPGRADING && client->state <= CLIENT_READY)
         SSL_shutdown(client->tls);
     ERR_clear_error();
     SSL_free(client->tls);
@@ -144,7 +150,40 @@ static void flush(struct client *client)
         wait_for_room(client, false);
 }
 
-/* 4. TURN: Allocate, ChannelBind */
+/* 4. The carrier: an HTTP request and its 101, where it is not TURN itself */
+
+static void put(struct client *client, enum frame_kind kind, const uint8_t *payload, size_t size)
+{
+    client->out_size += carrier_put(client->settings->carrier, client->out + client->out_size, kind, payload, size);
+}
+
+static void upgrade(struct client *client)
+{
+    const struct client_settings *settings = client->settings;
+    char *request = (char *)client->out + client->out_size;
+    client->out_size += carrier_request(settings->carrier, request, settings->server_name, &settings->upstream);
+    client->state = CLIENT_UPGRADING;
+    flush(client);
+}
+
+/* Takes the response's head. False if it is not all there, or not what was asked for. */
+static bool take_head(struct client *client)
+{
+    static const char switching[] = "HTTP/1.1 101 ", end[] = "\r\n\r\n";
+    const uint8_t *found = memmem(client->in, client->in_size, end, sizeof end - 1);
+    if (!found)
+        return false;
+    if (memcmp(client->in, switching, sizeof switching - 1)) {
+        fail(client, "the carrier was refused");
+        return false;
+    }
+    size_t size = (size_t)(found - client->in) + sizeof end - 1;
+    client->in_size -= size;
+    memmove(client->in, client->in + size, client->in_size);
+    return true;
+}
+
+/* 5. TURN: Allocate, ChannelBind; or what a session says instead of it */
 
 static uint32_t channel_of(const struct client *client)
 {
@@ -153,7 +192,7 @@ static uint32_t channel_of(const struct client *client)
 
 static void request(struct client *client, uint32_t method)
 {
-    uint8_t *message = client->out + client->out_size;
+    uint8_t message[STUN_MAX_BYTES];
     uint8_t transaction_id[TRANSACTION_ID_BYTES] = "bench";
     store16(transaction_id + 6, method);
     store32(transaction_id + 8, client->number);
@@ -166,8 +205,58 @@ static void request(struct client *client, uint32_t method)
         stun_add_address(message, XOR_PEER_ADDRESS, &client->settings->peer);
         client->state = CLIENT_BINDING;
     }
-    client->out_size += stun_size(message);
+    put(client, FRAME_UNIT, message, stun_size(message));
     flush(client);
+}
+
+__attribute__((format(printf, 2, 3))) static void say(struct client *client, const char *format, ...)
+{
+    char text[SAYING_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    int size = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    put(client, FRAME_TEXT, (const uint8_t *)text, (size_t)size);
+    flush(client);
+}
+
+static void open_session(struct client *client)
+{
+    client->state = CLIENT_ALLOCATING;
+    say(client, "{\"type\": \"open\", \"username\": \"bench\", \"password\": \"bench\"}");
+}
+
+static void bind_session(struct client *client)
+{
+    const struct sockaddr_in *peer = &client->settings->peer;
+    client->state = CLIENT_BINDING;
+    say(client, "{\"type\": \"bind\", \"peer\": \"%s:%u\", \"channel\": %u}", inet_ntoa(peer->sin_addr),
+        ntohs(peer->sin_port), channel_of(client));
+}
+
+static bool says(const struct frame *frame, const char *word)
+{
+    return memmem(frame->payload, frame->size, word, strlen(word)) != NULL;
+}
+
+static void on_text(struct client *client, const struct frame *frame)
+{
+    if (says(frame, "\"error\""))
+        fail(client, "error message");
+    else if (client->state == CLIENT_ALLOCATING && says(frame, "\"opened\"") && client->settings->binds_channel)
+        bind_session(client);
+    else if (client->state == CLIENT_ALLOCATING && says(frame, "\"opened\""))
+        client->state = CLIENT_READY;
+    else if (client->state == CLIENT_BINDING && says(frame, "\"bound\""))
+        client->state = CLIENT_READY;
+}
+
+static void begin(struct client *client)
+{
+    if (client->settings->carrier == CARRIER_SESSION)
+        open_session(client);
+    else
+        request(client, ALLOCATE);
 }
 
 static void on_stun(struct client *client, const uint8_t *message)
@@ -183,66 +272,86 @@ static void on_stun(struct client *client, const uint8_t *message)
         client->state = CLIENT_READY;
 }
 
-/* 5. Media */
+/* 6. Media */
 
 bool client_send_data(struct client *client, const uint8_t *payload, size_t size)
 {
-    size_t frame_size = CHANNEL_HEADER_BYTES + padded(size);
-    if (client->state != CLIENT_READY || client->out_size + frame_size > CLIENT_OUT_BYTES)
+    uint8_t unit[CHANNEL_HEADER_BYTES + MAX_PAYLOAD_BYTES];
+    size_t header = client->settings->carrier == CARRIER_SESSION ? CHANNEL_BYTES : CHANNEL_HEADER_BYTES;
+    size_t most = header + size + CARRIER_OVERHEAD_BYTES;
+    if (client->state != CLIENT_READY || client->out_size + most > CLIENT_OUT_BYTES)
         return false;
-    uint8_t *frame = client->out + client->out_size;
-    memset(frame + frame_size - 4, 0, 4); /* the padding; what is payload of it is written next */
-    store16(frame, channel_of(client));
-    store16(frame + 2, (uint32_t)size);
-    memcpy(frame + CHANNEL_HEADER_BYTES, payload, size);
-    client->out_size += frame_size;
+    store16(unit, channel_of(client));
+    store16(unit + CHANNEL_BYTES, (uint32_t)size); /* a session's data begins here instead */
+    memcpy(unit + header, payload, size);
+    put(client, FRAME_UNIT, unit, header + size);
     if (!client->waits_for_room)
         flush(client);
     return true;
 }
 
-static void on_channel_data(struct client *client, const uint8_t *frame, size_t size)
+static void on_data(struct client *client, uint32_t channel, const uint8_t *payload, size_t size)
 {
-    static const uint8_t zeros[3];
-    const uint8_t *payload = frame + CHANNEL_HEADER_BYTES;
-    client->settings->dirty_padding += memcmp(payload + size, zeros, padded(size) - size) != 0;
-    if (load16(frame) == channel_of(client))
+    if (channel == channel_of(client))
         client->settings->on_data(client, payload, size);
     else
         client->settings->foreign++;
 }
 
-/* Gives the size on the stream of the unit at ``at``; 0 for "need more", or if the stream is broken. */
-static size_t measure_unit(struct client *client, const uint8_t *at, size_t available)
+static void on_channel_data(struct client *client, const struct frame *frame)
 {
-    if (available < CHANNEL_HEADER_BYTES)
-        return 0;
-    size_t size = at[0] & 0x40 ? CHANNEL_HEADER_BYTES + padded(load16(at + 2)) : stun_size(at);
-    if (at[0] & 0x80 || size > CLIENT_IN_BYTES) {
-        fail(client, "broken frame");
-        return 0;
+    static const uint8_t zeros[3];
+    const uint8_t *unit = frame->payload, *payload = unit + CHANNEL_HEADER_BYTES;
+    size_t size = load16(unit + CHANNEL_BYTES);
+    if (CHANNEL_HEADER_BYTES + size != frame->size) {
+        fail(client, "broken ChannelData");
+        return;
     }
-    return size <= available ? size : 0;
+    if (client->settings->carrier == CARRIER_TURN)
+        client->settings->dirty_padding += memcmp(payload + size, zeros, padded(size) - size) != 0;
+    on_data(client, load16(unit), payload, size);
 }
 
-static void take_units(struct client *client)
+static void on_unit(struct client *client, const struct frame *frame)
 {
-    size_t at = 0, size;
-    while (client->state != CLIENT_DEAD && (size = measure_unit(client, client->in + at, client->in_size - at))) {
-        const uint8_t *unit = client->in + at;
-        if (unit[0] & 0x40)
-            on_channel_data(client, unit, load16(unit + 2));
-        else if (is_stun(unit, size))
-            on_stun(client, unit);
-        else
-            fail(client, "broken STUN message");
-        at += size;
+    const uint8_t *unit = frame->payload;
+    if (client->settings->carrier == CARRIER_SESSION && frame->size >= CHANNEL_BYTES)
+        on_data(client, load16(unit), unit + CHANNEL_BYTES, frame->size - CHANNEL_BYTES);
+    else if (frame->size >= CHANNEL_HEADER_BYTES && unit[0] & 0x40)
+        on_channel_data(client, frame);
+    else if (is_stun(unit, frame->size))
+        on_stun(client, unit);
+    else
+        fail(client, "broken STUN message");
+}
+
+static void take_frames(struct client *client)
+{
+    struct frame frame;
+    size_t at = 0;
+    int taken = 0;
+    if (client->state == CLIENT_UPGRADING) {
+        if (!take_head(client))
+            return;
+        begin(client);
+    }
+    while (client->state != CLIENT_DEAD) {
+        taken = carrier_take(client->settings->carrier, client->in + at, client->in_size - at, &frame);
+        if (taken <= 0)
+            break;
+        if (frame.kind == FRAME_UNIT)
+            on_unit(client, &frame);
+        else if (frame.kind == FRAME_TEXT)
+            on_text(client, &frame);
+        at += frame.stream_size;
     }
     client->in_size -= at;
     memmove(client->in, client->in + at, client->in_size);
+    if (taken < 0 || client->in_size == CLIENT_IN_BYTES)
+        fail(client, "broken frame");
 }
 
-static void read_units(struct client *client)
+static void read_frames(struct client *client)
 {
     while (client->state != CLIENT_DEAD) {
         int room = (int)(CLIENT_IN_BYTES - client->in_size);
@@ -252,7 +361,7 @@ static void read_units(struct client *client)
             return;
         }
         client->in_size += (size_t)read;
-        take_units(client);
+        take_frames(client);
         /* Asking once more only to hear "nothing there" would be one more system call for each packet. */
         if (!SSL_has_pending(client->tls))
             return;
@@ -266,15 +375,15 @@ void client_on_events(struct client *client, uint32_t events)
     if (client->state == CLIENT_HANDSHAKING) {
         int result = SSL_do_handshake(client->tls);
         if (result == 1) {
-            request(client, ALLOCATE);
+            client->settings->carrier == CARRIER_TURN ? begin(client) : upgrade(client);
         } else {
             wait_for_room(client, false);
             on_tls_pause(client, result);
         }
     }
-    if (client->state >= CLIENT_ALLOCATING && client->state <= CLIENT_READY) {
+    if (client->state >= CLIENT_UPGRADING && client->state <= CLIENT_READY) {
         if (events & EPOLLOUT)
             flush(client);
-        read_units(client);
+        read_frames(client);
     }
 }

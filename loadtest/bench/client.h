@@ -1,4 +1,4 @@
-/* One TURN/TLS client that never blocks: TCP, TLS, Allocate, ChannelBind, then ChannelData both ways.
+/* One TURN client over TLS that never blocks: TCP, TLS, the carrier, Allocate, ChannelBind, then ChannelData both ways.
  *
  * The owner waits on ``epoll``, calls client_on_events, and looks at ``state`` afterwards. */
 #ifndef BENCH_CLIENT_H
@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "carrier.h"
+
 /* A unit must fit whole; the largest carries 1400 bytes. More is the kernel's to hold. */
 #define CLIENT_IN_BYTES 4096u
 /* What a client keeps while the server does not read: 1.7 s of G.711. After that packets are not sent, and are lost. */
@@ -19,6 +21,7 @@ enum client_state {
     CLIENT_NEW,
     CLIENT_CONNECTING,
     CLIENT_HANDSHAKING,
+    CLIENT_UPGRADING, /* from HTTP, where the carrier asks for it */
     CLIENT_ALLOCATING,
     CLIENT_BINDING,
     CLIENT_READY, /* bound; or only allocated, where no channel is asked for */
@@ -33,7 +36,9 @@ struct client_settings {
     SSL_CTX *tls;
     struct sockaddr_in server;
     struct sockaddr_in peer; /* what the channel is bound to: behind coturn the echo, behind a relay no matter */
+    struct sockaddr_in upstream; /* whom CONNECT-UDP names */
     const char *server_name;
+    enum carrier carrier;
     bool binds_channel;
     void (*on_data)(struct client *client, const uint8_t *payload, size_t size);
     uint64_t foreign;       /* frames on a channel that is not the connection's */

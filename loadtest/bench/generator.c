@@ -37,7 +37,8 @@
 #define MAX_CALLS 20000u
 
 struct options {
-    struct sockaddr_in server, peer;
+    struct sockaddr_in server, peer, upstream;
+    enum carrier carrier;
     const char *server_name;
     uint32_t calls, payload_bytes, pps, storm_rate;
     double seconds, warmup;
@@ -65,6 +66,8 @@ static const char usage[] =
     "usage: generator --port PORT [options]\n"
     "  --host IPV4          where the TURN/TLS server listens (127.0.0.1)\n"
     "  --peer IPV4:PORT     the peer of the channels: behind coturn the upstream (127.0.0.1:9)\n"
+    "  --carrier NAME       turn, websocket, session or connect-udp (turn)\n"
+    "  --upstream IPV4:PORT the relay's TURN server, whom connect-udp names (127.0.0.1:3478)\n"
     "  --server-name NAME   sent as SNI (bench.test)\n"
     "  --calls N            connections (100)\n"
     "  --seconds S          measured time (5), after\n"
@@ -96,6 +99,8 @@ static bool parse_option(struct options *to, int option, const char *text)
     case 'h': return inet_aton(text, &to->server.sin_addr);
     case 'p': to->server.sin_port = htons((uint16_t)number); return number > 0 && number < 65536;
     case 'P': return parse_peer(text, &to->peer);
+    case 'C': to->carrier = carrier_named(text); return to->carrier != CARRIERS;
+    case 'u': return parse_peer(text, &to->upstream);
     case 'n': to->server_name = text; return true;
     case 'c': to->calls = number; return number > 0 && number <= MAX_CALLS;
     case 's': to->seconds = strtod(text, NULL); return to->seconds > 0;
@@ -121,6 +126,7 @@ static bool parse_options(struct options *to, int argc, char **argv)
         {"pps", required_argument, NULL, 'r'},        {"tls", required_argument, NULL, 'v'},
         {"server-pid", required_argument, NULL, 'i'}, {"storm", required_argument, NULL, 'S'},
         {"idle", no_argument, NULL, 'I'},             {"tick-us", required_argument, NULL, 't'},
+        {"carrier", required_argument, NULL, 'C'},    {"upstream", required_argument, NULL, 'u'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -333,6 +339,8 @@ static bool prepare(struct run *run)
         .tls = client_context(options->tls),
         .server = options->server,
         .peer = options->peer,
+        .upstream = options->upstream,
+        .carrier = options->carrier,
         .server_name = options->server_name,
         .binds_channel = true,
         .on_data = voice_on_data,
@@ -366,6 +374,7 @@ int main(int argc, char **argv)
     struct options options = {
         .server = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)},
         .peer = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(9)},
+        .upstream = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(3478)},
         .server_name = "bench.test",
         .calls = 100,
         .payload_bytes = 182,
