@@ -11,7 +11,7 @@ WAN     ?=
 # and the tests talk to, and the Wireshark that reads captures.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
-TEST_PACKAGES  := $(BENCH_PACKAGES) chromium tshark
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium squid tshark
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +14,7 @@ from relay.addresses import Address
 from relay.client.turn import open_turn_udp
 from relay.errors import UpstreamError
 from relay.plane.api import Certificate
+from tests.support.peers import free_address
 
 REALM = "coturn.test"
 USERNAME = "trader"
@@ -41,7 +41,7 @@ async def open_coturn(
     *, host: str = "127.0.0.1", certificate: Certificate | None = None, options: Sequence[str] = ()
 ) -> AsyncIterator[Coturn]:
     """Start coturn and wait until it answers; ``options`` are further lines of its configuration."""
-    coturn = Coturn(_free_address(host), None if certificate is None else _free_address(host))
+    coturn = Coturn(free_address(host), None if certificate is None else free_address(host))
     with tempfile.TemporaryDirectory(prefix="coturn-") as name:
         configuration = _write_configuration(Path(name), coturn, certificate, options)
         process = await asyncio.create_subprocess_exec("turnserver", "-c", configuration, stdout=PIPE, stderr=STDOUT)
@@ -79,18 +79,6 @@ def _configuration(coturn: Coturn, directory: Path, certificate: Certificate | N
         return [*lines, "no-tls"]
     lines.append(f"tls-listening-port={coturn.tls_address.port}")
     return [*lines, f"cert={certificate.chain}", f"pkey={certificate.private_key}"]
-
-
-def _free_address(host: str) -> Address:
-    """An address whose port is free for TCP and UDP; another program may still take it before coturn does."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
-            tcp.bind((host, 0))
-            address = Address(*tcp.getsockname()[:2])
-            with contextlib.suppress(OSError):
-                udp.bind(address)
-                return address
 
 
 async def _answered(server: Address) -> None:
