@@ -455,12 +455,18 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
+    """The options of another benchmark, and of this one what they leave open."""
+    return argparse.Namespace(**{**vars(parse_options([])), **vars(options)})
+
+
 def _priority(options: argparse.Namespace) -> list[str]:
     return ["chrt", "--rr", "1"] if options.realtime else []
 
 
 @contextlib.contextmanager
-def _bench(options: argparse.Namespace) -> Iterator[Bench]:
+def open_bench(options: argparse.Namespace) -> Iterator[Bench]:
+    """An upstream, certificates, and nothing measured yet. Raises BenchError."""
     build()
     cores, port = Cores.choose(), _free_port()
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
@@ -477,7 +483,7 @@ def main() -> int:
     # So that a kill, too, ends what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with _bench(options) as bench:
+        with open_bench(options) as bench:
             bench.measure()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)  # noqa: T201

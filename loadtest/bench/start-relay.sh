@@ -1,11 +1,14 @@
 #!/bin/sh
 # Starts the relay for a benchmark:  start-relay.sh PORT UPSTREAM_PORT
 # In the environment: RELAY_CERT and RELAY_KEY, files; RELAY_DIR, a folder for relay.toml; and, if wanted, RELAY_PLANE,
-# which is the configuration's default otherwise. The relay keeps this process's id.
+# which is the configuration's default otherwise, and RELAY_SIGNALING, the URL of a socket.io server. The relay keeps this
+# process's id.
 set -eu
 
 plane=""
 if [ -n "${RELAY_PLANE:-}" ]; then plane="plane = \"$RELAY_PLANE\""; fi
+signaling=""
+if [ -n "${RELAY_SIGNALING:-}" ]; then signaling="upstreams = [\"$RELAY_SIGNALING\"]"; fi
 
 cat >"$RELAY_DIR/relay.toml" <<TOML
 [listen]
@@ -21,6 +24,9 @@ private_key = "$RELAY_KEY"
 [[upstreams]]
 name = "bench"
 address = "127.0.0.1:$2"
+
+[signaling]
+$signaling
 
 [log]
 level = "warning"
