@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from relay.addresses import IpNetwork
 from relay.catalog.model import Catalog, Host, Network, Ports, Protocol, Service, Status, canonical_name
 from relay.errors import OperatorError
 
@@ -192,9 +191,8 @@ def _host(value: object) -> Host:
 
 def _network(value: object) -> Network:
     table = _Table(value)
-    address_block: IpNetwork = table.take("network", "a network such as '192.0.2.0/24', its host bits 0", _ip_network)
     network = Network(
-        network=address_block,
+        network=ipaddress.ip_network(table.take("network", "a network such as '192.0.2.0/24'", _network_text)),
         place=table.take("place", "letters, digits, spaces and ._,()/-, at most 100", _matching(_PLAIN)),
         region=table.optional("region", "a region such as 'use1'", _matching(_REGION)),
     )
@@ -221,13 +219,13 @@ def _name(value: object) -> str | None:
     return name if name is not None and "." in name else None
 
 
-def _ip_network(value: object) -> IpNetwork | None:
+def _network_text(value: object) -> str | None:
     try:
         network = ipaddress.ip_network(value) if isinstance(value, str) else None
     except ValueError:
         return None
     # The whole Internet on an allow-list is a slip of the pen.
-    return network if network is not None and network.prefixlen else None
+    return str(network) if network is not None and network.prefixlen else None
 
 
 def _port(value: object) -> int | None:
