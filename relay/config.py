@@ -262,6 +262,18 @@ class Limits(_Section):
     drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)
 
 
+class VendorCatalog(_Section):
+    """The vendor's network requirements: the names that may be reached through the relay, and where media goes."""
+
+    # A newer file than those that come with the relay; "relay catalog diff" says what is new in it.
+    path: Path | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _resolve_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _folder(info) / path
+
+
 class Log(_Section):
     """What is logged on stderr."""
 
@@ -282,6 +294,7 @@ class Config(_Section):
     capture: Capture = Capture()
     health: Health = Health()
     limits: Limits = Limits()
+    catalog: VendorCatalog = VendorCatalog()
     log: Log = Log()
 
     @field_validator("certificates")

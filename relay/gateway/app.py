@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from relay import config
-from relay.addresses import Address
+from relay.addresses import Address, RelayPolicy
 from relay.config import Config
 from relay.gateway.admin import Admin
 from relay.gateway.calls import Calls
@@ -18,6 +18,7 @@ from relay.gateway.capture import Captures
 from relay.gateway.health import HealthMonitor
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
+from relay.gateway.resolve import Lookup, Resolver, system_lookup
 from relay.gateway.routes import Routes, choose
 from relay.gateway.site import Site
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
@@ -56,8 +57,11 @@ class Gateway:
     ``plane`` and ``upstreams`` are there to be looked at: ``plane.snapshot()`` tells what runs.
     """
 
-    def __init__(self, settings: Config) -> None:
-        """Raises OperatorError for certificates that cannot be used. Needs a running loop."""
+    def __init__(self, settings: Config, lookup: Lookup = system_lookup) -> None:
+        """Raises OperatorError for certificates that cannot be used. Needs a running loop.
+
+        ``lookup`` resolves names: those of upstreams, and those that clients ask for.
+        """
         self.tls: list[Address] = []
         self.admin = Address("", 0)
         self.draining = False
@@ -66,7 +70,9 @@ class Gateway:
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         self.plane = self._make_plane()
-        self._health = HealthMonitor(self.upstreams, self._on_probe)
+        self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
+        # For the names that clients ask for: slow ones among them must not keep those of upstreams waiting.
+        self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
         self._site = Site()
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
@@ -143,6 +149,7 @@ class Gateway:
         self._routes = Routes(settings.routes)
         self.upstreams.configure(settings.upstreams, settings.health)
         self._health.configure(settings.health, settings.media)
+        self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
         self._configure_calls()
