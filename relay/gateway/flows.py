@@ -60,7 +60,6 @@ class ResumeOutcome(StrEnum):
 
     RESUMED = "resumed"
     UNKNOWN = "unknown"  # wrong, used or late
-    FAILED = "failed"
     EXPIRED = "expired"  # nobody came with it
 
 
