@@ -61,12 +61,14 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
+    from relay import catalog
     from relay.gateway.app import certificates
     from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
+    catalog.load(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
     for warning in settings.warnings():

@@ -104,6 +104,13 @@ def _http_origin(value: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
 
 
+def _origin(value: str) -> str:
+    scheme, _, host = value.lower().partition("://")
+    if scheme not in {"http", "https"} or not host or set(host) & set("/?#@ ") or not value.isascii():
+        raise ValueError(f"{value!r}: expected an origin such as https://desk.firm.example, without a path")
+    return value.lower()
+
+
 def _at_least_one(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("expected at least one")
@@ -121,6 +128,7 @@ ServerName = Annotated[str, AfterValidator(_server_name)]
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]
 PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 # Strict: true is no number, and "5" is a text.
@@ -269,6 +277,12 @@ class Media(_Section):
     allowed_networks: tuple[Network, ...] = ()
     # Voice that has waited longer for a slow client is dropped, oldest first: a jitter buffer takes no more.
     max_media_age_ms: VoiceMilliseconds = 200.0
+    # Pages that may open /turn and /media, such as "https://desk.firm.example"; nothing there rests on cookies, so by
+    # default all may. What sends no Origin is no browser, and always may.
+    origins: tuple[Origin, ...] = ()
+    # Whether a session (/media) that brings no credentials gets those of the upstream. Then whoever reaches the relay
+    # has voice, so it is the operator's to say.
+    own_credentials: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("source_addresses")
     @classmethod
@@ -342,6 +356,18 @@ class Limits(_Section):
     drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)
 
 
+class VendorCatalog(_Section):
+    """The vendor's network requirements: the names that may be reached through the relay, and where media goes."""
+
+    # A newer file than those that come with the relay; "relay catalog diff" says what is new in it.
+    path: Path | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _resolve_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _folder(info) / path
+
+
 class Log(_Section):
     """What is logged on stderr."""
 
@@ -362,6 +388,7 @@ class Config(_Section):
     capture: Capture = Capture()
     health: Health = Health()
     limits: Limits = Limits()
+    catalog: VendorCatalog = VendorCatalog()
     log: Log = Log()
 
     @field_validator("certificates")

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +15,10 @@ from typing import Any
 from relay import __version__
 from relay.gateway.call import Call, Heard, Window
 from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
+from relay.gateway.flows import Tally
 from relay.gateway.records import Records, iso
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
-from relay.plane.api import ConnectionId, FlowSnapshot, Snapshot, Totals
+from relay.plane.api import Carrier, ConnectionId, FlowSnapshot, Snapshot, Totals
 from relay.quality import emodel
 from relay.quality.stream import RtpStream
 from relay.quality.window import codec_of
@@ -50,12 +52,15 @@ class View:
         upstreams: Upstreams,
         records: Records,
         draining: Callable[[], bool],
+        *,
+        tally: Tally | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.calls = calls
         self.upstreams = upstreams
         self.records = records
         self.draining = draining
+        self.tally = tally or Tally()
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 
@@ -75,6 +80,8 @@ class View:
             "draining": self.draining(),
             "connections": snapshot.connections,
             "flows": len(snapshot.flows),
+            "carriers": _by_carrier(snapshot),
+            "sessions_parked": self.tally.parked,
             "calls": len(calls),
             "calls_unscored": unscored,
             "calls_unwatched": calls.unwatched,
@@ -151,7 +158,10 @@ class View:
         return math.inf if call is None else call.mos
 
     def _words_of(self, flow: FlowSnapshot) -> str:
-        words = (flow.client, flow.username, flow.server_name, flow.upstream.name, self._region_of(flow))
+        words = (
+            *(flow.client, flow.username, flow.server_name),
+            *(flow.upstream.name, self._region_of(flow), flow.carrier),
+        )
         return " ".join(map(str, (flow.connection, *words))).casefold()
 
     def _region_of(self, flow: FlowSnapshot) -> str:
@@ -368,6 +378,11 @@ def _regions(upstreams: Iterable[Json]) -> list[Json]:
         if upstream["health"] == Health.UP or (upstream["health"], region["health"]) == (Health.UNKNOWN, Health.DOWN):
             region["health"] = upstream["health"]
     return list(found.values())
+
+
+def _by_carrier(snapshot: Snapshot) -> dict[str, int]:
+    counts = Counter(flow.carrier for flow in snapshot.flows)
+    return {carrier.value: counts[carrier] for carrier in Carrier}
 
 
 def _rate(count: int, elapsed_s: float) -> float | None:

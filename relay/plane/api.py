@@ -90,7 +90,7 @@ class DropReason(StrEnum):
     DOWNLINK_OLD = "downlink_old"  # waited for the client for longer than media is worth anything
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
     DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, no media at all
-    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: neither STUN, DTLS, ChannelData, RTP nor RTCP (RFC 7983)
+    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: no media by its first byte (RFC 7983)
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
     UPLINK_FULL = "uplink_full"  # the UDP socket has no room
 
@@ -154,7 +154,7 @@ class PlaneSettings:
     downlink_media_bytes: int = 256 * 1024
     # STUN and DTLS are not dropped by age, so a client that reads nothing at all is closed here.
     downlink_control_bytes: int = 64 * 1024
-    # Proxies cut tunnels that are idle for 60 s, and TCP's keep-alive does not count: WebSocket pings are sent so often.
+    # Proxies cut tunnels that are idle for 60 s, and TCP's keep-alive does not count: WebSocket pings go so often.
     # A client that has said nothing since two pings, not even a pong, is gone.
     websocket_ping_s: float = 20.0
     # Later than this behind the fastest packets of its stream a packet counts as missing: what jitter buffers hold.
