@@ -7,7 +7,7 @@ import base64
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from relay.addresses import Address
@@ -52,12 +52,12 @@ class _Tunnel(asyncio.Protocol):
         self._head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
         lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
         if self._proxy.username:
             credentials = f"{self._proxy.username}:{self._proxy.password}".encode()
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(credentials).decode()}")
-        transport.write("\r\n".join([*lines, "", ""]).encode())
+        # No isinstance: uvloop's transports are of no class of asyncio.
+        cast("asyncio.WriteTransport", transport).write("\r\n".join([*lines, "", ""]).encode())
 
     def data_received(self, data: bytes) -> None:
         self._head += data

@@ -1,0 +1,164 @@
+"""Everything that a client sends, through a real squid that wants a name and a password: each carrier a whole call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+import socketio
+
+from relay.addresses import Address
+from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
+from relay.client.connect import Proxy
+from relay.client.session import open_session
+from relay.client.turn import TurnConnection, open_turn_tls
+from relay.errors import UpstreamError
+from tests.support.coturn import Coturn, open_coturn
+from tests.support.gateway import SERVER_NAME, Relay, eventually, running_relay
+from tests.support.peers import SIZES, Inbox, echo_all_sizes, open_echo
+from tests.support.socketio import python_socketio_server
+from tests.support.squid import Squid, needs_squid, open_squid
+
+pytestmark = needs_squid
+PLANES = pytest.mark.parametrize("plane", ["compiled", "reference"])
+NO_UPSTREAM = Address("127.0.0.1", 9)
+
+
+@dataclass(frozen=True)
+class Firm:
+    """A firm's network: the relay behind squid, coturn behind the relay, and somebody to talk to."""
+
+    squid: Squid
+    relay: Relay
+    coturn: Coturn
+    peer: Address
+
+    @property
+    def proxy(self) -> Proxy:
+        return Proxy(self.squid.address, self.squid.username, self.squid.password)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What each client of the relay is told."""
+        return {"ssl_context": self.relay.trust, "server_hostname": SERVER_NAME, "proxy": self.proxy}
+
+    def url(self, scheme: str, path: str = "") -> str:
+        return f"{scheme}://{self.relay.tls}{path}"
+
+    def tunnels(self) -> list[list[str]]:
+        """The users and outcomes of what went through squid to the relay."""
+        target = str(self.relay.tls)
+        return [
+            [outcome, user]
+            for _, outcome, method, url, user in self.squid.requests()
+            if (method, url) == ("CONNECT", target)
+        ]
+
+
+@contextlib.asynccontextmanager
+async def open_firm(folder: Path, plane: str) -> AsyncIterator[Firm]:
+    async with (
+        open_squid() as squid,
+        open_coturn() as coturn,
+        open_echo() as peer,
+        running_relay(folder, coturn.address, listen={"plane": plane}) as relay,
+    ):
+        yield Firm(squid, relay, coturn, peer)
+
+
+async def carry_a_call(turn: TurnConnection, inbox: Inbox, peer: Address) -> None:
+    async with turn:
+        await turn.allocate()
+        await turn.bind_channel(peer)
+        await echo_all_sizes(turn, inbox, peer)
+
+
+@PLANES
+async def test_turn_over_tls(tmp_path: Path, plane: str) -> None:
+    async with open_firm(tmp_path, plane) as firm:
+        inbox, coturn = Inbox(), firm.coturn
+        turn = await open_turn_tls(firm.relay.tls, coturn.username, coturn.password, on_data=inbox.put, **firm.options)
+        await carry_a_call(turn, inbox, firm.peer)
+        await eventually(firm.tunnels)
+        assert firm.tunnels() == [["TCP_TUNNEL/200", firm.squid.username]]
+
+
+@PLANES
+async def test_turn_over_websocket(tmp_path: Path, plane: str) -> None:
+    async with open_firm(tmp_path, plane) as firm:
+        inbox, coturn = Inbox(), firm.coturn
+        turn = await open_turn_websocket(
+            firm.url("wss", "/turn"), coturn.username, coturn.password, on_data=inbox.put, **firm.options
+        )
+        await carry_a_call(turn, inbox, firm.peer)
+
+
+@PLANES
+async def test_turn_over_connect_udp(tmp_path: Path, plane: str) -> None:
+    async with open_firm(tmp_path, plane) as firm:
+        inbox, coturn = Inbox(), firm.coturn
+        turn = await open_turn_connect_udp(
+            firm.url("https"), coturn.address, coturn.username, coturn.password, on_data=inbox.put, **firm.options
+        )
+        await carry_a_call(turn, inbox, firm.peer)
+
+
+@PLANES
+async def test_session(tmp_path: Path, plane: str) -> None:
+    async with open_firm(tmp_path, plane) as firm:
+        inbox, coturn = Inbox(), firm.coturn
+        session = await open_session(
+            firm.url("wss", "/media"),
+            username=coturn.username,
+            password=coturn.password,
+            on_data=inbox.put,
+            **firm.options,
+        )
+        async with session:
+            await session.bind(firm.peer)
+            for size in SIZES:
+                data = bytes([size % 256]) * size
+                session.send(firm.peer, data)
+                assert await inbox.get() == (firm.peer, data)
+
+
+@PLANES
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+async def test_socketio(tmp_path: Path, plane: str, transport: str) -> None:
+    async with (
+        open_squid() as squid,
+        python_socketio_server() as url,
+        running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [url]}, listen={"plane": plane}) as relay,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=relay.trust),
+            proxy=f"http://{squid.username}:{quote(squid.password)}@{squid.address}",
+        ) as http,
+    ):
+        client = socketio.AsyncClient(http_session=http, reconnection=False)
+        greeted = asyncio.Event()
+        client.on("hello", lambda _: greeted.set())
+        await client.connect(f"https://{relay.tls}", transports=[transport])
+        await greeted.wait()
+        for value in ("text", {"deep": [1, None]}, bytes(range(256)), "x" * 100_000):
+            assert await client.call("echo", value) == value
+        assert client.transport() == transport
+        await client.disconnect()
+        await http.close()
+        await eventually(squid.requests)
+        assert {request[4] for request in squid.requests()} == {squid.username}
+
+
+async def test_a_wrong_password_is_told_apart(tmp_path: Path) -> None:
+    async with open_firm(tmp_path, "compiled") as firm:
+        stranger = firm.options | {"proxy": Proxy(firm.squid.address, firm.squid.username, "wrong")}
+        with pytest.raises(UpstreamError, match="407"):
+            await open_turn_tls(firm.relay.tls, **stranger)
+        await eventually(firm.tunnels)
+        assert firm.tunnels() == [["TCP_DENIED/407", firm.squid.username]]
