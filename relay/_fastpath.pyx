@@ -71,18 +71,27 @@ from relay.plane.websocket cimport (
 )
 from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
 
-from relay.plane.api import CLOSE_CODES, CloseReason
 from relay.wire.stream import FramingFault
 
 # What a WebSocket client is told at the end, by reason: a code, 0 for nothing, and the reason's word.
 cdef uint16_t[REASONS] CLOSE_CODE_OF
 cdef char[REASONS][32] CLOSE_WORD_OF
-cdef int _number
-cdef bytes _word
-for _number, _reason in enumerate(CloseReason):
-    CLOSE_CODE_OF[_number] = CLOSE_CODES.get(_reason, 0)
-    _word = _reason.encode()
-    snprintf(CLOSE_WORD_OF[_number], 32, b"%s", <const char*> _word)
+
+
+cdef int learn_close_codes() except -1:
+    from relay.plane.api import CLOSE_CODES, CloseReason
+    cdef int number
+    cdef bytes word
+    if len(CloseReason) != REASONS:
+        raise ImportError("relay._fastpath was built for other reasons to close: build it again")
+    for number, reason in enumerate(CloseReason):
+        CLOSE_CODE_OF[number] = CLOSE_CODES.get(reason, 0)
+        word = reason.encode()
+        snprintf(CLOSE_WORD_OF[number], 32, b"%s", <const char*> word)
+    return 0
+
+
+learn_close_codes()
 
 # Before a fault in the words of the log; the client is told without.
 cdef const char* WEB_PREFIX = b"websocket: "
