@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -92,7 +93,7 @@ class Gateway:
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
-        self._configure_flows(catalog.load(settings.catalog.path))
+        self._configure_flows(_vendor(settings))
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(
             self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining, tally=self.flows.tally
@@ -162,7 +163,7 @@ class Gateway:
         check_path(settings.quality.records)
         # Each of these raises before it has changed anything; what cannot fail comes behind.
         open_trust(settings.signaling)
-        vendor = catalog.load(settings.catalog.path)
+        vendor = _vendor(settings)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -184,11 +185,11 @@ class Gateway:
             max_calls=settings.limits.connections, playout_deadline_ms=settings.quality.playout_deadline_ms
         )
 
-    def _configure_flows(self, vendor: Catalog) -> None:
+    def _configure_flows(self, vendor: Callable[[], Catalog]) -> None:
         settings = self._config
         self.flows.routes = Routes(settings.routes)
         self._sessions.own_credentials = settings.media.own_credentials
-        self._upgrades.configure(settings.media.origins, [one.network for one in vendor.networks])
+        self._upgrades.configure(settings.media.origins, vendor)
 
     # Events
 
@@ -252,6 +253,14 @@ class Gateway:
                 self._sessions.on_upstream_down(flow.connection)
             else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
+
+
+def _vendor(settings: Config) -> Callable[[], Catalog]:
+    """The catalog. The operator's is read now, so that mistakes show; the relay's own when somebody asks for it."""
+    if settings.catalog.path is None:
+        return functools.cache(catalog.load)
+    given = catalog.load(settings.catalog.path)
+    return lambda: given
 
 
 def _describe(closed: Closed) -> dict[str, object]:
