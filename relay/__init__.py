@@ -16,7 +16,7 @@ plane       an implementation of the data-plane contract
 
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
-addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
+addresses, errors, writing, config  addresses and who may be relayed to; the error tree; whole files; the settings
 catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument

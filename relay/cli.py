@@ -1,6 +1,6 @@
-"""The command line: ``relay serve``, ``relay top``, ``relay capture``, ``relay demo``, ``relay check-config``.
+"""The command line: serve, top, capture, demo and check-config; allowlist, catalog and ca.
 
-Exit status: 0 all is well, 1 a call failed or lost something, 2 the operator must act.
+Exit status: 0 all is well, 1 a call failed or lost something or two catalogs differ, 2 the operator must act.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from relay import __version__, config, logs
+from relay import __version__, config, logs, writing
+from relay.catalog import Format, compare, load_version, render_allowlist
+from relay.catalog import load as load_catalog
 from relay.errors import OperatorError, RelayError
 
 app = typer.Typer(
@@ -61,14 +63,13 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
-    from relay import catalog
     from relay.gateway.app import certificates
     from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
-    catalog.load(settings.catalog.path)
+    load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
     for warning in settings.warnings():
@@ -132,6 +133,60 @@ def demo(
     else:
         Console().print(table_of(rows))
     if not all(row.complete for row in rows):
+        raise typer.Exit(1)
+
+
+CATALOG_HELP = "A version that comes with the relay, or a TOML or JSON file; by default the newest version."
+
+
+@app.command()
+def allowlist(
+    kind: Annotated[Format, typer.Option("--format", help="Who takes it.")],
+    version: Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)] = None,
+    hosts_only: Annotated[
+        bool, typer.Option("--hosts-only", help="Each host instead of the vendor's wildcards; they change unannounced.")
+    ] = False,
+    proxy: Annotated[str | None, typer.Option(help="host:port of the web proxy that a PAC names.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of stdout.")] = None,
+) -> None:
+    """Write the vendor's hosts, networks and ports as an allow-list for a web proxy or a firewall."""
+    catalog = load_catalog() if version is None else load_version(version)
+    if kind is Format.PAC and proxy is None:
+        proxy = "relay.example.com:3128"
+        typer.echo(f"relay: the PAC names {proxy}: give your own with --proxy", err=True)
+    text = render_allowlist(catalog, kind, hosts_only=hosts_only, proxy=proxy)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        writing.replace(output, text.encode("ascii"))
+        typer.echo(f"{output}: {kind}, {text.count(chr(10))} lines, as of {catalog.as_of}")
+
+
+catalog_app = typer.Typer(help="The vendor's network requirements as versioned data.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+
+
+@catalog_app.command("show")
+def catalog_show(
+    version: Annotated[str | None, typer.Argument(metavar="[CATALOG]", show_default=False, help=CATALOG_HELP)] = None,
+) -> None:
+    """Show the domains, ports, networks and hosts of a catalog."""
+    from relay.catalog.show import tables_of
+
+    for table in tables_of(load_catalog() if version is None else load_version(version)):
+        Console().print(table)
+
+
+@catalog_app.command("diff")
+def catalog_diff(
+    old: Annotated[str, typer.Argument(metavar="A", help="A version, or a file.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="A version, or a file.")],
+) -> None:
+    """Say what came (+), went (-) and changed (~) from A to B. Status 0 if nothing did, 1 if something did."""
+    changes = compare(load_version(old), load_version(new))
+    for change in changes:
+        typer.echo(str(change))
+    if changes:
         raise typer.Exit(1)
 
 

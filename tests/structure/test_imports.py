@@ -15,6 +15,7 @@ ROOT = Path(relay.__file__).parent
 LAYERS = [
     {"addresses"},
     {"errors"},
+    {"writing"},
     {"config"},
     {"catalog"},
     {"wire"},

@@ -1,0 +1,84 @@
+"""``relay allowlist`` and ``relay catalog`` as processes: what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay import catalog
+from relay.catalog import Format, render_allowlist
+
+PROJECT = Path(__file__).parents[2]
+CATALOG = catalog.load()
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr. Warnings are errors."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "relay", *map(str, arguments)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def other_catalog(path: Path) -> Path:
+    tree = json.loads(render_allowlist(CATALOG, Format.JSON))
+    tree["as_of"] = "2027-01"
+    del tree["hosts"][-1]
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_allowlist_on_stdout_and_in_a_file(tmp_path: Path) -> None:
+    assert run("allowlist", "--format", "squid") == (0, render_allowlist(CATALOG, Format.SQUID), "")
+    path = tmp_path / "cloud9.csv"
+    path.write_text("what was there before")
+    newer = other_catalog(tmp_path / "newer.json")
+    written = run("allowlist", "--format", "csv", "--catalog", newer, "--hosts-only", "-o", path)
+    assert written == (0, f"{path}: csv, 84 lines, as of 2027-01\n", "")
+    assert path.read_text() == render_allowlist(catalog.load(newer), Format.CSV, hosts_only=True)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["cloud9.csv", "newer.json"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
+
+
+def test_a_pac_without_a_proxy_says_so() -> None:
+    status, pac, told = run("allowlist", "--format", "pac")
+    assert (status, told) == (0, "relay: the PAC names relay.example.com:3128: give your own with --proxy\n")
+    assert '"PROXY relay.example.com:3128"' in pac
+    assert run("allowlist", "--format", "pac", "--proxy", "relay.firm.example:3128")[2] == ""
+
+
+def test_diff_ends_with_0_1_or_2(tmp_path: Path) -> None:
+    newer = other_catalog(tmp_path / "newer.json")
+    assert run("catalog", "diff", "2026-11", "2026-11") == (0, "", "")
+    gone = CATALOG.hosts[-1]
+    assert run("catalog", "diff", "2026-11", newer) == (1, f"- host {gone.name}: media, {gone.region}, not_yet\n", "")
+    missing = tmp_path / "gone.toml"
+    assert run("catalog", "diff", "2026-11", missing) == (2, "", f"relay: {missing}: No such file or directory\n")
+
+
+def test_show_names_everything() -> None:
+    status, shown, told = run("catalog", "show")
+    assert (status, told) == (0, "")
+    things = [*(host.name for host in CATALOG.hosts), *(str(each.network) for each in CATALOG.networks)]
+    assert [thing for thing in things if thing not in shown] == []
+    assert "UDP 16384-65535" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("allowlist", "--format", "nftables", "--hosts-only"), "nftables: has addresses and no names"),
+        (("allowlist", "--format", "csv", "--proxy", "a:1"), "csv: only a PAC names a proxy"),
+        (("allowlist", "--format", "csv", "-o", "/dev/null"), "/dev/null: expected a file"),
+        (("allowlist", "--format", "csv", "-o", "/nowhere/a"), "/nowhere/a: No such file"),
+        (("catalog", "show", "1999-01"), "1999-01: no such version"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], told: str) -> None:
+    status, stdout, stderr = run(*arguments)
+    assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith(f"relay: {told}")
