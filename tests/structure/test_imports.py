@@ -23,6 +23,7 @@ LAYERS = [
     {"quality"},
     {"logs", "tasks"},
     {"plane", "_fastpath"},
+    {"ca"},
     {"client"},
     {"gateway", "emulator"},
     {"demo"},
