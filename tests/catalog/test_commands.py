@@ -12,6 +12,7 @@ import pytest
 
 from relay import catalog
 from relay.catalog import Format, render_allowlist
+from relay.demo.authority import Authority
 
 PROJECT = Path(__file__).parents[2]
 CATALOG = catalog.load()
@@ -58,6 +59,23 @@ def test_diff_ends_with_0_1_or_2(tmp_path: Path) -> None:
     assert run("catalog", "diff", "2026-11", newer) == (1, f"- host {gone.name}: media, {gone.region}, not_yet\n", "")
     missing = tmp_path / "gone.toml"
     assert run("catalog", "diff", "2026-11", missing) == (2, "", f"relay: {missing}: No such file or directory\n")
+
+
+def test_check_config_reads_the_catalog(tmp_path: Path) -> None:
+    issued = Authority(tmp_path).issue("relay.test")
+    path, bad = tmp_path / "relay.toml", tmp_path / "bad.toml"
+    path.write_text(
+        f'[[certificates]]\ncertificate = "{issued.chain}"\nprivate_key = "{issued.private_key}"\n'
+        '[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n[catalog]\npath = "bad.toml"\n'
+    )
+    bad.write_text("as_of = 5\ndomains = []\n")
+    status, stdout, stderr = run("check-config", path)
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith(f"relay: {bad}: as_of: 5: expected a month or a day")
+    assert stderr.count("\n") == 5
+    other_catalog(tmp_path / "newer.json")
+    path.write_text(path.read_text().replace("bad.toml", "newer.json"))
+    assert run("check-config", path) == (0, f"{path}: ok (1 upstreams, 0 routes)\n", "")
 
 
 def test_show_names_everything() -> None:
