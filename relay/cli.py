@@ -257,6 +257,9 @@ def ca_create(
 def ca_rotate(
     directory: CaFolder,
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="A passphrase of its own, instead of that of the old key.")
+    ] = False,
     version: CatalogOption = None,
 ) -> None:
     """Make the authority's next generation. The old one stays trusted until it ends, in bundle.pem."""
@@ -264,7 +267,9 @@ def ca_rotate(
 
     catalog = load_catalog() if version is None else load_version(version)
     lifetime = datetime.timedelta(days=days)
-    made = AuthorityFolder.open(directory).rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime)
+    folder = AuthorityFolder.open(directory)
+    passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
+    made = folder.rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime, passphrase=passphrase)
     _tell_new_generation(made)
     typer.echo("When all clients trust the new bundle, sign the hosts anew: relay ca issue --renew")
 

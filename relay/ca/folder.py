@@ -35,6 +35,8 @@ HOST_LIFETIME = datetime.timedelta(days=397)
 RENEW_BEFORE = datetime.timedelta(days=30)
 WILDCARDS = "wildcards"
 _KEY_MODE = 0o600
+# RFC 5280 allows 64 characters, and the library takes octets for them; the generation comes behind.
+_MAX_NAME = 57
 _AUTHORITY = re.compile(r"ca-([1-9]\d{0,5})\.(?:pem|key)")
 
 # Asked for the passphrase of a key that is encrypted: the file it is in. May raise OperatorError.
@@ -104,6 +106,8 @@ class AuthorityFolder:
         passphrase: bytes | None = None,
     ) -> AuthorityFolder:
         """Make the folder and the first generation, constrained to the catalog's domains."""
+        if not 1 <= len(name.encode()) <= _MAX_NAME or not name.isprintable():
+            raise OperatorError(f"name {name!r}: expected printable characters, 1 to {_MAX_NAME} octets of UTF-8")
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -129,16 +133,18 @@ class AuthorityFolder:
         ask: AskPassphrase,
         *,
         lifetime: datetime.timedelta = AUTHORITY_LIFETIME,
+        passphrase: bytes | None = None,
     ) -> AuthorityFolder:
         """Make the next generation, of the same name. The others stay in the bundle until they end.
 
-        The new key has the passphrase of the newest one, if that has one.
+        Unless a passphrase is given, the new key has that of the newest one, if there is such a key and it has one.
         """
         number = max(_generations(self.directory)) + 1
-        passphrase = self._passphrase(ask)
-        name = str(self.newest.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-        name = re.sub(r" \d+$", "", name)
-        return self._add(number, catalog, now, name=name, lifetime=lifetime, passphrase=passphrase)
+        if passphrase is None and self.newest.key_path.exists():
+            passphrase = self._passphrase(ask)
+        [name] = self.newest.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        own = re.sub(r" \d+$", "", str(name.value))
+        return self._add(number, catalog, now, name=own, lifetime=lifetime, passphrase=passphrase)
 
     def _passphrase(self, ask: AskPassphrase) -> bytes | None:
         """That of the newest key, which it fits."""

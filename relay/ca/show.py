@@ -10,6 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import hashes
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from relay.ca.folder import RENEW_BEFORE, AuthorityFolder
 
@@ -23,7 +24,8 @@ def tables_of(folder: AuthorityFolder, now: datetime.datetime) -> Iterator[Table
         fingerprint = each.certificate.fingerprint(hashes.SHA256()).hex(":", 1).upper()
         mark = " (signs)" if each is folder.newest else ""
         until = _until(each.certificate.not_valid_after_utc, now)
-        authorities.add_row(f"{each.path.name}{mark}", " ".join(each.permitted), until, fingerprint)
+        # As it is: among others, rich takes :CD: for a picture of one.
+        authorities.add_row(f"{each.path.name}{mark}", " ".join(each.permitted), until, Text(fingerprint))
     yield authorities
 
     hosts = Table("host", "valid until", "signed by", box=box.SIMPLE_HEAD)

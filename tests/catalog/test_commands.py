@@ -1,11 +1,9 @@
-"""``relay allowlist`` and ``relay catalog`` as processes: what they print, and how they end."""
+"""``relay allowlist`` and ``relay catalog``: what they print, and how they end."""
 
 from __future__ import annotations
 
 import json
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,9 @@ import pytest
 from relay import catalog
 from relay.catalog import Format, render_allowlist
 from relay.demo.authority import Authority
+from tests.support.commands import run_here
 
-PROJECT = Path(__file__).parents[2]
 CATALOG = catalog.load()
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr. Warnings are errors."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "relay", *map(str, arguments)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def other_catalog(path: Path) -> Path:
@@ -34,11 +25,11 @@ def other_catalog(path: Path) -> Path:
 
 
 def test_allowlist_on_stdout_and_in_a_file(tmp_path: Path) -> None:
-    assert run("allowlist", "--format", "squid") == (0, render_allowlist(CATALOG, Format.SQUID), "")
+    assert run_here("allowlist", "--format", "squid") == (0, render_allowlist(CATALOG, Format.SQUID), "")
     path = tmp_path / "cloud9.csv"
     path.write_text("what was there before")
     newer = other_catalog(tmp_path / "newer.json")
-    written = run("allowlist", "--format", "csv", "--catalog", newer, "--hosts-only", "-o", path)
+    written = run_here("allowlist", "--format", "csv", "--catalog", newer, "--hosts-only", "-o", path)
     assert written == (0, f"{path}: csv, 84 lines, as of 2027-01\n", "")
     assert path.read_text() == render_allowlist(catalog.load(newer), Format.CSV, hosts_only=True)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["cloud9.csv", "newer.json"]
@@ -46,19 +37,23 @@ def test_allowlist_on_stdout_and_in_a_file(tmp_path: Path) -> None:
 
 
 def test_a_pac_without_a_proxy_says_so() -> None:
-    status, pac, told = run("allowlist", "--format", "pac")
+    status, pac, told = run_here("allowlist", "--format", "pac")
     assert (status, told) == (0, "relay: the PAC names relay.example.com:3128: give your own with --proxy\n")
     assert '"PROXY relay.example.com:3128"' in pac
-    assert run("allowlist", "--format", "pac", "--proxy", "relay.firm.example:3128")[2] == ""
+    assert run_here("allowlist", "--format", "pac", "--proxy", "relay.firm.example:3128")[2] == ""
 
 
 def test_diff_ends_with_0_1_or_2(tmp_path: Path) -> None:
     newer = other_catalog(tmp_path / "newer.json")
-    assert run("catalog", "diff", "2026-11", "2026-11") == (0, "", "")
+    assert run_here("catalog", "diff", "2026-11", "2026-11") == (0, "", "")
     gone = CATALOG.hosts[-1]
-    assert run("catalog", "diff", "2026-11", newer) == (1, f"- host {gone.name}: media, {gone.region}, not_yet\n", "")
+    assert run_here("catalog", "diff", "2026-11", newer) == (
+        1,
+        f"- host {gone.name}: media, {gone.region}, not_yet\n",
+        "",
+    )
     missing = tmp_path / "gone.toml"
-    assert run("catalog", "diff", "2026-11", missing) == (2, "", f"relay: {missing}: No such file or directory\n")
+    assert run_here("catalog", "diff", "2026-11", missing) == (2, "", f"relay: {missing}: No such file or directory\n")
 
 
 def test_check_config_reads_the_catalog(tmp_path: Path) -> None:
@@ -69,17 +64,17 @@ def test_check_config_reads_the_catalog(tmp_path: Path) -> None:
         '[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n[catalog]\npath = "bad.toml"\n'
     )
     bad.write_text("as_of = 5\ndomains = []\n")
-    status, stdout, stderr = run("check-config", path)
+    status, stdout, stderr = run_here("check-config", path)
     assert (status, stdout) == (2, "")
     assert stderr.startswith(f"relay: {bad}: as_of: 5: expected a month or a day")
     assert stderr.count("\n") == 5
     other_catalog(tmp_path / "newer.json")
     path.write_text(path.read_text().replace("bad.toml", "newer.json"))
-    assert run("check-config", path) == (0, f"{path}: ok (1 upstreams, 0 routes)\n", "")
+    assert run_here("check-config", path) == (0, f"{path}: ok (1 upstreams, 0 routes)\n", "")
 
 
 def test_show_names_everything() -> None:
-    status, shown, told = run("catalog", "show")
+    status, shown, told = run_here("catalog", "show")
     assert (status, told) == (0, "")
     things = [*(host.name for host in CATALOG.hosts), *(str(each.network) for each in CATALOG.networks)]
     assert [thing for thing in things if thing not in shown] == []
@@ -97,6 +92,6 @@ def test_show_names_everything() -> None:
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], told: str) -> None:
-    status, stdout, stderr = run(*arguments)
+    status, stdout, stderr = run_here(*arguments)
     assert (status, stdout, stderr.count("\n")) == (2, "", 1)
     assert stderr.startswith(f"relay: {told}")
