@@ -23,7 +23,7 @@ from relay.errors import UpstreamError
 from tests.support.coturn import Coturn, open_coturn
 from tests.support.gateway import SERVER_NAME, Relay, eventually, running_relay
 from tests.support.peers import SIZES, Inbox, echo_all_sizes, open_echo
-from tests.support.socketio import python_socketio_server
+from tests.support.socketio import needs_node, socketio_server
 from tests.support.squid import Squid, needs_squid, open_squid
 
 pytestmark = needs_squid
@@ -129,13 +129,14 @@ async def test_session(tmp_path: Path, plane: str) -> None:
                 assert await inbox.get() == (firm.peer, data)
 
 
+@needs_node
 @PLANES
 @pytest.mark.parametrize("transport", ["polling", "websocket"])
 async def test_socketio(tmp_path: Path, plane: str, transport: str) -> None:
     async with (
         open_squid() as squid,
-        python_socketio_server() as url,
-        running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [url]}, listen={"plane": plane}) as relay,
+        socketio_server(4) as server,
+        running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [server.url]}, listen={"plane": plane}) as relay,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=relay.trust),
             proxy=f"http://{squid.username}:{quote(squid.password)}@{squid.address}",
