@@ -1,6 +1,6 @@
-"""What of an HTTP request may go on to an upstream: what two servers might read differently is refused.
+"""What of an HTTP request may go on to an upstream; what two servers might read differently may not.
 
-aiohttp's parser refuses most of them before; what it lets through is refused here: RFC 9110 and 9112, read strictly.
+aiohttp's parser refuses most of it before; what that lets through is refused here. RFC 9110 and 9112, read strictly.
 """
 
 from __future__ import annotations

@@ -118,10 +118,13 @@ class _Handler(web.RequestHandler):
         return response
 
 
+# A client that sends a body which nobody reads gets this long to take the answer.
+LINGERING_TIME_S = 2.0
 # Bodies pass as they are, compressed or not.
 _HANDLER_OPTIONS: dict[str, Any] = {
     "access_log": None,
     "keepalive_timeout": KEEPALIVE_TIMEOUT_S,
+    "lingering_time": LINGERING_TIME_S,
     "auto_decompress": False,
 }
 

@@ -84,6 +84,10 @@ class NodeProcess:
             pass
         raise AssertionError(f"not said: {wanted}; but: {self._unheard}")
 
+    def unheard(self, *events: str) -> list[dict[str, Any]]:
+        """What was said of these events and not heard yet."""
+        return [said for said in self._unheard if said["event"] in events]
+
     def tell(self, **told: Any) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(told).encode() + b"\n")

@@ -8,14 +8,13 @@ const say = (event) => process.stdout.write(JSON.stringify(event) + "\n");
 const socket = (library.io || library)(url, options);
 
 const engine = () => socket.io.engine;
-socket.on("connect", () => {
-  say({ event: "connect", sid: engine().id, transport: engine().transport.name });
-  const upgraded = () => say({ event: "upgrade", transport: engine().transport.name });
-  // It may have been quicker than the first packet of socket.io.
-  if (engine().transport.name !== (options.transports || ["polling"])[0]) upgraded();
-  else engine().once("upgrade", upgraded);
+// Before the first packet of socket.io, which an upgrade may overtake.
+socket.io.on("open", () => {
+  engine().once("upgrade", () => say({ event: "upgrade", transport: engine().transport.name }));
   engine().on("upgradeError", () => say({ event: "upgradeError" }));
+  engine().on("ping", () => say({ event: "ping" }));
 });
+socket.on("connect", () => say({ event: "connect", sid: engine().id, transport: engine().transport.name }));
 socket.on("hello", (value) => say({ event: "hello", ...value }));
 socket.on("disconnect", (reason) => say({ event: "disconnect", reason }));
 socket.on("connect_error", (error) => say({ event: "connect_error", message: String(error.message || error) }));
