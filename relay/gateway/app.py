@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from relay import config
+from relay import catalog, config
 from relay.addresses import Address, RelayPolicy
 from relay.config import Config
 from relay.gateway.admin import Admin
@@ -23,6 +23,7 @@ from relay.gateway.routes import Routes, choose
 from relay.gateway.site import Site
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.view import View
+from relay.gateway.webproxy import WebProxy
 from relay.plane.api import (
     AllocationOrphaned,
     Certificate,
@@ -75,12 +76,17 @@ class Gateway:
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
         self._site = Site()
+        self.web_proxy = WebProxy(
+            self.plane, settings.web_proxy, catalog.load(settings.catalog.path), certificates(settings), lookup
+        )
+        self._site.add_routes(self.web_proxy.routes())
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining)
+        view.web_proxy = self.web_proxy.totals
         self._admin = Admin(view, self.captures)
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._flows: dict[ConnectionId, UpstreamState] = {}
@@ -109,6 +115,8 @@ class Gateway:
             self.admin = await self._admin.listen(self._config.listen.admin)
             started.push_async_callback(self._admin.stop)
             self.tls = [await self.plane.listen(address) for address in self._config.listen.tls]
+            started.push_async_callback(self.web_proxy.stop)
+            await self.web_proxy.listen(self._config.listen.web_proxy, self.tls)
             self._health.configure(self._config.health, self._config.media)
             started.push_async_callback(self._health.stop)
             self._tasks.start(self.calls.run(), "calls")
@@ -121,6 +129,7 @@ class Gateway:
         """Take no new flows, and wait for the running ones, at most ``drain_timeout_s``."""
         self.draining = True
         self.plane.drain()
+        await self.web_proxy.drain()
         timeout_s = self._config.limits.drain_timeout_s
         log.info("draining", flows=len(self._flows), timeout_s=timeout_s)
         with contextlib.suppress(TimeoutError):
@@ -141,8 +150,10 @@ class Gateway:
         """
         settings = config.load(path)
         check_path(settings.quality.records)
+        vendor = catalog.load(settings.catalog.path)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
+        self.web_proxy.configure(settings.web_proxy, vendor, certificates(settings))
         if settings.listen != self._config.listen:
             log.warning("listen: a change takes effect with the next start")
         self._config = settings

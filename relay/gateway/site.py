@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -89,11 +90,16 @@ class Site:
         self._runner = web.AppRunner(
             app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
+        self._router = app.router
         self._tasks = Tasks()
         self._handlers: dict[ConnectionId, web.RequestHandler] = {}
         self._opened: dict[web.RequestHandler, HttpOpened] = {}
         self._deadlines: dict[ConnectionId, asyncio.TimerHandle] = {}
         self._stopped = False
+
+    def add_routes(self, routes: Iterable[web.AbstractRouteDef]) -> None:
+        """Serve these, too; before ``start``."""
+        self._router.add_routes(routes)
 
     async def start(self) -> None:
         """Be ready for connections."""

@@ -16,6 +16,7 @@ from relay.gateway.call import Call, Heard, Window
 from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
 from relay.gateway.records import Records, iso
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
+from relay.gateway.webproxy import WebProxyTotals
 from relay.plane.api import ConnectionId, FlowSnapshot, Snapshot, Totals
 from relay.quality import emodel
 from relay.quality.stream import RtpStream
@@ -56,6 +57,8 @@ class View:
         self.upstreams = upstreams
         self.records = records
         self.draining = draining
+        # Of the web proxy; those of a relay that has none stay zero.
+        self.web_proxy = WebProxyTotals()
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 
