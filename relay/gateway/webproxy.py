@@ -55,6 +55,7 @@ ACCEPT_PAUSE_S = 0.25
 HOST_LINES_PER_S = 1 / 60
 REASON_LINES_PER_S = 10
 
+FULL = "This relay has as many connections as it may. Try again later."
 PAC_PATHS = ("/proxy.pac", "/wpad.dat")
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
 # Of a Host field, what may be written into proxy.pac.
@@ -185,7 +186,7 @@ class WebProxy:
     def _admit(self, client: Address) -> None:
         settings, text = self._settings, ""
         if 0 < settings.connections < self.totals.connections:
-            text = "This relay has as many connections as it may. Try again later."
+            text = FULL
         if 0 < settings.connections_per_source < self._per_source[client.host]:
             text = f"This relay has as many connections of {client.host} as it may. Close some, or try again later."
         if text:
@@ -214,14 +215,14 @@ class WebProxy:
                     f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If that is wanted, the "
                     f'operator of the relay adds "{wanted}" to web_proxy.allow.'
                 )
-                raise Refused(Outcome.PORT_REFUSED, 403, text)
+                raise _failed(Outcome.PORT_REFUSED, 403, text, "http_request_denied")
             case Way.REFUSE_HOST:
                 text = (
                     f"This relay connects to the hosts of the voice service only, and {wanted.host} is none. Configure "
                     "your browser with this relay's /proxy.pac, so that it asks others for the rest; or ask the "
                     f'operator of the relay to add "{wanted}" to web_proxy.allow.'
                 )
-                raise Refused(Outcome.HOST_REFUSED, 403, text)
+                raise _failed(Outcome.HOST_REFUSED, 403, text, "http_request_denied")
 
     def _judge(self, request: RawRequestMessage) -> Address:
         """Where a CONNECT wants to go, if this client may ask at all."""
@@ -284,6 +285,8 @@ class WebProxy:
             text = f"{wanted} refuses the connection."
             raise _failed(Outcome.CONNECTION_REFUSED, 502, text, "connection_refused") from None
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, FULL, "connection_limit_reached") from None
             # Not the error's own text: of uvloop's it is the call that failed.
             text = f"{wanted} cannot be reached: {os.strerror(error.errno or 0).lower()}."
             raise _failed(Outcome.CONNECTION_FAILED, 502, text, "destination_unavailable") from None
@@ -318,8 +321,10 @@ class WebProxy:
         if self._settings.advertise is not None:
             return render_pac(self._catalog, str(self._settings.advertise))
         found = _HOST.fullmatch(host)
-        name = local.host if found is None else found[1].strip("[]")
-        return render_pac(self._catalog, str(Address(name, local.port)))
+        if found is not None:
+            with contextlib.suppress(OperatorError):  # an IPv6 address that is none
+                return render_pac(self._catalog, f"{found[1]}:{local.port}")
+        return render_pac(self._catalog, str(local))
 
     def routes(self) -> list[web.RouteDef]:
         """proxy.pac on the TLS port."""

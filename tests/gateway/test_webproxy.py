@@ -16,13 +16,17 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from aioice import turn
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.client.turn import open_turn_tls
 from relay.emulator.turnhost import TurnHost
 from relay.gateway import proxy_http, tunnel, webproxy
+from relay.gateway.destinations import parse_authority
 from relay.gateway.proxy_http import Outcome
 from relay.gateway.tunnel import TunnelEnd
 from relay.gateway.webproxy import PAC_TYPE
@@ -538,7 +542,9 @@ async def test_pac(tmp_path: Path) -> None:
                 assert f"PROXY voice.firm.example:{proxy.port}" in await response.text()
 
 
-@pytest.mark.parametrize("host", ['a";alert(1)//', "a b", "", "a;DIRECT", "[::1", "a\\u0022", "a/b", "-a", "a,b"])
+@pytest.mark.parametrize(
+    "host", ['a";alert(1)//', "a b", "", "a;DIRECT", "[::1", "a\\u0022", "a/b", "-a", "a,b", "[::::]", "[1.2.3.4]:5"]
+)
 async def test_pac_takes_no_host_that_is_none(tmp_path: Path, host: str) -> None:
     async with proxying(tmp_path) as relay:
         answer = await ask(proxy_of(relay), f"GET /proxy.pac HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
@@ -562,6 +568,33 @@ async def test_no_pac_without_a_web_proxy(tmp_path: Path) -> None:
 
 
 # Bounds
+
+
+HEAD_PARTS = [
+    *(
+        b"CONNECT ",
+        b"GET ",
+        b"relay.test:443",
+        b"[::1]:443",
+        b"/proxy.pac",
+        b"http://a/",
+        b" HTTP/1.1\r\n",
+        b" HTTP/1.0",
+    ),
+    *(
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\x00",
+        b"\xff",
+        b"Host: a\r\n",
+        b"Content-Length: 1\r\n",
+        b"Content-Length: -1\r\n",
+    ),
+    *(b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Upgrade: websocket\r\n", b"\r\n\r\n", b":", b"%"),
+    *(b"Sec-WebSocket-Key1: a\r\n", b"Expect: 100-continue\r\n", b"Content-Encoding: gzip\r\n"),
+]
 
 
 @pytest.mark.parametrize("bound", ["connections", "connections_per_source"])
@@ -593,6 +626,31 @@ async def test_slow_and_long_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 await asyncio.get_running_loop().sock_sendall(slow, first)
                 assert await receive_all(slow) == b""
         assert outcomes(relay)[Outcome.HEAD_TIMEOUT] == 3
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.lists(st.sampled_from(HEAD_PARTS), max_size=12).map(b"".join),
+        st.tuples(st.just(connect_request("relay.test:443", "A: b")), st.integers(0, 60), st.binary(max_size=4)).map(
+            lambda made: made[0][: made[1]] + made[2] + made[0][made[1] + 1 :]
+        ),
+    )
+)
+def test_whatever_comes_is_a_request_or_refused(data: bytes) -> None:
+    async def read() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            theirs.sendall(data)
+            theirs.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(proxy_http.Refused, proxy_http.ClientGone):
+                request, _ = await proxy_http.read_head(ours)
+                if request.method == "CONNECT":
+                    with contextlib.suppress(ValueError):
+                        assert parse_authority(request.path).port
+
+    uvloop.run(read())
 
 
 async def test_a_page_is_read_by_a_client_that_still_sends(tmp_path: Path) -> None:
