@@ -122,6 +122,7 @@ cdef struct Bounds:
     int64_t first_bytes_us
     int64_t attach_us
     int64_t silence_us
+    int64_t rto_us
     int64_t connections
     int64_t connections_per_source
     int64_t max_age_us

@@ -29,6 +29,7 @@ class Worker:
         first_bytes_us: int,
         attach_us: int,
         silence_us: int,
+        rto_us: int,
         connections: int,
         connections_per_source: int,
         max_age_us: int,

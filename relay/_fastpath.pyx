@@ -1289,6 +1289,7 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) < 0:
         end(e, c, REASON_NO_DESCRIPTORS)
         return
+    c.transactions.rto_us = e.bounds.rto_us
     c.state = STATE_MEDIA
     c.readable = True
     watch_client(e, c)
@@ -1730,9 +1731,9 @@ cdef class Worker:
         self.send(OP_TICKET_KEY, 0, -1, 0, key)
 
     def configure(
-        self, int64_t handshake_us, int64_t first_bytes_us, int64_t attach_us, int64_t silence_us, int64_t connections,
-        int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes, uint32_t control_bytes,
-        int64_t playout_us, list clocks not None,
+        self, int64_t handshake_us, int64_t first_bytes_us, int64_t attach_us, int64_t silence_us, int64_t rto_us,
+        int64_t connections, int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes,
+        uint32_t control_bytes, int64_t playout_us, list clocks not None,
     ) -> None:
         """Use these bounds; ``clocks`` are those of relay.quality.meter.clock_table."""
         cdef Bounds bounds
@@ -1742,7 +1743,7 @@ cdef class Worker:
         for payload_type in range(PAYLOAD_TYPES):
             bounds.clocks[payload_type] = clocks[payload_type]
         bounds.handshake_us, bounds.first_bytes_us, bounds.attach_us = handshake_us, first_bytes_us, attach_us
-        bounds.silence_us, bounds.connections = silence_us, connections
+        bounds.silence_us, bounds.rto_us, bounds.connections = silence_us, rto_us, connections
         bounds.connections_per_source = connections_per_source
         bounds.max_age_us, bounds.playout_us = max_age_us, playout_us
         bounds.media_bytes, bounds.control_bytes = media_bytes, control_bytes

@@ -34,7 +34,10 @@ def open_descriptors() -> set[str]:
 async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
     before = open_descriptors()
     escaped: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: escaped.append(context))
+    # In debug mode the loop logs what took longer: that says something of the machine, nothing of what is tested.
+    loop.slow_callback_duration = float("inf")
     async with asyncio.timeout(DEADLINE_S):
         await test(**arguments)
     # Transports are closed a turn of the loop after close().

@@ -60,6 +60,29 @@ def test_level(capsys: pytest.CaptureFixture[str]) -> None:
     assert [json.loads(line)["event"] for line in lines(capsys)] == ["yes", "yes"]
 
 
+def test_what_libraries_log_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    library = logging.getLogger("asyncio")
+    library.info("Executing %s took %.3f seconds", "a\nb", 0.1)
+    try:
+        raise ZeroDivisionError("on purpose")
+    except ZeroDivisionError:
+        library.exception("failed")
+    library.debug("no")
+    slow, failed = (json.loads(line) for line in lines(capsys))
+    assert slow.pop("timestamp").endswith("Z")
+    assert slow == {"event": "Executing a\\nb took 0.100 seconds", "level": "info", "logger": "asyncio"}
+    assert failed["level"] == "error"
+    assert failed["exception"].endswith("ZeroDivisionError: on purpose")
+
+
+def test_what_libraries_log_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    logging.getLogger("asyncio").warning("slow")
+    [line] = lines(capsys)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[warning +\] slow +\[asyncio\]", line)
+
+
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_what_a_peer_chooses_cannot_forge_a_line(
     capsys: pytest.CaptureFixture[str], style: Literal["text", "json"]

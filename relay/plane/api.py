@@ -16,6 +16,7 @@ from typing import NewType, Protocol
 
 from relay.addresses import Address
 from relay.quality.stream import Direction, RtpStream
+from relay.turn.transactions import RTO_S
 
 ConnectionId = NewType("ConnectionId", int)
 
@@ -117,6 +118,8 @@ class PlaneSettings:
     attach_timeout_s: float = 5.0
     # A client whose upstream answers nothing for so long is closed, so that it comes back to a healthy one.
     upstream_silence_s: float = 4.0
+    # A request that the upstream leaves unanswered for so long is sent again (RFC 8489 section 6.2.1, RTO).
+    initial_rto_s: float = RTO_S
     max_connections: int = 20_000
     max_connections_per_source: int = 0
     # Media that has waited for its client for longer is dropped, oldest first: a jitter buffer takes no more.

@@ -245,6 +245,7 @@ class CompiledPlane:
                 round(settings.first_bytes_timeout_s * 1e6),
                 round(settings.attach_timeout_s * 1e6),
                 round(settings.upstream_silence_s * 1e6),
+                round(settings.initial_rto_s * 1e6),
                 settings.max_connections,
                 settings.max_connections_per_source,
                 round(settings.max_media_age_s * 1e6),

@@ -290,6 +290,7 @@ class Connection(asyncio.Protocol):
                 self._new_meter(Direction.UPLINK),
                 ports=plane.ports,
                 silence_s=settings.upstream_silence_s,
+                rto_s=settings.initial_rto_s,
                 deliver=self._deliver,
                 fail=self.close,
             )

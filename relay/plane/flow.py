@@ -67,6 +67,7 @@ class Flow:
         *,
         ports: SourcePorts,
         silence_s: float,
+        rto_s: float,
         deliver: Callable[[float, bytes], None],
         fail: Callable[[CloseReason, str], None],
     ) -> None:
@@ -88,7 +89,7 @@ class Flow:
         self._silence_s = silence_s
         self._deliver = deliver
         self._fail = fail
-        self._transactions = Transactions()
+        self._transactions = Transactions(rto_s)
         self._timer: asyncio.TimerHandle | None = None
         self._allocated_until: float | None = None
         self._allocating = False

@@ -11,7 +11,6 @@ cdef enum:
     # Fixed by the RFC: Rc sends, the last of which waits Rm times the first interval.
     SENDS = 7
     LAST_WAIT_FACTOR = 16
-    RTO_US = 500000
     # Ours, with the reasons in relay.turn.transactions.
     MAX_PENDING = 32
     MAX_ANSWERED = 64
@@ -31,6 +30,7 @@ cdef struct Pending:
     int64_t due_us
 
 cdef struct Transactions:
+    int64_t rto_us              # the first interval; set before the first request
     int count                   # pending requests, in the order they came
     Pending[MAX_PENDING] pending
     int answered_count          # of the ids below, the oldest first
@@ -86,8 +86,8 @@ cdef inline void on_request(Transactions* table, int64_t now_us, const uint8_t* 
     pending.size = size
     pending.sends = 1
     pending.first_sent_us = now_us
-    pending.wait_us = RTO_US
-    pending.due_us = now_us + RTO_US
+    pending.wait_us = table.rto_us
+    pending.due_us = now_us + table.rto_us
     table.count += 1
 
 
@@ -131,7 +131,7 @@ cdef inline Pending* take_due(Transactions* table, int64_t now_us) noexcept nogi
         else:
             pending.sends += 1
             pending.wait_us *= 2
-            pending.due_us = now_us + (LAST_WAIT_FACTOR * RTO_US if pending.sends == SENDS else pending.wait_us)
+            pending.due_us = now_us + (LAST_WAIT_FACTOR * table.rto_us if pending.sends == SENDS else pending.wait_us)
             return pending
     return NULL
 

@@ -51,8 +51,9 @@ cdef class Transactions:
 
     cdef table.Transactions table
 
-    def __cinit__(self):
+    def __cinit__(self, int64_t rto_us):
         memset(&self.table, 0, sizeof(self.table))
+        self.table.rto_us = rto_us
 
     def __dealloc__(self):
         table.clear_transactions(&self.table)

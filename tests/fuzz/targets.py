@@ -57,7 +57,8 @@ def compare_first_bytes(data: bytes) -> None:
 def compare_transactions(data: bytes) -> None:
     """Bytes: steps of one byte for what happens and one for what it happens to."""
     # With an interval in microseconds the obvious twin counts in whole numbers, as the compiled one does.
-    obvious, compiled = ObviousTransactions(rto_s=round(RTO_S * 1e6)), _leaves.Transactions()
+    rto_us = round(RTO_S * 1e6)
+    obvious, compiled = ObviousTransactions(rto_s=rto_us), _leaves.Transactions(rto_us)
     now_us = 1
     for step, (verb, what) in enumerate(_steps(data)):
         identity = what.to_bytes(12, "little")

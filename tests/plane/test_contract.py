@@ -283,6 +283,15 @@ async def test_437_everywhere_reaches_the_client_in_the_end(make: MakePlane, tmp
         assert len(set(seen)) == 4
 
 
+async def test_the_retransmission_interval_is_a_setting(make: MakePlane, tmp_path: Path) -> None:
+    """A plane that kept to half a second would close the client before the fifth copy."""
+    settings = PlaneSettings(initial_rto_s=0.01)
+    async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, _):
+        await client.send(stun(1))
+        for _ in range(5):
+            await bench.upstream.expect(stun(1))
+
+
 async def test_an_unreachable_upstream_closes_the_client(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (client, _):
         bench.upstream.close()
