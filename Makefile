@@ -8,10 +8,10 @@ SECONDS ?= 10
 WAN     ?=
 
 # Debian's packages: what builds the extension, what builds the benchmark, the real TURN server that both the benchmark
-# and the tests talk to, and the Wireshark that reads captures.
+# and the tests talk to, the Wireshark that reads captures, and those that read allow-lists.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
-TEST_PACKAGES  := $(BENCH_PACKAGES) chromium tshark
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium tshark nftables iptables squid
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan

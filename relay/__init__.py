@@ -16,13 +16,14 @@ plane       an implementation of the data-plane contract
 
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
-addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
+addresses, errors, writing, config  addresses and who may be relayed to; the error tree; whole files; the settings
 catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
 quality/    the meter of RTP; delay and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
+ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
 gateway/    the control plane: routes, health, calls, metrics, drain; it decides, and no media packet waits for it
 emulator/   the vendor's side on a laptop: TURN hosts

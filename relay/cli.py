@@ -1,23 +1,32 @@
-"""The command line: ``relay serve``, ``relay top``, ``relay capture``, ``relay demo``, ``relay check-config``.
+"""The command line: serve, top, capture, demo and check-config; allowlist, catalog and ca.
 
-Exit status: 0 all is well, 1 a call failed or lost something, 2 the operator must act.
+Exit status: 0 all is well, 1 a call failed or lost something or two catalogs differ, 2 the operator must act.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
+import functools
 import json
+import os
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from relay import __version__, config, logs
+from relay import __version__, config, logs, writing
+from relay.catalog import Format, compare, load_version, render_allowlist
+from relay.catalog import load as load_catalog
 from relay.errors import OperatorError, RelayError
+
+if TYPE_CHECKING:
+    from relay.ca import AuthorityFolder
 
 app = typer.Typer(
     name="relay",
@@ -61,14 +70,13 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
-    from relay import catalog
     from relay.gateway.app import certificates
     from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
-    catalog.load(settings.catalog.path)
+    load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
     for warning in settings.warnings():
@@ -132,6 +140,194 @@ def demo(
     else:
         Console().print(table_of(rows))
     if not all(row.complete for row in rows):
+        raise typer.Exit(1)
+
+
+CATALOG_HELP = "A version that comes with the relay, or a TOML or JSON file; by default the newest version."
+
+
+@app.command()
+def allowlist(
+    kind: Annotated[Format, typer.Option("--format", help="Who takes it.")],
+    version: Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)] = None,
+    hosts_only: Annotated[
+        bool, typer.Option("--hosts-only", help="Each host instead of the vendor's wildcards; they change unannounced.")
+    ] = False,
+    proxy: Annotated[str | None, typer.Option(help="host:port of the web proxy that a PAC names.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of stdout.")] = None,
+) -> None:
+    """Write the vendor's hosts, networks and ports as an allow-list for a web proxy or a firewall."""
+    catalog = load_catalog() if version is None else load_version(version)
+    if kind is Format.PAC and proxy is None:
+        proxy = "relay.example.com:3128"
+        typer.echo(f"relay: the PAC names {proxy}: give your own with --proxy", err=True)
+    text = render_allowlist(catalog, kind, hosts_only=hosts_only, proxy=proxy)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        writing.replace(output, text.encode("ascii"))
+        typer.echo(f"{output}: {kind}, {text.count(chr(10))} lines, as of {catalog.as_of}")
+
+
+catalog_app = typer.Typer(help="The vendor's network requirements as versioned data.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+
+
+@catalog_app.command("show")
+def catalog_show(
+    version: Annotated[str | None, typer.Argument(metavar="[CATALOG]", show_default=False, help=CATALOG_HELP)] = None,
+) -> None:
+    """Show the domains, ports, networks and hosts of a catalog."""
+    from relay.catalog.show import tables_of
+
+    for table in tables_of(load_catalog() if version is None else load_version(version)):
+        Console().print(table)
+
+
+@catalog_app.command("diff")
+def catalog_diff(
+    old: Annotated[str, typer.Argument(metavar="A", help="A version, or a file.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="A version, or a file.")],
+) -> None:
+    """Say what came (+), went (-) and changed (~) from A to B. Status 0 if nothing did, 1 if something did."""
+    changes = compare(load_version(old), load_version(new))
+    for change in changes:
+        typer.echo(str(change))
+    if changes:
+        raise typer.Exit(1)
+
+
+ca_app = typer.Typer(
+    help="The firm's own certificate authority, which vouches for media hosts of the catalog and for nothing else.",
+    no_args_is_help=True,
+)
+app.add_typer(ca_app, name="ca")
+
+CaFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's folder.")]
+CatalogOption = Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)]
+PASSPHRASE = "RELAY_CA_PASSPHRASE"  # noqa: S105 - the variable's name
+
+
+def _ask_passphrase(key: Path) -> bytes:
+    """The passphrase of a key that is there: from the environment, or from whoever sits at the terminal."""
+    if given := os.environ.get(PASSPHRASE):
+        return given.encode()
+    if not sys.stdin.isatty():
+        raise OperatorError(f"{key}: has a passphrase: expected it in the environment, {PASSPHRASE}")
+    return str(typer.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
+
+
+def _new_passphrase(wanted: bool) -> bytes | None:
+    if given := os.environ.get(PASSPHRASE):
+        return given.encode()
+    if not wanted:
+        return None
+    if not sys.stdin.isatty():
+        raise OperatorError(
+            f"--encrypt: expected a passphrase in the environment, {PASSPHRASE}, or a terminal to ask on"
+        )
+    return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)).encode()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+@ca_app.command("create")
+def ca_create(
+    directory: CaFolder,
+    name: Annotated[str, typer.Option(help="The authority's name, as clients show it.")] = "cloud9-relay CA",
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help=f"Ask for a passphrase for its key. {PASSPHRASE} does the same.")
+    ] = False,
+    version: CatalogOption = None,
+) -> None:
+    """Make an authority that can vouch for names in the catalog's domains only; clients must trust bundle.pem."""
+    from relay.ca import AuthorityFolder
+
+    catalog = load_catalog() if version is None else load_version(version)
+    passphrase = _new_passphrase(encrypt)
+    lifetime = datetime.timedelta(days=days)
+    made = AuthorityFolder.create(directory, catalog, _now(), name=name, lifetime=lifetime, passphrase=passphrase)
+    _tell_new_generation(made)
+
+
+@ca_app.command("rotate")
+def ca_rotate(
+    directory: CaFolder,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="A passphrase of its own, instead of that of the old key.")
+    ] = False,
+    version: CatalogOption = None,
+) -> None:
+    """Make the authority's next generation. The old one stays trusted until it ends, in bundle.pem."""
+    from relay.ca import AuthorityFolder
+
+    catalog = load_catalog() if version is None else load_version(version)
+    lifetime = datetime.timedelta(days=days)
+    folder = AuthorityFolder.open(directory)
+    passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
+    made = folder.rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime, passphrase=passphrase)
+    _tell_new_generation(made)
+    typer.echo("When all clients trust the new bundle, sign the hosts anew: relay ca issue --renew")
+
+
+def _tell_new_generation(made: AuthorityFolder) -> None:
+    newest = made.newest
+    until = newest.certificate.not_valid_after_utc.date()
+    typer.echo(f"{newest.path}: for names in {', '.join(newest.permitted)}, until {until}")
+    typer.echo(f"{made.bundle}: what clients must trust")
+
+
+@ca_app.command("issue")
+def ca_issue(
+    directory: CaFolder,
+    hosts: Annotated[list[str] | None, typer.Argument(metavar="[HOST]...", help="Hosts of the catalog.")] = None,
+    *,
+    media_hosts: Annotated[bool, typer.Option("--media-hosts", help="All media hosts of the catalog.")] = False,
+    wildcards: Annotated[
+        bool, typer.Option("--wildcards", help="One certificate for all of the catalog's domains: signaling, too.")
+    ] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="Also those with more than 30 days left.")] = False,
+    version: CatalogOption = None,
+) -> None:
+    """Issue certificates, one for each host, valid for 397 days. What is there is renewed 30 days before its end."""
+    from relay.ca import AuthorityFolder
+    from relay.ca.folder import WILDCARDS
+
+    catalog = load_catalog() if version is None else load_version(version)
+    names = [*(hosts or ()), *(host.name for host in catalog.media_hosts if media_hosts)]
+    if not names and not wildcards:
+        raise OperatorError("expected hosts, --media-hosts, or --wildcards")
+    folder, now = AuthorityFolder.open(directory), _now()
+    ask = functools.cache(_ask_passphrase)
+    issued = folder.issue(catalog, names, now, ask, renew=renew) if names else ()
+    if wildcards:
+        issued += folder.issue(catalog, catalog.domains, now, ask, stem=WILDCARDS, renew=renew)
+    for each in issued:
+        typer.echo(f"{each.files.chain}: {'issued' if each.fresh else 'kept'}, until {each.until.date()}")
+
+
+@ca_app.command("show")
+def ca_show(
+    directory: CaFolder,
+    as_toml: Annotated[
+        bool, typer.Option("--toml", help="Print the hosts' [[certificates]] for the relay's configuration.")
+    ] = False,
+) -> None:
+    """Show the generations of an authority and the certificates of hosts. Status 1 if one has ended."""
+    from relay.ca import AuthorityFolder
+    from relay.ca.show import ended, tables_of, toml_of
+
+    folder, now = AuthorityFolder.open(directory), _now()
+    if as_toml:
+        typer.echo(toml_of(folder), nl=False)
+        return
+    for table in tables_of(folder, now):
+        Console().print(table)
+    if ended(folder, now):
         raise typer.Exit(1)
 
 

@@ -164,6 +164,11 @@ def test_quality(tmp_path: Path) -> None:
     assert quality.records == tmp_path / "calls.jsonl"
 
 
+def test_catalog(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL).catalog.path is None
+    assert load(tmp_path, MINIMAL + '[catalog]\npath = "cloud9.toml"\n').catalog.path == tmp_path / "cloud9.toml"
+
+
 def test_ipv6_everywhere(tmp_path: Path) -> None:
     settings = load(
         tmp_path,

@@ -9,6 +9,7 @@ import ipaddress
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib import resources
@@ -137,6 +138,7 @@ class _Reader:
         self._once("hosts", [host.name for host in catalog.hosts])
         self._once("domains", list(catalog.domains))
         self._once("networks", [str(network.network) for network in catalog.networks])
+        self._once("ports", [f"{ports.protocol} {ports}" for ports in catalog.ports])
         for host in catalog.hosts:
             if not catalog.within_domains(host.name):
                 self.mistakes.append(f"hosts: {host.name} lies in none of the domains")
@@ -165,7 +167,8 @@ class _Reader:
                 self.mistakes.append(f"{key}.{number}: {mistake}")
 
     def _once(self, key: str, names: list[str]) -> None:
-        self.mistakes += [f"{key}: {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        self.mistakes += [f"{key}: {name} is given twice" for name in twice]
 
 
 def _domain(value: object) -> str:

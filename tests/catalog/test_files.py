@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relay import catalog
 from relay.catalog.files import load_version
@@ -74,6 +76,7 @@ def test_names_are_canonical() -> None:
         ({"networks": [{**NETWORK, "network": 5}]}, "networks.0: network: 5: expected a network"),
         ({"networks": [{**NETWORK, "place": "a\n-A OUTPUT -j ACCEPT"}]}, "networks.0: place: 'a\\n-A OUTPUT"),
         ({"networks": [NETWORK, NETWORK]}, "networks: 192.0.2.0/24 is given twice"),
+        ({"ports": [PORTS, {**PORTS, "use": "TURN"}]}, "ports: udp 3478 is given twice"),
         ({"ports": [{**PORTS, "first": 0}]}, "ports.0: first: 0: expected a port, 1 to 65535"),
         ({"ports": [{**PORTS, "last": 65536}]}, "ports.0: last: 65536: expected a port"),
         ({"ports": [{**PORTS, "last": True}]}, "ports.0: last: True: expected a port"),
@@ -93,6 +96,32 @@ def test_all_mistakes_are_told_at_once() -> None:
 @pytest.mark.parametrize("value", [None, [], "text", 5, {}])
 def test_what_is_no_table_lacks_everything(value: object) -> None:
     assert len(mistakes(value)) == 5
+
+
+_leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["*.", "::/128", "udp"])
+_anything = st.recursive(
+    _leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+)
+
+
+@given(_anything, st.sampled_from([("as_of",), ("domains",), ("hosts", HOST), ("networks", NETWORK), ("ports", PORTS)]))
+@settings(database=None)
+def test_whatever_stands_there_is_read_or_refused(value: object, where: tuple[Any, ...]) -> None:
+    key, *items = where
+    trees = [tree(**{key: value}), tree(**{key: [value]})]
+    trees += [tree(**{key: [{**item, inner: value}]}) for item in items for inner in item]
+    for each in trees:
+        try:
+            read = catalog.parse(each, source="new.toml")
+        except OperatorError:
+            assert mistakes(each)
+            continue
+        # What is read can be written, and read again.
+        again = json.loads(catalog.render_allowlist(read, catalog.Format.JSON))
+        assert catalog.parse(again, source="") == read
+        for kind in catalog.Format:
+            proxy = "a:1" if kind is catalog.Format.PAC else None
+            assert catalog.render_allowlist(read, kind, proxy=proxy).isascii()
 
 
 def test_json_and_toml_files(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ ROOT = Path(relay.__file__).parent
 LAYERS = [
     {"addresses"},
     {"errors"},
+    {"writing"},
     {"config"},
     {"catalog"},
     {"wire"},
@@ -22,6 +23,7 @@ LAYERS = [
     {"quality"},
     {"logs", "tasks"},
     {"plane", "_fastpath"},
+    {"ca"},
     {"client"},
     {"gateway", "emulator"},
     {"demo"},

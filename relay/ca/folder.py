@@ -1,0 +1,343 @@
+"""The folder of an authority: its keys and certificates by generation, what clients must trust, and the hosts'.
+
+    ca-1.pem ca-1.key    the first generation; ``rotate`` makes ca-2 beside it. The newest one signs
+    bundle.pem           all generations that have not ended: what clients must trust
+    hosts/NAME.pem .key  one pair for each host; a * is written _
+
+A key is written once and never again: a host's certificate is renewed for the key that is there, so that at no time the
+two do not fit. Certificates and the bundle are replaced whole.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from relay import writing
+from relay.ca import certificates
+from relay.ca.certificates import Issuer
+from relay.catalog import Catalog
+from relay.errors import OperatorError
+from relay.plane.api import Certificate
+
+AUTHORITY_LIFETIME = datetime.timedelta(days=5 * 365 + 1)
+# What public authorities may give at most (398 days, of which one is lost to rounding): clients are built for it.
+HOST_LIFETIME = datetime.timedelta(days=397)
+# Certificates with less than this left are renewed when asked for: a month is time enough to notice that nobody did.
+RENEW_BEFORE = datetime.timedelta(days=30)
+WILDCARDS = "wildcards"
+_KEY_MODE = 0o600
+# RFC 5280 allows 64 characters, and the library takes octets for them; the generation comes behind.
+_MAX_NAME = 57
+_AUTHORITY = re.compile(r"ca-([1-9]\d{0,5})\.(?:pem|key)")
+
+# Asked for the passphrase of a key that is encrypted: the file it is in. May raise OperatorError.
+AskPassphrase = Callable[[Path], bytes]
+
+
+@dataclass(frozen=True)
+class AuthorityFile:
+    """One generation of the authority."""
+
+    generation: int
+    path: Path
+    key_path: Path
+    certificate: x509.Certificate
+
+    @property
+    def permitted(self) -> tuple[str, ...]:
+        """The domains that it can vouch for."""
+        try:
+            constraints = self.certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+        except x509.ExtensionNotFound:
+            return ()
+        return tuple(str(each.value) for each in constraints.permitted_subtrees or ())
+
+    def ended(self, now: datetime.datetime) -> bool:
+        """True if nothing that it signed is valid any more."""
+        return now > self.certificate.not_valid_after_utc
+
+
+@dataclass(frozen=True)
+class HostCertificate:
+    """A host's pair of files. ``generation`` is that of the authority that signed it; None if it is not there."""
+
+    files: Certificate
+    names: tuple[str, ...]
+    until: datetime.datetime
+    generation: int | None
+    # False if it was there before, with time left.
+    fresh: bool = False
+
+
+class AuthorityFolder:
+    """Creates, reads and adds to one folder. All methods raise OperatorError for what the operator must act on."""
+
+    def __init__(self, directory: Path, authorities: Sequence[AuthorityFile]) -> None:
+        self.directory = directory
+        self.authorities = tuple(authorities)
+
+    @classmethod
+    def open(cls, directory: Path) -> AuthorityFolder:
+        """Read the authorities' certificates, not their keys."""
+        found = [_authority_file(directory, number) for number in _generations(directory)]
+        present = [each for each in found if each is not None]
+        if not present:
+            raise OperatorError(f"{directory}: no authority there (ca-1.pem): make one with relay ca create")
+        return cls(directory, present)
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        catalog: Catalog,
+        now: datetime.datetime,
+        *,
+        name: str = "cloud9-relay CA",
+        lifetime: datetime.timedelta = AUTHORITY_LIFETIME,
+        passphrase: bytes | None = None,
+    ) -> AuthorityFolder:
+        """Make the folder and the first generation, constrained to the catalog's domains."""
+        if not 1 <= len(name.encode()) <= _MAX_NAME or not name.isprintable():
+            raise OperatorError(f"name {name!r}: expected printable characters, 1 to {_MAX_NAME} octets of UTF-8")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OperatorError(f"{directory}: {error.strerror}") from None
+        if _generations(directory):
+            raise OperatorError(f"{directory}: has an authority already; relay ca rotate makes its next generation")
+        return cls(directory, ())._add(1, catalog, now, name=name, lifetime=lifetime, passphrase=passphrase)
+
+    @property
+    def newest(self) -> AuthorityFile:
+        """The one that signs."""
+        return self.authorities[-1]
+
+    @property
+    def bundle(self) -> Path:
+        """What clients must trust."""
+        return self.directory / "bundle.pem"
+
+    def rotate(
+        self,
+        catalog: Catalog,
+        now: datetime.datetime,
+        ask: AskPassphrase,
+        *,
+        lifetime: datetime.timedelta = AUTHORITY_LIFETIME,
+        passphrase: bytes | None = None,
+    ) -> AuthorityFolder:
+        """Make the next generation, of the same name. The others stay in the bundle until they end.
+
+        Unless a passphrase is given, the new key has that of the newest one, if there is such a key and it has one.
+        """
+        number = max(_generations(self.directory)) + 1
+        if passphrase is None and self.newest.key_path.exists():
+            passphrase = self._passphrase(ask)
+        [name] = self.newest.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        own = re.sub(r" \d+$", "", str(name.value))
+        return self._add(number, catalog, now, name=own, lifetime=lifetime, passphrase=passphrase)
+
+    def _passphrase(self, ask: AskPassphrase) -> bytes | None:
+        """That of the newest key, which it fits."""
+        asked: list[bytes] = []
+
+        def once(path: Path) -> bytes:
+            asked.append(ask(path))
+            return asked[0]
+
+        _read_key(self.newest.key_path, once)
+        return asked[0] if asked else None
+
+    def _add(
+        self,
+        number: int,
+        catalog: Catalog,
+        now: datetime.datetime,
+        *,
+        name: str,
+        lifetime: datetime.timedelta,
+        passphrase: bytes | None,
+    ) -> AuthorityFolder:
+        issuer = certificates.new_authority(f"{name} {number}", lifetime, now, permitted=catalog.apexes)
+        path, key_path = _authority_paths(self.directory, number)
+        # The key first: a generation without a certificate is none.
+        writing.write_new(key_path, certificates.key_pem(issuer.key, passphrase), mode=_KEY_MODE)
+        writing.write_new(path, certificates.certificate_pem(issuer.certificate))
+        added = AuthorityFolder(
+            self.directory, [*self.authorities, AuthorityFile(number, path, key_path, issuer.certificate)]
+        )
+        added.write_bundle(now)
+        return added
+
+    def write_bundle(self, now: datetime.datetime) -> None:
+        """Write ``bundle.pem``: the newest first, without those that have ended."""
+        trusted = [each.certificate for each in reversed(self.authorities) if not each.ended(now)]
+        writing.replace(self.bundle, b"".join(map(certificates.certificate_pem, trusted)))
+
+    def issuer(self, now: datetime.datetime, ask: AskPassphrase) -> Issuer:
+        """The newest generation with its key, ready to sign."""
+        newest = self.newest
+        if newest.ended(now):
+            raise OperatorError(
+                f"{newest.path}: ended on {_day(newest.certificate.not_valid_after_utc)}: relay ca rotate"
+            )
+        key = _read_key(newest.key_path, ask)
+        if key.public_key() != newest.certificate.public_key():
+            raise OperatorError(f"{newest.key_path}: is not the key of {newest.path}")
+        return Issuer(newest.certificate, key)
+
+    def check_names(self, catalog: Catalog, names: Sequence[str]) -> tuple[str, ...]:
+        """The names in lower case. Raises OperatorError for those that are not the vendor's."""
+        return tuple(self._check_name(catalog, name) for name in names)
+
+    def _check_name(self, catalog: Catalog, name: str) -> str:
+        lowered = name.lower().removesuffix(".")
+        if lowered not in catalog.domains and not catalog.covers(name):
+            within = ", ".join(catalog.domains)
+            raise OperatorError(f"{name!r}: not in the catalog as of {catalog.as_of}: expected a host within {within}")
+        permitted = self.newest.permitted
+        if not any(f".{lowered}".endswith(f".{domain}") for domain in permitted):
+            raise OperatorError(
+                f"{name!r}: {self.newest.path} can vouch for {', '.join(permitted) or 'nothing'} only: relay ca rotate"
+                " makes one for the catalog's domains of today"
+            )
+        return lowered
+
+    def issue(
+        self,
+        catalog: Catalog,
+        names: Sequence[str],
+        now: datetime.datetime,
+        ask: AskPassphrase,
+        *,
+        stem: str | None = None,
+        renew: bool = False,
+    ) -> tuple[HostCertificate, ...]:
+        """Certificates for the names: one each, or with ``stem``, the name of its files, one for all of them.
+
+        Those that are there and valid for more than 30 days are left as they are, unless ``renew``. Nothing is
+        written if one of the names is refused.
+        """
+        checked = tuple(dict.fromkeys(self.check_names(catalog, names)))
+        wanted = {stem: checked} if stem is not None else {_stem(name): (name,) for name in checked}
+        issuer = self.issuer(now, ask)
+        hosts = self.directory / "hosts"
+        try:
+            hosts.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OperatorError(f"{hosts}: {error.strerror}") from None
+        return tuple(self._issue(issuer, each, wanted[each], now, renew=renew) for each in wanted)
+
+    def _issue(
+        self, issuer: Issuer, stem: str, names: tuple[str, ...], now: datetime.datetime, *, renew: bool
+    ) -> HostCertificate:
+        files = _host_files(self.directory, stem)
+        if files.chain.exists() and not renew:
+            present = self._host(files)
+            lasts = present.until > now + RENEW_BEFORE and present.generation is not None
+            if lasts and set(present.names) == set(names):
+                return present
+        if not files.private_key.exists():
+            writing.write_new(files.private_key, certificates.key_pem(certificates.new_key()), mode=_KEY_MODE)
+        public_key = _read_key(files.private_key, _no_passphrase).public_key()
+        certificate = certificates.sign_server(issuer, public_key, names, HOST_LIFETIME, now)
+        writing.replace(files.chain, certificates.certificate_pem(certificate))
+        return HostCertificate(files, names, certificate.not_valid_after_utc, self.newest.generation, fresh=True)
+
+    def hosts(self) -> tuple[HostCertificate, ...]:
+        """All hosts' certificates, by name of file."""
+        return tuple(map(self._host, host_certificates(self.directory)))
+
+    def _host(self, files: Certificate) -> HostCertificate:
+        certificate = _read_certificate(files.chain)
+        names: list[str] = []
+        for extension in certificate.extensions:
+            if isinstance(extension.value, x509.SubjectAlternativeName):
+                names = extension.value.get_values_for_type(x509.DNSName)
+        signer = next((each.generation for each in self.authorities if _signed(certificate, each.certificate)), None)
+        return HostCertificate(files, tuple(names), certificate.not_valid_after_utc, signer)
+
+
+def host_certificates(directory: Path) -> tuple[Certificate, ...]:
+    """The hosts' pairs of files in the folder of an authority, by name; empty if it has none, or is none."""
+    chains = sorted((directory / "hosts").glob("*.pem"))
+    return tuple(Certificate(chain, chain.with_suffix(".key")) for chain in chains)
+
+
+def _generations(directory: Path) -> list[int]:
+    """The numbers that are taken, also by a key whose certificate was never written."""
+    found = (_AUTHORITY.fullmatch(path.name) for path in directory.glob("ca-*"))
+    return sorted({int(match[1]) for match in found if match})
+
+
+def _authority_paths(directory: Path, number: int) -> tuple[Path, Path]:
+    return directory / f"ca-{number}.pem", directory / f"ca-{number}.key"
+
+
+def _authority_file(directory: Path, number: int) -> AuthorityFile | None:
+    path, key_path = _authority_paths(directory, number)
+    return AuthorityFile(number, path, key_path, _read_certificate(path)) if path.exists() else None
+
+
+def _host_files(directory: Path, stem: str) -> Certificate:
+    return Certificate(directory / "hosts" / f"{stem}.pem", directory / "hosts" / f"{stem}.key")
+
+
+def _stem(name: str) -> str:
+    return name.replace("*", "_")
+
+
+def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    # ValueError: the names differ; TypeError: a kind of key that we never make; the rest: the signature is another's.
+    except Exception:
+        return False
+    return True
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise OperatorError(f"{path}: expected a certificate in PEM") from None
+
+
+def _read_key(path: Path, ask: AskPassphrase) -> ec.EllipticCurvePrivateKey:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror}") from None
+    passphrase = ask(path) if is_encrypted(content) else None
+    try:
+        key = serialization.load_pem_private_key(content, passphrase)
+    except ValueError:
+        wrong = "the passphrase is wrong" if passphrase is not None else "expected a private key in PEM"
+        raise OperatorError(f"{path}: {wrong}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise OperatorError(f"{path}: expected an ECDSA key")
+    return key
+
+
+def is_encrypted(key: bytes) -> bool:
+    """True for a private key in PEM that needs a passphrase."""
+    return b"ENCRYPTED" in key
+
+
+def _no_passphrase(path: Path) -> bytes:
+    raise OperatorError(f"{path}: expected a key without a passphrase: the relay has to read it")
+
+
+def _day(moment: datetime.datetime) -> str:
+    return moment.date().isoformat()

@@ -1,0 +1,63 @@
+"""An authority's folder for a terminal, and for the relay's configuration."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from relay.ca.folder import RENEW_BEFORE, AuthorityFolder
+
+
+def tables_of(folder: AuthorityFolder, now: datetime.datetime) -> Iterator[Table]:
+    """Generations, with the fingerprint that clients show; then hosts."""
+    authorities = Table("authority", "can vouch for", "valid until", box=box.SIMPLE_HEAD)
+    # Whole, to be compared with what a client shows.
+    authorities.add_column("SHA-256", overflow="fold")
+    for each in folder.authorities:
+        fingerprint = each.certificate.fingerprint(hashes.SHA256()).hex(":", 1).upper()
+        mark = " (signs)" if each is folder.newest else ""
+        until = _until(each.certificate.not_valid_after_utc, now)
+        # As it is: among others, rich takes :CD: for a picture of one.
+        authorities.add_row(f"{each.path.name}{mark}", " ".join(each.permitted), until, Text(fingerprint))
+    yield authorities
+
+    hosts = Table("host", "valid until", "signed by", box=box.SIMPLE_HEAD)
+    for host in folder.hosts():
+        signer = "an authority that is not here" if host.generation is None else f"ca-{host.generation}"
+        hosts.add_row("\n".join(host.names), _until(host.until, now), signer)
+    yield hosts
+
+
+def _until(moment: datetime.datetime, now: datetime.datetime) -> str:
+    day = moment.date().isoformat()
+    if moment < now:
+        return f"{day} ENDED"
+    return f"{day} renew now" if moment < now + RENEW_BEFORE else day
+
+
+def ended(folder: AuthorityFolder, now: datetime.datetime) -> bool:
+    """True if the authority that signs, or a host's certificate, is not valid any more."""
+    return folder.newest.ended(now) or any(host.until < now for host in folder.hosts())
+
+
+def toml_of(folder: AuthorityFolder) -> str:
+    """``[[certificates]]`` of all hosts, with absolute paths; they go below the relay's own, which is the default."""
+    blocks = (
+        f"[[certificates]] # {' '.join(host.names)}\n"
+        f"certificate = {_quoted(host.files.chain)}\n"
+        f"private_key = {_quoted(host.files.private_key)}\n"
+        for host in folder.hosts()
+    )
+    return "\n".join(blocks)
+
+
+def _quoted(path: Path) -> str:
+    # A JSON text is a TOML text, but for pairs of surrogates.
+    return json.dumps(str(path.resolve()), ensure_ascii=False)
