@@ -79,8 +79,6 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
-    for warning in settings.warnings():
-        typer.echo(f"{config_file}: warning: {warning}", err=True)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
 
 

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from relay.addresses import Address, IpNetwork, parse_address
+from relay.addresses import Address, IpNetwork, RelayPolicy, parse_address
 from relay.errors import OperatorError
 
 
@@ -111,6 +111,21 @@ def _origin(value: str) -> str:
     return value.lower()
 
 
+def _destination(value: object) -> Address:
+    """A host that clients of the web proxy may be connected to; the port is 443 unless given."""
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r}: expected a text such as '*.example.com' or 'www.example.com:8443'")
+    if value.count(":") > 1 and not value.startswith("["):
+        value = f"[{value}]"
+    bare = ":" not in value or value.endswith("]")
+    host, port = parse_address(f"{value}:443" if bare else value)
+    if not port:
+        raise ValueError(f"{value!r}: expected a server's port, 1 to 65535")
+    return Address(host if Address(host, port).is_literal else _server_name(host), port)
+
+
 def _at_least_one(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("expected at least one")
@@ -122,6 +137,7 @@ Some = Annotated[tuple[_Item, ...], AfterValidator(_at_least_one)]
 _as_text = PlainSerializer(str, return_type=str)
 ServerAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidator(_server_port), _as_text]
 ListenAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidator(_literal_only), _as_text]
+Destination = Annotated[Address, BeforeValidator(_destination), _as_text]
 LiteralHost = Annotated[str, AfterValidator(_literal_host)]
 Network = Annotated[IpNetwork, BeforeValidator(_read_network)]
 ServerName = Annotated[str, AfterValidator(_server_name)]
@@ -130,6 +146,8 @@ PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+# What Basic authentication can carry (RFC 7617): no colon, and nothing that is not printed.
+UserName = Annotated[str, Field(pattern=r"^[!-9;-~]{1,128}$")]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 # Strict: true is no number, and "5" is a text.
 Count = Annotated[int, Field(strict=True)]
@@ -200,6 +218,33 @@ class Route(_Section):
     region: Name
     # For these clients instead of media.max_media_age_ms.
     max_media_age_ms: VoiceMilliseconds | None = None
+
+
+class WebProxy(_Section):
+    """Who may use ``listen.web_proxy``, and where to; hosts of the catalog need not be listed."""
+
+    # Further hosts, with a port where it is not 443; * stands for one label or more.
+    allow: tuple[Destination, ...] = ()
+    # What a host resolves to must not be a private or special address, unless it lies in one of these.
+    allowed_networks: tuple[Network, ...] = ()
+    # Name and password; with at least one, CONNECT takes nobody else (Basic authentication, RFC 7617).
+    users: dict[UserName, Secret] = {}
+    # What proxy.pac says; unless given, the name by which the client asked for it.
+    advertise: ServerAddress | None = None
+    # A tunnel that carries nothing is closed: socket.io pings every 25 s, and proxies cut after 60 s to 300 s.
+    idle_timeout_s: Seconds = 300.0
+    # Connections of this face, tunnels and those that still ask; 0 is "no bound". Each tunnel takes two descriptors.
+    connections: Count = Field(default=2000, ge=0)
+    # A browser opens at most 32 to a proxy, and several may run on a desktop.
+    connections_per_source: Count = Field(default=128, ge=0)
+
+    @model_validator(mode="after")
+    def _literals(self) -> Self:
+        policy = RelayPolicy(self.allowed_networks)
+        for number, one in enumerate(self.allow):
+            if one.is_literal and not policy.permits(one.host):
+                raise ValueError(f"allow.{number}: {one.host} is special: expected it in allowed_networks, too")
+        return self
 
 
 class SignalingRoute(_Section):
@@ -383,6 +428,7 @@ class Config(_Section):
     upstreams: Some[UpstreamServer]
     routes: tuple[Route, ...] = ()
     signaling: Signaling = Signaling()
+    web_proxy: WebProxy = WebProxy()
     media: Media = Media()
     quality: Quality = Quality()
     capture: Capture = Capture()
@@ -415,13 +461,6 @@ class Config(_Section):
             if route.region not in regions:
                 raise ValueError(f"routes.{number}.region: {route.region!r} has no upstream; known: {sorted(regions)}")
         return self
-
-    def warnings(self) -> list[str]:
-        """What is accepted but has no effect yet."""
-        found = []
-        if self.listen.web_proxy:
-            found.append("listen.web_proxy: this version has no web proxy; nothing listens there")
-        return found
 
 
 def load(path: Path) -> Config:
@@ -465,6 +504,6 @@ def _explain(error: Any) -> str:
     message = _MESSAGES.get(kind, message)
     # A value_error names the value itself; what may be a secret is never shown.
     told = kind in {"value_error", "extra_forbidden", "missing"} or not isinstance(value, str | int | float)
-    if not told and not {"password", "secret"} & set(error["loc"]):
+    if not told and not {"password", "secret", "users"} & set(error["loc"]):
         message = f"{value!r}: {message}"
     return f"{key}: {message}" if key else message

@@ -372,9 +372,7 @@ async def test_check_config(tmp_path: Path) -> None:
     write_config(path, {**tree, "signaling": signaling})
     write_config(wrong, {**tree, "upstreams": [{"name": "a", "address": "::1:3478"}], "health": {"fall": 0}})
     good, bad = await asyncio.gather(run("check-config", path), run("check-config", wrong))
-    status, stdout, stderr = good
-    assert (status, stdout) == (0, f"{path}: ok (1 upstreams, 0 routes)\n")
-    assert stderr.startswith(f"{path}: warning: signaling.upstreams: ")
+    assert good == (0, f"{path}: ok (1 upstreams, 0 routes)\n", "")
     assert bad == (
         2,
         "",

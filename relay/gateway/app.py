@@ -31,6 +31,7 @@ from relay.gateway.site import Site
 from relay.gateway.upgrades import Upgrades
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.view import View
+from relay.gateway.webproxy import WebProxy
 from relay.plane.api import (
     AllocationOrphaned,
     Carrier,
@@ -88,16 +89,20 @@ class Gateway:
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
         self.signaling = SignalingProxy()
         self.signaling.configure(settings.signaling, settings.health)
-        self._site = self._upgrades.site = Site(self.signaling, self._upgrades.routes())
+        vendor = _vendor(settings)
+        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), lookup)
+        self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
+        self._upgrades.site = self._site
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
-        self._configure_flows(_vendor(settings))
+        self._configure_flows(vendor)
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(
             self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining, tally=self.flows.tally
         )
+        view.web_proxy = self.web_proxy.totals
         self._admin = Admin(view, self.captures, SignalingCollector(self.signaling))
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._started = contextlib.AsyncExitStack()
@@ -129,18 +134,19 @@ class Gateway:
             self.admin = await self._admin.listen(self._config.listen.admin)
             started.push_async_callback(self._admin.stop)
             self.tls = [await self.plane.listen(address) for address in self._config.listen.tls]
+            started.push_async_callback(self.web_proxy.stop)
+            await self.web_proxy.listen(self._config.listen.web_proxy, self.tls)
             self._health.configure(self._config.health, self._config.media)
             started.push_async_callback(self._health.stop)
             self._tasks.start(self.calls.run(), "calls")
             started.push_async_callback(self._tasks.cancel)
             self._started = started.pop_all()
-        for warning in self._config.warnings():
-            log.warning(warning)
 
     async def drain(self) -> None:
         """Take no new flows, and wait for the running ones, at most ``drain_timeout_s``."""
         self.flows.draining = True
         self.plane.drain()
+        await self.web_proxy.drain()
         timeout_s = self._config.limits.drain_timeout_s
         log.info("draining", flows=len(self.flows), timeout_s=timeout_s)
         with contextlib.suppress(TimeoutError):
@@ -166,6 +172,7 @@ class Gateway:
         vendor = _vendor(settings)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
+        self.web_proxy.configure(settings.web_proxy, vendor(), certificates(settings))
         if settings.listen != self._config.listen:
             log.warning("listen: a change takes effect with the next start")
         self._config = settings

@@ -25,9 +25,12 @@ from prometheus_client.registry import Collector
 from relay import __version__
 from relay.gateway.calls import Calls, Histogram
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
+from relay.gateway.proxy_http import Outcome
 from relay.gateway.signaling import Refusal, SignalingProxy
+from relay.gateway.tunnel import TunnelEnd
 from relay.gateway.upstreams import Health
 from relay.gateway.view import View
+from relay.gateway.webproxy import WebProxyTotals
 from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, HandshakeFailure, Latency, Traffic
 
 
@@ -64,6 +67,7 @@ class RelayCollector(Collector):
         records = self._view.records
         yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
         yield _counter("relay_call_records_lost", "Call records that could not be written.", records.lost)
+        yield from _collect_web_proxy(self._view.web_proxy)
         yield from self._collect_upstreams()
         yield self._collect_flows(snapshot.flows)
         yield from _collect_tally(self._view.tally)
@@ -185,6 +189,15 @@ def _collect_tally(tally: Tally) -> Iterator[Metric]:
     text = "Sessions that lost their upstream."
     yield _by_reason("relay_session_failovers", text, "outcome", FailoverOutcome, tally.failovers)
     yield _gauge("relay_sessions_parked", "Sessions whose client may still come back.", tally.parked)
+
+
+def _collect_web_proxy(totals: WebProxyTotals) -> Iterator[Metric]:
+    yield _gauge("relay_web_proxy_connections", "Connections of the web proxy, tunnels included.", totals.connections)
+    yield _gauge("relay_web_proxy_tunnels", "Byte tunnels of the web proxy.", totals.tunnels)
+    text = "Connections to the web proxy, by what became of them."
+    yield _by_reason("relay_web_proxy_requests", text, "outcome", Outcome, totals.outcomes)
+    yield _by_reason("relay_web_proxy_tunnels_closed", "Byte tunnels ended.", "reason", TunnelEnd, totals.ends)
+    yield _two_ways("relay_web_proxy_bytes", "Bytes through tunnels.", totals.bytes.up, totals.bytes.down)
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

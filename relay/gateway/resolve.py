@@ -104,7 +104,7 @@ class Resolver:
         permitted = [_canonical(answer) for answer in answers if self.policy.permits(answer)]
         if not permitted:
             refused = [shown(answer) for answer in answers]
-            detail = f"{shown(host)}: {', '.join(refused)} may not be relayed to (media.allowed_networks)"
+            detail = f"{shown(host)}: {', '.join(refused)} may not be relayed to (allowed_networks)"
             raise ResolveError(ResolveFailure.DESTINATION_IP_PROHIBITED, detail, refused)
         return [Address(one, port) for one in dict.fromkeys(permitted)]
 

@@ -39,8 +39,10 @@ async def serve(path: Path) -> None:
         gc.collect()
         gc.freeze()
         tls = ",".join(str(address) for address in gateway.tls)
+        proxies = ",".join(str(address) for address in gateway.web_proxy.addresses)
         # The one line on stdout: whoever started us may wait for it.
-        print(f"ready tls={tls} admin={gateway.admin}", flush=True)  # noqa: T201
+        web_proxy = f" web_proxy={proxies}" if proxies else ""
+        print(f"ready tls={tls} admin={gateway.admin}{web_proxy}", flush=True)  # noqa: T201
         await signals.first.wait()
         if not signals.stop.is_set():
             await _drain(gateway, signals.stop)

@@ -132,7 +132,7 @@ _HANDLER_OPTIONS: dict[str, Any] = {
 class Site:
     """Owns the descriptors of HttpOpened events, from ``open`` on."""
 
-    def __init__(self, signaling: SignalingProxy, routes: Iterable[web.RouteDef] = ()) -> None:
+    def __init__(self, signaling: SignalingProxy, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
         """``routes`` are served beside ``/healthz``; all else is for ``signaling``."""
         self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)

@@ -18,6 +18,7 @@ from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounde
 from relay.gateway.flows import Tally
 from relay.gateway.records import Records, iso
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
+from relay.gateway.webproxy import WebProxyTotals
 from relay.plane.api import Carrier, ConnectionId, FlowSnapshot, Snapshot, Totals
 from relay.quality import emodel
 from relay.quality.stream import RtpStream
@@ -61,6 +62,8 @@ class View:
         self.records = records
         self.draining = draining
         self.tally = tally or Tally()
+        # Of the web proxy; those of a relay that has none stay zero.
+        self.web_proxy = WebProxyTotals()
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 

@@ -126,12 +126,12 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def browser() -> AsyncIterator[Page]:
-    """A fresh Chromium with one empty page; it is ended with the block."""
+async def browser(*options: str) -> AsyncIterator[Page]:
+    """A fresh Chromium with one empty page and further options; it is ended with the block."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
-            CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank", stdout=DEVNULL, stderr=PIPE
+            CHROMIUM, *_OPTIONS, *options, f"--user-data-dir={profile}", "about:blank", stdout=DEVNULL, stderr=PIPE
         )
         assert process.stderr is not None
         drained: asyncio.Task[bytes] | None = None

@@ -1,0 +1,48 @@
+"""Basic authentication of the web proxy's users (RFC 7617, RFC 9110 section 11.7). No I/O."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+CHALLENGE = 'Basic realm="cloud9-relay", charset="UTF-8"'
+# A name and a password of 128 characters each, in base64, and room.
+_MAX_CREDENTIALS = 2048
+
+
+class BasicAuth:
+    """The users; without any, everybody may pass. It keeps digests under a key of the moment, not the passwords."""
+
+    def __init__(self, users: Mapping[str, SecretStr]) -> None:
+        self._key = secrets.token_bytes(32)
+        self._digests = {name: self._digest(secret.get_secret_value()) for name, secret in users.items()}
+        # Compared with where the name is unknown, so that this takes as long.
+        self._nobody = secrets.token_bytes(32)
+
+    @property
+    def required(self) -> bool:
+        """True if there are users."""
+        return bool(self._digests)
+
+    def permits(self, header: str | None) -> bool:
+        """True for a Proxy-Authorization that names a user and the right password."""
+        if header is None or len(header) > _MAX_CREDENTIALS:
+            return False
+        scheme, _, encoded = header.partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        same = hmac.compare_digest(self._digests.get(name, self._nobody), self._digest(password))
+        return same and bool(colon)
+
+    def _digest(self, password: str) -> bytes:
+        return hashlib.blake2b(password.encode("utf-8"), key=self._key, digest_size=32).digest()
