@@ -154,13 +154,6 @@ async def test_bad_certificate_is_refused_before_anything_starts(tmp_path: Path)
         Gateway(config.parse(tree, folder=tmp_path, source="test"))
 
 
-async def test_settings_without_effect_are_warned_of(tmp_path: Path) -> None:
-    with capture_logs() as lines:
-        async with running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": ["http://127.0.0.1:8080"]}):
-            pass
-    assert [line["log_level"] for line in lines if line["event"].startswith("signaling.upstreams: ")] == ["warning"]
-
-
 # Where a flow goes
 
 
