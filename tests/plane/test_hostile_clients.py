@@ -25,14 +25,13 @@ from relay.plane.api import (
     ConnectionId,
     DropReason,
     HttpOpened,
-    PlaneSettings,
     Upstream,
 )
 from relay.plane.connection import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 
 every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -82,7 +81,7 @@ async def keep_sending(bench: Bench, flow: Address) -> None:
 @every_plane
 async def test_a_client_that_asks_to_renegotiate_and_does_not_listen(make: MakePlane, tmp_path: Path) -> None:
     """Each attempt is answered with an alert. They must not pile up."""
-    settings = PlaneSettings(downlink_media_bytes=4096, downlink_control_bytes=16_384)
+    settings = bounds(downlink_media_bytes=4096, downlink_control_bytes=16_384)
     async with plane_bench(make, tmp_path, settings) as bench:
         client = await forging_client(bench, ssl.TLSVersion.TLSv1_2, tmp_path)
         await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
@@ -127,7 +126,7 @@ def test_the_request_of_an_orphan_is_not_shown() -> None:
 @every_plane
 async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_path: Path) -> None:
     """A client that reads at first and then does not: what it is sent before anything is dropped is seconds old."""
-    settings = PlaneSettings(max_media_age_s=3600)
+    settings = bounds(max_media_age_s=3600)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
@@ -142,7 +141,7 @@ async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_pa
 
 @every_plane
 async def test_a_unit_longer_than_the_buffer_reaches_a_client_that_reads(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(downlink_media_bytes=4096)
+    settings = bounds(downlink_media_bytes=4096)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
         long = build_channel_data(0x4001, b"\x80" + bytes(8191))
         bench.upstream.send(flow, long)

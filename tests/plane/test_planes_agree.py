@@ -11,30 +11,20 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.plane.api import CloseReason, PlaneSettings, Totals, Traffic
+from relay.plane.api import CloseReason, Totals, Traffic
 from relay.plane.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stream import StreamCutter
 from relay.wire.stun import MAGIC_COOKIE_BYTES, MessageClass, Method
 from tests.plane.test_contract import HELLO, answer, stun
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.properties import repeatable
 from tests.support.tls_client import TlsClient
 
 # Media that is never sent by the upstream otherwise: what came before it has been delivered or dropped.
 MARKER = build_channel_data(0x7FFF, b"that is all")
-# Nothing happens by chance. The client reads only when the upstream has sent all, and a machine that stands still for a
-# while makes nothing too old, no request due again and no upstream silent.
-FAR_OFF_S = 3600
-SETTINGS = PlaneSettings(
-    handshake_timeout_s=FAR_OFF_S,
-    first_bytes_timeout_s=FAR_OFF_S,
-    attach_timeout_s=FAR_OFF_S,
-    upstream_silence_s=FAR_OFF_S,
-    initial_rto_s=FAR_OFF_S,
-    max_media_age_s=FAR_OFF_S,
-    downlink_media_bytes=256 * 1024,
-)
+# Nothing happens by chance: no deadline comes, and the client reads only when the upstream has sent all.
+SETTINGS = bounds(downlink_media_bytes=256 * 1024)
 DEADLINE_S = 120
 
 
