@@ -26,6 +26,7 @@ MARKER = build_channel_data(0x7FFF, b"that is all")
 # Nothing happens by chance: no deadline comes, and the client reads only when the upstream has sent all.
 SETTINGS = bounds(downlink_media_bytes=256 * 1024)
 DEADLINE_S = 120
+MAX_RECORD_BYTES, MAX_SEGMENT_BYTES = 16_384, 3000
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,24 @@ garbage = st.one_of(
 scripts = st.builds(
     Script,
     plain=st.lists(st.one_of(media, requests, indications), max_size=20).map(b"".join),
-    record_sizes=st.lists(st.integers(1, 16_384), min_size=1, max_size=6),
-    segment_sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=6),
+    record_sizes=st.lists(st.integers(1, MAX_RECORD_BYTES), min_size=1, max_size=6),
+    segment_sizes=st.lists(st.integers(1, MAX_SEGMENT_BYTES), min_size=1, max_size=6),
     datagrams=st.lists(st.one_of(media, answers, indications, broken_datagrams), max_size=20),
     last=garbage,
 )
 
 
-def pieces(data: bytes, sizes: list[int]) -> list[bytes]:
-    """Cut into pieces of these sizes, over and over."""
-    cut, at, turn = [], 0, 0
+# Of the pieces of a chosen size: 100 KB one byte at a time take seconds, and prove no more.
+MOST_PIECES = 300
+
+
+def pieces(data: bytes, sizes: list[int], longest: int) -> list[bytes]:
+    """Cut into pieces of these sizes, over and over; what is left of it in the longest ones."""
+    cut, at = [], 0
     while at < len(data):
-        cut.append(data[at : at + sizes[turn % len(sizes)]])
+        turn = len(cut)
+        cut.append(data[at : at + (sizes[turn % len(sizes)] if turn < MOST_PIECES else longest)])
         at += len(cut[-1])
-        turn += 1
     return cut
 
 
@@ -131,8 +136,8 @@ async def play(make: MakePlane, folder: Path, script: Script) -> Outcome:
 
 async def speak(bench: Bench, client: TlsClient, script: Script) -> list[bytes]:
     """The client's part; what the upstream hears of it."""
-    wire = b"".join(client.record(record) for record in pieces(script.plain, script.record_sizes))
-    for segment in pieces(wire, script.segment_sizes):
+    wire = b"".join(client.record(record) for record in pieces(script.plain, script.record_sizes, MAX_RECORD_BYTES))
+    for segment in pieces(wire, script.segment_sizes, MAX_SEGMENT_BYTES):
         await client.send_wire(segment)
         await asyncio.sleep(0)
     return [(await bench.upstream.receive())[0] for _ in StreamCutter().feed(script.plain)]
