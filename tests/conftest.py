@@ -51,6 +51,12 @@ async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
     assert not escaped, f"exceptions escaped from callbacks: {escaped}"
 
 
+def pytest_configure() -> None:
+    """Have what differs cut after some lines: where these are set pytest tells all of it, which is pages of bytes."""
+    for name in ("CI", "BUILD_NUMBER"):
+        os.environ.pop(name, None)
+
+
 def pytest_collection_finish() -> None:
     """What the modules made stays: the collection behind each test need not look at it, which took most of its time."""
     gc.collect()
