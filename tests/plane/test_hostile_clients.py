@@ -108,8 +108,10 @@ async def test_a_client_that_asks_to_renegotiate_and_does_not_listen(make: MakeP
         with contextlib.suppress(ConnectionError):
             for _ in range(1000):
                 await client.send_wire(b"".join(client.forge(HANDSHAKE, again) for _ in range(100)))
-        # OpenSSL cannot write its alert any more, and says so in one of two ways.
-        assert (await bench.closed()).reason in {CloseReason.SLOW_CLIENT, CloseReason.CLIENT_LOST}
+        # OpenSSL cannot write its alert any more. Where it is the kernel that gave up, the error goes to whoever calls
+        # first, and who calls next meets the end of the stream.
+        ended = {CloseReason.SLOW_CLIENT, CloseReason.CLIENT_LOST, CloseReason.CLIENT_CLOSED}
+        assert (await bench.closed()).reason in ended
         client.abort()
 
 

@@ -243,7 +243,8 @@ def descriptors() -> int:
 async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
     """Most do not even begin a handshake, some end theirs and say nothing. Slots and descriptors are used again."""
     need_descriptors(3 * CROWD)
-    settings = bounds(handshake_timeout_s=0.5, first_bytes_timeout_s=0.5)
+    # The handshakes of those who end theirs have time enough on a machine that stands still for a while.
+    settings = bounds(handshake_timeout_s=2.5, first_bytes_timeout_s=0.5)
     async with talking(tmp_path, settings) as (bench, _):
         before, highest = descriptors(), 0
         for _ in range(2):
