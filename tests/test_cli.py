@@ -53,7 +53,7 @@ async def run(*arguments: str | Path) -> tuple[int | None, str, str]:
 
 def reported(stderr: bytes) -> str:
     """Standard error without what asyncio says in debug mode of a machine that is slow."""
-    return re.sub(r"^Executing <.*> took [\d.]+ seconds\n", "", stderr.decode(), flags=re.MULTILINE)
+    return re.sub(r"^(\S+ \[warning +\] )?Executing <.*\n", "", stderr.decode(), flags=re.MULTILINE)
 
 
 async def kill(process: Process) -> None:
