@@ -325,7 +325,8 @@ cdef Connection* welcome(Engine* e, int fd) noexcept nogil:
     if watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_TCP, c)) < 0:
         end(e, c, REASON_NO_DESCRIPTORS)
         return c
-    set_deadline(e, c, e.now_us + e.bounds.handshake_us)
+    # From now: the turn may have begun before the client came, if the machine stood still in between.
+    set_deadline(e, c, posix.monotonic_us() + e.bounds.handshake_us)
     return c
 
 

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import inspect
 import os
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import uvloop
 
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
+MOST_LINES = 40
 
 
 def open_descriptors() -> set[str]:
@@ -49,6 +51,26 @@ async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
     left = open_descriptors() - before
     assert not left, f"the test left descriptors behind: {left}"
     assert not escaped, f"exceptions escaped from callbacks: {escaped}"
+
+
+def pytest_configure() -> None:
+    """Have what differs cut after some lines: where these are set pytest tells all of it, which is pages of bytes."""
+    for name in ("CI", "BUILD_NUMBER"):
+        os.environ.pop(name, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of what a failed test has logged the end is shown: a crowd leaves thousands of lines."""
+    report = yield
+    report.sections = [(title, "\n".join(text.splitlines()[-MOST_LINES:])) for title, text in report.sections]
+    return report
+
+
+def pytest_collection_finish() -> None:
+    """What the modules made stays: the collection behind each test need not look at it, which took most of its time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

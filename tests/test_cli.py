@@ -48,7 +48,12 @@ async def run(*arguments: str | Path) -> tuple[int | None, str, str]:
         stdout, stderr = await process.communicate()
     finally:
         await kill(process)
-    return process.returncode, stdout.decode(), stderr.decode()
+    return process.returncode, stdout.decode(), reported(stderr)
+
+
+def reported(stderr: bytes) -> str:
+    """Standard error without what asyncio says in debug mode of a machine that is slow."""
+    return re.sub(r"^(\S+ \[warning +\] )?Executing <.*\n", "", stderr.decode(), flags=re.MULTILINE)
 
 
 async def kill(process: Process) -> None:
@@ -149,7 +154,7 @@ async def test_capture_until_the_flow_ends(tmp_path: Path) -> None:
             stdout, stderr = await process.communicate()
         finally:
             await kill(process)
-    assert (process.returncode, stderr) == (0, b"")
+    assert (process.returncode, reported(stderr)) == (0, "")
     packets = len(read_capture(path.read_bytes()).packets)
     assert packets
     said = f"{path}: {packets} packets, {path.stat().st_size} bytes, 0 missed (the flow has ended)\n"
@@ -171,7 +176,7 @@ async def test_ctrl_c_keeps_what_was_captured(tmp_path: Path) -> None:
         finally:
             await kill(process)
             await turn.close()
-    assert (process.returncode, stderr) == (0, b"")
+    assert (process.returncode, reported(stderr)) == (0, "")
     assert stdout.decode().endswith("0 missed (it was ended here)\n")
     assert ended["reason"] == "whoever asked has gone, or does not read"
     assert read_capture(path.read_bytes()).packets

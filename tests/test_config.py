@@ -73,6 +73,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.health.interval_s, settings.health.fall, settings.health.rise) == (1, 3, 2)
     assert settings.limits.connections == 20_000
     assert settings.limits.drain_timeout_s == 30
+    # Within 5 s of the last answer of its upstream a client is closed.
+    assert settings.limits.upstream_silence_s == 4
     assert (settings.log.level, settings.log.format) == ("info", "text")
     assert (settings.media.max_media_age_ms, settings.quality.playout_deadline_ms) == (200, 60)
     assert (settings.quality.payload_types, settings.quality.records) == ({}, None)

@@ -15,19 +15,19 @@ from relay._fastpath import live_objects
 from relay.addresses import Address
 from relay.gateway.call import Call, Heard
 from relay.gateway.calls import Calls
-from relay.plane.api import FlowSnapshot, PlaneSettings
+from relay.plane.api import FlowSnapshot
 from relay.quality.emodel import mos
 from relay.quality.stream import Direction, RtpStream
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
 from tests.plane.test_contract import HELLO
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
 # Whatever this machine is busy with, nothing is late; what is lost is lost.
-SETTINGS = PlaneSettings(playout_deadline_s=3600, max_media_age_s=3600)
+SETTINGS = bounds(playout_deadline_s=3600, max_media_age_s=3600)
 VOICE_SSRC = 0xC0FFEE
 # G.711 with concealment, 60 ms of jitter buffer, nothing missing.
 BEST_MOS = mos(93.2)

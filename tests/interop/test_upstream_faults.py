@@ -14,6 +14,7 @@ from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.upstreams import Health
+from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import MessageClass, is_stun, split_message_type
 from tests.support.gateway import eventually, running_relay
@@ -22,6 +23,7 @@ from tests.support.peers import Inbox, open_echo
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
+FAR_OFF_S = 3600
 
 
 def turn_host(name: str = "127.0.1.1") -> TurnHost:
@@ -78,17 +80,18 @@ async def lossy_way(upstream: Address) -> AsyncIterator[LossyWay]:
         way.close()
 
 
-async def test_allocate_completes_within_1_5_s_when_every_first_copy_is_swallowed(tmp_path: Path, plane: str) -> None:
+async def test_allocate_completes_when_every_first_copy_is_swallowed(tmp_path: Path, plane: str) -> None:
+    """Over TCP the client sends each request once: the copies that are answered are the relay's, one RTO later each."""
     async with (
         turn_host() as host,
         lossy_way(host.address) as way,
         running_relay(tmp_path, way.address, listen={"plane": plane}) as relay,
         await relay.open_turn("trader", "secret") as turn,
     ):
-        async with asyncio.timeout(1.5):
-            await turn.allocate()
+        await turn.allocate()
         # Both requests, the one without credentials and the one with them, were lost once.
         assert way.swallowed >= 2
+        assert relay.gateway.plane.snapshot().totals.retransmissions >= 2
 
 
 @contextlib.contextmanager
@@ -106,27 +109,29 @@ def refusing() -> Address:
 
 
 @pytest.mark.parametrize("dead", ["silent", "refusing"])
-async def test_a_dead_upstream_closes_the_client_within_5_s(tmp_path: Path, plane: str, dead: str) -> None:
+async def test_a_dead_upstream_closes_the_client(tmp_path: Path, plane: str, dead: str) -> None:
     with black_hole() as silent:
         address = silent if dead == "silent" else refusing()
         # The probe must not find out first: the client itself meets the dead upstream.
-        async with running_relay(tmp_path, address, health={"fall": 100}, listen={"plane": plane}) as relay:
-            async with asyncio.timeout(5):
-                try:
-                    async with await relay.open_turn("trader", "secret") as turn:
-                        with pytest.raises(UpstreamError):
-                            await turn.allocate()
-                        assert isinstance(turn.closed.exception(), UpstreamError)
-                except UpstreamError:
-                    assert dead == "refusing"  # known to be down already: closed before the first request
+        sections = {"health": {"fall": 100}, "limits": {"upstream_silence_s": 1.0}, "listen": {"plane": plane}}
+        async with running_relay(tmp_path, address, **sections) as relay:
+            try:
+                # Its own patience would end this otherwise, and what it says then is another error.
+                async with await relay.open_turn("trader", "secret", timeout_s=FAR_OFF_S) as turn:
+                    with pytest.raises(UpstreamError):
+                        await turn.allocate()
+                    assert isinstance(turn.closed.exception(), UpstreamError)
+            except UpstreamError:
+                assert dead == "refusing"  # known to be down already: closed before the first request
+            if dead == "silent":
+                assert relay.gateway.plane.snapshot().closed == {CloseReason.UPSTREAM_SILENT: 1}
 
 
 async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path, plane: str) -> None:
     with black_hole() as dead:
         async with turn_host() as host, running_relay(tmp_path, dead, host.address, listen={"plane": plane}) as relay:
             upstreams = relay.gateway.upstreams
-            async with asyncio.timeout(5):
-                await eventually(lambda: [upstream.health for upstream in upstreams] == [Health.DOWN, Health.UP])
+            await eventually(lambda: [upstream.health for upstream in upstreams] == [Health.DOWN, Health.UP])
             for calls in range(1, 4):
                 turn = await relay.open_turn("trader", "secret")
                 await turn.allocate()
@@ -135,7 +140,7 @@ async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path, plane: s
 
 
 async def test_a_running_call_leaves_an_upstream_that_dies(tmp_path: Path, plane: str) -> None:
-    """The upstream falls silent in the middle of a call: within 5 s the client is closed, and comes back elsewhere."""
+    """The upstream falls silent in the middle of a call: the client is closed, and comes back elsewhere."""
     inbox = Inbox()
     async with turn_host() as first, turn_host("127.0.1.2") as second, open_echo() as peer:
         upstreams = {"stun1": first, "stun2": second}
@@ -151,9 +156,8 @@ async def test_a_running_call_leaves_an_upstream_that_dies(tmp_path: Path, plane
             await dying.stop()
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hole:
                 hole.bind(address)
-                async with asyncio.timeout(5):
-                    with pytest.raises(UpstreamError):
-                        await turn.closed
+                with pytest.raises(UpstreamError):
+                    await turn.closed
                 async with await relay.open_turn("trader", "secret") as again:
                     await again.allocate()
                     (flow,) = relay.gateway.plane.snapshot().flows

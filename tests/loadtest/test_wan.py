@@ -150,7 +150,7 @@ async def test_a_stall_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(wan, "DRAIN_S", 1.0)
     run = await wan.measure(STALL, name, congestion="reno")
     voice = run["voice"]
-    assert voice["sent"] > 50
+    assert voice["sent"]
     # Nothing passed for so long, so that a frame sent at its beginning is that old, or dropped.
     assert voice["lost"] or voice["age_max_ms"] >= 100
     assert voice["age_p50_ms"] >= 20

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address
-from relay.plane.api import CloseReason, DropReason, PlaneSettings
+from relay.plane.api import CloseReason, DropReason
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, MessageClass, build_message
 from tests.plane.test_contract import HELLO, VOICE, answer, stun
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -129,7 +129,7 @@ async def send_broken(bench: Bench, unit: bytes, at: int, fault: str | None, *, 
 async def test_1000_requests_at_once(make: MakePlane, tmp_path: Path) -> None:
     """Each goes up, the last 32 are sent again, and every answer comes back."""
     requests = [stun(number) for number in range(1000)]
-    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (client, flow):
+    async with plane_bench(make, tmp_path, bounds(initial_rto_s=0.5)) as bench, bench.flow(HELLO) as (client, flow):
         seen: list[bytes] = []
         for first in range(0, 1000, BATCH):
             await client.send(b"".join(requests[first : first + BATCH]))
@@ -205,7 +205,7 @@ async def test_long_stun_waits_whole_for_a_slow_client(make: MakePlane, tmp_path
     """Writes of several records that the socket refuses half-way are gone on with just where they stopped."""
     long = build_message(0x0B, MessageClass.INDICATION, bytes(12), [(AttributeType.SOFTWARE, bytes(30_000))])
     # It must not be taken for a client that never reads while the test still sends, so little media makes it stop.
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=16, downlink_control_bytes=1 << 25)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=16, downlink_control_bytes=1 << 25)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
@@ -235,7 +235,7 @@ async def test_long_stun_waits_whole_for_a_slow_client(make: MakePlane, tmp_path
 # ---- Clients that do not read
 
 # Media is dropped because there is too much of it, not because the test took long.
-PATIENT = PlaneSettings(max_media_age_s=3600)
+PATIENT = bounds(max_media_age_s=3600)
 
 
 async def test_a_client_that_never_reads(make: MakePlane, tmp_path: Path) -> None:

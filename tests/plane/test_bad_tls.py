@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError
-from relay.plane.api import Certificate, CloseReason, HandshakeFailure, PlaneSettings, TurnOpened
+from relay.plane.api import Certificate, CloseReason, HandshakeFailure, TurnOpened
 from relay.plane.compiled import CompiledPlane
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_contract import HELLO
 from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -178,7 +178,7 @@ async def test_a_key_update_in_two_halves_is_none(make: MakePlane, tmp_path: Pat
 
 async def test_a_key_update_of_a_client_that_does_not_read(make: MakePlane, tmp_path: Path) -> None:
     """Its answer waits behind what waits already; the call goes on when the client does."""
-    settings = PlaneSettings(max_media_age_s=3600)
+    settings = bounds(max_media_age_s=3600)
     async with plane_bench(make, tmp_path, settings) as bench:
         client = await forging_client(bench, ssl.TLSVersion.TLSv1_3, tmp_path)
         await client.send_wire(client.forge(APPLICATION_DATA, HELLO))

@@ -34,7 +34,7 @@ from relay.wire.stun import (
     build_xor_address,
     parse_message,
 )
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 from tests.support.tls_client import TlsClient
 
@@ -218,7 +218,7 @@ async def test_strangers_are_not_heard(make: MakePlane, tmp_path: Path) -> None:
 
 
 async def test_requests_are_sent_again_until_they_are_answered(make: MakePlane, tmp_path: Path) -> None:
-    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (client, flow):
+    async with plane_bench(make, tmp_path, bounds(initial_rto_s=0.5)) as bench, bench.flow(HELLO) as (client, flow):
         request = stun(7)
         await client.send(request)
         for _ in range(3):
@@ -245,7 +245,7 @@ async def test_second_answers_are_dropped(make: MakePlane, tmp_path: Path) -> No
 
 
 async def test_indications_are_not_sent_again(make: MakePlane, tmp_path: Path) -> None:
-    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (client, _):
+    async with plane_bench(make, tmp_path, bounds(initial_rto_s=0.1)) as bench, bench.flow(HELLO) as (client, _):
         request = stun(1)
         await client.send(HELLO, request)
         await bench.upstream.expect(HELLO)
@@ -285,7 +285,7 @@ async def test_437_everywhere_reaches_the_client_in_the_end(make: MakePlane, tmp
 
 async def test_the_retransmission_interval_is_a_setting(make: MakePlane, tmp_path: Path) -> None:
     """A plane that kept to half a second would close the client before the fifth copy."""
-    settings = PlaneSettings(initial_rto_s=0.01)
+    settings = bounds(initial_rto_s=0.01, upstream_silence_s=4)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, _):
         await client.send(stun(1))
         for _ in range(5):
@@ -304,7 +304,7 @@ async def test_an_unreachable_upstream_closes_the_client(make: MakePlane, tmp_pa
 
 
 async def test_a_silent_upstream_closes_the_client(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(upstream_silence_s=0.6)
+    settings = bounds(upstream_silence_s=0.6)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, _):
         await client.send(stun(1))
         assert await client.closed_by_server()
@@ -312,16 +312,19 @@ async def test_a_silent_upstream_closes_the_client(make: MakePlane, tmp_path: Pa
 
 
 async def test_an_upstream_that_still_sends_media_is_not_silent(make: MakePlane, tmp_path: Path) -> None:
-    """Only the third copy is answered, 1.5 s after the first, with media in between."""
-    settings = PlaneSettings(upstream_silence_s=1.25)
+    """It answers only after half as long again as it may be silent, with media in between."""
+    settings = bounds(upstream_silence_s=2)
     frame = build_channel_data(0x4001, VOICE)
+    loop = asyncio.get_running_loop()
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
         request = stun(1)
         await client.send(request)
-        for _ in range(3):
-            await bench.upstream.expect(request)
+        await bench.upstream.expect(request)
+        asked = loop.time()
+        while loop.time() < asked + 3:
             bench.upstream.send(flow, frame)
             assert await client.receive_unit() == frame
+            await asyncio.sleep(0.05)
         bench.upstream.send(flow, answer(request))
         assert await client.receive_unit() == answer(request)
 
@@ -371,7 +374,7 @@ async def test_no_allocation_no_orphan(make: MakePlane, tmp_path: Path, how: str
 
 async def test_media_is_dropped_whole_and_stun_is_not(make: MakePlane, tmp_path: Path) -> None:
     frame = build_channel_data(0x4001, b"\x80" + bytes(1199))
-    settings = PlaneSettings(max_media_age_s=3600)
+    settings = bounds(max_media_age_s=3600)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
@@ -401,7 +404,7 @@ async def test_media_is_dropped_whole_and_stun_is_not(make: MakePlane, tmp_path:
 
 
 async def test_a_client_that_reads_no_stun_either_is_closed(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(downlink_media_bytes=4096, downlink_control_bytes=16_384)
+    settings = bounds(downlink_media_bytes=4096, downlink_control_bytes=16_384)
     message = build_message(Method.BINDING, MessageClass.INDICATION, bytes(12), [(AttributeType.SOFTWARE, bytes(700))])
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
@@ -469,7 +472,7 @@ async def test_control_hears_who_comes_and_by_what_name(make: MakePlane, tmp_pat
 
 
 async def test_control_that_does_not_answer(make: MakePlane, tmp_path: Path) -> None:
-    async with plane_bench(make, tmp_path, PlaneSettings(attach_timeout_s=0.1)) as bench:
+    async with plane_bench(make, tmp_path, bounds(attach_timeout_s=0.1)) as bench:
         bench.attaches = False
         async with bench.client() as client:
             await client.send(HELLO)
@@ -718,7 +721,7 @@ async def test_a_broken_record_closes(make: MakePlane, tmp_path: Path) -> None:
 
 
 async def test_deadlines_of_the_beginning(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(handshake_timeout_s=0.2, first_bytes_timeout_s=0.2)
+    settings = bounds(handshake_timeout_s=0.2, first_bytes_timeout_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench:
         with await raw_client(bench, b"\x16"):
             closed = await bench.closed()
@@ -729,7 +732,7 @@ async def test_deadlines_of_the_beginning(make: MakePlane, tmp_path: Path) -> No
             assert (await bench.closed()).reason is CloseReason.FIRST_BYTES_TIMEOUT
 
 
-@pytest.mark.parametrize("settings", [PlaneSettings(max_connections=2), PlaneSettings(max_connections_per_source=2)])
+@pytest.mark.parametrize("settings", [bounds(max_connections=2), bounds(max_connections_per_source=2)])
 async def test_bounds_on_connections(make: MakePlane, tmp_path: Path, settings: PlaneSettings) -> None:
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (one, _):
         async with bench.flow(HELLO):
@@ -744,7 +747,7 @@ async def test_bounds_on_connections(make: MakePlane, tmp_path: Path, settings: 
 
 async def test_new_bounds_count_for_new_connections(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO):
-        bench.plane.configure(PlaneSettings(max_connections=1))
+        bench.plane.configure(bounds(max_connections=1))
         with pytest.raises((ConnectionResetError, ssl.SSLError)):
             await bench.connect()
 
@@ -791,7 +794,7 @@ async def test_snapshot_counts(make: MakePlane, tmp_path: Path) -> None:
 
 async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
     """A source address that this machine does not have: closed at once, with a reason."""
-    settings = PlaneSettings(source_ipv4="192.0.2.1")
+    settings = bounds(source_ipv4="192.0.2.1")
     async with plane_bench(make, tmp_path, settings) as bench, bench.client() as client:
         await client.send(HELLO)
         assert await client.closed_by_server()

@@ -19,7 +19,6 @@ from relay.plane.api import (
     ConnectionId,
     DropReason,
     HandshakeFailure,
-    PlaneSettings,
     TurnOpened,
     Upstream,
 )
@@ -27,7 +26,7 @@ from relay.plane.reference import ReferencePlane
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import PATIENT, exchange, flood
 from tests.plane.test_contract import HELLO, VOICE, http_stream, raw_client
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 from tests.support.tls_client import TlsClient
 
@@ -259,7 +258,7 @@ async def test_upgrade_with_nothing_to_say(make: MakePlane, tmp_path: Path) -> N
 
 async def test_attach_when_the_client_has_gone(make: MakePlane, tmp_path: Path) -> None:
     """In the turn that reports both, and later: no flow, and nothing is left behind."""
-    async with plane_bench(make, tmp_path, PlaneSettings(attach_timeout_s=0.05)) as bench:
+    async with plane_bench(make, tmp_path, bounds(attach_timeout_s=0.05)) as bench:
         bench.attaches = False
         for _ in range(10):
             async with bench.client() as client:

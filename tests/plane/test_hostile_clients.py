@@ -25,14 +25,13 @@ from relay.plane.api import (
     ConnectionId,
     DropReason,
     HttpOpened,
-    PlaneSettings,
     Upstream,
 )
 from relay.plane.media import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 
 every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -55,8 +54,19 @@ async def http_stream(bench: Bench, client: TlsClient) -> tuple[HttpOpened, sock
 # ---- TLS
 
 
-async def forging_client(bench: Bench, version: ssl.TLSVersion, folder: Path) -> ForgingClient:
-    return await ForgingClient.open_forging(bench.server, bench.authority.client_context(), version, folder)
+async def forging_client(
+    bench: Bench, version: ssl.TLSVersion, folder: Path, server: Address | None = None
+) -> ForgingClient:
+    return await ForgingClient.open_forging(server or bench.server, bench.authority.client_context(), version, folder)
+
+
+async def adopt_one(bench: Bench, listener: socket.socket) -> socket.socket:
+    """Hand the next connection to the plane, and keep a descriptor of its socket."""
+    listener.setblocking(False)
+    accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+    kept = accepted.dup()
+    bench.plane.adopt(accepted.detach())
+    return kept
 
 
 @every_plane
@@ -82,18 +92,26 @@ async def keep_sending(bench: Bench, flow: Address) -> None:
 @every_plane
 async def test_a_client_that_asks_to_renegotiate_and_does_not_listen(make: MakePlane, tmp_path: Path) -> None:
     """Each attempt is answered with an alert. They must not pile up."""
-    settings = PlaneSettings(downlink_media_bytes=4096, downlink_control_bytes=16_384)
+    settings = bounds(downlink_media_bytes=4096, downlink_control_bytes=16_384)
     async with plane_bench(make, tmp_path, settings) as bench:
-        client = await forging_client(bench, ssl.TLSVersion.TLSv1_2, tmp_path)
-        await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
-        await bench.upstream.expect(HELLO)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            adopting = asyncio.ensure_future(adopt_one(bench, listener))
+            server = Address(*listener.getsockname())
+            client = await forging_client(bench, ssl.TLSVersion.TLSv1_2, tmp_path, server)
+            with await adopting as its_socket:
+                await client.send_wire(client.forge(APPLICATION_DATA, HELLO))
+                await bench.upstream.expect(HELLO)
+                # The kernel may be the one that gives up: after a second, not after the plane's half minute.
+                its_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000)
         body = b"\x03\x03" + bytes(32) + b"\0" + b"\0\x02\xc0\x2b" + b"\x01\0"
         again = b"\x01" + len(body).to_bytes(3) + body
         with contextlib.suppress(ConnectionError):
             for _ in range(1000):
                 await client.send_wire(b"".join(client.forge(HANDSHAKE, again) for _ in range(100)))
-        # OpenSSL cannot write its alert any more, and says so in one of two ways.
-        assert (await bench.closed()).reason in {CloseReason.SLOW_CLIENT, CloseReason.CLIENT_LOST}
+        # OpenSSL cannot write its alert any more. Where it is the kernel that gave up, the error goes to whoever calls
+        # first, and who calls next meets the end of the stream.
+        ended = {CloseReason.SLOW_CLIENT, CloseReason.CLIENT_LOST, CloseReason.CLIENT_CLOSED}
+        assert (await bench.closed()).reason in ended
         client.abort()
 
 
@@ -127,7 +145,7 @@ def test_the_request_of_an_orphan_is_not_shown() -> None:
 @every_plane
 async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_path: Path) -> None:
     """A client that reads at first and then does not: what it is sent before anything is dropped is seconds old."""
-    settings = PlaneSettings(max_media_age_s=3600)
+    settings = bounds(max_media_age_s=3600)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         await client.send(HELLO)
         flow = await bench.upstream.expect(HELLO)
@@ -142,7 +160,7 @@ async def test_the_kernel_does_not_hold_minutes_of_voice(make: MakePlane, tmp_pa
 
 @every_plane
 async def test_a_unit_longer_than_the_buffer_reaches_a_client_that_reads(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(downlink_media_bytes=4096)
+    settings = bounds(downlink_media_bytes=4096)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
         long = build_channel_data(0x4001, b"\x80" + bytes(8191))
         bench.upstream.send(flow, long)

@@ -21,14 +21,14 @@ from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
 from tests.plane.test_contract import HELLO, VOICE, answer, http_stream, stun
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
 # Nothing is ever too old, or all that has waited at all.
-PATIENT = PlaneSettings(max_media_age_s=3600)
-HASTY = PlaneSettings(max_media_age_s=0.001)
+PATIENT = bounds(max_media_age_s=3600)
+HASTY = bounds(max_media_age_s=0.001)
 # More than a record can take out of a queue, so that what is put behind it waits.
 BACKLOG_BYTES = 20_000
 FRAME_BYTES = 1200
@@ -223,7 +223,7 @@ async def test_rtcp_grows_old_too(make: MakePlane, tmp_path: Path) -> None:
 async def test_an_upstream_may_have_an_age_of_its_own(
     make: MakePlane, tmp_path: Path, plane_age_s: float, own_age_s: float
 ) -> None:
-    settings = PlaneSettings(max_media_age_s=plane_age_s)
+    settings = bounds(max_media_age_s=plane_age_s)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client(receive_buffer=4096) as client:
         bench.target = dataclasses.replace(bench.target, max_media_age_s=own_age_s)
         await client.send(HELLO)
@@ -312,7 +312,7 @@ async def test_a_burst_fits(make: MakePlane, tmp_path: Path) -> None:
 
 async def test_the_oldest_media_makes_room(make: MakePlane, tmp_path: Path) -> None:
     bound = 16_384
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=bound)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=bound)
     async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
         sent = await stall(bench, flow, bound - FRAME_BYTES + 1)
         for number in range(sent, sent + 20):
@@ -329,7 +329,7 @@ async def test_the_oldest_media_makes_room(make: MakePlane, tmp_path: Path) -> N
 
 
 async def test_a_unit_longer_than_the_room_drops_itself(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=16_384)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=16_384)
     long = voice(0, 16_388)
     async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
         sent = await stall(bench, flow, 10_000)
@@ -367,7 +367,7 @@ def taken(flow: FlowSnapshot) -> int:
 
 async def test_a_stalled_call_holds_no_more_after_a_minute(make: MakePlane, tmp_path: Path) -> None:
     """Two streams of voice for a minute, at 20 times the pace; 200 ms of age are 10 then."""
-    settings = PlaneSettings(max_media_age_s=0.2 / HURRY)
+    settings = bounds(max_media_age_s=0.2 / HURRY)
     async with deaf_flow(make, tmp_path, settings) as (bench, _, flow):
         before = await stall_until_old(bench, flow)
         await asyncio.sleep(5 * settings.max_media_age_s)
@@ -399,7 +399,7 @@ async def test_a_stalled_call_holds_no_more_after_a_minute(make: MakePlane, tmp_
 
 
 async def test_control_beyond_its_bound_closes(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(max_media_age_s=3600, downlink_control_bytes=16_384)
+    settings = bounds(max_media_age_s=3600, downlink_control_bytes=16_384)
     async with deaf_flow(make, tmp_path, settings) as (bench, _, flow):
         await stall(bench, flow)
         before = only_flow(bench).queued_bytes
@@ -612,7 +612,7 @@ async def test_the_name_of_the_last_allocate(
 
 async def test_streams_as_they_came_from_the_client(make: MakePlane, tmp_path: Path) -> None:
     opus = build_channel_data(0x4001, build_packet(RtpHeader(111, 9, 0, 8), bytes(20)))
-    settings = PlaneSettings(payload_clocks={111: 48_000})
+    settings = bounds(payload_clocks={111: 48_000})
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, _):
         for unit in [voice(0), voice(1), rtcp(1), voice(4), voice(3), voice(3), opus, dtls(1), ice(1)]:
             await client.send(unit)
@@ -648,7 +648,7 @@ async def test_a_client_that_floods_does_not_lose_its_requests(make: MakePlane, 
     """It is not read while what it has said is forwarded; none of it is dropped in the relay."""
     requests = [stun(number) for number in range(8)]
     chaff = build_channel_data(0x4001, b"") * 1000
-    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (client, _):
+    async with plane_bench(make, tmp_path, bounds(initial_rto_s=0.5)) as bench, bench.flow(HELLO) as (client, _):
         missing = set(requests)
         sending = asyncio.ensure_future(client.send(*[chaff + request for request in requests]))
         while missing:

@@ -7,9 +7,9 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from relay._fastpath import live_objects
 from relay.addresses import Address
@@ -36,6 +36,26 @@ MakePlane = Callable[[PlaneSettings, Sequence[Certificate], EventSink], Plane]
 
 # Every plane passes the same contract.
 PLANES: dict[str, MakePlane] = {"reference": ReferencePlane, "compiled": CompiledPlane}
+
+
+# As good as never.
+FAR_OFF_S = 3600.0
+_FAR_OFF = PlaneSettings(
+    handshake_timeout_s=FAR_OFF_S,
+    first_bytes_timeout_s=FAR_OFF_S,
+    attach_timeout_s=FAR_OFF_S,
+    upstream_silence_s=FAR_OFF_S,
+    initial_rto_s=FAR_OFF_S,
+    max_media_age_s=FAR_OFF_S,
+)
+
+
+def bounds(**those: Any) -> PlaneSettings:
+    """These settings, and every deadline that is not among them far off.
+
+    So a machine that stands still for a second does not have a request sent again, or media dropped for its age.
+    """
+    return replace(_FAR_OFF, **those)
 
 
 @dataclass
@@ -107,6 +127,8 @@ async def plane_bench(
 ) -> AsyncIterator[Bench]:
     """A listening plane with one certificate for relay.test. Descriptors in unread events are closed at the end.
 
+    Without ``settings`` it has no deadline that comes: see ``bounds``.
+
     A debug build counts what is alive: nothing is, once the plane has gone.
     """
     authority = Authority(folder)
@@ -116,7 +138,7 @@ async def plane_bench(
     def on_events(events: Sequence[Event]) -> None:
         benches[0].on_events(events)
 
-    plane = make(settings or PlaneSettings(), [certificate], on_events)
+    plane = make(settings or bounds(), [certificate], on_events)
     async with scripted_upstream(host) as upstream:
         target = Upstream("scripted", upstream.address, releases_allocations=releases_allocations)
         bench = Bench(plane, await plane.listen(Address(host, 0)), authority, certificate, upstream, target)
@@ -135,6 +157,10 @@ async def plane_bench(
 
 def assert_nothing_is_alive(apart_from: Set[str] = frozenset()) -> None:
     """``apart_from`` what the workers keep until they are collected themselves."""
-    if live_objects():
+
+    def alive() -> dict[str, int]:
+        return {kind: count for kind, count in live_objects().items() if count and kind not in apart_from}
+
+    if alive():
         gc.collect()
-    assert not {kind: count for kind, count in live_objects().items() if count and kind not in apart_from}
+    assert not alive()

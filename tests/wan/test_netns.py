@@ -146,7 +146,7 @@ async def test_a_coroutine_is_cancelled_from_outside(at_once: bool) -> None:
 
 @needs_namespaces
 async def test_a_process_lives_inside_as_long_as_the_block() -> None:
-    program = "import sys; print('here', flush=True); sys.stdin.read()"
+    program = "import signal; print('here', flush=True); signal.pause()"
     with Namespace() as namespace:
         number = identity(namespace)
         with contextlib.suppress(ZeroDivisionError):

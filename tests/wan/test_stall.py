@@ -14,7 +14,7 @@ from relay.addresses import Address
 from relay.plane.api import DropReason
 from tests.plane.test_contract import HELLO
 from tests.plane.test_schedule import number_of, only_flow, voice
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
 from tests.support.wan import Link, Wan, permitted, refusal, wan
 
@@ -57,7 +57,7 @@ async def test_a_stalled_link_is_given_little_and_gets_what_is_new_when_it_works
     make: MakePlane, tmp_path: Path
 ) -> None:
     async with (
-        plane_bench(make, tmp_path) as bench,
+        plane_bench(make, tmp_path, bounds(max_media_age_s=0.2)) as bench,
         wan(Link(delay_s=DELAY_S), Link(delay_s=DELAY_S)) as line,
         call_over(line, bench) as (client, flow),
     ):
