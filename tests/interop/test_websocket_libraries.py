@@ -18,6 +18,7 @@ from relay.plane.api import Carrier, CloseReason, PlaneSettings
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_websocket_conformance import echoing_bench
 from tests.support.plane import PLANES, Bench, MakePlane
+from tests.support.socketio import NodeProcess, needs_node
 from tests.support.upgrades import SUBPROTOCOLS, answered_upgrades
 
 pytestmark = [
@@ -120,3 +121,71 @@ async def test_control_ends_it(make: MakePlane, tmp_path: Path, subprotocol: str
         with pytest.raises(ConnectionClosedOK) as raised:
             await client.recv()
         assert raised.value.rcvd == Close(1001, "draining")
+
+
+# ---- npm's ws
+
+
+@contextlib.asynccontextmanager
+async def ws_client(bench: Bench, subprotocol: str) -> AsyncIterator[NodeProcess]:
+    """A node that has connected with it, compression offered and all."""
+    host, port = bench.server
+    async with answered_upgrades(bench):
+        client = await NodeProcess.start(
+            "websocket.js",
+            8,
+            f"wss://{host}:{port}/media",
+            {"subprotocol": subprotocol, "servername": "relay.test"},
+            NODE_EXTRA_CA_CERTS=str(bench.authority.ca_certificate),
+        )
+        try:
+            await client.heard("open", subprotocol=subprotocol, extensions="")
+            yield client
+        finally:
+            await client.stop()
+
+
+@needs_node
+async def test_ws(make: MakePlane, tmp_path: Path, subprotocol: str) -> None:
+    async with echoing_bench(make, tmp_path) as bench, ws_client(bench, subprotocol) as client:
+        for size in (0, 1, 119, 125, 126, 172, 1200, 2044):
+            client.tell(hex=media(subprotocol, size).hex())
+            await client.heard("binary", hex=media(subprotocol, size).hex())
+        client.tell(fragments=[part.hex() for part in split(media(subprotocol, 500))])
+        await client.heard("binary", hex=media(subprotocol, 500).hex())
+        client.tell(ping=b"are you there?".hex())
+        await client.heard("pong", hex=b"are you there?".hex())
+        if SUBPROTOCOLS[subprotocol] is Carrier.SESSION:
+            for text in ("", "κόσμε", "x" * 65_536):
+                client.tell(text=text)
+                await client.heard("text", text=text)
+        client.tell(close=[4000, "good bye"])
+        await client.heard("close", code=4000)
+        closed = await bench.closed()
+        assert (closed.reason, closed.detail) == (CloseReason.CLIENT_CLOSED, "websocket close 4000")
+
+
+@needs_node
+async def test_ws_is_told_why_it_ends(make: MakePlane, tmp_path: Path, subprotocol: str) -> None:
+    async with echoing_bench(make, tmp_path) as bench:
+        async with ws_client(bench, subprotocol) as client:
+            client.tell(hex="ff")
+            reason = "no TURN message" if subprotocol == "turn" else "no channel number"
+            await client.heard("close", code=1007, reason=reason)
+        async with ws_client(bench, subprotocol) as client:
+            client.tell(hex=media(subprotocol, 10).hex())
+            await client.heard("binary")
+            (flow,) = bench.plane.snapshot().flows
+            bench.plane.close(flow.connection, CloseReason.NOT_ENTITLED)
+            await client.heard("close", code=1008, reason="not_entitled")
+
+
+@needs_node
+async def test_ws_answers_our_pings(make: MakePlane, tmp_path: Path, subprotocol: str) -> None:
+    async with echoing_bench(make, tmp_path) as bench:
+        bench.plane.configure(PlaneSettings(websocket_ping_s=0.5))
+        async with ws_client(bench, subprotocol) as client:
+            for _ in range(4):
+                await client.heard("ping")
+            client.tell(hex=media(subprotocol, 10).hex())
+            await client.heard("binary", hex=media(subprotocol, 10).hex())
