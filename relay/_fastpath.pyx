@@ -1473,7 +1473,7 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         linger(e, c)
         return
     if c.ssl != NULL:
-        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and c.reason not in (REASON_CLIENT_LOST, REASON_TLS_BROKEN):
+        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and is_to_be_told(c):
             tls.ERR_clear_error()
             tls.SSL_shutdown(c.ssl)
         tls.SSL_free(c.ssl)
@@ -1492,6 +1492,11 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         leave_source(&e.shared.sources, c.source)
     if c.released:
         release(e, c)
+
+
+# Who only said nothing may hear that we have gone.
+cdef inline bint is_to_be_told(Connection* c) noexcept nogil:
+    return c.reason != REASON_TLS_BROKEN and (c.reason != REASON_CLIENT_LOST or c.failure != NULL)
 
 
 # To close a socket with something unread resets the connection, and the client would lose the end of its response: what
