@@ -6,7 +6,9 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from relay.plane.admission cimport Admission
 from relay.plane.buffer cimport Buffer
+from relay.plane.carriage cimport Carriage
 from relay.plane.contexts cimport Contexts, TicketKeys
 from relay.plane.delays cimport Delays
 from relay.plane.histogram cimport Histogram
@@ -26,7 +28,7 @@ cdef enum State:
     STATE_HANDSHAKE
     STATE_DECIDING
     STATE_WAITING               # for attach
-    STATE_MEDIA
+    STATE_MEDIA                 # a session also before it has an upstream: then udp is -1
     STATE_HTTP
     STATE_CLOSING               # the last bytes are on their way out
     STATE_DEAD                  # descriptors closed; the slot waits until Python has read it
@@ -41,6 +43,7 @@ cdef enum:
     REASON_FIRST_BYTES_UNKNOWN
     REASON_BROKEN_FRAME
     REASON_SLOW_CLIENT
+    REASON_RESUMED
     REASON_UPSTREAM_UNREACHABLE
     REASON_UPSTREAM_SILENT
     REASON_NO_UPSTREAM
@@ -48,6 +51,7 @@ cdef enum:
     REASON_TOO_MANY_CONNECTIONS
     REASON_NO_DESCRIPTORS
     REASON_CONTROL_TIMEOUT
+    REASON_NOT_ENTITLED
     REASON_DRAINING
     REASON_STOPPED
     REASONS
@@ -58,6 +62,7 @@ cdef enum:
     DROP_DOWNLINK_OLD
     DROP_DOWNLINK_DUPLICATE
     DROP_DOWNLINK_MALFORMED
+    DROP_UPLINK_MALFORMED
     DROP_UPLINK_OVERSIZE
     DROP_UPLINK_FULL
     DROPS
@@ -70,6 +75,12 @@ cdef enum:
     NOTICE_STALE = 8            # 437: a socket on a fresh port is wanted
     NOTICE_CLOSED = 16
     NOTICE_LAST = 16
+    # Messages: put in the ring as they happen, with their bytes.
+    NOTICE_ALLOCATE = 32        # the request that waits
+    NOTICE_TEXT = 64
+    NOTICE_STUN = 128           # number: the upstream's, as moves were counted
+    NOTICE_SILENT = 256         # the upstream is lost; number: its
+    NOTICE_UNREACHABLE = 512    # number: its; fault: an errno
 
 cdef enum:
     OP_LISTEN                   # number: the socket
@@ -78,19 +89,31 @@ cdef enum:
     OP_CONFIGURE                # data: Bounds
     OP_TICKET_KEY               # data: TicketKey
     OP_ADOPT                    # number: the socket, identity: Python's own number for it; data: bytes read already
-    OP_ATTACH                   # number: the UDP socket, flag: the upstream releases allocations
+    OP_ATTACH                   # number: the UDP socket, flag: FLOW_… and the carrier
     OP_REPLACE                  # number: the UDP socket on a fresh port, -1 if there is none
-    OP_UPGRADE                  # as OP_ATTACH; data: the response
+    OP_UPGRADE                  # as OP_ATTACH, without a socket for a session; data: the response
+    OP_MOVE                     # number: the UDP socket, or -1 and flag: why there is none, an errno; moves
+    OP_TELL                     # data: a whole frame
+    OP_REQUEST                  # data: a STUN message
+    OP_ADMIT
+    OP_REFUSE                   # data: a STUN message
     OP_CLOSE                    # number: the reason
     OP_TAP                      # data: the Tap
     OP_UNTAP                    # data: the Tap
     OP_RELEASE                  # Python has read a closed connection
     OP_STOP
 
+# Flags of OP_ATTACH; the carrier stands above them.
+cdef enum:
+    FLOW_RELEASES = 1           # the upstream releases allocations
+    FLOW_ASKS = 2               # it asks for users
+    FLOW_CARRIER_SHIFT = 8
+
 cdef struct Command:
     int op
     int number
     int flag
+    int moves                   # of a session, this one included
     uint32_t size
     uint64_t identity
     int64_t age_us              # of media for this flow, -1 for the plane's
@@ -98,7 +121,11 @@ cdef struct Command:
 
 cdef struct Event:
     uint64_t identity
-    uint64_t notice
+    uint32_t notice
+    int number
+    int fault
+    uint32_t size
+    void* data                  # owned by the event, freed by who takes it; NULL if there is none
 
 cdef struct Counters:
     uint64_t uplink_packets
@@ -126,6 +153,7 @@ cdef struct Bounds:
     int64_t connections_per_source
     int64_t max_age_us
     int64_t playout_us
+    int64_t ping_us
     uint32_t media_bytes
     uint32_t control_bytes
     uint32_t[PAYLOAD_TYPES] clocks
@@ -144,6 +172,7 @@ cdef struct Connection:
     uint32_t index
     uint32_t generation
     uint8_t state
+    uint8_t carrier
     bint readable               # the client is read
     bint again                  # TLS holds bytes that no event will tell of
     bint more                   # what is held has whole units in it, for the next turn
@@ -182,6 +211,7 @@ cdef struct Connection:
     Link link
     int64_t link_due_us
     # What is seen of the media; made for the first RTP packet, gone when Python has read the end.
+    Carriage* carriage          # NULL for a TURN stream
     Meter* uplink_meter
     Meter* downlink_meter
     char* username              # USERNAME_BYTES and a zero; also until then
@@ -205,6 +235,9 @@ cdef struct Connection:
     uint32_t stale_size
     uint8_t* request
     uint32_t request_size
+    # Who may use it; while an Allocate waits, the client is not read.
+    Admission admission
+    int64_t answer_due_us       # when control must have spoken: of that, or of a lost upstream
     # The end.
     int reason
     int fault                   # framing fault, negative, an errno, or how many first_bytes there are
@@ -227,7 +260,9 @@ cdef enum:
     MAX_CHUNKS = 4096
     EVENTS_A_TURN = 256
     DATAGRAMS_A_TURN = 8
-    DATAGRAM_BYTES = 65536 + 4  # the longest, and room for padding
+    DATAGRAM_ROOM = 16          # before it, for what the carrier writes there
+    DATAGRAM_BYTES = DATAGRAM_ROOM + 65536 + 4  # the longest, and room for padding
+    MESSAGES_BYTES = 16777216   # that wait for Python: beyond, it hangs
     PLAIN_BYTES = 16384         # one TLS record
     MAX_FRESH_PORTS = 3
     USERNAME_BYTES = 512        # 128 characters, which are shown
@@ -243,6 +278,7 @@ cdef struct Engine:
     int event_fd                # we ring
     Ring commands               # put by Python, with the GIL
     Ring events                 # taken by Python
+    int64_t message_bytes       # atomic; in them
     int number                  # of the worker
     bint stopping
     int64_t now_us
@@ -269,6 +305,7 @@ cdef struct Engine:
     int64_t looked_us
     uint64_t sent_up            # packets of this turn that wait to be noted
     uint64_t sent_down
+    uint32_t said               # bytes of pongs in ``record``, within one call
     Histogram uplink_us
     Histogram downlink_us
     int64_t swept_us            # when idle TLS buffers were last let go
@@ -307,7 +344,9 @@ cdef class Worker:
     cdef SharedState owner
 
     cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
-    cdef int send_flow(self, int op, uint64_t identity, int udp, bint releases, int64_t age_us, bytes data) except -1
+    cdef int send_flow(
+        self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data
+    ) except -1
     cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int push(self, Command* command) except -1
     cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1
