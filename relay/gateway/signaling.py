@@ -357,8 +357,6 @@ class _Exchange:
         self._proxy.forwarding.add(self._request, headers)
         if accepted.upgrades:
             headers["Connection"], headers["Upgrade"] = "Upgrade", "websocket"
-        elif accepted.body_bytes is None:
-            headers["Transfer-Encoding"] = "chunked"
         if self._asked.is_handshake:
             # The session's id has to be read from the answer.
             headers["Accept-Encoding"] = "identity"

@@ -104,6 +104,14 @@ class _Handler(web.RequestHandler):
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
+        super().data_received(data)
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and self._messages:
+            # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
+            request.content.set_exception(web.RequestPayloadError("broken body"))
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from relay.addresses import Address
-from tests.support.gateway import running_relay
-from tests.support.raw_http import OK, ask, receive_head, recording_upstream
+from tests.support.gateway import eventually, running_relay
+from tests.support.raw_http import OK, ask, receive_all, receive_head, recording_upstream
 from tests.support.tls_client import TlsClient
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
@@ -197,15 +197,32 @@ async def test_nothing_of_it_is_forwarded(tmp_path: Path, settings: dict[str, ob
         assert set(said.statuses) <= REFUSALS, said
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "the head first"])
 @pytest.mark.parametrize("name", BEHIND)
-async def test_what_is_behind_is_not_forwarded(tmp_path: Path, settings: dict[str, object], name: str) -> None:
+async def test_what_is_behind_is_not_forwarded(
+    tmp_path: Path, settings: dict[str, object], name: str, at_once: bool
+) -> None:
     async with (
         recording_upstream(lambda received: b"") as upstream,
         running_relay(
             tmp_path, NO_UPSTREAM, signaling={"upstreams": [upstream.url], **settings, "response_timeout_s": 1.0}
         ) as relay,
     ):
-        await ask(relay, BEHIND[name])
+        head, end, rest = BEHIND[name].partition(b"\r\n\r\n")
+        if b"chunked" in head:
+            end += b"1\r\na\r\n"  # a good one before
+        elif b"Content-Length" in head:
+            end, rest = end + rest[:1], rest[1:]
+        client = await TlsClient.open(relay.tls, relay.trust)
+        if at_once:
+            await client.send(head + end + rest)
+        else:
+            await client.send(head + end)
+            await eventually(lambda: b"/first" in upstream.received)
+            await client.send(rest)
+        said = read(await receive_all(client))
+        assert len(said.statuses) <= 1
+        assert set(said.statuses) <= REFUSALS | {504}  # the upstream of this test never answers
         assert MARK not in upstream.received
         assert upstream.received.count(b" HTTP/1.1\r\n") <= 1
         # What was begun is not ended as if it were whole.

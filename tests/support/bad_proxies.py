@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from relay.addresses import Address
 from relay.tasks import Tasks
@@ -19,7 +19,8 @@ from tests.support.gateway import CERTIFICATE_NAMES, SERVER_NAME, Relay
 READ_BYTES = 65536
 BUFFER_BYTES = 4096
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
 Body = int | Literal["chunked", "to the end"]
 
 

@@ -98,10 +98,16 @@ async def receive_head(client: TlsClient) -> bytes:
 async def ask(relay: Relay, *parts: bytes, server: Address | None = None) -> bytes:
     """Send bytes to the TLS port, and give back all that comes until the relay closes."""
     client = await TlsClient.open(server or relay.tls, relay.trust)
-    received = b""
-    try:
+    with contextlib.suppress(ConnectionError):
         for part in parts:
             await client.send(part)
+    return await receive_all(client)
+
+
+async def receive_all(client: TlsClient) -> bytes:
+    """All that comes until the relay closes; then the client is closed."""
+    received = b""
+    try:
         while chunk := await client.receive():
             received += chunk
     except (ConnectionError, ssl.SSLError):
