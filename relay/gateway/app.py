@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import structlog
@@ -13,8 +13,10 @@ from relay import config
 from relay.addresses import Address
 from relay.config import Config
 from relay.gateway.admin import Admin
+from relay.gateway.admission import Admission
 from relay.gateway.calls import Calls
 from relay.gateway.capture import Captures
+from relay.gateway.entitlement import Entitlement
 from relay.gateway.health import HealthMonitor
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
@@ -23,6 +25,7 @@ from relay.gateway.site import Site
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.view import View
 from relay.plane.api import (
+    AllocateRequested,
     AllocationOrphaned,
     Certificate,
     Closed,
@@ -66,6 +69,8 @@ class Gateway:
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         self.plane = self._make_plane()
+        self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
+        self._admission = Admission(self.plane, self.entitlement)
         self._health = HealthMonitor(self.upstreams, self._on_probe)
         self._releaser = AllocationReleaser()
         self._site = Site()
@@ -74,7 +79,14 @@ class Gateway:
         self._tasks = Tasks()
         self._configure_calls()
         self.captures = Captures(self.plane.tap, settings.capture)
-        view = View(self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining)
+        view = View(
+            self.plane.snapshot,
+            self.calls,
+            self.upstreams,
+            self.records,
+            lambda: self.draining,
+            entitlement=self.entitlement,
+        )
         self._admin = Admin(view, self.captures)
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._flows: dict[ConnectionId, UpstreamState] = {}
@@ -97,6 +109,9 @@ class Gateway:
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.push_async_callback(self.plane.stop)
+            self.entitlement.start()
+            started.push_async_callback(self.entitlement.stop)
+            started.push_async_callback(self._admission.stop)
             check_path(self._config.quality.records)
             await self._site.start()
             started.push_async_callback(self._site.stop)
@@ -135,6 +150,7 @@ class Gateway:
         """
         settings = config.load(path)
         check_path(settings.quality.records)
+        self.entitlement.check(settings.entitlement)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -143,6 +159,7 @@ class Gateway:
         self._routes = Routes(settings.routes)
         self.upstreams.configure(settings.upstreams, settings.health)
         self._health.configure(settings.health, settings.media)
+        self.entitlement.configure(settings.entitlement)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
         self._configure_calls()
@@ -163,6 +180,8 @@ class Gateway:
                     self._on_turn_opened(event)
                 case HttpOpened():
                     self._site.open(event)
+                case AllocateRequested():
+                    self._admission.on_requested(event)
                 case AllocationOrphaned():
                     self._releaser.release(event, self.upstreams.get(event.upstream.name))
                 case Closed():
@@ -180,11 +199,14 @@ class Gateway:
         state.flows += 1
         self._flows[opened.connection] = state
         self._no_flows.clear()
+        self._admission.on_attached(opened.connection, opened.client.host, state.settings)
         age_ms = None if route is None else route.max_media_age_ms
-        self.plane.attach(opened.connection, state.for_plane(None if age_ms is None else age_ms / 1000))
+        age_s = None if age_ms is None else age_ms / 1000
+        self.plane.attach(opened.connection, state.for_plane(age_s, asks_for_users=self.entitlement.asks_for_users))
 
     def _on_closed(self, closed: Closed) -> None:
         self._site.on_closed(closed.connection)
+        self._admission.on_closed(closed.connection)
         state = self._flows.pop(closed.connection, None)
         if state is not None:
             state.flows -= 1
@@ -206,6 +228,13 @@ class Gateway:
             log.debug("connection closed", **_describe(closed))
         elif self._log_limit.allows(now, closed.reason):
             log.info("connection closed", **_describe(closed))
+
+    def _allocated(self) -> frozenset[ConnectionId]:
+        return frozenset(flow.connection for flow in self.plane.snapshot().flows if flow.allocated)
+
+    def _give_up(self, holder: Hashable) -> None:
+        if isinstance(holder, int):
+            self.plane.close(ConnectionId(holder), CloseReason.NOT_ENTITLED)
 
     def _on_probe(self, state: UpstreamState) -> None:
         if state.health is not Health.DOWN:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from relay import __version__
 from relay.gateway.calls import Calls, Histogram
+from relay.gateway.entitlement import Outcome
 from relay.gateway.upstreams import Health
 from relay.gateway.view import View
 from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Traffic
@@ -61,6 +62,11 @@ class RelayCollector(Collector):
         records = self._view.records
         yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
         yield _counter("relay_call_records_lost", "Call records that could not be written.", records.lost)
+        entitlement = self._view.entitlement
+        text = "Decisions on who may have voice."
+        yield _by_reason("relay_entitlement", text, "verdict", Outcome, entitlement.counts)
+        text = "1 while the list or the service of users cannot be read or asked."
+        yield _gauge("relay_entitlement_trouble", text, float(bool(entitlement.trouble)))
         yield from self._collect_upstreams()
 
     def _collect_upstreams(self) -> Iterator[Metric]:

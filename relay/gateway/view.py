@@ -14,6 +14,7 @@ from typing import Any
 from relay import __version__
 from relay.gateway.call import Call, Heard, Window
 from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
+from relay.gateway.entitlement import Entitlement
 from relay.gateway.records import Records, iso
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.plane.api import ConnectionId, FlowSnapshot, Snapshot, Totals
@@ -50,12 +51,15 @@ class View:
         upstreams: Upstreams,
         records: Records,
         draining: Callable[[], bool],
+        *,
+        entitlement: Entitlement,
     ) -> None:
         self.snapshot = snapshot
         self.calls = calls
         self.upstreams = upstreams
         self.records = records
         self.draining = draining
+        self.entitlement = entitlement
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 
@@ -91,6 +95,12 @@ class View:
             "worst": [self.describe_call(call) for call in calls.worst(WORST_SHOWN)],
             "ended_badly": [describe_ended(ended) for ended in calls.ended_badly(ENDED_SHOWN)],
             "records": {"written": self.records.written, "lost": self.records.lost},
+            "entitlement": {
+                "policy": self.entitlement.policy,
+                "trouble": self.entitlement.trouble,
+                "calls": self.entitlement.calls,
+                "verdicts": {outcome.value: count for outcome, count in self.entitlement.counts.items() if count},
+            },
         }
 
     def _packets_per_s(self, now: float, totals: Totals) -> dict[str, float]:

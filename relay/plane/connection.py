@@ -442,6 +442,7 @@ class Connection(asyncio.Protocol):
             now - flow.heard_at,
             totals,
             username=flow.username,
+            allocated=flow.allocated,
             queued_bytes=downlink.schedule.waiting_bytes,
             queue_age_s=downlink.schedule.oldest_age(clock),
             queue_delay=downlink.delays.latency(),

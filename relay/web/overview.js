@@ -138,6 +138,13 @@ export class Overview {
     set("packets/s ↓", count(summary.packets_per_s.downlink));
     set("drops, last minute", count(dropped), dropped > 0);
     set("upstreams up", `${up}/${summary.upstreams.length}`, up < summary.upstreams.length);
+    const { verdicts, trouble } = summary.entitlement;
+    const refused = Object.entries(verdicts).reduce(
+      (total, [verdict, number]) => total + (verdict.startsWith("admitted") ? 0 : number),
+      0,
+    );
+    set("users refused", count(refused), trouble !== "");
+    this.figures["users refused"].title = trouble;
   }
 
   showPackets({ at, packets_per_s }) {

@@ -22,7 +22,7 @@ from relay.gateway.view import View
 from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Snapshot, Totals, Traffic
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.made_up import MadeUpRelay
+from tests.support.made_up import MadeUpRelay, nobody_asked
 from tests.support.peers import Inbox, open_echo
 
 Samples = dict[tuple[str, str], float]
@@ -50,7 +50,7 @@ def samples_of_snapshot(snapshot: Snapshot, *, draining: bool = False) -> Sample
     up.flows = 3
     down.binding.on_failure(certain=True)
     calls = Calls(lambda: snapshot, upstreams.region_of)
-    view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining)
+    view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining, entitlement=nobody_asked())
     return samples_of(Metrics(RelayCollector(view)).render().decode())
 
 

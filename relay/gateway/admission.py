@@ -1,0 +1,157 @@
+"""Between the data plane, which reads the user name in an Allocate, and ``entitlement``, which knows what he may.
+
+Who may not gets a STUN error, and a second later the end of the connection. RFC 8489 section 9.2.5 has an error
+without MESSAGE-INTEGRITY end the transaction at once over TCP, and browsers take it as it is; but some clients wait for
+one that is authentic, as they would over UDP. The relay can sign its refusal only where it knows the upstream's shared
+secret; so the end of the connection tells them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from relay.config import UpstreamServer
+from relay.gateway.entitlement import Entitlement, Verdict
+from relay.plane.api import AllocateRequested, CloseReason, ConnectionId, Plane
+from relay.tasks import Tasks
+from relay.turn.credentials import long_term_key, rest_password
+from relay.wire.stun import (
+    INTEGRITY_DIGESTS,
+    TRANSACTION_ID_BYTES,
+    AttributeType,
+    Message,
+    MessageClass,
+    Method,
+    StunError,
+    build_error_code,
+    build_message,
+    parse_message,
+)
+
+# A client that understands its refusal is gone by then; others learn it from the end of the connection.
+REFUSED_CLOSE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What is known of a flow that may ask. ``closing`` is set once it has been refused."""
+
+    client: str
+    region: str
+    secret: str = field(repr=False)
+    closing: asyncio.TimerHandle | None = None
+
+
+class Admission:
+    """Answers the AllocateRequested of a plane: ``admit``, or ``refuse`` and ``close``."""
+
+    def __init__(self, plane: Plane, entitlement: Entitlement) -> None:
+        self._plane = plane
+        self._entitlement = entitlement
+        self._flows: dict[ConnectionId, _Flow] = {}
+        self._tasks = Tasks()
+
+    def on_attached(self, connection: ConnectionId, client: str, upstream: UpstreamServer | None) -> None:
+        """A flow of a client's IP address begins, to this upstream; None if it is not one of the configured ones."""
+        secret = None if upstream is None else upstream.secret
+        self._flows[connection] = _Flow(
+            client, "" if upstream is None else upstream.region, "" if secret is None else secret.get_secret_value()
+        )
+
+    def on_closed(self, connection: ConnectionId) -> None:
+        """A connection has ended: its place is free."""
+        flow = self._flows.pop(connection, None)
+        if flow is not None and flow.closing is not None:
+            flow.closing.cancel()
+        self._entitlement.release(connection)
+
+    def on_requested(self, requested: AllocateRequested) -> None:
+        """Decide at once, or when the policy has been asked."""
+        flow = self._flows.get(requested.connection)
+        if flow is None:
+            return
+        request = _parse(requested.request)
+        username = _username(request)
+        if not username:
+            self._refuse(requested, flow, request, self._entitlement.bad_request(flow.region, flow.client))
+            return
+        verdict = self._entitlement.decide_now(username, flow.region, flow.client)
+        if verdict is not None:
+            self._settle(requested, flow, request, verdict)
+        else:
+            self._tasks.start(self._decide(requested, flow, request, username), "entitlement")
+
+    async def _decide(self, requested: AllocateRequested, flow: _Flow, request: Message | None, username: str) -> None:
+        verdict = await self._entitlement.decide(username, flow.region, flow.client)
+        # Meanwhile it may have ended.
+        if self._flows.get(requested.connection) is flow:
+            self._settle(requested, flow, request, verdict)
+
+    def _settle(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
+        if verdict.admitted:
+            verdict = self._entitlement.grant(requested.connection, verdict, provisional=True)
+        if not verdict.admitted:
+            self._refuse(requested, flow, request, verdict)
+            return
+        if flow.closing is not None:  # another name than the one that was refused
+            flow.closing.cancel()
+            flow.closing = None
+        self._plane.admit(requested.connection)
+
+    def _refuse(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
+        connection = requested.connection
+        self._plane.refuse(connection, build_refusal(requested.request, request, verdict, flow.secret))
+        if flow.closing is None:
+            loop = asyncio.get_running_loop()
+            flow.closing = loop.call_later(REFUSED_CLOSE_S, self._plane.close, connection, CloseReason.NOT_ENTITLED)
+
+    async def stop(self) -> None:
+        """Wait for the decisions under way; each has a deadline."""
+        for flow in self._flows.values():
+            if flow.closing is not None:
+                flow.closing.cancel()
+        await self._tasks.finish()
+
+
+def _parse(request: bytes) -> Message | None:
+    try:
+        return parse_message(request)
+    except StunError:
+        return None
+
+
+def _username(request: Message | None) -> str:
+    try:
+        return "" if request is None else request.text(AttributeType.USERNAME) or ""
+    except StunError:
+        return ""
+
+
+def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret: str = "") -> bytes:
+    """The STUN error for the Allocate ``raw``; ``request`` is the same parsed, None if it cannot be.
+
+    Signed with the key of the client if the upstream's shared secret is known and the request is signed with it, too.
+    """
+    error = verdict.error
+    assert error is not None
+    transaction_id = raw[8 : 8 + TRANSACTION_ID_BYTES]
+    attributes = [(AttributeType.ERROR_CODE, build_error_code(*error))]
+    kind, key = _integrity(request, secret)
+    return build_message(
+        Method.ALLOCATE, MessageClass.ERROR, transaction_id, attributes, integrity_key=key, integrity_kind=kind
+    )
+
+
+def _integrity(request: Message | None, secret: str) -> tuple[int, bytes | None]:
+    """Attribute and key that an answer owes; no key if it is not known, or the client has not shown that he has it."""
+    kinds = [] if request is None else [kind for kind in INTEGRITY_DIGESTS if kind in request.integrity_offsets]
+    if request is None or not kinds or not secret:
+        return AttributeType.MESSAGE_INTEGRITY, None
+    username = _username(request)
+    try:
+        realm = request.text(AttributeType.REALM) or ""
+    except StunError:
+        return kinds[-1], None
+    key = long_term_key(username, realm, rest_password(secret, username))
+    return kinds[-1], key if request.has_integrity(key, kinds[-1]) else None
