@@ -99,7 +99,7 @@ class View:
                 "policy": self.entitlement.policy,
                 "trouble": self.entitlement.trouble,
                 "calls": self.entitlement.calls,
-                "verdicts": {outcome.value: count for outcome, count in self.entitlement.counts.items() if count},
+                "verdicts": {outcome.value: count for outcome, count in self.entitlement.counts.items()},
             },
         }
 

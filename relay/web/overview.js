@@ -34,6 +34,7 @@ export class Overview {
         figure("packets/s ↓", "From upstreams to clients"),
         figure("drops, last minute", "Packets not forwarded"),
         figure("upstreams up", "That answer their probes"),
+        figure("users refused", "By the policy of [entitlement], since the start"),
       ),
       h("section", { class: "panel traffic" }, h("h2", {}, "Packets per second"), this.chart),
       h("section", { class: "panel" }, h("h2", {}, "How calls sound now"), this.bands),
@@ -144,7 +145,6 @@ export class Overview {
       0,
     );
     set("users refused", count(refused), trouble !== "");
-    this.figures["users refused"].title = trouble;
   }
 
   showPackets({ at, packets_per_s }) {
