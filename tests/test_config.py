@@ -121,6 +121,23 @@ def test_quality(tmp_path: Path) -> None:
     assert quality.records == tmp_path / "calls.jsonl"
 
 
+def test_entitlement(tmp_path: Path) -> None:
+    entitlement = load(
+        tmp_path,
+        MINIMAL + '[entitlement]\npolicy = "http"\nurl = "https://a.test/voice?site=ny"\nca = "ca.pem"\n'
+        'token = "hunter2"\nfail = "open"\n',
+    ).entitlement
+    assert (entitlement.ca, entitlement.fail) == (tmp_path / "ca.pem", "open")
+    assert "hunter" not in repr(entitlement)
+    listed = load(tmp_path, MINIMAL + '[entitlement]\npolicy = "file"\nfile = "users.toml"\n').entitlement
+    assert (listed.file, listed.fail, listed.rest_usernames) == (tmp_path / "users.toml", "closed", True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_a_token_may_go_to_this_machine_in_clear(tmp_path: Path, host: str) -> None:
+    load(tmp_path, MINIMAL + f'[entitlement]\npolicy = "http"\nurl = "http://{host}:8080/"\ntoken = "a"\n')
+
+
 def test_ipv6_everywhere(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
