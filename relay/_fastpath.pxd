@@ -7,6 +7,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from relay.plane.buffer cimport Buffer
+from relay.plane.capsule cimport Capsules
 from relay.plane.contexts cimport Contexts, TicketKeys
 from relay.plane.delays cimport Delays
 from relay.plane.histogram cimport Histogram
@@ -19,6 +20,7 @@ from relay.plane.schedule cimport TRAFFICS, Schedule
 from relay.plane.sources cimport SOURCE_BYTES, Sources
 from relay.plane.tap cimport Tap
 from relay.plane.transactions cimport Transactions
+from relay.plane.websocket cimport WEB_WORDS_BYTES, WebSocket
 from relay.plane.wire cimport Wire
 
 cdef enum State:
@@ -26,10 +28,17 @@ cdef enum State:
     STATE_HANDSHAKE
     STATE_DECIDING
     STATE_WAITING               # for attach
-    STATE_MEDIA
+    STATE_MEDIA                 # a session also before it has an upstream: then udp is -1
     STATE_HTTP
     STATE_CLOSING               # the last bytes are on their way out
     STATE_DEAD                  # descriptors closed; the slot waits until Python has read it
+
+# In the order of relay.plane.api.Carrier.
+cdef enum Carrier:
+    CARRIER_TURN
+    CARRIER_WEBSOCKET
+    CARRIER_SESSION
+    CARRIER_CONNECT_UDP
 
 # In the order of relay.plane.api.CloseReason, HandshakeFailure comes from the reason text.
 cdef enum:
@@ -41,6 +50,7 @@ cdef enum:
     REASON_FIRST_BYTES_UNKNOWN
     REASON_BROKEN_FRAME
     REASON_SLOW_CLIENT
+    REASON_RESUMED
     REASON_UPSTREAM_UNREACHABLE
     REASON_UPSTREAM_SILENT
     REASON_NO_UPSTREAM
@@ -48,6 +58,7 @@ cdef enum:
     REASON_TOO_MANY_CONNECTIONS
     REASON_NO_DESCRIPTORS
     REASON_CONTROL_TIMEOUT
+    REASON_NOT_ENTITLED
     REASON_DRAINING
     REASON_STOPPED
     REASONS
@@ -58,6 +69,7 @@ cdef enum:
     DROP_DOWNLINK_OLD
     DROP_DOWNLINK_DUPLICATE
     DROP_DOWNLINK_MALFORMED
+    DROP_UPLINK_MALFORMED
     DROP_UPLINK_OVERSIZE
     DROP_UPLINK_FULL
     DROPS
@@ -70,6 +82,12 @@ cdef enum:
     NOTICE_STALE = 8            # 437: a socket on a fresh port is wanted
     NOTICE_CLOSED = 16
     NOTICE_LAST = 16
+    # Messages: put in the ring as they happen, with their bytes.
+    NOTICE_ALLOCATE = 32        # the request that waits
+    NOTICE_TEXT = 64
+    NOTICE_STUN = 128           # number: the upstream's, as moves were counted
+    NOTICE_SILENT = 256         # the upstream is lost; number: its
+    NOTICE_UNREACHABLE = 512    # number: its; fault: an errno
 
 cdef enum:
     OP_LISTEN                   # number: the socket
@@ -78,19 +96,31 @@ cdef enum:
     OP_CONFIGURE                # data: Bounds
     OP_TICKET_KEY               # data: TicketKey
     OP_ADOPT                    # number: the socket, identity: Python's own number for it; data: bytes read already
-    OP_ATTACH                   # number: the UDP socket, flag: the upstream releases allocations
+    OP_ATTACH                   # number: the UDP socket, flag: FLOW_… and the carrier
     OP_REPLACE                  # number: the UDP socket on a fresh port, -1 if there is none
-    OP_UPGRADE                  # as OP_ATTACH; data: the response
+    OP_UPGRADE                  # as OP_ATTACH, without a socket for a session; data: the response
+    OP_MOVE                     # number: the UDP socket, or -1 and flag: why there is none, an errno; moves
+    OP_TELL                     # data: a whole frame
+    OP_REQUEST                  # data: a STUN message
+    OP_ADMIT
+    OP_REFUSE                   # data: a STUN message
     OP_CLOSE                    # number: the reason
     OP_TAP                      # data: the Tap
     OP_UNTAP                    # data: the Tap
     OP_RELEASE                  # Python has read a closed connection
     OP_STOP
 
+# Flags of OP_ATTACH; the carrier stands above them.
+cdef enum:
+    FLOW_RELEASES = 1           # the upstream releases allocations
+    FLOW_ASKS = 2               # it asks for users
+    FLOW_CARRIER_SHIFT = 8
+
 cdef struct Command:
     int op
     int number
     int flag
+    int moves                   # of a session, this one included
     uint32_t size
     uint64_t identity
     int64_t age_us              # of media for this flow, -1 for the plane's
@@ -98,7 +128,11 @@ cdef struct Command:
 
 cdef struct Event:
     uint64_t identity
-    uint64_t notice
+    uint32_t notice
+    int number
+    int fault
+    uint32_t size
+    void* data                  # owned by the event, freed by who takes it; NULL if there is none
 
 cdef struct Counters:
     uint64_t uplink_packets
@@ -127,6 +161,7 @@ cdef struct Bounds:
     int64_t connections_per_source
     int64_t max_age_us
     int64_t playout_us
+    int64_t ping_us
     uint32_t media_bytes
     uint32_t control_bytes
     uint32_t[PAYLOAD_TYPES] clocks
@@ -140,11 +175,29 @@ cdef struct Link:
     uint32_t least_rtt_us
     bint known
 
+# How media is framed on the client's side, where that is not a TURN stream: made when the connection leaves HTTP, gone
+# when Python has read the end.
+cdef struct Carriage:
+    WebSocket web
+    Capsules capsules
+    bint closing                # a Close frame was sent: who still speaks is not listened to
+    bint echoes                 # what the client gave as code of its Close frame goes back
+    uint16_t close_code         # 0 for an empty Close frame
+    uint32_t texts              # since the last ping
+    int64_t heard_us            # from the client
+    int64_t pinged_us
+    int64_t pinged_before_us    # the ping before that; 0 if there was none
+    int64_t ping_due_us         # 0: never
+    int moves                   # how often the session has moved
+    char[WEB_WORDS_BYTES + 16] words    # what went wrong
+
 cdef struct Connection:
     # Identity: a late event or command carries an old generation and finds nobody.
     uint32_t index
     uint32_t generation
     uint8_t state
+    uint8_t carrier
+    bint asks                   # control lets users in
     bint readable               # the client is read
     bint again                  # TLS holds bytes that no event will tell of
     bint more                   # what is held has whole units in it, for the next turn
@@ -183,6 +236,7 @@ cdef struct Connection:
     Link link
     int64_t link_due_us
     # What is seen of the media; made for the first RTP packet, gone when Python has read the end.
+    Carriage* carriage          # NULL for a TURN stream
     Meter* uplink_meter
     Meter* downlink_meter
     char* username              # USERNAME_BYTES and a zero; also until then
@@ -206,6 +260,12 @@ cdef struct Connection:
     uint32_t stale_size
     uint8_t* request
     uint32_t request_size
+    # Admission: the Allocate that waits for control's word, while the client is not read; and the last name let in.
+    uint8_t* asked
+    uint32_t asked_size
+    uint8_t* admitted
+    uint32_t admitted_size
+    int64_t answer_due_us       # when control must have spoken: of the above, or of a lost upstream
     # The end.
     int reason
     int fault                   # framing fault, negative, an errno, or how many first_bytes there are
@@ -228,7 +288,11 @@ cdef enum:
     MAX_CHUNKS = 4096
     EVENTS_A_TURN = 256
     DATAGRAMS_A_TURN = 8
-    DATAGRAM_BYTES = 65536 + 4  # the longest, and room for padding
+    DATAGRAM_ROOM = 16          # before it, for what the carrier writes there
+    DATAGRAM_BYTES = DATAGRAM_ROOM + 65536 + 4  # the longest, and room for padding
+    MAX_ASKED_BYTES = 2048
+    MESSAGES_BYTES = 16777216   # that wait for Python: beyond, it hangs
+    TEXTS_A_PING = 64           # text messages of one client between two pings: Python is not flooded
     PLAIN_BYTES = 16384         # one TLS record
     MAX_FRESH_PORTS = 3
     USERNAME_BYTES = 512        # 128 characters, which are shown
@@ -244,6 +308,7 @@ cdef struct Engine:
     int event_fd                # we ring
     Ring commands               # put by Python, with the GIL
     Ring events                 # taken by Python
+    int64_t message_bytes       # atomic; in them
     int number                  # of the worker
     bint stopping
     int64_t now_us
@@ -270,6 +335,7 @@ cdef struct Engine:
     int64_t looked_us
     uint64_t sent_up            # packets of this turn that wait to be noted
     uint64_t sent_down
+    uint32_t said               # bytes of pongs in ``record``, within one call
     Histogram uplink_us
     Histogram downlink_us
     int64_t swept_us            # when idle TLS buffers were last let go
@@ -308,7 +374,7 @@ cdef class Worker:
     cdef SharedState owner
 
     cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
-    cdef int send_flow(self, int op, uint64_t identity, int udp, bint releases, int64_t age_us, bytes data) except -1
+    cdef int send_flow(self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data) except -1
     cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int push(self, Command* command) except -1
     cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1

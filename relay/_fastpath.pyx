@@ -6,7 +6,8 @@ Life of a connection, which is also the order of this file:
  1  accept           a socket and a slot of the slab
  2  handshake        TLS; a few each turn, so that media goes first
  3  first bytes      TURN or HTTP; control is told, and answers with a command
- 4  uplink           recv → decrypt → cut one unit → remember a STUN request → send on the flow's UDP socket
+ 4  uplink           recv → decrypt → cut one unit, as its carrier frames it → remember a STUN request → send on the flow's
+                     UDP socket
  5  downlink         recvmmsg → match a STUN answer → frame → encrypt, or drop where the client does not read
  6  HTTP             plain bytes over a pair of sockets to control, and back
  7  time             one deadline each: handshake, first bytes, control's answer, STUN sent again, a silent upstream
@@ -21,11 +22,15 @@ Nothing between 1 and 10 holds the GIL, takes a lock, or is called once per pack
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset, strcmp
+from libc.stdio cimport snprintf
+from libc.string cimport memcmp, memcpy, memmove, memset, strcmp, strlen
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
 from relay.plane.buffer cimport append, clear_buffer, drop_front, front
+from relay.plane.capsule cimport (
+    CAPSULE_NEEDS_MORE, CAPSULE_NO_CONTEXT, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule, write_capsule_head,
+)
 from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
@@ -41,13 +46,14 @@ from relay.plane.meter cimport (
 from relay.plane.pace cimport is_behind, note_write
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
-    PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
-    is_waiting, next_class, note_oldest, pop_frame, put_unit, traffic_of, waiting_bytes,
+    NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
+    is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, traffic_of, traffic_of_datagram,
+    waiting_bytes,
 )
 from relay.plane.sources cimport enter_source, leave_source, open_sources
 from relay.plane.stun cimport (
     ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS, REFRESH_REQUEST,
-    REFRESH_SUCCESS, RESPONSE_BIT, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, datagram_unit, error_code,
+    REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, datagram_unit, error_code,
     find_attribute, load16, load32,
 )
 from relay.plane.tap cimport (
@@ -58,9 +64,28 @@ from relay.plane.transactions cimport (
     ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
     on_request, on_response, take_due, waiting_since_us,
 )
+from relay.plane.websocket cimport (
+    WEB_BINARY, WEB_CLOSE, WEB_MAX_CONTROL_BYTES, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
+    WEB_PING, WEB_PONG, WEB_ROOM, WEB_TEXT, WEB_TOO_MANY_TEXTS, WEB_WHOLE, Message, close_code_of, describe_fault,
+    read_message, write_control_head, write_head,
+)
 from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
 
+from relay.plane.api import CLOSE_CODES, CloseReason
 from relay.wire.stream import FramingFault
+
+# What a WebSocket client is told at the end, by reason: a code, 0 for nothing, and the reason's word.
+cdef uint16_t[REASONS] CLOSE_CODE_OF
+cdef char[REASONS][32] CLOSE_WORD_OF
+cdef int _number
+cdef bytes _word
+for _number, _reason in enumerate(CloseReason):
+    CLOSE_CODE_OF[_number] = CLOSE_CODES.get(_reason, 0)
+    _word = _reason.encode()
+    snprintf(CLOSE_WORD_OF[_number], 32, b"%s", <const char*> _word)
+
+# Before a fault in the words of the log; the client is told without.
+cdef const char* WEB_PREFIX = b"websocket: "
 
 cdef tls.BIO_METHOD* WIRES = new_wire_method()
 if WIRES == NULL:
@@ -101,6 +126,11 @@ cdef enum Source:
     ON_PIPE
     ON_LISTENER
     ON_COMMAND
+
+
+cdef inline void close_open(int fd) noexcept nogil:
+    if fd >= 0:
+        posix.close(fd)
 
 
 cdef inline uint64_t mark(Source source, Connection* c) noexcept nogil:
@@ -464,10 +494,12 @@ cdef void on_client_end(Engine* e, Connection* c) noexcept nogil:
         if not c.held.size:
             posix.shutdown(c.pipe, posix.SHUT_WR)
     else:
+        if c.carrier == CARRIER_CONNECT_UDP and c.state == STATE_MEDIA and (c.held.size or c.carriage.capsules.skip):
+            c.failure = b"within a capsule"
         end(e, c, REASON_CLIENT_CLOSED)
 
 
-cdef void on_plain(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+cdef void on_plain(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
     if c.state == STATE_MEDIA:
         on_stream(e, c, data, size)
     elif c.state == STATE_HTTP:
@@ -479,19 +511,28 @@ cdef void on_plain(Engine* e, Connection* c, const uint8_t* data, uint32_t size)
 
 
 # Cuts units out of what is held and what is new; without a rest nothing is copied.
-cdef void on_stream(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+cdef void on_stream(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t used
     if not c.held.size:
-        used = send_units(e, c, data, size)
+        used = cut(e, c, data, size)
         if c.state == STATE_MEDIA and used < size and not append(&c.held, data + used, size - used):
             end(e, c, REASON_NO_DESCRIPTORS)
         return
     if size and not append(&c.held, data, size):
         end(e, c, REASON_NO_DESCRIPTORS)
         return
-    used = send_units(e, c, front(&c.held), c.held.size)
+    used = cut(e, c, front(&c.held), c.held.size)
     if c.state == STATE_MEDIA and used:
         drop_front(&c.held, used)
+
+
+# Sends what is whole; how many bytes are done with.
+cdef uint32_t cut(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
+    if c.carrier == CARRIER_TURN:
+        return send_units(e, c, data, size)
+    if c.carrier == CARRIER_CONNECT_UDP:
+        return send_payloads(e, c, data, size)
+    return send_messages(e, c, data, size)
 
 
 cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -505,12 +546,10 @@ cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t
         sent += 1
         measured = measure_unit(data + offset, size - offset, &unit)
         if measured == UNIT_WHOLE:
-            if data[offset] < 0x40:
-                remember(e, c, data + offset, unit.size)
-            else:
-                meter(e, &c.uplink_meter, data + offset, unit.size)
-            send_up(e, c, data + offset, unit.size)
+            forward(e, c, data + offset, unit.size)
             offset += unit.stream_size
+            if c.asked != NULL:
+                break
         elif measured == UNIT_NEEDS_MORE:
             break
         else:
@@ -519,7 +558,224 @@ cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t
     return offset
 
 
-# A STUN message on its way up: a request is sent again until it is answered.
+# One STUN or ChannelData message on its way up, unless control is asked first.
+cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    if unit[0] < 0x40:
+        if c.asks and must_ask(e, c, unit, size):
+            return
+        remember(e, c, unit, size)
+    else:
+        meter(e, &c.uplink_meter, unit + 4, size - 4)
+    send_up(e, c, unit, size)
+
+
+# WebSocket: media, and what the protocol itself wants answered.
+cdef uint32_t send_messages(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
+    cdef Carriage* carriage = c.carriage
+    cdef uint32_t offset = 0
+    cdef int got, frames = 0
+    cdef Message message
+    carriage.heard_us = e.now_us
+    while c.state == STATE_MEDIA and c.asked == NULL:
+        if frames == UNITS_A_TURN:
+            c.more = True
+            break
+        frames += 1
+        got = read_message(&carriage.web, data + offset, size - offset, &message)
+        if got == WEB_NEEDS_MORE:
+            break
+        if got > 0:
+            offset += message.used
+        if got == WEB_WHOLE:
+            got = on_message(e, c, &message)
+            if carriage.web.message.size and not carriage.web.opcode:
+                clear_buffer(&carriage.web.message)
+        if got < 0:
+            break_web(e, c, got)
+    send_pongs(e, c)
+    return offset
+
+
+# 0, or what is wrong with it.
+cdef int on_message(Engine* e, Connection* c, Message* message) noexcept nogil:
+    if message.opcode == WEB_BINARY:
+        if c.carrier == CARRIER_SESSION:
+            return send_channel(e, c, message.payload, message.size)
+        return send_message(e, c, message.payload, message.size)
+    if message.opcode == WEB_TEXT:
+        c.carriage.texts += 1
+        if c.carriage.texts > TEXTS_A_PING:
+            return WEB_TOO_MANY_TEXTS
+        report(e, c, NOTICE_TEXT, message.payload, message.size, 0, 0)
+    elif message.opcode == WEB_PING:
+        add_pong(e, c, message.payload, message.size)
+    elif message.opcode == WEB_CLOSE:
+        on_close_frame(e, c, message.payload, message.size)
+    return 0
+
+
+cdef int send_message(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef uint32_t unit = <uint32_t> datagram_unit(message, size)
+    if not unit or (unit != size and ((unit + 3) & ~<uint32_t> 3) != size):
+        return WEB_NO_TURN_MESSAGE
+    forward(e, c, message, unit)
+    return 0
+
+
+# A channel number with what follows becomes ChannelData where it lies.
+cdef int send_channel(Engine* e, Connection* c, uint8_t* message, uint32_t size) noexcept nogil:
+    cdef uint8_t* unit = message - WEB_ROOM
+    if size < 2 or message[0] & 0xC0 != 0x40:
+        return WEB_NO_CHANNEL_NUMBER
+    if c.udp >= 0:
+        unit[0], unit[1] = message[0], message[1]
+        unit[2], unit[3] = <uint8_t> ((size - 2) >> 8), <uint8_t> (size - 2)
+        forward(e, c, unit, size + 2)
+    return 0
+
+
+# The pongs of one read leave together.
+cdef void add_pong(Engine* e, Connection* c, const uint8_t* payload, uint32_t size) noexcept nogil:
+    if e.said + 2 + size > PLAIN_BYTES:
+        send_pongs(e, c)
+    write_control_head(e.record + e.said, WEB_PONG, size)
+    memcpy(e.record + e.said + 2, payload, size)
+    e.said += 2 + size
+
+
+cdef void send_pongs(Engine* e, Connection* c) noexcept nogil:
+    cdef uint32_t size = e.said
+    e.said = 0
+    if size and c.state == STATE_MEDIA:
+        say(e, c, e.record, size)
+
+
+# The client closes: it gets its code back.
+cdef void on_close_frame(Engine* e, Connection* c, const uint8_t* payload, uint32_t size) noexcept nogil:
+    cdef Carriage* carriage = c.carriage
+    send_pongs(e, c)
+    carriage.echoes = True
+    if size:
+        carriage.close_code = load16(payload)
+        snprintf(carriage.words, sizeof(carriage.words), b"websocket close %u", <unsigned int> carriage.close_code)
+    else:
+        snprintf(carriage.words, sizeof(carriage.words), b"websocket close")
+    c.failure = carriage.words
+    end(e, c, REASON_CLIENT_CLOSED)
+
+
+cdef void break_web(Engine* e, Connection* c, int fault) noexcept nogil:
+    cdef Carriage* carriage = c.carriage
+    send_pongs(e, c)
+    if c.state != STATE_MEDIA:
+        return
+    carriage.close_code = close_code_of(fault)
+    snprintf(carriage.words, sizeof(carriage.words), b"%s", WEB_PREFIX)
+    describe_fault(fault, carriage.web.number, carriage.words + strlen(WEB_PREFIX))
+    c.failure = carriage.words
+    end(e, c, REASON_BROKEN_FRAME)
+
+
+# CONNECT-UDP: datagrams as they are.
+cdef uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t offset = 0
+    cdef int got, capsules = 0
+    cdef Payload payload
+    while c.state == STATE_MEDIA and c.asked == NULL:
+        if capsules == UNITS_A_TURN:
+            c.more = True
+            break
+        capsules += 1
+        got = read_capsule(&c.carriage.capsules, data + offset, size - offset, &payload)
+        if got == CAPSULE_NEEDS_MORE:
+            break
+        if got < 0:
+            break_capsules(e, c, got)
+            break
+        offset += payload.used
+        if got == CAPSULE_PAYLOAD:
+            send_payload(e, c, payload.data, payload.size)
+        elif got == CAPSULE_OVERSIZE:
+            c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+    return offset
+
+
+cdef void break_capsules(Engine* e, Connection* c, int fault) noexcept nogil:
+    cdef Carriage* carriage = c.carriage
+    if fault == CAPSULE_NO_CONTEXT:
+        snprintf(carriage.words, sizeof(carriage.words), b"capsule: no context id")
+    else:
+        snprintf(
+            carriage.words, sizeof(carriage.words), b"capsule: datagram of %llu bytes",
+            <unsigned long long> carriage.capsules.number)
+    c.failure = carriage.words
+    end(e, c, REASON_BROKEN_FRAME)
+
+
+# The client believes that this is UDP, and sends again itself.
+cdef void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    if not is_media_datagram(data, size):
+        c.counters.drops[DROP_UPLINK_MALFORMED] += 1
+        return
+    if size >= STUN_HEADER_BYTES and data[0] <= 3:
+        if c.asks and must_ask(e, c, data, size):
+            return
+        if datagram_unit(data, size):
+            remember(e, c, data, size)
+    else:
+        meter_datagram(e, &c.uplink_meter, data, size)
+    send_up(e, c, data, size)
+
+
+# True if the message is an Allocate of a user whom control has not let in: it waits for control's word, and so does what
+# the client says behind it; one that is too long to wait is dropped.
+cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef const uint8_t* name
+    if load16(message) != ALLOCATE_REQUEST:
+        return False
+    name = find_attribute(message, size, ATTRIBUTE_USERNAME, 1)
+    if name == NULL or (
+        c.admitted != NULL and c.admitted_size == load16(name - 2) and memcmp(c.admitted, name, c.admitted_size) == 0
+    ):
+        return False
+    if size > MAX_ASKED_BYTES:
+        drop(c, DROP_UPLINK_OVERSIZE, TRAFFIC_CONTROL)
+        return True
+    keep_bytes(&c.asked, &c.asked_size, message, size)
+    if c.asked == NULL:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return True
+    c.readable = False
+    watch_client(e, c)
+    c.answer_due_us = e.now_us + e.bounds.attach_us
+    arm(e, c)
+    report(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
+    return True
+
+
+# Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
+cdef void report(
+    Engine* e, Connection* c, uint32_t notice, const uint8_t* data, uint32_t size, int number, int fault
+) noexcept nogil:
+    cdef Event event
+    cdef uint64_t one = 1
+    event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+    event.notice, event.number, event.fault, event.size, event.data = notice, number, fault, size, NULL
+    if size:
+        event.data = malloc(size)
+        if event.data == NULL:
+            end(e, c, REASON_NO_DESCRIPTORS)
+            return
+        memcpy(event.data, data, size)
+    if relay_add(&e.message_bytes, size) > MESSAGES_BYTES or not put(&e.events, &event):
+        relay_add(&e.message_bytes, -<int64_t> size)
+        free(event.data)
+        end(e, c, REASON_CONTROL_TIMEOUT)
+        return
+    posix.write(e.event_fd, &one, sizeof(one))
+
+
+# A STUN message on its way up: a request is sent again until it is answered, but for those who do that themselves.
 cdef void remember(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
     if kind & CLASS_BITS:
@@ -530,8 +786,9 @@ cdef void remember(Engine* e, Connection* c, const uint8_t* message, uint32_t si
             remember_name(c, message, size)
         if c.releases:
             keep_bytes(&c.request, &c.request_size, message, size)
-    on_request(c.transactions, e.now_us, message, size)
-    arm(e, c)
+    if c.carrier != CARRIER_CONNECT_UDP:
+        on_request(c.transactions, e.now_us, message, size)
+        arm(e, c)
 
 
 # The name of the last Allocate that had one. Python may read it meanwhile, so it never moves.
@@ -550,15 +807,23 @@ cdef void remember_name(Connection* c, const uint8_t* request, uint32_t size) no
         c.username_size = length
 
 
-# Counts an RTP packet in ChannelData. A meter is made for a flow's first one; without memory there is none.
-cdef void meter(Engine* e, Meter** kept, const uint8_t* unit, uint32_t size) noexcept nogil:
-    if size <= 4 or unit[4] >> 6 != 2:
+# Counts an RTP packet. A meter is made for a flow's first one; without memory there is none.
+cdef void meter(Engine* e, Meter** kept, const uint8_t* packet, uint32_t size) noexcept nogil:
+    if not size or packet[0] >> 6 != 2:
         return
     if kept[0] == NULL:
         kept[0] = <Meter*> calloc(1, sizeof(Meter))
         if kept[0] == NULL:
             return
-    meter_packet(kept[0], e.now_us, unit + 4, size - 4, e.bounds.playout_us, e.bounds.clocks)
+    meter_packet(kept[0], e.now_us, packet, size, e.bounds.playout_us, e.bounds.clocks)
+
+
+# RTP in ChannelData, or bare.
+cdef void meter_datagram(Engine* e, Meter** kept, const uint8_t* data, uint32_t size) noexcept nogil:
+    if size > 4 and data[0] & 0xC0 == 0x40:
+        meter(e, kept, data + 4, size - 4)
+    else:
+        meter(e, kept, data, size)
 
 
 cdef inline void drop(Connection* c, int reason, int traffic) noexcept nogil:
@@ -594,12 +859,39 @@ cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) 
         c.counters.uplink_bytes += size
         e.sent_up += 1
     elif posix.errno in (posix.EAGAIN, posix.ENOBUFS, posix.ENOMEM):
-        drop(c, DROP_UPLINK_FULL, traffic_of(unit, size))
+        drop(c, DROP_UPLINK_FULL, class_of(c, unit, size))
     elif posix.errno == posix.EMSGSIZE:
-        drop(c, DROP_UPLINK_OVERSIZE, traffic_of(unit, size))
+        drop(c, DROP_UPLINK_OVERSIZE, class_of(c, unit, size))
     else:
-        c.fault = posix.errno
-        end(e, c, REASON_UPSTREAM_UNREACHABLE)
+        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, posix.errno)
+
+
+cdef inline int class_of(Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    return traffic_of_datagram(unit, size) if c.carrier == CARRIER_CONNECT_UDP else traffic_of(unit, size)
+
+
+# A session outlives its upstream: control moves it to another one.
+cdef void on_upstream_gone(Engine* e, Connection* c, int reason, int fault) noexcept nogil:
+    cdef uint32_t notice = NOTICE_SILENT if reason == REASON_UPSTREAM_SILENT else NOTICE_UNREACHABLE
+    if c.carrier != CARRIER_SESSION:
+        c.fault = fault
+        end(e, c, reason)
+        return
+    leave_upstream(e, c)
+    c.answer_due_us = e.now_us + e.bounds.attach_us
+    arm(e, c)
+    report(e, c, notice, NULL, 0, c.carriage.moves, fault)
+
+
+cdef void leave_upstream(Engine* e, Connection* c) noexcept nogil:
+    if c.udp >= 0:
+        watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
+        posix.close(c.udp)
+        c.udp = -1
+        count_live(LIVE_SOCKETS, -1)
+    clear_transactions(c.transactions)
+    c.transactions.answered_count = 0
+    c.answer_due_us = 0
 
 
 # ---- 5 downlink
@@ -614,12 +906,12 @@ cdef void on_upstream(Engine* e, Connection* c) noexcept nogil:
     if often:
         take_datagrams(e, c)
         return
-    size = posix.recv(c.udp, e.datagrams, DATAGRAM_BYTES - 4, posix.MSG_DONTWAIT)
+    size = posix.recv(c.udp, e.vectors[0].iov_base, e.vectors[0].iov_len, posix.MSG_DONTWAIT)
     if size < 0:
         on_upstream_error(e, c)
         return
     c.heard_us = e.now_us
-    size = take_datagram(e, c, e.datagrams, <uint32_t> size, 0)
+    size = take_datagram(e, c, <uint8_t*> e.vectors[0].iov_base, <uint32_t> size, 0)
     if size and c.state == STATE_MEDIA:
         write_client(e, c, e.record, <uint32_t> size)
 
@@ -645,14 +937,15 @@ cdef void on_upstream_error(Engine* e, Connection* c) noexcept nogil:
         # A router further on said that an earlier datagram was too long; the upstream is still there.
         c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
     elif posix.errno not in (posix.EAGAIN, posix.EINTR):
-        c.fault = posix.errno
-        end(e, c, REASON_UPSTREAM_UNREACHABLE)
+        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, posix.errno)
 
 
 # Puts what a datagram brings into the record of this turn, of which ``filled`` bytes are; how many are then.
 cdef uint32_t take_datagram(Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled) noexcept nogil:
     if c.tap != NULL:
         copy_datagram(c, TAP_DOWNLINK, data, size)
+    if c.carrier == CARRIER_CONNECT_UDP:
+        return take_payload(e, c, data, size, filled)
     size = <uint32_t> datagram_unit(data, size)
     if not size:
         c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
@@ -661,27 +954,44 @@ cdef uint32_t take_datagram(Engine* e, Connection* c, uint8_t* data, uint32_t si
     return filled
 
 
+cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled) noexcept nogil:
+    if not is_media_datagram(data, size):
+        c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
+        return filled
+    if size and data[0] <= 3 and datagram_unit(data, size):
+        note_allocation(e, c, data, size)
+    return deliver(e, c, data, size, filled)
+
+
 # Matches an answer with its request; False if it must not reach the client.
 cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
-    cdef const uint8_t* value
-    if not kind & RESPONSE_BIT:
-        return True
-    if kind == ALLOCATE_ERROR:
-        if not c.allocated_until_us and is_stale(e, c, message, size):
+    if kind == ALLOCATE_ERROR and c.carrier != CARRIER_SESSION and not c.allocated_until_us:
+        if is_stale(e, c, message, size):
             return False
-        c.allocating = False
-    if on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
+    if kind & RESPONSE_BIT and on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return False
-    if kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
+    if c.carrier == CARRIER_SESSION:
+        report(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
+        return False
+    note_allocation(e, c, message, size)
+    return True
+
+
+# How long the client's allocation lives, for whoever may have to release it.
+cdef void note_allocation(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef uint16_t kind = load16(message)
+    cdef const uint8_t* value
+    if kind == ALLOCATE_ERROR:
+        c.allocating = False
+    elif kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
         value = find_attribute(message, size, ATTRIBUTE_LIFETIME, 4)
         c.allocating = False
         if value == NULL:
             c.allocated_until_us = e.now_us + ALLOCATION_LIFETIME_US
         else:
             c.allocated_until_us = e.now_us + <int64_t> load32(value) * 1000000 if load32(value) else 0
-    return True
 
 
 # An Allocate met another client's stale allocation (437): control is asked for a socket on a fresh port, and the
@@ -699,24 +1009,65 @@ cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     return True
 
 
-# Puts one unit into the record of this turn, padded with zeroes; or lets it wait, where the client takes less than comes.
+# Makes of a unit what its carrier sends, where it lies: before it there is DATAGRAM_ROOM, behind it room for padding. The
+# unit's bytes from the fifth on stay what they are.
+cdef inline uint8_t* frame_unit(Connection* c, uint8_t* unit, uint32_t size, uint32_t* framed) noexcept nogil:
+    cdef uint32_t head
+    if c.carrier == CARRIER_TURN:
+        framed[0] = (size + 3) & ~<uint32_t> 3
+        memset(unit + size, 0, framed[0] - size)
+        return unit
+    if c.carrier == CARRIER_SESSION:
+        unit[2], unit[3] = unit[0], unit[1]
+        unit += 2
+        size -= 2
+    head = write_capsule_head(unit, size) if c.carrier == CARRIER_CONNECT_UDP else write_head(unit, WEB_BINARY, size)
+    framed[0] = head + size
+    return unit - head
+
+
+# Puts one unit into the record of this turn, framed; or lets it wait, where the client takes less than comes.
 cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, uint32_t filled) noexcept nogil:
-    cdef uint32_t padded = (size + 3) & ~<uint32_t> 3
-    memset(unit + size, 0, padded - size)
-    if c.out.size or is_waiting(&c.schedule) or falls_behind(e, c):
-        let_wait(e, c, unit, size)
+    cdef uint32_t framed
+    cdef uint8_t* frame
+    cdef int traffic
+    if must_wait(e, c):
+        traffic = class_of(c, unit, size)
+        frame = frame_unit(c, unit, size, &framed)
+        let_wait(e, c, traffic, frame, size, framed)
         return filled
+    frame = frame_unit(c, unit, size, &framed)
     hand_over(e, c, unit, size, e.now_us)
-    if filled and filled + padded > PLAIN_BYTES:
+    if filled and filled + framed > PLAIN_BYTES:
         write_client(e, c, e.record, filled)
         filled = 0
         if c.state != STATE_MEDIA:
             return 0
-    if padded > PLAIN_BYTES:
-        write_client(e, c, unit, padded)
+    if framed > PLAIN_BYTES:
+        write_client(e, c, frame, framed)
         return 0
-    memcpy(e.record + filled, unit, padded)
-    return filled + padded
+    memcpy(e.record + filled, frame, framed)
+    return filled + framed
+
+
+# A message of ours among those of the upstream.
+cdef void reply(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    memcpy(e.vectors[0].iov_base, message, size)
+    size = deliver(e, c, <uint8_t*> e.vectors[0].iov_base, size, 0)
+    if size and c.state == STATE_MEDIA:
+        write_client(e, c, e.record, size)
+
+
+# Whole frames that are no units: first of what waits, and in no count.
+cdef void say(Engine* e, Connection* c, const uint8_t* frames, uint32_t size) noexcept nogil:
+    if must_wait(e, c):
+        let_wait(e, c, TRAFFIC_CONTROL, frames, NO_UNIT, size)
+    else:
+        write_client(e, c, frames, size)
+
+
+cdef inline bint must_wait(Engine* e, Connection* c) noexcept nogil:
+    return c.out.size != 0 or is_waiting(&c.schedule) or falls_behind(e, c)
 
 
 cdef void set_rules(Engine* e, Connection* c, Rules* rules) noexcept nogil:
@@ -734,11 +1085,13 @@ cdef void count_drops(Connection* c, const Rules* rules) noexcept nogil:
         c.counters.dropped[traffic] += rules.old[traffic] + rules.full[traffic]
 
 
-cdef void let_wait(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+cdef void let_wait(
+    Engine* e, Connection* c, int traffic, const uint8_t* frame, uint32_t size, uint32_t framed
+) noexcept nogil:
     cdef Rules rules
     cdef Put put
     set_rules(e, c, &rules)
-    put = put_unit(&c.schedule, &rules, e.now_us, traffic_of(unit, size), unit, size)
+    put = put_frame(&c.schedule, &rules, e.now_us, traffic, frame, size, framed)
     count_drops(c, &rules)
     if put == PUT_REFUSED:
         end(e, c, REASON_SLOW_CLIENT)
@@ -784,14 +1137,17 @@ cdef void forget_behind(Engine* e, Connection* c) noexcept nogil:
     c.behind = False
 
 
-# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it.
+# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Its first four bytes
+# are a session's no more: there media is all that comes here.
 cdef void hand_over(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us) noexcept nogil:
     cdef int64_t delay_us = e.now_us - arrived_us
     c.counters.downlink_packets += 1
     c.counters.downlink_bytes += size
     record_delay(&c.delays, delay_us)
-    if unit[0] >= 0x40:
-        meter(e, &c.downlink_meter, unit, size)
+    if c.carrier == CARRIER_CONNECT_UDP:
+        meter_datagram(e, &c.downlink_meter, unit, size)
+    elif size > 4 and (unit[0] >= 0x40 or c.carrier == CARRIER_SESSION):
+        meter(e, &c.downlink_meter, unit + 4, size - 4)
     if e.now_us >= c.link_due_us:
         read_link(e, c)
 
@@ -891,6 +1247,7 @@ cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
 cdef void write_waiting(Engine* e, Connection* c) noexcept nogil:
     cdef Rules rules
     cdef Frame frame
+    cdef uint8_t* unit
     cdef int traffic
     cdef uint32_t filled = 0
     set_rules(e, c, &rules)
@@ -903,8 +1260,12 @@ cdef void write_waiting(Engine* e, Connection* c) noexcept nogil:
             break
         # It lies in the first of the buffers for datagrams, which has room for the longest.
         pop_frame(&c.schedule, traffic, e.datagrams + filled)
-        hand_over(e, c, e.datagrams + filled, frame.size, frame.arrived_us)
+        unit = e.datagrams + filled
         filled += frame.padded
+        if c.carrier != CARRIER_TURN:
+            unit += frame.padded - frame.size
+        if frame.size != NO_UNIT:
+            hand_over(e, c, unit, frame.size, frame.arrived_us)
         traffic = next_class(&c.schedule)
     note_oldest(&c.schedule)
     if filled:
@@ -986,16 +1347,25 @@ cdef void on_pipe_readable(Engine* e, Connection* c) noexcept nogil:
 # ---- 7 time
 
 
-# The next moment a flow must be looked at: a request is due, or the upstream has been silent for too long.
+cdef inline int64_t sooner(int64_t one, int64_t other) noexcept nogil:
+    return one if not other or (one and one < other) else other
+
+
+# The next moment a flow must be looked at: a request is due, the upstream has been silent for too long, control has not
+# answered, or the client is to be pinged.
 cdef void arm(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t since = waiting_since_us(c.transactions), due = next_due_us(c.transactions)
     cdef int64_t silent
+    if due:
+        silent = (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us
+        if silent < due:
+            due = silent
+    due = sooner(due, c.answer_due_us)
+    if c.carriage != NULL:
+        due = sooner(due, c.carriage.ping_due_us)
     if not due:
         clear_deadline(e, c)
         return
-    silent = (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us
-    if silent < due:
-        due = silent
     if not c.deadline_us or due < c.deadline_us:
         set_deadline(e, c, due)
 
@@ -1017,8 +1387,15 @@ cdef void on_deadline(Engine* e, Connection* c) noexcept nogil:
 cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t since = waiting_since_us(c.transactions)
     cdef Pending* pending
+    if c.answer_due_us and e.now_us >= c.answer_due_us:
+        end(e, c, REASON_CONTROL_TIMEOUT)
+        return
+    if c.carriage != NULL and c.carriage.ping_due_us and e.now_us >= c.carriage.ping_due_us:
+        ping(e, c)
+        if c.state != STATE_MEDIA:
+            return
     if since and e.now_us >= (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us:
-        end(e, c, REASON_UPSTREAM_SILENT)
+        on_upstream_gone(e, c, REASON_UPSTREAM_SILENT, 0)
         return
     pending = take_due(c.transactions, e.now_us)
     while pending != NULL:
@@ -1028,6 +1405,21 @@ cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
             return
         pending = take_due(c.transactions, e.now_us)
     arm(e, c)
+
+
+# Proxies cut tunnels that are idle. A client that has not answered the ping before the last is gone.
+cdef void ping(Engine* e, Connection* c) noexcept nogil:
+    cdef uint8_t[2] frame
+    cdef Carriage* carriage = c.carriage
+    if carriage.pinged_before_us and carriage.heard_us <= carriage.pinged_before_us:
+        c.failure = b"no pong"
+        end(e, c, REASON_CLIENT_LOST)
+        return
+    carriage.pinged_before_us, carriage.pinged_us = carriage.pinged_us, e.now_us
+    carriage.ping_due_us = e.now_us + e.bounds.ping_us
+    carriage.texts = 0
+    write_control_head(frame, WEB_PING, 0)
+    say(e, c, frame, 2)
 
 
 cdef void turn_wheel(Engine* e) noexcept nogil:
@@ -1084,7 +1476,11 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         free(c.transactions)
         c.transactions = NULL
     free(c.stale_answer)
-    c.stale_answer = NULL
+    free(c.asked)
+    free(c.admitted)
+    c.stale_answer = c.asked = c.admitted = NULL
+    if c.carriage != NULL:
+        clear_buffer(&c.carriage.web.message)
     if c.tap != NULL:
         end_tap(c.tap)
         c.tap = NULL
@@ -1096,6 +1492,10 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
     c.state = STATE_CLOSING
     relay_add(&e.ends, 1)
     owe(e, c, NOTICE_CLOSED)
+    if c.carriage != NULL and c.carrier != CARRIER_CONNECT_UDP:
+        say_goodbye(e, c)
+        if c.state == STATE_DEAD:
+            return
     if c.out.size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
         set_deadline(e, c, e.now_us + CLOSE_US)
         watch_client(e, c)
@@ -1103,11 +1503,38 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         finish(e, c)
 
 
+# The Close frame of a WebSocket, if there is something to say: the client's own code, what is wrong with its frame, or why
+# we go.
+cdef void say_goodbye(Engine* e, Connection* c) noexcept nogil:
+    cdef Carriage* carriage = c.carriage
+    cdef uint8_t[2 + WEB_MAX_CONTROL_BYTES] frame
+    cdef const char* text = b""
+    cdef uint16_t code = CLOSE_CODE_OF[c.reason]
+    cdef uint32_t size = 0
+    if c.reason == REASON_BROKEN_FRAME:
+        code, text = carriage.close_code, carriage.words + strlen(WEB_PREFIX)
+    elif carriage.echoes:
+        code = carriage.close_code
+    elif not code:
+        return
+    else:
+        text = CLOSE_WORD_OF[c.reason]
+    if code:
+        frame[2], frame[3] = <uint8_t> (code >> 8), <uint8_t> code
+        size = 2 + <uint32_t> strlen(text)
+        memcpy(frame + 4, text, size - 2)
+    write_control_head(frame, WEB_CLOSE, size)
+    carriage.closing = True
+    write_client(e, c, frame, 2 + size)
+
+
 # close_notify, and the descriptors are gone.
 cdef void finish(Engine* e, Connection* c) noexcept nogil:
     clear_deadline(e, c)
     leave_contexts(e, c)
-    if c.reason == REASON_HTTP_CLOSED and not c.lingering and c.ssl != NULL and not e.stopping:
+    if not c.lingering and c.ssl != NULL and not e.stopping and (
+        c.reason == REASON_HTTP_CLOSED or (c.carriage != NULL and c.carriage.closing)
+    ):
         linger(e, c)
         return
     if c.ssl != NULL:
@@ -1164,7 +1591,10 @@ cdef void free_what_is_read(Connection* c) noexcept nogil:
     free(c.username)
     free(c.uplink_meter)
     free(c.downlink_meter)
-    c.request, c.username, c.uplink_meter, c.downlink_meter = NULL, NULL, NULL, NULL
+    # Its words may be those of the failure.
+    free(c.carriage)
+    c.failure = NULL
+    c.request, c.username, c.uplink_meter, c.downlink_meter, c.carriage = NULL, NULL, NULL, NULL, NULL
 
 
 # ---- 9 commands
@@ -1205,7 +1635,7 @@ cdef void on_command(Engine* e, Command* command) noexcept nogil:
             return
         if c != NULL:
             on_connection_command(e, c, command)
-        elif command.op in (OP_ATTACH, OP_REPLACE, OP_UPGRADE) and command.number >= 0:
+        elif command.op in (OP_ATTACH, OP_REPLACE, OP_UPGRADE, OP_MOVE) and command.number >= 0:
             posix.close(command.number)
     free(command.data)
 
@@ -1221,8 +1651,33 @@ cdef void on_connection_command(Engine* e, Connection* c, Command* command) noex
         upgrade(e, c, command)
     elif command.op == OP_REPLACE and c.state == STATE_MEDIA:
         replace(e, c, command.number)
+    elif c.state == STATE_MEDIA and on_flow_command(e, c, command):
+        return
     elif command.number >= 0:
         posix.close(command.number)
+
+
+# True if it was one that the carrier and its state have.
+cdef bint on_flow_command(Engine* e, Connection* c, Command* command) noexcept nogil:
+    if command.op == OP_ADMIT and c.asked != NULL:
+        admit(e, c)
+    elif command.op == OP_REFUSE and c.asked != NULL:
+        forget_asked(c)
+        reply(e, c, <const uint8_t*> command.data, command.size)
+        read_on(e, c)
+    elif c.carrier != CARRIER_SESSION:
+        return False
+    elif command.op == OP_MOVE:
+        move(e, c, command)
+    elif command.op == OP_TELL:
+        say(e, c, <const uint8_t*> command.data, command.size)
+    elif command.op == OP_REQUEST:
+        if c.udp >= 0:
+            remember(e, c, <const uint8_t*> command.data, command.size)
+            send_up(e, c, <const uint8_t*> command.data, command.size)
+    else:
+        return False
+    return True
 
 
 # The command's share of the tap becomes the connection's, which ends the one it had; or it is given up.
@@ -1280,16 +1735,44 @@ cdef void adopt(Engine* e, Command* command) noexcept nogil:
 
 cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     c.udp = command.number
-    count_live(LIVE_SOCKETS, 1)
-    c.releases = command.flag
+    count_live(LIVE_SOCKETS, c.udp >= 0)
+    c.releases = command.flag & FLOW_RELEASES
+    c.asks = command.flag & FLOW_ASKS
+    c.carrier = <uint8_t> (command.flag >> FLOW_CARRIER_SHIFT)
     c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
     c.heard_us = c.opened_us = e.now_us
     clear_deadline(e, c)
-    if c.transactions == NULL or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) < 0:
+    if c.transactions == NULL or (c.carrier != CARRIER_TURN and not open_carriage(e, c)) or not watch_upstream(e, c):
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     c.state = STATE_MEDIA
+    arm(e, c)
+    read_on(e, c)
+
+
+# True without an upstream, too.
+cdef bint watch_upstream(Engine* e, Connection* c) noexcept nogil:
+    return c.udp < 0 or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) == 0
+
+
+cdef bint open_carriage(Engine* e, Connection* c) noexcept nogil:
+    c.carriage = <Carriage*> calloc(1, sizeof(Carriage))
+    if c.carriage == NULL:
+        # There is no Close frame without it.
+        c.carrier = CARRIER_TURN
+        return False
+    c.carriage.web.takes_text = c.carrier == CARRIER_SESSION
+    c.carriage.heard_us = e.now_us
+    if c.carrier != CARRIER_CONNECT_UDP:
+        c.carriage.ping_due_us = e.now_us + e.bounds.ping_us
+    return True
+
+
+# The client is read again, from what has been read already.
+cdef void read_on(Engine* e, Connection* c) noexcept nogil:
+    if c.state != STATE_MEDIA:
+        return
     c.readable = True
     watch_client(e, c)
     on_stream(e, c, NULL, 0)
@@ -1297,9 +1780,45 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
         see_again(e, c)
 
 
+cdef void forget_asked(Connection* c) noexcept nogil:
+    free(c.asked)
+    c.asked = NULL
+    c.answer_due_us = 0
+
+
+cdef void admit(Engine* e, Connection* c) noexcept nogil:
+    cdef uint8_t* request = c.asked
+    cdef const uint8_t* name = find_attribute(request, c.asked_size, ATTRIBUTE_USERNAME, 1)
+    keep_bytes(&c.admitted, &c.admitted_size, name, load16(name - 2))
+    c.asked = NULL
+    c.answer_due_us = 0
+    if c.carrier != CARRIER_CONNECT_UDP or datagram_unit(request, c.asked_size):
+        remember(e, c, request, c.asked_size)
+    send_up(e, c, request, c.asked_size)
+    free(request)
+    read_on(e, c)
+
+
+# A session goes on at another upstream, or learns that there is no way to it. What it counted and metered stays.
+cdef void move(Engine* e, Connection* c, Command* command) noexcept nogil:
+    c.carriage.moves = command.moves
+    leave_upstream(e, c)
+    if command.number < 0:
+        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, command.flag)
+        return
+    c.udp = command.number
+    count_live(LIVE_SOCKETS, 1)
+    c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
+    c.heard_us = e.now_us
+    if c.tap != NULL:
+        c.tap.placed = False
+    if not watch_upstream(e, c):
+        end(e, c, REASON_NO_DESCRIPTORS)
+
+
 cdef void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
     if c.ended:
-        posix.close(command.number)
+        close_open(command.number)
         end(e, c, REASON_CLIENT_CLOSED)
         return
     posix.close(c.pipe)
@@ -1311,7 +1830,7 @@ cdef void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
     if c.state == STATE_HTTP:
         attach(e, c, command)
     else:
-        posix.close(command.number)
+        close_open(command.number)
 
 
 # A socket on a fresh port, or -1: then the client gets the answer that it would have got.
@@ -1323,11 +1842,7 @@ cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
     if fd < 0 and answer != NULL:
         on_response(c.transactions, answer + TRANSACTION_ID_OFFSET)
         c.allocating = False
-        if c.out.size or is_waiting(&c.schedule) or falls_behind(e, c):
-            let_wait(e, c, answer, size)
-        else:
-            hand_over(e, c, answer, size, e.now_us)
-            write_client(e, c, answer, size)
+        reply(e, c, answer, size)
     elif fd >= 0:
         watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
         posix.close(c.udp)
@@ -1361,6 +1876,7 @@ cdef void tell(Engine* e) noexcept nogil:
     cdef uint64_t one = 1
     cdef uint32_t bit
     cdef bint told = False
+    memset(&event, 0, sizeof(event))
     e.owed = NULL
     e.told_us = e.now_us
     while c != NULL:
@@ -1410,7 +1926,7 @@ cdef void see_those_again(Engine* e) noexcept nogil:
 
 cdef void on_media(Engine* e, Connection* c, uint64_t source, uint32_t events) noexcept nogil:
     if source == ON_UDP:
-        if c.state == STATE_MEDIA:
+        if c.state == STATE_MEDIA and c.udp >= 0:
             on_upstream(e, c)
     elif source == ON_PIPE:
         if events & posix.EPOLLOUT and c.state == STATE_HTTP:
@@ -1520,11 +2036,6 @@ cdef class SharedState:
             free(self.shared)
 
 
-cdef void close_open(int fd) noexcept nogil:
-    if fd >= 0:
-        posix.close(fd)
-
-
 cdef tuple histogram_of(Histogram* histogram):
     cdef int bucket
     cdef list counts = []
@@ -1610,6 +2121,17 @@ def live_objects() -> dict:
     }
 
 
+cdef inline int flow_flags(int carrier, bint releases, bint asks) noexcept nogil:
+    return carrier << FLOW_CARRIER_SHIFT | (FLOW_RELEASES if releases else 0) | (FLOW_ASKS if asks else 0)
+
+
+cdef int require_stun(bytes message) except -1:
+    cdef const uint8_t* data = <const uint8_t*> <char*> message
+    if not 0 < len(message) <= 65535 or data[0] >= 0x40 or not datagram_unit(data, len(message)):
+        raise ValueError("expected a STUN message")
+    return 0
+
+
 cdef class Worker:
     """One data-plane thread: ``run`` it in a thread of its own; every other method is called with the GIL.
 
@@ -1634,8 +2156,8 @@ cdef class Worker:
         ):
             raise MemoryError
         for i in range(DATAGRAMS_A_TURN):
-            e.vectors[i].iov_base = e.datagrams + i * DATAGRAM_BYTES
-            e.vectors[i].iov_len = DATAGRAM_BYTES - 4
+            e.vectors[i].iov_base = e.datagrams + i * DATAGRAM_BYTES + DATAGRAM_ROOM
+            e.vectors[i].iov_len = DATAGRAM_BYTES - DATAGRAM_ROOM - 4
             e.messages[i].msg_hdr.msg_iov = &e.vectors[i]
             e.messages[i].msg_hdr.msg_iovlen = 1
         e.epoll = posix.epoll_create1(posix.EPOLL_CLOEXEC)
@@ -1647,10 +2169,13 @@ cdef class Worker:
 
     def __dealloc__(self):
         cdef Engine* e = self.engine
+        cdef Event event
         cdef uint32_t i
         if e == NULL:
             return
         on_commands(e)              # what was said after the last turn
+        while e.events.items != NULL and take(&e.events, &event):
+            free(event.data)
         close_listeners(e)
         close_open(e.epoll)
         close_open(e.command_fd)
@@ -1686,12 +2211,12 @@ cdef class Worker:
         return self.push(&command)
 
     cdef int send_flow(
-        self, int op, uint64_t identity, int udp, bint releases, int64_t age_us, bytes data
+        self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data
     ) except -1:
         cdef Command command
         memset(&command, 0, sizeof(command))
-        command.age_us = age_us
-        self.fill(&command, op, identity, udp, releases, data)
+        command.age_us, command.moves = age_us, moves
+        self.fill(&command, op, identity, udp, flag, data)
         return self.push(&command)
 
     cdef int fill(
@@ -1733,7 +2258,7 @@ cdef class Worker:
     def configure(
         self, int64_t handshake_us, int64_t first_bytes_us, int64_t attach_us, int64_t silence_us, int64_t connections,
         int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes, uint32_t control_bytes,
-        int64_t playout_us, list clocks not None,
+        int64_t playout_us, int64_t ping_us, list clocks not None,
     ) -> None:
         """Use these bounds; ``clocks`` are those of relay.quality.meter.clock_table."""
         cdef Bounds bounds
@@ -1745,7 +2270,7 @@ cdef class Worker:
         bounds.handshake_us, bounds.first_bytes_us, bounds.attach_us = handshake_us, first_bytes_us, attach_us
         bounds.silence_us, bounds.connections = silence_us, connections
         bounds.connections_per_source = connections_per_source
-        bounds.max_age_us, bounds.playout_us = max_age_us, playout_us
+        bounds.max_age_us, bounds.playout_us, bounds.ping_us = max_age_us, playout_us, ping_us
         bounds.media_bytes, bounds.control_bytes = media_bytes, control_bytes
         cdef bytes copied = (<char*> &bounds)[:sizeof(bounds)]
         self.send(OP_CONFIGURE, 0, -1, 0, copied)
@@ -1762,20 +2287,51 @@ cdef class Worker:
         """Take over a connection; the ADOPTED event tells its number."""
         self.send(OP_ADOPT, ticket, fd, 0, preread)
 
-    def attach(self, uint64_t identity, int udp, bint releases, int64_t age_us) -> None:
+    def attach(self, uint64_t identity, int udp, bint releases, bint asks, int64_t age_us) -> None:
         """Start the flow on a connected UDP socket, which is the worker's while the flow lives.
 
-        ``age_us`` is how old its media may grow here, -1 for what the bounds say.
+        ``asks`` to have users reported; ``age_us`` is how old its media may grow here, -1 for what the bounds say.
         """
-        self.send_flow(OP_ATTACH, identity, udp, releases, age_us, None)
+        self.send_flow(OP_ATTACH, identity, udp, flow_flags(0, releases, asks), age_us, 0, None)
 
     def replace(self, uint64_t identity, int udp) -> None:
         """Go on from a fresh port, or with -1 give the client its 437."""
         self.send(OP_REPLACE, identity, udp, 0, None)
 
-    def upgrade(self, uint64_t identity, bytes response not None, int udp, bint releases, int64_t age_us) -> None:
-        """Leave HTTP with this response; the rest as for ``attach``."""
-        self.send_flow(OP_UPGRADE, identity, udp, releases, age_us, response)
+    def upgrade(
+        self, uint64_t identity, bytes response not None, int carrier, int udp, bint releases, bint asks, int64_t age_us
+    ) -> None:
+        """Leave HTTP with this response; the rest as for ``attach``. ``carrier`` is its place in the enumeration."""
+        self.send_flow(OP_UPGRADE, identity, udp, flow_flags(carrier, releases, asks), age_us, 0, response)
+
+    def move(self, uint64_t identity, int udp, int error, int64_t age_us, int moves) -> None:
+        """Have a session go on from this socket, the worker's from here; -1 and an errno where there is none.
+
+        ``moves`` counts the session's moves, this one included.
+        """
+        self.send_flow(OP_MOVE, identity, udp, error, age_us, moves, None)
+
+    def tell(self, uint64_t identity, bytes text not None) -> None:
+        """Send the client of a session a text message, in UTF-8."""
+        cdef uint8_t[WEB_MAX_HEAD_BYTES] head
+        cdef uint64_t length = len(text)
+        cdef uint32_t size = write_head(head + WEB_MAX_HEAD_BYTES, WEB_TEXT, length)
+        cdef bytes frame = (<char*> head)[WEB_MAX_HEAD_BYTES - size:WEB_MAX_HEAD_BYTES] + text
+        self.send(OP_TELL, identity, -1, 0, frame)
+
+    def request(self, uint64_t identity, bytes message not None) -> None:
+        """Send the upstream of a session a STUN message. Raises ValueError if it is none."""
+        require_stun(message)
+        self.send(OP_REQUEST, identity, -1, 0, message)
+
+    def admit(self, uint64_t identity) -> None:
+        """Forward the Allocate that waits."""
+        self.send(OP_ADMIT, identity, -1, 0, None)
+
+    def refuse(self, uint64_t identity, bytes response not None) -> None:
+        """Answer the Allocate that waits with this STUN message. Raises ValueError if it is none."""
+        require_stun(response)
+        self.send(OP_REFUSE, identity, -1, 0, response)
 
     def close(self, uint64_t identity, int reason) -> None:
         """End a connection."""
@@ -1817,13 +2373,18 @@ cdef class Worker:
     # Events and figures
 
     def take_events(self) -> list:
-        """(notice, number) of each event since the last call, in order."""
+        """(notice, number, message, move, errno) of each event since the last call, in order."""
         cdef uint64_t rung
         cdef Event event
+        cdef bytes data
         cdef list events = []
         posix.read(self.engine.event_fd, &rung, sizeof(rung))
         while take(&self.engine.events, &event):
-            events.append((event.notice, event.identity | <uint64_t> self.engine.number << 56))
+            data = (<char*> event.data)[:event.size] if event.data != NULL else b""
+            relay_add(&self.engine.message_bytes, -<int64_t> event.size)
+            free(event.data)
+            events.append((
+                event.notice, event.identity | <uint64_t> self.engine.number << 56, data, event.number, event.fault))
         return events
 
     cdef Connection* slot(self, object identity) except NULL:
@@ -1855,6 +2416,11 @@ cdef class Worker:
         """True for a connection that may become a flow: TURN that waits for attach, or HTTP."""
         cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
         return c != NULL and c.state == (STATE_HTTP if http else STATE_WAITING)
+
+    def moves(self, identity) -> int:
+        """How often a session has moved, as far as its worker has come."""
+        cdef Connection* c = self.slot(identity)
+        return c.carriage.moves if c.carriage != NULL else 0
 
     def ticket(self, identity) -> int:
         """The number under which Python adopted a connection."""
@@ -1902,7 +2468,9 @@ cdef class Worker:
         return c.reason, c.fault, text_of(c.failure), (<char*> c.first_bytes)[:8]
 
     def take_flow(self, identity) -> tuple:
-        """(UDP socket, microseconds until its allocation ends, allocating, last authenticated request) of an ended flow.
+        """What an ended flow leaves behind.
+
+        (UDP socket, microseconds until its allocation ends, allocating, last authenticated request, moves of a session)
 
         The caller owns the socket, which is -1 if there was no flow.
         """
@@ -1911,7 +2479,7 @@ cdef class Worker:
         cdef int64_t left = c.allocated_until_us - posix.monotonic_us() if c.allocated_until_us else 0
         count_live(LIVE_SOCKETS, -(c.udp >= 0))
         fd, c.udp = c.udp, -1
-        return fd, left, bool(c.allocating), request
+        return fd, left, bool(c.allocating), request, c.carriage.moves if c.carriage != NULL else 0
 
     def flows(self) -> tuple:
         """(records, counters from the start, delays from the start): a FlowRecord for each flow.

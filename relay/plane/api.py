@@ -89,7 +89,7 @@ class DropReason(StrEnum):
     DOWNLINK_OLD = "downlink_old"  # waited for the client for longer than media is worth anything
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
     DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, no media at all
-    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: neither STUN, DTLS, ChannelData, RTP nor RTCP (RFC 7983)
+    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: no media by its first byte (RFC 7983)
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
     UPLINK_FULL = "uplink_full"  # the UDP socket has no room
 

@@ -25,6 +25,7 @@ from relay._fastpath import SharedState, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
 from relay.plane.api import (
+    AllocateRequested,
     AllocationOrphaned,
     Carrier,
     Certificate,
@@ -41,12 +42,15 @@ from relay.plane.api import (
     Latency,
     PlaneSettings,
     Snapshot,
+    StunReceived,
     Tap,
     TappedDatagram,
+    TextReceived,
     Totals,
     Traffic,
     TurnOpened,
     Upstream,
+    UpstreamLost,
 )
 from relay.plane.flow import ALLOCATION_LIFETIME_S, MAX_USERNAME_CHARACTERS
 from relay.plane.source_ports import SourcePorts
@@ -66,6 +70,8 @@ TICKET_KEY_BYTES = 80
 TICKET_KEY_LIFETIME_S = 4 * 3600
 
 ADOPTED, TURN_OPENED, HTTP_OPENED, STALE, CLOSED = 1, 2, 4, 8, 16
+ALLOCATE, TEXT, STUN, SILENT, UNREACHABLE = 32, 64, 128, 256, 512
+CARRIERS = tuple(Carrier)
 REASONS = tuple(CloseReason)
 DROPS = tuple(DropReason)
 TRAFFICS = tuple(Traffic)
@@ -84,8 +90,12 @@ class _Flow:
     connection: ConnectionId
     client: Address
     server_name: str
+    carrier: Carrier
     upstream: Upstream
     port: int
+    # Of a session: how often it has moved, and from where, as long as its worker may not have come so far.
+    moves: int = 0
+    before: _Flow | None = None
 
 
 class _Tap:
@@ -181,6 +191,7 @@ class CompiledPlane:
         shared = SharedState()
         self._workers = [Worker(number, shared) for number in range(workers or os.cpu_count() or 1)]
         self._flows: dict[int, _Flow] = {}
+        self._sessions: set[int] = set()
         self._tickets: dict[int, int] = {}  # of adopted connections: Python's number to the worker's
         # Those that no worker has taken yet, and why they are to be closed already.
         self._adopting: dict[int, CloseReason | None] = {}
@@ -251,6 +262,7 @@ class CompiledPlane:
                 settings.downlink_media_bytes,
                 settings.downlink_control_bytes,
                 round(settings.playout_deadline_s * 1e6),
+                round(settings.websocket_ping_s * 1e6),
                 clocks,
             )
 
@@ -267,22 +279,37 @@ class CompiledPlane:
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
         """Start the flow of a connection that has reported TurnOpened."""
-        opened = self._open_flow(connection, upstream, http=False)
+        opened = self._open_flow(connection, Carrier.TURN, upstream, http=False)
         if opened is not None:
             identity, udp = opened
-            self._worker(identity).attach(identity, udp, upstream.releases_allocations, _age_us(upstream))
+            self._worker(identity).attach(identity, udp, *_rules(upstream))
 
-    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
         """Take an HTTP connection back and go on as media."""
-        assert carrier is Carrier.TURN
-        opened = self._open_flow(connection, upstream, http=True)
+        number = CARRIERS.index(carrier)
+        if carrier is Carrier.SESSION:
+            identity = self._tickets.get(connection, connection)
+            if self._awaits(identity, http=True):
+                self._sessions.add(identity)
+                self._worker(identity).upgrade(identity, response, number, -1, False, False, -1)
+            return
+        if upstream is None:
+            raise ValueError(f"a connection of carrier {carrier} has an upstream")
+        opened = self._open_flow(connection, carrier, upstream, http=True)
         if opened is not None:
             identity, udp = opened
-            self._worker(identity).upgrade(identity, response, udp, upstream.releases_allocations, _age_us(upstream))
+            self._worker(identity).upgrade(identity, response, number, udp, *_rules(upstream))
 
-    def _open_flow(self, connection: ConnectionId, upstream: Upstream, *, http: bool) -> tuple[int, int] | None:
+    def _awaits(self, identity: int, *, http: bool) -> bool:
+        """Whether a connection may become a flow now."""
+        taken = identity in self._flows or identity in self._sessions
+        return not taken and self._is_known(identity) and self._worker(identity).awaits(identity, http)
+
+    def _open_flow(
+        self, connection: ConnectionId, carrier: Carrier, upstream: Upstream, *, http: bool
+    ) -> tuple[int, int] | None:
         identity = self._tickets.get(connection, connection)
-        if not self._is_known(identity) or identity in self._flows or not self._worker(identity).awaits(identity, http):
+        if not self._awaits(identity, http=http):
             return None
         try:
             udp = self._ports.open_socket(self.loop.time(), upstream.address)
@@ -290,11 +317,66 @@ class CompiledPlane:
             exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
+        self._flows[identity] = self._new_flow(identity, carrier, upstream, udp.getsockname()[1])
+        return identity, udp.detach()
+
+    def _new_flow(self, identity: int, carrier: Carrier, upstream: Upstream, port: int) -> _Flow:
         worker = self._worker(identity)
         server_name, _, _ = worker.opened(identity)
-        port = udp.getsockname()[1]
-        self._flows[identity] = _Flow(connection, self._client(worker, identity), server_name, upstream, port)
-        return identity, udp.detach()
+        return _Flow(self._known(identity), self._client(worker, identity), server_name, carrier, upstream, port)
+
+    def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
+        """Have a session go on at this upstream."""
+        identity = self._tickets.get(connection, connection)
+        if identity not in self._sessions:
+            if fd >= 0:
+                os.close(fd)
+            return
+        port, code = 0, 0
+        try:
+            if fd < 0:
+                fd = self._ports.open_socket(self.loop.time(), upstream.address).detach()
+            port = _port_of(fd)
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self.close(connection, CloseReason.NO_DESCRIPTORS)
+                return
+            code = error.errno or errno.EHOSTUNREACH
+        worker = self._worker(identity)
+        flow = self._new_flow(identity, Carrier.SESSION, upstream, port)
+        flow.before = self._flows.get(identity)
+        if flow.before is not None:
+            flow.moves = flow.before.moves
+            self._rest_port(flow.before)
+            if worker.moves(identity) == flow.before.moves:
+                flow.before.before = None
+        flow.moves += 1
+        self._flows[identity] = flow
+        worker.move(identity, fd, code, _age_us(upstream), flow.moves)
+
+    def tell(self, connection: ConnectionId, text: str) -> None:
+        """Send the client of a session a text message."""
+        identity = self._tickets.get(connection, connection)
+        if identity in self._sessions:
+            self._worker(identity).tell(identity, text.encode())
+
+    def request(self, connection: ConnectionId, message: bytes) -> None:
+        """Send the upstream of a session a STUN message. Raises ValueError if it is none."""
+        identity = self._tickets.get(connection, connection)
+        if identity in self._sessions:
+            self._worker(identity).request(identity, message)
+
+    def admit(self, connection: ConnectionId) -> None:
+        """Forward the Allocate that waits."""
+        identity = self._tickets.get(connection, connection)
+        if identity in self._flows:
+            self._worker(identity).admit(identity)
+
+    def refuse(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that waits. Raises ValueError if the answer is no STUN message."""
+        identity = self._tickets.get(connection, connection)
+        if identity in self._flows:
+            self._worker(identity).refuse(identity, response)
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""
@@ -380,7 +462,7 @@ class CompiledPlane:
 
     def _take_events(self, worker: Worker) -> None:
         events: list[Event] = []
-        for notice, identity in worker.take_events():
+        for notice, identity, message, move, error in worker.take_events():
             if notice == ADOPTED:
                 ticket = worker.ticket(identity)
                 self._tickets[ticket], self._known_as[identity] = identity, ticket
@@ -395,6 +477,12 @@ class CompiledPlane:
                 self._on_stale(worker, identity)
             elif notice == CLOSED:
                 events.extend(self._on_closed(worker, identity))
+            elif notice == ALLOCATE:
+                events.append(AllocateRequested(self._known(identity), message))
+            elif notice == TEXT:
+                events.append(TextReceived(self._known(identity), message.decode()))
+            else:
+                events.extend(self._of_upstream(notice, identity, message, move, error))
         if events:
             self._on_events(events)
 
@@ -425,6 +513,21 @@ class CompiledPlane:
         flow.port = udp.getsockname()[1]
         worker.replace(identity, udp.detach())
 
+    def _of_upstream(self, notice: int, identity: int, message: bytes, move: int, error: int) -> list[Event]:
+        """What a session's upstream has sent, or that it is lost; nothing if the session has left it meanwhile."""
+        flow = self._flows.get(identity)
+        if flow is None or flow.moves != move:
+            return []
+        if notice == STUN:
+            return [StunReceived(flow.connection, message)]
+        self._rest_port(flow)
+        reason = CloseReason.UPSTREAM_SILENT if notice == SILENT else CloseReason.UPSTREAM_UNREACHABLE
+        return [UpstreamLost(flow.connection, reason, os.strerror(error) if error else "")]
+
+    def _rest_port(self, flow: _Flow) -> None:
+        """Of an allocation that may have been left there."""
+        self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + ALLOCATION_LIFETIME_S)
+
     def _on_closed(self, worker: Worker, identity: int) -> list[Event]:
         reason, fault, words, first_bytes = worker.closed(identity)
         server_name, _, _ = worker.opened(identity)
@@ -444,6 +547,7 @@ class CompiledPlane:
         if closed.handshake_failure is not None:
             self._handshake_failures[closed.handshake_failure] += 1
         self._flows.pop(identity, None)
+        self._sessions.discard(identity)
         events: list[Event] = [closed]
         orphan = self._take_flow(worker, identity, connection, flow)
         if orphan is not None:
@@ -459,9 +563,15 @@ class CompiledPlane:
     def _take_flow(
         self, worker: Worker, identity: int, connection: ConnectionId, flow: _Flow | None
     ) -> AllocationOrphaned | None:
-        fd, left_us, allocating, request = worker.take_flow(identity)
+        fd, left_us, allocating, request, moves = worker.take_flow(identity)
         if fd < 0:
             return None
+        if flow is not None and flow.carrier is Carrier.SESSION:
+            # That of the newest upstream which the worker has heard of.
+            while flow.moves > moves and flow.before is not None:
+                flow = flow.before
+            self._rest_port(flow)
+            return AllocationOrphaned(connection, fd, flow.upstream, b"")
         if flow is not None and (left_us > 0 or allocating):
             lifetime_s = left_us / 1e6 if left_us > 0 else ALLOCATION_LIFETIME_S
             self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + lifetime_s)
@@ -478,7 +588,7 @@ def _describe(flow: _Flow, record: _Record, figures: _FlowFigures) -> FlowSnapsh
         flow.connection,
         flow.client,
         flow.server_name,
-        Carrier.TURN,
+        flow.carrier,
         flow.upstream,
         age_us / 1e6,
         heard_us / 1e6,
@@ -517,6 +627,18 @@ def _age_us(upstream: Upstream) -> int:
     return -1 if upstream.max_media_age_s is None else round(upstream.max_media_age_s * 1e6)
 
 
+def _port_of(fd: int) -> int:
+    """The source port of a UDP socket, which is made non-blocking. Raises OSError."""
+    with socket.socket(fileno=os.dup(fd)) as udp:
+        udp.setblocking(False)
+        port: int = udp.getsockname()[1]
+        return port
+
+
+def _rules(upstream: Upstream) -> tuple[bool, bool, int]:
+    return upstream.releases_allocations, upstream.asks_for_users, _age_us(upstream)
+
+
 def _failure(words: str) -> HandshakeFailure:
     if words == "timeout":
         return HandshakeFailure.TIMEOUT
@@ -526,7 +648,7 @@ def _failure(words: str) -> HandshakeFailure:
 
 
 def _detail(reason: CloseReason, fault: int, words: str, first_bytes: bytes) -> str:
-    if reason is CloseReason.BROKEN_FRAME:
+    if reason is CloseReason.BROKEN_FRAME and not words:
         return FAULTS[-fault - 1]
     if reason is CloseReason.FIRST_BYTES_UNKNOWN:
         return f"first bytes {first_bytes[:fault].hex(' ')}"

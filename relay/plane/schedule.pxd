@@ -36,11 +36,14 @@ cdef struct Chunk:
 cdef enum:
     CHUNK_ROOM = CHUNK_BYTES - 8
 
-# Before each frame's bytes; it is never split between chunks, the bytes may be. Frames are padded to four bytes, so it
-# stands at an address that is no multiple of eight.
+cdef enum:
+    NO_UNIT = 0xFFFFFFFF        # for a size: what waits is the plane's own word, and no packet
+
+# Before each frame's bytes, which are as they go to the client; it is never split between chunks, the bytes may be. It
+# stands at any address.
 cdef packed struct Frame:
     int64_t arrived_us
-    uint32_t size               # of the unit, without padding
+    uint32_t size               # of the unit in it, without header and padding
     uint32_t padded             # as it stands on the stream
 
 cdef struct Queue:
@@ -52,7 +55,7 @@ cdef struct Queue:
 cdef struct Schedule:
     Queue[TRAFFICS] queues
     uint32_t chunks
-    uint32_t control_bytes      # padded, as those that follow
+    uint32_t control_bytes      # as they stand on the stream, as those that follow
     uint32_t media_bytes        # RTCP included
     int64_t oldest_us           # when the oldest frame came; 0 if none waits
 
@@ -74,6 +77,22 @@ cdef inline int traffic_of(const uint8_t* unit, uint32_t size) noexcept nogil:
     if size > 5 and unit[4] >> 6 == 2 and RTCP_TYPE_FIRST <= unit[5] <= RTCP_TYPE_LAST:
         return TRAFFIC_RTCP
     return TRAFFIC_MEDIA
+
+
+# The class of a datagram that is carried as it is: media may come bare (RFC 7983).
+cdef inline int traffic_of_datagram(const uint8_t* data, uint32_t size) noexcept nogil:
+    if size < 2 or (data[0] & 0xC0 == 0x40 and size < 4):
+        return TRAFFIC_CONTROL if size and data[0] <= 63 else TRAFFIC_MEDIA
+    if data[0] & 0xC0 == 0x40 or data[0] <= 3:
+        return traffic_of(data, size)
+    if data[0] <= 63:
+        return TRAFFIC_CONTROL
+    return TRAFFIC_RTCP if RTCP_TYPE_FIRST <= data[1] <= RTCP_TYPE_LAST else TRAFFIC_MEDIA
+
+
+# What passes over CONNECT-UDP: STUN, DTLS, ChannelData, RTP and RTCP (RFC 7983), and the empty datagram.
+cdef inline bint is_media_datagram(const uint8_t* data, uint32_t size) noexcept nogil:
+    return size == 0 or data[0] <= 3 or 20 <= data[0] <= 79 or 128 <= data[0] <= 191
 
 
 cdef inline bint is_waiting(const Schedule* schedule) noexcept nogil:
@@ -243,11 +262,10 @@ cdef inline bint make_room(Schedule* schedule, Rules* rules) noexcept nogil:
     return True
 
 
-# Lets a unit wait; its padding must be zeroed and lie behind it.
-cdef inline Put put_unit(
-    Schedule* schedule, Rules* rules, int64_t now_us, int traffic, const uint8_t* unit, uint32_t size
+# Lets a frame wait: ``padded`` bytes as they go to the client, with a unit of ``size`` bytes in it.
+cdef inline Put put_frame(
+    Schedule* schedule, Rules* rules, int64_t now_us, int traffic, const uint8_t* frame, uint32_t size, uint32_t padded
 ) noexcept nogil:
-    cdef uint32_t padded = (size + 3) & ~<uint32_t> 3
     expire(schedule, rules, now_us)
     if traffic == TRAFFIC_CONTROL:
         if schedule.control_bytes + padded > rules.control_bytes:
@@ -265,7 +283,7 @@ cdef inline Put put_unit(
             break
     if (
         schedule.chunks + chunks_needed(&schedule.queues[traffic], padded) > CHUNKS_A_FLOW
-        or not push_frame(schedule, traffic, now_us, unit, size, padded)
+        or not push_frame(schedule, traffic, now_us, frame, size, padded)
     ):
         note_oldest(schedule)
         if traffic == TRAFFIC_CONTROL:

@@ -230,8 +230,8 @@ cdef class Schedule:
         padded = unit + bytes(-len(unit) & 3)
         cdef uint8_t* copy = exact(padded)
         cdef uint32_t size = <uint32_t> len(unit)
-        cdef Put put = queues.put_unit(
-            &self.schedule, &self.rules, now_us, queues.traffic_of(copy, size), copy, size)
+        cdef Put put = queues.put_frame(
+            &self.schedule, &self.rules, now_us, queues.traffic_of(copy, size), copy, size, <uint32_t> len(padded))
         free(copy)
         return put != PUT_REFUSED
 
