@@ -18,6 +18,7 @@ plane       an implementation of the data-plane contract
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
 addresses, errors, config   transport addresses and who may be relayed to; the error tree; the settings
+catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
 quality/    the meter of RTP; delay and loss to R factor and MOS
@@ -27,7 +28,7 @@ client/     asyncio TURN client over UDP and TLS, for the health probe and the s
 gateway/    the control plane: routes, health, calls, metrics, drain; it decides, and no media packet waits for it
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
-cli         serve, top, capture, demo, check-config
+cli         serve, top, capture, demo, check-config, allowlist, catalog, ca
 
 Beside them ``web/`` holds the dashboard's pages, which the admin listener serves.
 """

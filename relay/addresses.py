@@ -1,6 +1,6 @@
 """Transport addresses, and the one classifier of addresses that are never relayed to.
 
-The classifier serves CreatePermission, ChannelBind and the names of upstreams alike. It unmaps first and
+The classifier serves CreatePermission, ChannelBind, CONNECT and the names of upstreams alike. It unmaps first and
 classifies then: an IPv4 address wrapped in IPv6 must not slip past a rule that was written for IPv4.
 """
 

@@ -61,6 +61,7 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
+    from relay import catalog
     from relay.gateway.app import certificates
     from relay.gateway.entitlement import check as check_entitlement
     from relay.gateway.records import check_folder
@@ -68,6 +69,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
+    catalog.load(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
     check_entitlement(settings.entitlement)

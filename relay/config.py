@@ -102,6 +102,13 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
+def _origin(value: str) -> str:
+    scheme, _, host = value.lower().partition("://")
+    if scheme not in {"http", "https"} or not host or set(host) & set("/?#@ ") or not value.isascii():
+        raise ValueError(f"{value!r}: expected an origin such as https://desk.firm.example, without a path")
+    return value.lower()
+
+
 def _at_least_one(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("expected at least one")
@@ -116,6 +123,7 @@ ListenAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidato
 LiteralHost = Annotated[str, AfterValidator(_literal_host)]
 Network = Annotated[IpNetwork, BeforeValidator(_read_network)]
 ServerName = Annotated[str, AfterValidator(_server_name)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 # The longest that RFC 8489 section 14.3 allows.
@@ -208,6 +216,12 @@ class Media(_Section):
     allowed_networks: tuple[Network, ...] = ()
     # Voice that has waited longer for a slow client is dropped, oldest first: a jitter buffer takes no more.
     max_media_age_ms: VoiceMilliseconds = 200.0
+    # Pages that may open /turn and /media, such as "https://desk.firm.example"; nothing there rests on cookies, so by
+    # default all may. What sends no Origin is no browser, and always may.
+    origins: tuple[Origin, ...] = ()
+    # Whether a session (/media) that brings no credentials gets those of the upstream. Then whoever reaches the relay
+    # has voice, so it is the operator's to say.
+    own_credentials: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("source_addresses")
     @classmethod
@@ -364,6 +378,18 @@ class Limits(_Section):
     drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)
 
 
+class VendorCatalog(_Section):
+    """The vendor's network requirements: the names that may be reached through the relay, and where media goes."""
+
+    # A newer file than those that come with the relay; "relay catalog diff" says what is new in it.
+    path: Path | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _resolve_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _folder(info) / path
+
+
 class Log(_Section):
     """What is logged on stderr."""
 
@@ -385,6 +411,7 @@ class Config(_Section):
     entitlement: Entitlement = Entitlement()
     health: Health = Health()
     limits: Limits = Limits()
+    catalog: VendorCatalog = VendorCatalog()
     log: Log = Log()
 
     @field_validator("certificates")

@@ -399,7 +399,6 @@ async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
     assert (await run("check-config", path))[0] == 0
 
 
-
 async def test_version_and_help() -> None:
     version, help_text = await asyncio.gather(run("--version"), run("--help"))
     assert version == (0, f"cloud9-relay {__version__}\n", "")

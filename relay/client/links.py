@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from relay._fastpath import StreamCutter
 from relay.addresses import Address
+from relay.client.connect import Proxy, connect_tls
 from relay.errors import UpstreamError
 from relay.wire.channeldata import pad
 
@@ -237,19 +238,15 @@ async def open_tls_link(
     ssl_context: ssl.SSLContext,
     server_hostname: str | None,
     timeout_s: float,
+    proxy: Proxy | None = None,
 ) -> None:
     """Connect and shake hands within ``timeout_s``. Raises UpstreamError, from the OSError or ssl.SSLError."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(timeout_s):
-            await loop.create_connection(
-                lambda: TlsLink(owner),
-                *server,
-                ssl=ssl_context,
-                server_hostname=server_hostname,
-                local_addr=local_address,
-            )
-    except TimeoutError:
-        raise UpstreamError(f"{server}: no TLS connection within {timeout_s:g} s") from None
-    except (OSError, UnicodeError) as error:
-        raise UpstreamError(f"{server}: {error}") from error
+    await connect_tls(
+        lambda: TlsLink(owner),
+        server,
+        ssl_context=ssl_context,
+        server_hostname=server_hostname,
+        timeout_s=timeout_s,
+        local_address=local_address,
+        proxy=proxy,
+    )

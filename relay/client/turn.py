@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from relay.addresses import Address
+from relay.client.connect import Proxy, as_proxy
 from relay.client.links import Link, UdpLink, open_tls_link, open_udp_link
 from relay.client.requests import AwaitedRequests, TurnRequestError
 from relay.client.timer import DeadlineTimer
@@ -267,11 +268,14 @@ async def open_turn_tls(
     timeout_s: float = REQUEST_TIMEOUT_S,
     lifetime_s: int = 600,
     local_address: Address | None = None,
+    proxy: Proxy | str | None = None,
 ) -> TurnConnection:
     """Connect to the server and shake hands within ``timeout_s``; the rest as in ``open_turn_udp``.
 
-    ``server_hostname`` is the name for SNI and for the certificate, the server's host by default.
+    ``server_hostname`` is the name for SNI and for the certificate, the server's host by default; ``proxy`` a web proxy
+    to go through, such as ``http://user:password@proxy.firm.example:3128``, and ValueError says if it is none.
     """
+    through = as_proxy(proxy)
     client = TurnClient(username, password, reliable=True, lifetime_s=lifetime_s)
     connection = TurnConnection(client, on_data, timeout_s)
     await open_tls_link(
@@ -281,6 +285,7 @@ async def open_turn_tls(
         ssl_context=ssl_context,
         server_hostname=server_hostname or server.host,
         timeout_s=timeout_s,
+        proxy=through,
     )
     return connection
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from relay.config import UpstreamServer
 from relay.gateway.entitlement import Entitlement, Verdict
-from relay.plane.api import AllocateRequested, CloseReason, ConnectionId, Plane
+from relay.gateway.flows import Wanted
+from relay.gateway.upstreams import UpstreamState
+from relay.plane.api import AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
 from relay.tasks import Tasks
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
@@ -52,11 +53,15 @@ class Admission:
         self._flows: dict[ConnectionId, _Flow] = {}
         self._tasks = Tasks()
 
-    def on_attached(self, connection: ConnectionId, client: str, upstream: UpstreamServer | None) -> None:
-        """A flow of a client's IP address begins, to this upstream; None if it is not one of the configured ones."""
-        secret = None if upstream is None else upstream.secret
-        self._flows[connection] = _Flow(
-            client, "" if upstream is None else upstream.region, "" if secret is None else secret.get_secret_value()
+    def on_begun(self, wanted: Wanted, upstream: UpstreamState | None) -> None:
+        """A flow begins; without an upstream of ours, as over CONNECT-UDP, it has no region."""
+        if wanted.carrier is Carrier.SESSION:
+            return
+        secret = None if upstream is None else upstream.settings.secret
+        self._flows[wanted.connection] = _Flow(
+            wanted.client,
+            "" if upstream is None else upstream.settings.region,
+            "" if secret is None else secret.get_secret_value(),
         )
 
     def on_closed(self, connection: ConnectionId) -> None:

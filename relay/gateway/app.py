@@ -9,24 +9,30 @@ from pathlib import Path
 
 import structlog
 
-from relay import config
-from relay.addresses import Address
+from relay import catalog, config
+from relay.addresses import Address, RelayPolicy
+from relay.catalog import Catalog
 from relay.config import Config
 from relay.gateway.admin import Admin
 from relay.gateway.admission import Admission
 from relay.gateway.calls import Calls
 from relay.gateway.capture import Captures
 from relay.gateway.entitlement import Entitlement
+from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
-from relay.gateway.routes import Routes, choose
+from relay.gateway.resolve import Lookup, Resolver, system_lookup
+from relay.gateway.routes import Routes
+from relay.gateway.sessions import Sessions
 from relay.gateway.site import Site
+from relay.gateway.upgrades import Upgrades
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.view import View
 from relay.plane.api import (
     AllocateRequested,
     AllocationOrphaned,
+    Carrier,
     Certificate,
     Closed,
     CloseReason,
@@ -35,7 +41,10 @@ from relay.plane.api import (
     HttpOpened,
     Plane,
     PlaneSettings,
+    StunReceived,
+    TextReceived,
     TurnOpened,
+    UpstreamLost,
 )
 from relay.plane.compiled import CompiledPlane
 from relay.plane.reference import ReferencePlane
@@ -59,25 +68,33 @@ class Gateway:
     ``plane`` and ``upstreams`` are there to be looked at: ``plane.snapshot()`` tells what runs.
     """
 
-    def __init__(self, settings: Config) -> None:
-        """Raises OperatorError for certificates that cannot be used. Needs a running loop."""
+    def __init__(self, settings: Config, lookup: Lookup = system_lookup) -> None:
+        """Raises OperatorError for certificates that cannot be used. Needs a running loop.
+
+        ``lookup`` resolves names: those of upstreams, and those that clients ask for.
+        """
         self.tls: list[Address] = []
         self.admin = Address("", 0)
-        self.draining = False
         self._config = settings
-        self._routes = Routes(settings.routes)
         self.upstreams = Upstreams()
+        self.flows = Flows(self.upstreams)
         self.upstreams.configure(settings.upstreams, settings.health)
         self.plane = self._make_plane()
         self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
         self._admission = Admission(self.plane, self.entitlement)
-        self._health = HealthMonitor(self.upstreams, self._on_probe)
+        self.flows.on_begun = self._admission.on_begun
+        self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
+        # For the names that clients ask for: slow ones among them must not keep those of upstreams waiting.
+        self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
-        self._site = Site()
+        self._sessions = Sessions(self.plane, self.flows, self.upstreams, self._health, self._releaser)
+        self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
+        self._site = self._upgrades.site = Site(self._upgrades.routes())
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
+        self._configure_flows(catalog.load(settings.catalog.path))
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(
             self.plane.snapshot,
@@ -85,13 +102,11 @@ class Gateway:
             self.upstreams,
             self.records,
             lambda: self.draining,
+            tally=self.flows.tally,
             entitlement=self.entitlement,
         )
         self._admin = Admin(view, self.captures)
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
-        self._flows: dict[ConnectionId, UpstreamState] = {}
-        self._no_flows = asyncio.Event()
-        self._no_flows.set()
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self) -> Plane:
@@ -99,6 +114,11 @@ class Gateway:
         if listen.plane == "reference":
             return ReferencePlane(plane_settings(settings), certificates(settings), self._on_events)
         return CompiledPlane(plane_settings(settings), certificates(settings), self._on_events, workers=listen.workers)
+
+    @property
+    def draining(self) -> bool:
+        """True once no new flows are taken."""
+        return self.flows.draining
 
     # Life
 
@@ -108,6 +128,7 @@ class Gateway:
             # Last, because the plane's end ends calls.
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
+            started.callback(self._sessions.stop)
             started.push_async_callback(self.plane.stop)
             self.entitlement.start()
             started.push_async_callback(self.entitlement.stop)
@@ -128,17 +149,17 @@ class Gateway:
 
     async def drain(self) -> None:
         """Take no new flows, and wait for the running ones, at most ``drain_timeout_s``."""
-        self.draining = True
+        self.flows.draining = True
         self.plane.drain()
         timeout_s = self._config.limits.drain_timeout_s
-        log.info("draining", flows=len(self._flows), timeout_s=timeout_s)
+        log.info("draining", flows=len(self.flows), timeout_s=timeout_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._no_flows.wait()
+                await self.flows.wait_ended()
 
     async def stop(self) -> None:
         """End everything. May be repeated."""
-        self.draining = True
+        self.flows.draining = True
         await self._started.aclose()
         # Its threads run since the constructor, started or not.
         await self.plane.stop()
@@ -151,15 +172,17 @@ class Gateway:
         settings = config.load(path)
         check_path(settings.quality.records)
         self.entitlement.check(settings.entitlement)
+        vendor = catalog.load(settings.catalog.path)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
             log.warning("listen: a change takes effect with the next start")
         self._config = settings
-        self._routes = Routes(settings.routes)
         self.upstreams.configure(settings.upstreams, settings.health)
-        self._health.configure(settings.health, settings.media)
         self.entitlement.configure(settings.entitlement)
+        self._configure_flows(vendor)
+        self._health.configure(settings.health, settings.media)
+        self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
         self._configure_calls()
@@ -170,6 +193,13 @@ class Gateway:
         self.calls.configure(
             max_calls=settings.limits.connections, playout_deadline_ms=settings.quality.playout_deadline_ms
         )
+
+    def _configure_flows(self, vendor: Catalog) -> None:
+        settings = self._config
+        self.flows.routes = Routes(settings.routes)
+        self.flows.asks_for_users = self.entitlement.asks_for_users
+        self._sessions.own_credentials = settings.media.own_credentials
+        self._upgrades.configure(settings.media.origins, [one.network for one in vendor.networks])
 
     # Events
 
@@ -182,38 +212,35 @@ class Gateway:
                     self._site.open(event)
                 case AllocateRequested():
                     self._admission.on_requested(event)
+                case TextReceived():
+                    self._sessions.on_text(event)
+                case StunReceived():
+                    self._sessions.on_stun(event)
+                case UpstreamLost():
+                    self._sessions.on_upstream_lost(event)
                 case AllocationOrphaned():
-                    self._releaser.release(event, self.upstreams.get(event.upstream.name))
+                    if not self._sessions.on_orphan(event):
+                        self._releaser.release(event, self.upstreams.get(event.upstream.name))
                 case Closed():
                     self._on_closed(event)
 
     def _on_turn_opened(self, opened: TurnOpened) -> None:
-        if self.draining:
-            self.plane.close(opened.connection, CloseReason.DRAINING)
-            return
-        route = self._routes.match(opened.server_name)
-        state = choose(self.upstreams, None if route is None else route.region)
-        if state is None:
-            self.plane.close(opened.connection, CloseReason.NO_UPSTREAM)
-            return
-        state.flows += 1
-        self._flows[opened.connection] = state
-        self._no_flows.clear()
-        self._admission.on_attached(opened.connection, opened.client.host, state.settings)
-        age_ms = None if route is None else route.max_media_age_ms
-        age_s = None if age_ms is None else age_ms / 1000
-        self.plane.attach(opened.connection, state.for_plane(age_s, asks_for_users=self.entitlement.asks_for_users))
+        connection = opened.connection
+        try:
+            self.flows.begin(
+                Wanted(connection, opened.server_name, Carrier.TURN, client=opened.client.host),
+                lambda upstream: self.plane.attach(connection, upstream),
+            )
+        except Refused as refused:
+            self.plane.close(connection, refused.reason)
 
     def _on_closed(self, closed: Closed) -> None:
         self._site.on_closed(closed.connection)
         self._admission.on_closed(closed.connection)
-        state = self._flows.pop(closed.connection, None)
-        if state is not None:
-            state.flows -= 1
-            if closed.reason in {CloseReason.UPSTREAM_SILENT, CloseReason.UPSTREAM_UNREACHABLE}:
-                self._health.suspect(state)
-        if not self._flows:
-            self._no_flows.set()
+        state = self.flows.end(closed.connection)
+        if state is not None and closed.reason in {CloseReason.UPSTREAM_SILENT, CloseReason.UPSTREAM_UNREACHABLE}:
+            self._health.suspect(state)
+        self._sessions.on_closed(closed)
         ended = self.calls.on_closed(closed)
         if ended is not None:
             self.records.write(record_of(ended))
@@ -240,7 +267,11 @@ class Gateway:
         if state.health is not Health.DOWN:
             return
         for flow in self.plane.snapshot().flows:
-            if self._flows.get(flow.connection) is state and flow.heard_s >= SILENT_FLOW_S:
+            if self.flows.state_of(flow.connection) is not state or flow.heard_s < SILENT_FLOW_S:
+                continue
+            if flow.connection in self._sessions:
+                self._sessions.on_upstream_down(flow.connection)
+            else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
 
 
@@ -254,6 +285,7 @@ def _describe(closed: Closed) -> dict[str, object]:
         "detail": closed.detail,
         "client": str(closed.client),
         "server_name": closed.server_name,
+        "carrier": None if closed.flow is None else closed.flow.carrier.value,
         "upstream": None if closed.flow is None else closed.flow.upstream.name,
         "uplink_packets": totals.uplink_packets,
         "downlink_packets": totals.downlink_packets,

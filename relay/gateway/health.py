@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import random
-import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -18,6 +17,7 @@ from relay.config import Health as HealthSettings
 from relay.config import Media as MediaSettings
 from relay.config import UpstreamServer
 from relay.errors import UpstreamError
+from relay.gateway.resolve import Lookup, ResolveError, ResolveFailure, Resolver, system_lookup
 from relay.gateway.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
 from relay.tasks import Tasks
 from relay.turn.credentials import rest_password, rest_username
@@ -27,8 +27,6 @@ log = structlog.get_logger()
 # The name under which the probe asks, where only the shared secret is known; and how long that name is good.
 PROBE_USER = "relay-health"
 PROBE_CREDENTIAL_S = 120
-# A resolver that takes longer is as good as none.
-RESOLVE_TIMEOUT_S = 5.0
 # A name that was not found is asked for again so soon: at boot a resolver may come up after us.
 RESOLVE_AGAIN_S = 5.0
 
@@ -50,8 +48,9 @@ def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -
 class HealthMonitor:
     """One task for each upstream. ``on_probe`` is called after each probe, changed or not."""
 
-    def __init__(self, upstreams: Upstreams, on_probe: OnProbe) -> None:
+    def __init__(self, upstreams: Upstreams, on_probe: OnProbe, lookup: Lookup = system_lookup) -> None:
         self._upstreams = upstreams
+        self._lookup = lookup
         self._on_probe = on_probe
         self._tasks = Tasks()
         self._running: list[asyncio.Task[None]] = []
@@ -63,8 +62,10 @@ class HealthMonitor:
             task.cancel()
         self._hurry = {state: asyncio.Event() for state in self._upstreams}
         self._running = []
+        # What a name resolves to is judged; a literal address is the operator's own word.
+        resolver = Resolver(RelayPolicy(media.allowed_networks), self._lookup)
         for state, hurry in self._hurry.items():
-            watch = _Watch(state, settings, media, self._on_probe, hurry)
+            watch = _Watch(state, settings, media, resolver, on_probe=self._on_probe, hurry=hurry)
             self._running.append(self._tasks.start(watch.run(), f"health {state.name}"))
 
     def suspect(self, state: UpstreamState) -> None:
@@ -90,14 +91,15 @@ class _Watch:
         state: UpstreamState,
         settings: HealthSettings,
         media: MediaSettings,
+        resolver: Resolver,
+        *,
         on_probe: OnProbe,
         hurry: asyncio.Event,
     ) -> None:
         self._state = state
         self._settings = settings
         self._media = media
-        # What a name resolves to is judged; a literal address is the operator's own word.
-        self._policy = RelayPolicy(media.allowed_networks)
+        self._resolver = resolver
         self._on_probe = on_probe
         self._hurry = hurry
         self._resolve_at = self._allocate_at = 0.0
@@ -178,17 +180,15 @@ class _Watch:
     async def _resolve(self) -> None:
         """Look the name up; what may not be relayed to is not taken, and a failure leaves the last address."""
         state, wanted = self._state, self._state.settings.address
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                found = await loop.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_DGRAM)
-        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
-            log.warning("upstream name not resolved", upstream=state.name, name=wanted.host, cause=str(error))
+            permitted = await self._resolver.resolve(*wanted)
+        except ResolveError as error:
+            if error.failure is ResolveFailure.DESTINATION_IP_PROHIBITED:
+                addresses = ", ".join(error.refused)
+                log.warning("upstream address refused", upstream=state.name, name=wanted.host, addresses=addresses)
+                state.address = None
+            else:
+                log.warning("upstream name not resolved", upstream=state.name, name=wanted.host, cause=str(error))
             return
-        hosts = [str(answer[4][0]) for answer in found]
-        permitted = [host for host in hosts if self._policy.permits(host)]
-        if not permitted:
-            log.warning("upstream address refused", upstream=state.name, name=wanted.host, addresses=", ".join(hosts))
-            state.address = None
-        elif state.address is None or state.address.host not in permitted:
-            state.address = Address(permitted[0], wanted.port)
+        if state.address not in permitted:
+            state.address = permitted[0]

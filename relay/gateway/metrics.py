@@ -6,6 +6,7 @@ from the start, so that a rate over a rare reason has a zero to begin with.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import accumulate
@@ -24,9 +25,10 @@ from prometheus_client.registry import Collector
 from relay import __version__
 from relay.gateway.calls import Calls, Histogram
 from relay.gateway.entitlement import Outcome
+from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.upstreams import Health
 from relay.gateway.view import View
-from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Traffic
+from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, HandshakeFailure, Latency, Traffic
 
 
 class RelayCollector(Collector):
@@ -68,19 +70,30 @@ class RelayCollector(Collector):
         text = "1 while the list or the service of users cannot be read or asked."
         yield _gauge("relay_entitlement_trouble", text, float(bool(entitlement.trouble)))
         yield from self._collect_upstreams()
+        yield self._collect_flows(snapshot.flows)
+        yield from _collect_tally(self._view.tally)
+
+    def _collect_flows(self, flows: Iterable[FlowSnapshot]) -> Metric:
+        """By upstream; those that go elsewhere in the vendor's networks are together, without a name."""
+        regions = {state.name: state.settings.region for state in self._view.upstreams} | {"": ""}
+        counts = Counter((one.upstream.name if one.upstream.name in regions else "", one.carrier) for one in flows)
+        labels = ["upstream", "region", "carrier"]
+        family = GaugeMetricFamily("relay_flows", "Flows, by upstream and carrier.", labels=labels)
+        for name, region in regions.items():
+            for carrier in Carrier:
+                family.add_metric([name, region, carrier.value], counts[name, carrier])
+        return family
 
     def _collect_upstreams(self) -> Iterator[Metric]:
         labels = ["upstream", "region"]
-        flows = GaugeMetricFamily("relay_flows", "Flows, by upstream.", labels=labels)
         up = GaugeMetricFamily("relay_upstream_up", "1 if the upstream answers its probes.", labels=labels)
         rtt = GaugeMetricFamily("relay_upstream_rtt_seconds", "Smoothed round trip of the probe.", labels=labels)
         for state in self._view.upstreams:
             values = [state.name, state.settings.region]
-            flows.add_metric(values, state.flows)
             up.add_metric(values, float(state.health is Health.UP))
             if state.rtt_s is not None:
                 rtt.add_metric(values, state.rtt_s)
-        yield from (flows, up, rtt)
+        yield from (up, rtt)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -124,6 +137,21 @@ def _collect_calls(calls: Calls) -> Iterator[Metric]:
         ):
             family.add_metric([direction.value], _cumulative(histogram), histogram.sum)
     yield from (mos, missing, jitter)
+
+
+def _collect_tally(tally: Tally) -> Iterator[Metric]:
+    """What happened to carriers beside TURN."""
+    text = "Requests to leave HTTP."
+    upgrades = CounterMetricFamily("relay_upgrades", text, labels=["carrier", "outcome"])
+    for carrier in (Carrier.WEBSOCKET, Carrier.SESSION, Carrier.CONNECT_UDP):
+        for outcome in UpgradeOutcome:
+            upgrades.add_metric([carrier.value, outcome.value], tally.upgrades[carrier, outcome])
+    yield upgrades
+    text = "Sessions that came back, or did not."
+    yield _by_reason("relay_session_resumptions", text, "outcome", ResumeOutcome, tally.resumptions)
+    text = "Sessions that lost their upstream."
+    yield _by_reason("relay_session_failovers", text, "outcome", FailoverOutcome, tally.failovers)
+    yield _gauge("relay_sessions_parked", "Sessions whose client may still come back.", tally.parked)
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

@@ -35,11 +35,18 @@ class AllocationReleaser:
         """Send Refresh with lifetime 0 in the client's name, over the flow's own socket; closes the socket."""
         left_behind = socket.socket(fileno=orphan.fd)
         username = _username(orphan.request)
-        if state is None or state.settings.secret is None or not username or len(self._tasks) >= MAX_RELEASES:
+        if state is None or state.settings.secret is None or not username:
             left_behind.close()
             return
-        credentials = credentials_for(state.settings, username, time.time())
-        self._tasks.start(self._release(left_behind, credentials, state.name), "release")
+        self.release_own(left_behind, *credentials_for(state.settings, username, time.time()), state.name)
+
+    def release_own(self, left_behind: socket.socket, username: str, password: str, upstream: str) -> None:
+        """The same with credentials that are known; closes the socket."""
+        if len(self._tasks) >= MAX_RELEASES:
+            left_behind.close()
+            return
+        left_behind.setblocking(False)
+        self._tasks.start(self._release(left_behind, (username, password), upstream), "release")
 
     async def _release(self, left_behind: socket.socket, credentials: tuple[str, str], upstream: str) -> None:
         turn = take_turn_udp(left_behind, *credentials, timeout_s=RELEASE_TIMEOUT_S)

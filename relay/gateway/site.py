@@ -1,17 +1,21 @@
 """HTTP on the TLS port: aiohttp serves the connections that the plane hands over.
 
 Handlers see the client, not the socket pair between: ``request.remote`` is the client's address, ``request.scheme``
-is https, and ``request[OPENED]`` has server name and TLS version.
+is https, and ``request[OPENED]`` has server name and TLS version. A connection leaves HTTP by ``leave_http``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import socket
+import termios
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from relay import __version__
@@ -27,7 +31,10 @@ KEEPALIVE_TIMEOUT_S = 75.0
 MAX_BODY_BYTES = 64 * 1024
 # Running requests have this long when the relay stops.
 SHUTDOWN_TIMEOUT_S = 2.0
+# The plane takes a connection back within a turn of its loop; then its end of the pair of sockets is closed.
+LEAVE_TIMEOUT_S = 5.0
 SERVER = "cloud9-relay"
+_HEAD_END = b"\r\n\r\n"
 
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -56,9 +63,37 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
 
 
 class _Handler(web.RequestHandler):
-    """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer."""
+    """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer.
 
-    __slots__ = ()
+    Bytes behind a request with Upgrade are of whatever protocol it asks for. They are never read as a request: where
+    the connection does not leave HTTP, it ends.
+    """
+
+    __slots__ = ("_seen",)
+
+    _seen: bytes
+
+    def data_received(self, data: bytes) -> None:
+        # A head may end with bytes of the chunk before.
+        self._seen = getattr(self, "_seen", b"")[-len(_HEAD_END) + 1 :] + data
+        super().data_received(data)
+
+    @property
+    def has_more(self) -> bool:
+        """True if the client has sent something behind the head of the request, or two requests at once."""
+        if self._seen.partition(_HEAD_END)[2] or self.transport is None:
+            return True
+        waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        return any(waiting)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if hdrs.UPGRADE in request.headers and resp.status != 101:
+            self._message_tail = b""
+            self._messages.clear()
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -80,11 +115,13 @@ _HANDLER_OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEE
 class Site:
     """Owns the descriptors of HttpOpened events, from ``open`` on."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Iterable[web.RouteDef] = ()) -> None:
+        """``routes`` are served beside the page and ``/healthz``."""
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
         app.router.add_get("/", _on_page)
         app.router.add_get("/healthz", on_healthz)
+        app.router.add_routes(routes)
         # For a client that has gone nothing goes on, not even the wait for the rest of its body.
         self._runner = web.AppRunner(
             app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
@@ -138,6 +175,24 @@ class Site:
         introduced = request.clone(scheme="https", remote=opened.client.host)
         introduced[OPENED] = opened
         return await handler(introduced)
+
+    async def leave_http(self, request: web.Request, upgrade: Callable[[], None]) -> web.StreamResponse:
+        """Have ``upgrade`` tell the plane to take the connection back, which sends the response itself.
+
+        It does not come back, unless the plane does not do it. Raises HTTPBadRequest if the client has not waited for
+        the response; then ``upgrade`` is not called.
+        """
+        handler = request.protocol
+        assert isinstance(handler, _Handler)
+        if handler.has_more:
+            raise web.HTTPBadRequest(text="bytes behind the request: expected none before the 101\n")
+        upgrade()
+        # To close our end now would overtake the upgrade in a plane that has threads: it closes its own.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await asyncio.get_running_loop().create_future()
+        handler.force_close()
+        raise web.HTTPServiceUnavailable
 
     async def stop(self) -> None:
         """End all connections."""

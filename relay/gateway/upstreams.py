@@ -90,11 +90,11 @@ class UpstreamState:
         """Take a probe's round-trip time."""
         self.rtt_s = seconds if self.rtt_s is None else self.rtt_s + RTT_GAIN * (seconds - self.rtt_s)
 
-    def for_plane(self, max_media_age_s: float | None = None, *, asks_for_users: bool = False) -> api.Upstream:
+    def for_plane(self, max_media_age_s: float | None = None) -> api.Upstream:
         """What the plane needs to know of it, for a flow whose route has an age of its own, or None."""
         assert self.address is not None
         releases = self.settings.secret is not None
-        return api.Upstream(self.name, self.address, releases, max_media_age_s, asks_for_users)
+        return api.Upstream(self.name, self.address, releases, max_media_age_s)
 
 
 def _credentials(settings: UpstreamServer) -> tuple[object, ...]:

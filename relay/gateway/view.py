@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,9 +16,10 @@ from relay import __version__
 from relay.gateway.call import Call, Heard, Window
 from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
 from relay.gateway.entitlement import Entitlement
+from relay.gateway.flows import Tally
 from relay.gateway.records import Records, iso
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
-from relay.plane.api import ConnectionId, FlowSnapshot, Snapshot, Totals
+from relay.plane.api import Carrier, ConnectionId, FlowSnapshot, Snapshot, Totals
 from relay.quality import emodel
 from relay.quality.stream import RtpStream
 from relay.quality.window import codec_of
@@ -53,6 +55,7 @@ class View:
         draining: Callable[[], bool],
         *,
         entitlement: Entitlement,
+        tally: Tally | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.calls = calls
@@ -60,6 +63,7 @@ class View:
         self.records = records
         self.draining = draining
         self.entitlement = entitlement
+        self.tally = tally or Tally()
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 
@@ -79,6 +83,8 @@ class View:
             "draining": self.draining(),
             "connections": snapshot.connections,
             "flows": len(snapshot.flows),
+            "carriers": _by_carrier(snapshot),
+            "sessions_parked": self.tally.parked,
             "calls": len(calls),
             "calls_unscored": unscored,
             "calls_unwatched": calls.unwatched,
@@ -161,7 +167,10 @@ class View:
         return math.inf if call is None else call.mos
 
     def _words_of(self, flow: FlowSnapshot) -> str:
-        words = (flow.client, flow.username, flow.server_name, flow.upstream.name, self._region_of(flow))
+        words = (
+            *(flow.client, flow.username, flow.server_name),
+            *(flow.upstream.name, self._region_of(flow), flow.carrier),
+        )
         return " ".join(map(str, (flow.connection, *words))).casefold()
 
     def _region_of(self, flow: FlowSnapshot) -> str:
@@ -378,6 +387,11 @@ def _regions(upstreams: Iterable[Json]) -> list[Json]:
         if upstream["health"] == Health.UP or (upstream["health"], region["health"]) == (Health.UNKNOWN, Health.DOWN):
             region["health"] = upstream["health"]
     return list(found.values())
+
+
+def _by_carrier(snapshot: Snapshot) -> dict[str, int]:
+    counts = Counter(flow.carrier for flow in snapshot.flows)
+    return {carrier.value: counts[carrier] for carrier in Carrier}
 
 
 def _rate(count: int, elapsed_s: float) -> float | None:

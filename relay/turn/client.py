@@ -172,6 +172,15 @@ class TurnClient:
         self._refresh_at: float | None = None
         self._renew_peers_at: float | None = None
 
+    @property
+    def password(self) -> str:
+        """The password, for who goes on with the allocation in another way."""
+        return self._password
+
+    def is_bound(self, peer: Address) -> bool:
+        """Whether the server has bound a channel to the peer."""
+        return peer in self._channels
+
     # Requests
 
     def bind(self, now: float) -> None:

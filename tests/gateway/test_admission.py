@@ -11,11 +11,14 @@ import pytest
 
 from relay import config
 from relay.addresses import Address
+from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
 from relay.gateway import admission as module
 from relay.gateway.admission import Admission
 from relay.gateway.entitlement import Entitlement, Outcome
-from relay.plane.api import AllocateRequested, CloseReason, ConnectionId, Plane
+from relay.gateway.flows import Wanted
+from relay.gateway.upstreams import UpstreamState
+from relay.plane.api import AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
     AttributeType,
@@ -69,7 +72,8 @@ class Bench:
     def attach(self, connection: ConnectionId = ONE, region: str = "use1", secret: str | None = None) -> None:
         keys: dict[str, Any] = {} if secret is None else {"secret": secret}
         server = UpstreamServer(name="stun1", region=region, address=Address("192.0.2.7", 3478), **keys)
-        self.admission.on_attached(connection, CLIENT, server)
+        state = UpstreamState(server, HealthSettings())
+        self.admission.on_begun(Wanted(connection, "relay.test", Carrier.TURN, client=CLIENT), state)
 
     def ask(self, username: str | bytes, connection: ConnectionId = ONE, **given: Any) -> None:
         self.admission.on_requested(AllocateRequested(connection, allocate(username, **given)))

@@ -21,10 +21,12 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway import health
 from relay.gateway.health import HealthMonitor, credentials_for
+from relay.gateway.resolve import Lookup, system_lookup
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password
 from relay.wire.stun import MAGIC_COOKIE_BYTES, Method
 from tests.support.peers import open_echo
+from tests.support.ssrf_table import PROHIBITED_LITERALS, FakeDns
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
 CREDENTIALS = StaticCredentials({"probe": "secret"})
@@ -43,10 +45,10 @@ def settings(**keys: Any) -> HealthSettings:
 class Watched:
     """What the monitor told of its upstreams, in order; ``history`` are the names and healths after each probe."""
 
-    def __init__(self, *servers: UpstreamServer) -> None:
+    def __init__(self, *servers: UpstreamServer, lookup: Lookup = system_lookup) -> None:
         self.upstreams = Upstreams()
         self.upstreams.configure(servers, settings())
-        self.monitor = HealthMonitor(self.upstreams, self._on_probe)
+        self.monitor = HealthMonitor(self.upstreams, self._on_probe, lookup)
         self.history: list[tuple[str, Health]] = []
         self._probed = asyncio.Event()
 
@@ -329,6 +331,28 @@ async def test_name_that_moves_to_a_private_address_is_given_up() -> None:
         watched.monitor.configure(settings(), Media())
         assert await watched.probes(1) == [DOWN]
         await watched.monitor.stop()
+    assert watched.only.address is None
+
+
+@pytest.mark.parametrize("answer", PROHIBITED_LITERALS.values(), ids=PROHIBITED_LITERALS)
+async def test_name_of_what_is_never_relayed_to(answer: str) -> None:
+    watched = Watched(server(Address("stun.test", 3478)), lookup=FakeDns({"stun.test": [[answer]]}))
+    watched.monitor.configure(settings(), Media())
+    assert await watched.probes(1) == [DOWN]
+    await watched.monitor.stop()
+    assert watched.only.address is None
+
+
+async def test_name_whose_answer_changes_is_judged_again() -> None:
+    # Permitted, then not; what was permitted is not kept for a name that now says otherwise.
+    async with open_responder(success) as address:
+        dns = FakeDns({"stun.test": [[address.host], ["127.9.9.9", address.host], ["10.0.0.1"]]})
+        watched = Watched(server(Address("stun.test", address.port)), lookup=dns)
+        media = Media.model_validate({"allowed_networks": ["127.0.0.1/32"]})
+        watched.monitor.configure(settings(resolve_interval_s=AT_ONCE_S), media)
+        await watched.until(lambda: ("stun1", DOWN) in watched.history)
+        await watched.monitor.stop()
+    assert watched.history[:2] == [("stun1", UP)] * 2
     assert watched.only.address is None
 
 

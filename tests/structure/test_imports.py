@@ -16,6 +16,7 @@ LAYERS = [
     {"addresses"},
     {"errors"},
     {"config"},
+    {"catalog"},
     {"wire"},
     {"turn"},
     {"quality"},
@@ -110,7 +111,9 @@ def test_the_list_is_that_of_the_front_door() -> None:
     assert set(names) | UNLISTED == set(RANKS)
 
 
-@pytest.mark.parametrize("name", [name for name in RELATIVE if name.startswith(("wire/", "turn/", "quality/"))])
+@pytest.mark.parametrize(
+    "name", [name for name in RELATIVE if name.startswith(("catalog/", "wire/", "turn/", "quality/"))]
+)
 def test_protocol_code_has_no_io(name: str) -> None:
     roots = {module.partition(".")[0] for module in imports_of(ROOT / name)}
     assert roots & IO == set()

@@ -16,6 +16,7 @@ from relay.addresses import Address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
 from relay.gateway.app import Gateway
+from relay.gateway.resolve import system_lookup
 
 SERVER_NAME = "relay.test"
 # The certificate's names: one name, a name of any region, and the addresses that tests listen on.
@@ -110,16 +111,18 @@ def _toml(value: Any) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running_relay(folder: Path, *upstreams: Address | Section, **sections: Any) -> AsyncIterator[Relay]:
+async def running_relay(
+    folder: Path, *upstreams: Address | Section, lookup: Any = system_lookup, **sections: Any
+) -> AsyncIterator[Relay]:
     """A relay that serves while the block runs; its certificate and its relay.toml are written to ``folder``.
 
     An upstream is an address, or the keys of its ``[[upstreams]]`` entry; unnamed ones are stun1, stun2 and so on.
-    ``sections`` are those of the TOML file, such as ``limits={"drain_timeout_s": 1}``.
+    ``sections`` are those of the TOML file, such as ``limits={"drain_timeout_s": 1}``; ``lookup`` resolves names.
     """
     authority, path = Authority(folder), folder / "relay.toml"
     tree = settings_tree(authority, *upstreams, **sections)
     write_config(path, tree)
-    gateway = Gateway(config.load(path))
+    gateway = Gateway(config.load(path), lookup)
     await gateway.start()
     try:
         yield Relay(gateway, path, tree, authority, authority.client_context())

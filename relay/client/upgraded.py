@@ -1,0 +1,346 @@
+"""Links over HTTP/1.1 upgrades: WebSocket messages (RFC 6455) and the capsules of CONNECT-UDP (RFC 9298).
+
+Each begins with its request; from the 101 on it is a link as those of ``links``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from relay.addresses import Address
+from relay.client.links import TLS_BACKLOG_BYTES, TLS_CLOSE_TIMEOUT_S, LinkOwner
+from relay.errors import UpstreamError
+from relay.wire.capsule import CapsuleCutter, build_datagram
+from relay.wire.upgrade import Response, UpgradeError, parse_response
+from relay.wire.websocket import (
+    MAX_TEXT_BYTES,
+    CloseCode,
+    MessageCutter,
+    Opcode,
+    build_close,
+    build_frame,
+    parse_close,
+)
+
+# A relay that is there answers a ping within a round trip. What is asked for twice and not answered is gone: a proxy
+# that cut the connection, or that answers 101 and swallows what follows.
+SILENCE_S = 5.0
+# Of the text of a refusal.
+_MAX_BODY_BYTES = 1024
+
+
+class WebSocketClosed(UpstreamError):
+    """The server has closed the WebSocket itself, with this code and reason; it is not worth coming back at once."""
+
+    def __init__(self, code: int | None, reason: str) -> None:
+        super().__init__(f"the server closed the WebSocket: {code or 'no code'} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class UpgradedLink(asyncio.Protocol):
+    """The stream of an upgraded connection. ``opened`` is done with the 101, or an UpstreamError."""
+
+    def __init__(
+        self, request: bytes, check: Callable[[Response], None], lost: Callable[[UpstreamError], None]
+    ) -> None:
+        self.dropped = 0
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self._lost = loop.create_future()
+        self._request = request
+        self._check = check
+        self._tell_lost = lost
+        self._head = b""
+        self._refusal: UpgradeError | None = None
+        self._backlogged = False
+        self._transport: asyncio.Transport
+
+    @property
+    def local_address(self) -> Address:
+        """Our end of the TCP connection."""
+        return Address(*self._transport.get_extra_info("sockname")[:2])
+
+    # The stream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The TLS handshake is done: ask for the upgrade."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=TLS_BACKLOG_BYTES)
+        self._transport.write(self._request)
+
+    def pause_writing(self) -> None:
+        """There is a backlog."""
+        self._backlogged = True
+
+    def resume_writing(self) -> None:
+        """There is none any more."""
+        self._backlogged = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take the response, then frames."""
+        if self.opened.done():
+            if self.opened.exception() is None:
+                self._on_bytes(data)
+            return
+        self._head += data
+        try:
+            response = None if self._refusal is not None else parse_response(self._head)
+            if response is None:
+                self._take_body(b"")
+                return
+            self._head = self._head[response.size :]
+            self._check(response)
+        except UpgradeError as error:
+            self._refusal = error
+            self._take_body(b"")
+            return
+        early, self._head = self._head, b""
+        self.opened.set_result(None)
+        self._on_opened()
+        if early:
+            self._on_bytes(early)
+
+    def _take_body(self, end: bytes | None) -> None:
+        """The text of a refusal says what to do about it; it ends with the connection."""
+        if self._refusal is not None and (end is None or len(self._head) >= _MAX_BODY_BYTES):
+            body = self._head[:_MAX_BODY_BYTES].decode(errors="replace").strip().partition("\n")[0]
+            text = body if body.isprintable() and not body.startswith("<") else ""
+            self._fail_opening(UpstreamError(f"{self._refusal}{': ' if text else ''}{text}"))
+
+    def _fail_opening(self, error: UpstreamError) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(error)
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream has ended, by whomever."""
+        if not self._lost.done():
+            self._lost.set_result(None)
+        error = UpstreamError(f"the server closed the connection: {exc or 'end of stream'}")
+        if not self.opened.done():
+            self._take_body(None)
+            if not self.opened.done():
+                self.opened.set_exception(error)
+            # Who does not wait any more must not be told by a warning.
+            self.opened.exception()
+        elif self.opened.exception() is None:
+            self._end(error)
+
+    def _end(self, error: UpstreamError) -> None:
+        self._stop()
+        self._tell_lost(error)
+
+    def _abort(self, error: UpstreamError) -> None:
+        self._end(error)
+        self._transport.abort()
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _write_or_drop(self, data: bytes) -> None:
+        if self._backlogged or self._transport.is_closing():
+            self.dropped += 1
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Flush what waits, say that it is the end, and close."""
+        if self.opened.done() and self.opened.exception() is None:
+            self._say_end()
+        self._stop()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, and say nothing."""
+        self._stop()
+        self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait for the server's end, but not long."""
+        await asyncio.wait([self._lost], timeout=TLS_CLOSE_TIMEOUT_S)
+        if not self._lost.done():
+            self._transport.abort()
+            await self._lost
+
+    # What each framing does
+
+    def _on_opened(self) -> None:
+        raise NotImplementedError
+
+    def _on_bytes(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _say_end(self) -> None:
+        """Nothing is said unless the framing has a word for it."""
+
+    def _stop(self) -> None:
+        """Nothing runs unless the framing has something that does."""
+
+
+class CapsuleLink(UpgradedLink):
+    """CONNECT-UDP: each message a datagram, in a capsule."""
+
+    def __init__(self, request: bytes, check: Callable[[Response], None], owner: LinkOwner) -> None:
+        super().__init__(request, check, owner.on_lost)
+        self._owner = owner
+        self._cutter = CapsuleCutter()
+
+    def _on_opened(self) -> None:
+        self._owner.on_opened(self)
+
+    def _on_bytes(self, data: bytes) -> None:
+        for payload in self._cutter.feed(data):
+            self._owner.on_message(payload)
+        if self._cutter.fault is not None:
+            self._abort(UpstreamError(f"the server broke the capsules: {self._cutter.fault}"))
+
+    def send(self, message: bytes) -> None:
+        """Send a STUN message; over UDP it may be lost, and whoever sends it knows."""
+        self._write(build_datagram(message))
+
+    def send_data(self, message: bytes) -> None:
+        """Send data, or drop it behind a backlog of 64 KiB."""
+        self._write_or_drop(build_datagram(message))
+
+
+class WebSocketLink(UpgradedLink):
+    """WebSocket frames, masked, and a ping whenever nothing has been heard for a while."""
+
+    def __init__(
+        self, request: bytes, check: Callable[[Response], None], lost: Callable[[UpstreamError], None]
+    ) -> None:
+        super().__init__(request, check, lost)
+        self._cutter = MessageCutter(from_client=False, max_binary_bytes=MAX_TEXT_BYTES)
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()
+        self._heard_frames = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def _on_opened(self) -> None:
+        self._heard_at = self._loop.time()
+        # At once: a proxy that swallows frames is found before anybody waits for voice.
+        self._send_frame(Opcode.PING, b"")
+        self._timer = self._loop.call_later(SILENCE_S / 2, self._on_quiet)
+
+    def _on_quiet(self) -> None:
+        quiet_s = self._loop.time() - self._heard_at
+        # Clocks of loops count milliseconds.
+        if quiet_s >= SILENCE_S - 0.01:
+            cause = "" if self._heard_frames else ", nor ever after the 101: a proxy on the way may swallow frames"
+            self._abort(UpstreamError(f"the server has said nothing for {SILENCE_S:g} s{cause}"))
+            return
+        if quiet_s >= SILENCE_S / 4:
+            self._send_frame(Opcode.PING, b"")
+        self._timer = self._loop.call_later(SILENCE_S / 4, self._on_quiet)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_bytes(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        for message in self._cutter.feed(data):
+            self._heard_frames = True
+            match message.opcode:
+                case Opcode.BINARY:
+                    self._on_binary(message.payload)
+                case Opcode.TEXT:
+                    self._on_text(message.payload.decode())
+                case Opcode.PING:
+                    self._send_frame(Opcode.PONG, message.payload)
+                case Opcode.CLOSE:
+                    self._on_close(message.payload)
+        if self._cutter.fault is not None:
+            fault = self._cutter.fault
+            self._send_frame(Opcode.CLOSE, build_close(fault.code, fault.text))
+            self._abort(UpstreamError(f"the server broke the framing: {fault.text}"))
+
+    def _on_close(self, payload: bytes) -> None:
+        self._send_frame(Opcode.CLOSE, payload[:2])
+        self._end(WebSocketClosed(*parse_close(payload)))
+        self._transport.close()
+
+    def _on_binary(self, payload: bytes) -> None:
+        raise NotImplementedError
+
+    def _on_text(self, text: str) -> None:
+        raise NotImplementedError
+
+    def _send_frame(self, opcode: Opcode, payload: bytes) -> None:
+        self._write(build_frame(opcode, payload, mask=secrets.token_bytes(4)))
+
+    def _send_binary_or_drop(self, payload: bytes) -> None:
+        self._write_or_drop(build_frame(Opcode.BINARY, payload, mask=secrets.token_bytes(4)))
+
+    def _say_end(self) -> None:
+        self._send_frame(Opcode.CLOSE, build_close(CloseCode.NORMAL))
+
+
+class TurnWebSocketLink(WebSocketLink):
+    """Sub-protocol ``turn``: a STUN or ChannelData message in each binary message, without padding."""
+
+    def __init__(self, request: bytes, check: Callable[[Response], None], owner: LinkOwner) -> None:
+        super().__init__(request, check, owner.on_lost)
+        self._owner = owner
+
+    def _on_opened(self) -> None:
+        super()._on_opened()
+        self._owner.on_opened(self)
+
+    def _on_binary(self, payload: bytes) -> None:
+        self._owner.on_message(payload)
+
+    def _on_text(self, text: str) -> None:
+        self._abort(UpstreamError("the server sent a text message, which this sub-protocol has not"))
+
+    def send(self, message: bytes) -> None:
+        """Send a STUN message, however much waits before it: it is not sent again over a stream."""
+        self._send_frame(Opcode.BINARY, message)
+
+    def send_data(self, message: bytes) -> None:
+        """Send data, or drop it behind a backlog of 64 KiB."""
+        self._send_binary_or_drop(message)
+
+
+class SessionOwner(Protocol):
+    """Who is told what happens on the link of a session."""
+
+    def on_text(self, text: str) -> None:
+        """A control message came."""
+        ...
+
+    def on_binary(self, payload: bytes) -> None:
+        """Media came."""
+        ...
+
+    def on_lost(self, link: SessionLink, error: UpstreamError) -> None:
+        """The link has ended, and not because of ``close``."""
+        ...
+
+
+class SessionLink(WebSocketLink):
+    """Sub-protocol ``media.v1``: texts are control messages, binary messages media."""
+
+    def __init__(self, request: bytes, check: Callable[[Response], None], owner: SessionOwner) -> None:
+        super().__init__(request, check, lambda error: owner.on_lost(self, error))
+        self._owner = owner
+
+    def _on_binary(self, payload: bytes) -> None:
+        self._owner.on_binary(payload)
+
+    def _on_text(self, text: str) -> None:
+        self._owner.on_text(text)
+
+    def send_text(self, text: str) -> None:
+        """Send a control message, however much waits before it."""
+        self._send_frame(Opcode.TEXT, text.encode())
+
+    def send_media(self, payload: bytes) -> None:
+        """Send media, or drop it behind a backlog of 64 KiB."""
+        self._send_binary_or_drop(payload)

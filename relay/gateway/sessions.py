@@ -1,0 +1,316 @@
+"""All sessions: which connection is which, the tokens they come back with, and the sockets that wait for that.
+
+A client whose connection was cut finds its allocation again for ten seconds: the plane leaves the flow's socket
+(``AllocationOrphaned``), it is parked here, and a new connection goes on with it. A token is 128 random bits, good
+once; only its hash is kept, so looking it up tells nothing by the time it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import socket
+import time
+from collections import OrderedDict
+
+import structlog
+
+from relay.gateway.flows import FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
+from relay.gateway.health import HealthMonitor, credentials_for
+from relay.gateway.release import AllocationReleaser
+from relay.gateway.session import RESUME_WITHIN_S, Allocation, Session, State
+from relay.gateway.upstreams import Upstreams
+from relay.plane.api import (
+    AllocationOrphaned,
+    Carrier,
+    Closed,
+    CloseReason,
+    ConnectionId,
+    HttpOpened,
+    Plane,
+    StunReceived,
+    TextReceived,
+    Upstream,
+    UpstreamLost,
+)
+from relay.wire import media_v1
+from relay.wire.stun import is_stun
+
+log = structlog.get_logger()
+
+TOKEN_BYTES = 16
+# A proxy that restarts cuts all its clients at once; each waits as one descriptor. Beyond, the oldest is given up.
+MAX_PARKED = 4096
+# A socket that waited has 10 s of voice in it, which nobody wants to hear: 100 lines are 50,000 packets.
+MAX_STALE_DATAGRAMS = 65_536
+# Clients that end with these have been cut, whatever it was.
+_CUT = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST, CloseReason.TLS_BROKEN, CloseReason.SLOW_CLIENT})
+# The detail of a client that closed the WebSocket itself: then the call is over.
+_SAID_GOODBYE = frozenset({"websocket close", "websocket close 1000"})
+
+
+class _Parked:
+    """An allocation whose client may come back, and its socket, which is owned."""
+
+    def __init__(self, allocation: Allocation, left: socket.socket, expiry: asyncio.TimerHandle) -> None:
+        self.allocation = allocation
+        self.socket = left
+        self.expiry = expiry
+
+
+class Sessions:
+    """Owns the sockets that sessions leave. ``stop`` it after the plane."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        flows: Flows,
+        upstreams: Upstreams,
+        health: HealthMonitor,
+        releaser: AllocationReleaser,
+    ) -> None:
+        # Whether a session without credentials gets those of its upstream.
+        self.own_credentials = False
+        self._plane = plane
+        self._flows = flows
+        self._upstreams = upstreams
+        self._health = health
+        self._releaser = releaser
+        self._loop = asyncio.get_running_loop()
+        self._sessions: dict[ConnectionId, Session] = {}
+        self._tokens: dict[bytes, Session] = {}
+        self._token_of: dict[Session, bytes] = {}
+        self._parked: OrderedDict[bytes, _Parked] = OrderedDict()
+        # Left in this batch of events by connections whose Closed comes next.
+        self._left: dict[ConnectionId, socket.socket] = {}
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, connection: ConnectionId) -> bool:
+        return connection in self._sessions
+
+    # Events
+
+    def open(self, opened: HttpOpened) -> None:
+        """A connection has been upgraded to a session."""
+        self._sessions[opened.connection] = Session(self, opened)
+
+    def on_text(self, event: TextReceived) -> None:
+        """The client has sent a control message."""
+        if (session := self._sessions.get(event.connection)) is not None:
+            session.on_text(event.text)
+
+    def on_stun(self, event: StunReceived) -> None:
+        """The upstream has sent a STUN message."""
+        if (session := self._sessions.get(event.connection)) is not None:
+            session.on_stun(event.message)
+
+    def on_upstream_lost(self, event: UpstreamLost) -> None:
+        """The upstream of a session is gone."""
+        if (session := self._sessions.get(event.connection)) is not None:
+            session.on_upstream_lost(event.reason, event.detail)
+
+    def on_upstream_down(self, connection: ConnectionId) -> None:
+        """Probes say that a session's upstream is down."""
+        if (session := self._sessions.get(connection)) is not None:
+            session.on_upstream_down()
+
+    def on_orphan(self, orphan: AllocationOrphaned) -> bool:
+        """Take the socket that a session leaves; False if it is none of ours."""
+        if orphan.connection not in self._sessions:
+            return False
+        self._left[orphan.connection] = socket.socket(fileno=orphan.fd)
+        return True
+
+    def on_closed(self, closed: Closed) -> None:
+        """A connection has ended; if it was a session, see what becomes of what it leaves."""
+        session = self._sessions.pop(closed.connection, None)
+        left = self._left.pop(closed.connection, None)
+        if session is None:
+            return
+        session.stop()
+        token = self._forget_token(session)
+        if session.successor is not None:
+            self._succeed(session, session.successor, left)
+        elif left is not None:
+            cut = closed.reason in _CUT and closed.detail not in _SAID_GOODBYE
+            allocation = session.allocation
+            if cut and session.state is State.OPEN and token is not None and allocation is not None:
+                self._park(token, allocation, left)
+            else:
+                self._release(session.allocation, left)
+
+    def _succeed(self, session: Session, successor: Session, left: socket.socket | None) -> None:
+        allocation = session.allocation
+        waits = self._sessions.get(successor.opened.connection) is successor and successor.state is State.RETURNING
+        if allocation is None or not waits:
+            if left is not None:
+                self._release(allocation, left)
+            if waits:
+                successor.on_nothing_left()
+            return
+        if left is not None and session.state is not State.OPEN:
+            # On the way to another upstream: what is there is half an allocation.
+            self._release(allocation, left)
+            left = None
+        self._give(successor, allocation, left)
+
+    # Tokens and what waits under them
+
+    def new_token(self, session: Session) -> str:
+        """A token for the session's next return; the one before is worth nothing any more."""
+        self._forget_token(session)
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        self._tokens[_hash(token)] = session
+        self._token_of[session] = _hash(token)
+        return token
+
+    def _forget_token(self, session: Session) -> bytes | None:
+        token = self._token_of.pop(session, None)
+        if token is not None:
+            self._tokens.pop(token, None)
+        return token
+
+    def resume(self, session: Session, token: str) -> bool:
+        """Give the session what the token stands for, now or when the connection that has it has ended."""
+        key = _hash(token)
+        if (parked := self._unpark(key)) is not None:
+            self._give(session, parked.allocation, parked.socket)
+            return True
+        before = self._tokens.get(key)
+        if before is None:
+            self._flows.tally.resumptions[ResumeOutcome.UNKNOWN] += 1
+            return False
+        # A proxy has cut the connection, and nobody has told us.
+        self._forget_token(before)
+        before.successor = session
+        self._plane.close(before.opened.connection, CloseReason.RESUMED)
+        return True
+
+    def _give(self, session: Session, allocation: Allocation, left: socket.socket | None) -> None:
+        if left is not None:
+            stun = _drain(left)
+            connection = session.opened.connection
+            wanted = self._wanted(session, target=allocation.upstream)
+            try:
+                allocation.upstream = self._flows.begin(
+                    wanted, lambda upstream: self._plane.move(connection, upstream, left.detach())
+                )
+            except Refused:  # draining
+                self._release(allocation, left)
+                session.on_nothing_left()
+                return
+            for message in stun:
+                allocation.turn.receive(self.now(), message)
+        self._flows.tally.resumptions[ResumeOutcome.RESUMED] += 1
+        session.take(allocation, has_socket=left is not None)
+
+    def _park(self, token: bytes, allocation: Allocation, left: socket.socket) -> None:
+        if self._stopped:
+            self._release(allocation, left)
+            return
+        expiry = self._loop.call_later(RESUME_WITHIN_S, self._on_expired, token)
+        self._parked[token] = _Parked(allocation, left, expiry)
+        if len(self._parked) > MAX_PARKED:
+            self._on_expired(next(iter(self._parked)))
+        self._flows.tally.parked = len(self._parked)
+
+    def _unpark(self, token: bytes) -> _Parked | None:
+        parked = self._parked.pop(token, None)
+        if parked is not None:
+            parked.expiry.cancel()
+            self._flows.tally.parked = len(self._parked)
+        return parked
+
+    def _on_expired(self, token: bytes) -> None:
+        if (parked := self._unpark(token)) is not None:
+            self._flows.tally.resumptions[ResumeOutcome.EXPIRED] += 1
+            self._release(parked.allocation, parked.socket)
+
+    def _release(self, allocation: Allocation | None, left: socket.socket) -> None:
+        """Let the upstream have its allocation back, if there is one; closes the socket."""
+        if allocation is None or allocation.turn.relayed_address is None:
+            left.close()
+            return
+        turn = allocation.turn
+        self._releaser.release_own(left, turn.username, turn.password, allocation.upstream.name)
+
+    def stop(self) -> None:
+        """Nobody comes back any more."""
+        self._stopped = True
+        for token in list(self._parked):
+            self._on_expired(token)
+        for left in self._left.values():
+            left.close()
+        self._left.clear()
+
+    # What sessions have done for them
+
+    def now(self) -> float:
+        """The loop's clock."""
+        return self._loop.time()
+
+    def tell(self, session: Session, message: media_v1.RelayMessage) -> None:
+        """Send the client a message."""
+        self._plane.tell(session.opened.connection, media_v1.build_control(message))
+
+    def request(self, session: Session, message: bytes) -> None:
+        """Send the upstream a STUN message."""
+        self._plane.request(session.opened.connection, message)
+
+    def place(self, session: Session, region: str | None, avoid: frozenset[str]) -> Upstream:
+        """Have the plane go on at a fresh socket of another upstream. Raises Refused."""
+        wanted = self._wanted(session, region=region, avoid=avoid)
+        return self._flows.begin(wanted, lambda upstream: self._plane.move(session.opened.connection, upstream))
+
+    def _wanted(
+        self,
+        session: Session,
+        *,
+        region: str | None = None,
+        target: Upstream | None = None,
+        avoid: frozenset[str] = frozenset(),
+    ) -> Wanted:
+        opened = session.opened
+        return Wanted(opened.connection, opened.server_name, Carrier.SESSION, region, target, avoid)
+
+    def credentials(self, upstream: Upstream) -> tuple[str, str]:
+        """The relay's own for an upstream; empty if there are none."""
+        state = self._upstreams.get(upstream.name)
+        return ("", "") if state is None else credentials_for(state.settings, "", time.time())
+
+    def suspect(self, upstream: Upstream) -> None:
+        """Have the upstream probed."""
+        if (state := self._upstreams.get(upstream.name)) is not None:
+            self._health.suspect(state)
+
+    def count(self, outcome: FailoverOutcome) -> None:
+        """Count what became of a failover."""
+        self._flows.tally.failovers[outcome] += 1
+
+    def close(self, session: Session, reason: CloseReason) -> None:
+        """End the connection."""
+        self._plane.close(session.opened.connection, reason)
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _drain(left: socket.socket) -> list[bytes]:
+    """Read what a socket has received while nobody was there: its STUN messages, of which there are few."""
+    left.setblocking(False)
+    stun: list[bytes] = []
+    for _ in range(MAX_STALE_DATAGRAMS):
+        try:
+            datagram = left.recv(65_535)
+        except BlockingIOError:
+            break
+        except OSError:
+            continue  # ICMP: the plane will see for itself
+        if is_stun(datagram) and len(stun) < 64:
+            stun.append(datagram)
+    return stun
