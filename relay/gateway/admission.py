@@ -36,11 +36,12 @@ REFUSED_CLOSE_S = 1.0
 
 @dataclass(slots=True)
 class _Flow:
-    """What is known of a flow that may ask. ``closing`` is set once it has been refused."""
+    """What is known of a flow that may ask. ``closing`` is set once it has been refused, with the last ``refusal``."""
 
     client: str
     region: str
     secret: str = field(repr=False)
+    refusal: bytes = b""
     closing: asyncio.TimerHandle | None = None
 
 
@@ -76,6 +77,10 @@ class Admission:
         flow = self._flows.get(requested.connection)
         if flow is None:
             return
+        if flow.refusal and _transaction_id(requested.request) == _transaction_id(flow.refusal):
+            # Over CONNECT-UDP a client sends again what it has no authentic answer to.
+            self._plane.refuse(requested.connection, flow.refusal)
+            return
         request = _parse(requested.request)
         username = _username(request)
         if not username:
@@ -106,7 +111,8 @@ class Admission:
 
     def _refuse(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
         connection = requested.connection
-        self._plane.refuse(connection, build_refusal(requested.request, request, verdict, flow.secret))
+        flow.refusal = build_refusal(requested.request, request, verdict, flow.secret)
+        self._plane.refuse(connection, flow.refusal)
         if flow.closing is None:
             loop = asyncio.get_running_loop()
             flow.closing = loop.call_later(REFUSED_CLOSE_S, self._plane.close, connection, CloseReason.NOT_ENTITLED)
@@ -117,6 +123,10 @@ class Admission:
             if flow.closing is not None:
                 flow.closing.cancel()
         await self._tasks.finish()
+
+
+def _transaction_id(message: bytes) -> bytes:
+    return message[8 : 8 + TRANSACTION_ID_BYTES]
 
 
 def _parse(request: bytes) -> Message | None:
@@ -140,7 +150,7 @@ def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret:
     """
     error = verdict.error
     assert error is not None
-    transaction_id = raw[8 : 8 + TRANSACTION_ID_BYTES]
+    transaction_id = _transaction_id(raw)
     attributes = [(AttributeType.ERROR_CODE, build_error_code(*error))]
     kind, key = _integrity(request, secret)
     return build_message(

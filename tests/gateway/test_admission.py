@@ -90,10 +90,12 @@ async def bench(**keys: Any) -> AsyncIterator[Bench]:
         await opened.entitlement.stop()
 
 
-def allocate(username: str | bytes | None, *, key: bytes | None = None, **given: Any) -> bytes:
+def allocate(
+    username: str | bytes | None, *, key: bytes | None = None, transaction: bytes = TRANSACTION, **given: Any
+) -> bytes:
     name = username.encode() if isinstance(username, str) else username
     attributes = [] if name is None else [(AttributeType.USERNAME, name), (AttributeType.REALM, b"firm.example")]
-    return build_message(Method.ALLOCATE, MessageClass.REQUEST, TRANSACTION, attributes, integrity_key=key, **given)
+    return build_message(Method.ALLOCATE, MessageClass.REQUEST, transaction, attributes, integrity_key=key, **given)
 
 
 async def test_who_may_is_admitted_at_once() -> None:
@@ -149,11 +151,20 @@ async def test_who_comes_with_another_name_in_time_may_stay(monkeypatch: pytest.
         it.attach(TWO)
         it.ask("bob")
         it.ask("bob", TWO)
-        it.ask("ann")
+        it.ask("ann", transaction=b"another one!")
         # The other one's end shows that the time has passed.
         await eventually(lambda: ("close", TWO, CloseReason.NOT_ENTITLED) in it.plane.told)
         assert ("close", ONE, CloseReason.NOT_ENTITLED) not in it.plane.told
         assert ("admit", ONE) in it.plane.told
+
+
+async def test_a_request_that_comes_again_is_answered_again_and_counted_once() -> None:
+    async with bench(**STATIC) as it:
+        it.attach()
+        it.ask("bob")
+        it.ask("bob")
+        assert it.plane.told[0] == it.plane.told[1]
+        assert it.entitlement.counts[Outcome.NOT_ENTITLED] == 1
 
 
 async def test_calls_at_once_until_one_ends() -> None:
@@ -165,7 +176,7 @@ async def test_calls_at_once_until_one_ends() -> None:
         [_, (_, _, refused)] = it.plane.told
         assert refused.error == ErrorCode(486, "Allocation Quota Reached: too many calls at once")
         it.admission.on_closed(ONE)
-        it.ask("2:ann", TWO)
+        it.admission.on_requested(AllocateRequested(TWO, allocate("2:ann", transaction=b"another one!")))
         assert it.plane.told[-1] == ("admit", TWO)
         assert it.entitlement.calls == 1
         it.admission.on_closed(TWO)
