@@ -71,18 +71,27 @@ from relay.plane.websocket cimport (
 )
 from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
 
-from relay.plane.api import CLOSE_CODES, CloseReason
 from relay.wire.stream import FramingFault
 
 # What a WebSocket client is told at the end, by reason: a code, 0 for nothing, and the reason's word.
 cdef uint16_t[REASONS] CLOSE_CODE_OF
 cdef char[REASONS][32] CLOSE_WORD_OF
-cdef int _number
-cdef bytes _word
-for _number, _reason in enumerate(CloseReason):
-    CLOSE_CODE_OF[_number] = CLOSE_CODES.get(_reason, 0)
-    _word = _reason.encode()
-    snprintf(CLOSE_WORD_OF[_number], 32, b"%s", <const char*> _word)
+
+
+cdef int learn_close_codes() except -1:
+    from relay.plane.api import CLOSE_CODES, CloseReason
+    cdef int number
+    cdef bytes word
+    if len(CloseReason) != REASONS:
+        raise ImportError("relay._fastpath was built for other reasons to close: build it again")
+    for number, reason in enumerate(CloseReason):
+        CLOSE_CODE_OF[number] = CLOSE_CODES.get(reason, 0)
+        word = reason.encode()
+        snprintf(CLOSE_WORD_OF[number], 32, b"%s", <const char*> word)
+    return 0
+
+
+learn_close_codes()
 
 # Before a fault in the words of the log; the client is told without.
 cdef const char* WEB_PREFIX = b"websocket: "
@@ -733,10 +742,8 @@ cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     cdef const uint8_t* name
     if load16(message) != ALLOCATE_REQUEST:
         return False
-    name = find_attribute(message, size, ATTRIBUTE_USERNAME, 1)
-    if name == NULL or (
-        c.admitted != NULL and c.admitted_size == load16(name - 2) and memcmp(c.admitted, name, c.admitted_size) == 0
-    ):
+    name = find_attribute(message, size, ATTRIBUTE_USERNAME, 0)
+    if name == NULL or (c.admitted != NULL and is_admitted(c, name)):
         return False
     if size > MAX_ASKED_BYTES:
         drop(c, DROP_UPLINK_OVERSIZE, TRAFFIC_CONTROL)
@@ -751,6 +758,11 @@ cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     arm(e, c)
     report(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
     return True
+
+
+# An attribute is compared with its header, so that an empty name is one, too.
+cdef inline bint is_admitted(Connection* c, const uint8_t* name) noexcept nogil:
+    return c.admitted_size == 4 + <uint32_t> load16(name - 2) and memcmp(c.admitted, name - 4, c.admitted_size) == 0
 
 
 # Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
@@ -820,10 +832,12 @@ cdef void meter(Engine* e, Meter** kept, const uint8_t* packet, uint32_t size) n
 
 # RTP in ChannelData, or bare.
 cdef void meter_datagram(Engine* e, Meter** kept, const uint8_t* data, uint32_t size) noexcept nogil:
-    if size > 4 and data[0] & 0xC0 == 0x40:
-        meter(e, kept, data + 4, size - 4)
-    else:
+    if not size or data[0] & 0xC0 != 0x40:
         meter(e, kept, data, size)
+        return
+    size = <uint32_t> datagram_unit(data, size)
+    if size:
+        meter(e, kept, data + 4, size - 4)
 
 
 cdef inline void drop(Connection* c, int reason, int traffic) noexcept nogil:
@@ -889,6 +903,9 @@ cdef void leave_upstream(Engine* e, Connection* c) noexcept nogil:
         posix.close(c.udp)
         c.udp = -1
         count_live(LIVE_SOCKETS, -1)
+    if c.tap != NULL:
+        end_tap(c.tap)
+        c.tap = NULL
     clear_transactions(c.transactions)
     c.transactions.answered_count = 0
     c.answer_due_us = 0
@@ -970,6 +987,8 @@ cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t siz
         if is_stale(e, c, message, size):
             return False
     if kind & RESPONSE_BIT and on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
+        if kind == ALLOCATE_ERROR:
+            c.allocating = False
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return False
     if c.carrier == CARRIER_SESSION:
@@ -1411,6 +1430,9 @@ cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
 cdef void ping(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t[2] frame
     cdef Carriage* carriage = c.carriage
+    if c.asked != NULL:
+        # It is not read, so nothing can be heard.
+        carriage.heard_us = e.now_us
     if carriage.pinged_before_us and carriage.heard_us <= carriage.pinged_before_us:
         c.failure = b"no pong"
         end(e, c, REASON_CLIENT_LOST)
@@ -1682,7 +1704,7 @@ cdef bint on_flow_command(Engine* e, Connection* c, Command* command) noexcept n
 
 # The command's share of the tap becomes the connection's, which ends the one it had; or it is given up.
 cdef void on_tap(Connection* c, Tap* tap, bint wanted) noexcept nogil:
-    if wanted and (c == NULL or c.state != STATE_MEDIA):
+    if wanted and (c == NULL or c.state != STATE_MEDIA or c.udp < 0):
         end_tap(tap)
         return
     if c != NULL and c.tap != NULL and (wanted or c.tap == tap):
@@ -1788,8 +1810,8 @@ cdef void forget_asked(Connection* c) noexcept nogil:
 
 cdef void admit(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t* request = c.asked
-    cdef const uint8_t* name = find_attribute(request, c.asked_size, ATTRIBUTE_USERNAME, 1)
-    keep_bytes(&c.admitted, &c.admitted_size, name, load16(name - 2))
+    cdef const uint8_t* name = find_attribute(request, c.asked_size, ATTRIBUTE_USERNAME, 0)
+    keep_bytes(&c.admitted, &c.admitted_size, name - 4, 4 + <uint32_t> load16(name - 2))
     c.asked = NULL
     c.answer_due_us = 0
     if c.carrier != CARRIER_CONNECT_UDP or datagram_unit(request, c.asked_size):
@@ -1801,6 +1823,8 @@ cdef void admit(Engine* e, Connection* c) noexcept nogil:
 
 # A session goes on at another upstream, or learns that there is no way to it. What it counted and metered stays.
 cdef void move(Engine* e, Connection* c, Command* command) noexcept nogil:
+    if not c.carriage.moves:
+        c.opened_us = e.now_us
     c.carriage.moves = command.moves
     leave_upstream(e, c)
     if command.number < 0:
@@ -1810,8 +1834,6 @@ cdef void move(Engine* e, Connection* c, Command* command) noexcept nogil:
     count_live(LIVE_SOCKETS, 1)
     c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
     c.heard_us = e.now_us
-    if c.tap != NULL:
-        c.tap.placed = False
     if not watch_upstream(e, c):
         end(e, c, REASON_NO_DESCRIPTORS)
 

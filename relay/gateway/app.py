@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import structlog
@@ -94,7 +95,7 @@ class Gateway:
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
-        self._configure_flows(catalog.load(settings.catalog.path))
+        self._configure_flows(_vendor(settings))
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(
             self.plane.snapshot,
@@ -172,7 +173,7 @@ class Gateway:
         settings = config.load(path)
         check_path(settings.quality.records)
         self.entitlement.check(settings.entitlement)
-        vendor = catalog.load(settings.catalog.path)
+        vendor = _vendor(settings)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -194,12 +195,12 @@ class Gateway:
             max_calls=settings.limits.connections, playout_deadline_ms=settings.quality.playout_deadline_ms
         )
 
-    def _configure_flows(self, vendor: Catalog) -> None:
+    def _configure_flows(self, vendor: Callable[[], Catalog]) -> None:
         settings = self._config
         self.flows.routes = Routes(settings.routes)
         self.flows.asks_for_users = self.entitlement.asks_for_users
         self._sessions.own_credentials = settings.media.own_credentials
-        self._upgrades.configure(settings.media.origins, [one.network for one in vendor.networks])
+        self._upgrades.configure(settings.media.origins, vendor)
 
     # Events
 
@@ -273,6 +274,14 @@ class Gateway:
                 self._sessions.on_upstream_down(flow.connection)
             else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
+
+
+def _vendor(settings: Config) -> Callable[[], Catalog]:
+    """The catalog. The operator's is read now, so that mistakes show; the relay's own when somebody asks for it."""
+    if settings.catalog.path is None:
+        return functools.cache(catalog.load)
+    given = catalog.load(settings.catalog.path)
+    return lambda: given
 
 
 def _describe(closed: Closed) -> dict[str, object]:

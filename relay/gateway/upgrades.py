@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
-from relay.addresses import Address, IpNetwork
+from relay.addresses import Address
+from relay.catalog import Catalog
 from relay.gateway.flows import Flows, Refused, UpgradeOutcome, Wanted
 from relay.gateway.resolve import ResolveError, ResolveFailure, Resolver, shown
 from relay.gateway.sessions import Sessions
@@ -71,13 +72,13 @@ class Upgrades:
         self._upstreams = upstreams
         self._resolver = resolver
         self._origins: Collection[str] = ()
-        self._networks: Sequence[IpNetwork] = ()
+        self._vendor: Callable[[], Catalog]
         self._log_limit = RateLimit(REFUSED_LINES_PER_S)
 
-    def configure(self, origins: Collection[str], networks: Sequence[IpNetwork]) -> None:
-        """Take these from now on: the pages that may connect (all, if none), and the vendor's media networks."""
+    def configure(self, origins: Collection[str], vendor: Callable[[], Catalog]) -> None:
+        """Take these from now on: the pages that may connect (all, if none), and the catalog with its networks."""
         self._origins = frozenset(origins)
-        self._networks = tuple(networks)
+        self._vendor = vendor
 
     def routes(self) -> list[web.RouteDef]:
         """What to serve."""
@@ -210,8 +211,9 @@ class Upgrades:
             outcomes = {ResolveFailure.DESTINATION_IP_PROHIBITED: UpgradeOutcome.FORBIDDEN}
             outcome = outcomes.get(error.failure, UpgradeOutcome.UNRESOLVED)
             raise _Refusal(outcome, error.status, f"{error}\n", {_PROXY_STATUS: error.proxy_status}) from None
+        networks = [one.network for one in self._vendor().networks]
         for address in found:
-            if any(ipaddress.ip_address(address.host) in network for network in self._networks):
+            if any(ipaddress.ip_address(address.host) in network for network in networks):
                 return address
         raise _prohibited(f"{shown(host)}: neither an upstream nor in the vendor's media networks")
 

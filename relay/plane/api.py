@@ -151,7 +151,7 @@ class PlaneSettings:
     downlink_media_bytes: int = 256 * 1024
     # STUN and DTLS are not dropped by age, so a client that reads nothing at all is closed here.
     downlink_control_bytes: int = 64 * 1024
-    # Proxies cut tunnels that are idle for 60 s, and TCP's keep-alive does not count: WebSocket pings are sent so often.
+    # Proxies cut tunnels idle for 60 s, and TCP's keep-alive does not count: WebSocket pings are sent so often.
     # A client that has said nothing since two pings, not even a pong, is gone.
     websocket_ping_s: float = 20.0
     # Later than this behind the fastest packets of its stream a packet counts as missing: what jitter buffers hold.
@@ -165,7 +165,8 @@ class Totals:
     """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
 
     ``retransmissions`` are part of the uplink packets. ``drops`` by reason and ``dropped`` by traffic count the same
-    packets, but for malformed ones, which are of no kind, and for those that only ICMP told of, whose kind nobody kept.
+    packets, but for malformed ones, which are of no kind, and for those whose kind nobody kept: that only ICMP told of,
+    or that were too long for a capsule.
     """
 
     uplink_packets: int = 0

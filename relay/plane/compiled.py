@@ -95,6 +95,7 @@ class _Flow:
     port: int
     # Of a session: how often it has moved, and from where, as long as its worker may not have come so far.
     moves: int = 0
+    lost: bool = False
     before: _Flow | None = None
 
 
@@ -286,15 +287,15 @@ class CompiledPlane:
 
     def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
         """Take an HTTP connection back and go on as media."""
+        if (upstream is None) is not (carrier is Carrier.SESSION):
+            raise ValueError("a session has no upstream before it moves, all others have one")
         number = CARRIERS.index(carrier)
-        if carrier is Carrier.SESSION:
+        if upstream is None:
             identity = self._tickets.get(connection, connection)
             if self._awaits(identity, http=True):
                 self._sessions.add(identity)
                 self._worker(identity).upgrade(identity, response, number, -1, False, False, -1)
             return
-        if upstream is None:
-            raise ValueError(f"a connection of carrier {carrier} has an upstream")
         opened = self._open_flow(connection, carrier, upstream, http=True)
         if opened is not None:
             identity, udp = opened
@@ -390,7 +391,7 @@ class CompiledPlane:
         """Copy a flow's datagrams; None if there is no such flow."""
         identity = self._tickets.get(connection, connection)
         flow = self._flows.get(identity)
-        if flow is None or self._stopped:
+        if flow is None or flow.lost or self._stopped:
             return None
         return _Tap(self._worker(identity).tap(identity), flow)
 
@@ -521,6 +522,7 @@ class CompiledPlane:
         if notice == STUN:
             return [StunReceived(flow.connection, message)]
         self._rest_port(flow)
+        flow.lost = True
         reason = CloseReason.UPSTREAM_SILENT if notice == SILENT else CloseReason.UPSTREAM_UNREACHABLE
         return [UpstreamLost(flow.connection, reason, os.strerror(error) if error else "")]
 

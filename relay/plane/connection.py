@@ -1,4 +1,6 @@
-"""One client connection of the reference plane, from its first byte to its last.
+"""One client connection of the reference plane, from its first byte to its last: its transport, TLS and HTTP.
+
+Once it carries media, ``media`` has what is said.
 
 A connection goes through these states, and never back::
 
@@ -9,17 +11,20 @@ A connection goes through these states, and never back::
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, cast
 
-from relay._fastpath import StreamCutter
 from relay.addresses import Address
 from relay.plane.api import (
+    CLOSE_CODES,
     AllocationOrphaned,
     Carrier,
+    ClientLink,
     Closed,
     CloseReason,
     ConnectionId,
@@ -30,18 +35,15 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
+from relay.plane.carriers import close_frame, is_websocket
 from relay.plane.client_link import LinkProbe
 from relay.plane.delays import Delays
-from relay.plane.downlink import Downlink
 from relay.plane.first_bytes import FirstBytes, decide
-from relay.plane.flow import Flow
 from relay.plane.handover import Handover
+from relay.plane.media import Media, SessionMedia
 from relay.plane.pace import Pace
-from relay.plane.schedule import Schedule
 from relay.plane.tap import FlowTap
 from relay.plane.tls import TlsError, TlsSession
-from relay.quality.meter import Meter
-from relay.quality.stream import Direction
 
 if TYPE_CHECKING:
     from relay.plane.reference import ReferencePlane
@@ -54,8 +56,6 @@ USER_TIMEOUT_MS = 30_000
 # The kernel takes megabytes from us before it says that a client does not read: minutes of voice that nobody wants to
 # hear any more. Beyond this much that is not even sent it takes nothing; what it has taken can not be dropped any more.
 NOTSENT_LOWAT_BYTES = 16 * 1024
-# Units forwarded before other connections have their turn, a millisecond or so: one read may bring 65,000.
-MAX_UNITS_PER_TURN = 256
 # What is written when a connection closes has this long to leave.
 CLOSE_TIMEOUT_S = 2.0
 
@@ -77,8 +77,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, plane: ReferencePlane, identity: ConnectionId, preread: bytes = b"") -> None:
         self.identity = identity
         self.client = Address("", 0)
-        self.flow: Flow | None = None
-        self._downlink: Downlink | None = None
+        self._media: Media | None = None
         self._pace = Pace()
         # Bytes that the transport has taken.
         self._given = 0
@@ -86,11 +85,8 @@ class Connection(asyncio.Protocol):
         self._preread = preread
         self._tls = TlsSession(plane.contexts)
         self._state = State.HANDSHAKE
-        self._cutter = StreamCutter()
         # Plain bytes that came before it was known what to do with them.
         self._early = b""
-        # There are units that wait for their turn.
-        self._forwarding = False
         self._handover: Handover | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._lost = False
@@ -110,14 +106,14 @@ class Connection(asyncio.Protocol):
         settings = self._plane.settings
         # HTTP is paused beyond this.
         self._transport.set_write_buffer_limits(high=settings.downlink_media_bytes)
-        if not self._plane.admit(self):
+        if not self._plane.enter(self):
             self._end(CloseReason.TOO_MANY_CONNECTIONS, "", None)
             self._transport.abort()
             return
         connected = transport.get_extra_info("socket")
         _configure(connected)
         self._link = LinkProbe(connected)
-        self._set_deadline(settings.handshake_timeout_s, self._on_handshake_timeout)
+        self.set_deadline(settings.handshake_timeout_s, self._on_handshake_timeout)
         if self._preread:
             self.data_received(self._preread)
 
@@ -137,7 +133,7 @@ class Connection(asyncio.Protocol):
                 return
         if self._state is State.HANDSHAKE and self._tls.established:
             self._state = State.DECIDING
-            self._set_deadline(self._plane.settings.first_bytes_timeout_s, self._on_first_bytes_timeout)
+            self.set_deadline(self._plane.settings.first_bytes_timeout_s, self._on_first_bytes_timeout)
         if plain or self._state is State.DECIDING:
             self._on_plain(plain)
         if self._tls.client_closed:
@@ -155,7 +151,7 @@ class Connection(asyncio.Protocol):
             self._on_client_end()
         reason = CloseReason.CLIENT_CLOSED if exc is None else CloseReason.CLIENT_LOST
         self.close(reason, "" if exc is None else str(exc))
-        self._set_deadline(None)
+        self.set_deadline(None)
         self._plane.forget(self)
 
     def pause_writing(self) -> None:
@@ -167,26 +163,28 @@ class Connection(asyncio.Protocol):
         """The client reads again."""
         if self._handover is not None:
             self._handover.pause_response(False)
-        if self._downlink is not None:
-            self._downlink.wake()
+        if self._media is not None:
+            self._media.downlink.wake()
 
     def _write(self, data: bytes) -> None:
         if data and not self._lost:
             self._given += len(data)
             self._transport.write(data)
 
-    def _pause_reading(self, paused: bool) -> None:
+    def pause_reading(self, paused: bool) -> None:
+        """Take nothing more of the client for now."""
         if self._state is not State.CLOSED and self._transport.is_reading() == paused:
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
     # Deadlines: one at a time, that of the state
 
-    def _set_deadline(self, seconds: float | None, expired: object = None) -> None:
+    def set_deadline(self, seconds: float | None, expired: Callable[[], None] | None = None) -> None:
+        """Have this happen then, instead of what was to happen; or nothing."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
         if seconds is not None:
-            assert callable(expired)
+            assert expired is not None
             self._deadline = self._plane.loop.call_later(seconds, expired)
 
     def _on_handshake_timeout(self) -> None:
@@ -195,7 +193,8 @@ class Connection(asyncio.Protocol):
     def _on_first_bytes_timeout(self) -> None:
         self.close(CloseReason.FIRST_BYTES_TIMEOUT)
 
-    def _on_control_timeout(self) -> None:
+    def on_control_timeout(self) -> None:
+        """Control was asked something, and has not answered."""
         self.close(CloseReason.CONTROL_TIMEOUT)
 
     # What the client says
@@ -207,18 +206,23 @@ class Connection(asyncio.Protocol):
             self.close(CloseReason.TLS_BROKEN, str(error))
 
     def _on_client_end(self) -> None:
-        if self._state is State.WAITING or self._forwarding:
-            return  # what came before the end goes first: see _forward
+        if self._state is State.WAITING or (self._media is not None and self._media.busy):
+            return  # what came before the end goes first: see on_caught_up
         if self._state is State.HTTP and self._handover is not None:
             self._handover.end_request()
         elif self._state is State.HANDSHAKE:
             self.close(CloseReason.HANDSHAKE_FAILED, "closed in the handshake", HandshakeFailure.CLIENT_CLOSED)
         else:
-            self.close(CloseReason.CLIENT_CLOSED)
+            self.close(CloseReason.CLIENT_CLOSED, "" if self._media is None else self._media.unfinished())
+
+    def on_caught_up(self) -> None:
+        """All that the client has said has been looked at."""
+        if self._tls.client_closed:
+            self._on_client_end()
 
     def _on_plain(self, plain: bytes) -> None:
-        if self._state is State.MEDIA:
-            self._on_stream(plain)
+        if self._media is not None:
+            self._media.feed(plain)
         elif self._state is State.HTTP and self._handover is not None:
             self._handover.send_request(plain)
         elif self._state is State.WAITING:
@@ -231,7 +235,7 @@ class Connection(asyncio.Protocol):
         verdict = decide(self._early, self._tls.alpn)
         if verdict is None:
             return
-        self._set_deadline(None)
+        self.set_deadline(None)
         if verdict is FirstBytes.TURN:
             self._on_turn()
         elif verdict is FirstBytes.HTTP:
@@ -242,13 +246,13 @@ class Connection(asyncio.Protocol):
     def _on_turn(self) -> None:
         self._state = State.WAITING
         # What has been read stays small: at most one read of the transport waits for control.
-        self._pause_reading(True)
-        self._set_deadline(self._plane.settings.attach_timeout_s, self._on_control_timeout)
+        self.pause_reading(True)
+        self.set_deadline(self._plane.settings.attach_timeout_s, self.on_control_timeout)
         self._plane.emit(TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn))
 
     def _on_http(self) -> None:
         try:
-            self._handover = Handover(self._plane.loop, self._send_plain, self._on_http_end, self._pause_reading)
+            self._handover = Handover(self._plane.loop, self._send_plain, self._on_http_end, self.pause_reading)
         except OSError as error:
             self.close(CloseReason.NO_DESCRIPTORS, str(error))
             return
@@ -266,10 +270,10 @@ class Connection(asyncio.Protocol):
     def attach(self, upstream: Upstream) -> None:
         """Go on as media towards this upstream."""
         if self._state is State.WAITING:
-            self._set_deadline(None)
-            self._start_flow(upstream)
+            self.set_deadline(None)
+            self._start_media(Carrier.TURN, upstream)
 
-    def upgrade(self, response: bytes, upstream: Upstream) -> None:
+    def upgrade(self, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
         """Leave HTTP with this response, and go on as media."""
         if self._state is State.HTTP and self._handover is not None:
             if self._handover.ended:
@@ -279,85 +283,50 @@ class Connection(asyncio.Protocol):
             self._handover = None
             self._send_plain(response)
         if self._state is State.HTTP:  # the response could be sent
-            self._start_flow(upstream)
+            self._start_media(carrier, upstream)
 
-    def _start_flow(self, upstream: Upstream) -> None:
-        plane, settings = self._plane, self._plane.settings
+    def _start_media(self, carrier: Carrier, upstream: Upstream | None) -> None:
+        kind = SessionMedia if carrier is Carrier.SESSION else Media
+        self._media = kind(self._plane, self, carrier)
         try:
-            self.flow = Flow(
-                plane.loop,
-                upstream,
-                self._new_meter(Direction.UPLINK),
-                ports=plane.ports,
-                silence_s=settings.upstream_silence_s,
-                deliver=self._deliver,
-                fail=self.close,
-            )
+            self._media.start(upstream)
         except OSError as error:
             exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
-            reason = CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE
-            self.close(reason, str(error))
+            self.close(CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE, str(error))
             return
-        age = settings.max_media_age_s if upstream.max_media_age_s is None else upstream.max_media_age_s
-        self._downlink = Downlink(
-            plane.loop,
-            self.flow.totals,
-            Schedule(age, settings.downlink_media_bytes, settings.downlink_control_bytes, self.flow.totals),
-            self._new_meter(Direction.DOWNLINK),
-            write=self._send_media,
-            is_blocked=self._is_blocked,
-            is_behind=self._is_behind,
-        )
         # What waits here cannot be dropped: nothing should, and ``resume_writing`` tells when nothing does any more.
         self._transport.set_write_buffer_limits(high=0)
         self._state = State.MEDIA
-        self._pause_reading(False)
+        self.pause_reading(False)
         early, self._early = self._early, b""
-        self._on_stream(early)
+        self._media.feed(early)
 
-    def _new_meter(self, direction: Direction) -> Meter:
-        settings = self._plane.settings
-        return Meter(round(settings.playout_deadline_s * 1e6), settings.payload_clocks, direction)
+    @property
+    def media(self) -> Media | None:
+        """What control may speak to, from the beginning of media to the end."""
+        return self._media
 
-    def _on_stream(self, plain: bytes) -> None:
-        self._forward(self._cutter.feed(plain))
-
-    def _forward(self, units: list[bytes]) -> None:
-        arrived = time.monotonic()
-        for unit in units[:MAX_UNITS_PER_TURN]:
-            if self.flow is None:
-                return
-            self.flow.send(arrived, unit)
-        later = units[MAX_UNITS_PER_TURN:]
-        self._forwarding = bool(later)
-        self._pause_reading(self._forwarding)
-        if later:
-            self._plane.loop.call_soon(self._forward, later)
-        elif self._cutter.fault is not None:
-            self.close(CloseReason.BROKEN_FRAME, self._cutter.fault)
-        elif self._tls.client_closed:
-            self._on_client_end()
-
-    def _deliver(self, arrived: float, unit: bytes) -> None:
-        if self._downlink is None:
-            return
-        if not self._downlink.deliver(arrived, unit):
-            self.close(CloseReason.SLOW_CLIENT, f"{self._downlink.schedule.waiting_bytes} bytes unread")
-        elif not self._lost:
-            self._link.sample(arrived)
-
-    def _send_media(self, plain: bytes) -> None:
+    def send_media(self, plain: bytes) -> None:
+        """Encrypt and send, and remember when."""
         self._send_plain(plain)
         self._pace.note_write(self._given, time.monotonic_ns() // 1000)
 
-    def _is_behind(self) -> bool:
+    def is_behind(self) -> bool:
+        """True if TCP has more than it delivers."""
         if self._lost or not self._pace.is_much:
             return False
         acknowledged = self._given - self._transport.get_write_buffer_size() - self._link.unacknowledged()
         return self._pace.is_behind(acknowledged, self._link.least_rtt_us, time.monotonic_ns() // 1000)
 
-    def _is_blocked(self) -> bool:
+    def is_blocked(self) -> bool:
+        """True if the socket has not taken all there was."""
         return self._transport.get_write_buffer_size() > 0
+
+    def sample_link(self, clock: float) -> ClientLink | None:
+        """What TCP says of the way to the client."""
+        if not self._lost:
+            self._link.sample(clock)
+        return self._link.last
 
     def _close_if_deaf(self) -> bool:
         """Close a client that has us say what must not be dropped, and does not read it; True if so."""
@@ -376,81 +345,77 @@ class Connection(asyncio.Protocol):
             self._write(output)
 
     def tap(self) -> FlowTap | None:
-        """Copy the datagrams of the flow, if there is one; the tap before it ends."""
-        flow = self.flow
-        if flow is None:
-            return None
-        if flow.tap is not None:
-            flow.tap.end()
-        flow.tap = FlowTap(self.client, self.server_name, flow.upstream)
-        return flow.tap
+        """Copy the datagrams of the flow, if there is one."""
+        return None if self._media is None else self._media.tap()
 
     # The end
 
-    def close(self, reason: CloseReason, detail: str = "", failure: HandshakeFailure | None = None) -> None:
-        """End the connection; only the first reason counts."""
+    def close(
+        self,
+        reason: CloseReason,
+        detail: str = "",
+        failure: HandshakeFailure | None = None,
+        *,
+        farewell: bytes = b"",
+    ) -> None:
+        """End the connection; only the first reason counts.
+
+        ``farewell`` are the last plain bytes that the client is told; a WebSocket's are known for most reasons.
+        """
         if self._state is State.CLOSED:
             return
+        if not farewell and self._is_websocket() and reason in CLOSE_CODES:
+            farewell = close_frame(CLOSE_CODES[reason], reason.value)
         self._end(reason, detail, failure)
-        if not self._lost:
-            self._write(self._tls.close())
+        if self._lost:
+            return
+        if farewell:
+            self._say_farewell(farewell)
+        self._write(self._tls.close())
+        if farewell:
+            self._linger()
+        else:
             self._transport.close()
-            self._set_deadline(CLOSE_TIMEOUT_S, self._transport.abort)
+        self.set_deadline(CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def _is_websocket(self) -> bool:
+        return self._media is not None and is_websocket(self._media.carrier)
+
+    def _say_farewell(self, plain: bytes) -> None:
+        # A TLS that can say nothing more is closed all the same.
+        with contextlib.suppress(TlsError):
+            self._write(self._tls.send(plain))
+
+    def _linger(self) -> None:
+        """Listen for the client's end, and forget what it says: a reset would take the farewell with it."""
+        self._transport.write_eof()
+        if not self._transport.is_closing() and not self._transport.is_reading():
+            self._transport.resume_reading()
 
     def _end(self, reason: CloseReason, detail: str, failure: HandshakeFailure | None) -> None:
         self._state = State.CLOSED
-        self._set_deadline(None)
+        self.set_deadline(None)
         self._early = b""
         if self._handover is not None:
             self._handover.close()
-        flow, self.flow = self.flow, None
-        downlink, self._downlink = self._downlink, None
+        media, self._media = self._media, None
         totals, last, delays = Totals(), None, Delays()
-        if flow is not None and downlink is not None:
-            totals, last, delays = flow.totals, self._describe(flow, downlink, self._plane.loop.time()), downlink.delays
-            downlink.close()
-            orphan = flow.close()
-            if orphan is not None:
-                self._plane.emit(AllocationOrphaned(self.identity, orphan[0], flow.upstream, orphan[1]))
+        if media is not None:
+            totals, last, delays = media.totals, media.describe(self._plane.loop.time()), media.downlink.delays
+            orphan = media.close()
+            if orphan is not None and media.flow is not None:
+                self._plane.emit(AllocationOrphaned(self.identity, orphan[0], media.flow.upstream, orphan[1]))
         self._plane.on_closed(
             Closed(self.identity, reason, self.client, self.server_name, totals, last, detail, failure), delays
         )
 
     def snapshot(self, now: float) -> FlowSnapshot | None:
         """The flow as it is now, if there is one."""
-        if self.flow is None or self._downlink is None:
-            return None
-        return self._describe(self.flow, self._downlink, now)
+        return None if self._media is None else self._media.describe(now)
 
     def delays(self) -> Delays | None:
         """How long the packets of the flow waited, if there is one."""
-        return None if self._downlink is None else self._downlink.delays
-
-    def _describe(self, flow: Flow, downlink: Downlink, now: float) -> FlowSnapshot:
-        totals = Totals()
-        totals.add(flow.totals)
-        clock = time.monotonic()
-        if not self._lost:
-            self._link.sample(clock)
-        return FlowSnapshot(
-            self.identity,
-            self.client,
-            self.server_name,
-            Carrier.TURN,
-            flow.upstream,
-            now - flow.opened_at,
-            now - flow.heard_at,
-            totals,
-            username=flow.username,
-            allocated=flow.allocated,
-            queued_bytes=downlink.schedule.waiting_bytes,
-            queue_age_s=downlink.schedule.oldest_age(clock),
-            queue_delay=downlink.delays.latency(),
-            link=self._link.last,
-            uplink_rtcp=flow.meter.rtcp,
-            downlink_rtcp=downlink.meter.rtcp,
-            streams=(*flow.meter.streams(round(clock * 1e6)), *downlink.meter.streams(round(clock * 1e6))),
-        )
+        return None if self._media is None else self._media.downlink.delays
 
 
 def _configure(accepted: socket.socket) -> None:

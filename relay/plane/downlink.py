@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from relay.plane.api import Totals
+from relay.plane.api import Totals, Traffic
 from relay.plane.delays import Delays
 from relay.plane.schedule import Frame, Schedule
-from relay.plane.traffic import rtp_packet, traffic_of
+from relay.plane.traffic import rtp_packet
 from relay.quality.meter import Meter
 
 # Nothing of a record can be read before all of it has come, nor what is more urgent behind it: at 64 kbit/s this much
@@ -56,13 +56,26 @@ class Downlink:
 
     def deliver(self, arrived: float, unit: bytes) -> bool:
         """Send a unit that came at ``arrived`` (time.monotonic), or let it wait. False: no room for more control."""
-        if self.schedule.waiting_bytes or self._is_blocked():
+        if self._must_wait():
             return self.schedule.put(arrived, unit)
+        self._hand_over([self.schedule.framed(arrived, unit)])
+        return True
+
+    def say(self, framed: bytes) -> bool:
+        """The same for what is no unit, but the carrier's own, and framed already."""
+        now = time.monotonic()
+        if self._must_wait():
+            return self.schedule.put_framed(now, framed)
+        self._hand_over([Frame(now, None, Traffic.CONTROL, framed)])
+        return True
+
+    def _must_wait(self) -> bool:
+        if self.schedule.waiting_bytes or self._is_blocked():
+            return True
         if self._is_behind():
             self._turn = self._turn or self._loop.call_later(ASK_AGAIN_S, self._on_turn)
-            return self.schedule.put(arrived, unit)
-        self._hand_over([Frame(arrived, unit, traffic_of(unit))])
-        return True
+            return True
+        return False
 
     def wake(self) -> None:
         """The socket takes more."""
@@ -90,9 +103,11 @@ class Downlink:
     def _hand_over(self, frames: list[Frame]) -> None:
         now = time.monotonic()
         for frame in frames:
+            if frame.unit is None:
+                continue
             self._totals.downlink_packets += 1
             self._totals.downlink_bytes += len(frame.unit)
             if (packet := rtp_packet(frame.unit)) is not None:
                 self.meter.on_packet(round(now * 1e6), packet)
             self.delays.record(round((now - frame.arrived) * 1e6))
-        self._write(b"".join(frame.padded for frame in frames))
+        self._write(b"".join(frame.framed for frame in frames))

@@ -30,6 +30,7 @@ from relay.plane.api import (
 )
 from relay.plane.connection import Connection
 from relay.plane.delays import Delays
+from relay.plane.media import Media, SessionMedia
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ServerContexts
 from relay.quality.meter import clock_table
@@ -114,11 +115,48 @@ class ReferencePlane:
         if (known := self._connections.get(connection)) is not None:
             known.attach(upstream)
 
-    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream) -> None:
-        """Take an HTTP connection back and go on as media."""
-        assert carrier is Carrier.TURN
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
+        """Take an HTTP connection back and go on as media. Raises ValueError for a session with an upstream."""
+        if (upstream is None) is not (carrier is Carrier.SESSION):
+            raise ValueError(f"{carrier}: expected {'no' if upstream else 'an'} upstream")
         if (known := self._connections.get(connection)) is not None:
-            known.upgrade(response, upstream)
+            known.upgrade(response, carrier, upstream)
+
+    def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
+        """Have a session go on at this upstream."""
+        left = None if fd < 0 else socket.socket(fileno=fd)
+        if (session := self._session(connection)) is not None:
+            session.move(upstream, left)
+        elif left is not None:
+            left.close()
+
+    def tell(self, connection: ConnectionId, text: str) -> None:
+        """Send the client of a session a text message."""
+        if (session := self._session(connection)) is not None:
+            session.tell(text)
+
+    def request(self, connection: ConnectionId, message: bytes) -> None:
+        """Send the upstream of a session a STUN message."""
+        if (session := self._session(connection)) is not None:
+            session.request(message)
+
+    def admit(self, connection: ConnectionId) -> None:
+        """Forward the Allocate that waits, and go on."""
+        if (media := self._media(connection)) is not None:
+            media.admit()
+
+    def refuse(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that waits, and go on."""
+        if (media := self._media(connection)) is not None:
+            media.refuse(response)
+
+    def _media(self, connection: ConnectionId) -> Media | None:
+        known = self._connections.get(connection)
+        return None if known is None else known.media
+
+    def _session(self, connection: ConnectionId) -> SessionMedia | None:
+        media = self._media(connection)
+        return media if isinstance(media, SessionMedia) else None
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""
@@ -177,7 +215,7 @@ class ReferencePlane:
         self._accepted += 1
         return Connection(self, ConnectionId(self._accepted), preread)
 
-    def admit(self, connection: Connection) -> bool:
+    def enter(self, connection: Connection) -> bool:
         """Enter a connection in the table; False where a bound is reached or the plane has stopped."""
         source, settings = connection.client.host, self.settings
         full = 0 < settings.max_connections <= len(self._connections)

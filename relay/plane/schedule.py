@@ -7,6 +7,7 @@ STUN and DTLS, without which a call dies, go first and are never dropped. No I/O
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from relay.plane.api import DropReason, Totals, Traffic
@@ -15,32 +16,42 @@ from relay.wire.channeldata import pad
 
 
 class Frame(NamedTuple):
-    """One unit of the downlink, and when its datagram came, in seconds. ``padded`` is how it stands on the stream."""
+    """What waits, when it came, in seconds, and its bytes on the client's stream.
+
+    ``unit`` is one of the downlink, or None for what the carrier itself says to the client.
+    """
 
     arrived: float
-    unit: bytes
+    unit: bytes | None
     traffic: Traffic
-
-    @property
-    def padded(self) -> bytes:
-        """The unit with its padding."""
-        return pad(self.unit)
+    framed: bytes
 
     @property
     def size(self) -> int:
-        """Bytes on the stream, padding included."""
-        return len(self.unit) + (-len(self.unit) & 3)
+        """Bytes on the stream."""
+        return len(self.framed)
 
 
 class Schedule:
     """The frames of one flow that wait. What is dropped is counted in ``totals``."""
 
-    def __init__(self, max_age_s: float, media_bytes: int, control_bytes: int, totals: Totals) -> None:
-        """``media_bytes`` bounds RTCP and media together, ``control_bytes`` the rest; both count padding."""
-        self._max_age_s = max_age_s
+    def __init__(
+        self,
+        max_age_s: float,
+        media_bytes: int,
+        control_bytes: int,
+        totals: Totals,
+        frame: Callable[[bytes], bytes] = pad,
+    ) -> None:
+        """``media_bytes`` bounds RTCP and media together, ``control_bytes`` the rest; both count bytes on the stream.
+
+        ``frame`` puts a unit into its carrier's frame.
+        """
+        self.max_age_s = max_age_s
         self._media_bytes = media_bytes
         self._control_bytes = control_bytes
         self._totals = totals
+        self._frame = frame
         self._control: deque[Frame] = deque()
         self._rtcp: deque[Frame] = deque()
         self._media: deque[Frame] = deque()
@@ -49,7 +60,7 @@ class Schedule:
 
     @property
     def waiting_bytes(self) -> int:
-        """All that waits, padding included; 0 only if nothing does."""
+        """All that waits, as it will stand on the stream; 0 only if nothing does."""
         return self._control_size + self._media_size
 
     def oldest_age(self, now: float) -> float:
@@ -67,19 +78,32 @@ class Schedule:
         Media makes room for itself: the oldest goes. A unit that is longer than all the room there is goes itself.
         """
         self._expire(now)
-        frame = Frame(now, unit, traffic_of(unit))
+        frame = self.framed(now, unit)
         if frame.traffic is Traffic.CONTROL:
-            if self._control_size + frame.size > self._control_bytes:
-                return False
-            self._control.append(frame)
-            self._control_size += frame.size
-        elif frame.size > self._media_bytes:
+            return self._put_control(frame)
+        if frame.size > self._media_bytes:
             self._totals.drop(DropReason.DOWNLINK_FULL, frame.traffic)
         else:
             while self._media_size + frame.size > self._media_bytes:
                 self._drop(self._media or self._rtcp, DropReason.DOWNLINK_FULL)
             (self._rtcp if frame.traffic is Traffic.RTCP else self._media).append(frame)
             self._media_size += frame.size
+        return True
+
+    def put_framed(self, now: float, framed: bytes) -> bool:
+        """Let wait what the carrier itself says, as control."""
+        self._expire(now)
+        return self._put_control(Frame(now, None, Traffic.CONTROL, framed))
+
+    def framed(self, arrived: float, unit: bytes) -> Frame:
+        """A unit as it will leave."""
+        return Frame(arrived, unit, traffic_of(unit), self._frame(unit))
+
+    def _put_control(self, frame: Frame) -> bool:
+        if self._control_size + frame.size > self._control_bytes:
+            return False
+        self._control.append(frame)
+        self._control_size += frame.size
         return True
 
     def take(self, now: float, room: int) -> list[Frame]:
@@ -104,7 +128,7 @@ class Schedule:
 
     def _expire(self, now: float) -> None:
         for queue in (self._media, self._rtcp):
-            while queue and now - queue[0].arrived > self._max_age_s:
+            while queue and now - queue[0].arrived > self.max_age_s:
                 self._drop(queue, DropReason.DOWNLINK_OLD)
 
     def _drop(self, queue: deque[Frame], reason: DropReason) -> None:

@@ -74,18 +74,15 @@ class CapsuleCutter:
         payloads before it are still given, later bytes are ignored.
         """
         payloads: list[bytes] = []
-        if self.fault is not None:
-            return payloads
         self._rest += data
-        while self._pass_over():
+        while self.fault is None and self._pass_over():
             payload = self._next_payload()
-            if self.fault is not None:
-                self._rest.clear()
-                break
             if payload is not None:
                 payloads.append(payload)
             elif not self._skip:
                 break
+        if self.fault is not None:
+            self._rest.clear()
         return payloads
 
     def _pass_over(self) -> bool:

@@ -91,18 +91,21 @@ class MessageCutter:
         fault is seen with the first byte that shows it, so the verdict does not depend on how the stream was split.
         """
         messages: list[Message] = []
-        if self.fault is not None or self.closed:
+        if self._is_over():
             return messages
         self._rest += data
         while (frame := self._next_frame()) is not None:
             message = self._on_frame(*frame)
             if message is not None:
                 messages.append(message)
-            if self.fault is not None or self.closed:
+            if self._is_over():
                 self._rest.clear()
                 self._fragments.clear()
                 break
         return messages
+
+    def _is_over(self) -> bool:
+        return self.fault is not None or self.closed
 
     def _next_frame(self) -> tuple[bool, Opcode, bytes] | None:
         """The next whole frame, unmasked; None for "need more", or a fault."""

@@ -230,7 +230,7 @@ class Queues:
 
     def take(self, room: int) -> None:
         taken = self._obvious.take(self.now_us, room)
-        assert self.compiled.take(self.now_us, room) == [(one.arrived, one.unit, one.padded) for one in taken]
+        assert self.compiled.take(self.now_us, room) == [(one.arrived, one.unit, one.framed) for one in taken]
         for frame in taken:
             self._delays.record(round(self.now_us - frame.arrived))
             self._compiled_delays.record(round(self.now_us - frame.arrived))

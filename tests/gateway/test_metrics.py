@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,14 +16,26 @@ from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.calls import Calls
+from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.metrics import Metrics, RelayCollector
 from relay.gateway.records import Records
 from relay.gateway.upstreams import Upstreams
 from relay.gateway.view import View
-from relay.plane.api import CloseReason, DropReason, HandshakeFailure, Latency, Snapshot, Totals, Traffic
+from relay.plane.api import (
+    Carrier,
+    CloseReason,
+    ConnectionId,
+    DropReason,
+    HandshakeFailure,
+    Latency,
+    Snapshot,
+    Totals,
+    Traffic,
+    Upstream,
+)
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.made_up import MadeUpRelay, nobody_asked
+from tests.support.made_up import MadeUpCall, MadeUpRelay, nobody_asked
 from tests.support.peers import Inbox, open_echo
 
 Samples = dict[tuple[str, str], float]
@@ -47,7 +60,6 @@ def samples_of_snapshot(snapshot: Snapshot, *, draining: bool = False) -> Sample
     up, down, _ = upstreams
     up.binding.on_success()
     up.on_rtt(0.25)
-    up.flows = 3
     down.binding.on_failure(certain=True)
     calls = Calls(lambda: snapshot, upstreams.region_of)
     view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining, entitlement=nobody_asked())
@@ -145,10 +157,52 @@ def test_upstreams() -> None:
     samples = samples_of_snapshot(NOTHING)
     names = ("up", "down", "new")
     assert [samples["relay_upstream_up", f"use1,{name}"] for name in names] == [1, 0, 0]
-    assert [samples["relay_flows", f"use1,{name}"] for name in names] == [3, 0, 0]
     assert samples["relay_upstream_rtt_seconds", "use1,up"] == 0.25
     # A round trip that nobody has measured is not nought.
     assert ("relay_upstream_rtt_seconds", "use1,new") not in samples
+
+
+def test_flows_by_upstream_and_carrier() -> None:
+    flow = MadeUpCall(ConnectionId(1)).snapshot()
+    up, elsewhere = Upstream("up", Address("192.0.2.7", 3478)), Upstream("192.0.2.9:3478", Address("192.0.2.9", 3478))
+    flows = [
+        replace(flow, carrier=carrier, upstream=upstream)
+        for carrier, upstream, count in (
+            (Carrier.TURN, up, 3),
+            (Carrier.SESSION, up, 2),
+            (Carrier.CONNECT_UDP, up, 1),
+            (Carrier.CONNECT_UDP, elsewhere, 1),
+        )
+        for _ in range(count)
+    ]
+    samples = samples_of_snapshot(replace(NOTHING, flows=flows))
+    found = {key[1]: value for key, value in samples.items() if key[0] == "relay_flows"}
+    # Carrier, region, upstream; an address that a client has chosen is no label.
+    assert len(found) == 4 * len(Carrier)
+    expected = {"turn,use1,up": 3, "session,use1,up": 2, "connect-udp,use1,up": 1, "connect-udp,,": 1}
+    assert {label: value for label, value in found.items() if value} == expected
+
+
+def test_what_happened_to_carriers() -> None:
+    tally = Tally()
+    tally.upgrades[Carrier.SESSION, UpgradeOutcome.ACCEPTED] += 5
+    tally.upgrades[Carrier.CONNECT_UDP, UpgradeOutcome.FORBIDDEN] += 4
+    tally.resumptions[ResumeOutcome.RESUMED] += 3
+    tally.failovers[FailoverOutcome.MOVED] += 2
+    tally.parked = 1
+    relay = MadeUpRelay()
+    relay.view.tally = tally
+    samples = samples_of(Metrics(RelayCollector(relay.view)).render().decode())
+    expected = {
+        ("relay_upgrades_total", "session,accepted"): 5,
+        ("relay_upgrades_total", "connect-udp,forbidden"): 4,
+        ("relay_upgrades_total", "websocket,draining"): 0,
+        ("relay_session_resumptions_total", "resumed"): 3,
+        ("relay_session_resumptions_total", "expired"): 0,
+        ("relay_session_failovers_total", "moved"): 2,
+        ("relay_sessions_parked", ""): 1,
+    }
+    assert {key: samples[key] for key in expected} == expected
 
 
 def test_the_process_is_measured_too() -> None:
@@ -192,7 +246,7 @@ async def test_figures_after_traffic(tmp_path: Path) -> None:
     assert growth("relay_packets_total", "downlink") == (8, 9)
     # ChannelData of 4 + 182 bytes without its padding, and STUN besides.
     assert growth("relay_bytes_total", "uplink")[0] > 5 * 186
-    assert growth("relay_flows", "use1,use1-stun1") == (1, 0)
+    assert growth("relay_flows", "turn,use1,use1-stun1") == (1, 0)
     assert growth("relay_connections", "") == (1, 0)
     assert growth("relay_connections_accepted_total", "") == (1, 1)
     assert growth("relay_connections_closed_total", "client_closed") == (0, 1)

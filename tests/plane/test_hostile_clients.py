@@ -28,7 +28,7 @@ from relay.plane.api import (
     PlaneSettings,
     Upstream,
 )
-from relay.plane.connection import MAX_UNITS_PER_TURN
+from relay.plane.media import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient

@@ -132,7 +132,7 @@ def test_padding_counts() -> None:
     schedule = Schedule(1.0, 10_000, 10_000, Totals())
     schedule.put(0.0, build_channel_data(0x4001, b"\x80"))
     assert schedule.waiting_bytes == 8
-    assert schedule.take(0.0, 8)[0].padded == build_channel_data(0x4001, b"\x80", padded=True)
+    assert schedule.take(0.0, 8)[0].framed == build_channel_data(0x4001, b"\x80", padded=True)
 
 
 # ---- Any order of what may happen

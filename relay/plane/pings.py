@@ -1,0 +1,60 @@
+"""Signs of life of a WebSocket client: proxies cut a silent tunnel, and TCP's keep-alive does not count for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+# Control messages are a handful in a call; each costs control a turn of its loop.
+MAX_TEXTS = 64
+# So many pings without any answer, and the client is gone.
+MAX_UNHEARD = 2
+
+
+class Pings:
+    """Asks for a sign of life at even intervals, and counts what may come only so often in each."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        interval_s: float,
+        ping: Callable[[], None],
+        is_listening: Callable[[], bool],
+        fail: Callable[[], None],
+    ) -> None:
+        """``fail`` is called once, for a client of which nothing has been heard since the ping before the last.
+
+        While not ``is_listening`` nothing can be heard.
+        """
+        self._loop = loop
+        self._interval_s = interval_s
+        self._ping = ping
+        self._is_listening = is_listening
+        self._fail = fail
+        self._unheard = 0
+        self._texts = 0
+        self._timer = loop.call_later(interval_s, self._on_timer)
+
+    def on_heard(self) -> None:
+        """The client has said something."""
+        self._unheard = 0
+
+    def on_text(self) -> bool:
+        """The client has sent a text message; False if it is one too many."""
+        self._texts += 1
+        return self._texts <= MAX_TEXTS
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._timer.cancel()
+
+    def _on_timer(self) -> None:
+        if not self._is_listening():
+            self._unheard = 0
+        if self._unheard == MAX_UNHEARD:
+            self._fail()
+            return
+        self._unheard += 1
+        self._texts = 0
+        self._timer = self._loop.call_later(self._interval_s, self._on_timer)
+        self._ping()

@@ -1,0 +1,188 @@
+"""The flow of a TURN client: the duties of a gateway from TURN over a stream to TURN over UDP.
+
+Requests are sent again until they are answered, second answers are dropped, a 437 for a stale allocation is tried again
+from a fresh port, and an upstream that is gone ends the flow. The TURN client of a session is control: it hears what
+one would hear, and judges errors itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from relay.plane.api import CloseReason, DropReason, Traffic, Upstream
+from relay.plane.flow import ALLOCATE_ERROR, ALLOCATION_LIFETIME_S, Account, Flow, is_whole_stun
+from relay.plane.source_ports import SourcePorts
+from relay.turn.transactions import Answer, Transactions
+from relay.wire.stun import StunError, parse_message
+
+# A fresh port is tried this often for one client; a port pool where three in a row are stale is the operator's affair.
+MAX_FRESH_PORTS = 3
+
+# Class bits of a STUN message type (RFC 8489 figure 3).
+_CLASS_BITS = 0x0110
+_REQUEST_BITS = 0x0000
+_RESPONSE_BIT = 0x0100
+
+
+class TurnFlow(Flow):
+    """Forwards whole STUN and ChannelData messages only."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        upstream: Upstream,
+        account: Account,
+        *,
+        ports: SourcePorts,
+        silence_s: float,
+        deliver: Callable[[float, bytes], None],
+        fail: Callable[[CloseReason, str], None],
+        left: socket.socket | None = None,
+    ) -> None:
+        """As ``Flow``; an upstream that answers nothing for ``silence_s`` is gone. Raises OSError."""
+        self._transactions = Transactions()
+        self._timer: asyncio.TimerHandle | None = None
+        self._silence_s = silence_s
+        self._fresh_ports = 0
+        super().__init__(loop, upstream, account, ports=ports, deliver=deliver, fail=fail, left=left)
+
+    # Uplink
+
+    def _on_stun_uplink(self, message: bytes) -> None:
+        super()._on_stun_uplink(message)
+        if (message[0] << 8 | message[1]) & _CLASS_BITS == _REQUEST_BITS:
+            self._transactions.on_request(self._loop.time(), message[8:20], message)
+            self._arm()
+
+    # Downlink
+
+    def _on_datagram(self, arrived: float, datagram: bytes) -> None:
+        unit = _whole_unit(datagram)
+        if unit is None:
+            self.totals.drop(DropReason.DOWNLINK_MALFORMED)
+        elif unit[0] >= 0x40:
+            self._deliver(arrived, unit)
+        elif self._is_wanted(unit):
+            self._on_stun(arrived, unit)
+
+    def _on_stun(self, arrived: float, message: bytes) -> None:
+        self._deliver(arrived, message)
+
+    def _is_wanted(self, message: bytes) -> bool:
+        """Match an answer with its request; False if nobody is to hear of it."""
+        kind = message[0] << 8 | message[1]
+        if not kind & _RESPONSE_BIT:
+            return True
+        if kind == ALLOCATE_ERROR and self._allocated_until is None and self._retry_elsewhere(message):
+            return False
+        if self._transactions.on_response(message[8:20]) is Answer.DUPLICATE:
+            if kind == ALLOCATE_ERROR:
+                self._allocating = False
+            self.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
+            return False
+        self._note_answer(message)
+        return True
+
+    def _retry_elsewhere(self, message: bytes) -> bool:
+        """Send an Allocate again from a fresh port if it met another client's stale allocation (437)."""
+        request = self._transactions.request(message[8:20])
+        try:
+            error = parse_message(message).error
+        except StunError:
+            return False
+        if request is None or error is None or error.code != 437 or self._fresh_ports >= MAX_FRESH_PORTS:
+            return False
+        self._fresh_ports += 1
+        stale = self._socket
+        try:
+            self._open()
+        except OSError:
+            self._socket = stale
+            return False
+        self._rest(stale, self._loop.time() + ALLOCATION_LIFETIME_S)
+        self._loop.remove_reader(stale)
+        stale.close()
+        self._send(request, Traffic.CONTROL)
+        return True
+
+    # Time
+
+    def _arm(self) -> None:
+        waiting_since, due = self._transactions.waiting_since, self._transactions.next_deadline()
+        if waiting_since is None or due is None:
+            return
+        when = min(due, max(waiting_since, self.heard_at) + self._silence_s)
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        waiting_since = self._transactions.waiting_since
+        if waiting_since is not None and now >= max(waiting_since, self.heard_at) + self._silence_s:
+            self._fail(CloseReason.UPSTREAM_SILENT, f"no answer for {self._silence_s:g} s")
+            return
+        again, _ = self._transactions.on_deadline(now)
+        for request in again:
+            self.totals.retransmissions += 1
+            self._send(request, Traffic.CONTROL)
+            if self._socket.fileno() < 0:  # the upstream turned out to be gone
+                return
+        self._arm()
+
+    # The end
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        super()._stop()
+
+
+class SessionFlow(TurnFlow):
+    """Control is the TURN client: it hears of all STUN through ``on_stun``, and gets every socket back."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        upstream: Upstream,
+        account: Account,
+        *,
+        ports: SourcePorts,
+        silence_s: float,
+        deliver: Callable[[float, bytes], None],
+        fail: Callable[[CloseReason, str], None],
+        on_stun: Callable[[bytes], None],
+        left: socket.socket | None = None,
+    ) -> None:
+        """As ``TurnFlow``. Raises OSError."""
+        self._tell = on_stun
+        super().__init__(
+            loop, upstream, account, ports=ports, silence_s=silence_s, deliver=deliver, fail=fail, left=left
+        )
+
+    def _on_stun(self, arrived: float, message: bytes) -> None:
+        self._tell(message)
+
+    def _retry_elsewhere(self, message: bytes) -> bool:
+        return False
+
+    def leave(self) -> tuple[int, bytes] | None:
+        """End, and give the socket up if it is still open: control has made the allocation behind it."""
+        if not self.is_open:
+            return None
+        self._stop()
+        return self._socket.detach(), b""
+
+
+def _whole_unit(datagram: bytes) -> bytes | None:
+    """The STUN or ChannelData message of a datagram, padding removed, or None."""
+    if len(datagram) >= 4 and datagram[0] & 0xC0 == 0x40:
+        size = 4 + (datagram[2] << 8 | datagram[3])
+        return datagram[:size] if size <= len(datagram) else None
+    return datagram if is_whole_stun(datagram) else None
