@@ -9,13 +9,13 @@ secret; so the end of the connection tells them.
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 
 from relay.gateway.entitlement import Entitlement, Verdict
 from relay.gateway.flows import Wanted
 from relay.gateway.upstreams import UpstreamState
 from relay.plane.api import AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
-from relay.tasks import Tasks
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
     INTEGRITY_DIGESTS,
@@ -52,7 +52,6 @@ class Admission:
         self._plane = plane
         self._entitlement = entitlement
         self._flows: dict[ConnectionId, _Flow] = {}
-        self._tasks = Tasks()
 
     def on_begun(self, wanted: Wanted, upstream: UpstreamState | None) -> None:
         """A flow begins; without an upstream of ours, as over CONNECT-UDP, it has no region."""
@@ -86,19 +85,12 @@ class Admission:
         if not username:
             self._refuse(requested, flow, request, self._entitlement.bad_request(flow.region, flow.client))
             return
-        verdict = self._entitlement.decide_now(username, flow.region, flow.client)
-        if verdict is not None:
-            self._settle(requested, flow, request, verdict)
-        else:
-            self._tasks.start(self._decide(requested, flow, request, username), "entitlement")
-
-    async def _decide(self, requested: AllocateRequested, flow: _Flow, request: Message | None, username: str) -> None:
-        verdict = await self._entitlement.decide(username, flow.region, flow.client)
-        # Meanwhile it may have ended.
-        if self._flows.get(requested.connection) is flow:
-            self._settle(requested, flow, request, verdict)
+        then = functools.partial(self._settle, requested, flow, request)
+        self._entitlement.ask(username, flow.region, flow.client, then)
 
     def _settle(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
+        if self._flows.get(requested.connection) is not flow:
+            return  # it has ended meanwhile
         if verdict.admitted:
             verdict = self._entitlement.grant(requested.connection, verdict, provisional=True)
         if not verdict.admitted:
@@ -117,12 +109,11 @@ class Admission:
             loop = asyncio.get_running_loop()
             flow.closing = loop.call_later(REFUSED_CLOSE_S, self._plane.close, connection, CloseReason.NOT_ENTITLED)
 
-    async def stop(self) -> None:
-        """Wait for the decisions under way; each has a deadline."""
+    def stop(self) -> None:
+        """Close nobody any more."""
         for flow in self._flows.values():
             if flow.closing is not None:
                 flow.closing.cancel()
-        await self._tasks.finish()
 
 
 def _transaction_id(message: bytes) -> bytes:

@@ -88,7 +88,9 @@ class Gateway:
         # For the names that clients ask for: slow ones among them must not keep those of upstreams waiting.
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
-        self._sessions = Sessions(self.plane, self.flows, self.upstreams, self._health, self._releaser)
+        self._sessions = Sessions(
+            self.plane, self.flows, self.upstreams, self._health, self._releaser, entitlement=self.entitlement
+        )
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
         self._site = self._upgrades.site = Site(self._upgrades.routes())
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
@@ -130,10 +132,10 @@ class Gateway:
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.callback(self._sessions.stop)
-            started.push_async_callback(self.plane.stop)
             self.entitlement.start()
             started.push_async_callback(self.entitlement.stop)
-            started.push_async_callback(self._admission.stop)
+            started.callback(self._admission.stop)
+            started.push_async_callback(self.plane.stop)
             check_path(self._config.quality.records)
             await self._site.start()
             started.push_async_callback(self._site.stop)

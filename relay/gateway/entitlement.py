@@ -1,8 +1,8 @@
 """Who may have voice here: asks the policy, compares regions, counts calls at once, and says so in counters and log.
 
-``decide`` says what a user may, ``grant`` gives him a place among his calls at once, ``release`` takes it back. All
-carriers do it in that order: ``admission`` for the TURN user names that the data plane reads, sessions for the user of
-their ``open`` message::
+``decide`` (or ``ask``, with a callback) says what a user may, ``grant`` gives him a place among his calls at once,
+``release`` takes it back. All carriers do it in that order: ``admission`` for the TURN user names that the data plane
+reads, sessions for the user of their ``open`` message::
 
     verdict = await entitlement.decide(user, region, client)
     if verdict.admitted:
@@ -193,6 +193,17 @@ class Entitlement:
         except PolicyUnavailable:
             return self._on_unavailable(question, username)
         return self._judge(rule, question, username)
+
+    def ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
+        """Decide, and call ``then`` with the verdict: at once if the policy knows, else within its deadline."""
+        verdict = self.decide_now(username, region, client)
+        if verdict is not None:
+            then(verdict)
+        else:
+            self._tasks.start(self._ask(username, region, client, then), "entitlement")
+
+    async def _ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
+        then(await self.decide(username, region, client))
 
     def _question(self, username: str, region: str, client: str) -> Question:
         user = user_of(username) if self._settings.rest_usernames else username

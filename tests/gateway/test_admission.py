@@ -86,7 +86,7 @@ async def bench(**keys: Any) -> AsyncIterator[Bench]:
     try:
         yield opened
     finally:
-        await opened.admission.stop()
+        opened.admission.stop()
         await opened.entitlement.stop()
 
 
@@ -235,7 +235,7 @@ async def test_a_connection_that_ends_while_its_policy_is_asked_gets_no_place() 
         await eventually(lambda: service.asked)
         it.admission.on_closed(ONE)
         service.release()
-        await it.admission.stop()
+        await it.entitlement.stop()
         assert (it.plane.told, it.entitlement.calls) == ([], 0)
 
 

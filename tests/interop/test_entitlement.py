@@ -16,11 +16,13 @@ from aioice import stun, turn
 
 from relay.addresses import Address
 from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
+from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
-from relay.gateway import places
+from relay.gateway import places, sessions
 from relay.gateway.entitlement import Outcome
+from relay.gateway.flows import ResumeOutcome
 from relay.plane.api import CloseReason
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password, rest_username
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message, parse_message
@@ -297,6 +299,91 @@ async def test_the_region_of_the_upstream_counts(tmp_path: Path, plane: str) -> 
                         await client.allocate()
                 await client.close()
             assert counts(relay) == {"admitted": 2, "region": 1}
+
+
+# Sessions
+
+
+async def open_media(relay: Relay, user: str, password: str = PASSWORD) -> Session:
+    url = f"wss://{relay.tls}/media"
+    return await open_session(
+        url, username=user, password=password, ssl_context=relay.trust, server_hostname=SERVER_NAME
+    )
+
+
+async def test_sessions_are_told_why_not(tmp_path: Path, plane: str) -> None:
+    users = static({"user": "ann", "calls": 1}, {"user": "bob", "regions": ["euc1"]})
+    host = TurnHost(Address("127.0.1.1", 0), StaticCredentials(USERS), allow_loopback_peers=True)
+    async with host:
+        upstreams = [{"address": host.address, "region": region} for region in ("use1", "euc1")]
+        route = {"server_name": SERVER_NAME, "region": "use1"}
+        async with running_relay(
+            tmp_path, *upstreams, listen={"plane": plane}, entitlement=users, routes=[route]
+        ) as relay:
+            async with await open_media(relay, "ann"):
+                assert relay.gateway.entitlement.calls == 1
+                for user, code in (("ann", 486), ("bob", 403), ("cid@desk.example", 403)):
+                    with pytest.raises(SessionError) as refused:
+                        await open_media(relay, user)
+                    assert refused.value.code == code
+                with pytest.raises(UpstreamError):
+                    await (await relay.open_turn("ann", PASSWORD)).allocate()
+            await eventually(lambda: relay.gateway.entitlement.calls == 0)
+            # A wrong password ends a session at once, and with it its place.
+            with pytest.raises(SessionError) as wrong:
+                await open_media(relay, "ann", "guess")
+            assert wrong.value.code == 401
+            await eventually(lambda: relay.gateway.entitlement.calls == 0)
+            async with await open_media(relay, "ann"):
+                pass
+            await eventually(lambda: host.allocations == 0)
+            assert counts(relay) == {"admitted": 3, "region": 1, "not_entitled": 1, "too_many_calls": 2}
+
+
+async def test_a_session_that_is_cut_keeps_its_place_until_nobody_comes_back(
+    tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, plane, static({"user": "ann", "calls": 1})) as (relay, host):
+        session = await open_media(relay, "ann")
+        relayed = session.relayed_address
+        assert session._link is not None
+        session._link.abort()
+        await eventually(lambda: relay.gateway.flows.tally.resumptions[ResumeOutcome.RESUMED] == 1)
+        assert (session.relayed_address, relay.gateway.entitlement.calls) == (relayed, 1)
+        assert counts(relay) == {"admitted": 1}
+        await session.close()
+        await eventually(lambda: relay.gateway.entitlement.calls == 0)
+        monkeypatch.setattr(sessions, "RESUME_WITHIN_S", 0.2)
+        gone = await open_media(relay, "ann")
+        monkeypatch.setattr(gone, "_token", "", raising=True)
+        assert gone._link is not None
+        gone._link.abort()
+        await eventually(lambda: relay.gateway.flows.tally.resumptions[ResumeOutcome.EXPIRED] == 1)
+        await eventually(lambda: relay.gateway.entitlement.calls == 0)
+        await gone.close()
+        await eventually(lambda: host.allocations == 0)
+
+
+async def test_a_session_waits_for_the_service(tmp_path: Path, plane: str) -> None:
+    async with (
+        user_service() as service,
+        serving(tmp_path, plane, {"policy": "http", "url": service.url}) as (relay, _),
+    ):
+        service.hang()
+        opening = asyncio.ensure_future(open_media(relay, "ann"))
+        await eventually(lambda: service.asked)
+        assert dict(service.asked[0].query) == {"user": "ann", "region": "use1", "client": "127.0.0.1"}
+        service.release()
+        async with await opening:
+            assert relay.gateway.entitlement.calls == 1
+        # One that goes while its user is asked for gets no place.
+        service.hang()
+        opening = asyncio.ensure_future(open_media(relay, "bob"))
+        await eventually(lambda: "bob" in service.users)
+        opening.cancel()
+        await eventually(lambda: relay.connections == 0)
+        service.release()
+        await eventually(lambda: relay.gateway.entitlement.calls == 0)
 
 
 # A service
