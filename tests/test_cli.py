@@ -412,7 +412,7 @@ async def test_demo_as_json_and_as_a_table() -> None:
     assert (status, stderr) == (0, "")
     report = json.loads(stdout)
     assert report["complete"] is True
-    assert [(stream["sent"], stream["received"]) for stream in report["streams"]] == [(50, 50)] * 4
+    assert [(stream["sent"], stream["received"]) for stream in report["streams"]] == [(50, 50)] * 10
     status, stdout, _ = as_table
     assert status == 0
     assert "TURN/TLS" in stdout

@@ -22,8 +22,8 @@ from relay.turn.credentials import StaticCredentials
 REGIONS = {"use1": ("use1-stun1", "use1-stun2"), "euc1": ("euc1-stun1", "euc1-stun2")}
 SERVER_NAME = "use1.relay.test"
 USERNAME = "trader"
-# Direct and through the relay.
-PATHS = 2
+# Direct, and through the relay over TURN/TLS, WebSocket, sessions and CONNECT-UDP.
+PATHS = 5
 
 
 @contextlib.asynccontextmanager
@@ -59,10 +59,9 @@ async def run_demo(seconds: float, on_tick: Callable[[], None]) -> list[Row]:
             TurnHosts(REGIONS, credentials, allow_loopback_peers=True) as hosts,
             running_gateway(_settings(hosts, authority, folder)) as gateway,
         ):
-            paths = [
-                calls.udp_path(hosts["use1-stun1"].address, USERNAME, password),
-                calls.tls_path(gateway.tls[0], SERVER_NAME, authority.client_context(), USERNAME, password),
-            ]
+            upstream, account = hosts["use1-stun1"].address, calls.Account(USERNAME, password)
+            relay = calls.RelayAccess(gateway.tls[0], SERVER_NAME, authority.client_context())
+            paths = [calls.udp_path(upstream, account), *calls.relay_paths(relay, upstream, account)]
             heard = await _place_calls(paths, seconds, on_tick)
     return rows_of(heard)
 

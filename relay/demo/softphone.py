@@ -1,4 +1,4 @@
-"""A softphone: G.711-sized RTP, protected with SRTP, over a TURN connection; it notes what became of every packet."""
+"""A softphone: G.711-sized RTP, protected with SRTP, over a line; it notes what became of every packet."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pylibsrtp
 
 from relay.addresses import Address
-from relay.client.turn import TurnConnection
 from relay.wire.rtp import RtpError, RtpHeader, build_packet, parse_header
 
 PACKETS_PER_SECOND = 50
@@ -21,6 +21,26 @@ SAMPLES_PER_PACKET = 160
 PCMU = 0
 # AES-128 key and salt (RFC 3711 section 8.2).
 _MASTER_KEY_BYTES = 30
+
+
+class Line(Protocol):
+    """What a call needs of a way to the upstream; a TurnConnection is one."""
+
+    async def allocate(self) -> Address:
+        """The relayed address. Raises UpstreamError."""
+        ...
+
+    async def bind_channel(self, peer: Address) -> int:
+        """A channel to the peer. Raises UpstreamError."""
+        ...
+
+    def send(self, peer: Address, data: bytes) -> None:
+        """Send a datagram to a peer that is bound."""
+        ...
+
+    async def close(self) -> None:
+        """Hang up."""
+        ...
 
 
 def voice_payload(ssrc: int, sequence_number: int) -> bytes:
@@ -67,18 +87,18 @@ class Softphone:
         self._listens = listens
         self._outbound = _session(speaks.master_key, pylibsrtp.Policy.SSRC_ANY_OUTBOUND)
         self._inbound = _session(listens.master_key, pylibsrtp.Policy.SSRC_ANY_INBOUND)
-        self._turn: TurnConnection | None = None
+        self._line: Line | None = None
         self._peer = Address("", 0)
 
-    async def dial(self, turn: TurnConnection, peer: Address) -> None:
+    async def dial(self, line: Line, peer: Address) -> None:
         """Bind a channel to the other phone's relayed address. Raises UpstreamError."""
-        await turn.bind_channel(peer)
-        self._turn = turn
+        await line.bind_channel(peer)
+        self._line = line
         self._peer = peer
 
     def speak(self) -> None:
         """Send the next 20 ms."""
-        assert self._turn is not None
+        assert self._line is not None
         stream = self._speaks
         number = len(stream.sent_at)
         header = RtpHeader(
@@ -91,7 +111,7 @@ class Softphone:
         packet = build_packet(header, voice_payload(stream.ssrc, header.sequence_number))
         protected = self._outbound.protect(packet)
         stream.sent_at.append(time.perf_counter())
-        self._turn.send(self._peer, protected)
+        self._line.send(self._peer, protected)
 
     def hear(self, _: Address, packet: bytes) -> None:
         """Authenticate a packet that came, compare it, and note when."""

@@ -187,12 +187,16 @@ class Site:
         if handler.has_more:
             raise web.HTTPBadRequest(text="bytes behind the request: expected none before the 101\n")
         upgrade()
-        # To close our end now would overtake the upgrade in a plane that has threads: it closes its own.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                await asyncio.get_running_loop().create_future()
-        handler.force_close()
-        raise web.HTTPServiceUnavailable
+        try:
+            # To close our end now would overtake the upgrade in a plane that has threads: it closes its own.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                    await asyncio.get_running_loop().create_future()
+            handler.force_close()
+            raise web.HTTPServiceUnavailable
+        finally:
+            # It is no HTTP any more, for hours perhaps.
+            self.on_closed(request[OPENED].connection)
 
     async def stop(self) -> None:
         """End all connections."""

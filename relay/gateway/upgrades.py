@@ -230,7 +230,7 @@ def _tokens(request: web.Request, name: str) -> list[str]:
 
 def _check_upgrade(request: web.Request, protocol: str) -> None:
     """Raises _Refusal unless this is a whole HTTP/1.1 request to go on as ``protocol``."""
-    told: dict[str, str] = {hdrs.UPGRADE: protocol, hdrs.CONNECTION: hdrs.UPGRADE}
+    told: dict[str, str] = {hdrs.UPGRADE: protocol, hdrs.CONNECTION: "Upgrade, close"}
     wanted = [token.lower() for token in _tokens(request, hdrs.UPGRADE)]
     if request.version < HttpVersion11:
         raise _bad(f"HTTP/1.0: expected HTTP/1.1 with Upgrade: {protocol}\n", 426, told)

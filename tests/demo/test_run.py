@@ -1,4 +1,4 @@
-"""The demo as it runs: real calls, both ways, over both paths, and nothing left of it."""
+"""The demo as it runs: real calls, both ways, over each path, and nothing left of it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,9 @@ async def test_short_demo_is_complete() -> None:
 
     rows = await run_demo(0.3, on_tick)
     assert [(row.path.split()[0], row.playout.sent, row.playout.received) for row in rows] == [
-        ("UDP", 15, 15),
-        ("UDP", 15, 15),
-        ("TURN/TLS", 15, 15),
-        ("TURN/TLS", 15, 15),
+        (path, 15, 15) for path in ("UDP", "TURN/TLS", "WebSocket", "session", "CONNECT-UDP") for _ in range(2)
     ]
-    assert len({(row.path, row.direction) for row in rows}) == 4
+    assert len({(row.path, row.direction) for row in rows}) == 2 * PATHS
     assert json_of(rows)["complete"] is True
     assert ticks == PATHS * 15
 
@@ -41,7 +38,7 @@ async def test_two_demos_at_once_do_not_meet() -> None:
 
 async def test_call_over_a_path_that_refuses() -> None:
     async with TurnHosts(run.REGIONS, StaticCredentials({})) as hosts:
-        path = calls.udp_path(hosts["use1-stun1"].address, "trader", "secret")
+        path = calls.udp_path(hosts["use1-stun1"].address, calls.Account("trader", "secret"))
         with pytest.raises(UpstreamError, match="401"):
             await calls.place_call(path, 1, lambda: None)
 
@@ -57,4 +54,4 @@ async def test_media_that_is_lost_is_not_complete(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(calls, "STRAGGLERS_S", 0.05)
     monkeypatch.setattr(Softphone, "hear", lambda *_: None)
     rows = await run_demo(0.1, lambda: None)
-    assert [(row.complete, row.playout.lost) for row in rows] == [(False, 5)] * 4
+    assert [(row.complete, row.playout.lost) for row in rows] == [(False, 5)] * 2 * PATHS

@@ -11,15 +11,14 @@ import pylibsrtp
 import pytest
 
 from relay.addresses import Address
-from relay.client.turn import TurnConnection
-from relay.demo.softphone import Softphone, Stream, _extend, voice_payload
+from relay.demo.softphone import Line, Softphone, Stream, _extend, voice_payload
 from relay.wire.rtp import RtpHeader, build_packet, parse_header
 
 PEER = Address("192.0.2.7", 49152)
 
 
 class Wire:
-    """A TurnConnection as far as a softphone needs one; it keeps what is sent."""
+    """A line as far as a softphone needs one; it keeps what is sent."""
 
     def __init__(self) -> None:
         self.bound: list[Address] = []
@@ -44,7 +43,7 @@ class Call:
         self._listener = Softphone(silence, self.stream)
 
     async def speak(self, packets: int) -> list[bytes]:
-        await self._speaker.dial(cast("TurnConnection", self.wire), PEER)
+        await self._speaker.dial(cast("Line", self.wire), PEER)
         for _ in range(packets):
             self._speaker.speak()
         return self.wire.packets
