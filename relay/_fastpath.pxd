@@ -141,6 +141,7 @@ cdef struct FlowRecord:
     uint64_t identity
     int64_t age_us
     int64_t heard_us
+    int64_t allocated_us        # until the allocation ends; 0 if there is none
     Counters counters
 
 # The bounds of relay.plane.api.PlaneSettings.

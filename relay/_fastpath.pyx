@@ -1994,6 +1994,7 @@ cdef void write_record(Engine* e, Connection* c, FlowRecord* record, int64_t now
     # The worker goes on: what it heard after ``now`` was heard just now.
     record.age_us = now - c.opened_us if now > c.opened_us else 0
     record.heard_us = now - c.heard_us if now > c.heard_us else 0
+    record.allocated_us = c.allocated_until_us - now if c.allocated_until_us > now else 0
     record.counters = c.counters
 
 

@@ -71,6 +71,7 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
+    from relay.gateway.entitlement import check as check_entitlement
     from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
@@ -79,6 +80,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
+    check_entitlement(settings.entitlement)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
 
 

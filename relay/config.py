@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -104,6 +105,33 @@ def _http_origin(value: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
 
 
+def _user_pattern(value: str) -> str:
+    if not value or value.count("*") > 1 or any(unicodedata.category(letter) == "Cc" for letter in value):
+        raise ValueError(f"{value!r}: expected a user name, or a pattern with one '*' such as *@desk.example")
+    # As TURN compares user names (RFC 8265, OpaqueString): case counts, composed and decomposed letters are the same.
+    return unicodedata.normalize("NFC", value)
+
+
+def _endpoint_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("expected a URL such as https://entitlement.firm.example/voice")
+    if "@" in parts.netloc or parts.fragment:
+        raise ValueError("expected a URL without user, password and fragment")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("expected printable ASCII without spaces")
+    return value
+
+
 def _origin(value: str) -> str:
     scheme, _, host = value.lower().partition("://")
     if scheme not in {"http", "https"} or not host or set(host) & set("/?#@ ") or not value.isascii():
@@ -149,6 +177,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 # What Basic authentication can carry (RFC 7617): no colon, and nothing that is not printed.
 UserName = Annotated[str, Field(pattern=r"^[!-9;-~]{1,128}$")]
 Secret = Annotated[SecretStr, Field(min_length=1)]
+# The longest that RFC 8489 section 14.3 allows.
+UserPattern = Annotated[str, Field(max_length=508), AfterValidator(_user_pattern)]
+EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
+Token = Annotated[Secret, AfterValidator(_token)]
 # Strict: true is no number, and "5" is a text.
 Count = Annotated[int, Field(strict=True)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
@@ -369,6 +401,89 @@ class Capture(_Section):
     max_bytes: Count = Field(default=64 * 1024 * 1024, ge=128 * 1024, le=4 * 1024**3)
 
 
+class EntitledUser(_Section):
+    """What a user may. An exact name goes before a pattern, a longer pattern before a shorter one."""
+
+    # As in the USERNAME of the client's Allocate; one * stands for any characters, also for none. Case counts.
+    user: UserPattern
+    allowed: Annotated[bool, Field(strict=True)] = True
+    # At once, over all carriers; no bound unless given. Nobody needs 0: that is allowed = false.
+    calls: Count | None = Field(default=None, ge=1, le=1_000_000)
+    # Of the upstreams that the calls go to; all unless given.
+    regions: Some[Name] | None = None
+
+
+class EntitledUsers(_Section):
+    """A list of users, in the configuration or in a file of its own. Who is not on it may not."""
+
+    users: tuple[EntitledUser, ...] = ()
+
+    @field_validator("users")
+    @classmethod
+    def _each_once(cls, users: tuple[EntitledUser, ...]) -> tuple[EntitledUser, ...]:
+        seen = set[str]()
+        for one in users:
+            if one.user in seen:
+                raise ValueError(f"the user {one.user!r} is given twice")
+            seen.add(one.user)
+        return users
+
+
+# The key that each policy of entitlement needs, and no other one may have.
+_POLICY_KEYS = {"static": "users", "file": "file", "http": "url"}
+
+
+class Entitlement(EntitledUsers):
+    """Who may have voice through this relay: "Voice via Web Proxy" per user."""
+
+    # none asks for nobody's name; static is the list here, file a list of its own, http a service of the firm.
+    policy: Literal["none", "static", "file", "http"] = "none"
+    # What happens while file or service cannot be used: nobody unless said otherwise, as with any lock.
+    fail: Literal["closed", "open"] = "closed"
+    # Time-limited names are "expiry:user" (draft-uberti-behave-turn-rest): what is before the colon, if it is a number,
+    # is no part of the user. The upstream checks the whole name, so nobody gains by writing a number before his.
+    rest_usernames: Annotated[bool, Field(strict=True)] = True
+    # TOML, or JSON if its name ends so; looked at every two seconds, and read when it has changed.
+    file: Path | None = None
+    # Asked with ?user=…&region=…&client=…
+    url: EndpointUrl | None = None
+    # Sent as "Authorization: Bearer …".
+    token: Token | None = None
+    # The CA of the service; those of the system unless given.
+    ca: Path | None = None
+    # From the question to the whole answer. The client waits for it, and the data plane no longer than 5 s.
+    timeout_s: float = Field(default=2.0, strict=True, gt=0, le=4)
+    # How long an answer is taken again: a user's calls come in bursts, and a revocation should not wait for long.
+    cache_s: float = Field(default=60.0, strict=True, ge=0, le=86_400)
+    # The same of refusals: who has just been entitled should not wait.
+    refused_cache_s: float = Field(default=5.0, strict=True, ge=0, le=86_400)
+    # So many answers are kept, the newest: 10,000 take a few megabytes.
+    cache_answers: Count = Field(default=10_000, ge=1, le=1_000_000)
+
+    @field_validator("file", "ca")
+    @classmethod
+    def _resolve_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _folder(info) / path
+
+    @model_validator(mode="after")
+    def _keys_of_policy(self) -> Self:
+        for policy, key in _POLICY_KEYS.items():
+            given = bool(getattr(self, key))
+            if policy == self.policy and not given:
+                raise ValueError(f"policy = {policy!r} needs {key}")
+            # A list that nobody looks at would seem to keep people out.
+            if policy != self.policy and given:
+                raise ValueError(f"{key} belongs to policy = {policy!r}, but policy is {self.policy!r}")
+        if self.token is not None and self.url is not None and not _keeps_secrets(self.url):
+            raise ValueError("token: expected an https url, because the token would travel in clear")
+        return self
+
+
+def _keeps_secrets(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in {"localhost", "127.0.0.1", "::1"}
+
+
 class Health(_Section):
     """How upstreams are watched. Defaults find a dead one within 4.5 s: three probes, a second apart."""
 
@@ -432,6 +547,7 @@ class Config(_Section):
     media: Media = Media()
     quality: Quality = Quality()
     capture: Capture = Capture()
+    entitlement: Entitlement = Entitlement()
     health: Health = Health()
     limits: Limits = Limits()
     catalog: VendorCatalog = VendorCatalog()
@@ -460,6 +576,10 @@ class Config(_Section):
         for number, route in enumerate(self.routes):
             if route.region not in regions:
                 raise ValueError(f"routes.{number}.region: {route.region!r} has no upstream; known: {sorted(regions)}")
+        for number, user in enumerate(self.entitlement.users):
+            if unknown := sorted(set(user.regions or ()) - regions):
+                key = f"entitlement.users.{number}.regions"
+                raise ValueError(f"{key}: {unknown[0]!r} has no upstream; known: {sorted(regions)}")
         return self
 
 
@@ -476,8 +596,20 @@ def load(path: Path) -> Config:
 
 def parse(tree: dict[str, Any], *, folder: Path, source: str) -> Config:
     """Check a tree of settings. Raises OperatorError."""
+    return _validate(Config, tree, folder=folder, source=source)
+
+
+def parse_users(tree: object, *, source: str) -> tuple[EntitledUser, ...]:
+    """Check the list of a file of users. Raises OperatorError, one line for each mistake."""
+    return _validate(EntitledUsers, tree, folder=Path(), source=source).users
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], tree: object, *, folder: Path, source: str) -> _Model:
     try:
-        return Config.model_validate(tree, context={"folder": folder})
+        return model.model_validate(tree, context={"folder": folder})
     except ValidationError as invalid:
         raise OperatorError("\n".join(f"{source}: {_explain(error)}" for error in invalid.errors())) from None
 
@@ -505,5 +637,6 @@ def _explain(error: Any) -> str:
     # A value_error names the value itself; what may be a secret is never shown.
     told = kind in {"value_error", "extra_forbidden", "missing"} or not isinstance(value, str | int | float)
     if not told and not {"password", "secret", "users"} & set(error["loc"]):
+    if not told and not {"password", "secret", "token"} & set(error["loc"]):
         message = f"{value!r}: {message}"
     return f"{key}: {message}" if key else message

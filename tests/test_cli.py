@@ -386,6 +386,22 @@ async def test_check_config(tmp_path: Path) -> None:
     )
 
 
+async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
+    path, users = tmp_path / "relay.toml", tmp_path / "users.toml"
+    entitlement = {"policy": "file", "file": "users.toml"}
+    write_config(path, {**settings_tree(Authority(tmp_path), NO_UPSTREAM), "entitlement": entitlement})
+    users.write_text("[[users]]\nuser = 'ann'\ncalls = 0\n[[users]]\nname = 'bob'\n")
+    assert await run("check-config", path) == (
+        2,
+        "",
+        f"relay: {users}: users.0.calls: 0: expected greater than or equal to 1\n"
+        f"relay: {users}: users.1.user: required, but not there\n"
+        f"relay: {users}: users.1.name: unknown key\n",
+    )
+    users.write_text("[[users]]\nuser = 'ann'\n")
+    assert (await run("check-config", path))[0] == 0
+
+
 async def test_version_and_help() -> None:
     version, help_text = await asyncio.gather(run("--version"), run("--help"))
     assert version == (0, f"cloud9-relay {__version__}\n", "")

@@ -168,6 +168,23 @@ def test_catalog(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL + '[catalog]\npath = "cloud9.toml"\n').catalog.path == tmp_path / "cloud9.toml"
 
 
+def test_entitlement(tmp_path: Path) -> None:
+    entitlement = load(
+        tmp_path,
+        MINIMAL + '[entitlement]\npolicy = "http"\nurl = "https://a.test/voice?site=ny"\nca = "ca.pem"\n'
+        'token = "hunter2"\nfail = "open"\n',
+    ).entitlement
+    assert (entitlement.ca, entitlement.fail) == (tmp_path / "ca.pem", "open")
+    assert "hunter" not in repr(entitlement)
+    listed = load(tmp_path, MINIMAL + '[entitlement]\npolicy = "file"\nfile = "users.toml"\n').entitlement
+    assert (listed.file, listed.fail, listed.rest_usernames) == (tmp_path / "users.toml", "closed", True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_a_token_may_go_to_this_machine_in_clear(tmp_path: Path, host: str) -> None:
+    load(tmp_path, MINIMAL + f'[entitlement]\npolicy = "http"\nurl = "http://{host}:8080/"\ntoken = "a"\n')
+
+
 def test_ipv6_everywhere(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
@@ -281,6 +298,56 @@ WRONG = [
         "routes: the server_name 'a.test' is given twice",
     ),
     (UPSTREAM, "upstreams: the name 'stun1' is given twice"),
+    ('[entitlement]\npolicy = "all"\n', "entitlement.policy: 'all': expected 'none', 'static', 'file' or 'http'"),
+    ('[entitlement]\npolicy = "static"\n', "entitlement: policy = 'static' needs users"),
+    ('[entitlement]\npolicy = "file"\n', "entitlement: policy = 'file' needs file"),
+    ('[entitlement]\npolicy = "http"\n', "entitlement: policy = 'http' needs url"),
+    (
+        '[[entitlement.users]]\nuser = "ann"\n',
+        "entitlement: users belongs to policy = 'static', but policy is 'none'",
+    ),
+    (
+        '[entitlement]\npolicy = "file"\nfile = "a.toml"\nurl = "https://a.test/"\n',
+        "entitlement: url belongs to policy = 'http', but policy is 'file'",
+    ),
+    ('[entitlement]\nfail = "shut"\n', "entitlement.fail: 'shut': expected 'closed' or 'open'"),
+    ("[entitlement]\nrest_usernames = 1\n", "entitlement.rest_usernames: 1: expected a valid boolean"),
+    ("[entitlement]\ntimeout_s = 5\n", "entitlement.timeout_s: 5: expected less than or equal to 4"),
+    ("[entitlement]\ncache_s = -1\n", "entitlement.cache_s: -1: expected greater than or equal to 0"),
+    ("[entitlement]\ncache_answers = 0\n", "entitlement.cache_answers: 0: expected greater than or equal to 1"),
+    ("[entitlement]\ncalls = 1\n", "entitlement.calls: unknown key"),
+    (
+        '[entitlement]\npolicy = "static"\n[[entitlement.users]]\nuser = "a"\nregions = ["usw2"]\n',
+        "entitlement.users.0.regions: 'usw2' has no upstream; known: ['default']",
+    ),
+    (
+        '[entitlement]\npolicy = "static"\n[[entitlement.users]]\nuser = "a**"\n',
+        "entitlement.users.0.user: 'a**': expected a user name, or a pattern with one '*' such as *@desk.example",
+    ),
+    *(
+        (f'[entitlement]\npolicy = "http"\nurl = "{url}"\n', f"entitlement.url: {expected}")
+        for url, expected in (
+            ("ftp://a.test/", "expected a URL such as https://entitlement.firm.example/voice"),
+            ("a.test", "expected a URL such as https://entitlement.firm.example/voice"),
+            ("https://", "expected a URL such as https://entitlement.firm.example/voice"),
+            ("https://a.test:99999/", "expected a URL such as https://entitlement.firm.example/voice"),
+            ("https://a.test/ b", "expected a URL such as https://entitlement.firm.example/voice"),
+            ("https://ann:hunter2@a.test/", "expected a URL without user, password and fragment"),
+            ("https://a.test/#b", "expected a URL without user, password and fragment"),
+        )
+    ),
+    (
+        '[entitlement]\npolicy = "http"\nurl = "http://a.test/"\ntoken = "hunter2"\n',
+        "entitlement: token: expected an https url, because the token would travel in clear",
+    ),
+    (
+        '[entitlement]\npolicy = "http"\nurl = "https://a.test/"\ntoken = "hunter 2"\n',
+        "entitlement.token: expected printable ASCII without spaces",
+    ),
+    (
+        '[entitlement]\npolicy = "http"\nurl = "https://a.test/"\ntoken = 2\n',
+        "entitlement.token: expected a valid string",
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import structlog
@@ -15,8 +15,10 @@ from relay.addresses import Address, RelayPolicy
 from relay.catalog import Catalog
 from relay.config import Config
 from relay.gateway.admin import Admin
+from relay.gateway.admission import Admission
 from relay.gateway.calls import Calls
 from relay.gateway.capture import Captures
+from relay.gateway.entitlement import Entitlement
 from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
 from relay.gateway.metrics import SignalingCollector
@@ -33,11 +35,13 @@ from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.view import View
 from relay.gateway.webproxy import WebProxy
 from relay.plane.api import (
+    AllocateRequested,
     AllocationOrphaned,
     Carrier,
     Certificate,
     Closed,
     CloseReason,
+    ConnectionId,
     Event,
     HttpOpened,
     Plane,
@@ -81,11 +85,16 @@ class Gateway:
         self.flows = Flows(self.upstreams)
         self.upstreams.configure(settings.upstreams, settings.health)
         self.plane = self._make_plane()
+        self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
+        self._admission = Admission(self.plane, self.entitlement)
+        self.flows.on_begun = self._admission.on_begun
         self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
         # For the names that clients ask for: slow ones among them must not keep those of upstreams waiting.
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
-        self._sessions = Sessions(self.plane, self.flows, self.upstreams, self._health, self._releaser)
+        self._sessions = Sessions(
+            self.plane, self.flows, self.upstreams, self._health, self._releaser, entitlement=self.entitlement
+        )
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
         self.signaling = SignalingProxy()
         self.signaling.configure(settings.signaling, settings.health)
@@ -100,7 +109,13 @@ class Gateway:
         self._configure_flows(vendor)
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(
-            self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining, tally=self.flows.tally
+            self.plane.snapshot,
+            self.calls,
+            self.upstreams,
+            self.records,
+            lambda: self.draining,
+            tally=self.flows.tally,
+            entitlement=self.entitlement,
         )
         view.web_proxy = self.web_proxy.totals
         self._admin = Admin(view, self.captures, SignalingCollector(self.signaling))
@@ -127,6 +142,9 @@ class Gateway:
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.callback(self._sessions.stop)
+            self.entitlement.start()
+            started.push_async_callback(self.entitlement.stop)
+            started.callback(self._admission.stop)
             started.push_async_callback(self.plane.stop)
             check_path(self._config.quality.records)
             await self._site.start()
@@ -169,6 +187,7 @@ class Gateway:
         check_path(settings.quality.records)
         # Each of these raises before it has changed anything; what cannot fail comes behind.
         open_trust(settings.signaling)
+        self.entitlement.check(settings.entitlement)
         vendor = _vendor(settings)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
@@ -177,6 +196,7 @@ class Gateway:
             log.warning("listen: a change takes effect with the next start")
         self._config = settings
         self.upstreams.configure(settings.upstreams, settings.health)
+        self.entitlement.configure(settings.entitlement)
         self._configure_flows(vendor)
         self._health.configure(settings.health, settings.media)
         self.signaling.configure(settings.signaling, settings.health)
@@ -195,6 +215,7 @@ class Gateway:
     def _configure_flows(self, vendor: Callable[[], Catalog]) -> None:
         settings = self._config
         self.flows.routes = Routes(settings.routes)
+        self.flows.asks_for_users = self.entitlement.asks_for_users
         self._sessions.own_credentials = settings.media.own_credentials
         self._upgrades.configure(settings.media.origins, vendor)
 
@@ -207,6 +228,8 @@ class Gateway:
                     self._on_turn_opened(event)
                 case HttpOpened():
                     self._site.open(event)
+                case AllocateRequested():
+                    self._admission.on_requested(event)
                 case TextReceived():
                     self._sessions.on_text(event)
                 case StunReceived():
@@ -223,7 +246,7 @@ class Gateway:
         connection = opened.connection
         try:
             self.flows.begin(
-                Wanted(connection, opened.server_name, Carrier.TURN),
+                Wanted(connection, opened.server_name, Carrier.TURN, client=opened.client.host),
                 lambda upstream: self.plane.attach(connection, upstream),
             )
         except Refused as refused:
@@ -231,6 +254,7 @@ class Gateway:
 
     def _on_closed(self, closed: Closed) -> None:
         self._site.on_closed(closed.connection)
+        self._admission.on_closed(closed.connection)
         state = self.flows.end(closed.connection)
         if state is not None and closed.reason in {CloseReason.UPSTREAM_SILENT, CloseReason.UPSTREAM_UNREACHABLE}:
             self._health.suspect(state)
@@ -249,6 +273,13 @@ class Gateway:
             log.debug("connection closed", **_describe(closed))
         elif self._log_limit.allows(now, closed.reason):
             log.info("connection closed", **_describe(closed))
+
+    def _allocated(self) -> frozenset[ConnectionId]:
+        return frozenset(flow.connection for flow in self.plane.snapshot().flows if flow.allocated)
+
+    def _give_up(self, holder: Hashable) -> None:
+        if isinstance(holder, int):
+            self.plane.close(ConnectionId(holder), CloseReason.NOT_ENTITLED)
 
     def _on_probe(self, state: UpstreamState) -> None:
         if state.health is not Health.DOWN:

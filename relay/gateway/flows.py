@@ -20,6 +20,10 @@ from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
 Start = Callable[[Upstream], None]
 
 
+def _nobody_asks(_: Wanted, __: UpstreamState | None) -> None:
+    """Nobody wants to know."""
+
+
 class Refused(UpstreamError):
     """A flow cannot begin; ``reason`` is what its connection would be closed for."""
 
@@ -41,6 +45,8 @@ class Wanted:
     target: Upstream | None = None
     # Where it must not go: the upstream that has just been lost.
     avoid: frozenset[str] = frozenset()
+    # The IP address of its client, for who decides about users.
+    client: str = ""
 
 
 class UpgradeOutcome(StrEnum):
@@ -86,6 +92,10 @@ class Flows:
 
     def __init__(self, upstreams: Upstreams) -> None:
         self.routes = Routes(())
+        # Who may is asked by the user name in Allocate (``admission``); a session asks by itself.
+        self.asks_for_users = False
+        # Told of each flow and its upstream, just before it starts.
+        self.on_begun: Callable[[Wanted, UpstreamState | None], None] = _nobody_asks
         self.draining = False
         self.tally = Tally()
         self._upstreams = upstreams
@@ -115,7 +125,9 @@ class Flows:
         age_s = None if route is None or route.max_media_age_ms is None else route.max_media_age_ms / 1000
         state, upstream = self._place(wanted, region)
         self._count(wanted.connection, state)
-        upstream = replace(upstream, max_media_age_s=age_s)
+        asks = self.asks_for_users and wanted.carrier is not Carrier.SESSION
+        upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks)
+        self.on_begun(wanted, state)
         start(upstream)
         return upstream
 

@@ -24,8 +24,9 @@ from prometheus_client.registry import Collector
 
 from relay import __version__
 from relay.gateway.calls import Calls, Histogram
+from relay.gateway.entitlement import Outcome
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
-from relay.gateway.proxy_http import Outcome
+from relay.gateway.proxy_http import Outcome as ProxyOutcome
 from relay.gateway.signaling import Refusal, SignalingProxy
 from relay.gateway.tunnel import TunnelEnd
 from relay.gateway.upstreams import Health
@@ -68,6 +69,11 @@ class RelayCollector(Collector):
         yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
         yield _counter("relay_call_records_lost", "Call records that could not be written.", records.lost)
         yield from _collect_web_proxy(self._view.web_proxy)
+        entitlement = self._view.entitlement
+        text = "Decisions on who may have voice."
+        yield _by_reason("relay_entitlement", text, "verdict", Outcome, entitlement.counts)
+        text = "1 while the list or the service of users cannot be read or asked."
+        yield _gauge("relay_entitlement_trouble", text, float(bool(entitlement.trouble)))
         yield from self._collect_upstreams()
         yield self._collect_flows(snapshot.flows)
         yield from _collect_tally(self._view.tally)
@@ -195,7 +201,7 @@ def _collect_web_proxy(totals: WebProxyTotals) -> Iterator[Metric]:
     yield _gauge("relay_web_proxy_connections", "Connections of the web proxy, tunnels included.", totals.connections)
     yield _gauge("relay_web_proxy_tunnels", "Byte tunnels of the web proxy.", totals.tunnels)
     text = "Connections to the web proxy, by what became of them."
-    yield _by_reason("relay_web_proxy_requests", text, "outcome", Outcome, totals.outcomes)
+    yield _by_reason("relay_web_proxy_requests", text, "outcome", ProxyOutcome, totals.outcomes)
     yield _by_reason("relay_web_proxy_tunnels_closed", "Byte tunnels ended.", "reason", TunnelEnd, totals.ends)
     yield _two_ways("relay_web_proxy_bytes", "Bytes through tunnels.", totals.bytes.up, totals.bytes.down)
 

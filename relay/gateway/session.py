@@ -31,7 +31,7 @@ from relay.turn.client import (
 from relay.wire import media_v1
 from relay.wire.channeldata import FIRST_CHANNEL
 from relay.wire.media_v1 import Bind, Bound, Close, Failed, MediaV1Error, Moved, Open, Opened, Resume, Resumed
-from relay.wire.stun import Method
+from relay.wire.stun import ErrorCode, Method
 
 log = structlog.get_logger()
 
@@ -64,6 +64,13 @@ class State(Enum):
     CLOSING = "closing"
 
 
+@dataclass(eq=False)
+class Seat:
+    """Holds a user's place among his calls at once, wherever his session goes; ``region`` he was admitted to."""
+
+    region: str | None = None
+
+
 @dataclass
 class Allocation:
     """What outlives a connection that is cut: who asks, where, and the channels. The socket is apart."""
@@ -74,6 +81,7 @@ class Allocation:
     turn: TurnClient
     upstream: Upstream
     channels: dict[Address, int] = field(default_factory=dict)
+    seat: Seat = field(default_factory=Seat)
 
 
 class Owner(Protocol):
@@ -93,6 +101,10 @@ class Owner(Protocol):
 
     def place(self, session: Session, region: str | None, avoid: frozenset[str]) -> Upstream:
         """Have the plane go on at a fresh socket of another upstream. Raises Refused."""
+        ...
+
+    def ask(self, session: Session, allocation: Allocation) -> None:
+        """Have it decided whether the user may have an allocation at this upstream (``on_verdict``), now or later."""
         ...
 
     @property
@@ -179,7 +191,7 @@ class Session:
         self._request_id = message.id
         self._enter(State.OPENING, OPEN_TIMEOUT_S)
         self._attempts = 0
-        self._allocate(message.username, message.password, message.region, {}, frozenset())
+        self._allocate(message.username, message.password, message.region, {}, frozenset(), seat=Seat())
 
     def _on_resume(self, message: Resume) -> None:
         if self.state is not State.NEW:
@@ -231,7 +243,14 @@ class Session:
     # The upstream
 
     def _allocate(
-        self, username: str, password: str, region: str | None, channels: dict[Address, int], avoid: frozenset[str]
+        self,
+        username: str,
+        password: str,
+        region: str | None,
+        channels: dict[Address, int],
+        avoid: frozenset[str],
+        *,
+        seat: Seat,
     ) -> None:
         """Go to an upstream that is none of ``avoid``, and ask for an allocation there."""
         self._attempts += 1
@@ -244,8 +263,17 @@ class Session:
             return
         own = (username, password) if username else self._owner.credentials(upstream)
         turn = TurnClient(*own, reliable=True)
-        self.allocation = Allocation(username, password, region, turn, upstream, channels)
-        turn.allocate(self._owner.now())
+        self.allocation = Allocation(username, password, region, turn, upstream, channels, seat)
+        self._owner.ask(self, self.allocation)
+
+    def on_verdict(self, allocation: Allocation, refusal: ErrorCode | None) -> None:
+        """The user may have this allocation, or is refused it."""
+        if self.allocation is not allocation or self.state not in {State.OPENING, State.MOVING}:
+            return
+        if refusal is not None:
+            self._give_up(refusal.code, refusal.reason, CloseReason.NOT_ENTITLED)
+            return
+        allocation.turn.allocate(self._owner.now())
         self._flush()
 
     def _go_elsewhere(self, avoid: frozenset[str]) -> None:
@@ -256,7 +284,14 @@ class Session:
             self._attempts = 0
             self._enter(State.MOVING, OPEN_TIMEOUT_S)
         self._rebinding.clear()
-        self._allocate(allocation.username, allocation.password, allocation.region, allocation.channels, avoid)
+        self._allocate(
+            allocation.username,
+            allocation.password,
+            allocation.region,
+            allocation.channels,
+            avoid,
+            seat=allocation.seat,
+        )
 
     def _here(self) -> frozenset[str]:
         assert self.allocation is not None

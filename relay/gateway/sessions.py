@@ -8,6 +8,7 @@ once; only its hash is kept, so looking it up tells nothing by the time it takes
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import secrets
 import socket
@@ -16,6 +17,7 @@ from collections import OrderedDict
 
 import structlog
 
+from relay.gateway.entitlement import Entitlement, Verdict
 from relay.gateway.flows import FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
 from relay.gateway.health import HealthMonitor, credentials_for
 from relay.gateway.release import AllocationReleaser
@@ -69,6 +71,8 @@ class Sessions:
         upstreams: Upstreams,
         health: HealthMonitor,
         releaser: AllocationReleaser,
+        *,
+        entitlement: Entitlement,
     ) -> None:
         # Whether a session without credentials gets those of its upstream.
         self.own_credentials = False
@@ -77,6 +81,7 @@ class Sessions:
         self._upstreams = upstreams
         self._health = health
         self._releaser = releaser
+        self._entitlement = entitlement
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[ConnectionId, Session] = {}
         self._tokens: dict[bytes, Session] = {}
@@ -142,6 +147,8 @@ class Sessions:
                 self._park(token, allocation, left)
             else:
                 self._release(session.allocation, left)
+        elif session.allocation is not None:
+            self._entitlement.release(session.allocation.seat)
 
     def _succeed(self, session: Session, successor: Session, left: socket.socket | None) -> None:
         allocation = session.allocation
@@ -149,12 +156,14 @@ class Sessions:
         if allocation is None or not waits:
             if left is not None:
                 self._release(allocation, left)
+            elif allocation is not None:
+                self._entitlement.release(allocation.seat)
             if waits:
                 successor.on_nothing_left()
             return
         if left is not None and session.state is not State.OPEN:
             # On the way to another upstream: what is there is half an allocation.
-            self._release(allocation, left)
+            self._give_back(allocation, left)
             left = None
         self._give(successor, allocation, left)
 
@@ -231,6 +240,12 @@ class Sessions:
             self._release(parked.allocation, parked.socket)
 
     def _release(self, allocation: Allocation | None, left: socket.socket) -> None:
+        """Let the upstream have its allocation back, if there is one, and the user his place; closes the socket."""
+        if allocation is not None:
+            self._entitlement.release(allocation.seat)
+        self._give_back(allocation, left)
+
+    def _give_back(self, allocation: Allocation | None, left: socket.socket) -> None:
         """Let the upstream have its allocation back, if there is one; closes the socket."""
         if allocation is None or allocation.turn.relayed_address is None:
             left.close()
@@ -276,6 +291,27 @@ class Sessions:
     ) -> Wanted:
         opened = session.opened
         return Wanted(opened.connection, opened.server_name, Carrier.SESSION, region, target, avoid)
+
+    def ask(self, session: Session, allocation: Allocation) -> None:
+        """Ask who decides about users, once for a session and region: a call that runs is not judged anew.
+
+        A session without credentials of its own has no name: only * fits it.
+        """
+        region = self._upstreams.region_of(allocation.upstream.name)
+        if not self._entitlement.asks_for_users or allocation.seat.region == region:
+            allocation.seat.region = region
+            session.on_verdict(allocation, None)
+            return
+        then = functools.partial(self._on_verdict, session, allocation)
+        self._entitlement.ask(allocation.username, region, session.opened.client.host, then)
+
+    def _on_verdict(self, session: Session, allocation: Allocation, verdict: Verdict) -> None:
+        if self._sessions.get(session.opened.connection) is not session or session.allocation is not allocation:
+            return  # it has ended, or gone on, meanwhile
+        if verdict.admitted:
+            verdict = self._entitlement.grant(allocation.seat, verdict)
+            allocation.seat.region = verdict.region
+        session.on_verdict(allocation, verdict.error)
 
     def credentials(self, upstream: Upstream) -> tuple[str, str]:
         """The relay's own for an upstream; empty if there are none."""

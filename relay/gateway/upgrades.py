@@ -139,7 +139,7 @@ class Upgrades:
             if carrier is Carrier.SESSION:
                 self._begin_session(opened, response)
             else:
-                self._begin(Wanted(opened.connection, opened.server_name, carrier), response)
+                self._begin(Wanted(opened.connection, opened.server_name, carrier, client=opened.client.host), response)
 
         return await self.site.leave_http(request, upgrade)
 
@@ -174,7 +174,8 @@ class Upgrades:
         if self._flows.draining:
             raise _draining()
         target = await self._target(opened, host, port)
-        wanted = Wanted(opened.connection, opened.server_name, Carrier.CONNECT_UDP, target=target)
+        client = opened.client.host
+        wanted = Wanted(opened.connection, opened.server_name, Carrier.CONNECT_UDP, target=target, client=client)
         response = _named(codec.build_switching_protocols("connect-udp", [("Capsule-Protocol", "?1")]))
         return await self.site.leave_http(request, lambda: self._begin(wanted, response))
 

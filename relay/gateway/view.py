@@ -15,6 +15,7 @@ from typing import Any
 from relay import __version__
 from relay.gateway.call import Call, Heard, Window
 from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
+from relay.gateway.entitlement import Entitlement
 from relay.gateway.flows import Tally
 from relay.gateway.records import Records, iso
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
@@ -54,6 +55,7 @@ class View:
         records: Records,
         draining: Callable[[], bool],
         *,
+        entitlement: Entitlement,
         tally: Tally | None = None,
     ) -> None:
         self.snapshot = snapshot
@@ -61,6 +63,7 @@ class View:
         self.upstreams = upstreams
         self.records = records
         self.draining = draining
+        self.entitlement = entitlement
         self.tally = tally or Tally()
         # Of the web proxy; those of a relay that has none stay zero.
         self.web_proxy = WebProxyTotals()
@@ -101,6 +104,12 @@ class View:
             "worst": [self.describe_call(call) for call in calls.worst(WORST_SHOWN)],
             "ended_badly": [describe_ended(ended) for ended in calls.ended_badly(ENDED_SHOWN)],
             "records": {"written": self.records.written, "lost": self.records.lost},
+            "entitlement": {
+                "policy": self.entitlement.policy,
+                "trouble": self.entitlement.trouble,
+                "calls": self.entitlement.calls,
+                "verdicts": {outcome.value: count for outcome, count in self.entitlement.counts.items()},
+            },
         }
 
     def _packets_per_s(self, now: float, totals: Totals) -> dict[str, float]:

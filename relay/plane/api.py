@@ -245,6 +245,8 @@ class FlowSnapshot:
     heard_s: float
     totals: Totals
     username: str = ""
+    # The upstream has granted an allocation, and its lifetime has not passed.
+    allocated: bool = False
     queued_bytes: int = 0
     queue_age_s: float = 0.0
     queue_delay: Latency = Latency()

@@ -76,7 +76,7 @@ REASONS = tuple(CloseReason)
 DROPS = tuple(DropReason)
 TRAFFICS = tuple(Traffic)
 # FlowRecord of _fastpath.pxd: number, age, time since the upstream was heard, and the counters.
-_RECORD = struct.Struct(f"=Qqq{5 + len(DROPS) + len(TRAFFICS)}Q")
+_RECORD = struct.Struct(f"=Qqqq{5 + len(DROPS) + len(TRAFFICS)}Q")
 # TapKind of tap.pxd.
 TAP_WAYS = (Direction.UPLINK, Direction.DOWNLINK)
 TAP_LOCAL = 2
@@ -590,7 +590,7 @@ class CompiledPlane:
 
 
 def _describe(flow: _Flow, record: _Record, figures: _FlowFigures) -> FlowSnapshot:
-    _, age_us, heard_us, *counters = record
+    _, age_us, heard_us, allocated_us, *counters = record
     name, queued, oldest_us, (delays, waited_us), link, uplink_rtcp, uplink, downlink_rtcp, downlink = figures
     return FlowSnapshot(
         flow.connection,
@@ -602,6 +602,7 @@ def _describe(flow: _Flow, record: _Record, figures: _FlowFigures) -> FlowSnapsh
         heard_us / 1e6,
         _totals(counters),
         username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
+        allocated=allocated_us > 0,
         queued_bytes=queued,
         queue_age_s=oldest_us / 1e6,
         queue_delay=Latency(delays, waited_us),

@@ -108,6 +108,11 @@ class Flow:
         """True until ``close``."""
         return self._socket.fileno() >= 0
 
+    @property
+    def allocated(self) -> bool:
+        """True while there is an allocation, as far as its lifetime says."""
+        return self._allocated_until is not None and self._loop.time() < self._allocated_until
+
     def _open(self) -> None:
         self._socket = self._ports.open_socket(self._loop.time(), self.upstream.address)
         self._watch()

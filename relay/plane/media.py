@@ -288,6 +288,7 @@ class Media:
             now - flow.heard_at,
             totals,
             username=account.username,
+            allocated=flow.allocated,
             queued_bytes=downlink.schedule.waiting_bytes,
             queue_age_s=downlink.schedule.oldest_age(clock),
             queue_delay=downlink.delays.latency(),

@@ -34,6 +34,7 @@ export class Overview {
         figure("packets/s ↓", "From upstreams to clients"),
         figure("drops, last minute", "Packets not forwarded"),
         figure("upstreams up", "That answer their probes"),
+        figure("users refused", "By the policy of [entitlement], since the start"),
       ),
       h("section", { class: "panel traffic" }, h("h2", {}, "Packets per second"), this.chart),
       h("section", { class: "panel" }, h("h2", {}, "How calls sound now"), this.bands),
@@ -138,6 +139,12 @@ export class Overview {
     set("packets/s ↓", count(summary.packets_per_s.downlink));
     set("drops, last minute", count(dropped), dropped > 0);
     set("upstreams up", `${up}/${summary.upstreams.length}`, up < summary.upstreams.length);
+    const { verdicts, trouble } = summary.entitlement;
+    const refused = Object.entries(verdicts).reduce(
+      (total, [verdict, number]) => total + (verdict.startsWith("admitted") ? 0 : number),
+      0,
+    );
+    set("users refused", count(refused), trouble !== "");
   }
 
   showPackets({ at, packets_per_s }) {

@@ -35,7 +35,7 @@ from relay.plane.api import (
 )
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.made_up import MadeUpCall, MadeUpRelay
+from tests.support.made_up import MadeUpCall, MadeUpRelay, nobody_asked
 from tests.support.peers import Inbox, open_echo
 
 Samples = dict[tuple[str, str], float]
@@ -62,7 +62,7 @@ def samples_of_snapshot(snapshot: Snapshot, *, draining: bool = False) -> Sample
     up.on_rtt(0.25)
     down.binding.on_failure(certain=True)
     calls = Calls(lambda: snapshot, upstreams.region_of)
-    view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining)
+    view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining, entitlement=nobody_asked())
     return samples_of(Metrics(RelayCollector(view)).render().decode())
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 from relay.addresses import Address
 from relay.config import Capture as CaptureSettings
+from relay.config import Entitlement as EntitlementSettings
 from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
 from relay.gateway.admin import Admin
 from relay.gateway.calls import Calls
 from relay.gateway.capture import Captures
+from relay.gateway.entitlement import Entitlement
 from relay.gateway.records import Records
 from relay.gateway.upstreams import Upstreams
 from relay.gateway.view import View
@@ -130,6 +132,11 @@ class MadeUpCall:
         return Closed(self.connection, reason, self.client, self.server_name, last.totals, last, detail)
 
 
+def nobody_asked() -> Entitlement:
+    """Entitlement of a relay that asks for nobody's name."""
+    return Entitlement(EntitlementSettings(), frozenset, lambda _: None)
+
+
 class MadeUpRelay:
     """Calls, upstreams and what reads them. ``use1`` has two upstreams of which one is down, ``euc1`` has one."""
 
@@ -151,7 +158,9 @@ class MadeUpRelay:
                 state.on_rtt(0.0123)
         self.calls = Calls(self.snapshot, self.upstreams.region_of)
         self.records = Records(None)
-        self.view = View(self.snapshot, self.calls, self.upstreams, self.records, lambda: False)
+        self.view = View(
+            self.snapshot, self.calls, self.upstreams, self.records, lambda: False, entitlement=nobody_asked()
+        )
 
     def call(self, connection: int = 1, **given: object) -> MadeUpCall:
         """One more call."""
