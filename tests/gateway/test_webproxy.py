@@ -598,7 +598,7 @@ HEAD_PARTS = [
 
 
 @pytest.mark.parametrize("bound", ["connections", "connections_per_source"])
-async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str) -> None:
+async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxying(tmp_path, web_proxy={bound: 2}) as relay:
         proxy, totals = proxy_of(relay), relay.gateway.web_proxy.totals
         with await open_socket(proxy), await open_socket(proxy):
@@ -607,6 +607,10 @@ async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str) ->
             answer = await ask(proxy)
             assert answer.status == 503
             assert answer.fields["proxy-status"] == "relay; error=connection_limit_reached"
+            # One that is told why has its descriptor meanwhile: of these there is a bound, too.
+            monkeypatch.setattr(webproxy, "TOLD_WHY", 0)
+            with await open_socket(proxy) as told_nothing:
+                assert await receive_all(told_nothing) == b""
         await eventually(lambda: totals.connections == 0)
         assert (await ask(proxy, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
 
