@@ -6,6 +6,8 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
+import resource
 import secrets
 import shutil
 import socket
@@ -613,6 +615,33 @@ async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str, mo
                 assert await receive_all(told_nothing) == b""
         await eventually(lambda: totals.connections == 0)
         assert (await ask(proxy, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+
+
+async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, paused = asyncio.get_running_loop(), asyncio.Event()
+    sleep = asyncio.sleep
+
+    async def pause(delay_s: float) -> None:
+        if delay_s == webproxy.ACCEPT_PAUSE_S:
+            paused.set()
+        await sleep(delay_s)
+
+    async with proxying(tmp_path) as relay:
+        with socket.socket() as client:
+            client.setblocking(False)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            next_free = os.dup(0)
+            os.close(next_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(asyncio, "sleep", pause)
+                    await loop.sock_connect(client, proxy_of(relay))
+                    await paused.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await loop.sock_sendall(client, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert parse(await receive_all(client)).status == 200
 
 
 async def test_slow_and_long_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
