@@ -95,16 +95,20 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                 received += len(data)
                 messages, _, behind = parser.feed_data(data)
                 if messages:
+                    # Of a request in the manner of HTTP/0.9 the C parser has no path at all, not even an empty one.
+                    if not messages[0][0].path:
+                        break
                     return messages[0][0], behind
+            else:
+                text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
+                raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
     except TimeoutError:
         raise ClientGone(Outcome.HEAD_TIMEOUT) from None
     except OSError:
         raise ClientGone(Outcome.CLIENT_CLOSED) from None
-    # Its message would show the client's bytes.
     except (HttpProcessingError, ValueError):
-        raise Refused(Outcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.") from None
-    text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
-    raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
+        pass  # its message would show the client's bytes
+    raise Refused(Outcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.")
 
 
 def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:

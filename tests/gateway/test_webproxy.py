@@ -391,6 +391,8 @@ async def test_of_mixed_answers_only_the_permitted_are_tried(tmp_path: Path, ans
         (b"\x05\x01\x00" + bytes(20), 400, "no HTTP request"),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400, "no HTTP request"),
         (b"CONNECT relay.test:443 HTTP/1.1\nHost: a\n\n", 400, "no HTTP request"),
+        (b"CONNECT \n\r\n", 400, "no HTTP request"),
+        (b"GET /proxy.pac\r\n\r\n", 400, "no HTTP request"),
     ],
 )
 async def test_pages(tmp_path: Path, request_bytes: bytes, status: int, says: str) -> None:
