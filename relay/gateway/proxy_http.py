@@ -15,7 +15,7 @@ from enum import StrEnum
 from http import HTTPStatus
 
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.gateway.site import SERVER
@@ -95,10 +95,11 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                 received += len(data)
                 messages, _, behind = parser.feed_data(data)
                 if messages:
-                    # Of a request in the manner of HTTP/0.9 the C parser has no path at all, not even an empty one.
-                    if not messages[0][0].path:
+                    request = messages[0][0]
+                    # The parser takes HTTP/0.9 as well, and may then have no path at all, not even an empty one.
+                    if request.version < HttpVersion10 or not request.path:
                         break
-                    return messages[0][0], behind
+                    return request, behind
             else:
                 text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
                 raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
