@@ -13,6 +13,7 @@ upstream    a UDP TURN server; a *region* is a named group of upstreams
 route       from a server name (SNI) to a region
 uplink      client to upstream; *downlink* is upstream to client
 unit        one whole STUN message or ChannelData message of a stream
+tunnel      a CONNECT through the web proxy whose bytes are passed on as they are, over TCP
 plane       an implementation of the data-plane contract
 
 Folders, from the bottom up: each imports only what stands above it in this list
@@ -26,7 +27,7 @@ tasks, logs                 background tasks that are kept and awaited; one line
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
-gateway/    the control plane: routes, health, calls, metrics, drain; it decides, and no media packet waits for it
+gateway/    the control plane: routes, health, calls, web proxy, metrics, drain; it decides, and no packet waits for it
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
 cli         serve, top, capture, demo, check-config, allowlist, catalog, ca

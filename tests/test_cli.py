@@ -27,6 +27,7 @@ from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
+from tests.support.connect import refused
 from tests.support.gateway import settings_tree, write_config
 from tests.support.pcapng import Packet, read_capture
 
@@ -71,14 +72,16 @@ class Served:
         self.tls = self.admin = Address("", 0)
         self._process = process
         self._trust = trust
+        self.web_proxies: list[Address] = []
         self.log: list[dict[str, Any]] = []
 
     async def ready(self) -> None:
         assert self._process.stdout is not None
         line = (await self._process.stdout.readline()).decode()
-        found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)\n", line)
+        found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)(?: web_proxy=(\S+))?\n", line)
         assert found, (line, await self._rest_of_stderr())
         self.tls, self.admin = parse_address(found[1]), parse_address(found[2])
+        self.web_proxies = [parse_address(one) for one in (found[3] or "").split(",") if one]
 
     async def _rest_of_stderr(self) -> str:
         assert self._process.stderr is not None
@@ -290,6 +293,16 @@ async def test_sighup_reloads(tmp_path: Path) -> None:
         async with await relay.open_turn():
             assert host.allocations == 2
         await turn.close()
+        relay.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0
+
+
+async def test_web_proxies_are_told_too(tmp_path: Path) -> None:
+    listen = {"web_proxy": ["127.0.0.1:0", "[::1]:0"]}
+    async with serving(tmp_path, NO_UPSTREAM, listen=listen) as relay:
+        for proxy in relay.web_proxies:
+            assert (await refused(proxy, "www.example.com:443")).status == 403
+        assert [proxy.is_ipv6 for proxy in relay.web_proxies] == [False, True]
         relay.send_signal(signal.SIGTERM)
         assert await relay.ended() == 0
 

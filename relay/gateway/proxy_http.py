@@ -15,7 +15,7 @@ from enum import StrEnum
 from http import HTTPStatus
 
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.gateway.site import SERVER
@@ -95,16 +95,21 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                 received += len(data)
                 messages, _, behind = parser.feed_data(data)
                 if messages:
-                    return messages[0][0], behind
+                    request = messages[0][0]
+                    # The parser takes HTTP/0.9 as well, and may then have no path at all, not even an empty one.
+                    if request.version < HttpVersion10 or not request.path:
+                        break
+                    return request, behind
+            else:
+                text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
+                raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
     except TimeoutError:
         raise ClientGone(Outcome.HEAD_TIMEOUT) from None
     except OSError:
         raise ClientGone(Outcome.CLIENT_CLOSED) from None
-    # Its message would show the client's bytes.
     except (HttpProcessingError, ValueError):
-        raise Refused(Outcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.") from None
-    text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
-    raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
+        pass  # its message would show the client's bytes
+    raise Refused(Outcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.")
 
 
 def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:

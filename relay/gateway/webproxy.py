@@ -55,6 +55,8 @@ ACCEPT_PAUSE_S = 0.25
 HOST_LINES_PER_S = 1 / 60
 REASON_LINES_PER_S = 10
 
+# So many beyond a bound hear why; further ones are closed at once, for each holds a descriptor until it has heard.
+TOLD_WHY = 64
 FULL = "This relay has as many connections as it may. Try again later."
 PAC_PATHS = ("/proxy.pac", "/wpad.dat")
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
@@ -184,13 +186,16 @@ class WebProxy:
             await send_last(accepted, build_page(refused))
 
     def _admit(self, client: Address) -> None:
-        settings, text = self._settings, ""
-        if 0 < settings.connections < self.totals.connections:
-            text = FULL
-        if 0 < settings.connections_per_source < self._per_source[client.host]:
-            text = f"This relay has as many connections of {client.host} as it may. Close some, or try again later."
-        if text:
-            raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
+        settings, of_source = self._settings, self._per_source[client.host]
+        source = f"This relay has as many connections of {client.host} as it may. Close some, or try again later."
+        for bound, count, text in (
+            (settings.connections, self.totals.connections, FULL),
+            (settings.connections_per_source, of_source, source),
+        ):
+            if 0 < bound < count - TOLD_WHY:
+                raise ClientGone(Outcome.TOO_MANY_CONNECTIONS)
+            if 0 < bound < count:
+                raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
 
     def _log_refused(self, refused: Refused, client: Address, target: str) -> None:
         # A browser begins without credentials: that is how it hears that it needs some.

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
+import resource
 import secrets
 import shutil
 import socket
@@ -389,6 +391,8 @@ async def test_of_mixed_answers_only_the_permitted_are_tried(tmp_path: Path, ans
         (b"\x05\x01\x00" + bytes(20), 400, "no HTTP request"),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400, "no HTTP request"),
         (b"CONNECT relay.test:443 HTTP/1.1\nHost: a\n\n", 400, "no HTTP request"),
+        (b"CONNECT \n\r\n", 400, "no HTTP request"),
+        (b"GET /proxy.pac\r\n\r\n", 400, "no HTTP request"),
     ],
 )
 async def test_pages(tmp_path: Path, request_bytes: bytes, status: int, says: str) -> None:
@@ -598,7 +602,7 @@ HEAD_PARTS = [
 
 
 @pytest.mark.parametrize("bound", ["connections", "connections_per_source"])
-async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str) -> None:
+async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxying(tmp_path, web_proxy={bound: 2}) as relay:
         proxy, totals = proxy_of(relay), relay.gateway.web_proxy.totals
         with await open_socket(proxy), await open_socket(proxy):
@@ -607,8 +611,39 @@ async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str) ->
             answer = await ask(proxy)
             assert answer.status == 503
             assert answer.fields["proxy-status"] == "relay; error=connection_limit_reached"
+            # One that is told why has its descriptor meanwhile: of these there is a bound, too.
+            monkeypatch.setattr(webproxy, "TOLD_WHY", 0)
+            with await open_socket(proxy) as told_nothing:
+                assert await receive_all(told_nothing) == b""
         await eventually(lambda: totals.connections == 0)
         assert (await ask(proxy, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+
+
+async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, paused = asyncio.get_running_loop(), asyncio.Event()
+    sleep = asyncio.sleep
+
+    async def pause(delay_s: float) -> None:
+        if delay_s == webproxy.ACCEPT_PAUSE_S:
+            paused.set()
+        await sleep(delay_s)
+
+    async with proxying(tmp_path) as relay:
+        with socket.socket() as client:
+            client.setblocking(False)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            next_free = os.dup(0)
+            os.close(next_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(asyncio, "sleep", pause)
+                    await loop.sock_connect(client, proxy_of(relay))
+                    await paused.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await loop.sock_sendall(client, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert parse(await receive_all(client)).status == 200
 
 
 async def test_slow_and_long_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def connect_request(target: str, *fields: str) -> bytes:
 
 async def open_socket(server: Address) -> socket.socket:
     """A connected, non-blocking TCP socket."""
-    connected = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
+    connected = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         configure_socket(connected)
         await asyncio.get_running_loop().sock_connect(connected, server)
