@@ -636,7 +636,7 @@ def _explain(error: Any) -> str:
     message = _MESSAGES.get(kind, message)
     # A value_error names the value itself; what may be a secret is never shown.
     told = kind in {"value_error", "extra_forbidden", "missing"} or not isinstance(value, str | int | float)
-    if not told and not {"password", "secret", "users"} & set(error["loc"]):
-    if not told and not {"password", "secret", "token"} & set(error["loc"]):
+    secret = {"password", "secret", "token"} & set(error["loc"]) or error["loc"][:2] == ("web_proxy", "users")
+    if not told and not secret:
         message = f"{value!r}: {message}"
     return f"{key}: {message}" if key else message

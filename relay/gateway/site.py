@@ -82,11 +82,6 @@ class _Handler(web.RequestHandler):
 
     _seen: bytes
 
-    def data_received(self, data: bytes) -> None:
-        # A head may end with bytes of the chunk before.
-        self._seen = getattr(self, "_seen", b"")[-len(_HEAD_END) + 1 :] + data
-        super().data_received(data)
-
     @property
     def has_more(self) -> bool:
         """True if the client has sent something behind the head of the request, or two requests at once."""
@@ -106,6 +101,8 @@ class _Handler(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
+        # A head may end with bytes of the chunk before.
+        self._seen = getattr(self, "_seen", b"")[-len(_HEAD_END) + 1 :] + data
         super().data_received(data)
         request = self._current_request
         if request is not None and not request.content.is_eof() and self._messages:
