@@ -17,10 +17,9 @@ from tests.support.uclient import UclientReport, run_uclient
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
-# The program loses some of what comes at once when it has stood still itself: it is to be over soon. Crowds are in
-# test_many_clients.
-CLIENTS = 20
-MESSAGES = 10
+CLIENTS = 100
+# The program loses some of what comes at once when it has stood still itself: it is to be over soon.
+MESSAGES = 5
 # Nor is anything dropped for its age then.
 PATIENT = {"max_media_age_ms": 10_000}
 
