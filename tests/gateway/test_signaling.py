@@ -322,6 +322,25 @@ async def test_routes_by_host_and_path(tmp_path: Path) -> None:
                 assert reached == ([upstream] if upstream else []), (host, path)
 
 
+async def test_all_requests_of_an_unknown_session_go_to_the_same_upstream(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        upstreams = [await stack.enter_async_context(recording_upstream()) for _ in range(3)]
+        urls = [upstream.url for upstream in upstreams]
+        async with running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": urls}) as relay:
+            for number in range(6):
+                seen = [len(upstream.received) for upstream in upstreams]
+                for _ in range(4):
+                    await ask(
+                        relay, GET.replace(b"/a", b"/socket.io/?EIO=4&transport=polling&sid=s%d" % number) + b"\r\n"
+                    )
+                reached = [
+                    upstream
+                    for upstream, before in zip(upstreams, seen, strict=True)
+                    if len(upstream.received) > before
+                ]
+                assert len(reached) == 1
+
+
 @contextlib.asynccontextmanager
 async def tls_upstream(authority: Authority, *names: str) -> AsyncIterator[int]:
     """An https server with a certificate for these names; its port."""
@@ -428,6 +447,18 @@ async def test_bytes_behind_a_101_are_untouched(tmp_path: Path) -> None:
         client.abort()
         await eventually(lambda: not relay.gateway.signaling.websockets)
         await eventually(lambda: not relay.connections)
+
+
+async def test_end_of_the_client_is_passed_on(tmp_path: Path) -> None:
+    async with proxying(tmp_path, SWITCH) as (relay, upstream):
+        client = await open_websocket(relay)
+        await receive_head(client)
+        await client.send(b"close frame")
+        ended = upstream.ended
+        await client.end()
+        await eventually(lambda: upstream.ended > ended)
+        assert upstream.received.endswith(b"close frame")
+        client.abort()
 
 
 async def test_frames_in_the_same_segment_as_the_upgrade(tmp_path: Path) -> None:
