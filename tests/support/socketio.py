@@ -183,3 +183,7 @@ async def python_socketio_server(**options: Any) -> AsyncIterator[SocketIoServer
         yield server
     finally:
         await server.stop()
+
+
+if __name__ == "__main__":  # for the Makefile, so that no test has to
+    install()
