@@ -16,9 +16,12 @@ from relay.gateway.admin import Admin
 from relay.gateway.calls import Calls
 from relay.gateway.capture import Captures
 from relay.gateway.health import HealthMonitor
+from relay.gateway.metrics import SignalingCollector
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.routes import Routes, choose
+from relay.gateway.signaling import SignalingProxy
+from relay.gateway.signaling_upstreams import open_trust
 from relay.gateway.site import Site
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.view import View
@@ -68,14 +71,16 @@ class Gateway:
         self.plane = self._make_plane()
         self._health = HealthMonitor(self.upstreams, self._on_probe)
         self._releaser = AllocationReleaser()
-        self._site = Site()
+        self.signaling = SignalingProxy()
+        self.signaling.configure(settings.signaling, settings.health)
+        self._site = Site(self.signaling)
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
         self.captures = Captures(self.plane.tap, settings.capture)
         view = View(self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining)
-        self._admin = Admin(view, self.captures)
+        self._admin = Admin(view, self.captures, SignalingCollector(self.signaling))
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._flows: dict[ConnectionId, UpstreamState] = {}
         self._no_flows = asyncio.Event()
@@ -135,6 +140,8 @@ class Gateway:
         """
         settings = config.load(path)
         check_path(settings.quality.records)
+        # Each of these raises before it has changed anything; what cannot fail comes behind.
+        open_trust(settings.signaling)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -143,6 +150,7 @@ class Gateway:
         self._routes = Routes(settings.routes)
         self.upstreams.configure(settings.upstreams, settings.health)
         self._health.configure(settings.health, settings.media)
+        self.signaling.configure(settings.signaling, settings.health)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
         self._configure_calls()

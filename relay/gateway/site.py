@@ -1,7 +1,7 @@
 """HTTP on the TLS port: aiohttp serves the connections that the plane hands over.
 
 Handlers see the client, not the socket pair between: ``request.remote`` is the client's address, ``request.scheme``
-is https, and ``request[OPENED]`` has server name and TLS version.
+is https, and ``request[OPENED]`` has server name and TLS version. What is not the relay's own goes on to signaling.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from relay import __version__
+from relay.gateway.signaling import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
 
@@ -55,10 +56,25 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
+async def _end_after_refusal(request: web.Request, response: web.StreamResponse) -> None:
+    """What comes behind an Upgrade or a CONNECT that was refused is no HTTP: it must not be read as a request."""
+    if response.status != 101 and (request.method == "CONNECT" or "Upgrade" in request.headers):
+        response.force_close()
+        response.headers["Connection"] = "close"
+
+
 class _Handler(web.RequestHandler):
     """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer."""
 
     __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
+        super().data_received(data)
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and self._messages:
+            # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
+            request.content.set_exception(web.RequestPayloadError("broken body"))
 
     def handle_error(
         self,
@@ -74,17 +90,27 @@ class _Handler(web.RequestHandler):
         return response
 
 
-_HANDLER_OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_TIMEOUT_S}
+# A client that sends a body which nobody reads gets this long to take the answer.
+LINGERING_TIME_S = 2.0
+# Bodies pass as they are, compressed or not.
+_HANDLER_OPTIONS: dict[str, Any] = {
+    "access_log": None,
+    "keepalive_timeout": KEEPALIVE_TIMEOUT_S,
+    "lingering_time": LINGERING_TIME_S,
+    "auto_decompress": False,
+}
 
 
 class Site:
     """Owns the descriptors of HttpOpened events, from ``open`` on."""
 
-    def __init__(self) -> None:
+    def __init__(self, signaling: SignalingProxy) -> None:
+        self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
-        app.router.add_get("/", _on_page)
+        app.on_response_prepare.append(_end_after_refusal)
         app.router.add_get("/healthz", on_healthz)
+        self._others = app.router.add_route("*", "/{path:.*}", self._on_other).resource
         # For a client that has gone nothing goes on, not even the wait for the rest of its body.
         self._runner = web.AppRunner(
             app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
@@ -97,6 +123,7 @@ class Site:
 
     async def start(self) -> None:
         """Be ready for connections."""
+        await self._signaling.start()
         await self._runner.setup()
 
     def open(self, opened: HttpOpened) -> None:
@@ -139,9 +166,23 @@ class Site:
         introduced[OPENED] = opened
         return await handler(introduced)
 
+    async def _on_other(self, request: web.Request) -> web.StreamResponse:
+        """What no route of ours has taken: our own paths with a method they do not have, and signaling."""
+        for resource in request.app.router.resources():
+            if resource is not self._others and (methods := (await resource.resolve(request))[1]):
+                raise web.HTTPMethodNotAllowed(request.method, methods)
+        if self._signaling.configured:
+            return await self._signaling.on_request(request)
+        if request.path != "/":
+            raise web.HTTPNotFound
+        if request.method not in {"GET", "HEAD"}:
+            raise web.HTTPMethodNotAllowed(request.method, {"GET", "HEAD"})
+        return await _on_page(request)
+
     async def stop(self) -> None:
         """End all connections."""
         self._stopped = True
+        await self._signaling.stop()
         await self._tasks.finish()
         for connection in list(self._deadlines):
             self._cancel_deadline(connection)

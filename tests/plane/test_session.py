@@ -29,7 +29,7 @@ from relay.plane.api import (
 )
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
-from relay.wire.websocket import Opcode, build_close, build_frame
+from relay.wire.websocket import Message, Opcode, build_close, build_frame
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, binary, carried, masked, move, moved_session, text
 from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
@@ -452,9 +452,9 @@ async def test_a_slow_client_hears_control_before_media(make: MakePlane, tmp_pat
                 bench.upstream.send(flow, unit)
             await asyncio.sleep(0.01)
         bench.plane.tell(client.connection, "moved")
-        messages = []
+        messages: list[Message] = []
         while not messages or messages[-1].opcode is Opcode.BINARY:
             messages.append(await client.message())
-        assert messages[-1] == (Opcode.TEXT, b"moved")
+        assert messages[-1] == Message(Opcode.TEXT, b"moved")
         for _ in range(30):
             assert await client.binary() == unit[:2] + unit[4:]

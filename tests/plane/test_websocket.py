@@ -361,7 +361,7 @@ async def test_a_slow_client_gets_pongs_before_media(make: MakePlane, tmp_path: 
         await bench.upstream.expect(stun(1))
         (waiting,) = bench.plane.snapshot().flows
         assert waiting.queued_bytes > 40_000
-        messages = []
+        messages: list[Message] = []
         while not messages or messages[-1].opcode is Opcode.BINARY:
             messages.append(await client.message())
         assert messages[-1] == Message(Opcode.PONG, b"still there?")
