@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import re
@@ -18,13 +19,16 @@ from relay.plane.api import (
     Carrier,
     CloseReason,
     DropReason,
+    StunReceived,
     TextReceived,
     Traffic,
     Upstream,
     UpstreamLost,
 )
 from relay.plane.compiled import CompiledPlane
+from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import MAX_TEXT_BYTES, Opcode
+from tests.plane.test_contract import answer, stun
 from tests.support.carriers import Carried, carried, masked, move, moved_session, text
 from tests.support.plane import Bench, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
@@ -32,6 +36,7 @@ from tests.support.scripted_upstream import scripted_upstream
 # So that all connections share one queue.
 ONE_WORKER = functools.partial(CompiledPlane, workers=1)
 TEXTS_A_PING = 64
+UNASKED_A_PING = 256
 LONGEST = "x" * MAX_TEXT_BYTES
 # All that may wait is what four clients may say between two pings.
 TALKERS = 4
@@ -88,6 +93,22 @@ async def test_what_nobody_took_is_told_at_the_end(tmp_path: Path) -> None:
         for _ in range(2):
             assert await bench.event(TextReceived) == TextReceived(client.connection, LONGEST)
         assert (await bench.closed()).reason is CloseReason.STOPPED
+
+
+async def test_stun_that_nobody_asked_for_does_not_flood_control(tmp_path: Path) -> None:
+    """Data of peers without a channel comes packet by packet; answers are heard all the same."""
+    async with plane_bench(ONE_WORKER, tmp_path) as bench, moved_session(bench) as (client, flow):
+        for number in range(UNASKED_A_PING + 3):
+            bench.upstream.send(flow, stun(number, Method.DATA, MessageClass.INDICATION))
+            if number % 32 == 0:
+                await asyncio.sleep(0)
+        request = stun(1)
+        bench.plane.request(client.connection, request)
+        bench.upstream.send(await bench.upstream.expect(request), answer(request))
+        await bench.event(StunReceived, lambda received: received.message == answer(request))
+        assert len([event for event in bench.events if isinstance(event, StunReceived)]) == UNASKED_A_PING
+        totals = bench.plane.snapshot().totals
+        assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 3}, {Traffic.MEDIA: 3})
 
 
 # ---- Moves that the worker has not heard of yet
