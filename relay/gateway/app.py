@@ -19,11 +19,14 @@ from relay.gateway.calls import Calls
 from relay.gateway.capture import Captures
 from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
+from relay.gateway.metrics import SignalingCollector
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.resolve import Lookup, Resolver, system_lookup
 from relay.gateway.routes import Routes
 from relay.gateway.sessions import Sessions
+from relay.gateway.signaling import SignalingProxy
+from relay.gateway.signaling_upstreams import open_trust
 from relay.gateway.site import Site
 from relay.gateway.upgrades import Upgrades
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
@@ -83,7 +86,9 @@ class Gateway:
         self._releaser = AllocationReleaser()
         self._sessions = Sessions(self.plane, self.flows, self.upstreams, self._health, self._releaser)
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
-        self._site = self._upgrades.site = Site(self._upgrades.routes())
+        self.signaling = SignalingProxy()
+        self.signaling.configure(settings.signaling, settings.health)
+        self._site = self._upgrades.site = Site(self.signaling, self._upgrades.routes())
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
@@ -93,7 +98,7 @@ class Gateway:
         view = View(
             self.plane.snapshot, self.calls, self.upstreams, self.records, lambda: self.draining, tally=self.flows.tally
         )
-        self._admin = Admin(view, self.captures)
+        self._admin = Admin(view, self.captures, SignalingCollector(self.signaling))
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._started = contextlib.AsyncExitStack()
 
@@ -156,7 +161,9 @@ class Gateway:
         """
         settings = config.load(path)
         check_path(settings.quality.records)
+        # Each of these raises before it has changed anything; what cannot fail comes behind.
         vendor = _vendor(settings)
+        open_trust(settings.signaling)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -166,6 +173,7 @@ class Gateway:
         self._configure_flows(vendor)
         self._health.configure(settings.health, settings.media)
         self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
+        self.signaling.configure(settings.signaling, settings.health)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
         self._configure_calls()
