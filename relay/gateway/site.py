@@ -1,8 +1,8 @@
 """HTTP on the TLS port: aiohttp serves the connections that the plane hands over.
 
 Handlers see the client, not the socket pair between: ``request.remote`` is the client's address, ``request.scheme``
-is https, and ``request[OPENED]`` has server name and TLS version. What is not the relay's own goes on to signaling. A
-connection leaves HTTP for media by ``leave_http``.
+is https, and ``request[OPENED]`` has server name and TLS version. A connection leaves HTTP by ``leave_http``; what is
+not the relay's own goes on to signaling.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def _end_after_refusal(request: web.Request, response: web.StreamResponse)
     """What comes behind an Upgrade or a CONNECT that was refused is no HTTP: it must not be read as a request."""
     if response.status != 101 and (request.method == "CONNECT" or "Upgrade" in request.headers):
         response.force_close()
-        response.headers["Connection"] = "close"
+        response.headers.setdefault("Connection", "close")
 
 
 class _Handler(web.RequestHandler):
@@ -78,14 +78,27 @@ class _Handler(web.RequestHandler):
     the connection does not leave HTTP, it ends.
     """
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_behind", "_seen")
 
     _seen: bytes
+    _behind: bool
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
+        # A head may end with bytes of the chunk before.
+        seen = getattr(self, "_seen", b"") + data
+        self._behind = bool(seen.partition(_HEAD_END)[2])
+        self._seen = seen[-len(_HEAD_END) + 1 :]
+        super().data_received(data)
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and self._messages:
+            # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
+            request.content.set_exception(web.RequestPayloadError("broken body"))
 
     @property
     def has_more(self) -> bool:
         """True if the client has sent something behind the head of the request, or two requests at once."""
-        if self._seen.partition(_HEAD_END)[2] or self.transport is None:
+        if self._behind or self.transport is None:
             return True
         waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
         return any(waiting)
@@ -96,18 +109,7 @@ class _Handler(web.RequestHandler):
         if hdrs.UPGRADE in request.headers and resp.status != 101:
             self._message_tail = b""
             self._messages.clear()
-            resp.force_close()
         return await super().finish_response(request, resp, start_time)
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
-        # A head may end with bytes of the chunk before.
-        self._seen = getattr(self, "_seen", b"")[-len(_HEAD_END) + 1 :] + data
-        super().data_received(data)
-        request = self._current_request
-        if request is not None and not request.content.is_eof() and self._messages:
-            # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
-            request.content.set_exception(web.RequestPayloadError("broken body"))
 
     def handle_error(
         self,
@@ -201,19 +203,6 @@ class Site:
         introduced[OPENED] = opened
         return await handler(introduced)
 
-    async def _on_other(self, request: web.Request) -> web.StreamResponse:
-        """What no route of ours has taken: our own paths with a method they do not have, and signaling."""
-        for resource in request.app.router.resources():
-            if resource is not self._others and (methods := (await resource.resolve(request))[1]):
-                raise web.HTTPMethodNotAllowed(request.method, methods)
-        if self._signaling.configured:
-            return await self._signaling.on_request(request)
-        if request.path != "/":
-            raise web.HTTPNotFound
-        if request.method not in {"GET", "HEAD"}:
-            raise web.HTTPMethodNotAllowed(request.method, {"GET", "HEAD"})
-        return await _on_page(request)
-
     async def leave_http(self, request: web.Request, upgrade: Callable[[], None]) -> web.StreamResponse:
         """Have ``upgrade`` tell the plane to take the connection back, which sends the response itself.
 
@@ -235,6 +224,19 @@ class Site:
         finally:
             # It is no HTTP any more, for hours perhaps.
             self.on_closed(request[OPENED].connection)
+
+    async def _on_other(self, request: web.Request) -> web.StreamResponse:
+        """What no route of ours has taken: our own paths with a method they do not have, and signaling."""
+        for resource in request.app.router.resources():
+            if resource is not self._others and (methods := (await resource.resolve(request))[1]):
+                raise web.HTTPMethodNotAllowed(request.method, methods)
+        if self._signaling.configured:
+            return await self._signaling.on_request(request)
+        if request.path != "/":
+            raise web.HTTPNotFound
+        if request.method not in {"GET", "HEAD"}:
+            raise web.HTTPMethodNotAllowed(request.method, {"GET", "HEAD"})
+        return await _on_page(request)
 
     async def stop(self) -> None:
         """End all connections."""
