@@ -82,7 +82,7 @@ class Admission:
             return
         request = _parse(requested.request)
         username = _username(request)
-        if not username:
+        if not username and self._entitlement.asks_for_users:
             self._refuse(requested, flow, request, self._entitlement.bad_request(flow.region, flow.client))
             return
         then = functools.partial(self._settle, requested, flow, request)

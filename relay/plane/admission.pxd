@@ -6,7 +6,7 @@ from libc.string cimport memcmp
 
 from relay.plane.buffer cimport keep_bytes
 from relay.plane.live cimport free
-from relay.plane.stun cimport ALLOCATE_REQUEST, ATTRIBUTE_USERNAME, find_attribute, load16
+from relay.plane.stun cimport ALLOCATE_REQUEST, ATTRIBUTE_USERNAME, find_attribute, has_credentials, load16
 
 cdef enum:
     # One with a name and a hash has 200 bytes.
@@ -20,15 +20,17 @@ cdef struct Admission:
     uint32_t admitted_size
 
 
-# True if control is to be asked about this STUN message.
+# True if control is to be asked about this STUN message. Nobody slips by without a name, or with one where only some
+# servers look for it.
 cdef inline bint is_to_ask(const Admission* admission, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef const uint8_t* name
     if load16(message) != ALLOCATE_REQUEST:
         return False
     name = find_attribute(message, size, ATTRIBUTE_USERNAME, 0)
-    if name == NULL or admission.admitted == NULL:
-        return name != NULL
+    if name == NULL:
+        return has_credentials(message, size)
     return (
+        admission.admitted == NULL or
         admission.admitted_size != 4 + <uint32_t> load16(name - 2)
         or memcmp(admission.admitted, name - 4, admission.admitted_size) != 0
     )
@@ -38,7 +40,8 @@ cdef inline bint is_to_ask(const Admission* admission, const uint8_t* message, u
 cdef inline uint8_t* take_admitted(Admission* admission) noexcept nogil:
     cdef uint8_t* request = admission.asked
     cdef const uint8_t* name = find_attribute(request, admission.asked_size, ATTRIBUTE_USERNAME, 0)
-    keep_bytes(&admission.admitted, &admission.admitted_size, name - 4, 4 + <uint32_t> load16(name - 2))
+    if name != NULL:
+        keep_bytes(&admission.admitted, &admission.admitted_size, name - 4, 4 + <uint32_t> load16(name - 2))
     admission.asked = NULL
     return request
 

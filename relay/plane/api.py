@@ -371,8 +371,9 @@ class AllocationOrphaned:
 class AllocateRequested:
     """The first Allocate that names this user waits, and what the client says behind it: ``admit`` or ``refuse`` it.
 
-    Only where the upstream ``asks_for_users``. The name is the client's word until the upstream has answered. Without
-    an answer within ``attach_timeout_s`` the connection ends.
+    Only where the upstream ``asks_for_users``. One that is authenticated and names nobody waits each time. The name is
+    the client's word until the upstream has answered. Without one of control within ``attach_timeout_s`` the connection
+    ends.
     """
 
     connection: ConnectionId

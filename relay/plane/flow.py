@@ -244,6 +244,19 @@ def is_whole_stun(datagram: bytes) -> bool:
     return is_stun(datagram) and not size & 3 and HEADER_BYTES + int.from_bytes(datagram[2:4]) == size
 
 
+def find_attribute(message: bytes, kind: int) -> bytes | None:
+    """The value of the first attribute of this type wherever it stands, as a server might see it; None without one."""
+    offset = HEADER_BYTES
+    while offset + 4 <= len(message):
+        length = int.from_bytes(message[offset + 2 : offset + 4])
+        if offset + 4 + length > len(message):
+            return None
+        if int.from_bytes(message[offset : offset + 2]) == kind:
+            return message[offset + 4 : offset + 4 + length]
+        offset += 4 + length + (-length & 3)
+    return None
+
+
 def username(request: bytes) -> bytes | None:
     """The value of USERNAME, or None; None too for what cannot be read, which is the upstream's to refuse."""
     try:

@@ -41,13 +41,14 @@ from relay.plane.carriers import (
     websocket_fault,
 )
 from relay.plane.downlink import Downlink
-from relay.plane.flow import ALLOCATE_REQUEST, Account, Flow, is_whole_stun, username
+from relay.plane.flow import ALLOCATE_REQUEST, Account, Flow, find_attribute
 from relay.plane.pings import Pings
 from relay.plane.schedule import Schedule
 from relay.plane.tap import FlowTap
 from relay.plane.turn_flow import SessionFlow, TurnFlow
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
+from relay.wire.stun import HEADER_BYTES, AttributeType
 from relay.wire.websocket import CloseCode
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 MAX_UNITS_PER_TURN = 256
 # An Allocate with a name and a hash is 200 bytes; this much of one may wait for control.
 MAX_ALLOCATE_BYTES = 2048
+# A request with one of these is authenticated, or tries to be.
+_CREDENTIALS = (AttributeType.MESSAGE_INTEGRITY, AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.USERHASH)
 
 
 class Media:
@@ -212,17 +215,22 @@ class Media:
     def _name_to_admit(self, unit: bytes) -> bytes | None:
         """The user of an Allocate that control has not admitted yet, where it wants to know."""
         assert self.flow is not None
-        if not self.flow.upstream.asks_for_users or not is_whole_stun(unit):
+        # Over CONNECT-UDP also one that is not whole: who knows what a server makes of it.
+        if not self.flow.upstream.asks_for_users or len(unit) < HEADER_BYTES:
             return None
         if unit[0] << 8 | unit[1] != ALLOCATE_REQUEST:
             return None
-        name = username(unit)
+        name = find_attribute(unit, AttributeType.USERNAME)
+        if name is None:
+            # Nobody slips by without a name, or with one where only some servers look for it.
+            return b"" if any(find_attribute(unit, kind) is not None for kind in _CREDENTIALS) else None
         return None if name == self._admitted else name
 
     def admit(self) -> None:
         """Forward the Allocate that waits, if one does."""
         if (request := self._answered()) is not None and self.flow is not None:
-            self._admitted = username(request)
+            name = find_attribute(request, AttributeType.USERNAME)
+            self._admitted = self._admitted if name is None else name
             self.flow.send(time.monotonic(), request)
             self._go_on()
 

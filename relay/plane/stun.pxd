@@ -20,6 +20,9 @@ cdef enum:
     ATTRIBUTE_ERROR_CODE = 0x0009
     ATTRIBUTE_LIFETIME = 0x000D
     ATTRIBUTE_USERNAME = 0x0006
+    ATTRIBUTE_MESSAGE_INTEGRITY = 0x0008
+    ATTRIBUTE_MESSAGE_INTEGRITY_SHA256 = 0x001C
+    ATTRIBUTE_USERHASH = 0x001E
 
 
 cdef inline uint16_t load16(const uint8_t* data) noexcept nogil:
@@ -58,6 +61,15 @@ cdef inline const uint8_t* find_attribute(
             return message + offset + 4 if length >= least else NULL
         offset += 4 + ((length + 3) & ~<size_t> 3)
     return NULL
+
+
+# True if a request without USERNAME is authenticated all the same, or tries to be.
+cdef inline bint has_credentials(const uint8_t* message, size_t size) noexcept nogil:
+    return (
+        find_attribute(message, size, ATTRIBUTE_MESSAGE_INTEGRITY, 0) != NULL
+        or find_attribute(message, size, ATTRIBUTE_MESSAGE_INTEGRITY_SHA256, 0) != NULL
+        or find_attribute(message, size, ATTRIBUTE_USERHASH, 0) != NULL
+    )
 
 
 # ERROR-CODE as a number, 0 if there is none.

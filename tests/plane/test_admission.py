@@ -137,6 +137,63 @@ async def test_who_is_admitted_is_not_asked_for_again(make: MakePlane, tmp_path:
         assert not [event for event in client.bench.events if isinstance(event, AllocateRequested)]
 
 
+KEY = b"key"
+REFUSAL = build_message(Method.ALLOCATE, MessageClass.ERROR, bytes(12), [(AttributeType.ERROR_CODE, b"\0\0\4\3")])
+# What servers differ about, and what would let somebody slip by if control were not asked.
+NAMELESS = {
+    "userhash": build_message(
+        Method.ALLOCATE, MessageClass.REQUEST, bytes(12), [(AttributeType.USERHASH, bytes(32))], integrity_key=KEY
+    ),
+    "integrity": build_message(Method.ALLOCATE, MessageClass.REQUEST, bytes(12), integrity_key=KEY),
+    "sha256": build_message(
+        Method.ALLOCATE,
+        MessageClass.REQUEST,
+        bytes(12),
+        integrity_key=KEY,
+        integrity_kind=AttributeType.MESSAGE_INTEGRITY_SHA256,
+    ),
+    "name behind": build_message(
+        Method.ALLOCATE,
+        MessageClass.REQUEST,
+        bytes(12),
+        [(AttributeType.MESSAGE_INTEGRITY, bytes(20)), (AttributeType.USERNAME, b"mallory")],
+    ),
+    "bad fingerprint": build_message(
+        Method.ALLOCATE,
+        MessageClass.REQUEST,
+        bytes(12),
+        [(AttributeType.USERNAME, b"mallory"), (AttributeType.FINGERPRINT, bytes(4))],
+    ),
+    "bad attribute": build_message(
+        Method.ALLOCATE,
+        MessageClass.REQUEST,
+        bytes(12),
+        [(AttributeType.PRIORITY, b"1"), (AttributeType.USERNAME, b"mallory")],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", NAMELESS)
+async def test_nobody_slips_by(make: MakePlane, tmp_path: Path, carrier: Carrier, form: str) -> None:
+    async with asking_client(make, tmp_path, carrier) as client:
+        await client.send(allocate(1, "alice"))
+        await client.asked(allocate(1, "alice"))
+        client.admit()
+        await client.bench.upstream.expect(allocate(1, "alice"))
+        request = NAMELESS[form]
+        await client.send(request)
+        await client.asked(request)
+        client.refuse(REFUSAL)
+        assert await client.receive() == REFUSAL
+        # The one before is let in still, and only a name is remembered.
+        await client.send(allocate(2, "alice"))
+        await until(client, allocate(2, "alice"))
+        await client.send(request)
+        await client.asked(request)
+        client.admit()
+        await until(client, request)
+
+
 async def until(client: Client, request: bytes) -> None:
     """Wait for this request at the upstream, which may get earlier ones again."""
     while (await client.bench.upstream.receive())[0] != request:
