@@ -15,7 +15,7 @@ from relay.emulator.turnhost import TurnHost, TurnHosts
 from relay.gateway import session as session_module
 from relay.gateway import sessions as sessions_module
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome
-from relay.plane.api import Carrier, CloseReason
+from relay.plane.api import Carrier, CloseReason, TappedDatagram
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
 from tests.support.peers import SIZES, open_echo
@@ -220,7 +220,7 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
         async with running_relay(tmp_path, *upstreams, listen={"plane": plane}, limits=limits, health=health) as relay:
             await eventually(lambda: relay.gateway.upstreams.get("stun2").health == "up")  # type: ignore[union-attr]
             # As if it had answered until now.
-            relay.gateway.upstreams.get("stun2").binding.health = "unknown"  # type: ignore[union-attr, assignment]
+            relay.gateway.upstreams.get("stun2").binding.health = "unknown"  # type: ignore[union-attr]
             relay.gateway.upstreams.get("stun2").flows = 7  # type: ignore[union-attr]
             async with raw_session(relay) as session:
                 opened = await session.ask(**OPEN)
@@ -252,24 +252,27 @@ async def test_probes_that_find_an_upstream_down(tmp_path: Path, plane: str) -> 
 
 async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane: str) -> None:
     """It has started anew on the same port: the next renewal is answered 437, and another allocation made there."""
-    async with open_echo() as peer, relay_with_hosts(tmp_path, plane, 1) as (relay, hosts):
-        async with raw_session(relay) as session:
-            opened = await session.ask(**OPEN)
-            await session.ask(type="bind", peer=str(peer))
-            host = hosts["stun1"]
-            await host.stop()
-            again = TurnHost(host.address, CREDENTIALS, allow_loopback_peers=True)
-            async with again:
-                (one,) = relay.gateway._sessions._sessions.values()
-                assert one.allocation is not None
-                one.allocation.turn.refresh(one._owner.now())
-                one._flush()
-                moved = await session.hear()
-                assert (moved["type"], moved["upstream"]) == ("moved", "stun1")
-                assert moved["relayed"] != opened["relayed"]
-                await echoes(session, 0x4000)
-                await session.say_goodbye()
-                await eventually(lambda: not relay.connections and not again.allocations)
+    async with (
+        open_echo() as peer,
+        relay_with_hosts(tmp_path, plane, 1) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        opened = await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer))
+        host = hosts["stun1"]
+        await host.stop()
+        again = TurnHost(host.address, CREDENTIALS, allow_loopback_peers=True)
+        async with again:
+            (one,) = relay.gateway._sessions._sessions.values()
+            assert one.allocation is not None
+            one.allocation.turn.refresh(one._owner.now())
+            one._flush()
+            moved = await session.hear()
+            assert (moved["type"], moved["upstream"]) == ("moved", "stun1")
+            assert moved["relayed"] != opened["relayed"]
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections and not again.allocations)
 
 
 # Coming back
@@ -325,8 +328,13 @@ async def five_tuple(relay: Relay) -> Address:
     assert session.allocation is not None
     session.allocation.turn.refresh(session._owner.now())
     session._flush()
-    found: list[Any] = []
-    await eventually(lambda: found.extend(tap.take(1)) or found)
+    found: list[TappedDatagram] = []
+
+    def take() -> bool:
+        found.extend(tap.take(1))
+        return bool(found)
+
+    await eventually(take)
     tap.close()
     local: Address = found[0].local
     return local

@@ -198,7 +198,7 @@ async def begin(bench: Bench, client: Carried, carrier: Carrier) -> Address:
 
 async def speak(bench: Bench, client: Carried, script: Script) -> list[bytes]:
     """The client's part; what the upstream hears of it."""
-    for record in pieces(script.plain, script.record_sizes):
+    for record in pieces(script.plain, script.record_sizes, 16_384):
         await client.send(record)
     framing = new_framing(script.carrier)
     units = [said for said in framing.feed(script.plain) if isinstance(said, bytes)]
