@@ -479,7 +479,7 @@ async def test_client_that_leaves_ends_its_websocket(tmp_path: Path) -> None:
             leave(client)
             await eventually(lambda ended=ended: upstream.ended > ended)  # type: ignore[misc]
         await eventually(lambda: not relay.connections)
-        assert relay.gateway.signaling.websockets == 0
+        await eventually(lambda: not relay.gateway.signaling.websockets)
 
 
 async def test_stop_ends_websockets_and_polls(tmp_path: Path) -> None:
