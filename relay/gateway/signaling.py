@@ -342,7 +342,8 @@ class _Exchange:
             answer = await self._proxy.send(upstream, self._request, self._accepted, self._headers(), self._body)
         try:
             upstream.answers[f"{answer.status // 100}xx"] += 1
-            if self._asked.sid:
+            # An id that no upstream knows must not push others out of the table.
+            if self._asked.sid and answer.status < 400:
                 self._proxy.sessions.learn(self._loop.time(), pool, self._asked.sid, upstream)
             if answer.status == 101:
                 return await self._upgrade(pool, upstream, answer)

@@ -341,6 +341,13 @@ async def test_all_requests_of_an_unknown_session_go_to_the_same_upstream(tmp_pa
                 assert len(reached) == 1
 
 
+async def test_ids_that_no_upstream_knows_are_not_remembered(tmp_path: Path) -> None:
+    for answer, remembered in ((b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", 0), (OK, 1)):
+        async with proxying(tmp_path, answer) as (relay, _):
+            await ask(relay, GET.replace(b"/a", b"/socket.io/?EIO=4&transport=polling&sid=made-up") + b"\r\n")
+            assert len(relay.gateway.signaling.sessions) == remembered
+
+
 @contextlib.asynccontextmanager
 async def tls_upstream(authority: Authority, *names: str) -> AsyncIterator[int]:
     """An https server with a certificate for these names; its port."""
@@ -479,7 +486,7 @@ async def test_client_that_leaves_ends_its_websocket(tmp_path: Path) -> None:
             leave(client)
             await eventually(lambda ended=ended: upstream.ended > ended)  # type: ignore[misc]
         await eventually(lambda: not relay.connections)
-        assert relay.gateway.signaling.websockets == 0
+        await eventually(lambda: not relay.gateway.signaling.websockets)
 
 
 async def test_stop_ends_websockets_and_polls(tmp_path: Path) -> None:
