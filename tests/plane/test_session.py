@@ -127,6 +127,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
         assert (totals.downlink_packets, totals.downlink_bytes) == (1, len(FRAME))
         assert {stream.direction for stream in snapshot.streams} == {"uplink", "downlink"}
         assert [one.data for one in tap.take(9)] == [FRAME, FRAME]
+        tap.close()
 
 
 @pytest.mark.parametrize("datagram", [b"", b"\x80" + bytes(30), FRAME[:-1], HELLO[:-1], b"\x17" + bytes(30)])
@@ -315,6 +316,7 @@ async def test_a_move_takes_counters_along_and_forgets_requests(make: MakePlane,
         second = await move(bench, client, Upstream("other", other.address), other)
         assert second != first
         assert tap.ended
+        tap.close()
         await client.send(binary(MESSAGE))
         assert await other.expect(FRAME) == second
         # What was asked of the first is not asked again of the second, and an answer to it is nobody's copy.

@@ -163,6 +163,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
         assert snapshot.carrier is Carrier.WEBSOCKET
         assert (snapshot.totals.uplink_bytes, snapshot.totals.downlink_bytes) == (len(HELLO + FRAME), len(FRAME))
         assert [one.data for one in tap.take(9)] == [FRAME, FRAME]
+        tap.close()
         await client.send(masked(Opcode.CLOSE, build_close(1000)))
         await client.expect_close(1000)
         closed = await bench.closed()
