@@ -6,7 +6,7 @@ Life of a connection, which is also the order of this file:
  1  accept           a socket and a slot of the slab
  2  handshake        TLS; a few each turn, so that media goes first
  3  first bytes      TURN or HTTP; control is told, and answers with a command
- 4  uplink           recv → decrypt → cut one unit out of its carrier → remember a STUN request → send on the flow's socket
+ 4  uplink           recv → decrypt → cut one unit, as its carrier frames it → remember a STUN request → send it by UDP
  5  downlink         recvmmsg → match a STUN answer → frame → encrypt, or drop where the client does not read
  6  HTTP             plain bytes over a pair of sockets to control, and back
  7  time             one deadline each: handshake, first bytes, control's answer, STUN sent again, a silent upstream
@@ -61,8 +61,8 @@ from relay.plane.tap cimport (
     peek_tapped, put_tapped,
 )
 from relay.plane.transactions cimport (
-    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions, clear_transactions, find_pending, next_due_us,
-    on_request, on_response, take_due, waiting_since_us,
+    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions,
+    clear_transactions, find_pending, next_due_us, on_request, on_response, take_due, waiting_since_us,
 )
 from relay.plane.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
@@ -1103,8 +1103,8 @@ cdef void forget_behind(Engine* e, Connection* c) noexcept nogil:
     c.behind = False
 
 
-# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Of a session media
-# is all that comes here, and the first four bytes are no header any more.
+# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Of a session
+# media is all that comes here, and the first four bytes are no header any more.
 cdef void hand_over(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us) noexcept nogil:
     cdef int64_t delay_us = e.now_us - arrived_us
     c.counters.downlink_packets += 1

@@ -1,5 +1,5 @@
-# How media is framed on the client's side, where that is not a TURN stream: the state of such a connection, a unit as each
-# carrier sends it, and what a WebSocket is told at its end.
+# How media is framed on the client's side, where that is not a TURN stream: the state of such a connection, a unit as
+# each carrier sends it, and what a WebSocket is told at its end.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
@@ -24,8 +24,8 @@ cdef enum:
     # What stands before a fault in the log; the client is told without.
     PREFIX_BYTES = 11
     FAREWELL_BYTES = 2 + WEB_MAX_CONTROL_BYTES
-    # Between two pings, so that Python is not flooded: text messages of the client, and STUN of a session's upstream that
-    # answers no request of ours. Peers without a channel could send such, packet by packet.
+    # Between two pings, so that Python is not flooded: text messages of the client, and STUN of a session's upstream
+    # that answers no request of ours. Peers without a channel could send such, packet by packet.
     TEXTS_A_PING = 64
     UNASKED_A_PING = 256
 
