@@ -6,8 +6,9 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from relay.plane.admission cimport Admission
 from relay.plane.buffer cimport Buffer
-from relay.plane.capsule cimport Capsules
+from relay.plane.carriage cimport Carriage
 from relay.plane.contexts cimport Contexts, TicketKeys
 from relay.plane.delays cimport Delays
 from relay.plane.histogram cimport Histogram
@@ -20,7 +21,6 @@ from relay.plane.schedule cimport TRAFFICS, Schedule
 from relay.plane.sources cimport SOURCE_BYTES, Sources
 from relay.plane.tap cimport Tap
 from relay.plane.transactions cimport Transactions
-from relay.plane.websocket cimport WEB_WORDS_BYTES, WebSocket
 from relay.plane.wire cimport Wire
 
 cdef enum State:
@@ -32,13 +32,6 @@ cdef enum State:
     STATE_HTTP
     STATE_CLOSING               # the last bytes are on their way out
     STATE_DEAD                  # descriptors closed; the slot waits until Python has read it
-
-# In the order of relay.plane.api.Carrier.
-cdef enum Carrier:
-    CARRIER_TURN
-    CARRIER_WEBSOCKET
-    CARRIER_SESSION
-    CARRIER_CONNECT_UDP
 
 # In the order of relay.plane.api.CloseReason, HandshakeFailure comes from the reason text.
 cdef enum:
@@ -174,29 +167,12 @@ cdef struct Link:
     uint32_t least_rtt_us
     bint known
 
-# How media is framed on the client's side, where that is not a TURN stream: made when the connection leaves HTTP, gone
-# when Python has read the end.
-cdef struct Carriage:
-    WebSocket web
-    Capsules capsules
-    bint closing                # a Close frame was sent: who still speaks is not listened to
-    bint echoes                 # what the client gave as code of its Close frame goes back
-    uint16_t close_code         # 0 for an empty Close frame
-    uint32_t texts              # since the last ping
-    int64_t heard_us            # from the client
-    int64_t pinged_us
-    int64_t pinged_before_us    # the ping before that; 0 if there was none
-    int64_t ping_due_us         # 0: never
-    int moves                   # how often the session has moved
-    char[WEB_WORDS_BYTES + 16] words    # what went wrong
-
 cdef struct Connection:
     # Identity: a late event or command carries an old generation and finds nobody.
     uint32_t index
     uint32_t generation
     uint8_t state
     uint8_t carrier
-    bint asks                   # control lets users in
     bint readable               # the client is read
     bint again                  # TLS holds bytes that no event will tell of
     bint more                   # what is held has whole units in it, for the next turn
@@ -259,12 +235,9 @@ cdef struct Connection:
     uint32_t stale_size
     uint8_t* request
     uint32_t request_size
-    # Admission: the Allocate that waits for control's word, while the client is not read; and the last name let in.
-    uint8_t* asked
-    uint32_t asked_size
-    uint8_t* admitted
-    uint32_t admitted_size
-    int64_t answer_due_us       # when control must have spoken: of the above, or of a lost upstream
+    # Who may use it; while an Allocate waits, the client is not read.
+    Admission admission
+    int64_t answer_due_us       # when control must have spoken: of that, or of a lost upstream
     # The end.
     int reason
     int fault                   # framing fault, negative, an errno, or how many first_bytes there are
@@ -289,9 +262,7 @@ cdef enum:
     DATAGRAMS_A_TURN = 8
     DATAGRAM_ROOM = 16          # before it, for what the carrier writes there
     DATAGRAM_BYTES = DATAGRAM_ROOM + 65536 + 4  # the longest, and room for padding
-    MAX_ASKED_BYTES = 2048
     MESSAGES_BYTES = 16777216   # that wait for Python: beyond, it hangs
-    TEXTS_A_PING = 64           # text messages of one client between two pings: Python is not flooded
     PLAIN_BYTES = 16384         # one TLS record
     MAX_FRESH_PORTS = 3
     USERNAME_BYTES = 512        # 128 characters, which are shown
@@ -373,7 +344,9 @@ cdef class Worker:
     cdef SharedState owner
 
     cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
-    cdef int send_flow(self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data) except -1
+    cdef int send_flow(
+        self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data
+    ) except -1
     cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int push(self, Command* command) except -1
     cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1

@@ -6,8 +6,7 @@ Life of a connection, which is also the order of this file:
  1  accept           a socket and a slot of the slab
  2  handshake        TLS; a few each turn, so that media goes first
  3  first bytes      TURN or HTTP; control is told, and answers with a command
- 4  uplink           recv → decrypt → cut one unit, as its carrier frames it → remember a STUN request → send on the flow's
-                     UDP socket
+ 4  uplink           recv → decrypt → cut one unit, as its carrier frames it → remember a STUN request → send it by UDP
  5  downlink         recvmmsg → match a STUN answer → frame → encrypt, or drop where the client does not read
  6  HTTP             plain bytes over a pair of sockets to control, and back
  7  time             one deadline each: handshake, first bytes, control's answer, STUN sent again, a silent upstream
@@ -23,51 +22,52 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, memmove, memset, strcmp, strlen
+from libc.string cimport memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
-from relay.plane.buffer cimport append, clear_buffer, drop_front, front
-from relay.plane.capsule cimport (
-    CAPSULE_NEEDS_MORE, CAPSULE_NO_CONTEXT, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule, write_capsule_head,
+from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, forget_asked, is_to_ask, take_admitted
+from relay.plane.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
+from relay.plane.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
+from relay.plane.carriage cimport (
+    CARRIER_CONNECT_UDP, CARRIER_SESSION, CARRIER_TURN, FAREWELL_BYTES, Carriage, admit_text, admit_unasked, class_of,
+    frame_unit, note_capsule_fault, note_close, note_web_fault, open_carriage, write_farewell, write_ping,
 )
 from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
-from relay.plane.delays cimport DELAY_BUCKETS, DELAY_FIRST_POWER, Delays, add_delays, record_delay
-from relay.plane.histogram cimport HISTOGRAM_BUCKETS, Histogram, bucket_end, record_many_us
+from relay.plane.delays cimport Delays, add_delays, record_delay
+from relay.plane.figures cimport delays_of, histogram_of, streams_of
+from relay.plane.histogram cimport record_many_us
 from relay.plane.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
     free, malloc, realloc,
 )
-from relay.plane.meter cimport (
-    PAUSE_BUCKETS, PAYLOAD_TYPES, Meter, Stream, jitter_us, meter_packet, pause_bucket_end_us,
-)
+from relay.plane.meter cimport PAYLOAD_TYPES, Meter, meter_packet
 from relay.plane.pace cimport is_behind, note_write
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
-    is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, traffic_of, traffic_of_datagram,
-    waiting_bytes,
+    is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, traffic_of, waiting_bytes,
 )
 from relay.plane.sources cimport enter_source, leave_source, open_sources
 from relay.plane.stun cimport (
-    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS, REFRESH_REQUEST,
-    REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, datagram_unit, error_code,
-    find_attribute, load16, load32,
+    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS,
+    REFRESH_REQUEST, REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET,
+    datagram_unit, error_code, find_attribute, load16, load32,
 )
 from relay.plane.tap cimport (
     TAP_DOWNLINK, TAP_LOCAL, TAP_UPLINK, Tap, TapKind, TapRecord, copy_out, drop_tapped, end_tap, leave_tap, open_tap,
     peek_tapped, put_tapped,
 )
 from relay.plane.transactions cimport (
-    ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
+    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions, clear_transactions, find_pending, next_due_us,
     on_request, on_response, take_due, waiting_since_us,
 )
 from relay.plane.websocket cimport (
-    WEB_BINARY, WEB_CLOSE, WEB_MAX_CONTROL_BYTES, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
-    WEB_PING, WEB_PONG, WEB_ROOM, WEB_TEXT, WEB_TOO_MANY_TEXTS, WEB_WHOLE, Message, close_code_of, describe_fault,
-    read_message, write_control_head, write_head,
+    WEB_BINARY, WEB_CLOSE, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
+    WEB_PING, WEB_PONG, WEB_ROOM, WEB_TEXT, WEB_TOO_MANY_TEXTS, WEB_WHOLE, Message, read_message, write_control_head,
+    write_head,
 )
 from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
 
@@ -92,9 +92,6 @@ cdef int learn_close_codes() except -1:
 
 
 learn_close_codes()
-
-# Before a fault in the words of the log; the client is told without.
-cdef const char* WEB_PREFIX = b"websocket: "
 
 cdef tls.BIO_METHOD* WIRES = new_wire_method()
 if WIRES == NULL:
@@ -557,7 +554,7 @@ cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t
         if measured == UNIT_WHOLE:
             forward(e, c, data + offset, unit.size)
             offset += unit.stream_size
-            if c.asked != NULL:
+            if c.admission.asked != NULL:
                 break
         elif measured == UNIT_NEEDS_MORE:
             break
@@ -570,7 +567,7 @@ cdef uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t
 # One STUN or ChannelData message on its way up, unless control is asked first.
 cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     if unit[0] < 0x40:
-        if c.asks and must_ask(e, c, unit, size):
+        if c.admission.asks and must_ask(e, c, unit, size):
             return
         remember(e, c, unit, size)
     else:
@@ -585,7 +582,7 @@ cdef uint32_t send_messages(Engine* e, Connection* c, uint8_t* data, uint32_t si
     cdef int got, frames = 0
     cdef Message message
     carriage.heard_us = e.now_us
-    while c.state == STATE_MEDIA and c.asked == NULL:
+    while c.state == STATE_MEDIA and c.admission.asked == NULL:
         if frames == UNITS_A_TURN:
             c.more = True
             break
@@ -612,8 +609,7 @@ cdef int on_message(Engine* e, Connection* c, Message* message) noexcept nogil:
             return send_channel(e, c, message.payload, message.size)
         return send_message(e, c, message.payload, message.size)
     if message.opcode == WEB_TEXT:
-        c.carriage.texts += 1
-        if c.carriage.texts > TEXTS_A_PING:
+        if not admit_text(c.carriage):
             return WEB_TOO_MANY_TEXTS
         report(e, c, NOTICE_TEXT, message.payload, message.size, 0, 0)
     elif message.opcode == WEB_PING:
@@ -661,27 +657,18 @@ cdef void send_pongs(Engine* e, Connection* c) noexcept nogil:
 
 # The client closes: it gets its code back.
 cdef void on_close_frame(Engine* e, Connection* c, const uint8_t* payload, uint32_t size) noexcept nogil:
-    cdef Carriage* carriage = c.carriage
     send_pongs(e, c)
-    carriage.echoes = True
-    if size:
-        carriage.close_code = load16(payload)
-        snprintf(carriage.words, sizeof(carriage.words), b"websocket close %u", <unsigned int> carriage.close_code)
-    else:
-        snprintf(carriage.words, sizeof(carriage.words), b"websocket close")
-    c.failure = carriage.words
+    note_close(c.carriage, payload, size)
+    c.failure = c.carriage.words
     end(e, c, REASON_CLIENT_CLOSED)
 
 
 cdef void break_web(Engine* e, Connection* c, int fault) noexcept nogil:
-    cdef Carriage* carriage = c.carriage
     send_pongs(e, c)
     if c.state != STATE_MEDIA:
         return
-    carriage.close_code = close_code_of(fault)
-    snprintf(carriage.words, sizeof(carriage.words), b"%s", WEB_PREFIX)
-    describe_fault(fault, carriage.web.number, carriage.words + strlen(WEB_PREFIX))
-    c.failure = carriage.words
+    note_web_fault(c.carriage, fault)
+    c.failure = c.carriage.words
     end(e, c, REASON_BROKEN_FRAME)
 
 
@@ -690,7 +677,7 @@ cdef uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data, uint3
     cdef uint32_t offset = 0
     cdef int got, capsules = 0
     cdef Payload payload
-    while c.state == STATE_MEDIA and c.asked == NULL:
+    while c.state == STATE_MEDIA and c.admission.asked == NULL:
         if capsules == UNITS_A_TURN:
             c.more = True
             break
@@ -699,7 +686,9 @@ cdef uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data, uint3
         if got == CAPSULE_NEEDS_MORE:
             break
         if got < 0:
-            break_capsules(e, c, got)
+            note_capsule_fault(c.carriage, got)
+            c.failure = c.carriage.words
+            end(e, c, REASON_BROKEN_FRAME)
             break
         offset += payload.used
         if got == CAPSULE_PAYLOAD:
@@ -709,25 +698,13 @@ cdef uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data, uint3
     return offset
 
 
-cdef void break_capsules(Engine* e, Connection* c, int fault) noexcept nogil:
-    cdef Carriage* carriage = c.carriage
-    if fault == CAPSULE_NO_CONTEXT:
-        snprintf(carriage.words, sizeof(carriage.words), b"capsule: no context id")
-    else:
-        snprintf(
-            carriage.words, sizeof(carriage.words), b"capsule: datagram of %llu bytes",
-            <unsigned long long> carriage.capsules.number)
-    c.failure = carriage.words
-    end(e, c, REASON_BROKEN_FRAME)
-
-
 # The client believes that this is UDP, and sends again itself.
 cdef void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     if not is_media_datagram(data, size):
         c.counters.drops[DROP_UPLINK_MALFORMED] += 1
         return
     if size >= STUN_HEADER_BYTES and data[0] <= 3:
-        if c.asks and must_ask(e, c, data, size):
+        if c.admission.asks and must_ask(e, c, data, size):
             return
         if datagram_unit(data, size):
             remember(e, c, data, size)
@@ -736,20 +713,16 @@ cdef void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t s
     send_up(e, c, data, size)
 
 
-# True if the message is an Allocate of a user whom control has not let in: it waits for control's word, and so does what
-# the client says behind it; one that is too long to wait is dropped.
+# True if the message is an Allocate of a user whom control has not let in: it waits for control's word, and so does
+# what the client says behind it; one that is too long to wait is dropped.
 cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
-    cdef const uint8_t* name
-    if load16(message) != ALLOCATE_REQUEST:
-        return False
-    name = find_attribute(message, size, ATTRIBUTE_USERNAME, 0)
-    if name == NULL or (c.admitted != NULL and is_admitted(c, name)):
+    if not is_to_ask(&c.admission, message, size):
         return False
     if size > MAX_ASKED_BYTES:
         drop(c, DROP_UPLINK_OVERSIZE, TRAFFIC_CONTROL)
         return True
-    keep_bytes(&c.asked, &c.asked_size, message, size)
-    if c.asked == NULL:
+    keep_bytes(&c.admission.asked, &c.admission.asked_size, message, size)
+    if c.admission.asked == NULL:
         end(e, c, REASON_NO_DESCRIPTORS)
         return True
     c.readable = False
@@ -758,11 +731,6 @@ cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     arm(e, c)
     report(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
     return True
-
-
-# An attribute is compared with its header, so that an empty name is one, too.
-cdef inline bint is_admitted(Connection* c, const uint8_t* name) noexcept nogil:
-    return c.admitted_size == 4 + <uint32_t> load16(name - 2) and memcmp(c.admitted, name - 4, c.admitted_size) == 0
 
 
 # Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
@@ -845,13 +813,6 @@ cdef inline void drop(Connection* c, int reason, int traffic) noexcept nogil:
     c.counters.dropped[traffic] += 1
 
 
-cdef void keep_bytes(uint8_t** kept, uint32_t* kept_size, const uint8_t* data, uint32_t size) noexcept nogil:
-    cdef uint8_t* copy = <uint8_t*> realloc(kept[0], size)
-    if copy != NULL:
-        memcpy(copy, data, size)
-        kept[0], kept_size[0] = copy, size
-
-
 # Copies a datagram for whoever has asked for it. The flow's own address goes before its first one, and before the first
 # from a fresh port.
 cdef void copy_datagram(Connection* c, TapKind kind, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -873,15 +834,11 @@ cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) 
         c.counters.uplink_bytes += size
         e.sent_up += 1
     elif posix.errno in (posix.EAGAIN, posix.ENOBUFS, posix.ENOMEM):
-        drop(c, DROP_UPLINK_FULL, class_of(c, unit, size))
+        drop(c, DROP_UPLINK_FULL, class_of(c.carrier, unit, size))
     elif posix.errno == posix.EMSGSIZE:
-        drop(c, DROP_UPLINK_OVERSIZE, class_of(c, unit, size))
+        drop(c, DROP_UPLINK_OVERSIZE, class_of(c.carrier, unit, size))
     else:
         on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, posix.errno)
-
-
-cdef inline int class_of(Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
-    return traffic_of_datagram(unit, size) if c.carrier == CARRIER_CONNECT_UDP else traffic_of(unit, size)
 
 
 # A session outlives its upstream: control moves it to another one.
@@ -983,16 +940,22 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
 # Matches an answer with its request; False if it must not reach the client.
 cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
+    cdef Answer answer = ANSWER_UNKNOWN
     if kind == ALLOCATE_ERROR and c.carrier != CARRIER_SESSION and not c.allocated_until_us:
         if is_stale(e, c, message, size):
             return False
-    if kind & RESPONSE_BIT and on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
+    if kind & RESPONSE_BIT:
+        answer = on_response(c.transactions, message + TRANSACTION_ID_OFFSET)
+    if answer == ANSWER_DUPLICATE:
         if kind == ALLOCATE_ERROR:
             c.allocating = False
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return False
     if c.carrier == CARRIER_SESSION:
-        report(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
+        if answer == ANSWER_FIRST or admit_unasked(c.carriage):
+            report(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
+        else:
+            drop(c, DROP_DOWNLINK_FULL, traffic_of(message, size))
         return False
     note_allocation(e, c, message, size)
     return True
@@ -1028,34 +991,17 @@ cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     return True
 
 
-# Makes of a unit what its carrier sends, where it lies: before it there is DATAGRAM_ROOM, behind it room for padding. The
-# unit's bytes from the fifth on stay what they are.
-cdef inline uint8_t* frame_unit(Connection* c, uint8_t* unit, uint32_t size, uint32_t* framed) noexcept nogil:
-    cdef uint32_t head
-    if c.carrier == CARRIER_TURN:
-        framed[0] = (size + 3) & ~<uint32_t> 3
-        memset(unit + size, 0, framed[0] - size)
-        return unit
-    if c.carrier == CARRIER_SESSION:
-        unit[2], unit[3] = unit[0], unit[1]
-        unit += 2
-        size -= 2
-    head = write_capsule_head(unit, size) if c.carrier == CARRIER_CONNECT_UDP else write_head(unit, WEB_BINARY, size)
-    framed[0] = head + size
-    return unit - head
-
-
 # Puts one unit into the record of this turn, framed; or lets it wait, where the client takes less than comes.
 cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, uint32_t filled) noexcept nogil:
     cdef uint32_t framed
     cdef uint8_t* frame
     cdef int traffic
     if must_wait(e, c):
-        traffic = class_of(c, unit, size)
-        frame = frame_unit(c, unit, size, &framed)
+        traffic = class_of(c.carrier, unit, size)
+        frame = frame_unit(c.carrier, unit, size, &framed)
         let_wait(e, c, traffic, frame, size, framed)
         return filled
-    frame = frame_unit(c, unit, size, &framed)
+    frame = frame_unit(c.carrier, unit, size, &framed)
     hand_over(e, c, unit, size, e.now_us)
     if filled and filled + framed > PLAIN_BYTES:
         write_client(e, c, e.record, filled)
@@ -1156,8 +1102,8 @@ cdef void forget_behind(Engine* e, Connection* c) noexcept nogil:
     c.behind = False
 
 
-# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Its first four bytes
-# are a session's no more: there media is all that comes here.
+# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Of a session
+# media is all that comes here, and the first four bytes are no header any more.
 cdef void hand_over(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us) noexcept nogil:
     cdef int64_t delay_us = e.now_us - arrived_us
     c.counters.downlink_packets += 1
@@ -1426,22 +1372,16 @@ cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
     arm(e, c)
 
 
-# Proxies cut tunnels that are idle. A client that has not answered the ping before the last is gone.
 cdef void ping(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t[2] frame
-    cdef Carriage* carriage = c.carriage
-    if c.asked != NULL:
+    if c.admission.asked != NULL:
         # It is not read, so nothing can be heard.
-        carriage.heard_us = e.now_us
-    if carriage.pinged_before_us and carriage.heard_us <= carriage.pinged_before_us:
+        c.carriage.heard_us = e.now_us
+    if write_ping(c.carriage, e.now_us, e.bounds.ping_us, frame):
+        say(e, c, frame, 2)
+    else:
         c.failure = b"no pong"
         end(e, c, REASON_CLIENT_LOST)
-        return
-    carriage.pinged_before_us, carriage.pinged_us = carriage.pinged_us, e.now_us
-    carriage.ping_due_us = e.now_us + e.bounds.ping_us
-    carriage.texts = 0
-    write_control_head(frame, WEB_PING, 0)
-    say(e, c, frame, 2)
 
 
 cdef void turn_wheel(Engine* e) noexcept nogil:
@@ -1479,6 +1419,8 @@ cdef void add_counters(Counters* totals, const Counters* more) noexcept nogil:
 
 # Ends a connection; only the first reason counts. What is written already still leaves.
 cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
+    cdef uint8_t[FAREWELL_BYTES] farewell
+    cdef uint32_t size
     if c.state in (STATE_FREE, STATE_CLOSING, STATE_DEAD):
         return
     clear_deadline(e, c)
@@ -1498,9 +1440,8 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         free(c.transactions)
         c.transactions = NULL
     free(c.stale_answer)
-    free(c.asked)
-    free(c.admitted)
-    c.stale_answer = c.asked = c.admitted = NULL
+    c.stale_answer = NULL
+    clear_admission(&c.admission)
     if c.carriage != NULL:
         clear_buffer(&c.carriage.web.message)
     if c.tap != NULL:
@@ -1515,7 +1456,10 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
     relay_add(&e.ends, 1)
     owe(e, c, NOTICE_CLOSED)
     if c.carriage != NULL and c.carrier != CARRIER_CONNECT_UDP:
-        say_goodbye(e, c)
+        size = write_farewell(
+            c.carriage, reason == REASON_BROKEN_FRAME, CLOSE_CODE_OF[reason], CLOSE_WORD_OF[reason], farewell)
+        if size:
+            write_client(e, c, farewell, size)
         if c.state == STATE_DEAD:
             return
     if c.out.size and reason not in (REASON_CLIENT_LOST, REASON_SLOW_CLIENT):
@@ -1523,31 +1467,6 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
         watch_client(e, c)
     else:
         finish(e, c)
-
-
-# The Close frame of a WebSocket, if there is something to say: the client's own code, what is wrong with its frame, or why
-# we go.
-cdef void say_goodbye(Engine* e, Connection* c) noexcept nogil:
-    cdef Carriage* carriage = c.carriage
-    cdef uint8_t[2 + WEB_MAX_CONTROL_BYTES] frame
-    cdef const char* text = b""
-    cdef uint16_t code = CLOSE_CODE_OF[c.reason]
-    cdef uint32_t size = 0
-    if c.reason == REASON_BROKEN_FRAME:
-        code, text = carriage.close_code, carriage.words + strlen(WEB_PREFIX)
-    elif carriage.echoes:
-        code = carriage.close_code
-    elif not code:
-        return
-    else:
-        text = CLOSE_WORD_OF[c.reason]
-    if code:
-        frame[2], frame[3] = <uint8_t> (code >> 8), <uint8_t> code
-        size = 2 + <uint32_t> strlen(text)
-        memcpy(frame + 4, text, size - 2)
-    write_control_head(frame, WEB_CLOSE, size)
-    carriage.closing = True
-    write_client(e, c, frame, 2 + size)
 
 
 # close_notify, and the descriptors are gone.
@@ -1560,7 +1479,7 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         linger(e, c)
         return
     if c.ssl != NULL:
-        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and c.reason not in (REASON_CLIENT_LOST, REASON_TLS_BROKEN):
+        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and is_to_be_told(c):
             tls.ERR_clear_error()
             tls.SSL_shutdown(c.ssl)
         tls.SSL_free(c.ssl)
@@ -1579,6 +1498,11 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
         leave_source(&e.shared.sources, c.source)
     if c.released:
         release(e, c)
+
+
+# Who only said nothing may hear that we have gone.
+cdef inline bint is_to_be_told(Connection* c) noexcept nogil:
+    return c.reason != REASON_TLS_BROKEN and (c.reason != REASON_CLIENT_LOST or c.failure != NULL)
 
 
 # To close a socket with something unread resets the connection, and the client would lose the end of its response: what
@@ -1681,10 +1605,11 @@ cdef void on_connection_command(Engine* e, Connection* c, Command* command) noex
 
 # True if it was one that the carrier and its state have.
 cdef bint on_flow_command(Engine* e, Connection* c, Command* command) noexcept nogil:
-    if command.op == OP_ADMIT and c.asked != NULL:
+    if command.op == OP_ADMIT and c.admission.asked != NULL:
         admit(e, c)
-    elif command.op == OP_REFUSE and c.asked != NULL:
-        forget_asked(c)
+    elif command.op == OP_REFUSE and c.admission.asked != NULL:
+        forget_asked(&c.admission)
+        c.answer_due_us = 0
         reply(e, c, <const uint8_t*> command.data, command.size)
         read_on(e, c)
     elif c.carrier != CARRIER_SESSION:
@@ -1759,13 +1684,15 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     c.udp = command.number
     count_live(LIVE_SOCKETS, c.udp >= 0)
     c.releases = command.flag & FLOW_RELEASES
-    c.asks = command.flag & FLOW_ASKS
+    c.admission.asks = command.flag & FLOW_ASKS
     c.carrier = <uint8_t> (command.flag >> FLOW_CARRIER_SHIFT)
     c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
     c.heard_us = c.opened_us = e.now_us
     clear_deadline(e, c)
-    if c.transactions == NULL or (c.carrier != CARRIER_TURN and not open_carriage(e, c)) or not watch_upstream(e, c):
+    if c.carrier != CARRIER_TURN:
+        c.carriage = open_carriage(c.carrier, e.now_us, e.bounds.ping_us)
+    if c.transactions == NULL or (c.carriage == NULL and c.carrier != CARRIER_TURN) or not watch_upstream(e, c):
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     c.state = STATE_MEDIA
@@ -1776,19 +1703,6 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
 # True without an upstream, too.
 cdef bint watch_upstream(Engine* e, Connection* c) noexcept nogil:
     return c.udp < 0 or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) == 0
-
-
-cdef bint open_carriage(Engine* e, Connection* c) noexcept nogil:
-    c.carriage = <Carriage*> calloc(1, sizeof(Carriage))
-    if c.carriage == NULL:
-        # There is no Close frame without it.
-        c.carrier = CARRIER_TURN
-        return False
-    c.carriage.web.takes_text = c.carrier == CARRIER_SESSION
-    c.carriage.heard_us = e.now_us
-    if c.carrier != CARRIER_CONNECT_UDP:
-        c.carriage.ping_due_us = e.now_us + e.bounds.ping_us
-    return True
 
 
 # The client is read again, from what has been read already.
@@ -1802,21 +1716,14 @@ cdef void read_on(Engine* e, Connection* c) noexcept nogil:
         see_again(e, c)
 
 
-cdef void forget_asked(Connection* c) noexcept nogil:
-    free(c.asked)
-    c.asked = NULL
-    c.answer_due_us = 0
-
-
 cdef void admit(Engine* e, Connection* c) noexcept nogil:
-    cdef uint8_t* request = c.asked
-    cdef const uint8_t* name = find_attribute(request, c.asked_size, ATTRIBUTE_USERNAME, 0)
-    keep_bytes(&c.admitted, &c.admitted_size, name - 4, 4 + <uint32_t> load16(name - 2))
-    c.asked = NULL
+    cdef uint8_t* request = take_admitted(&c.admission)
+    cdef uint32_t size = c.admission.asked_size
     c.answer_due_us = 0
-    if c.carrier != CARRIER_CONNECT_UDP or datagram_unit(request, c.asked_size):
-        remember(e, c, request, c.asked_size)
-    send_up(e, c, request, c.asked_size)
+    # Over CONNECT-UDP it may be none that is whole.
+    if datagram_unit(request, size):
+        remember(e, c, request, size)
+    send_up(e, c, request, size)
     free(request)
     read_on(e, c)
 
@@ -2056,44 +1963,6 @@ cdef class SharedState:
         if self.shared != NULL:
             free(self.shared.sources.slots)
             free(self.shared)
-
-
-cdef tuple histogram_of(Histogram* histogram):
-    cdef int bucket
-    cdef list counts = []
-    for bucket in range(HISTOGRAM_BUCKETS):
-        if histogram.counts[bucket]:
-            counts.append((bucket_end(bucket), histogram.counts[bucket]))
-    return counts, histogram.sum_us
-
-
-cdef tuple delays_of(Delays* delays):
-    cdef int bucket
-    counts = [(1 << (DELAY_FIRST_POWER + bucket), delays.counts[bucket]) for bucket in range(DELAY_BUCKETS)]
-    return [one for one in counts if one[1]], delays.sum_us
-
-
-cdef list streams_of(Meter* kept, int64_t now_us):
-    cdef uint32_t i
-    cdef int bucket
-    # One copy of each: the worker goes on meanwhile, and a clock that was looked at must not be 0 when it divides.
-    cdef Stream copied
-    cdef Stream* stream = &copied
-    cdef list streams = []
-    if kept == NULL:
-        return streams
-    for i in range(kept.count):
-        memcpy(stream, &kept.streams[i], sizeof(Stream))
-        streams.append((
-            kept.ssrcs[i], stream.payload_type, stream.clock_hz, stream.packets, stream.duplicates, stream.reordered,
-            stream.restarts, stream.expected, stream.late, stream.missing_runs, jitter_us(stream), stream.stalls,
-            stream.longest_pause_us, max(0, now_us - stream.last_us),
-            tuple([
-                (pause_bucket_end_us(bucket), stream.pauses[bucket])
-                for bucket in range(PAUSE_BUCKETS) if stream.pauses[bucket]
-            ]),
-        ))
-    return streams
 
 
 cdef tuple counters_of(Counters* counters):

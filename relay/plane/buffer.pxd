@@ -50,3 +50,11 @@ cdef inline void drop_front(Buffer* buffer, uint32_t used) noexcept nogil:
     buffer.size -= used
     if not buffer.size:
         clear_buffer(buffer)
+
+
+# Makes a block be these bytes, of which there is at least one; without memory it stays what it was.
+cdef inline void keep_bytes(uint8_t** kept, uint32_t* kept_size, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint8_t* copy = <uint8_t*> realloc(kept[0], size)
+    if copy != NULL:
+        memcpy(copy, data, size)
+        kept[0], kept_size[0] = copy, size

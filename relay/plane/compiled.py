@@ -251,6 +251,7 @@ class CompiledPlane:
         """Use these bounds from now on. Raises ValueError for a payload type or clock that cannot be."""
         clocks = list(clock_table(settings.payload_clocks))
         self._ports.configure(settings)
+        self._silence_s = settings.upstream_silence_s
         for worker in self._workers:
             worker.configure(
                 round(settings.handshake_timeout_s * 1e6),
@@ -296,7 +297,7 @@ class CompiledPlane:
                 self._sessions.add(identity)
                 self._worker(identity).upgrade(identity, response, number, -1, False, False, -1)
             return
-        opened = self._open_flow(connection, carrier, upstream, http=True)
+        opened = self._open_flow(connection, carrier, upstream, http=True, response=response)
         if opened is not None:
             identity, udp = opened
             self._worker(identity).upgrade(identity, response, number, udp, *_rules(upstream))
@@ -307,7 +308,7 @@ class CompiledPlane:
         return not taken and self._is_known(identity) and self._worker(identity).awaits(identity, http)
 
     def _open_flow(
-        self, connection: ConnectionId, carrier: Carrier, upstream: Upstream, *, http: bool
+        self, connection: ConnectionId, carrier: Carrier, upstream: Upstream, *, http: bool, response: bytes = b""
     ) -> tuple[int, int] | None:
         identity = self._tickets.get(connection, connection)
         if not self._awaits(identity, http=http):
@@ -315,6 +316,9 @@ class CompiledPlane:
         try:
             udp = self._ports.open_socket(self.loop.time(), upstream.address)
         except OSError as error:
+            if carrier is Carrier.WEBSOCKET:
+                # It can be told why only in a Close frame.
+                self._worker(identity).upgrade(identity, response, CARRIERS.index(carrier), -1, False, False, -1)
             exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
@@ -523,8 +527,9 @@ class CompiledPlane:
             return [StunReceived(flow.connection, message)]
         self._rest_port(flow)
         flow.lost = True
-        reason = CloseReason.UPSTREAM_SILENT if notice == SILENT else CloseReason.UPSTREAM_UNREACHABLE
-        return [UpstreamLost(flow.connection, reason, os.strerror(error) if error else "")]
+        if notice == SILENT:
+            return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_SILENT, f"no answer for {self._silence_s:g} s")]
+        return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_UNREACHABLE, os.strerror(error))]
 
     def _rest_port(self, flow: _Flow) -> None:
         """Of an allocation that may have been left there."""

@@ -17,6 +17,8 @@ from tests.fuzz.build import build_leaves
 
 TWINS = [
     "relay.wire.stream",
+    "relay.wire.websocket",
+    "relay.wire.capsule",
     "relay.plane.first_bytes",
     "relay.plane.delays",
     "relay.plane.schedule",

@@ -4,15 +4,18 @@
 It is built for the tests only, and is in no wheel.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from relay.plane cimport capsule as capsules
 from relay.plane cimport delays as histogram
 from relay.plane cimport first_bytes
 from relay.plane cimport meter as leaf
 from relay.plane cimport schedule as queues
 from relay.plane cimport transactions as table
+from relay.plane cimport websocket as web
+from relay.plane.buffer cimport clear_buffer
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
 from relay.plane.live cimport LIVE_BUFFERS, alive, leave_blocks
 from relay.plane.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
@@ -44,6 +47,141 @@ def decide(bytes data not None) -> object:
     if verdict == FIRST_BYTES_TURN:
         return FirstBytes.TURN
     return FirstBytes.HTTP if verdict == FIRST_BYTES_HTTP else FirstBytes.UNKNOWN
+
+
+cdef class WebSocket:
+    """Whole messages of a client, as relay.wire.websocket.MessageCutter gives them."""
+
+    cdef web.WebSocket web
+    cdef bytes rest
+    cdef readonly bint closed
+    cdef readonly object fault      # (code, text), or None
+
+    def __cinit__(self, bint takes_text):
+        memset(&self.web, 0, sizeof(self.web))
+        self.web.takes_text = takes_text
+        self.rest = b""
+        self.fault = None
+
+    def __dealloc__(self):
+        clear_buffer(&self.web.message)
+
+    def feed(self, bytes data not None) -> list:
+        """Take bytes of the stream, give (opcode, payload) of the messages that are whole."""
+        cdef web.Message message
+        cdef list messages = []
+        cdef int got = web.WEB_PART
+        cdef uint32_t offset = 0, size
+        cdef uint8_t* copy
+        if self.closed or self.fault is not None:
+            return messages
+        self.rest += data
+        size = <uint32_t> len(self.rest)
+        copy = exact(self.rest)
+        while got > 0 and not self.closed:
+            got = web.read_message(&self.web, copy + offset, size - offset, &message)
+            if got > 0:
+                offset += message.used
+            if got == web.WEB_WHOLE:
+                # What stands before a payload may be written to.
+                memset(message.payload - web.WEB_ROOM, 0xFF, web.WEB_ROOM)
+                messages.append((message.opcode, (<char*> message.payload)[:message.size]))
+                self.closed = message.opcode == web.WEB_CLOSE
+                if not self.web.opcode:
+                    clear_buffer(&self.web.message)
+        if got < 0:
+            self.fault = self.describe(got)
+        self.rest = self.rest[offset:]
+        free(copy)
+        return messages
+
+    cdef object describe(self, int fault):
+        cdef char[web.WEB_WORDS_BYTES] words
+        web.describe_fault(fault, self.web.number, words)
+        return web.close_code_of(fault), (<bytes> words).decode()
+
+
+def is_utf8(bytes data not None) -> bool:
+    """Whether Python would decode it."""
+    cdef uint8_t* copy = exact(data)
+    cdef bint verdict = web.is_utf8(copy, <uint32_t> len(data))
+    free(copy)
+    return verdict
+
+
+def build_frame(uint8_t opcode, bytes payload not None) -> bytes:
+    """The frame of a server."""
+    cdef uint8_t* copy = exact(bytes(web.WEB_MAX_HEAD_BYTES) + payload)
+    cdef uint64_t size = len(payload)
+    cdef uint32_t head = web.write_head(copy + web.WEB_MAX_HEAD_BYTES, opcode, size)
+    cdef bytes frame = (<char*> copy)[web.WEB_MAX_HEAD_BYTES - head:web.WEB_MAX_HEAD_BYTES + size]
+    free(copy)
+    return frame
+
+
+cdef class Capsules:
+    """UDP payloads, as relay.wire.capsule.CapsuleCutter gives them."""
+
+    cdef capsules.Capsules capsules
+    cdef bytes rest
+    cdef readonly object fault
+    cdef readonly int oversize
+
+    def __cinit__(self):
+        memset(&self.capsules, 0, sizeof(self.capsules))
+        self.rest = b""
+        self.fault = None
+
+    @property
+    def within(self) -> bool:
+        """Whether a capsule has begun and is not whole."""
+        return len(self.rest) > 0 or self.capsules.skip > 0
+
+    def feed(self, bytes data not None) -> list:
+        """Take bytes of the stream, give the payloads that are whole."""
+        cdef capsules.Payload payload
+        cdef list payloads = []
+        cdef int got = capsules.CAPSULE_SKIPPED
+        cdef uint32_t offset = 0, size
+        cdef uint8_t* copy
+        if self.fault is not None:
+            return payloads
+        self.rest += data
+        size = <uint32_t> len(self.rest)
+        copy = exact(self.rest)
+        while got > 0:
+            got = capsules.read_capsule(&self.capsules, copy + offset, size - offset, &payload)
+            if got > 0:
+                offset += payload.used
+            if got == capsules.CAPSULE_PAYLOAD:
+                payloads.append((<char*> payload.data)[:payload.size])
+            self.oversize += got == capsules.CAPSULE_OVERSIZE
+        if got == capsules.CAPSULE_NO_CONTEXT:
+            self.fault = "no context id"
+        elif got == capsules.CAPSULE_TOO_LONG:
+            self.fault = f"datagram of {self.capsules.number} bytes"
+        self.rest = self.rest[offset:]
+        free(copy)
+        return payloads
+
+
+def build_datagram(bytes payload not None) -> bytes:
+    """The DATAGRAM capsule of one UDP payload."""
+    cdef uint8_t* copy = exact(bytes(capsules.CAPSULE_ROOM) + payload)
+    cdef uint32_t size = <uint32_t> len(payload)
+    cdef uint32_t head = capsules.write_capsule_head(copy + capsules.CAPSULE_ROOM, size)
+    cdef bytes capsule = (<char*> copy)[capsules.CAPSULE_ROOM - head:capsules.CAPSULE_ROOM + size]
+    free(copy)
+    return capsule
+
+
+def traffic_of_datagram(bytes datagram not None) -> object:
+    """The place of its class in Traffic, None for what is no media."""
+    cdef uint8_t* copy = exact(datagram)
+    cdef uint32_t size = <uint32_t> len(datagram)
+    traffic = queues.traffic_of_datagram(copy, size) if queues.is_media_datagram(copy, size) else None
+    free(copy)
+    return traffic
 
 
 cdef class Transactions:

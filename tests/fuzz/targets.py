@@ -12,12 +12,15 @@ from relay.plane import first_bytes
 from relay.plane.api import DropReason, Totals, Traffic
 from relay.plane.delays import Delays as ObviousDelays
 from relay.plane.schedule import Schedule as ObviousSchedule
+from relay.plane.traffic import is_media, traffic_of
 from relay.quality.meter import Meter as ObviousMeter
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction
 from relay.turn.transactions import RTO_S, Answer
 from relay.turn.transactions import Transactions as ObviousTransactions
+from relay.wire.capsule import MAX_PAYLOAD_BYTES, MAX_UDP_PAYLOAD_BYTES, CapsuleCutter, build_datagram, build_varint
 from relay.wire.stream import MAX_UNIT_BYTES
+from relay.wire.websocket import MAX_BINARY_BYTES, MAX_TEXT_BYTES, MessageCutter, Opcode, build_frame
 from tests.fuzz import _leaves
 
 COOKIE = b"\x21\x12\xa4\x42"
@@ -305,10 +308,129 @@ def compare_schedule(data: bytes) -> None:
     assert _leaves.live_buffers() == before
 
 
+def compare_websocket(data: bytes) -> None:
+    """Bytes: whether texts are taken, then steps of one byte for what the client sends and one for how much of it."""
+    takes_text = bool(data) and data[0] & 1 == 1
+    obvious, compiled = MessageCutter(from_client=True, takes_text=takes_text), _leaves.WebSocket(takes_text)
+    for chunk in _cut_up(_websocket_parts(data[1:])):
+        whole = [(int(message.opcode), message.payload) for message in obvious.feed(chunk)]
+        assert compiled.feed(chunk) == whole, chunk
+        fault = None if obvious.fault is None else (int(obvious.fault.code), obvious.fault.text)
+        assert (compiled.fault, compiled.closed and fault is None) == (fault, obvious.closed and fault is None), chunk
+    payload = bytes(int.from_bytes(data[:3]) % 70_000)
+    assert _leaves.build_frame(Opcode.BINARY, payload) == build_frame(Opcode.BINARY, payload)
+
+
+# Text whole, and cut within a character; what is none: an overlong NUL, half a surrogate, beyond the last, a bare tail.
+TEXTS = (
+    "aé€\U0001f600z".encode(),
+    "é".encode()[:1],
+    "é".encode()[1:],
+    "€".encode()[:2],
+    "\U0001f600".encode()[:3],
+    b"\xc0\x80",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"12345678\x80",
+    b"",
+)
+CODES = (1000, 1001, 1003, 1004, 1005, 1006, 1007, 1014, 1015, 999, 2999, 3000, 4999, 5000, 0, 65_535)
+
+
+def _websocket_parts(data: bytes) -> Iterator[bytes | int]:
+    """Bytes, and numbers: so many bytes into what follows the stream is cut."""
+    mask = b"\x11\xa2\x33\xc4"
+    for verb, what in _steps(data):
+        final = verb % 2 == 0
+        if verb < 56:
+            yield build_frame(Opcode.BINARY, bytes([verb, what] * what)[:what], mask=mask)
+        elif verb < 96:
+            opcode = (Opcode.CONTINUATION, Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY)[verb // 2 % 4]
+            yield build_frame(opcode, TEXTS[what % len(TEXTS)], mask=mask, final=final)
+        elif verb < 112:
+            opcode = Opcode.CONTINUATION if verb & 2 else Opcode.BINARY
+            yield build_frame(opcode, bytes(MAX_BINARY_BYTES - 128 + what), mask=mask, final=final)
+        elif verb < 120:
+            opcode = Opcode.CONTINUATION if verb & 2 else Opcode.TEXT
+            yield build_frame(opcode, bytes(MAX_TEXT_BYTES - 128 + what), mask=mask, final=final)
+        elif verb < 144:
+            yield build_frame(Opcode.PING if final else Opcode.PONG, bytes([what]) * (what % 128), mask=mask)
+        elif verb < 152:
+            code = CODES[what % len(CODES)].to_bytes(2)
+            yield build_frame(Opcode.CLOSE, (code + TEXTS[verb % len(TEXTS)])[: verb % 16], mask=mask)
+        elif verb < 168:
+            # A head as no encoder makes it.
+            yield bytes([verb % 16 | 0x80, 0xFE if final else 0xFF]) + what.to_bytes(2 if final else 8)
+        elif verb < 200:
+            yield bytes([what])
+        else:
+            yield what
+
+
+def _cut_up(parts: Iterator[bytes | int]) -> Iterator[bytes]:
+    stream, places = bytearray(), [0]
+    for part in parts:
+        if isinstance(part, int):
+            places.append(len(stream) + part)
+        else:
+            stream += part
+    ends = sorted(min(place, len(stream)) for place in places)
+    for start, end in pairwise([*ends, len(stream)]):
+        yield bytes(stream[start:end])
+
+
+def compare_capsule(data: bytes) -> None:
+    """Bytes: steps of one byte for what the client sends and one for how much of it."""
+    obvious, compiled = CapsuleCutter(), _leaves.Capsules()
+    for chunk in _cut_up(_capsule_parts(data)):
+        assert compiled.feed(chunk) == obvious.feed(chunk), chunk
+        assert (compiled.fault, compiled.oversize) == (obvious.fault, obvious.oversize), chunk
+        assert obvious.fault is not None or compiled.within == obvious.within, chunk
+    payload = bytes(int.from_bytes(data[:3]) % 70_000)
+    assert _leaves.build_datagram(payload) == build_datagram(payload)
+
+
+def _capsule_parts(data: bytes) -> Iterator[bytes | int]:
+    for verb, what in _steps(data):
+        if verb < 64:
+            yield build_datagram(bytes([what]) * what)
+        elif verb < 88:
+            # Around the longest that is kept, and around the longest that may be.
+            longest = MAX_UDP_PAYLOAD_BYTES if verb % 4 == 0 else MAX_PAYLOAD_BYTES
+            yield build_datagram(bytes(longest - 128 + what))
+        elif verb < 112:
+            # Another type, or another context, or none at all.
+            kind, context = (verb % 3, b"") if verb & 4 else (0, build_varint(verb % 3 * 100))
+            value = (context + bytes(what))[: what if verb & 8 else None]
+            yield build_varint(kind * 5000) + build_varint(len(value)) + value
+        elif verb < 144:
+            # Numbers longer than they need be.
+            head = _long_varint(0, verb & 3) + _long_varint(what, verb >> 2 & 3)
+            yield head + (_long_varint(0, verb >> 1 & 3) + bytes(what))[:what]
+        elif verb < 152:
+            yield _long_varint(verb % 2, 0) + build_varint(what << (verb % 8 * 7)) + bytes(verb % 8 * 40)
+        elif verb < 200:
+            yield bytes([what])
+        else:
+            yield what
+
+
+def _long_varint(value: int, exponent: int) -> bytes:
+    return (value | exponent << ((8 << exponent) - 2)).to_bytes(1 << exponent) if value < 64 else build_varint(value)
+
+
+def compare_traffic(data: bytes) -> None:
+    """Bytes: those of a datagram over CONNECT-UDP."""
+    assert _leaves.traffic_of_datagram(data) == (list(Traffic).index(traffic_of(data)) if is_media(data) else None)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "framing": compare_framing,
     "first_bytes": compare_first_bytes,
     "transactions": compare_transactions,
     "meter": compare_meter,
     "schedule": compare_schedule,
+    "websocket": compare_websocket,
+    "capsule": compare_capsule,
+    "traffic": compare_traffic,
 }

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from relay.plane.api import Traffic
 from tests.fuzz import CORPUS
 from tests.fuzz.targets import TARGETS
 
@@ -16,6 +17,9 @@ SCENARIOS = {
     "transactions": (1000, 1200),
     "meter": (500, 400),
     "schedule": (400, 400),
+    "websocket": (4000, 60),
+    "capsule": (4000, 60),
+    "traffic": (20_000, 24),
 }
 BEGINNINGS = {
     "framing": (
@@ -36,6 +40,10 @@ BEGINNINGS = {
     ),
     # Voice, a chunk filled to its end, a burst in large frames, a flood of the smallest ones.
     "schedule": (b"\0" + b"\1\x2e" * 20, b"\0\x60\x18\1\1\xb8\xff", b"\1" + b"\x41\x40" * 60, b"\2\x90\xff\x91\xff"),
+    # Within a text, within a message that is full, behind a ping and a cut.
+    "websocket": (b"\1\x3d\0", b"\1\x71\x80", b"\0\x61\xff", b"\0\x78\x10\xf0\2"),
+    "capsule": (b"\0\x20\xf0\3", b"\x41\xff"),
+    "traffic": (b"\0\x17", b"\x40\1\0\4", b"\x80\xc8", b"\x16"),
 }
 
 
@@ -69,6 +77,9 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
         "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
         "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room: []),
+        "websocket": ("relay.wire.websocket.MessageCutter.feed", lambda _self, _data: []),
+        "capsule": ("relay.wire.capsule.CapsuleCutter.feed", lambda _self, _data: []),
+        "traffic": ("tests.fuzz.targets.traffic_of", lambda _data: Traffic.RTCP),
     }
     monkeypatch.setattr(*broken[name])
     with pytest.raises(AssertionError):
