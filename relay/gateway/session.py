@@ -49,8 +49,6 @@ MAX_CHANNELS = 64
 MAX_ATTEMPTS = 4
 # An upstream that has forgotten the allocation, or never knew it (RFC 8656 section 7.4: 437).
 ALLOCATION_MISMATCH = 437
-# What is said of an upstream that has just been left may still be on its way.
-STALE_LOSS_S = 0.25
 
 
 class State(Enum):
@@ -139,8 +137,6 @@ class Session:
         # Of the state, beside those of the allocation.
         self._expires: float | None = owner.now() + OPEN_TIMEOUT_S
         self._attempts = 0
-        # When it left an upstream that the plane had not found gone.
-        self._left_at = float("-inf")
         self._request_id: media_v1.RequestId = None
         # Binds that are not answered yet, each with the ids of those who ask.
         self._asked: dict[Address, list[media_v1.RequestId]] = {}
@@ -264,9 +260,7 @@ class Session:
 
     def on_upstream_lost(self, reason: CloseReason, detail: str) -> None:
         """The plane has found the upstream gone."""
-        if self.allocation is None or self._owner.now() < self._left_at + STALE_LOSS_S:
-            return
-        if self.state in {State.OPENING, State.OPEN, State.MOVING}:
+        if self.allocation is not None and self.state in {State.OPENING, State.OPEN, State.MOVING}:
             self._log("session lost its upstream", upstream=self.allocation.upstream.name, cause=detail or reason.value)
             self._owner.suspect(self.allocation.upstream)
             self._go_elsewhere(self._here())
@@ -275,7 +269,6 @@ class Session:
         """Probes say that the upstream is down, and nothing has come from it for a while."""
         if self.state is State.OPEN:
             self._log("session leaves its upstream", upstream="".join(self._here()), cause="probes find it down")
-            self._left_at = self._owner.now()
             self._go_elsewhere(self._here())
 
     def on_stun(self, message: bytes) -> None:
@@ -356,7 +349,6 @@ class Session:
             assert self.allocation is not None
             cause = f"{failed.method.name}: {failed.code} {failed.reason}"
             self._log("session lost its allocation", upstream=self.allocation.upstream.name, cause=cause)
-            self._left_at = self._owner.now()
             self._go_elsewhere(avoid)
 
     def _on_allocate_failed(self, failed: RequestFailed) -> None:

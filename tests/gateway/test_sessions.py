@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from relay.addresses import Address
@@ -80,6 +81,7 @@ async def test_a_whole_session(tmp_path: Path, plane: str) -> None:
                 await echoes(session, 0x4000, bytes(index & 0xFF for index in range(size)))
             (flow,) = relay.gateway.plane.snapshot().flows
             assert (flow.carrier, flow.upstream.name) == (Carrier.SESSION, opened["upstream"])
+            assert (flow.username, flow.server_name) == ("trader", "relay.test")
             assert hosts[opened["upstream"]].allocations == 1
             assert await session.ask(type="close", id=2) == {"type": "closed", "id": 2}
             await session.say_goodbye()
@@ -87,6 +89,30 @@ async def test_a_whole_session(tmp_path: Path, plane: str) -> None:
         await ended(relay, hosts)
         assert not relay.gateway.flows.tally.parked
         assert relay.gateway.plane.snapshot().closed[CloseReason.CLIENT_CLOSED] == 1
+
+
+async def test_with_a_websocket_of_others(tmp_path: Path, plane: str) -> None:
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, hosts):
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(
+                f"wss://{relay.tls}/media",
+                protocols=["media.v1", "media.v2"],
+                compress=15,  # asked for, and not granted
+                ssl=relay.trust,
+                server_hostname="relay.test",
+                origin="https://desk.example",
+            ) as websocket,
+        ):
+            assert (websocket.protocol, websocket.compress) == ("media.v1", 0)
+            await websocket.send_json(OPEN)
+            assert (await websocket.receive_json())["type"] == "opened"
+            await websocket.send_json({"type": "bind", "peer": str(peer)})
+            assert (await websocket.receive_json())["channel"] == 0x4000
+            await websocket.send_bytes(b"\x40\x00voice")
+            assert await websocket.receive_bytes() == b"\x40\x00voice"
+            await websocket.close()
+        await ended(relay, hosts)
 
 
 async def test_what_is_refused_and_leaves_the_session_as_it_was(tmp_path: Path, plane: str) -> None:
@@ -232,23 +258,53 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
             await eventually(lambda: not relay.connections)
 
 
+def fall_silent(host: TurnHost) -> None:
+    """From now on it answers nothing, and no ICMP says so."""
+    host._loop.remove_reader(host._socket.fileno())
+
+
+async def test_upstream_that_falls_silent_in_the_middle_of_a_call(tmp_path: Path, plane: str) -> None:
+    limits = {"upstream_silence_s": 0.5}
+    async with (
+        open_echo() as peer,
+        open_echo() as other,
+        relay_with_hosts(tmp_path, plane, limits=limits) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        opened = await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer), channel=0x4123)
+        await echoes(session, 0x4123)
+        fall_silent(hosts[opened["upstream"]])
+        # Asked of the silent one, answered by the next.
+        bound = await session.ask(type="bind", peer=str(other), id="late")
+        assert (bound["type"], bound["channel"], bound["id"]) == ("bound", 0x4000, "late")
+        moved = await session.hear()
+        assert (moved["type"], moved["upstream"] != opened["upstream"]) == ("moved", True)
+        await echoes(session, 0x4123)
+        await echoes(session, 0x4000)
+        # The other one, too: there is nobody left.
+        fall_silent(hosts[moved["upstream"]])
+        fall_silent(hosts[opened["upstream"]])
+        heard = await session.ask(type="bind", peer="127.0.0.1:9", id="in vain")
+        assert (heard["type"], heard["code"]) in {("error", 503), ("error", 504)}
+        assert (await session.hear_close())[0] == 1013
+
+
 async def test_probes_that_find_an_upstream_down(tmp_path: Path, plane: str) -> None:
     """Nothing is asked of the upstream, and nothing comes: only the probes know."""
-    async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, _):
-        async with raw_session(relay) as session:
-            opened = await session.ask(**OPEN)
-            await session.ask(type="bind", peer=str(peer))
-            state = relay.gateway.upstreams.get(opened["upstream"])
-            assert state is not None
-            for _ in range(3):
-                state.binding.on_failure(certain=True)
-            (flow,) = relay.gateway.plane.snapshot().flows
-            relay.gateway._sessions.on_upstream_down(flow.connection)
-            moved = await session.hear()
-            assert moved["upstream"] != opened["upstream"]
-            await echoes(session, 0x4000)
-            await session.say_goodbye()
-        await eventually(lambda: not relay.connections)
+    health = {"interval_s": 0.1, "timeout_s": 0.1}
+    async with (
+        open_echo() as peer,
+        relay_with_hosts(tmp_path, plane, health=health) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        opened = await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer))
+        fall_silent(hosts[opened["upstream"]])
+        # It is left two seconds after it was last heard of.
+        moved = await session.hear()
+        assert moved["upstream"] != opened["upstream"]
+        await echoes(session, 0x4000)
 
 
 async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane: str) -> None:
