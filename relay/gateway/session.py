@@ -384,10 +384,9 @@ class Session:
             self._go_elsewhere(frozenset())
             return
         self._enter(State.OPEN, None)
-        for peer, number in allocation.channels.items():
-            if not allocation.turn.is_bound(peer):  # it was cut before the upstream had answered
-                self._asked[peer] = []
-                allocation.turn.bind_channel(self._owner.now(), peer, number)
+        # A channel that was asked for, and maybe a renewal.
+        allocation.turn.start_again(self._owner.now())
+        self._asked = {peer: [] for peer in allocation.channels if not allocation.turn.is_bound(peer)}
         self._tell_resumed(allocation, relayed)
         self._flush()
 

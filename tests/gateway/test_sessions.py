@@ -309,24 +309,25 @@ async def test_probes_that_find_an_upstream_down(tmp_path: Path, plane: str) -> 
 
 async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane: str) -> None:
     """It has started anew on the same port: the next renewal is answered 437, and another allocation made there."""
-    async with open_echo() as peer, relay_with_hosts(tmp_path, plane, 1) as (relay, hosts):
-        async with raw_session(relay) as session:
-            opened = await session.ask(**OPEN)
-            await session.ask(type="bind", peer=str(peer))
-            host = hosts["stun1"]
-            await host.stop()
-            again = TurnHost(host.address, CREDENTIALS, allow_loopback_peers=True)
-            async with again:
-                (one,) = relay.gateway._sessions._sessions.values()
-                assert one.allocation is not None
-                one.allocation.turn.refresh(one._owner.now())
-                one._flush()
-                moved = await session.hear()
-                assert (moved["type"], moved["upstream"]) == ("moved", "stun1")
-                assert moved["relayed"] != opened["relayed"]
-                await echoes(session, 0x4000)
-                await session.say_goodbye()
-                await eventually(lambda: not relay.connections and not again.allocations)
+    async with (
+        open_echo() as peer,
+        relay_with_hosts(tmp_path, plane, 1) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        opened = await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer))
+        await hosts["stun1"].stop()
+        async with TurnHost(hosts["stun1"].address, CREDENTIALS, allow_loopback_peers=True) as again:
+            (one,) = relay.gateway._sessions._sessions.values()
+            assert one.allocation is not None
+            one.allocation.turn.refresh(one._owner.now())
+            one._flush()
+            moved = await session.hear()
+            assert (moved["type"], moved["upstream"]) == ("moved", "stun1")
+            assert moved["relayed"] != opened["relayed"]
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections and not again.allocations)
 
 
 # Coming back
@@ -371,6 +372,31 @@ async def test_cut_and_resumed(tmp_path: Path, plane: str) -> None:
             await session.say_goodbye()
         await ended(relay, hosts)
         assert relay.gateway.flows.tally.resumptions == {ResumeOutcome.RESUMED: 4}
+
+
+async def test_cut_before_the_upstream_has_answered(tmp_path: Path, plane: str) -> None:
+    """What was asked of it is asked again on the way back."""
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane, 1) as (relay, hosts):
+        async with raw_session(relay) as session:
+            opened = await session.ask(**OPEN)
+            fall_silent(hosts["stun1"])
+            await session.say(type="bind", peer=str(peer))
+            (one,) = relay.gateway._sessions._sessions.values()
+            await eventually(lambda: one._asked)
+            session.cut()
+        await parked(relay)
+        host = hosts["stun1"]
+        # What it was asked has been lost on the way.
+        with contextlib.suppress(BlockingIOError):
+            while host._socket.recv(2048):
+                pass
+        host._loop.add_reader(host._socket.fileno(), host._drain, host._socket, host._server.receive)
+        async with raw_session(relay) as session:
+            assert (await session.ask(type="resume", token=opened["token"]))["type"] == "resumed"
+            assert (await session.ask(type="bind", peer=str(peer)))["channel"] == 0x4000
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+        await ended(relay, hosts)
 
 
 async def five_tuple(relay: Relay) -> Address:
