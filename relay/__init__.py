@@ -26,7 +26,7 @@ quality/    the meter of RTP; delay and loss to R factor and MOS
 tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
-client/     asyncio TURN client over UDP and TLS, for the health probe and the softphones
+client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo
 gateway/    the control plane: routes, health, calls, web proxy, metrics, drain; it decides, and no packet waits for it
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it

@@ -199,6 +199,7 @@ def test_ipv6_everywhere(tmp_path: Path) -> None:
     assert str(settings.upstreams[0].address) == "[2001:db8::7]:3478"
     assert settings.media.source_of_version(6) == "2001:db8::1"
     assert settings.media.source_of_version(4) == "192.0.2.1"
+    assert (settings.media.origins, settings.media.own_credentials) == ((), False)
     assert settings.media.allowed_networks == (ipaddress.ip_network("fd00::/8"), ipaddress.ip_network("10.0.0.0/8"))
 
 
@@ -242,6 +243,18 @@ WRONG = [
     ),
     ('[listen]\nplane = "fast"\n', "listen.plane: 'fast': expected 'compiled' or 'reference'"),
     ("[listen]\nworkers = -1\n", "listen.workers: -1: expected greater than or equal to 0"),
+    (
+        '[media]\norigins = ["desk.example"]\n',
+        "media.origins.0: 'desk.example': expected an origin such as https://desk.firm.example, without a path",
+    ),
+    (
+        '[media]\norigins = ["https://a.example/b"]\n',
+        "media.origins.0: 'https://a.example/b': expected an origin such as https://desk.firm.example, without a path",
+    ),
+    (
+        "[media]\nown_credentials = 1\n",
+        "media.own_credentials: 1: expected a valid boolean",
+    ),
     (
         '[media]\nsource_addresses = ["eth0"]\n',
         "media.source_addresses.0: 'eth0': expected an IP address such as 192.0.2.7 or 2001:db8::7",

@@ -49,8 +49,6 @@ MAX_CHANNELS = 64
 MAX_ATTEMPTS = 4
 # An upstream that has forgotten the allocation, or never knew it (RFC 8656 section 7.4: 437).
 ALLOCATION_MISMATCH = 437
-# What is said of an upstream that has just been left may still be on its way.
-STALE_LOSS_S = 0.25
 
 
 class State(Enum):
@@ -151,8 +149,6 @@ class Session:
         # Of the state, beside those of the allocation.
         self._expires: float | None = owner.now() + OPEN_TIMEOUT_S
         self._attempts = 0
-        # When it left an upstream that the plane had not found gone.
-        self._left_at = float("-inf")
         self._request_id: media_v1.RequestId = None
         # Binds that are not answered yet, each with the ids of those who ask.
         self._asked: dict[Address, list[media_v1.RequestId]] = {}
@@ -299,9 +295,7 @@ class Session:
 
     def on_upstream_lost(self, reason: CloseReason, detail: str) -> None:
         """The plane has found the upstream gone."""
-        if self.allocation is None or self._owner.now() < self._left_at + STALE_LOSS_S:
-            return
-        if self.state in {State.OPENING, State.OPEN, State.MOVING}:
+        if self.allocation is not None and self.state in {State.OPENING, State.OPEN, State.MOVING}:
             self._log("session lost its upstream", upstream=self.allocation.upstream.name, cause=detail or reason.value)
             self._owner.suspect(self.allocation.upstream)
             self._go_elsewhere(self._here())
@@ -310,7 +304,6 @@ class Session:
         """Probes say that the upstream is down, and nothing has come from it for a while."""
         if self.state is State.OPEN:
             self._log("session leaves its upstream", upstream="".join(self._here()), cause="probes find it down")
-            self._left_at = self._owner.now()
             self._go_elsewhere(self._here())
 
     def on_stun(self, message: bytes) -> None:
@@ -391,7 +384,6 @@ class Session:
             assert self.allocation is not None
             cause = f"{failed.method.name}: {failed.code} {failed.reason}"
             self._log("session lost its allocation", upstream=self.allocation.upstream.name, cause=cause)
-            self._left_at = self._owner.now()
             self._go_elsewhere(avoid)
 
     def _on_allocate_failed(self, failed: RequestFailed) -> None:
@@ -401,7 +393,7 @@ class Session:
             # The source port is that of a client before us: another socket has another one.
             self._go_elsewhere(frozenset())
         elif 400 <= failed.code < 500:
-            self._give_up(failed.code, f"the upstream refuses: {failed.reason}", CloseReason.NOT_ENTITLED)
+            self._give_up(failed.code, f"the upstream refuses: {_why(failed)}", CloseReason.NOT_ENTITLED)
         else:
             self._go_elsewhere(self._here())
 
@@ -409,7 +401,7 @@ class Session:
         assert self.allocation is not None
         self._rebinding.discard(peer)
         self.allocation.channels.pop(peer, None)
-        code, reason = failed.code or 504, f"bind: the upstream refuses: {failed.reason}"
+        code, reason = failed.code or 504, f"bind: the upstream refuses: {_why(failed)}"
         for identity in self._asked.pop(peer, (None,)):
             self._fail(code, reason, peer, identity)
 
@@ -427,10 +419,9 @@ class Session:
             self._go_elsewhere(frozenset())
             return
         self._enter(State.OPEN, None)
-        for peer, number in allocation.channels.items():
-            if not allocation.turn.is_bound(peer):  # it was cut before the upstream had answered
-                self._asked[peer] = []
-                allocation.turn.bind_channel(self._owner.now(), peer, number)
+        # A channel that was asked for, and maybe a renewal.
+        allocation.turn.start_again(self._owner.now())
+        self._asked = {peer: [] for peer in allocation.channels if not allocation.turn.is_bound(peer)}
         self._tell_resumed(allocation, relayed)
         self._flush()
 
@@ -499,3 +490,10 @@ class Session:
 
     def _log(self, event: str, **fields: object) -> None:
         log.info(event, connection=self.opened.connection, **fields)
+
+
+def _why(failed: RequestFailed) -> str:
+    """The upstream's words; some have none."""
+    if failed.reason:
+        return failed.reason
+    return {401: "wrong username or password", 486: "too many allocations"}.get(failed.code, "it does not say why")

@@ -181,6 +181,13 @@ class TurnClient:
         """Whether the server has bound a channel to the peer."""
         return peer in self._channels
 
+    def start_again(self, now: float) -> None:
+        """Send what is under way anew: what carried it is gone, and nobody sends it again."""
+        requests = list(self._requests.values())
+        self._requests.clear()
+        for request in requests:
+            self._send(now, request)
+
     # Requests
 
     def bind(self, now: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from relay.addresses import Address
@@ -15,6 +16,7 @@ from relay.emulator.turnhost import TurnHost, TurnHosts
 from relay.gateway import session as session_module
 from relay.gateway import sessions as sessions_module
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome
+from relay.gateway.upstreams import Health
 from relay.plane.api import Carrier, CloseReason, TappedDatagram
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
@@ -79,6 +81,7 @@ async def test_a_whole_session(tmp_path: Path, plane: str) -> None:
                 await echoes(session, 0x4000, bytes(index & 0xFF for index in range(size)))
             (flow,) = relay.gateway.plane.snapshot().flows
             assert (flow.carrier, flow.upstream.name) == (Carrier.SESSION, opened["upstream"])
+            assert (flow.username, flow.server_name) == ("trader", "relay.test")
             assert hosts[opened["upstream"]].allocations == 1
             assert await session.ask(type="close", id=2) == {"type": "closed", "id": 2}
             await session.say_goodbye()
@@ -86,6 +89,30 @@ async def test_a_whole_session(tmp_path: Path, plane: str) -> None:
         await ended(relay, hosts)
         assert not relay.gateway.flows.tally.parked
         assert relay.gateway.plane.snapshot().closed[CloseReason.CLIENT_CLOSED] == 1
+
+
+async def test_with_a_websocket_of_others(tmp_path: Path, plane: str) -> None:
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, hosts):
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(
+                f"wss://{relay.tls}/media",
+                protocols=["media.v1", "media.v2"],
+                compress=15,  # asked for, and not granted
+                ssl=relay.trust,
+                server_hostname="relay.test",
+                origin="https://desk.example",
+            ) as websocket,
+        ):
+            assert (websocket.protocol, websocket.compress) == ("media.v1", 0)
+            await websocket.send_json(OPEN)
+            assert (await websocket.receive_json())["type"] == "opened"
+            await websocket.send_json({"type": "bind", "peer": str(peer)})
+            assert (await websocket.receive_json())["channel"] == 0x4000
+            await websocket.send_bytes(b"\x40\x00voice")
+            assert await websocket.receive_bytes() == b"\x40\x00voice"
+            await websocket.close()
+        await ended(relay, hosts)
 
 
 async def test_what_is_refused_and_leaves_the_session_as_it_was(tmp_path: Path, plane: str) -> None:
@@ -220,7 +247,7 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
         async with running_relay(tmp_path, *upstreams, listen={"plane": plane}, limits=limits, health=health) as relay:
             await eventually(lambda: relay.gateway.upstreams.get("stun2").health == "up")  # type: ignore[union-attr]
             # As if it had answered until now.
-            relay.gateway.upstreams.get("stun2").binding.health = "unknown"  # type: ignore[union-attr]
+            relay.gateway.upstreams.get("stun2").binding.health = Health.UNKNOWN  # type: ignore[union-attr]
             relay.gateway.upstreams.get("stun2").flows = 7  # type: ignore[union-attr]
             async with raw_session(relay) as session:
                 opened = await session.ask(**OPEN)
@@ -231,23 +258,53 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
             await eventually(lambda: not relay.connections)
 
 
+def fall_silent(host: TurnHost) -> None:
+    """From now on it answers nothing, and no ICMP says so."""
+    host._loop.remove_reader(host._socket.fileno())
+
+
+async def test_upstream_that_falls_silent_in_the_middle_of_a_call(tmp_path: Path, plane: str) -> None:
+    limits = {"upstream_silence_s": 0.5}
+    async with (
+        open_echo() as peer,
+        open_echo() as other,
+        relay_with_hosts(tmp_path, plane, limits=limits) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        opened = await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer), channel=0x4123)
+        await echoes(session, 0x4123)
+        fall_silent(hosts[opened["upstream"]])
+        # Asked of the silent one, answered by the next.
+        bound = await session.ask(type="bind", peer=str(other), id="late")
+        assert (bound["type"], bound["channel"], bound["id"]) == ("bound", 0x4000, "late")
+        moved = await session.hear()
+        assert (moved["type"], moved["upstream"] != opened["upstream"]) == ("moved", True)
+        await echoes(session, 0x4123)
+        await echoes(session, 0x4000)
+        # The other one, too: there is nobody left.
+        fall_silent(hosts[moved["upstream"]])
+        fall_silent(hosts[opened["upstream"]])
+        heard = await session.ask(type="bind", peer="127.0.0.1:9", id="in vain")
+        assert (heard["type"], heard["code"]) in {("error", 503), ("error", 504)}
+        assert (await session.hear_close())[0] == 1013
+
+
 async def test_probes_that_find_an_upstream_down(tmp_path: Path, plane: str) -> None:
     """Nothing is asked of the upstream, and nothing comes: only the probes know."""
-    async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, _):
-        async with raw_session(relay) as session:
-            opened = await session.ask(**OPEN)
-            await session.ask(type="bind", peer=str(peer))
-            state = relay.gateway.upstreams.get(opened["upstream"])
-            assert state is not None
-            for _ in range(3):
-                state.binding.on_failure(certain=True)
-            (flow,) = relay.gateway.plane.snapshot().flows
-            relay.gateway._sessions.on_upstream_down(flow.connection)
-            moved = await session.hear()
-            assert moved["upstream"] != opened["upstream"]
-            await echoes(session, 0x4000)
-            await session.say_goodbye()
-        await eventually(lambda: not relay.connections)
+    health = {"interval_s": 0.1, "timeout_s": 0.1}
+    async with (
+        open_echo() as peer,
+        relay_with_hosts(tmp_path, plane, health=health) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        opened = await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer))
+        fall_silent(hosts[opened["upstream"]])
+        # It is left two seconds after it was last heard of.
+        moved = await session.hear()
+        assert moved["upstream"] != opened["upstream"]
+        await echoes(session, 0x4000)
 
 
 async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane: str) -> None:
@@ -259,10 +316,8 @@ async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane:
     ):
         opened = await session.ask(**OPEN)
         await session.ask(type="bind", peer=str(peer))
-        host = hosts["stun1"]
-        await host.stop()
-        again = TurnHost(host.address, CREDENTIALS, allow_loopback_peers=True)
-        async with again:
+        await hosts["stun1"].stop()
+        async with TurnHost(hosts["stun1"].address, CREDENTIALS, allow_loopback_peers=True) as again:
             (one,) = relay.gateway._sessions._sessions.values()
             assert one.allocation is not None
             one.allocation.turn.refresh(one._owner.now())
@@ -317,6 +372,31 @@ async def test_cut_and_resumed(tmp_path: Path, plane: str) -> None:
             await session.say_goodbye()
         await ended(relay, hosts)
         assert relay.gateway.flows.tally.resumptions == {ResumeOutcome.RESUMED: 4}
+
+
+async def test_cut_before_the_upstream_has_answered(tmp_path: Path, plane: str) -> None:
+    """What was asked of it is asked again on the way back."""
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane, 1) as (relay, hosts):
+        async with raw_session(relay) as session:
+            opened = await session.ask(**OPEN)
+            fall_silent(hosts["stun1"])
+            await session.say(type="bind", peer=str(peer))
+            (one,) = relay.gateway._sessions._sessions.values()
+            await eventually(lambda: one._asked)
+            session.cut()
+        await parked(relay)
+        host = hosts["stun1"]
+        # What it was asked has been lost on the way.
+        with contextlib.suppress(BlockingIOError):
+            while host._socket.recv(2048):
+                pass
+        host._loop.add_reader(host._socket.fileno(), host._drain, host._socket, host._server.receive)
+        async with raw_session(relay) as session:
+            assert (await session.ask(type="resume", token=opened["token"]))["type"] == "resumed"
+            assert (await session.ask(type="bind", peer=str(peer)))["channel"] == 0x4000
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+        await ended(relay, hosts)
 
 
 async def five_tuple(relay: Relay) -> Address:

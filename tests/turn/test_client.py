@@ -168,6 +168,22 @@ def test_12_1_a_channel_may_be_chosen(pair: ClientBench) -> None:
     assert pair.settle() == [ChannelBound(PEER, 0x4123)]
 
 
+def test_12_1_what_is_under_way_is_asked_again_over_another_connection() -> None:
+    client, other = allocated_client(reliable=True), PEER
+    client.bind_channel(0.0, other, 0x4001)
+    lost = request_of(client)
+    assert not client.is_bound(other)
+    client.start_again(1.0)
+    again = request_of(client)
+    assert again.transaction_id != lost.transaction_id
+    assert (again.method, again.get(AttributeType.CHANNEL_NUMBER)) == (Method.CHANNEL_BIND, b"\x40\x01\0\0")
+    assert client.receive(1.0, success(lost)) == []
+    assert client.receive(1.0, success(again)) == [ChannelBound(other, 0x4001)]
+    assert client.is_bound(other)
+    client.start_again(2.0)
+    assert client.take_messages() == []
+
+
 def test_8_1_release(pair: ClientBench) -> None:
     """Nothing is renewed behind it, and what was bound is forgotten."""
     pair.allocated()
