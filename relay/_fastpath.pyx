@@ -6,7 +6,7 @@ Life of a connection, which is also the order of this file:
  1  accept           a socket and a slot of the slab
  2  handshake        TLS; a few each turn, so that media goes first
  3  first bytes      TURN or HTTP; control is told, and answers with a command
- 4  uplink           recv → decrypt → cut one unit out of its carrier → remember a STUN request → send on the flow's socket
+ 4  uplink           recv → decrypt → cut one unit, as its carrier frames it → remember a STUN request → send it by UDP
  5  downlink         recvmmsg → match a STUN answer → frame → encrypt, or drop where the client does not read
  6  HTTP             plain bytes over a pair of sockets to control, and back
  7  time             one deadline each: handshake, first bytes, control's answer, STUN sent again, a silent upstream
@@ -30,8 +30,8 @@ from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, forget_aske
 from relay.plane.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
 from relay.plane.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
 from relay.plane.carriage cimport (
-    CARRIER_CONNECT_UDP, CARRIER_SESSION, CARRIER_TURN, FAREWELL_BYTES, Carriage, admit_text, class_of, frame_unit,
-    note_capsule_fault, note_close, note_web_fault, open_carriage, write_farewell, write_ping,
+    CARRIER_CONNECT_UDP, CARRIER_SESSION, CARRIER_TURN, FAREWELL_BYTES, Carriage, admit_text, admit_unasked, class_of,
+    frame_unit, note_capsule_fault, note_close, note_web_fault, open_carriage, write_farewell, write_ping,
 )
 from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
@@ -48,7 +48,7 @@ from relay.plane.pace cimport is_behind, note_write
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
-    is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, waiting_bytes,
+    is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, traffic_of, waiting_bytes,
 )
 from relay.plane.sources cimport enter_source, leave_source, open_sources
 from relay.plane.stun cimport (
@@ -61,7 +61,7 @@ from relay.plane.tap cimport (
     peek_tapped, put_tapped,
 )
 from relay.plane.transactions cimport (
-    ANSWER_DUPLICATE, MAX_REQUEST_BYTES, Pending, Transactions, clear_transactions, find_pending, next_due_us,
+    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions, clear_transactions, find_pending, next_due_us,
     on_request, on_response, take_due, waiting_since_us,
 )
 from relay.plane.websocket cimport (
@@ -940,16 +940,22 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
 # Matches an answer with its request; False if it must not reach the client.
 cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
+    cdef Answer answer = ANSWER_UNKNOWN
     if kind == ALLOCATE_ERROR and c.carrier != CARRIER_SESSION and not c.allocated_until_us:
         if is_stale(e, c, message, size):
             return False
-    if kind & RESPONSE_BIT and on_response(c.transactions, message + TRANSACTION_ID_OFFSET) == ANSWER_DUPLICATE:
+    if kind & RESPONSE_BIT:
+        answer = on_response(c.transactions, message + TRANSACTION_ID_OFFSET)
+    if answer == ANSWER_DUPLICATE:
         if kind == ALLOCATE_ERROR:
             c.allocating = False
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return False
     if c.carrier == CARRIER_SESSION:
-        report(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
+        if answer == ANSWER_FIRST or admit_unasked(c.carriage):
+            report(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
+        else:
+            drop(c, DROP_DOWNLINK_FULL, traffic_of(message, size))
         return False
     note_allocation(e, c, message, size)
     return True
@@ -1096,8 +1102,8 @@ cdef void forget_behind(Engine* e, Connection* c) noexcept nogil:
     c.behind = False
 
 
-# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Of a session media
-# is all that comes here, and the first four bytes are no header any more.
+# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Of a session
+# media is all that comes here, and the first four bytes are no header any more.
 cdef void hand_over(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us) noexcept nogil:
     cdef int64_t delay_us = e.now_us - arrived_us
     c.counters.downlink_packets += 1

@@ -109,6 +109,36 @@ def _origin(value: str) -> str:
     return value.lower()
 
 
+def _host_pattern(value: str) -> str:
+    return value if value == "*" else _server_name(value)
+
+
+def _path_prefix(value: str) -> str:
+    segments = value.split("/")
+    if not value.startswith("/") or not {".", ".."}.isdisjoint(segments) or any(one in value for one in "?#%\\ "):
+        raise ValueError(f"{value!r}: expected a path such as /socket.io/, decoded and without a query")
+    return value
+
+
+def _http_origin(value: str) -> str:
+    expected = f"{value!r}: expected http://host:port or https://host:port, nothing behind it"
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    host = parts.hostname or ""
+    if parts.scheme not in {"http", "https"} or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError(expected)
+    if not host or "@" in parts.netloc or port == 0 or not value.isascii() or any(one.isspace() for one in value):
+        raise ValueError(expected)
+    if ":" in host:
+        host = f"[{ipaddress.IPv6Address(host)}]"
+    else:
+        _server_name(host)
+    return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+
+
 def _at_least_one(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("expected at least one")
@@ -124,6 +154,9 @@ LiteralHost = Annotated[str, AfterValidator(_literal_host)]
 Network = Annotated[IpNetwork, BeforeValidator(_read_network)]
 ServerName = Annotated[str, AfterValidator(_server_name)]
 Origin = Annotated[str, AfterValidator(_origin)]
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
+PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
+HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 # The longest that RFC 8489 section 14.3 allows.
@@ -201,10 +234,70 @@ class Route(_Section):
     max_media_age_ms: VoiceMilliseconds | None = None
 
 
+class SignalingRoute(_Section):
+    """Requests that fit go to these servers: an exact host goes before a wildcard, then the longer path wins."""
+
+    # The Host that clients ask for; * stands for one label or more, and alone for every host.
+    host: HostPattern = "*"
+    # A path and all below it.
+    path: PathPrefix = "/"
+    upstreams: Some[HttpOrigin]
+
+
 class Signaling(_Section):
     """The socket.io and REST servers behind the same name."""
 
-    upstreams: tuple[str, ...] = ()
+    # For all hosts and paths that no route of signaling.routes takes.
+    upstreams: tuple[HttpOrigin, ...] = ()
+    routes: tuple[SignalingRoute, ...] = ()
+    # Proxies whose X-Forwarded-* and Forwarded are believed and added to; those of all others are replaced.
+    trusted_networks: tuple[Network, ...] = ()
+    # An upstream given by name must not resolve to a private or special address, unless it lies in one of these.
+    allowed_networks: tuple[Network, ...] = ()
+    # PEM file of the authorities that https:// upstreams are checked against; the system's unless given.
+    ca_file: Path | None = None
+    # For TCP and TLS towards an upstream: a handshake across an ocean takes half a second; then the next is tried.
+    connect_timeout_s: Seconds = 5.0
+    # How long an upstream may say nothing: polls are held for 45 s (pingInterval + pingTimeout), and a slow server's
+    # or a proxy's delay comes on top.
+    response_timeout_s: Seconds = 75.0
+    # How long a client may pause within the body of a request.
+    body_timeout_s: Seconds = 30.0
+    # After the 101 of a socket.io upgrade the client speaks at once; if it does not, a middlebox swallows its frames.
+    upgrade_timeout_s: Seconds = 5.0
+    # For so long such a client's further upgrades are refused, so that it stays with polling.
+    polling_only_s: Seconds = 600.0
+    # A WebSocket that carries nothing is closed: socket.io pings every 25 s, and proxies cut after 60 s to 300 s.
+    websocket_idle_timeout_s: Seconds = 300.0
+    # Bodies are passed on as they come and fill no memory; socket.io's own limit is 1 MB, uploads may be larger.
+    max_body_bytes: Count = Field(default=16 * 1024 * 1024, ge=0, le=1 << 40)
+    # All headers of a request together: Node takes 16 KiB, some portals' cookies need it all.
+    max_header_bytes: Count = Field(default=32 * 1024, ge=1024, le=1 << 20)
+    # socket.io sessions whose upstream is remembered, some 300 bytes each; the one unused for longest is forgotten.
+    max_sessions: Count = Field(default=50_000, ge=1, le=10_000_000)
+    # A session without a request for so long has ended, or goes on over its WebSocket, which is no request.
+    session_idle_s: Seconds = 300.0
+    # How often upstreams are asked: a connection with TLS is dearer than a Binding. A failed request counts as well.
+    health_interval_s: Seconds = 5.0
+    # Asked with GET; any answer below 500 is health. Unless given, a connection that can be made is enough.
+    health_path: Annotated[str, Field(pattern=r"^(/[!-~]*)?$")] = ""
+
+    @field_validator("ca_file")
+    @classmethod
+    def _resolve_path(cls, ca_file: Path | None, info: ValidationInfo) -> Path | None:
+        return None if ca_file is None else _folder(info) / ca_file
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        fits = [(route.host, route.path) for route in self.routes]
+        if twice := sorted({fit for fit in fits if fits.count(fit) > 1}):
+            raise ValueError(f"routes: host {twice[0][0]!r} with path {twice[0][1]!r} is given twice")
+        return self
+
+    @property
+    def configured(self) -> bool:
+        """True if there is anything to proxy to."""
+        return bool(self.upstreams or self.routes)
 
 
 class Media(_Section):
@@ -448,8 +541,6 @@ class Config(_Section):
         found = []
         if self.listen.web_proxy:
             found.append("listen.web_proxy: this version has no web proxy; nothing listens there")
-        if self.signaling.upstreams:
-            found.append("signaling.upstreams: this version does not proxy signaling; the setting has no effect")
         return found
 
 

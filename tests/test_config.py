@@ -84,9 +84,9 @@ def test_sample_of_the_design(tmp_path: Path) -> None:
     settings = load(tmp_path, SAMPLE)
     assert settings.upstreams[0].address == Address("127.0.0.1", 3478)
     assert settings.routes[0].server_name == "*.use1.prod1.xhoot.com"
-    assert settings.warnings() == [
-        "signaling.upstreams: this version does not proxy signaling; the setting has no effect"
-    ]
+    assert settings.signaling.upstreams == ("http://127.0.0.1:8080",)
+    assert settings.signaling.configured
+    assert settings.warnings() == []
 
 
 def test_web_proxy_is_warned_of(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import base64
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from relay.addresses import Address
@@ -52,12 +52,12 @@ class _Tunnel(asyncio.Protocol):
         self._head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
         lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
         if self._proxy.username:
             credentials = f"{self._proxy.username}:{self._proxy.password}".encode()
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(credentials).decode()}")
-        transport.write("\r\n".join([*lines, "", ""]).encode())
+        # uvloop's transports are no subclasses.
+        cast("asyncio.WriteTransport", transport).write("\r\n".join([*lines, "", ""]).encode())
 
     def data_received(self, data: bytes) -> None:
         self._head += data
@@ -123,16 +123,34 @@ async def _open_tunnel(proxy: Proxy, server: Address, local_address: Address | N
     return transport
 
 
+class _Shaking(asyncio.Protocol):
+    """Stands in for a protocol until the handshake is done, which alone knows whether there is a connection to make."""
+
+    def __init__(self) -> None:
+        self.early = b""
+        self.lost = False
+
+    def data_received(self, data: bytes) -> None:
+        self.early += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+
+
 async def _start_tls(
     tunnel: asyncio.WriteTransport, protocol: Callable[[], _Protocol], ssl_context: ssl.SSLContext, hostname: str
 ) -> _Protocol:
-    made = protocol()
+    shaking = _Shaking()
     try:
-        transport = await asyncio.get_running_loop().start_tls(tunnel, made, ssl_context, server_hostname=hostname)
+        transport = await asyncio.get_running_loop().start_tls(tunnel, shaking, ssl_context, server_hostname=hostname)
     except BaseException:
         tunnel.abort()
         raise
-    if transport is None:
+    if transport is None or shaking.lost:
         raise ConnectionResetError("closed in the TLS handshake")
+    made = protocol()
+    transport.set_protocol(made)
     made.connection_made(transport)
+    if shaking.early:
+        made.data_received(shaking.early)
     return made

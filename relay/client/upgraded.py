@@ -25,9 +25,9 @@ from relay.wire.websocket import (
     parse_close,
 )
 
-# A relay that is there answers a ping within a round trip. What is asked for twice and not answered is gone: a proxy
-# that cut the connection, or that answers 101 and swallows what follows.
-SILENCE_S = 5.0
+# A relay that is there answers a ping within a round trip. Where two are not answered there is a proxy that cut the
+# connection, or that answers 101 and swallows what follows; and nobody waits for voice for more than five seconds.
+SILENCE_S = 4.0
 # Of the text of a refusal.
 _MAX_BODY_BYTES = 1024
 
@@ -56,6 +56,7 @@ class UpgradedLink(asyncio.Protocol):
         self._tell_lost = lost
         self._head = b""
         self._refusal: UpgradeError | None = None
+        self._body_bytes = 0
         self._backlogged = False
         self._transport: asyncio.Transport
 
@@ -89,14 +90,16 @@ class UpgradedLink(asyncio.Protocol):
         self._head += data
         try:
             response = None if self._refusal is not None else parse_response(self._head)
-            if response is None:
-                self._take_body(b"")
-                return
-            self._head = self._head[response.size :]
-            self._check(response)
+            if response is not None:
+                self._head = self._head[response.size :]
+                length = response.headers.get("content-length", "")
+                self._body_bytes = min(int(length), _MAX_BODY_BYTES) if length.isdecimal() else _MAX_BODY_BYTES
+                self._check(response)
         except UpgradeError as error:
             self._refusal = error
-            self._take_body(b"")
+            response = None
+        if response is None:
+            self._take_body(ended=False)
             return
         early, self._head = self._head, b""
         self.opened.set_result(None)
@@ -104,9 +107,9 @@ class UpgradedLink(asyncio.Protocol):
         if early:
             self._on_bytes(early)
 
-    def _take_body(self, end: bytes | None) -> None:
-        """The text of a refusal says what to do about it; it ends with the connection."""
-        if self._refusal is not None and (end is None or len(self._head) >= _MAX_BODY_BYTES):
+    def _take_body(self, *, ended: bool) -> None:
+        """The text of a refusal says what to do about it."""
+        if self._refusal is not None and (ended or len(self._head) >= self._body_bytes):
             body = self._head[:_MAX_BODY_BYTES].decode(errors="replace").strip().partition("\n")[0]
             text = body if body.isprintable() and not body.startswith("<") else ""
             self._fail_opening(UpstreamError(f"{self._refusal}{': ' if text else ''}{text}"))
@@ -122,7 +125,7 @@ class UpgradedLink(asyncio.Protocol):
             self._lost.set_result(None)
         error = UpstreamError(f"the server closed the connection: {exc or 'end of stream'}")
         if not self.opened.done():
-            self._take_body(None)
+            self._take_body(ended=True)
             if not self.opened.done():
                 self.opened.set_exception(error)
             # Who does not wait any more must not be told by a warning.

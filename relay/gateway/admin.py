@@ -6,6 +6,7 @@ import os
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from relay.addresses import Address
 from relay.errors import OperatorError
@@ -21,11 +22,11 @@ from relay.gateway.view import View
 class Admin:
     """``/healthz``, ``/readyz``, ``/metrics``, ``/api/...``, and the dashboard at ``/``."""
 
-    def __init__(self, view: View, captures: Captures) -> None:
+    def __init__(self, view: View, captures: Captures, *collectors: Collector) -> None:
         self._captures = captures
         self.events = Events(view.summary)
         self._view = view
-        self._metrics = Metrics(RelayCollector(view))
+        self._metrics = Metrics(RelayCollector(view), *collectors)
         app = web.Application()
         app.on_response_prepare.append(name_server)
         app.router.add_get("/healthz", on_healthz)

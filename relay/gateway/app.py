@@ -21,11 +21,14 @@ from relay.gateway.capture import Captures
 from relay.gateway.entitlement import Entitlement
 from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
+from relay.gateway.metrics import SignalingCollector
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.resolve import Lookup, Resolver, system_lookup
 from relay.gateway.routes import Routes
 from relay.gateway.sessions import Sessions
+from relay.gateway.signaling import SignalingProxy
+from relay.gateway.signaling_upstreams import open_trust
 from relay.gateway.site import Site
 from relay.gateway.upgrades import Upgrades
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
@@ -92,7 +95,9 @@ class Gateway:
             self.plane, self.flows, self.upstreams, self._health, self._releaser, entitlement=self.entitlement
         )
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
-        self._site = self._upgrades.site = Site(self._upgrades.routes())
+        self.signaling = SignalingProxy()
+        self.signaling.configure(settings.signaling, settings.health)
+        self._site = self._upgrades.site = Site(self.signaling, self._upgrades.routes())
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
@@ -108,7 +113,7 @@ class Gateway:
             tally=self.flows.tally,
             entitlement=self.entitlement,
         )
-        self._admin = Admin(view, self.captures)
+        self._admin = Admin(view, self.captures, SignalingCollector(self.signaling))
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._started = contextlib.AsyncExitStack()
 
@@ -174,8 +179,10 @@ class Gateway:
         """
         settings = config.load(path)
         check_path(settings.quality.records)
+        # Each of these raises before it has changed anything; what cannot fail comes behind.
         self.entitlement.check(settings.entitlement)
         vendor = _vendor(settings)
+        open_trust(settings.signaling)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         if settings.listen != self._config.listen:
@@ -186,6 +193,7 @@ class Gateway:
         self._configure_flows(vendor)
         self._health.configure(settings.health, settings.media)
         self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
+        self.signaling.configure(settings.signaling, settings.health)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
         self._configure_calls()

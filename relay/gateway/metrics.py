@@ -26,6 +26,7 @@ from relay import __version__
 from relay.gateway.calls import Calls, Histogram
 from relay.gateway.entitlement import Outcome
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
+from relay.gateway.signaling import Refusal, SignalingProxy
 from relay.gateway.upstreams import Health
 from relay.gateway.view import View
 from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, HandshakeFailure, Latency, Traffic
@@ -94,6 +95,44 @@ class RelayCollector(Collector):
             if state.rtt_s is not None:
                 rtt.add_metric(values, state.rtt_s)
         yield from (up, rtt)
+
+
+# What an upstream's answer may be; "failed" had none.
+ANSWERS = ("1xx", "2xx", "3xx", "4xx", "5xx", "failed")
+
+
+class SignalingCollector(Collector):
+    """The signaling proxy's counters. Those of an upstream that is no longer configured are gone."""
+
+    def __init__(self, proxy: SignalingProxy) -> None:
+        self._proxy = proxy
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as in RelayCollector."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of signaling."""
+        proxy = self._proxy
+        answers = CounterMetricFamily(
+            "relay_signaling_requests", "Requests sent on.", labels=["upstream", "status_class"]
+        )
+        upgrades = CounterMetricFamily("relay_signaling_upgrades", "WebSockets opened.", labels=["upstream"])
+        websockets = GaugeMetricFamily("relay_signaling_websockets", "WebSockets open.", labels=["upstream"])
+        up = GaugeMetricFamily("relay_signaling_upstream_up", "1 if it takes connections.", labels=["upstream"])
+        for upstream in proxy.pools:
+            for answer in ANSWERS:
+                answers.add_metric([upstream.url, answer], upstream.answers[answer])
+            upgrades.add_metric([upstream.url], upstream.upgrades)
+            websockets.add_metric([upstream.url], upstream.websockets)
+            up.add_metric([upstream.url], float(upstream.health is Health.UP))
+        yield from (answers, upgrades, websockets, up)
+        text = "Requests answered by the relay itself."
+        yield _by_reason("relay_signaling_refusals", text, "reason", Refusal, proxy.refusals)
+        yield _counter(
+            "relay_signaling_swallowed_upgrades", "WebSockets whose frames a middlebox swallowed.", proxy.watchdog_hits
+        )
+        yield _gauge("relay_signaling_sessions", "socket.io sessions whose upstream is known.", len(proxy.sessions))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -172,9 +211,10 @@ def _by_reason(name: str, text: str, label: str, reasons: type[_Reason], counts:
 class Metrics:
     """The registry of one gateway; no globals, so that several run in one process."""
 
-    def __init__(self, collector: RelayCollector) -> None:
+    def __init__(self, *collectors: Collector) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(collector)
+        for collector in collectors:
+            self._registry.register(collector)
         ProcessCollector(registry=self._registry)
 
     def render(self) -> bytes:

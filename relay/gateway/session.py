@@ -401,7 +401,7 @@ class Session:
             # The source port is that of a client before us: another socket has another one.
             self._go_elsewhere(frozenset())
         elif 400 <= failed.code < 500:
-            self._give_up(failed.code, f"the upstream refuses: {failed.reason}", CloseReason.NOT_ENTITLED)
+            self._give_up(failed.code, f"the upstream refuses: {_why(failed)}", CloseReason.NOT_ENTITLED)
         else:
             self._go_elsewhere(self._here())
 
@@ -409,7 +409,7 @@ class Session:
         assert self.allocation is not None
         self._rebinding.discard(peer)
         self.allocation.channels.pop(peer, None)
-        code, reason = failed.code or 504, f"bind: the upstream refuses: {failed.reason}"
+        code, reason = failed.code or 504, f"bind: the upstream refuses: {_why(failed)}"
         for identity in self._asked.pop(peer, (None,)):
             self._fail(code, reason, peer, identity)
 
@@ -499,3 +499,10 @@ class Session:
 
     def _log(self, event: str, **fields: object) -> None:
         log.info(event, connection=self.opened.connection, **fields)
+
+
+def _why(failed: RequestFailed) -> str:
+    """The upstream's words; some have none."""
+    if failed.reason:
+        return failed.reason
+    return {401: "wrong username or password", 486: "too many allocations"}.get(failed.code, "it does not say why")

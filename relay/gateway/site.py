@@ -1,7 +1,8 @@
 """HTTP on the TLS port: aiohttp serves the connections that the plane hands over.
 
 Handlers see the client, not the socket pair between: ``request.remote`` is the client's address, ``request.scheme``
-is https, and ``request[OPENED]`` has server name and TLS version. A connection leaves HTTP by ``leave_http``.
+is https, and ``request[OPENED]`` has server name and TLS version. A connection leaves HTTP by ``leave_http``; what is
+not the relay's own goes on to signaling.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from relay import __version__
+from relay.gateway.signaling import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
 
@@ -62,6 +64,13 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
+async def _end_after_refusal(request: web.Request, response: web.StreamResponse) -> None:
+    """What comes behind an Upgrade or a CONNECT that was refused is no HTTP: it must not be read as a request."""
+    if response.status != 101 and (request.method == "CONNECT" or "Upgrade" in request.headers):
+        response.force_close()
+        response.headers.setdefault("Connection", "close")
+
+
 class _Handler(web.RequestHandler):
     """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer.
 
@@ -69,19 +78,27 @@ class _Handler(web.RequestHandler):
     the connection does not leave HTTP, it ends.
     """
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_behind", "_seen")
 
     _seen: bytes
+    _behind: bool
 
     def data_received(self, data: bytes) -> None:
+        """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
         # A head may end with bytes of the chunk before.
-        self._seen = getattr(self, "_seen", b"")[-len(_HEAD_END) + 1 :] + data
+        seen = getattr(self, "_seen", b"") + data
+        self._behind = bool(seen.partition(_HEAD_END)[2])
+        self._seen = seen[-len(_HEAD_END) + 1 :]
         super().data_received(data)
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and self._messages:
+            # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
+            request.content.set_exception(web.RequestPayloadError("broken body"))
 
     @property
     def has_more(self) -> bool:
         """True if the client has sent something behind the head of the request, or two requests at once."""
-        if self._seen.partition(_HEAD_END)[2] or self.transport is None:
+        if self._behind or self.transport is None:
             return True
         waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
         return any(waiting)
@@ -92,7 +109,6 @@ class _Handler(web.RequestHandler):
         if hdrs.UPGRADE in request.headers and resp.status != 101:
             self._message_tail = b""
             self._messages.clear()
-            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -109,19 +125,29 @@ class _Handler(web.RequestHandler):
         return response
 
 
-_HANDLER_OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_TIMEOUT_S}
+# A client that sends a body which nobody reads gets this long to take the answer.
+LINGERING_TIME_S = 2.0
+# Bodies pass as they are, compressed or not.
+_HANDLER_OPTIONS: dict[str, Any] = {
+    "access_log": None,
+    "keepalive_timeout": KEEPALIVE_TIMEOUT_S,
+    "lingering_time": LINGERING_TIME_S,
+    "auto_decompress": False,
+}
 
 
 class Site:
     """Owns the descriptors of HttpOpened events, from ``open`` on."""
 
-    def __init__(self, routes: Iterable[web.RouteDef] = ()) -> None:
+    def __init__(self, signaling: SignalingProxy, routes: Iterable[web.RouteDef] = ()) -> None:
         """``routes`` are served beside the page and ``/healthz``."""
+        self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
-        app.router.add_get("/", _on_page)
+        app.on_response_prepare.append(_end_after_refusal)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_routes(routes)
+        self._others = app.router.add_route("*", "/{path:.*}", self._on_other).resource
         # For a client that has gone nothing goes on, not even the wait for the rest of its body.
         self._runner = web.AppRunner(
             app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
@@ -134,6 +160,7 @@ class Site:
 
     async def start(self) -> None:
         """Be ready for connections."""
+        await self._signaling.start()
         await self._runner.setup()
 
     def open(self, opened: HttpOpened) -> None:
@@ -198,9 +225,23 @@ class Site:
             # It is no HTTP any more, for hours perhaps.
             self.on_closed(request[OPENED].connection)
 
+    async def _on_other(self, request: web.Request) -> web.StreamResponse:
+        """What no route of ours has taken: our own paths with a method they do not have, and signaling."""
+        for resource in request.app.router.resources():
+            if resource is not self._others and (methods := (await resource.resolve(request))[1]):
+                raise web.HTTPMethodNotAllowed(request.method, methods)
+        if self._signaling.configured:
+            return await self._signaling.on_request(request)
+        if request.path != "/":
+            raise web.HTTPNotFound
+        if request.method not in {"GET", "HEAD"}:
+            raise web.HTTPMethodNotAllowed(request.method, {"GET", "HEAD"})
+        return await _on_page(request)
+
     async def stop(self) -> None:
         """End all connections."""
         self._stopped = True
+        await self._signaling.stop()
         await self._tasks.finish()
         for connection in list(self._deadlines):
             self._cancel_deadline(connection)

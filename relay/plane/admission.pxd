@@ -1,5 +1,5 @@
-# Users whom control lets in, one after the other on a connection: the Allocate that waits for its word, and the name that
-# it admitted last.
+# Users whom control lets in, one after the other on a connection: the Allocate that waits for its word, and the name
+# that it admitted last.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp

@@ -1,5 +1,5 @@
-# UDP payloads in DATAGRAM capsules (RFC 9297, RFC 9298): the compiled twin of relay.wire.capsule, where the rules and the
-# limits stand. What is not wanted is skipped as it comes, and never kept.
+# UDP payloads in DATAGRAM capsules (RFC 9297, RFC 9298): the compiled twin of relay.wire.capsule, where the rules and
+# the limits stand. What is not wanted is skipped as it comes, and never kept.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -48,7 +48,9 @@ cdef inline int skip_bytes(Capsules* capsules, uint32_t available, Payload* payl
 
 
 # Reads one capsule, or what is there of one that is skipped.
-cdef inline int read_capsule(Capsules* capsules, const uint8_t* data, uint32_t available, Payload* payload) noexcept nogil:
+cdef inline int read_capsule(
+    Capsules* capsules, const uint8_t* data, uint32_t available, Payload* payload
+) noexcept nogil:
     cdef uint64_t kind, length, context, size
     cdef uint32_t start, more
     if capsules.skip:

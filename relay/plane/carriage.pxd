@@ -1,5 +1,5 @@
-# How media is framed on the client's side, where that is not a TURN stream: the state of such a connection, a unit as each
-# carrier sends it, and what a WebSocket is told at its end.
+# How media is framed on the client's side, where that is not a TURN stream: the state of such a connection, a unit as
+# each carrier sends it, and what a WebSocket is told at its end.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
@@ -24,7 +24,10 @@ cdef enum:
     # What stands before a fault in the log; the client is told without.
     PREFIX_BYTES = 11
     FAREWELL_BYTES = 2 + WEB_MAX_CONTROL_BYTES
-    TEXTS_A_PING = 64           # text messages of one client between two pings: Python is not flooded
+    # Between two pings, so that Python is not flooded: text messages of the client, and STUN of a session's upstream
+    # that answers no request of ours. Peers without a channel could send such, packet by packet.
+    TEXTS_A_PING = 64
+    UNASKED_A_PING = 256
 
 # Made when a connection leaves HTTP, gone when Python has read its end.
 cdef struct Carriage:
@@ -33,7 +36,8 @@ cdef struct Carriage:
     bint closing                # a Close frame was sent: who still speaks is not listened to
     bint echoes                 # the code of the client's own Close frame goes back
     uint16_t close_code         # 0 for an empty Close frame
-    uint32_t texts              # since the last ping
+    uint32_t texts              # since the last ping, as that which follows
+    uint32_t unasked
     int64_t heard_us            # from the client
     int64_t pinged_us
     int64_t pinged_before_us    # the ping before that; 0 if there was none
@@ -81,13 +85,19 @@ cdef inline bint admit_text(Carriage* carriage) noexcept nogil:
     return carriage.texts <= TEXTS_A_PING
 
 
+# False for one more message than an upstream may send that nobody has asked for.
+cdef inline bint admit_unasked(Carriage* carriage) noexcept nogil:
+    carriage.unasked += 1
+    return carriage.unasked <= UNASKED_A_PING
+
+
 # Proxies cut tunnels that are idle. False for a client that has said nothing since the ping before the last.
 cdef inline bint write_ping(Carriage* carriage, int64_t now_us, int64_t ping_us, uint8_t* frame) noexcept nogil:
     if carriage.pinged_before_us and carriage.heard_us <= carriage.pinged_before_us:
         return False
     carriage.pinged_before_us, carriage.pinged_us = carriage.pinged_us, now_us
     carriage.ping_due_us = now_us + ping_us
-    carriage.texts = 0
+    carriage.texts = carriage.unasked = 0
     write_control_head(frame, WEB_PING, 0)
     return True
 

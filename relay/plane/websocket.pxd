@@ -1,5 +1,5 @@
-# WebSocket frames (RFC 6455 section 5) as a server reads and writes them: the compiled twin of relay.wire.websocket, where
-# the rules and the limits stand. A frame is unmasked where it lies; only the fragments of a message are copied.
+# WebSocket frames (RFC 6455 section 5) as a server reads and writes them: the compiled twin of relay.wire.websocket,
+# where the rules and the limits stand. A frame is unmasked where it lies; only the fragments of a message are copied.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf

@@ -405,10 +405,8 @@ def _capsule_parts(data: bytes) -> Iterator[bytes | int]:
             yield build_varint(kind * 5000) + build_varint(len(value)) + value
         elif verb < 144:
             # Numbers longer than they need be.
-            kind, length, context = (
-                _long_varint(number, verb >> shift & 3) for number, shift in ((0, 0), (what, 2), (0, 1))
-            )
-            yield kind + length + (context + bytes(what))[:what]
+            head = _long_varint(0, verb & 3) + _long_varint(what, verb >> 2 & 3)
+            yield head + (_long_varint(0, verb >> 1 & 3) + bytes(what))[:what]
         elif verb < 152:
             yield _long_varint(verb % 2, 0) + build_varint(what << (verb % 8 * 7)) + bytes(verb % 8 * 40)
         elif verb < 200:

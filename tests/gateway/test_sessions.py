@@ -15,6 +15,7 @@ from relay.emulator.turnhost import TurnHost, TurnHosts
 from relay.gateway import session as session_module
 from relay.gateway import sessions as sessions_module
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome
+from relay.gateway.upstreams import Health
 from relay.plane.api import Carrier, CloseReason
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay
@@ -220,7 +221,7 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
         async with running_relay(tmp_path, *upstreams, listen={"plane": plane}, limits=limits, health=health) as relay:
             await eventually(lambda: relay.gateway.upstreams.get("stun2").health == "up")  # type: ignore[union-attr]
             # As if it had answered until now.
-            relay.gateway.upstreams.get("stun2").binding.health = "unknown"  # type: ignore[union-attr, assignment]
+            relay.gateway.upstreams.get("stun2").binding.health = Health.UNKNOWN  # type: ignore[union-attr]
             relay.gateway.upstreams.get("stun2").flows = 7  # type: ignore[union-attr]
             async with raw_session(relay) as session:
                 opened = await session.ask(**OPEN)
@@ -326,7 +327,12 @@ async def five_tuple(relay: Relay) -> Address:
     session.allocation.turn.refresh(session._owner.now())
     session._flush()
     found: list[Any] = []
-    await eventually(lambda: found.extend(tap.take(1)) or found)
+
+    def take() -> list[Any]:
+        found.extend(tap.take(1))
+        return found
+
+    await eventually(take)
     tap.close()
     local: Address = found[0].local
     return local

@@ -319,7 +319,8 @@ async def test_a_request_is_sent_again_once_it_is_admitted(make: MakePlane, tmp_
 async def test_names_are_compared_whole(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
     long = "x" * 500
     async with asking_client(make, tmp_path, carrier) as client:
-        for number, user in enumerate((long + "a", long + "b", b"\xff\xfe")):
+        users: list[str | bytes] = [long + "a", long + "b", b"\xff\xfe"]
+        for number, user in enumerate(users):
             await client.send(allocate(number, user))
             await client.asked(allocate(number, user))
             client.admit()

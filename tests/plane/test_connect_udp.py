@@ -255,6 +255,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
             (direction, ssrc) for direction in ("downlink", "uplink") for ssrc in sources
         ]
         assert [one.data for one in tap.take(99)] == [payload for payload in payloads for _ in range(2)]
+        tap.close()
 
 
 async def test_a_slow_client_gets_what_is_urgent_first(make: MakePlane, tmp_path: Path) -> None:
@@ -275,6 +276,7 @@ async def test_a_slow_client_gets_what_is_urgent_first(make: MakePlane, tmp_path
             bench.upstream.send(flow, payload)
         while not any(one.data == HELLO for one in tap.take(999)):  # noqa: ASYNC110 - nothing tells of a tap
             await asyncio.sleep(0.01)
+        tap.close()
         received = [await client.payload()]
         while received[-1] == media:
             received.append(await client.payload())

@@ -29,7 +29,7 @@ from relay.plane.api import (
 )
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
-from relay.wire.websocket import Opcode, build_close, build_frame
+from relay.wire.websocket import Message, Opcode, build_close, build_frame
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, binary, carried, masked, move, moved_session, text
 from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
@@ -127,6 +127,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
         assert (totals.downlink_packets, totals.downlink_bytes) == (1, len(FRAME))
         assert {stream.direction for stream in snapshot.streams} == {"uplink", "downlink"}
         assert [one.data for one in tap.take(9)] == [FRAME, FRAME]
+        tap.close()
 
 
 @pytest.mark.parametrize("datagram", [b"", b"\x80" + bytes(30), FRAME[:-1], HELLO[:-1], b"\x17" + bytes(30)])
@@ -315,6 +316,7 @@ async def test_a_move_takes_counters_along_and_forgets_requests(make: MakePlane,
         second = await move(bench, client, Upstream("other", other.address), other)
         assert second != first
         assert tap.ended
+        tap.close()
         await client.send(binary(MESSAGE))
         assert await other.expect(FRAME) == second
         # What was asked of the first is not asked again of the second, and an answer to it is nobody's copy.
@@ -452,9 +454,9 @@ async def test_a_slow_client_hears_control_before_media(make: MakePlane, tmp_pat
                 bench.upstream.send(flow, unit)
             await asyncio.sleep(0.01)
         bench.plane.tell(client.connection, "moved")
-        messages = []
+        messages: list[Message] = []
         while not messages or messages[-1].opcode is Opcode.BINARY:
             messages.append(await client.message())
-        assert messages[-1] == (Opcode.TEXT, b"moved")
+        assert messages[-1] == Message(Opcode.TEXT, b"moved")
         for _ in range(30):
             assert await client.binary() == unit[:2] + unit[4:]

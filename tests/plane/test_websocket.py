@@ -163,6 +163,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
         assert snapshot.carrier is Carrier.WEBSOCKET
         assert (snapshot.totals.uplink_bytes, snapshot.totals.downlink_bytes) == (len(HELLO + FRAME), len(FRAME))
         assert [one.data for one in tap.take(9)] == [FRAME, FRAME]
+        tap.close()
         await client.send(masked(Opcode.CLOSE, build_close(1000)))
         await client.expect_close(1000)
         closed = await bench.closed()
@@ -361,7 +362,7 @@ async def test_a_slow_client_gets_pongs_before_media(make: MakePlane, tmp_path: 
         await bench.upstream.expect(stun(1))
         (waiting,) = bench.plane.snapshot().flows
         assert waiting.queued_bytes > 40_000
-        messages = []
+        messages: list[Message] = []
         while not messages or messages[-1].opcode is Opcode.BINARY:
             messages.append(await client.message())
         assert messages[-1] == Message(Opcode.PONG, b"still there?")

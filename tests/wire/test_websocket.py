@@ -27,7 +27,7 @@ MASK = b"\x37\xfa\x21\x3d"
 
 
 def cut(chunks: list[bytes], *, from_client: bool = True, **options: bool) -> tuple[list[Message], Fault | None]:
-    cutter = MessageCutter(from_client=from_client, **options)  # type: ignore[arg-type]
+    cutter = MessageCutter(from_client=from_client, **options)
     return [message for chunk in chunks for message in cutter.feed(chunk)], cutter.fault
 
 

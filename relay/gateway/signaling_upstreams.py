@@ -1,0 +1,309 @@
+"""The servers that signaling goes on to: who may serve a request, who is healthy, who holds a session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from relay.addresses import Address, IpNetwork, RelayPolicy
+from relay.config import Health as HealthSettings
+from relay.config import Signaling
+from relay.errors import OperatorError
+from relay.gateway.upstreams import Health, RiseAndFall
+from relay.tasks import Tasks
+
+log = structlog.get_logger()
+
+# A resolver that takes longer is as good as none.
+RESOLVE_TIMEOUT_S = 5.0
+# Probes are spread by this share of the interval, so that relays do not beat in time.
+JITTER = 0.1
+
+
+class SignalingUpstream:
+    """One server: where it is, what is known of it, and what it has answered."""
+
+    def __init__(self, url: str, health: HealthSettings) -> None:
+        self.url = url
+        self.origin = URL(url)
+        self.judged = RiseAndFall(health)
+        # In progress; those that became WebSockets are among the requests.
+        self.requests = self.websockets = 0
+        # By status class (2xx and so on); what had no answer is "failed".
+        self.answers: Counter[str] = Counter()
+        self.upgrades = 0
+
+    @property
+    def health(self) -> Health:
+        """What the probes, and the connections that could not be made, say."""
+        return self.judged.health
+
+    def on_success(self) -> None:
+        """A connection was made."""
+        if self.judged.on_success():
+            log.info("signaling upstream up", upstream=self.url)
+
+    def on_failure(self, cause: str, *, certain: bool) -> None:
+        """A connection could not be made; refused, it is ``certain``."""
+        if self.judged.on_failure(certain=certain):
+            log.warning("signaling upstream down", upstream=self.url, cause=cause)
+
+
+class Pool(NamedTuple):
+    """The servers of one route; host and path name it."""
+
+    host: str
+    path: str
+    upstreams: tuple[SignalingUpstream, ...]
+
+    def order(self, turn: int) -> list[SignalingUpstream]:
+        """All of them, the best first: not known to be down, then the least loaded, then in turn."""
+        start = turn % len(self.upstreams)
+        turned = self.upstreams[start:] + self.upstreams[:start]
+        return sorted(turned, key=lambda one: (one.health is Health.DOWN, one.requests))
+
+
+class Pools:
+    """All routes: an exact host goes before a wildcard, a longer wildcard before a shorter; then the longest path."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, list[Pool]] = {}
+        self._upstreams: dict[str, SignalingUpstream] = {}
+
+    def __iter__(self) -> Iterator[SignalingUpstream]:
+        return iter(self._upstreams.values())
+
+    def configure(self, settings: Signaling, health: HealthSettings) -> None:
+        """Take new routes; a server whose URL is as before keeps what is known of it."""
+        before, self._upstreams = self._upstreams, {}
+        self._pools = {}
+        routes = [(route.host, route.path, route.upstreams) for route in settings.routes]
+        if settings.upstreams:
+            routes.append(("*", "", settings.upstreams))
+        for host, path, urls in routes:
+            states = []
+            for url in dict.fromkeys(urls):
+                state = self._upstreams.get(url) or before.get(url) or SignalingUpstream(url, health)
+                state.judged.settings = health
+                self._upstreams[url] = state
+                states.append(state)
+            self._pools.setdefault(host, []).append(Pool(host, path, tuple(states)))
+        for pools in self._pools.values():
+            pools.sort(key=lambda pool: len(pool.path), reverse=True)
+
+    def match(self, host: str, path: str) -> Pool | None:
+        """The pool for a host (lower case, without port) and a decoded path; None if it has none."""
+        for pattern in _patterns(host):
+            for pool in self._pools.get(pattern, ()):
+                if _lies_below(path, pool.path):
+                    return pool
+        return None
+
+
+def _patterns(host: str) -> Iterator[str]:
+    yield host
+    while "." in host:
+        host = host.partition(".")[2]
+        yield "*." + host
+    yield "*"
+
+
+def _lies_below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix if prefix.endswith("/") or not prefix else prefix + "/")
+
+
+class Sessions:
+    """Which upstream holds a socket.io session, and who stays with polling; bounded, with expiry.
+
+    Both are forgotten oldest first when the table is full. ``now`` is in seconds of any clock that goes forward.
+    """
+
+    def __init__(self) -> None:
+        self.max_sessions = 1
+        self.idle_s = 1.0
+        self._held: OrderedDict[tuple[str, str, str], tuple[SignalingUpstream, float]] = OrderedDict()
+        self._pinned: OrderedDict[object, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def learn(self, now: float, pool: Pool, sid: str, upstream: SignalingUpstream) -> None:
+        """An upstream has opened a session, or has been asked for it."""
+        key = (pool.host, pool.path, sid)
+        self._held[key] = (upstream, now + self.idle_s)
+        self._held.move_to_end(key)
+        while len(self._held) > self.max_sessions or next(iter(self._held.values()))[1] <= now:
+            self._held.popitem(last=False)
+
+    def find(self, now: float, pool: Pool, sid: str) -> SignalingUpstream | None:
+        """The upstream that holds the session, if it is known and still one of the pool."""
+        held = self._held.get((pool.host, pool.path, sid))
+        if held is None or held[1] <= now or held[0] not in pool.upstreams:
+            return None
+        self.learn(now, pool, sid, held[0])
+        return held[0]
+
+    def forget(self, pool: Pool, sid: str) -> None:
+        """The upstream that held the session has gone, and the session with it."""
+        self._held.pop((pool.host, pool.path, sid), None)
+
+    def pin(self, until: float, *keys: object) -> None:
+        """Sessions and clients that stay with polling until then."""
+        for key in keys:
+            self._pinned[key] = until
+            self._pinned.move_to_end(key)
+        while len(self._pinned) > self.max_sessions:
+            self._pinned.popitem(last=False)
+
+    def is_pinned(self, now: float, *keys: object) -> bool:
+        """True if one of them stays with polling."""
+        return any(self._pinned.get(key, 0.0) > now for key in keys)
+
+
+class CheckedResolver(AbstractResolver):
+    """Looks names up and gives only what may be connected to; connections are made to what was checked."""
+
+    def __init__(self) -> None:
+        self.policy = RelayPolicy()
+
+    def configure(self, allowed: Iterable[IpNetwork]) -> None:
+        """Names may resolve into these special networks as well."""
+        self.policy = RelayPolicy(allowed)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The permitted addresses of a name. Raises OSError if there is none."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            raise OSError(f"{host}: no answer from the resolver") from None
+        except UnicodeError as error:
+            raise OSError(f"{host}: no host name: {error}") from None
+        permitted = [answer for answer in found if self.policy.permits(str(answer[4][0]))]
+        if not permitted:
+            hosts = ", ".join(str(answer[4][0]) for answer in found)
+            raise OSError(f"{host} resolves to {hosts}, which signaling.allowed_networks does not hold")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(answer[4][0]),
+                port=port,
+                family=answer[0],
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for answer in permitted
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_trust(settings: Signaling) -> ssl.SSLContext:
+    """What https:// upstreams are checked against. Raises OperatorError for a file that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=None if settings.ca_file is None else str(settings.ca_file))
+    except (OSError, ssl.SSLError) as error:
+        raise OperatorError(f"signaling.ca_file: {settings.ca_file}: {error}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def explain(error: BaseException) -> str:
+    """Why an upstream could not be reached, in few words and without its address."""
+    cause: BaseException | None = error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        return "its certificate was refused, or TLS failed"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name was not resolved, or its address is not allowed"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = getattr(cause, "os_error", None) or cause.__cause__
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(cause, ConnectionResetError | BrokenPipeError):
+        return "connection reset"
+    return "it closed the connection" if isinstance(error, aiohttp.ServerDisconnectedError) else "connection failed"
+
+
+def is_refused(error: BaseException) -> bool:
+    """True if nobody listens there: that is no lost packet."""
+    return isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+
+
+class SignalingHealth:
+    """Asks each upstream now and then; one task for each."""
+
+    def __init__(self, session: aiohttp.ClientSession, resolver: CheckedResolver, pools: Pools) -> None:
+        self._session = session
+        self._resolver = resolver
+        self._pools = pools
+        self._tasks = Tasks()
+        self._running: list[asyncio.Task[None]] = []
+
+    def configure(self, settings: Signaling, trust: ssl.SSLContext) -> None:
+        """Ask the upstreams as they are now."""
+        for task in self._running:
+            task.cancel()
+        self._running = [
+            self._tasks.start(self._watch(upstream, settings, trust), f"signaling health {upstream.url}")
+            for upstream in self._pools
+        ]
+
+    async def stop(self) -> None:
+        """Ask nobody any more."""
+        await self._tasks.cancel()
+
+    async def _watch(self, upstream: SignalingUpstream, settings: Signaling, trust: ssl.SSLContext) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(settings.connect_timeout_s):
+                    await self._probe(upstream, settings, trust)
+            except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+                upstream.on_failure(f"{explain(error)}: {error}", certain=is_refused(error))
+            else:
+                upstream.on_success()
+            await asyncio.sleep(settings.health_interval_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+
+    async def _probe(self, upstream: SignalingUpstream, settings: Signaling, trust: ssl.SSLContext) -> None:
+        if settings.health_path:
+            url = upstream.origin.join(URL(settings.health_path, encoded=True))
+            async with self._session.get(url, ssl=trust, allow_redirects=False) as response:
+                if response.status >= 500:
+                    raise aiohttp.ClientError(f"status {response.status}")
+            return
+        await self._connect(upstream.origin, trust)
+
+    async def _connect(self, origin: URL, trust: ssl.SSLContext) -> None:
+        host, port = origin.host or "", origin.port or 0
+        tls: dict[str, Any] = {"ssl": trust, "server_hostname": host} if origin.scheme == "https" else {}
+        if Address(host, port).is_literal:
+            addresses = [host]
+        else:
+            addresses = [found["host"] for found in await self._resolver.resolve(host, port)]
+        for number, address in enumerate(addresses, 1):
+            try:
+                _, writer = await asyncio.open_connection(address, port, **tls)
+            except OSError:
+                if number == len(addresses):
+                    raise
+                continue
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            return

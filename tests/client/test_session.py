@@ -1,0 +1,212 @@
+"""The client of sessions: calls, returns by itself, moves, and what its caller is told when that does not work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.addresses import Address
+from relay.client import session as session_module
+from relay.client import upgraded
+from relay.client.session import Session, SessionError, open_session
+from relay.client.upgraded import WebSocketClosed
+from relay.emulator.turnhost import TurnHosts
+from relay.errors import UpstreamError
+from relay.gateway import sessions as relay_sessions
+from relay.turn.credentials import StaticCredentials
+from tests.support.connect_proxy import connect_proxy
+from tests.support.coturn import open_coturn
+from tests.support.gateway import Relay, eventually, running_relay
+from tests.support.peers import SIZES, Inbox, open_echo
+
+PLANES = ("compiled", "reference")
+
+
+@asynccontextmanager
+async def relay_and_hosts(folder: Path, plane: str = "compiled") -> AsyncIterator[tuple[Relay, TurnHosts]]:
+    credentials = StaticCredentials({"trader": "secret"})
+    async with TurnHosts({"use1": ["stun1", "stun2"]}, credentials, allow_loopback_peers=True) as hosts:
+        upstreams = [{"name": host.name, "region": "use1", "address": host.address} for host in hosts]
+        async with running_relay(folder, *upstreams, listen={"plane": plane}) as relay:
+            await eventually(lambda: all(one.health == "up" for one in relay.gateway.upstreams))
+            yield relay, hosts
+
+
+async def opened(relay: Relay, inbox: Inbox, **more: Any) -> Session:
+    given: dict[str, Any] = {"username": "trader", "password": "secret", "on_data": inbox.put, **more}
+    return await open_session(
+        f"wss://{relay.tls}/media", ssl_context=relay.trust, server_hostname="relay.test", **given
+    )
+
+
+async def echo(session: Session, inbox: Inbox, peer: Address, data: bytes = b"voice") -> None:
+    session.send(peer, data)
+    assert await inbox.get() == (peer, data)
+
+
+async def talk_until(session: Session, inbox: Inbox, peer: Address, data: bytes = b"again") -> None:
+    """Speak until the echo is there: packets of a cut are lost, as in a network."""
+    heard = asyncio.ensure_future(inbox.get())
+    while not heard.done():
+        session.send(peer, data)
+        await asyncio.wait([heard], timeout=0.02)
+    assert (await heard)[0] == peer
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_call_through_coturn_and_a_web_proxy(tmp_path: Path, plane: str) -> None:
+    inbox = Inbox()
+    async with (
+        open_coturn() as coturn,
+        open_echo() as peer,
+        open_echo() as other,
+        connect_proxy() as proxy,
+        running_relay(tmp_path, coturn.address, listen={"plane": plane}) as relay,
+    ):
+        given = {"username": coturn.username, "password": coturn.password, "proxy": proxy.url}
+        async with await opened(relay, inbox, **given) as session:
+            assert session.upstream == "stun1"
+            assert session.mapped_address is not None
+            assert await session.bind(peer) == 0x4000
+            assert await session.bind(other, 0x4777) == 0x4777
+            assert await session.bind(peer) == 0x4000
+            for size in SIZES:
+                data = bytes(index & 0xFF for index in range(size))
+                await echo(session, inbox, peer, data)
+                session.send(0x4777, data)
+                assert await inbox.get() == (other, data)
+            with pytest.raises(SessionError, match="409 bind: channel 0x4777 is another peer's"):
+                await session.bind(Address("127.0.0.1", 9), 0x4777)
+            with pytest.raises(KeyError):
+                session.send(Address("127.0.0.1", 9), b"nobody")
+            assert proxy.asked == [str(relay.tls)]
+            assert session.dropped == 0
+        assert session.closed.result() is None
+        await session.close()
+        with pytest.raises(SessionError, match="the session is closed"):
+            await session.bind(peer)
+        session.send(peer, b"late")
+        assert session.dropped == 1
+        await eventually(lambda: not relay.connections and not relay.gateway.flows.tally.parked)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_cuts_are_survived_by_themselves(tmp_path: Path, plane: str) -> None:
+    inbox = Inbox()
+    async with relay_and_hosts(tmp_path, plane) as (relay, hosts), open_echo() as peer, connect_proxy() as proxy:
+        async with await opened(relay, inbox, proxy=proxy.url) as session:
+            await session.bind(peer)
+            await echo(session, inbox, peer)
+            relayed = session.relayed_address
+            for count in (1, 2, 3):
+                proxy.cut()
+                await eventually(lambda count=count: session.resumptions == count)  # type: ignore[misc]
+                assert session.relayed_address == relayed
+                await talk_until(session, inbox, peer)
+                assert await session.bind(peer) == 0x4000
+        await eventually(lambda: not relay.connections)
+        await eventually(lambda: not sum(host.allocations for host in hosts))
+
+
+@pytest.mark.parametrize("plane", PLANES)
+async def test_upstream_dies(tmp_path: Path, plane: str) -> None:
+    inbox, moved = Inbox(), list[Address]()
+    async with relay_and_hosts(tmp_path, plane) as (relay, hosts), open_echo() as peer:
+        async with await opened(relay, inbox, on_moved=moved.append) as session:
+            await session.bind(peer)
+            await echo(session, inbox, peer)
+            before = session.upstream
+            await hosts[before].stop()
+            await talk_until(session, inbox, peer)
+            assert moved == [session.relayed_address]
+            assert session.upstream != before
+            await hosts[session.upstream].stop()
+            session.send(peer, b"into the void")
+            with pytest.raises(WebSocketClosed, match="1013 no_upstream"):
+                await session.closed
+        await eventually(lambda: not relay.connections)
+
+
+async def test_bind_waits_for_the_return(tmp_path: Path) -> None:
+    inbox = Inbox()
+    async with relay_and_hosts(tmp_path) as (relay, _), open_echo() as peer:
+        async with await opened(relay, inbox) as session:
+            assert session._link is not None
+            session._link._transport.abort()
+            await eventually(lambda: not session._connected.is_set())
+            assert await session.bind(peer) == 0x4000
+            assert session.resumptions == 1
+            await echo(session, inbox, peer)
+        await eventually(lambda: not relay.connections)
+
+
+async def test_relay_that_has_given_the_session_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_sessions, "RESUME_WITHIN_S", 0.0)
+    monkeypatch.setattr(session_module, "RETRY_S", 0.05)
+    async with (
+        relay_and_hosts(tmp_path) as (relay, _),
+        connect_proxy() as proxy,
+        await opened(relay, Inbox(), proxy=proxy.url) as session,
+    ):
+        # It is kept from coming back until the relay has let go.
+        proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
+        proxy.cut()
+        await eventually(lambda: not relay.connections and not relay.gateway.flows.tally.parked)
+        proxy.refuses = None
+        with pytest.raises(SessionError, match="not resumed: 404"):
+            await session.closed
+
+
+async def test_proxy_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "RETRY_S", 0.02)
+    async with (
+        relay_and_hosts(tmp_path) as (relay, _),
+        connect_proxy() as proxy,
+        await opened(relay, Inbox(), proxy=proxy.url) as session,
+    ):
+        session._resume_within_s = 0.2
+        proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
+        proxy.cut()
+        with pytest.raises(UpstreamError, match=r"not resumed within 0.2 s: .*refuses the tunnel: 503 Restarting"):
+            await session.closed
+
+
+async def test_close_while_coming_back(tmp_path: Path) -> None:
+    async with relay_and_hosts(tmp_path) as (relay, _), connect_proxy() as proxy:
+        session = await opened(relay, Inbox(), proxy=proxy.url)
+        proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
+        proxy.cut()
+        await eventually(lambda: not session._connected.is_set())
+        await session.close()
+        assert session.closed.result() is None
+
+
+async def test_connection_that_carries_nothing_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No end of TCP says so: the pings do; and the relay, which still believes in the old one, lets the new one in."""
+    monkeypatch.setattr(upgraded, "SILENCE_S", 0.4)
+    inbox = Inbox()
+    async with relay_and_hosts(tmp_path) as (relay, _), open_echo() as peer:
+        async with await opened(relay, inbox) as session:
+            await session.bind(peer)
+            link = session._link
+            assert link is not None
+            link._on_bytes = lambda data: None  # type: ignore[method-assign]
+            await eventually(lambda: session.resumptions == 1)
+            await talk_until(session, inbox, peer)
+        await eventually(lambda: not relay.connections)
+
+
+async def test_relay_that_refuses(tmp_path: Path) -> None:
+    async with relay_and_hosts(tmp_path) as (relay, _):
+        with pytest.raises(SessionError, match="401 the upstream refuses: wrong username or password"):
+            await opened(relay, Inbox(), password="wrong")
+        with pytest.raises(SessionError, match="401 open: expected username and password"):
+            await opened(relay, Inbox(), username="", password="")
+        with pytest.raises(SessionError, match="503 no upstream of the region mars is up"):
+            await opened(relay, Inbox(), region="mars")
+        await eventually(lambda: not relay.connections)
