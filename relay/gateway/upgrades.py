@@ -182,6 +182,9 @@ class Upgrades:
     async def _target(self, opened: HttpOpened, host: str, port: int) -> Upstream:
         """A configured upstream by name or address, else an address of the vendor's media networks."""
         state = self._configured(host, port)
+        if state is None and self._flows.asks_for_users:
+            # Media goes there without a user name that could be asked about.
+            raise _prohibited(f"{shown(host)}: expected an upstream, because users are asked for here ([entitlement])")
         if state is None:
             return _reachable(await self._media_address(host, port))
         if not self._flows.may_reach(opened.server_name, state):

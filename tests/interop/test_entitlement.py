@@ -211,6 +211,19 @@ async def test_each_carrier_asks(tmp_path: Path, plane: str, carrier: str) -> No
         assert counts(relay) == {"admitted": 1, "not_entitled": 1}
 
 
+async def test_media_that_names_nobody_reaches_upstreams_only(tmp_path: Path, plane: str) -> None:
+    async with serving(tmp_path, plane, static({"user": "ann"})) as (relay, _):
+        with pytest.raises(UpstreamError, match="403"):
+            await open_turn_connect_udp(
+                f"https://{relay.tls}",
+                Address("54.174.51.241", 20000),  # of the vendor's media networks
+                "ann",
+                PASSWORD,
+                ssl_context=relay.trust,
+                server_hostname=SERVER_NAME,
+            )
+
+
 async def test_a_browser_is_told_by_close_1008(tmp_path: Path, plane: str) -> None:
     async with (
         serving(tmp_path, plane, static({"user": "bob"})) as (relay, _),
