@@ -61,8 +61,8 @@ from relay.plane.tap cimport (
     peek_tapped, put_tapped,
 )
 from relay.plane.transactions cimport (
-    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions, clear_transactions, find_pending, next_due_us,
-    on_request, on_response, take_due, waiting_since_us,
+    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions,
+    clear_transactions, find_pending, next_due_us, on_request, on_response, take_due, waiting_since_us,
 )
 from relay.plane.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
