@@ -45,6 +45,7 @@ from relay.plane.flow import ALLOCATE_REQUEST, Account, Flow, is_whole_stun, use
 from relay.plane.pings import Pings
 from relay.plane.schedule import Schedule
 from relay.plane.tap import FlowTap
+from relay.plane.traffic import traffic_of
 from relay.plane.turn_flow import SessionFlow, TurnFlow
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
@@ -344,9 +345,16 @@ class SessionMedia(Media):
             silence_s=self._plane.settings.upstream_silence_s,
             deliver=self._deliver,
             fail=self._on_upstream_lost,
-            on_stun=lambda message: self._plane.emit(StunReceived(self._host.identity, message)),
+            on_stun=self._on_stun,
             left=left,
         )
+
+    def _on_stun(self, message: bytes, asked: bool) -> None:
+        assert self._pings is not None
+        if asked or self._pings.on_unasked():
+            self._plane.emit(StunReceived(self._host.identity, message))
+        else:
+            self.totals.drop(DropReason.DOWNLINK_FULL, traffic_of(message))
 
     def tell(self, text: str) -> None:
         """Send the client a text message."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 # Control messages are a handful in a call; each costs control a turn of its loop.
 MAX_TEXTS = 64
+# Nor does STUN of the upstream that nobody has asked for: a peer without a channel sends Data indications.
+MAX_UNASKED = 256
 # So many pings without any answer, and the client is gone.
 MAX_UNHEARD = 2
 
@@ -33,6 +35,7 @@ class Pings:
         self._fail = fail
         self._unheard = 0
         self._texts = 0
+        self._unasked = 0
         self._timer = loop.call_later(interval_s, self._on_timer)
 
     def on_heard(self) -> None:
@@ -43,6 +46,11 @@ class Pings:
         """The client has sent a text message; False if it is one too many."""
         self._texts += 1
         return self._texts <= MAX_TEXTS
+
+    def on_unasked(self) -> bool:
+        """The upstream has sent STUN that answers nothing; False if it is one too many."""
+        self._unasked += 1
+        return self._unasked <= MAX_UNASKED
 
     def close(self) -> None:
         """Ask no more."""
@@ -56,5 +64,6 @@ class Pings:
             return
         self._unheard += 1
         self._texts = 0
+        self._unasked = 0
         self._timer = self._loop.call_later(self._interval_s, self._on_timer)
         self._ping()

@@ -64,26 +64,25 @@ class TurnFlow(Flow):
             self.totals.drop(DropReason.DOWNLINK_MALFORMED)
         elif unit[0] >= 0x40:
             self._deliver(arrived, unit)
-        elif self._is_wanted(unit):
-            self._on_stun(arrived, unit)
+        elif (answer := self._match(unit)) is Answer.DUPLICATE:
+            self.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
+        elif answer is not None:
+            self._on_stun(arrived, unit, answer)
 
-    def _on_stun(self, arrived: float, message: bytes) -> None:
+    def _on_stun(self, arrived: float, message: bytes, answer: Answer) -> None:
         self._deliver(arrived, message)
 
-    def _is_wanted(self, message: bytes) -> bool:
-        """Match an answer with its request; False if nobody is to hear of it."""
+    def _match(self, message: bytes) -> Answer | None:
+        """What a message is to the requests that wait; None if one of them is tried again because of it."""
         kind = message[0] << 8 | message[1]
         if not kind & _RESPONSE_BIT:
-            return True
+            return Answer.UNKNOWN
         if kind == ALLOCATE_ERROR and self._allocated_until is None and self._retry_elsewhere(message):
-            return False
-        if self._transactions.on_response(message[8:20]) is Answer.DUPLICATE:
-            if kind == ALLOCATE_ERROR:
-                self._allocating = False
-            self.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
-            return False
-        self._note_answer(message)
-        return True
+            return None
+        answer = self._transactions.on_response(message[8:20])
+        if answer is not Answer.DUPLICATE or kind == ALLOCATE_ERROR:
+            self._note_answer(message)
+        return answer
 
     def _retry_elsewhere(self, message: bytes) -> bool:
         """Send an Allocate again from a fresh port if it met another client's stale allocation (437)."""
@@ -157,17 +156,17 @@ class SessionFlow(TurnFlow):
         silence_s: float,
         deliver: Callable[[float, bytes], None],
         fail: Callable[[CloseReason, str], None],
-        on_stun: Callable[[bytes], None],
+        on_stun: Callable[[bytes, bool], None],
         left: socket.socket | None = None,
     ) -> None:
-        """As ``TurnFlow``. Raises OSError."""
+        """As ``TurnFlow``; ``on_stun`` is told too whether a request waited for the message. Raises OSError."""
         self._tell = on_stun
         super().__init__(
             loop, upstream, account, ports=ports, silence_s=silence_s, deliver=deliver, fail=fail, left=left
         )
 
-    def _on_stun(self, arrived: float, message: bytes) -> None:
-        self._tell(message)
+    def _on_stun(self, arrived: float, message: bytes, answer: Answer) -> None:
+        self._tell(message, answer is Answer.FIRST)
 
     def _retry_elsewhere(self, message: bytes) -> bool:
         return False

@@ -24,6 +24,7 @@ from relay.plane.api import (
     PlaneSettings,
     StunReceived,
     TextReceived,
+    Traffic,
     Upstream,
     UpstreamLost,
 )
@@ -210,6 +211,21 @@ async def test_requests_are_sent_again_and_copies_of_answers_dropped(make: MakeP
         assert not bench.events
         totals = bench.plane.snapshot().totals
         assert (totals.retransmissions, totals.drops) == (2, {DropReason.DOWNLINK_DUPLICATE: 2})
+
+
+async def test_stun_that_nobody_asked_for_does_not_flood_control(make: MakePlane, tmp_path: Path) -> None:
+    """At most 256 between two pings; answers are heard all the same."""
+    async with plane_bench(make, tmp_path) as bench, moved_session(bench) as (client, flow):
+        for number in range(259):
+            bench.upstream.send(flow, stun(number, Method.DATA, MessageClass.INDICATION))
+            await asyncio.sleep(0)
+        request = stun(1)
+        bench.plane.request(client.connection, request)
+        bench.upstream.send(await bench.upstream.expect(request), answer(request))
+        await bench.event(StunReceived, lambda received: received.message == answer(request))
+        assert len([event for event in bench.events if isinstance(event, StunReceived)]) == 256
+        totals = bench.plane.snapshot().totals
+        assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 3}, {Traffic.MEDIA: 3})
 
 
 async def test_437_is_controls_to_judge(make: MakePlane, tmp_path: Path) -> None:

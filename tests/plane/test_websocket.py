@@ -241,14 +241,13 @@ async def test_control_closes_with_the_code_of_the_reason(
 async def test_the_close_frame_is_not_lost_to_what_the_client_goes_on_saying(make: MakePlane, tmp_path: Path) -> None:
     """Bytes that nobody reads would have the kernel reset the connection, and take the Close frame with it."""
     async with plane_bench(make, tmp_path) as bench, carried(bench, Carrier.WEBSOCKET) as client:
-        record = client.tls.record(binary(FRAME) * 50)
         bench.plane.close(client.connection, CloseReason.DRAINING)
         for _ in range(20):
-            await client.tls.send_wire(record)
+            await client.send(binary(FRAME) * 50)
             await asyncio.sleep(0)
-        await bench.closed()
+        assert (await bench.closed()).reason is CloseReason.DRAINING
         for _ in range(20):
-            await client.tls.send_wire(record)
+            await client.send(binary(FRAME) * 50)
             await asyncio.sleep(0)
         await client.expect_close(1001, "draining")
 

@@ -47,3 +47,5 @@ async def answer(bench: Bench, opened: HttpOpened) -> None:
         bench.plane.upgrade(opened.connection, response, carrier, None if carrier is Carrier.SESSION else bench.target)
         if carrier is Carrier.SESSION:
             bench.plane.move(opened.connection, bench.target)
+        # Whoever lets go of HTTP before the plane has, has ended the connection.
+        assert await loop.sock_recv(stream, 1) == b""
