@@ -11,7 +11,9 @@ WAN     ?=
 # and the tests talk to, and the Wireshark that reads captures.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
-TEST_PACKAGES  := $(BENCH_PACKAGES) chromium tshark
+# The official socket.io servers and clients run on node, which many machines have from elsewhere.
+NODE_PACKAGES  := $(if $(and $(shell command -v node),$(shell command -v npm)),,nodejs npm)
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium tshark $(NODE_PACKAGES)
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan
@@ -87,8 +89,9 @@ endef
 $(VENV)/.demo-installed: $(SOURCES)
 	$(call install,$(BUILD_PACKAGES),emulator,$@)
 
-$(VENV)/.test-installed: $(SOURCES)
+$(VENV)/.test-installed: $(SOURCES) tests/support/node/package-lock.json
 	$(call install,$(TEST_PACKAGES),dev,$@)
+	@$(BIN)/python -m tests.support.socketio
 
 $(VENV)/.bench-installed: $(SOURCES)
 	$(call install,$(BENCH_PACKAGES),loadtest,$@)

@@ -9,7 +9,7 @@ connection  one TCP connection from a client
 flow        a connection that carries media, with a UDP socket of its own
 carrier     how media is framed on the client's side: ``turn`` is the stream of RFC 8656, ``websocket`` one TURN message
             in each message, ``session`` channels without TURN, ``connect-udp`` the capsules of RFC 9298
-upstream    a UDP TURN server; a *region* is a named group of upstreams
+upstream    a UDP TURN server; a *region* is a named group of upstreams; those of *signaling* speak HTTP
 route       from a server name (SNI) to a region
 uplink      client to upstream; *downlink* is upstream to client
 unit        one whole STUN message or ChannelData message of a stream

@@ -368,13 +368,12 @@ async def test_mistakes_on_the_command_line() -> None:
 async def test_check_config(tmp_path: Path) -> None:
     path, wrong = tmp_path / "relay.toml", tmp_path / "wrong.toml"
     tree = settings_tree(Authority(tmp_path), NO_UPSTREAM)
-    signaling = {"upstreams": ["http://127.0.0.1:8080"]}
-    write_config(path, {**tree, "signaling": signaling})
+    write_config(path, {**tree, "listen": {**tree["listen"], "web_proxy": ["127.0.0.1:3128"]}})
     write_config(wrong, {**tree, "upstreams": [{"name": "a", "address": "::1:3478"}], "health": {"fall": 0}})
     good, bad = await asyncio.gather(run("check-config", path), run("check-config", wrong))
     status, stdout, stderr = good
     assert (status, stdout) == (0, f"{path}: ok (1 upstreams, 0 routes)\n")
-    assert stderr.startswith(f"{path}: warning: signaling.upstreams: ")
+    assert stderr.startswith(f"{path}: warning: listen.web_proxy: ")
     assert bad == (
         2,
         "",

@@ -356,3 +356,56 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
         assert "trader" in shown
     assert settings.upstreams[1].secret is not None
     assert settings.upstreams[1].secret.get_secret_value() == "hunter3"
+
+
+# Signaling
+
+
+def test_signaling(tmp_path: Path) -> None:
+    text = MINIMAL + (
+        '[signaling]\nupstreams = ["http://192.0.2.7:8080/", "https://[2001:DB8::7]"]\nca_file = "ca.pem"\n'
+        'trusted_networks = ["10.0.0.0/8"]\n'
+        '[[signaling.routes]]\nhost = "*.Prod1.xhoot.com"\npath = "/socket.io/"\nupstreams = ["http://a.test"]\n'
+    )
+    signaling = load(tmp_path, text).signaling
+    assert signaling.upstreams == ("http://192.0.2.7:8080", "https://[2001:db8::7]")
+    assert signaling.ca_file == tmp_path / "ca.pem"
+    assert (signaling.routes[0].host, signaling.routes[0].path) == ("*.prod1.xhoot.com", "/socket.io/")
+    assert signaling.configured
+    assert not load(tmp_path, MINIMAL).signaling.configured
+
+
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        "192.0.2.7:8080",
+        "ws://192.0.2.7",
+        "http://192.0.2.7/base",
+        "http://user@192.0.2.7",
+        "http://192.0.2.7?a",
+        "http://",
+        "http://192.0.2.7:0",
+        "http://192.0.2.7:99999",
+        "http://a b",
+        "http://[::g]",
+    ],
+)
+def test_signaling_upstream_that_is_none(tmp_path: Path, upstream: str) -> None:
+    [mistake] = mistakes(tmp_path, MINIMAL + f'[signaling]\nupstreams = ["{upstream}"]\n')
+    assert mistake.startswith("signaling.upstreams.0: ")
+    assert "expected" in mistake or "does not appear" in mistake
+
+
+@pytest.mark.parametrize("path", ["socket.io", "/a/../b", "/a?b", "/a%20b", "/a b", ""])
+def test_signaling_path_that_is_none(tmp_path: Path, path: str) -> None:
+    route = f'[[signaling.routes]]\npath = "{path}"\nupstreams = ["http://a.test"]\n'
+    assert mistakes(tmp_path, MINIMAL + route) == [
+        f"signaling.routes.0.path: {path!r}: expected a path such as /socket.io/, decoded and without a query"
+    ]
+
+
+def test_signaling_route_that_is_given_twice(tmp_path: Path) -> None:
+    route = '[[signaling.routes]]\nhost = "a.test"\nupstreams = ["http://a.test"]\n'
+    assert mistakes(tmp_path, MINIMAL + route + route) == [
+        "signaling: routes: host 'a.test' with path '/' is given twice"
+    ]

@@ -93,7 +93,7 @@ def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: in
         _check_path(raw_path),
         query,
         host.lower().rpartition(":")[0].rstrip(".") if re.search(r":[0-9]+$", host) else host.lower().rstrip("."),
-        _check_upgrade(request.method, headers, body_bytes),
+        _check_upgrade(request, body_bytes),
         body_bytes,
     )
 
@@ -172,7 +172,8 @@ def _check_framing(headers: RawHeaders, *, chunks_allowed: bool) -> int | None:
     return int(lengths[0])
 
 
-def _check_upgrade(method: str, headers: RawHeaders, body_bytes: int | None) -> bool:
+def _check_upgrade(request: web.BaseRequest, body_bytes: int | None) -> bool:
+    headers: RawHeaders = request.raw_headers
     options, protocols = _elements(headers, b"connection"), _elements(headers, b"upgrade")
     if any(option in _NOT_HOP_BY_HOP for option in options):
         raise Refused(400, "Connection names a header that is not hop-by-hop")
@@ -180,8 +181,8 @@ def _check_upgrade(method: str, headers: RawHeaders, body_bytes: int | None) -> 
         return False
     if protocols != [b"websocket"] or b"upgrade" not in options:
         raise Refused(400, "expected Connection: Upgrade with Upgrade: websocket, or neither")
-    if method != "GET" or body_bytes != 0:
-        raise Refused(400, "an upgrade to WebSocket is a GET without a body")
+    if request.method != "GET" or request.version != (1, 1) or body_bytes != 0:
+        raise Refused(400, "an upgrade to WebSocket is a GET of HTTP/1.1 without a body")
     return True
 
 

@@ -342,7 +342,8 @@ class _Exchange:
             answer = await self._proxy.send(upstream, self._request, self._accepted, self._headers(), self._body)
         try:
             upstream.answers[f"{answer.status // 100}xx"] += 1
-            if self._asked.sid:
+            # An id that no upstream knows must not push others out of the table.
+            if self._asked.sid and answer.status < 400:
                 self._proxy.sessions.learn(self._loop.time(), pool, self._asked.sid, upstream)
             if answer.status == 101:
                 return await self._upgrade(pool, upstream, answer)
@@ -379,7 +380,8 @@ class _Exchange:
     ) -> web.StreamResponse:
         response = self._answer(answer)
         seen = b"" if self._asked.is_handshake and answer.status == 200 else None
-        await response.prepare(self._request)
+        if not await self._begin(response):
+            return response
         try:
             while piece := await answer.content.readany():
                 if seen is not None and len(seen) < engineio.MAX_OPEN_BYTES:
@@ -391,6 +393,15 @@ class _Exchange:
             # The head has gone: only an end without an end says that something is missing.
             self._request.protocol.force_close()
         return response
+
+    async def _begin(self, response: web.StreamResponse) -> bool:
+        """Send the head; False if the client has gone, which is no fault of the upstream."""
+        try:
+            await response.prepare(self._request)
+        except ConnectionError:
+            self._request.protocol.force_close()
+            return False
+        return True
 
     def _learn(self, pool: Pool, upstream: SignalingUpstream, sid: str) -> None:
         if sid:
@@ -405,12 +416,13 @@ class _Exchange:
             return self._proxy.refuse(Refusal.UNREACHABLE, 502, "signaling upstream: unexpected 101")
         response = self._answer(answer)
         response.headers["Connection"], response.headers["Upgrade"] = "Upgrade", "websocket"
-        await response.prepare(self._request)
         client, server = self._request.protocol, connection.protocol
-        client_tail, upstream_tail = _Tail(), _Tail()
+        if not await self._begin(response):
+            return response
         if client.transport is None or server.transport is None:  # one of them has gone already
             client.force_close()
             return response
+        client_tail, upstream_tail = _Tail(), _Tail()
         ends = (client.transport, client), (server.transport, server)
         client.set_parser(client_tail)  # type: ignore[arg-type]
         server.set_parser(upstream_tail, EMPTY_PAYLOAD)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import random
 import socket
 import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -171,6 +173,11 @@ class Sessions:
         return any(self._pinned.get(key, 0.0) > now for key in keys)
 
 
+async def lookup(host: str, port: int, family: socket.AddressFamily) -> Sequence[tuple[Any, ...]]:
+    """What the system's resolver says. Raises OSError or UnicodeError."""
+    return await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+
+
 class CheckedResolver(AbstractResolver):
     """Looks names up and gives only what may be connected to; connections are made to what was checked."""
 
@@ -185,10 +192,9 @@ class CheckedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """The permitted addresses of a name. Raises OSError if there is none."""
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+                found = await lookup(host, port, family)
         except TimeoutError:
             raise OSError(f"{host}: no answer from the resolver") from None
         except UnicodeError as error:
@@ -225,25 +231,21 @@ def open_trust(settings: Signaling) -> ssl.SSLContext:
 
 def explain(error: BaseException) -> str:
     """Why an upstream could not be reached, in few words and without its address."""
-    cause: BaseException | None = error
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return "its certificate was refused, or TLS failed"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name was not resolved, or its address is not allowed"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
-        cause = getattr(cause, "os_error", None) or cause.__cause__
-    if isinstance(cause, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(cause, ConnectionResetError | BrokenPipeError):
-        return "connection reset"
-    return "it closed the connection" if isinstance(error, aiohttp.ServerDisconnectedError) else "connection failed"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number).lower() if number else "connection failed"
 
 
 def is_refused(error: BaseException) -> bool:
     """True if nobody listens there: that is no lost packet."""
-    return isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+    return isinstance(error, OSError) and error.errno == errno.ECONNREFUSED
 
 
 class SignalingHealth:

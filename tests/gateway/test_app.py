@@ -156,9 +156,9 @@ async def test_bad_certificate_is_refused_before_anything_starts(tmp_path: Path)
 
 async def test_settings_without_effect_are_warned_of(tmp_path: Path) -> None:
     with capture_logs() as lines:
-        async with running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": ["http://127.0.0.1:8080"]}):
+        async with running_relay(tmp_path, NO_UPSTREAM, listen={"web_proxy": ["127.0.0.1:3128"]}):
             pass
-    assert [line["log_level"] for line in lines if line["event"].startswith("signaling.upstreams: ")] == ["warning"]
+    assert [line["log_level"] for line in lines if line["event"].startswith("listen.web_proxy: ")] == ["warning"]
 
 
 # Where a flow goes

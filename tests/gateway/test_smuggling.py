@@ -126,7 +126,7 @@ CASES = {
     "Connection names Host": get(b"Connection: close, Host"),
     "Connection names Content-Length": post(b"Connection: Content-Length", b"Content-Length: 3", body=b"abc"),
     "Trailer": post(b"Trailer: X-One", b"Transfer-Encoding: chunked", body=b"0\r\nX-One: 1\r\n\r\n"),
-    "Expect nonsense": post(b"Expect: 200-ok", b"Content-Length: 3", body=b"abc"),
+    "Expect nonsense": post(b"Expect: 200-ok", b"Connection: close", b"Content-Length: 3", body=b"abc"),
     # Upgrades
     "h2c": get(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk") + SECOND,
     "h2c by prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SECOND,
@@ -134,6 +134,7 @@ CASES = {
     "upgrade without Connection": get(UPGRADE.replace(b"Connection: Upgrade\r\n", b"").rstrip()) + SECOND,
     "upgrade with a body": get(UPGRADE + b"Content-Length: 50") + SECOND,
     "upgrade with chunks": get(UPGRADE + b"Transfer-Encoding: chunked") + b"0\r\n\r\n" + SECOND,
+    "upgrade in HTTP/1.0": get(UPGRADE.rstrip(), version=b"HTTP/1.0") + SECOND,
     "upgrade by POST": post(UPGRADE.rstrip(), b"Content-Length: 0") + SECOND,
     "websocket without upgrade": get(target=b"/socket.io/?EIO=4&transport=websocket&smuggled=1"),
     "websocket twice without upgrade": get(target=b"/socket.io/?transport=polling&transport=websocket&smuggled=1"),

@@ -49,10 +49,24 @@ async def test_session(tmp_path: Path, version: int, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", TRANSPORTS)
+async def test_session_on_the_reference_plane(tmp_path: Path, way: str) -> None:
+    async with (
+        socketio_server(4) as server,
+        running_relay(
+            tmp_path, NO_UPSTREAM, signaling={"upstreams": [server.url]}, listen={"plane": "reference"}
+        ) as relay,
+        socketio_client(relay, 4, transports=TRANSPORTS[way]) as client,
+    ):
+        await client.heard("connect")
+        for value in ("text", {"hex": bytes(range(256)).hex()}, "x" * 300_000):
+            await client.echo(value)
+
+
+@pytest.mark.parametrize("way", TRANSPORTS)
 async def test_session_with_python_socketio(tmp_path: Path, way: str) -> None:
     async with (
-        python_socketio_server() as url,
-        running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [url]}) as relay,
+        python_socketio_server() as server,
+        running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [server.url]}) as relay,
         socketio_client(relay, 4, transports=TRANSPORTS[way]) as client,
     ):
         await client.heard("connect")

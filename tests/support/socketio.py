@@ -1,4 +1,4 @@
-"""The official socket.io servers and clients, run by node from what npm has installed once; and python-socketio's."""
+"""The official socket.io servers and clients, run by node from what npm has installed once, and python-socketio's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-import socketio
-from aiohttp import web
 
 from relay.addresses import Address
 from tests.support.gateway import Relay
@@ -48,24 +47,31 @@ def install() -> Path:
     return INSTALLED / "node_modules"
 
 
-class NodeProcess:
-    """One of the scripts, and what it says."""
+class Peer:
+    """A process that says what happens to it, a JSON object a line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._unheard: list[dict[str, Any]] = []
 
     @classmethod
-    async def start(cls, script: str, version: int, where: str, options: dict[str, Any], **environment: str) -> Self:
-        modules = await asyncio.to_thread(install)
+    async def run(cls, *command: str, environment: dict[str, str]) -> Self:
+        """Start a command."""
         process = await asyncio.create_subprocess_exec(
-            *("node", str(SCRIPTS / script), str(version), where, json.dumps(options)),
+            *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=1 << 24,
-            env={**os.environ, "NODE_PATH": str(modules), **environment},
+            env={**os.environ, **environment},
         )
         return cls(process)
+
+    @classmethod
+    async def start(cls, script: str, version: int, where: str, options: dict[str, Any], **environment: str) -> Self:
+        """Start one of the node scripts with the library of this version."""
+        modules = await asyncio.to_thread(install)
+        command = ("node", str(SCRIPTS / script), str(version), where, json.dumps(options))
+        return await cls.run(*command, environment={"NODE_PATH": str(modules), **environment})
 
     async def heard(self, event: str, **fields: Any) -> dict[str, Any]:
         """The first event of this name with these fields that was not heard yet; others are kept for later."""
@@ -112,7 +118,7 @@ class NodeProcess:
         self._process._transport.close()  # type: ignore[attr-defined]
 
 
-class SocketIoClient(NodeProcess):
+class SocketIoClient(Peer):
     """socket.io-client of a version."""
 
     async def echo(self, value: Any) -> dict[str, Any]:
@@ -140,7 +146,7 @@ async def socketio_client(
         await client.stop()
 
 
-class SocketIoServer(NodeProcess):
+class SocketIoServer(Peer):
     """socket.io of a version; ``port`` is where it listens on loopback."""
 
     port = 0
@@ -168,25 +174,16 @@ async def socketio_server(version: int, port: int = 0, **options: Any) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def python_socketio_server(**options: Any) -> AsyncIterator[str]:
-    """python-socketio's server (Engine.IO 4 only) with the same events, in the test's own loop; its URL."""
-    server = socketio.AsyncServer(async_mode="aiohttp", cors_allowed_origins="*", **options)
-
-    async def on_connect(sid: str, _: Any) -> None:
-        await server.emit("hello", {"port": 0}, to=sid)
-
-    async def on_echo(_: str, value: Any) -> Any:
-        return value
-
-    server.on("connect", on_connect)
-    server.on("echo", on_echo)
-    app = web.Application()
-    server.attach(app)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+async def python_socketio_server(**options: Any) -> AsyncIterator[SocketIoServer]:
+    """python-socketio's server (Engine.IO 4 only) with the same events, in a process of its own."""
+    command = (sys.executable, "-m", "tests.support.python_socketio", json.dumps(options))
+    server = await SocketIoServer.run(*command, environment={})
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        server.port = (await server.heard("ready"))["port"]
+        yield server
     finally:
-        await server.shutdown()
-        await runner.cleanup()
+        await server.stop()
+
+
+if __name__ == "__main__":  # for the Makefile, so that no test has to
+    install()
