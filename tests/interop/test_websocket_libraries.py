@@ -18,7 +18,7 @@ from relay.plane.api import Carrier, CloseReason, PlaneSettings
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_websocket_conformance import echoing_bench
 from tests.support.plane import PLANES, Bench, MakePlane
-from tests.support.socketio import NodeProcess, needs_node
+from tests.support.socketio import Peer, needs_node
 from tests.support.upgrades import SUBPROTOCOLS, answered_upgrades
 
 pytestmark = [
@@ -127,11 +127,11 @@ async def test_control_ends_it(make: MakePlane, tmp_path: Path, subprotocol: str
 
 
 @contextlib.asynccontextmanager
-async def ws_client(bench: Bench, subprotocol: str) -> AsyncIterator[NodeProcess]:
+async def ws_client(bench: Bench, subprotocol: str) -> AsyncIterator[Peer]:
     """A node that has connected with it, compression offered and all."""
     host, port = bench.server
     async with answered_upgrades(bench):
-        client = await NodeProcess.start(
+        client = await Peer.start(
             "websocket.js",
             8,
             f"wss://{host}:{port}/media",
