@@ -25,7 +25,7 @@ from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, binary, carried
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 
 FRAME = build_channel_data(0x4001, VOICE)
 FRAMED: dict[Carrier, Callable[[bytes], bytes]] = {
@@ -253,7 +253,7 @@ async def test_nobody_is_asked_where_nobody_wants_to_know(make: MakePlane, tmp_p
 
 
 async def test_control_must_answer(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    settings = PlaneSettings(attach_timeout_s=0.3)
+    settings = bounds(attach_timeout_s=0.3)
     async with asking_client(make, tmp_path, carrier, settings) as client:
         await client.send(allocate(1, "alice"))
         if carrier is Carrier.WEBSOCKET:
@@ -265,7 +265,7 @@ async def test_control_must_answer(make: MakePlane, tmp_path: Path, carrier: Car
 
 
 async def test_an_answer_ends_the_deadline(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    settings = PlaneSettings(attach_timeout_s=0.5)
+    settings = bounds(attach_timeout_s=0.5)
     async with asking_client(make, tmp_path, carrier, settings) as client:
         await client.send(stun(9, message_class=MessageClass.INDICATION), allocate(1, "alice"))
         await client.bench.upstream.expect(stun(9, message_class=MessageClass.INDICATION))
@@ -306,14 +306,14 @@ async def test_a_reset_does_not_wait(make: MakePlane, tmp_path: Path, carrier: C
 
 async def test_a_request_is_sent_again_once_it_is_admitted(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
     """Not by CONNECT-UDP, whose client does that."""
-    async with asking_client(make, tmp_path, carrier) as client:
+    async with asking_client(make, tmp_path, carrier, bounds(initial_rto_s=0.5)) as client:
         request = allocate(1, "alice")
         await client.send(request)
         await client.asked(request)
         client.admit()
-        await client.bench.upstream.expect(request)
+        await until(client, request)
         if carrier is not Carrier.CONNECT_UDP:
-            await client.bench.upstream.expect(request)
+            await until(client, request)
 
 
 async def test_names_are_compared_whole(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:

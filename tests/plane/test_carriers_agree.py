@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.addresses import Address
-from relay.plane.api import Carrier, CloseReason, PlaneSettings, StunReceived, TextReceived, Totals
+from relay.plane.api import Carrier, CloseReason, StunReceived, TextReceived, Totals
 from relay.plane.carriers import new_framing
 from relay.plane.traffic import traffic_of
 from relay.wire.capsule import CapsuleCutter, build_capsule, build_datagram, build_varint
@@ -27,12 +27,12 @@ from relay.wire.websocket import MessageCutter, Opcode, build_close, build_frame
 from tests.plane.test_contract import answer, stun
 from tests.plane.test_planes_agree import pieces
 from tests.support.carriers import HELLO, Carried, carried, masked, move
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.properties import repeatable
 
 # What the upstream sends last, and nobody else ever: all before it has been delivered or dropped.
 MARKER = build_channel_data(0x4FFF, b"that is all")
-SETTINGS = PlaneSettings(max_media_age_s=3600, websocket_ping_s=3600)
+SETTINGS = bounds(max_media_age_s=3600, websocket_ping_s=3600)
 DEADLINE_S = 15
 
 

@@ -14,7 +14,6 @@ from relay.plane.api import (
     Carrier,
     CloseReason,
     DropReason,
-    PlaneSettings,
     Traffic,
 )
 from relay.wire.capsule import build_capsule, build_datagram, build_varint
@@ -22,7 +21,7 @@ from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import AttributeType, Method, build_uint32
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, carried
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -159,18 +158,21 @@ async def test_only_media_passes(make: MakePlane, tmp_path: Path) -> None:
 
 
 async def test_nothing_is_sent_again_and_copies_pass(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(upstream_silence_s=0.2)
+    settings = bounds(initial_rto_s=0.1, upstream_silence_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.CONNECT_UDP) as client:
         request = stun(1)
         await client.send(build_datagram(request))
         flow = await bench.upstream.expect(request)
-        await asyncio.sleep(0.7)  # the first retransmission of a gateway, and the silence, would be before that
-        assert bench.upstream.received.empty()
+        # When a neighbour's upstream has been silent for too long, so has ours, and requests have been sent again.
+        async with bench.flow(stun(2)):
+            assert (await bench.closed()).reason is CloseReason.UPSTREAM_SILENT
+        while not bench.upstream.received.empty():
+            assert (await bench.upstream.receive())[0] == stun(2)
         for _ in range(2):
             bench.upstream.send(flow, answer(request))
             assert await client.payload() == answer(request)
-        totals = bench.plane.snapshot().totals
-        assert (totals.retransmissions, totals.drops) == (0, {})
+        (snapshot,) = bench.plane.snapshot().flows
+        assert (snapshot.totals.retransmissions, snapshot.totals.drops) == (0, {})
 
 
 async def test_437_reaches_the_client(make: MakePlane, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
 
 
 async def test_a_slow_client_gets_what_is_urgent_first(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=50_000)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=50_000)
     async with (
         plane_bench(make, tmp_path, settings) as bench,
         carried(bench, Carrier.CONNECT_UDP, receive_buffer=4096) as client,

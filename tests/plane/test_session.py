@@ -21,7 +21,6 @@ from relay.plane.api import (
     ConnectionId,
     DropReason,
     Event,
-    PlaneSettings,
     StunReceived,
     TextReceived,
     Traffic,
@@ -33,7 +32,7 @@ from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import Message, Opcode, build_close, build_frame
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, binary, carried, masked, move, moved_session, text
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -89,7 +88,7 @@ async def test_every_split_across_tls_records(make: MakePlane, tmp_path: Path) -
     stream = binary(MESSAGE) + masked(Opcode.TEXT, "€".encode()[:2], final=False) + masked(Opcode.PING, b"?")
     stream += masked(Opcode.CONTINUATION, "€".encode()[2:]) + binary(b"\x40\x02")
     async with (
-        plane_bench(make, tmp_path, PlaneSettings(websocket_ping_s=3600)) as bench,
+        plane_bench(make, tmp_path, bounds(websocket_ping_s=3600)) as bench,
         carried(bench, Carrier.SESSION) as client,
     ):
         await move(bench, client, bench.target, bench.upstream)
@@ -154,7 +153,7 @@ async def test_texts_go_both_ways(make: MakePlane, tmp_path: Path) -> None:
 
 async def test_64_texts_between_two_pings(make: MakePlane, tmp_path: Path) -> None:
     async with (
-        plane_bench(make, tmp_path, PlaneSettings(websocket_ping_s=3600)) as bench,
+        plane_bench(make, tmp_path, bounds(websocket_ping_s=3600)) as bench,
         carried(bench, Carrier.SESSION) as client,
     ):
         await client.send(*[text(str(number)) for number in range(66)])
@@ -168,7 +167,7 @@ async def test_64_texts_between_two_pings(make: MakePlane, tmp_path: Path) -> No
 
 async def test_the_texts_are_counted_anew_with_each_ping(make: MakePlane, tmp_path: Path) -> None:
     async with (
-        plane_bench(make, tmp_path, PlaneSettings(websocket_ping_s=1)) as bench,
+        plane_bench(make, tmp_path, bounds(websocket_ping_s=1)) as bench,
         carried(bench, Carrier.SESSION) as client,
     ):
         for _ in range(3):
@@ -198,7 +197,8 @@ async def test_control_speaks_stun(make: MakePlane, tmp_path: Path) -> None:
 
 
 async def test_requests_are_sent_again_and_copies_of_answers_dropped(make: MakePlane, tmp_path: Path) -> None:
-    async with plane_bench(make, tmp_path) as bench, moved_session(bench) as (client, flow):
+    settings = bounds(initial_rto_s=0.5)
+    async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, flow):
         request = stun(1)
         bench.plane.request(client.connection, request)
         for _ in range(3):
@@ -271,7 +271,7 @@ async def test_an_unreachable_upstream_is_told_and_the_client_stays(make: MakePl
 
 
 async def test_a_silent_upstream_is_told(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(upstream_silence_s=0.2)
+    settings = bounds(upstream_silence_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
         bench.plane.request(client.connection, stun(1))
         lost = await bench.event(UpstreamLost)
@@ -281,7 +281,7 @@ async def test_a_silent_upstream_is_told(make: MakePlane, tmp_path: Path) -> Non
 
 
 async def test_control_must_answer_a_lost_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(upstream_silence_s=0.2, attach_timeout_s=0.2)
+    settings = bounds(upstream_silence_s=0.2, attach_timeout_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
         bench.plane.request(client.connection, stun(1))
         await client.expect_close(1011, "control_timeout")
@@ -291,7 +291,7 @@ async def test_control_must_answer_a_lost_upstream(make: MakePlane, tmp_path: Pa
 
 
 async def test_a_move_ends_the_deadline_of_a_lost_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(upstream_silence_s=0.2, attach_timeout_s=0.5)
+    settings = bounds(upstream_silence_s=0.2, attach_timeout_s=0.5)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
         bench.plane.request(client.connection, stun(1))
         await bench.event(UpstreamLost)
@@ -304,12 +304,12 @@ async def test_a_move_ends_the_deadline_of_a_lost_upstream(make: MakePlane, tmp_
 
 
 async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(source_ipv4="192.0.2.77")  # not ours
+    settings = bounds(source_ipv4="192.0.2.77")  # not ours
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.SESSION) as client:
         bench.plane.move(client.connection, bench.target)
         lost = await bench.event(UpstreamLost)
         assert (lost.reason, lost.detail) == (CloseReason.UPSTREAM_UNREACHABLE, os.strerror(errno.EADDRNOTAVAIL))
-        bench.plane.configure(PlaneSettings())
+        bench.plane.configure(bounds())
         await move(bench, client, bench.target, bench.upstream)
 
 
@@ -459,7 +459,7 @@ async def test_verbs_that_come_too_late_do_nothing(make: MakePlane, tmp_path: Pa
 
 
 async def test_a_slow_client_hears_control_before_media(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=50_000)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=50_000)
     unit = build_channel_data(0x4001, b"\x80" + bytes(1199))
     async with (
         plane_bench(make, tmp_path, settings) as bench,

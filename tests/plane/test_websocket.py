@@ -16,7 +16,6 @@ from relay.plane.api import (
     CloseReason,
     DropReason,
     HttpOpened,
-    PlaneSettings,
     Traffic,
     Upstream,
 )
@@ -25,7 +24,7 @@ from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import Message, Opcode, build_close, build_frame
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, RESPONSE, Carried, binary, carried, masked, text
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -108,7 +107,10 @@ async def test_300_messages_in_one_record(make: MakePlane, tmp_path: Path) -> No
 
 async def test_the_duties_of_a_gateway(make: MakePlane, tmp_path: Path) -> None:
     """Requests are sent again, second answers are dropped, and a stale allocation is avoided."""
-    async with plane_bench(make, tmp_path) as bench, carried(bench, Carrier.WEBSOCKET) as client:
+    async with (
+        plane_bench(make, tmp_path, bounds(initial_rto_s=0.5)) as bench,
+        carried(bench, Carrier.WEBSOCKET) as client,
+    ):
         request = stun(1, Method.ALLOCATE)
         await client.send(binary(request))
         flow = await bench.upstream.expect(request)
@@ -184,7 +186,7 @@ async def test_pings_are_answered_with_what_they_carry(make: MakePlane, tmp_path
 
 @pytest.mark.parametrize("carrier", [Carrier.WEBSOCKET, Carrier.SESSION])
 async def test_a_client_that_says_nothing_is_gone(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    settings = PlaneSettings(websocket_ping_s=0.5)
+    settings = bounds(websocket_ping_s=0.5)
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, carrier) as client:
         await client.expect(Opcode.PING, b"")
         await client.expect(Opcode.PING, b"")
@@ -196,11 +198,11 @@ async def test_a_client_that_says_nothing_is_gone(make: MakePlane, tmp_path: Pat
 
 @pytest.mark.parametrize("sign", [masked(Opcode.PONG), binary(FRAME), masked(Opcode.PING), FRAME[:0]])
 async def test_any_sign_of_life_will_do(make: MakePlane, tmp_path: Path, sign: bytes) -> None:
-    """Four pings are never sent to a client that says nothing (the last case)."""
-    settings = PlaneSettings(websocket_ping_s=0.5)
+    """Three pings are never sent to a client that says nothing (the last case)."""
+    settings = bounds(websocket_ping_s=1)
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.WEBSOCKET) as client:
         pings = 0
-        while pings < 4:
+        while pings < 3:
             try:
                 message = await client.message()
             except EOFError:
@@ -209,7 +211,7 @@ async def test_any_sign_of_life_will_do(make: MakePlane, tmp_path: Path, sign: b
                 pings += 1
                 if sign:
                     await client.send(sign)
-        assert pings == (4 if sign else 2)
+        assert pings == (3 if sign else 2)
 
 
 # ---- Ends
@@ -288,7 +290,7 @@ async def test_an_unreachable_upstream_closes_with_1013(make: MakePlane, tmp_pat
 
 
 async def test_a_silent_upstream_closes_with_1013(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(upstream_silence_s=0.2)
+    settings = bounds(upstream_silence_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.WEBSOCKET) as client:
         await client.send(binary(stun(1)))
         await client.expect_close(1013, "upstream_silent")
@@ -296,7 +298,7 @@ async def test_a_silent_upstream_closes_with_1013(make: MakePlane, tmp_path: Pat
 
 
 async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(source_ipv4="192.0.2.77")  # not ours
+    settings = bounds(source_ipv4="192.0.2.77")  # not ours
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.WEBSOCKET) as client:
         await client.expect_close(1013, "upstream_unreachable")
         closed = await bench.closed()
@@ -349,7 +351,7 @@ async def fill(bench: Bench, flow: Address, unit: bytes) -> None:
 
 
 async def test_a_slow_client_gets_pongs_before_media(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=50_000)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=50_000)
     async with (
         plane_bench(make, tmp_path, settings) as bench,
         carried(bench, Carrier.WEBSOCKET, receive_buffer=4096) as client,
@@ -373,7 +375,7 @@ async def test_a_slow_client_gets_pongs_before_media(make: MakePlane, tmp_path: 
 
 
 async def test_a_client_that_pings_and_does_not_read_is_closed(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(downlink_media_bytes=20_000, downlink_control_bytes=5000, max_media_age_s=3600)
+    settings = bounds(downlink_media_bytes=20_000, downlink_control_bytes=5000, max_media_age_s=3600)
     async with (
         plane_bench(make, tmp_path, settings) as bench,
         carried(bench, Carrier.WEBSOCKET, receive_buffer=4096) as client,
@@ -399,7 +401,7 @@ async def test_an_upstream_goes_with_every_carrier_but_sessions(make: MakePlane,
 
 
 async def test_the_media_age_of_the_upstream_counts(make: MakePlane, tmp_path: Path) -> None:
-    settings = PlaneSettings(max_media_age_s=3600, downlink_media_bytes=1 << 20)
+    settings = bounds(max_media_age_s=3600, downlink_media_bytes=1 << 20)
     async with plane_bench(make, tmp_path, settings) as bench, scripted_upstream() as other:
         bench.target = Upstream("hurried", other.address, max_media_age_s=0.001)
         async with carried(bench, Carrier.WEBSOCKET, receive_buffer=4096) as client:

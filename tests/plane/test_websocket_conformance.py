@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
-from relay.plane.api import Carrier, PlaneSettings, TextReceived
+from relay.plane.api import Carrier, TextReceived
 from relay.wire.channeldata import build_channel_data
 from relay.wire.websocket import Message, Opcode, build_close
 from tests.support.carriers import Carried, masked, upgrade
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 
 B, T, PING, PONG, CLOSE, MORE = (
     Opcode.BINARY,
@@ -370,7 +370,7 @@ CARRIERS = [Carrier.WEBSOCKET, Carrier.SESSION]
 @contextlib.asynccontextmanager
 async def echoing_bench(make: MakePlane, folder: Path) -> AsyncIterator[Bench]:
     """A plane whose upstream sends datagrams back, and whose control sends texts back."""
-    async with plane_bench(make, folder, PlaneSettings(websocket_ping_s=3600)) as bench:
+    async with plane_bench(make, folder, bounds(websocket_ping_s=3600)) as bench:
 
         async def echo_datagrams() -> None:
             while True:
