@@ -71,7 +71,7 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
-    from relay.gateway.entitlement import check as check_entitlement
+    from relay.gateway.entitlement.verdicts import check as check_entitlement
     from relay.gateway.records import check_folder
     from relay.plane.tls import ServerContexts
 
@@ -91,7 +91,7 @@ def top(
     match: Annotated[str, typer.Option(help="Show flows of which user, client, server name or upstream fit.")] = "",
 ) -> None:
     """Show the calls of a running relay, the worst first; Ctrl-C ends it."""
-    from relay.gateway.top import show, show_once
+    from relay.gateway.admin.top import show, show_once
 
     try:
         _run((show_once if once else show)(url, match, Console()))
@@ -107,7 +107,7 @@ def capture(
     url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
 ) -> None:
     """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
-    from relay.gateway.capture_file import capture as take
+    from relay.gateway.admin.capture_file import capture as take
 
     try:
         captured = _run(take(url, flow, seconds, output))
