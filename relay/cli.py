@@ -73,6 +73,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     from relay.gateway.app import certificates
     from relay.gateway.entitlement.verdicts import check as check_entitlement
     from relay.gateway.records import check_folder
+    from relay.gateway.signaling.upstreams import open_trust
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
@@ -80,6 +81,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
+    open_trust(settings.signaling)
     check_entitlement(settings.entitlement)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
 
@@ -175,7 +177,7 @@ app.add_typer(catalog_app, name="catalog")
 
 @catalog_app.command("show")
 def catalog_show(
-    version: Annotated[str | None, typer.Argument(metavar="[CATALOG]", show_default=False, help=CATALOG_HELP)] = None,
+    version: Annotated[str | None, typer.Argument(metavar="CATALOG", show_default=False, help=CATALOG_HELP)] = None,
 ) -> None:
     """Show the domains, ports, networks and hosts of a catalog."""
     from relay.catalog.show import tables_of
@@ -284,7 +286,7 @@ def _tell_new_generation(made: AuthorityFolder) -> None:
 @ca_app.command("issue")
 def ca_issue(
     directory: CaFolder,
-    hosts: Annotated[list[str] | None, typer.Argument(metavar="[HOST]...", help="Hosts of the catalog.")] = None,
+    hosts: Annotated[list[str] | None, typer.Argument(metavar="HOST", help="Hosts of the catalog.")] = None,
     *,
     media_hosts: Annotated[bool, typer.Option("--media-hosts", help="All media hosts of the catalog.")] = False,
     wildcards: Annotated[
@@ -314,7 +316,7 @@ def ca_issue(
 def ca_show(
     directory: CaFolder,
     as_toml: Annotated[
-        bool, typer.Option("--toml", help="Print the hosts' [[certificates]] for the relay's configuration.")
+        bool, typer.Option("--toml", help="Print the hosts' certificates as lines of the relay's configuration.")
     ] = False,
 ) -> None:
     """Show the generations of an authority and the certificates of hosts. Status 1 if one has ended."""

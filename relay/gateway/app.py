@@ -179,7 +179,7 @@ class Gateway:
         await self.plane.stop()
 
     def reload(self, path: Path) -> None:
-        """Take certificates, routes, upstreams and limits from the file; live connections stay as they are.
+        """Take everything but ``[listen]`` and ``[log]`` from the file; live connections stay as they are.
 
         Raises OperatorError, and then everything is as it was.
         """

@@ -20,7 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.gateway.site import SERVER
 
-# PROTOCOLS section 10: slow headers. Browsers send theirs at once, in one segment.
+# Against slow headers. Browsers send theirs at once, in one segment.
 HEAD_TIMEOUT_S = 10.0
 # Request line and fields together, and whatever of a ClientHello came with them.
 MAX_HEAD_BYTES = 16 * 1024
