@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -142,6 +143,15 @@ def test_web_proxy_mistakes(tmp_path: Path, line: str, expected: str) -> None:
 @pytest.mark.parametrize("path", sorted((PROJECT / "deploy").glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
     config.load(path)
+
+
+def test_the_blocks_of_the_readme_load(tmp_path: Path) -> None:
+    """The first is whole; the others are added to it, or stand instead of its tables."""
+    blocks = re.findall(r"```toml\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    trees = [tomllib.loads(block) for block in blocks]
+    assert len(trees) > 1
+    for tree in trees:
+        config.parse({**trees[0], **tree}, folder=tmp_path, source="README.md")
 
 
 def fields_below(model: type[BaseModel]) -> set[str]:
