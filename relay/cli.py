@@ -273,7 +273,7 @@ def ca_rotate(
     passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
     made = folder.rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime, passphrase=passphrase)
     _tell_new_generation(made)
-    typer.echo("When all clients trust the new bundle, sign the hosts anew: relay ca issue --renew")
+    typer.echo(f"When all clients trust the new bundle: relay ca issue {directory} --media-hosts --renew")
 
 
 def _tell_new_generation(made: AuthorityFolder) -> None:
