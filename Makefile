@@ -68,7 +68,7 @@ test-asan: $(VENV)/.test-installed
 bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \
 	    PATH="$(abspath $(BIN)):$$PATH" $(PYTHON) $(COMPARE) --relay "$(abspath loadtest/bench/start-relay.sh)"; \
-	else $(BIN)/python loadtest/bench/bench.py; fi
+	else $(BIN)/python -m loadtest.bench.bench; fi
 
 bench-wan: $(VENV)/.bench-installed
 	@$(BIN)/python -m loadtest.bench.wan $(WAN)

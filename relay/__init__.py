@@ -27,7 +27,8 @@ tasks, logs                 background tasks that are kept and awaited; one line
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo
-gateway/    the control plane: routes, health, calls, web proxy, metrics, drain; it decides, and no packet waits for it
+gateway/    the control plane: routes, health, sessions, calls, drain; ``entitlement``, ``signaling``, ``web_proxy`` and
+            ``admin`` are folders in it; it decides, and no packet waits for it
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
 cli         serve, top, capture, demo, check-config, allowlist, catalog, ca

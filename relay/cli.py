@@ -71,8 +71,9 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
-    from relay.gateway.entitlement import check as check_entitlement
+    from relay.gateway.entitlement.verdicts import check as check_entitlement
     from relay.gateway.records import check_folder
+    from relay.gateway.signaling.upstreams import open_trust
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
@@ -80,6 +81,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
+    open_trust(settings.signaling)
     check_entitlement(settings.entitlement)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
 
@@ -91,7 +93,7 @@ def top(
     match: Annotated[str, typer.Option(help="Show flows of which user, client, server name or upstream fit.")] = "",
 ) -> None:
     """Show the calls of a running relay, the worst first; Ctrl-C ends it."""
-    from relay.gateway.top import show, show_once
+    from relay.gateway.admin.top import show, show_once
 
     try:
         _run((show_once if once else show)(url, match, Console()))
@@ -107,7 +109,7 @@ def capture(
     url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
 ) -> None:
     """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
-    from relay.gateway.capture_file import capture as take
+    from relay.gateway.admin.capture_file import capture as take
 
     try:
         captured = _run(take(url, flow, seconds, output))
@@ -175,7 +177,7 @@ app.add_typer(catalog_app, name="catalog")
 
 @catalog_app.command("show")
 def catalog_show(
-    version: Annotated[str | None, typer.Argument(metavar="[CATALOG]", show_default=False, help=CATALOG_HELP)] = None,
+    version: Annotated[str | None, typer.Argument(metavar="CATALOG", show_default=False, help=CATALOG_HELP)] = None,
 ) -> None:
     """Show the domains, ports, networks and hosts of a catalog."""
     from relay.catalog.show import tables_of
@@ -271,7 +273,7 @@ def ca_rotate(
     passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
     made = folder.rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime, passphrase=passphrase)
     _tell_new_generation(made)
-    typer.echo("When all clients trust the new bundle, sign the hosts anew: relay ca issue --renew")
+    typer.echo(f"When all clients trust the new bundle: relay ca issue {directory} --media-hosts --renew")
 
 
 def _tell_new_generation(made: AuthorityFolder) -> None:
@@ -284,7 +286,7 @@ def _tell_new_generation(made: AuthorityFolder) -> None:
 @ca_app.command("issue")
 def ca_issue(
     directory: CaFolder,
-    hosts: Annotated[list[str] | None, typer.Argument(metavar="[HOST]...", help="Hosts of the catalog.")] = None,
+    hosts: Annotated[list[str] | None, typer.Argument(metavar="HOST", help="Hosts of the catalog.")] = None,
     *,
     media_hosts: Annotated[bool, typer.Option("--media-hosts", help="All media hosts of the catalog.")] = False,
     wildcards: Annotated[
@@ -314,7 +316,7 @@ def ca_issue(
 def ca_show(
     directory: CaFolder,
     as_toml: Annotated[
-        bool, typer.Option("--toml", help="Print the hosts' [[certificates]] for the relay's configuration.")
+        bool, typer.Option("--toml", help="Print the hosts' certificates as lines of the relay's configuration.")
     ] = False,
 ) -> None:
     """Show the generations of an authority and the certificates of hosts. Status 1 if one has ended."""

@@ -504,7 +504,7 @@ class Health(_Section):
 class Limits(_Section):
     """Bounds; 0 connections means "no bound"."""
 
-    # 20,000 connections take two descriptors each; the unit file allows 65,536.
+    # 20,000 connections take two to four descriptors each; the unit file allows 131,072.
     connections: Count = Field(default=20_000, ge=0)
     # Off: behind a web proxy a whole firm comes from one address.
     connections_per_source: Count = Field(default=0, ge=0)
@@ -536,7 +536,7 @@ class Log(_Section):
 
 
 class Config(_Section):
-    """The whole tree, as section 6 of the design names it."""
+    """The whole tree; deploy/relay.toml has every setting of it."""
 
     listen: Listen = Listen()
     certificates: Some[CertificateFiles]

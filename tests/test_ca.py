@@ -422,7 +422,7 @@ def test_create_issue_rotate_show(tmp_path: Path) -> None:
     assert len(told) == len(CATALOG.media_hosts) + 1
     assert all(": issued, until " in line for line in told)
     assert ": kept, until " in ok("ca", "issue", place, STUN1)
-    assert "relay ca issue --renew" in ok("ca", "rotate", place)
+    assert "--media-hosts --renew" in ok("ca", "rotate", place)
     assert ": issued, until " in ok("ca", "issue", place, STUN1, "--renew")
 
     shown = ok("ca", "show", place)

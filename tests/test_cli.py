@@ -414,6 +414,13 @@ async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
     assert (await run("check-config", path))[0] == 0
 
 
+async def test_check_config_reads_the_authorities_of_signaling(tmp_path: Path) -> None:
+    path, tree = tmp_path / "relay.toml", settings_tree(Authority(tmp_path), NO_UPSTREAM)
+    write_config(path, {**tree, "signaling": {"upstreams": ["https://192.0.2.7"], "ca_file": "missing.pem"}})
+    status, _, said = await run("check-config", path)
+    assert (status, said.partition(": [")[0]) == (2, f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}")
+
+
 async def test_version_and_help() -> None:
     version, help_text = await asyncio.gather(run("--version"), run("--help"))
     assert version == (0, f"cloud9-relay {__version__}\n", "")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+import tomllib
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from relay import config
 from relay.addresses import Address
@@ -17,7 +21,7 @@ CERTIFICATES = '[[certificates]]\ncertificate = "cert.pem"\nprivate_key = "key.p
 UPSTREAM = '[[upstreams]]\nname = "stun1"\naddress = "192.0.2.7:3478"\n'
 MINIMAL = CERTIFICATES + UPSTREAM
 
-# Section 6 of the design, word for word.
+# As the first design had it, word for word: what was once written goes on to work.
 SAMPLE = """
 [listen]
 tls = ["0.0.0.0:443"]             # HTTPS, WebSocket and TURN/TLS, all on this port
@@ -139,6 +143,46 @@ def test_web_proxy_mistakes(tmp_path: Path, line: str, expected: str) -> None:
 @pytest.mark.parametrize("path", sorted((PROJECT / "deploy").glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
     config.load(path)
+
+
+def test_the_blocks_of_the_readme_load(tmp_path: Path) -> None:
+    """The first is whole; the others are added to it, or stand instead of its tables."""
+    blocks = re.findall(r"```toml\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    trees = [tomllib.loads(block) for block in blocks]
+    assert len(trees) > 1
+    for tree in trees:
+        config.parse({**trees[0], **tree}, folder=tmp_path, source="README.md")
+
+
+def fields_below(model: type[BaseModel]) -> set[str]:
+    """The names of all settings of a section, also those of the lists in it."""
+    names = set(model.model_fields)
+    for field in model.model_fields.values():
+        for one in models_in(field.annotation):
+            names |= fields_below(one)
+    return names
+
+
+def models_in(annotation: Any) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for argument in get_args(annotation) for model in models_in(argument)}
+
+
+@pytest.mark.parametrize("section", list(Config.model_fields))
+def test_the_sample_has_every_setting(section: str) -> None:
+    """At the beginning of a line, or as a comment where it has no default, or one that is nothing."""
+    parts = re.split(r"^\[+(\w+)\]+.*\n", (PROJECT / "deploy" / "relay.toml").read_text(), flags=re.MULTILINE)
+    text = "".join(body for name, body in zip(parts[1::2], parts[2::2], strict=True) if name == section)
+    there = set(re.findall(r"^(?:# ?)?(?:\[\[\w+\.)?(\w+)(?: =|\]\])", text, re.MULTILINE))
+    [model] = models_in(Config.model_fields[section].annotation)
+    assert fields_below(model) - there == set()
+
+
+def test_the_sample_says_the_defaults() -> None:
+    sample = config.load(PROJECT / "deploy" / "relay.toml")
+    default = Config(certificates=sample.certificates, upstreams=sample.upstreams, routes=sample.routes)
+    assert sample == default
 
 
 def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

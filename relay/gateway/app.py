@@ -14,26 +14,26 @@ from relay import catalog, config
 from relay.addresses import Address, RelayPolicy
 from relay.catalog import Catalog
 from relay.config import Config
-from relay.gateway.admin import Admin
-from relay.gateway.admission import Admission
+from relay.gateway.admin.capture import Captures
+from relay.gateway.admin.listener import Admin
+from relay.gateway.admin.metrics import SignalingCollector
+from relay.gateway.admin.view import View
 from relay.gateway.calls import Calls
-from relay.gateway.capture import Captures
-from relay.gateway.entitlement import Entitlement
+from relay.gateway.entitlement.admission import Admission
+from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
-from relay.gateway.metrics import SignalingCollector
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.resolve import Lookup, Resolver, system_lookup
 from relay.gateway.routes import Routes
 from relay.gateway.sessions import Sessions
-from relay.gateway.signaling import SignalingProxy
-from relay.gateway.signaling_upstreams import open_trust
+from relay.gateway.signaling.proxy import SignalingProxy
+from relay.gateway.signaling.upstreams import open_trust
 from relay.gateway.site import Site
 from relay.gateway.upgrades import Upgrades
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
-from relay.gateway.view import View
-from relay.gateway.webproxy import WebProxy
+from relay.gateway.web_proxy.proxy import WebProxy
 from relay.plane.api import (
     AllocateRequested,
     AllocationOrphaned,
@@ -179,7 +179,7 @@ class Gateway:
         await self.plane.stop()
 
     def reload(self, path: Path) -> None:
-        """Take certificates, routes, upstreams and limits from the file; live connections stay as they are.
+        """Take everything but ``[listen]`` and ``[log]`` from the file; live connections stay as they are.
 
         Raises OperatorError, and then everything is as it was.
         """

@@ -17,7 +17,7 @@ from collections import OrderedDict
 
 import structlog
 
-from relay.gateway.entitlement import Entitlement, Verdict
+from relay.gateway.entitlement.verdicts import Entitlement, Verdict
 from relay.gateway.flows import FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
 from relay.gateway.health import HealthMonitor, credentials_for
 from relay.gateway.release import AllocationReleaser

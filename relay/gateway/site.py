@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from relay import __version__
-from relay.gateway.signaling import SignalingProxy
+from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
 

@@ -20,8 +20,9 @@ from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
-from relay.gateway import places, sessions
-from relay.gateway.entitlement import Outcome
+from relay.gateway import sessions
+from relay.gateway.entitlement import places
+from relay.gateway.entitlement.verdicts import Outcome
 from relay.gateway.flows import ResumeOutcome
 from relay.plane.api import CloseReason
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password, rest_username

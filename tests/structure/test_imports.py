@@ -30,6 +30,8 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
+# Folders within the gateway.
+ROOMS = {"admin", "entitlement", "signaling", "web_proxy"}
 # What the front door leaves to those who are inside.
 UNLISTED = {"_fastpath", "__main__", "logs", "tasks"}
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -107,7 +109,7 @@ def test_the_front_door_imports_nothing() -> None:
 def test_the_list_is_that_of_the_front_door() -> None:
     """The docstring names the same folders in the same order."""
     assert relay.__doc__ is not None
-    listed = re.findall(r"^([\w, ]+?)/?  +\S", relay.__doc__.partition("Folders")[2], re.MULTILINE)
+    listed = re.findall(r"^(\w[\w, ]*?)/?  +\S", relay.__doc__.partition("Folders")[2], re.MULTILINE)
     names = [name.strip() for line in listed for name in line.split(",")]
     assert sorted(names, key=RANKS.__getitem__) == names
     assert set(names) | UNLISTED == set(RANKS)
@@ -128,7 +130,29 @@ def test_gateway_and_emulator_do_not_know_each_other() -> None:
     assert violations("emulator", {"relay.gateway"}) == {"gateway"}
 
 
+def rooms_of(modules: set[str]) -> set[str]:
+    """The folders of ``gateway`` that are among the imported modules."""
+    return {room for module in modules for room in ROOMS if f"{module}.".startswith(f"relay.gateway.{room}.")}
+
+
+def test_folders_of_the_gateway_do_not_know_each_other() -> None:
+    """But ``admin``, which shows them all; and into that one only ``app`` looks, which puts everything together."""
+    assert {path.name for path in (ROOT / "gateway").iterdir() if (path / "__init__.py").exists()} == ROOMS
+    for path in (ROOT / "gateway").rglob("*.py"):
+        room = path.parent.name if path.parent.name in ROOMS else None
+        rooms = rooms_of(imports_of(path)) - {room}
+        if room is not None and room != "admin":
+            assert rooms == set(), path
+        if path.stem != "app":
+            assert "admin" not in rooms, path
+
+
 # The proof proves nothing if it cannot see
+
+
+def test_rooms_are_seen() -> None:
+    assert rooms_of({"relay.gateway.admin", "relay.gateway.signaling.proxy.SignalingProxy"}) == {"admin", "signaling"}
+    assert rooms_of({"relay.gateway.site", "relay.gateway.admission"}) == set()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from relay.addresses import Address
-from relay.gateway.tunnel import TunnelBytes, carry, configure_socket
+from relay.gateway.web_proxy.tunnel import TunnelBytes, carry, configure_socket
 from relay.tasks import Tasks
 
 PATIENT_S = 60.0

@@ -12,13 +12,13 @@ from relay.config import Capture as CaptureSettings
 from relay.config import Entitlement as EntitlementSettings
 from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
-from relay.gateway.admin import Admin
+from relay.gateway.admin.capture import Captures
+from relay.gateway.admin.listener import Admin
+from relay.gateway.admin.view import View
 from relay.gateway.calls import Calls
-from relay.gateway.capture import Captures
-from relay.gateway.entitlement import Entitlement
+from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.records import Records
 from relay.gateway.upstreams import Upstreams
-from relay.gateway.view import View
 from relay.plane.api import (
     Carrier,
     ClientLink,

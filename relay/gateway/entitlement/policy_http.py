@@ -1,0 +1,168 @@
+"""Asks a service of the firm what a user may, over HTTP, and remembers the answers for a while.
+
+``GET url?user=…&region=…&client=…`` is answered 200 with JSON: ``{"allowed": true, "calls": 2, "regions": ["use1"]}``,
+of which only ``allowed`` must be there. Everything else is a failure: another status, a redirect, an answer that takes
+too long or is too long. Neither proxies nor credentials are taken from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import OrderedDict
+from pathlib import Path
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yarl import URL
+
+from relay import __version__
+from relay.config import Entitlement, Name
+from relay.errors import OperatorError
+from relay.gateway.entitlement.policies import PolicyUnavailable, Question, Rule, Trouble
+from relay.tasks import Tasks
+
+# Questions on the wire at once; others wait for their turn, within their deadline.
+MAX_CONNECTIONS = 32
+# A floor that logs in asks 500 at once.
+MAX_QUESTIONS = 2000
+# An answer has some hundred bytes.
+MAX_ANSWER_BYTES = 64 * 1024
+# After a failure the same question is not asked for so long: its client may try again at once.
+FAILURE_CACHE_S = 1.0
+
+
+class _Answer(BaseModel):
+    """What the service says; keys of its own do no harm."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    allowed: bool
+    calls: int | None = Field(default=None, ge=1)
+    regions: list[Name] | None = None
+
+
+def trust(ca: Path | None) -> ssl.SSLContext:
+    """Verifies the service by this CA, or by those of the system. Raises OperatorError."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError as error:
+        raise OperatorError(f"{ca} (entitlement.ca): expected certificates in PEM: {error.reason or error}") from None
+    except OSError as error:
+        raise OperatorError(f"{ca} (entitlement.ca): {(error.strerror or str(error)).lower()}") from None
+
+
+class UserService:
+    """The service at ``entitlement.url``. Clients that ask the same at the same time share one request."""
+
+    def __init__(self, settings: Entitlement) -> None:
+        """Raises OperatorError for a CA that cannot be used."""
+        self._settings = settings
+        self._url = URL(settings.url or "")
+        self._trust = trust(settings.ca)
+        self._trouble = Trouble("entitlement service fails", "entitlement service answers again")
+        # What was said, and when it is to be asked again; a failure is None. The one used longest ago goes first.
+        self._answers: OrderedDict[Question, tuple[float, Rule | None]] = OrderedDict()
+        self._asked: dict[Question, asyncio.Future[Rule | None]] = {}
+        self._tasks = Tasks()
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def trouble(self) -> str:
+        """Why the last question had no answer; empty if it had one."""
+        return self._trouble.cause
+
+    def rule_now(self, question: Question) -> Rule | None:
+        """The rule if it is remembered. Raises PolicyUnavailable if the question has failed just now."""
+        until, rule = self._answers.get(question, (0.0, None))
+        if asyncio.get_running_loop().time() >= until:
+            return None
+        self._answers.move_to_end(question)
+        if rule is None:
+            raise PolicyUnavailable(self.trouble)
+        return rule
+
+    async def rule(self, question: Question) -> Rule:
+        """The rule, remembered or asked for. Raises PolicyUnavailable within ``timeout_s``."""
+        if (known := self.rule_now(question)) is not None:
+            return known
+        answer = self._asked.get(question)
+        if answer is None:
+            if len(self._asked) >= MAX_QUESTIONS:
+                raise PolicyUnavailable(f"{MAX_QUESTIONS} questions wait already")
+            answer = self._asked[question] = asyncio.get_running_loop().create_future()
+            self._tasks.start(self._answer(question, answer), "entitlement")
+        # One client that goes must not take the answer from the others.
+        rule = await asyncio.shield(answer)
+        if rule is None:
+            raise PolicyUnavailable(self.trouble)
+        return rule
+
+    async def _answer(self, question: Question, answer: asyncio.Future[Rule | None]) -> None:
+        rule: Rule | None = None
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                rule = await self._ask(question)
+        except TimeoutError:
+            self._trouble.begin(f"no answer within {self._settings.timeout_s:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self._trouble.begin(_cause(error))
+        else:
+            self._trouble.end()
+        finally:
+            del self._asked[question]
+            self._remember(question, rule)
+            answer.set_result(rule)
+
+    async def _ask(self, question: Question) -> Rule:
+        url = self._url.update_query(user=question.user, region=question.region, client=question.client)
+        async with self._open_session().get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise ValueError(f"expected status 200, but it is {response.status}")
+            content = b""
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes")
+        answer = _Answer.model_validate_json(content)
+        return Rule(answer.allowed, answer.calls, None if answer.regions is None else frozenset(answer.regions))
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            headers = {"Accept": "application/json", "User-Agent": f"cloud9-relay/{__version__}"}
+            # A small answer, compressed, could be a very large one.
+            headers["Accept-Encoding"] = "identity"
+            if self._settings.token is not None:
+                headers["Authorization"] = "Bearer " + self._settings.token.get_secret_value()
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._trust, limit=MAX_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                headers=headers,
+                # The deadline is that of the whole question, the wait for a connection included.
+                timeout=aiohttp.ClientTimeout(),
+                trust_env=False,
+            )
+        return self._session
+
+    def _remember(self, question: Question, rule: Rule | None) -> None:
+        settings = self._settings
+        keep_s = FAILURE_CACHE_S if rule is None else settings.cache_s if rule.allowed else settings.refused_cache_s
+        self._answers[question] = (asyncio.get_running_loop().time() + keep_s, rule)
+        self._answers.move_to_end(question)
+        while len(self._answers) > settings.cache_answers:
+            self._answers.popitem(last=False)
+
+    async def close(self) -> None:
+        """Wait for the questions under way; each has a deadline."""
+        await self._tasks.finish()
+        if self._session is not None:
+            await self._session.close()
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        return f"not the JSON expected: {key + ': ' if key else ''}{first['msg']}"
+    return str(error) or type(error).__name__

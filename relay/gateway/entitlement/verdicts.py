@@ -1,0 +1,273 @@
+"""Who may have voice here: asks the policy, compares regions, counts calls at once, and says so in counters and log.
+
+``decide`` (or ``ask``, with a callback) says what a user may, ``grant`` gives him a place among his calls at once,
+``release`` takes it back. All carriers do it in that order: ``admission`` for the TURN user names that the data plane
+reads, sessions for the user of their ``open`` message::
+
+    verdict = await entitlement.decide(user, region, client)
+    if verdict.admitted:
+        verdict = entitlement.grant(holder, verdict)
+    ...
+    entitlement.release(holder)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import structlog
+
+from relay import config
+from relay.gateway.entitlement.places import Places
+from relay.gateway.entitlement.policies import (
+    NoPolicy,
+    Policy,
+    PolicyUnavailable,
+    Question,
+    Rule,
+    UserFile,
+    UserList,
+    load_users,
+)
+from relay.gateway.entitlement.policy_http import UserService, trust
+from relay.tasks import Tasks
+from relay.turn.rate_limit import RateLimit
+from relay.wire.stun import ErrorCode
+
+log = structlog.get_logger()
+
+# For each outcome: a floor that is shut out must not fill the log. The counters miss nothing.
+LINES_PER_S = 20
+# So much of a user name is shown: it is the client's to choose.
+MAX_SHOWN_CHARACTERS = 128
+
+
+class Outcome(StrEnum):
+    """What was decided: a label of metrics and a word of the log, so the set is closed."""
+
+    ADMITTED = "admitted"
+    ADMITTED_UNASKED = "admitted_unasked"  # file or service cannot be used, and fail = "open"
+    NOT_ENTITLED = "not_entitled"
+    REGION = "region"  # may, but not where this upstream is
+    TOO_MANY_CALLS = "too_many_calls"
+    UNAVAILABLE = "unavailable"  # file or service cannot be used, and fail = "closed"
+    BAD_REQUEST = "bad_request"  # an Allocate that cannot be read, or names nobody
+
+
+# What a TURN client is told. 403 is what RFC 8656 has for administrative reasons, 486 for a user's quota. A 400 is
+# what RFC 8489 has for requests that cannot be read.
+STUN_ERRORS = {
+    Outcome.NOT_ENTITLED: ErrorCode(403, "Forbidden: not entitled to voice through this relay"),
+    Outcome.REGION: ErrorCode(403, "Forbidden: not entitled to this region"),
+    Outcome.TOO_MANY_CALLS: ErrorCode(486, "Allocation Quota Reached: too many calls at once"),
+    Outcome.UNAVAILABLE: ErrorCode(403, "Forbidden: entitlement cannot be checked now"),
+    Outcome.BAD_REQUEST: ErrorCode(400, "Bad Request: expected an Allocate with a USERNAME"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision on one request. ``user`` is whose calls are counted, ``calls`` the most at once, None for any."""
+
+    outcome: Outcome
+    user: str
+    region: str
+    client: str
+    calls: int | None = None
+
+    @property
+    def admitted(self) -> bool:
+        """True if he may."""
+        return self.outcome in {Outcome.ADMITTED, Outcome.ADMITTED_UNASKED}
+
+    @property
+    def error(self) -> ErrorCode | None:
+        """How a refusal is told to a TURN client; its text is for people. None if he may."""
+        return STUN_ERRORS.get(self.outcome)
+
+
+class Entitlement:
+    """Decides for one relay. ``counts`` are decisions from the start, by outcome."""
+
+    def __init__(
+        self,
+        settings: config.Entitlement,
+        allocated: Callable[[], Collection[Hashable]],
+        give_up: Callable[[Hashable], None],
+    ) -> None:
+        """Raises OperatorError for a CA that cannot be used. ``allocated`` and ``give_up`` are those of Places."""
+        self.counts = dict.fromkeys(Outcome, 0)
+        self._settings = settings
+        self._places = Places(allocated, give_up)
+        self._log_limit = RateLimit(LINES_PER_S)
+        self._tasks = Tasks()
+        self._policy = self._make_policy(settings, None)
+
+    @property
+    def policy(self) -> str:
+        """Its name, as configured."""
+        return self._settings.policy
+
+    @property
+    def asks_for_users(self) -> bool:
+        """True if anybody could be refused: the data plane then waits for us at each first Allocate."""
+        return self._settings.policy != "none"
+
+    @property
+    def trouble(self) -> str:
+        """Why the policy cannot be asked, for people; empty while it can."""
+        return self._policy.trouble
+
+    @property
+    def calls(self) -> int:
+        """How many places are taken, by all users together."""
+        return len(self._places)
+
+    # Settings
+
+    def check(self, settings: config.Entitlement) -> None:
+        """Look whether ``configure`` would work. Raises OperatorError."""
+        if settings.policy == "file" and settings.file == self._settings.file:
+            return  # a bad list leaves the old one
+        check(settings)
+
+    def configure(self, settings: config.Entitlement) -> None:
+        """Decide by these from now on; who has been admitted stays so. Files are read anew, answers asked anew.
+
+        Raises OperatorError for a CA that cannot be used.
+        """
+        before = self._policy
+        self._policy = self._make_policy(settings, before)
+        self._settings = settings
+        self._tasks.start(before.close(), "entitlement")
+        self.start()
+
+    def start(self) -> None:
+        """Do what the policy does in the background."""
+        if isinstance(self._policy, UserFile):
+            self._policy.watch()
+
+    async def stop(self) -> None:
+        """End what runs; questions under way have a deadline. May be repeated."""
+        await self._tasks.finish()
+        await self._policy.close()
+
+    def _make_policy(self, settings: config.Entitlement, before: Policy | None) -> Policy:
+        if settings.policy == "static":
+            return UserList(settings.users)
+        if settings.policy == "http":
+            return UserService(settings)
+        if settings.policy == "file":
+            assert settings.file is not None
+            old = before if isinstance(before, UserFile) and before.path == settings.file else None
+            policy = UserFile(settings.file, None if old is None else old.users)
+            policy.trouble = "" if old is None else old.trouble
+            policy.load()
+            return policy
+        return NoPolicy()
+
+    # Decisions
+
+    def decide_now(self, username: str, region: str, client: str) -> Verdict | None:
+        """What a user may, or None if the policy must be asked first: then ``decide``."""
+        question = self._question(username, region, client)
+        try:
+            rule = self._policy.rule_now(question)
+        except PolicyUnavailable:
+            return self._on_unavailable(question, username)
+        return None if rule is None else self._judge(rule, question, username)
+
+    async def decide(self, username: str, region: str, client: str) -> Verdict:
+        """What a user may, within the deadline of the policy.
+
+        ``username`` as the client gives it, ``region`` that of the chosen upstream, ``client`` an IP address. A refusal
+        is counted and logged here; who is admitted is counted when he is granted a place.
+        """
+        question = self._question(username, region, client)
+        try:
+            rule = await self._policy.rule(question)
+        except PolicyUnavailable:
+            return self._on_unavailable(question, username)
+        return self._judge(rule, question, username)
+
+    def ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
+        """Decide, and call ``then`` with the verdict: at once if the policy knows, else within its deadline."""
+        verdict = self.decide_now(username, region, client)
+        if verdict is not None:
+            then(verdict)
+        else:
+            self._tasks.start(self._ask(username, region, client, then), "entitlement")
+
+    async def _ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
+        then(await self.decide(username, region, client))
+
+    def _question(self, username: str, region: str, client: str) -> Question:
+        user = user_of(username) if self._settings.rest_usernames else username
+        return Question(unicodedata.normalize("NFC", user), region, client)
+
+    def _judge(self, rule: Rule, question: Question, username: str) -> Verdict:
+        outcome = Outcome.ADMITTED
+        if not rule.allowed:
+            outcome = Outcome.NOT_ENTITLED
+        elif rule.regions is not None and question.region not in rule.regions:
+            outcome = Outcome.REGION
+        return self._say(Verdict(outcome, question.user, question.region, question.client, rule.calls), username)
+
+    def _on_unavailable(self, question: Question, username: str) -> Verdict:
+        outcome = Outcome.ADMITTED_UNASKED if self._settings.fail == "open" else Outcome.UNAVAILABLE
+        return self._say(Verdict(outcome, question.user, question.region, question.client), username)
+
+    def bad_request(self, region: str, client: str) -> Verdict:
+        """An Allocate that names nobody."""
+        return self._say(Verdict(Outcome.BAD_REQUEST, "", region, client), "")
+
+    def _say(self, verdict: Verdict, username: str) -> Verdict:
+        """Count and log a refusal."""
+        if verdict.admitted:
+            return verdict
+        self.counts[verdict.outcome] += 1
+        if self._log_limit.allows(asyncio.get_running_loop().time(), verdict.outcome):
+            log.info(
+                "not entitled",
+                verdict=verdict.outcome.value,
+                username=username[:MAX_SHOWN_CHARACTERS],
+                region=verdict.region,
+                client=verdict.client,
+            )
+        return verdict
+
+    # Places
+
+    def grant(self, holder: Hashable, verdict: Verdict, *, provisional: bool = False) -> Verdict:
+        """Give an admitted user a place, which the holder keeps until ``release``; or refuse him for too many calls.
+
+        A holder has one place: a second grant takes the first one back. ``provisional`` is for connections whose
+        allocation is still to come (see ``places``).
+        """
+        now = asyncio.get_running_loop().time()
+        if not self._places.take(now, holder, verdict.user, verdict.calls, provisional=provisional):
+            return self._say(replace(verdict, outcome=Outcome.TOO_MANY_CALLS), verdict.user)
+        self.counts[verdict.outcome] += 1
+        return verdict
+
+    def release(self, holder: Hashable) -> None:
+        """The holder's call is over, if it had one. May be repeated."""
+        self._places.release(holder)
+
+
+def user_of(username: str) -> str:
+    """The user of a time-limited name, ``expiry:user``; other names are users as they are."""
+    expires, colon, user = username.partition(":")
+    return user if colon and expires.isascii() and expires.isdigit() else username
+
+
+def check(settings: config.Entitlement) -> None:
+    """Look whether the files that the settings name can be used. Raises OperatorError."""
+    if settings.policy == "file" and settings.file is not None:
+        load_users(settings.file)
+    if settings.policy == "http":
+        trust(settings.ca)

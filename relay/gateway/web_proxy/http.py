@@ -1,0 +1,146 @@
+"""The HTTP of the web proxy's connections: one request head in, one page out.
+
+aiohttp's parser says where the head ends. What stands behind it belongs to the tunnel of a CONNECT that is granted;
+otherwise it is read and thrown away, and never parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Mapping
+from email.utils import formatdate
+from enum import StrEnum
+from http import HTTPStatus
+
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
+from aiohttp.http_exceptions import HttpProcessingError
+
+from relay.gateway.site import SERVER
+
+# Against slow headers. Browsers send theirs at once, in one segment.
+HEAD_TIMEOUT_S = 10.0
+# Request line and fields together, and whatever of a ClientHello came with them.
+MAX_HEAD_BYTES = 16 * 1024
+MAX_LINE_BYTES = 8190
+READ_BYTES = 4096
+# A page is read within a round trip. What the client sends meanwhile is thrown away: closing with bytes unread is a
+# reset, and the page would be lost.
+LINGER_S = 2.0
+LINGER_BYTES = 256 * 1024
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+class Outcome(StrEnum):
+    """What became of a connection to the web proxy: a label of metrics, so the set is closed."""
+
+    ADOPTED = "adopted"
+    TUNNEL = "tunnel"
+    PAC = "pac"
+    HOST_REFUSED = "host_refused"
+    PORT_REFUSED = "port_refused"
+    CREDENTIALS_MISSING = "credentials_missing"
+    CREDENTIALS_WRONG = "credentials_wrong"
+    DESTINATION_IP_PROHIBITED = "destination_ip_prohibited"
+    DNS_ERROR = "dns_error"
+    DNS_TIMEOUT = "dns_timeout"
+    CONNECTION_REFUSED = "connection_refused"
+    CONNECTION_TIMEOUT = "connection_timeout"
+    CONNECTION_FAILED = "connection_failed"
+    PLAIN_HTTP = "plain_http"
+    METHOD_REFUSED = "method_refused"
+    BAD_REQUEST = "bad_request"
+    HEAD_TOO_LONG = "head_too_long"
+    HEAD_TIMEOUT = "head_timeout"
+    CLIENT_CLOSED = "client_closed"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    DRAINING = "draining"
+
+
+class Refused(Exception):
+    """A request that is not served: its outcome, the status to answer with, and why, and what to do about it."""
+
+    def __init__(self, outcome: Outcome, status: int, text: str, fields: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+        self.status = status
+        self.text = text
+        self.fields = dict(fields or {})
+
+
+class ClientGone(Exception):
+    """The client closed, or sent nothing whole in time: there is nobody to answer."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]:
+    """The first request, and the bytes behind its head that came with it. Raises Refused or ClientGone."""
+    loop = asyncio.get_running_loop()
+    parser = HttpRequestParser(
+        BaseProtocol(loop), loop, 2**16, max_line_size=MAX_LINE_BYTES, max_field_size=MAX_LINE_BYTES
+    )
+    received = 0
+    try:
+        async with asyncio.timeout(HEAD_TIMEOUT_S):
+            while received < MAX_HEAD_BYTES:
+                data = await loop.sock_recv(connected, min(READ_BYTES, MAX_HEAD_BYTES - received))
+                if not data:
+                    raise ClientGone(Outcome.CLIENT_CLOSED)
+                received += len(data)
+                messages, _, behind = parser.feed_data(data)
+                if messages:
+                    request = messages[0][0]
+                    # The parser takes HTTP/0.9 as well, and may then have no path at all, not even an empty one.
+                    if request.version < HttpVersion10 or not request.path:
+                        break
+                    return request, behind
+            else:
+                text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
+                raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
+    except TimeoutError:
+        raise ClientGone(Outcome.HEAD_TIMEOUT) from None
+    except OSError:
+        raise ClientGone(Outcome.CLIENT_CLOSED) from None
+    except (HttpProcessingError, ValueError):
+        pass  # its message would show the client's bytes
+    raise Refused(Outcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.")
+
+
+def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:
+    """A whole response, the last of its connection."""
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Server: {SERVER}",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "X-Content-Type-Options: nosniff",
+        "Connection: close",
+        *(f"{name}: {value}" for name, value in (fields or {}).items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def build_page(refused: Refused) -> bytes:
+    """The answer to a request that is not served: plain text, which no browser takes for anything else."""
+    text = f"{refused.status} {HTTPStatus(refused.status).phrase}\n\n{refused.text}\n"
+    fields = {"Cache-Control": "no-store", **refused.fields}
+    return build_response(refused.status, text.encode("utf-8"), "text/plain; charset=utf-8", fields)
+
+
+async def send_last(connected: socket.socket, response: bytes) -> None:
+    """Send the last bytes of a connection, and let the client read them before it is closed. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            await loop.sock_sendall(connected, response)
+            connected.shutdown(socket.SHUT_WR)
+            left = LINGER_BYTES
+            while left > 0 and (thrown_away := await loop.sock_recv(connected, READ_BYTES)):
+                left -= len(thrown_away)

@@ -1,0 +1,358 @@
+"""The web-proxy face: explicit proxy listeners that take CONNECT, and serve proxy.pac.
+
+One request for each connection: a CONNECT ends in the plane (``adopt``), in a tunnel (``tunnel``), or with a page that
+says why not and what to do (``http``). Where a client may go is in ``destinations``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+
+from relay.addresses import Address, RelayPolicy
+from relay.catalog import Catalog, render_pac
+from relay.config import WebProxy as WebProxySettings
+from relay.errors import OperatorError
+from relay.gateway.resolve import Lookup, ResolveError, Resolver, shown, system_lookup
+from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
+from relay.gateway.web_proxy.destinations import Destinations, Way, parse_authority
+from relay.gateway.web_proxy.http import (
+    ESTABLISHED,
+    ClientGone,
+    Outcome,
+    Refused,
+    build_page,
+    build_response,
+    read_head,
+    send_last,
+)
+from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
+from relay.plane.api import Certificate, Plane
+from relay.plane.tls import certificate_names
+from relay.tasks import Tasks
+from relay.turn.rate_limit import RateLimit
+
+log = structlog.get_logger()
+
+# All addresses of a name together.
+CONNECT_TIMEOUT_S = 10.0
+# As the plane's: a login storm is a thousand clients within seconds.
+BACKLOG = 1024
+# Without a descriptor left, newcomers wait in the kernel's queue.
+ACCEPT_PAUSE_S = 0.25
+# One line a minute for each host that was refused, and no more of a kind than this: the counters miss nothing.
+HOST_LINES_PER_S = 1 / 60
+REASON_LINES_PER_S = 10
+
+# So many beyond a bound hear why; further ones are closed at once, for each holds a descriptor until it has heard.
+TOLD_WHY = 64
+FULL = "This relay has as many connections as it may. Try again later."
+PAC_PATHS = ("/proxy.pac", "/wpad.dat")
+PAC_TYPE = "application/x-ns-proxy-autoconfig"
+# Of a Host field, what may be written into proxy.pac.
+_HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+
+
+@dataclass(slots=True)
+class WebProxyTotals:
+    """Counters of the face, from the start; ``connections`` and ``tunnels`` are those of now."""
+
+    connections: int = 0
+    tunnels: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    ends: Counter[TunnelEnd] = field(default_factory=Counter)
+    bytes: TunnelBytes = field(default_factory=TunnelBytes)
+
+
+class WebProxy:
+    """Owns the listeners of ``listen.web_proxy``, and their connections until the plane takes them.
+
+    ``addresses`` are the bound ones, from ``listen`` on.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        settings: WebProxySettings,
+        catalog: Catalog,
+        certificates: Sequence[Certificate],
+        lookup: Lookup = system_lookup,
+    ) -> None:
+        """Raises OperatorError for a certificate whose names cannot be read."""
+        self.totals = WebProxyTotals()
+        self.addresses: list[Address] = []
+        self._plane = plane
+        self._resolver = Resolver(RelayPolicy(), lookup)
+        self._tls: tuple[Address, ...] = ()
+        self._listeners: list[socket.socket] = []
+        self._accepting = Tasks()
+        self._serving = Tasks()
+        self._per_source: Counter[str] = Counter()
+        self._draining = False
+        self._host_lines = RateLimit(HOST_LINES_PER_S)
+        self._reason_lines = RateLimit(REASON_LINES_PER_S)
+        self.configure(settings, catalog, certificates)
+
+    # Life
+
+    def configure(self, settings: WebProxySettings, catalog: Catalog, certificates: Sequence[Certificate]) -> None:
+        """Take rules, users and bounds; running tunnels stay. Raises OperatorError, and then all is as it was."""
+        names = frozenset[str]().union(*map(certificate_names, certificates))
+        self._settings = settings
+        self._catalog = catalog
+        self._certified = names
+        self._auth = BasicAuth(settings.users)
+        self._resolver.policy = RelayPolicy(settings.allowed_networks)
+        self._destinations = self._make_destinations()
+
+    def _make_destinations(self) -> Destinations:
+        return Destinations(self._catalog, self._settings.allow, self._certified, self._tls)
+
+    async def listen(self, addresses: Sequence[Address], tls: Sequence[Address]) -> None:
+        """Accept clients on literal addresses; ``tls`` is where the plane listens. Raises OperatorError."""
+        self._tls = tuple(tls)
+        self._destinations = self._make_destinations()
+        for address in addresses:
+            listener = _bind(address)
+            self._listeners.append(listener)
+            self.addresses.append(Address(*listener.getsockname()[:2]))
+            self._accepting.start(self._accept(listener), "web proxy")
+
+    async def drain(self) -> None:
+        """Accept nobody any more, and open no new tunnels; running ones stay."""
+        self._draining = True
+        await self._accepting.cancel()
+        while self._listeners:
+            self._listeners.pop().close()
+
+    async def stop(self) -> None:
+        """End all connections that the plane has not taken."""
+        await self.drain()
+        await self._serving.cancel()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, peer = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            self._serving.start(self._serve(accepted, Address(*peer[:2])), "web proxy connection")
+
+    # One connection
+
+    async def _serve(self, accepted: socket.socket, client: Address) -> None:
+        totals, source = self.totals, client.host
+        totals.connections += 1
+        self._per_source[source] += 1
+        try:
+            with accepted, contextlib.suppress(OSError):  # the client is gone, and its outcome is counted
+                await self._answer(accepted, client)
+        finally:
+            totals.connections -= 1
+            self._per_source[source] -= 1
+            if not self._per_source[source]:
+                del self._per_source[source]
+
+    async def _answer(self, accepted: socket.socket, client: Address) -> None:
+        target = ""
+        try:
+            configure_socket(accepted)
+            self._admit(client)
+            request, behind = await read_head(accepted)
+            target = request.path
+            if request.method == "CONNECT":
+                await self._connect(accepted, request, behind)
+            else:
+                await self._send_pac(accepted, request)
+        except ClientGone as gone:
+            self.totals.outcomes[gone.outcome] += 1
+        except Refused as refused:
+            self.totals.outcomes[refused.outcome] += 1
+            self._log_refused(refused, client, target)
+            await send_last(accepted, build_page(refused))
+
+    def _admit(self, client: Address) -> None:
+        settings, of_source = self._settings, self._per_source[client.host]
+        source = f"This relay has as many connections of {client.host} as it may. Close some, or try again later."
+        for bound, count, text in (
+            (settings.connections, self.totals.connections, FULL),
+            (settings.connections_per_source, of_source, source),
+        ):
+            if 0 < bound < count - TOLD_WHY:
+                raise ClientGone(Outcome.TOO_MANY_CONNECTIONS)
+            if 0 < bound < count:
+                raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
+
+    def _log_refused(self, refused: Refused, client: Address, target: str) -> None:
+        # A browser begins without credentials: that is how it hears that it needs some.
+        if refused.outcome is Outcome.CREDENTIALS_MISSING:
+            return
+        now, reason, wanted = asyncio.get_running_loop().time(), refused.outcome.value, shown(target)
+        if self._host_lines.allows(now, f"{reason} {wanted}") and self._reason_lines.allows(now, reason):
+            log.info("web proxy refused", client=str(client), target=wanted, reason=reason, cause=refused.text)
+
+    # CONNECT
+
+    async def _connect(self, accepted: socket.socket, request: RawRequestMessage, behind: bytes) -> None:
+        wanted = self._judge(request)
+        reached = str(accepted.getsockname()[0])
+        match self._destinations.way(wanted, reached):
+            case Way.ADOPT:
+                await self._adopt(accepted, behind)
+            case Way.TUNNEL:
+                await self._tunnel(accepted, wanted, behind)
+            case Way.REFUSE_PORT:
+                text = (
+                    f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If that is wanted, the "
+                    f'operator of the relay adds "{wanted}" to web_proxy.allow.'
+                )
+                raise _failed(Outcome.PORT_REFUSED, 403, text, "http_request_denied")
+            case Way.REFUSE_HOST:
+                text = (
+                    f"This relay connects to the hosts of the voice service only, and {wanted.host} is none. Configure "
+                    "your browser with this relay's /proxy.pac, so that it asks others for the rest; or ask the "
+                    f'operator of the relay to add "{wanted}" to web_proxy.allow.'
+                )
+                raise _failed(Outcome.HOST_REFUSED, 403, text, "http_request_denied")
+
+    def _judge(self, request: RawRequestMessage) -> Address:
+        """Where a CONNECT wants to go, if this client may ask at all."""
+        try:
+            wanted = parse_authority(request.path)
+        except ValueError as error:
+            raise Refused(Outcome.BAD_REQUEST, 400, f"This request cannot be read: {error}.") from None
+        # RFC 9110 section 9.3.6: a CONNECT has no content. What some hop takes for content, another takes for more.
+        if "Content-Length" in request.headers or "Transfer-Encoding" in request.headers:
+            raise Refused(Outcome.BAD_REQUEST, 400, "A CONNECT has no content: expected no length of it.")
+        self._authenticate(request)
+        if self._draining:
+            raise Refused(Outcome.DRAINING, 503, "This relay is about to stop. Try again, or use another one.")
+        return wanted
+
+    def _authenticate(self, request: RawRequestMessage) -> None:
+        given = request.headers.getall("Proxy-Authorization", [])
+        if not self._auth.required or (len(given) == 1 and self._auth.permits(given[0])):
+            return
+        outcome = Outcome.CREDENTIALS_WRONG if given else Outcome.CREDENTIALS_MISSING
+        text = "This relay asks for a name and password (Basic authentication). Its operator hands them out."
+        raise Refused(outcome, 407, text, {"Proxy-Authenticate": CHALLENGE})
+
+    async def _adopt(self, accepted: socket.socket, behind: bytes) -> None:
+        self.totals.outcomes[Outcome.ADOPTED] += 1
+        await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
+        self._plane.adopt(accepted.detach(), behind)
+
+    async def _tunnel(self, accepted: socket.socket, wanted: Address, behind: bytes) -> None:
+        totals, loop = self.totals, asyncio.get_running_loop()
+        with await self._open(wanted) as server:
+            totals.outcomes[Outcome.TUNNEL] += 1
+            totals.tunnels += 1
+            end = TunnelEnd.STOPPED
+            try:
+                # Both fit what the kernel holds for a new connection.
+                await loop.sock_sendall(accepted, ESTABLISHED)
+                await loop.sock_sendall(server, behind)
+                totals.bytes.add_up(len(behind))
+                end = await carry(accepted, server, self._settings.idle_timeout_s, totals.bytes)
+            except OSError:
+                end = TunnelEnd.RESET
+            finally:
+                totals.tunnels -= 1
+                totals.ends[end] += 1
+                log.debug("tunnel ended", target=str(wanted), reason=end.value)
+
+    async def _open(self, wanted: Address) -> socket.socket:
+        """Connect to an address that was judged, never to the name. Raises Refused."""
+        try:
+            addresses = await self._resolver.resolve(*wanted)
+        except ResolveError as error:
+            raise _failed(Outcome(error.failure.value), error.status, f"{error}.", error.failure.value) from None
+        try:
+            return await connect_any(addresses, CONNECT_TIMEOUT_S)
+        except TimeoutError:
+            text = f"{wanted} does not answer."
+            raise _failed(Outcome.CONNECTION_TIMEOUT, 504, text, "connection_timeout") from None
+        except ConnectionRefusedError:
+            text = f"{wanted} refuses the connection."
+            raise _failed(Outcome.CONNECTION_REFUSED, 502, text, "connection_refused") from None
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, FULL, "connection_limit_reached") from None
+            # Not the error's own text: of uvloop's it is the call that failed.
+            text = f"{wanted} cannot be reached: {os.strerror(error.errno or 0).lower()}."
+            raise _failed(Outcome.CONNECTION_FAILED, 502, text, "destination_unavailable") from None
+
+    # proxy.pac
+
+    async def _send_pac(self, accepted: socket.socket, request: RawRequestMessage) -> None:
+        """Answer what is not CONNECT: proxy.pac, or a page."""
+        if "://" in request.path:
+            text = (
+                "This relay takes CONNECT only, and passes on no plain http:// request. Ask for https://, or configure "
+                "your browser with this relay's /proxy.pac, so that it asks others for the rest."
+            )
+            raise Refused(Outcome.PLAIN_HTTP, 403, text)
+        if request.method not in {"GET", "HEAD"}:
+            text = "This relay takes CONNECT, and GET of /proxy.pac and /wpad.dat."
+            raise Refused(Outcome.METHOD_REFUSED, 405, text, {"Allow": "CONNECT, GET, HEAD"})
+        if request.path.partition("?")[0] not in PAC_PATHS:
+            text = "This is the web proxy of a voice relay. There is nothing here but /proxy.pac and /wpad.dat."
+            raise Refused(Outcome.PLAIN_HTTP, 403, text)
+        local = Address(*accepted.getsockname()[:2])
+        body = self.pac(request.headers.get("Host", ""), local).encode("ascii")
+        response = build_response(200, body, PAC_TYPE)
+        self.totals.outcomes[Outcome.PAC] += 1
+        await send_last(accepted, response.removesuffix(body) if request.method == "HEAD" else response)
+
+    def pac(self, host: str, local: Address) -> str:
+        """proxy.pac for a client that asked ``host`` (a Host field) for it, and reached ``local``.
+
+        It names ``web_proxy.advertise``, or else that host; the address that was reached, if that is no host.
+        """
+        if self._settings.advertise is not None:
+            return render_pac(self._catalog, str(self._settings.advertise))
+        found = _HOST.fullmatch(host)
+        if found is not None:
+            with contextlib.suppress(OperatorError):  # an IPv6 address that is none
+                return render_pac(self._catalog, f"{found[1]}:{local.port}")
+        return render_pac(self._catalog, str(local))
+
+    def routes(self) -> list[web.RouteDef]:
+        """proxy.pac on the TLS port."""
+        return [web.get(path, self._on_pac) for path in PAC_PATHS]
+
+    async def _on_pac(self, request: web.Request) -> web.Response:
+        if not self.addresses:
+            raise web.HTTPNotFound(text="This relay has no web proxy (listen.web_proxy).\n")
+        # Not the port of the request, which is the plane's.
+        text = self.pac(request.headers.get("Host", ""), self.addresses[0])
+        return web.Response(text=text, content_type=PAC_TYPE)
+
+
+def _failed(outcome: Outcome, status: int, text: str, error: str) -> Refused:
+    return Refused(outcome, status, text, {"Proxy-Status": f"relay; error={error}"})
+
+
+def _bind(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    try:
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OperatorError(f"cannot listen on {address} (listen.web_proxy): {reason.lower()}") from None
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,225 @@
+"""The dashboard: its files as they are served, and the page in a real browser with a relay that is made up."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from relay.addresses import Address
+from relay.gateway.admin.dashboard import FOLDER
+from relay.plane.api import CloseReason
+from tests.support.browser import CHROMIUM, Page, browser
+from tests.support.made_up import MadeUpRelay
+
+PROJECT = Path(__file__).parent.parent.parent.parent
+# It would run if anything parsed it as markup.
+HOSTILE = "<img src=x onerror=\"window.ran = 'image'\"><script>window.ran = 'script'</script>"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+
+
+# Files
+
+
+async def test_the_page_may_load_nothing_from_elsewhere() -> None:
+    async with (
+        MadeUpRelay().served() as address,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{address}/") as answer,
+    ):
+        policy = answer.headers["Content-Security-Policy"]
+        page = await answer.text()
+    assert (answer.status, answer.content_type) == (200, "text/html")
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives.pop("default-src") == directives.pop("frame-ancestors") == "'none'"
+    assert directives["script-src"] == directives["style-src"] == directives["connect-src"] == "'self'"
+    assert "unsafe" not in policy
+    assert not re.search(r"<script>|<style|\son\w+=|style=|https?:", page)
+
+
+async def test_every_file_is_served_and_is_in_the_package() -> None:
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["relay"]
+    types = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    async with MadeUpRelay().served() as address, aiohttp.ClientSession() as session:
+        for path in FOLDER.rglob("*"):
+            if path.is_dir():
+                continue
+            name = path.relative_to(FOLDER.parent).as_posix()
+            assert any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns), name
+            url = path.relative_to(FOLDER).as_posix()
+            async with session.get(f"http://{address}/{'' if url == 'index.html' else url}") as answer:
+                if path.suffix in types:
+                    assert (answer.status, answer.content_type) == (200, types[path.suffix])
+                    assert await answer.read() == path.read_bytes()
+                    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                else:
+                    assert answer.status == 404
+
+
+async def test_what_a_browser_has_is_not_sent_again() -> None:
+    async with MadeUpRelay().served() as address, aiohttp.ClientSession() as session:
+        async with session.get(f"http://{address}/style.css") as answer:
+            etag = answer.headers["ETag"]
+        async with session.get(f"http://{address}/style.css", headers={"If-None-Match": etag}) as answer:
+            assert (answer.status, await answer.read()) == (304, b"")
+        async with session.get(f"http://{address}/style.css", headers={"If-None-Match": '"other"'}) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/index.html", "/../pyproject.toml", "/%2e%2e/%2e%2e/pyproject.toml", "/uplot/", "/uplot"]
+)
+async def test_no_other_path(path: str) -> None:
+    async with (
+        MadeUpRelay().served() as address,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{address}{path}") as answer,
+    ):
+        assert answer.status == 404
+
+
+def test_uplot_is_what_its_page_says() -> None:
+    folder = FOLDER / "uplot"
+    told = re.findall(r"\| (\S+) \| ([0-9a-f]{64}) \|", (folder / "README.md").read_text())
+    assert len(told) == 2
+    for name, checksum in told:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum
+    assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
+
+
+# In a browser
+
+
+async def opened(page: Page, address: Address, path: str = "/") -> None:
+    await page.open(f"http://{address}{path}")
+    await page.until("document.querySelector('#live')?.dataset.state === 'live'")
+
+
+async def users(page: Page) -> list[str]:
+    return list(
+        await page.run("[...document.querySelectorAll('#calls tbody tr td:nth-child(3)')].map((e) => e.textContent)")
+    )
+
+
+async def relay_of(calls: int) -> MadeUpRelay:
+    """So many good calls, before them a bad one (0) and a hostile one that is worse (1), and a bad one that ended."""
+    relay = MadeUpRelay()
+    for number in range(calls):
+        relay.call(number, username=f"trader{number}")
+    relay.flows[1].username = relay.flows[1].server_name = HOSTILE
+    ended = relay.call(calls, username=HOSTILE + "2")
+    for _ in range(3):
+        for made in relay.flows:
+            made.talk(lost={0: 20, 1: 60, calls: 90}.get(made.connection, 0), drops=made.connection == 1)
+        await relay.calls.look()
+    relay.end(ended, CloseReason.CLIENT_LOST)
+    return relay
+
+
+@needs_chromium
+async def test_in_a_browser() -> None:
+    relay = await relay_of(4)
+    async with relay.served() as address, browser() as page:
+        await opened(page, address)
+        await page.until("document.querySelectorAll('#calls tbody tr').length === 4")
+        # What a peer chose is there as text, in the list, the tooltip and the calls that ended.
+        assert await users(page) == [HOSTILE, "trader0", "trader2", "trader3"]
+        assert await page.run("document.querySelector('#calls td:nth-child(5)').title") == HOSTILE
+        assert await page.run("document.querySelector('.ended td:nth-child(2)').textContent") == HOSTILE + "2"
+        figures = await page.run(
+            "Object.fromEntries([...document.querySelectorAll('.figure')]"
+            ".map((e) => [e.lastChild.textContent, e.firstChild.textContent]))"
+        )
+        assert (figures["calls"], figures["bad now"], figures["upstreams up"]) == ("4", "1", "2/3")
+        assert await page.run("document.querySelectorAll('.overview canvas').length") == 1
+
+        # By keyboard: down to the first, open it, and back.
+        await page.press("j")
+        await page.press("Enter")
+        await page.until("document.querySelector('.who')")
+        assert await page.run("location.hash") == "#/call/1"
+        assert await page.run("document.querySelector('.who').textContent") == HOSTILE
+        await page.until("document.querySelectorAll('.call canvas').length === 4")
+        assert "encrypted" in await page.run("document.querySelector('.assumptions').textContent")
+        await page.press("Escape")
+        await page.until("document.querySelector('#calls')")
+
+        await page.press("/")
+        for letter in "trader3":
+            await page.press(letter)
+        await page.until("document.querySelectorAll('#calls tbody tr').length === 1")
+        assert await users(page) == ["trader3"]
+        await page.press("Escape")
+        await page.until("document.querySelectorAll('#calls tbody tr').length === 4")
+
+        # Nothing of it ran, nothing was refused by the policy, and nobody else was asked for anything.
+        assert await page.run("window.ran") is None
+        assert page.complaints == []
+        assert {url for url in page.requests if not url.startswith(f"http://{address}/")} <= {"about:blank"}
+
+
+@needs_chromium
+async def test_a_call_by_its_address_and_one_that_is_over() -> None:
+    relay = await relay_of(2)
+    async with relay.served() as address, browser() as page:
+        await opened(page, address, "/#/call/2")
+        await page.until("document.querySelector('.who')")
+        assert await page.run("document.querySelector('.head .badge').textContent") == "ended: client lost"
+        await page.open(f"http://{address}/#/call/77")
+        await page.until("document.querySelector('h1').textContent.includes('over')")
+        assert [one for one in page.complaints if "404" not in one] == []
+
+
+@needs_chromium
+async def test_light_and_dark() -> None:
+    relay = await relay_of(2)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    async with relay.served() as address, browser() as page:
+        await page.prefer("light")
+        await opened(page, address)
+        light = await page.run(ground)
+        await page.prefer("dark")
+        dark = await page.run(ground)
+        assert light != dark
+        await page.press("t")
+        assert await page.run(ground) == light
+        await page.ask("Page.reload")
+        await page.until("document.querySelector('#live')?.dataset.state === 'live'")
+        assert await page.run(ground) == light
+        assert page.complaints == []
+
+
+@needs_chromium
+async def test_a_thousand_calls() -> None:
+    relay = await relay_of(1000)
+    async with relay.served() as address, browser() as page:
+        await opened(page, address)
+        await page.until("document.querySelectorAll('#calls tbody tr').length === 100")
+        assert "100 of 1" in await page.run("document.querySelector('.calls h2').textContent")
+        # Whoever is not among the worst is found too.
+        await page.press("/")
+        for letter in "trader987":
+            await page.press(letter)
+        await page.until("document.querySelectorAll('#calls tbody tr').length === 1")
+        assert await users(page) == ["trader987"]
+        picture = await page.picture()
+        assert picture.startswith(b"\x89PNG")
+
+
+@needs_chromium
+async def test_a_lost_connection_is_seen_and_found_again() -> None:
+    relay = await relay_of(2)
+    async with browser() as page:
+        async with relay.served() as address:
+            await opened(page, address)
+        await page.until("document.querySelector('#live').dataset.state === 'lost'")
+        assert await page.run("document.body.classList.contains('stale')")
+        async with relay.served(address):
+            await page.until("document.querySelector('#live').dataset.state === 'live'")
+            assert not await page.run("document.body.classList.contains('stale')")
