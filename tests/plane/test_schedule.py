@@ -284,6 +284,9 @@ async def test_media_behind_a_response_that_is_not_read_yet(make: MakePlane, tmp
         opened, stream = await http_stream(bench, client, b"GET /turn HTTP/1.1\r\n\r\n")
         with stream:
             bench.plane.upgrade(opened.connection, response, Carrier.TURN, bench.target)
+            # Nothing may be sent before the 101: the plane's end of the pair is closed when it has been written.
+            while await asyncio.get_running_loop().sock_recv(stream, 100):
+                pass
             await client.send(HELLO)
             flow = await bench.upstream.expect(HELLO)
         units = [voice(0), rtcp(1), dtls(1)]
