@@ -85,9 +85,10 @@ class _Handler(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
-        # A head may end with bytes of the chunk before.
+        # A head may end with bytes of the chunk before. While a request is answered, all that comes is behind it.
         seen = getattr(self, "_seen", b"") + data
-        self._behind = bool(seen.partition(_HEAD_END)[2])
+        answering = self._current_request is not None or bool(self._messages)
+        self._behind = answering or bool(seen.partition(_HEAD_END)[2])
         self._seen = seen[-len(_HEAD_END) + 1 :]
         super().data_received(data)
         request = self._current_request
@@ -207,10 +208,13 @@ class Site:
         """Have ``upgrade`` tell the plane to take the connection back, which sends the response itself.
 
         It does not come back, unless the plane does not do it. Raises HTTPBadRequest if the client has not waited for
-        the response; then ``upgrade`` is not called.
+        the response, and HTTPServiceUnavailable if the connection has ended; then ``upgrade`` is not called.
         """
         handler = request.protocol
         assert isinstance(handler, _Handler)
+        if handler not in self._opened:
+            # The plane has said so already: of a flow that began now nobody would ever hear the end.
+            raise web.HTTPServiceUnavailable
         if handler.has_more:
             raise web.HTTPBadRequest(text="bytes behind the request: expected none before the 101\n")
         upgrade()
