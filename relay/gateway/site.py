@@ -64,17 +64,10 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
-async def _end_after_refusal(request: web.Request, response: web.StreamResponse) -> None:
-    """What comes behind an Upgrade or a CONNECT that was refused is no HTTP: it must not be read as a request."""
-    if response.status != 101 and (request.method == "CONNECT" or "Upgrade" in request.headers):
-        response.force_close()
-        response.headers.setdefault("Connection", "close")
-
-
 class _Handler(web.RequestHandler):
     """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer.
 
-    Bytes behind a request with Upgrade are of whatever protocol it asks for. They are never read as a request: where
+    Bytes behind an Upgrade or a CONNECT are of whatever protocol it asks for. They are never read as a request: where
     the connection does not leave HTTP, it ends.
     """
 
@@ -107,9 +100,10 @@ class _Handler(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if hdrs.UPGRADE in request.headers and resp.status != 101:
+        if resp.status != 101 and (request.method == hdrs.METH_CONNECT or hdrs.UPGRADE in request.headers):
             self._message_tail = b""
             self._messages.clear()
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -145,7 +139,6 @@ class Site:
         self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
-        app.on_response_prepare.append(_end_after_refusal)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_routes(routes)
         self._others = app.router.add_route("*", "/{path:.*}", self._on_other).resource
