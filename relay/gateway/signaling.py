@@ -141,8 +141,9 @@ class SignalingProxy:
 
     def configure(self, settings: SignalingSettings, health: HealthSettings) -> None:
         """Take new settings; what is in progress goes on with the old. Raises OperatorError, then nothing changes."""
-        trust = open_trust(settings) if settings.configured else None
-        self._settings, self._trust = settings, trust
+        # What is in progress may still need it when there are no upstreams any more.
+        self._trust = open_trust(settings) if settings.configured else self._trust
+        self._settings = settings
         self._forwarding = Forwarding(settings.trusted_networks)
         self._resolver.configure(settings.allowed_networks)
         self.sessions.max_sessions, self.sessions.idle_s = settings.max_sessions, settings.session_idle_s

@@ -413,9 +413,14 @@ async def test_reload(tmp_path: Path) -> None:
         with pytest.raises(OperatorError):
             relay.gateway.reload(relay.config_file)
         assert (await ask(relay, GET + b"\r\n")).endswith(b"ok")
+        health = relay.gateway.signaling._health
+        assert health is not None
+        assert len(health._tasks) == 1
         write_config(relay.config_file, relay.tree)
         relay.gateway.reload(relay.config_file)
         assert (await ask(relay, GET + b"\r\n")).startswith(b"HTTP/1.1 404 ")
+        # An upstream that is none any more is not probed.
+        await eventually(lambda: not len(health._tasks))
 
 
 # WebSockets
