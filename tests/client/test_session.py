@@ -222,7 +222,7 @@ async def test_relay_that_closes_with_its_101(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(issued.chain, issued.private_key)
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-        url = "wss://127.0.0.1:{}/media".format(server.sockets[0].getsockname()[1])
+        url = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/media"
         with pytest.raises(WebSocketClosed, match="1001 draining"):
             await open_session(url, ssl_context=authority.client_context(), server_hostname="relay.test")
 
