@@ -36,7 +36,7 @@ from relay.gateway.proxy_http import (
     read_head,
     send_last,
 )
-from relay.gateway.resolve import Lookup, ResolveError, Resolver, shown, system_lookup
+from relay.gateway.resolve import Lookup, ResolveError, Resolver, client_lookup, shown
 from relay.gateway.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Certificate, Plane
 from relay.plane.tls import certificate_names
@@ -87,7 +87,7 @@ class WebProxy:
         settings: WebProxySettings,
         catalog: Catalog,
         certificates: Sequence[Certificate],
-        lookup: Lookup = system_lookup,
+        lookup: Lookup = client_lookup,
     ) -> None:
         """Raises OperatorError for a certificate whose names cannot be read."""
         self.totals = WebProxyTotals()
