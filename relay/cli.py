@@ -73,6 +73,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     from relay.gateway.app import certificates
     from relay.gateway.entitlement import check as check_entitlement
     from relay.gateway.records import check_folder
+    from relay.gateway.signaling_upstreams import open_trust
     from relay.plane.tls import ServerContexts
 
     settings = config.load(config_file)
@@ -81,6 +82,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     if settings.quality.records is not None:
         check_folder(settings.quality.records)
     check_entitlement(settings.entitlement)
+    open_trust(settings.signaling)
     typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
 
 

@@ -414,6 +414,14 @@ async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
     assert (await run("check-config", path))[0] == 0
 
 
+async def test_check_config_reads_the_trust_of_signaling(tmp_path: Path) -> None:
+    path, trust = tmp_path / "relay.toml", tmp_path / "none.pem"
+    signaling = {"upstreams": ["https://a.example"], "ca_file": str(trust)}
+    write_config(path, {**settings_tree(Authority(tmp_path), NO_UPSTREAM), "signaling": signaling})
+    code, _, said = await run("check-config", path)
+    assert (code, said[: len("relay: signaling.ca_file: ")]) == (2, "relay: signaling.ca_file: ")
+
+
 async def test_version_and_help() -> None:
     version, help_text = await asyncio.gather(run("--version"), run("--help"))
     assert version == (0, f"cloud9-relay {__version__}\n", "")
