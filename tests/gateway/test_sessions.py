@@ -525,6 +525,30 @@ async def test_come_back_while_the_old_connection_seems_alive(tmp_path: Path, pl
         await ended(relay, hosts)
 
 
+async def test_come_back_when_cut_on_the_way_to_another_upstream(tmp_path: Path, plane: str) -> None:
+    health = {"interval_s": 60.0, "timeout_s": 60.0}
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane, health=health) as (relay, hosts):
+        async with raw_session(relay) as session:
+            opened = await opened_and_bound(session, peer)
+            (other,) = (host for host in hosts if host.name != opened["upstream"])
+            fall_silent(other)
+            await hosts[opened["upstream"]].stop()
+            await session.send(0x4123, b"into the void")
+            (seen,) = relay.gateway._sessions._sessions.values()
+            await eventually(lambda: seen.state is session_module.State.MOVING)
+            session.cut()
+        await parked(relay)
+        other._loop.add_reader(other._socket.fileno(), other._drain, other._socket, other._server.receive)
+        async with raw_session(relay) as session:
+            resumed = await session.ask(type="resume", token=opened["token"])
+            assert (resumed["type"], resumed["upstream"]) == ("resumed", other.name)
+            await echoes(session, 0x4123)
+            await session.say_goodbye()
+        # What was asked for on the way is granted late, and nobody holds it: it expires by itself.
+        await eventually(lambda: not relay.connections and not len(relay.gateway.flows))
+        assert not relay.gateway._sessions._tokens
+
+
 async def test_come_back_when_the_upstream_has_died(tmp_path: Path, plane: str) -> None:
     async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, hosts):
         async with raw_session(relay) as session:
