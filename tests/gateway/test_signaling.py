@@ -507,6 +507,13 @@ async def test_stop_ends_websockets_and_polls(tmp_path: Path) -> None:
         assert await receive_all(poll) == b""
 
 
+async def test_request_on_an_open_connection_after_the_stop(tmp_path: Path) -> None:
+    async with proxying(tmp_path) as (relay, upstream):
+        await relay.gateway.signaling.stop()
+        assert (await ask(relay, GET + b"\r\n")).startswith(b"HTTP/1.1 503 ")
+        assert b"GET" not in upstream.received
+
+
 async def test_upgrade_that_the_upstream_refuses(tmp_path: Path) -> None:
     async with proxying(tmp_path) as (relay, _):
         client = await open_websocket(relay)
