@@ -61,7 +61,8 @@ class Endpoint:
         """Read ``wss://host[:port]/path`` or ``https://...``. Raises ValueError."""
         parts = urlsplit(url)
         if parts.scheme not in {"wss", "https"} or not parts.hostname or parts.username is not None:
-            raise ValueError(f"{url!r}: expected an address such as wss://voice.firm.example/media")
+            # Without the URL itself, which may hold a password.
+            raise ValueError("expected an address such as wss://voice.firm.example/media, without user and password")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         server = Address(parts.hostname, parts.port or 443)
         context = ssl_context or ssl.create_default_context()

@@ -166,6 +166,8 @@ class Session:
     async def _connect(self) -> SessionLink:
         request, check = websocket_upgrade(self._endpoint, SUBPROTOCOL)
         link = await self._endpoint.open(lambda: SessionLink(request, check, self))
+        if link.ended is not None:  # right behind the 101, before it was ours: ``on_lost`` has not heard of it
+            raise link.ended
         self._link = link
         return link
 
@@ -217,10 +219,11 @@ class Session:
 
     async def _ask(self, message: Callable[[int], media_v1.ClientMessage]) -> media_v1.RelayMessage:
         """The answer to a message. Raises SessionError if it is a refusal, UpstreamError if the link is lost."""
+        if self._link is None:
+            raise UpstreamError("the connection was cut")
         identity = next(self._ids)
         answer: asyncio.Future[media_v1.RelayMessage] = self._loop.create_future()
         self._waiting[identity] = answer
-        assert self._link is not None
         self._link.send_text(media_v1.build_control(message(identity)))
         try:
             return await answer

@@ -50,6 +50,8 @@ class UpgradedLink(asyncio.Protocol):
         self.dropped = 0
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
+        # Why it has ended, if it has, and not because of ``close``.
+        self.ended: UpstreamError | None = None
         self._lost = loop.create_future()
         self._request = request
         self._check = check
@@ -134,6 +136,7 @@ class UpgradedLink(asyncio.Protocol):
             self._end(error)
 
     def _end(self, error: UpstreamError) -> None:
+        self.ended = self.ended or error
         self._stop()
         self._tell_lost(error)
 

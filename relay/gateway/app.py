@@ -25,7 +25,7 @@ from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
-from relay.gateway.resolve import Lookup, Resolver, system_lookup
+from relay.gateway.resolve import Lookup, Resolver, client_lookup, system_lookup
 from relay.gateway.routes import Routes
 from relay.gateway.sessions import Sessions
 from relay.gateway.signaling.proxy import SignalingProxy
@@ -73,10 +73,10 @@ class Gateway:
     ``plane`` and ``upstreams`` are there to be looked at: ``plane.snapshot()`` tells what runs.
     """
 
-    def __init__(self, settings: Config, lookup: Lookup = system_lookup) -> None:
+    def __init__(self, settings: Config, lookup: Lookup | None = None) -> None:
         """Raises OperatorError for certificates that cannot be used. Needs a running loop.
 
-        ``lookup`` resolves names: those of upstreams, and those that clients ask for.
+        ``lookup`` resolves names, those of upstreams and those that clients ask for, instead of the system.
         """
         self.tls: list[Address] = []
         self.admin = Address("", 0)
@@ -88,9 +88,10 @@ class Gateway:
         self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
         self._admission = Admission(self.plane, self.entitlement)
         self.flows.on_begun = self._admission.on_begun
-        self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
+        self._health = HealthMonitor(self.upstreams, self._on_probe, lookup or system_lookup)
         # For the names that clients ask for: slow ones among them must not keep those of upstreams waiting.
-        self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
+        asked = lookup or client_lookup
+        self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), asked)
         self._releaser = AllocationReleaser()
         self._sessions = Sessions(
             self.plane, self.flows, self.upstreams, self._health, self._releaser, entitlement=self.entitlement
@@ -99,7 +100,7 @@ class Gateway:
         self.signaling = SignalingProxy()
         self.signaling.configure(settings.signaling, settings.health)
         vendor = _vendor(settings)
-        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), lookup)
+        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), asked)
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self._upgrades.site = self._site
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)

@@ -7,9 +7,11 @@ uses that and never the name again, so it does not matter if the name answers ot
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
 from relay.addresses import Address, RelayPolicy, canonical_host
@@ -19,7 +21,8 @@ from relay.errors import UpstreamError
 RESOLVE_TIMEOUT_S = 5.0
 # Load balancers have some eight addresses; nobody tries more before giving up.
 MAX_ANSWERS = 16
-# The threads behind getaddrinfo are few, and shared with the health of upstreams: slow names must not take them all.
+# Names that clients ask for are looked up on so many threads of their own. The loop's are few (uvloop has four), and
+# slow names must not take them from those of upstreams: a lookup that nobody waits for any more holds its thread still.
 MAX_LOOKUPS = 16
 # RFC 1035; getaddrinfo would refuse a longer one with less to say.
 MAX_NAME = 253
@@ -72,6 +75,16 @@ async def system_lookup(host: str) -> list[str]:
     return [str(answer[4][0]) for answer in found]
 
 
+_client_threads = ThreadPoolExecutor(MAX_LOOKUPS, "client lookup")
+
+
+async def client_lookup(host: str) -> list[str]:
+    """The same for names that clients choose, on threads of their own. Raises OSError or UnicodeError."""
+    lookup = functools.partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_client_threads, lookup)
+    return [str(answer[4][0]) for answer in found]
+
+
 def shown(text: str) -> str:
     """A peer's text for a log line or an error: escaped, and cut."""
     escaped = text.encode("unicode_escape").decode("ascii")
@@ -81,7 +94,7 @@ def shown(text: str) -> str:
 class Resolver:
     """Resolves and judges. ``policy`` may be replaced at any time; it counts from the next answer on."""
 
-    def __init__(self, policy: RelayPolicy, lookup: Lookup = system_lookup) -> None:
+    def __init__(self, policy: RelayPolicy, lookup: Lookup = client_lookup) -> None:
         self.policy = policy
         self._lookup = lookup
         self._slots = asyncio.Semaphore(MAX_LOOKUPS)

@@ -9,6 +9,7 @@ upstream, the plane sends it again until it is answered and says when the upstre
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -253,7 +254,7 @@ class Session:
         try:
             if self._attempts > MAX_ATTEMPTS:
                 raise Refused(CloseReason.NO_UPSTREAM, f"{MAX_ATTEMPTS} upstreams have been tried, and none serves")
-            upstream = self._owner.place(self, region, avoid)
+            upstream = self._place(region, avoid, seat)
         except Refused as refused:
             self._give_up(503, str(refused), refused.reason)
             return
@@ -261,6 +262,13 @@ class Session:
         turn = TurnClient(*own, reliable=True)
         self.allocation = Allocation(username, password, region, turn, upstream, channels, seat)
         self._owner.ask(self, self.allocation)
+
+    def _place(self, region: str | None, avoid: frozenset[str], seat: Seat) -> Upstream:
+        """A call that runs stays in its region if it can: its user may not be entitled to others. Raises Refused."""
+        if region is None and seat.region and self._attempts == 1:
+            with contextlib.suppress(Refused):
+                return self._owner.place(self, seat.region, avoid)
+        return self._owner.place(self, region, avoid)
 
     def on_verdict(self, allocation: Allocation, refusal: ErrorCode | None) -> None:
         """The user may have this allocation, or is refused it."""

@@ -53,9 +53,9 @@ _SAID_GOODBYE = frozenset({"websocket close", "websocket close 1000"})
 
 
 class _Parked:
-    """An allocation whose client may come back, and its socket, which is owned."""
+    """An allocation whose client may come back, and its socket, which is owned; none if it was lost just before."""
 
-    def __init__(self, allocation: Allocation, left: socket.socket, expiry: asyncio.TimerHandle) -> None:
+    def __init__(self, allocation: Allocation, left: socket.socket | None, expiry: asyncio.TimerHandle) -> None:
         self.allocation = allocation
         self.socket = left
         self.expiry = expiry
@@ -137,34 +137,28 @@ class Sessions:
         if session is None:
             return
         session.stop()
-        token = self._forget_token(session)
+        token, allocation = self._forget_token(session), session.allocation
+        if left is not None and session.state is not State.OPEN:
+            # At most half an allocation, on the way to another upstream.
+            self._give_back(allocation, left)
+            left = None
+        goes_on = left is not None or session.state is State.MOVING
+        cut = closed.reason in _CUT and closed.detail not in _SAID_GOODBYE
         if session.successor is not None:
             self._succeed(session, session.successor, left)
-        elif left is not None:
-            cut = closed.reason in _CUT and closed.detail not in _SAID_GOODBYE
-            allocation = session.allocation
-            if cut and session.state is State.OPEN and token is not None and allocation is not None:
-                self._park(token, allocation, left)
-            else:
-                self._release(session.allocation, left)
-        elif session.allocation is not None:
-            self._entitlement.release(session.allocation.seat)
+        elif cut and token is not None and allocation is not None and goes_on:
+            self._park(token, allocation, left)
+        else:
+            self._release(allocation, left)
 
     def _succeed(self, session: Session, successor: Session, left: socket.socket | None) -> None:
         allocation = session.allocation
         waits = self._sessions.get(successor.opened.connection) is successor and successor.state is State.RETURNING
         if allocation is None or not waits:
-            if left is not None:
-                self._release(allocation, left)
-            elif allocation is not None:
-                self._entitlement.release(allocation.seat)
+            self._release(allocation, left)
             if waits:
                 successor.on_nothing_left()
             return
-        if left is not None and session.state is not State.OPEN:
-            # On the way to another upstream: what is there is half an allocation.
-            self._give_back(allocation, left)
-            left = None
         self._give(successor, allocation, left)
 
     # Tokens and what waits under them
@@ -217,7 +211,7 @@ class Sessions:
         self._flows.tally.resumptions[ResumeOutcome.RESUMED] += 1
         session.take(allocation, has_socket=left is not None)
 
-    def _park(self, token: bytes, allocation: Allocation, left: socket.socket) -> None:
+    def _park(self, token: bytes, allocation: Allocation, left: socket.socket | None) -> None:
         if self._stopped:
             self._release(allocation, left)
             return
@@ -239,11 +233,12 @@ class Sessions:
             self._flows.tally.resumptions[ResumeOutcome.EXPIRED] += 1
             self._release(parked.allocation, parked.socket)
 
-    def _release(self, allocation: Allocation | None, left: socket.socket) -> None:
+    def _release(self, allocation: Allocation | None, left: socket.socket | None) -> None:
         """Let the upstream have its allocation back, if there is one, and the user his place; closes the socket."""
         if allocation is not None:
             self._entitlement.release(allocation.seat)
-        self._give_back(allocation, left)
+        if left is not None:
+            self._give_back(allocation, left)
 
     def _give_back(self, allocation: Allocation | None, left: socket.socket) -> None:
         """Let the upstream have its allocation back, if there is one; closes the socket."""

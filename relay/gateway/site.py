@@ -64,17 +64,10 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
-async def _end_after_refusal(request: web.Request, response: web.StreamResponse) -> None:
-    """What comes behind an Upgrade or a CONNECT that was refused is no HTTP: it must not be read as a request."""
-    if response.status != 101 and (request.method == "CONNECT" or "Upgrade" in request.headers):
-        response.force_close()
-        response.headers.setdefault("Connection", "close")
-
-
 class _Handler(web.RequestHandler):
     """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer.
 
-    Bytes behind a request with Upgrade are of whatever protocol it asks for. They are never read as a request: where
+    Bytes behind an Upgrade or a CONNECT are of whatever protocol it asks for. They are never read as a request: where
     the connection does not leave HTTP, it ends.
     """
 
@@ -85,9 +78,10 @@ class _Handler(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
-        # A head may end with bytes of the chunk before.
+        # A head may end with bytes of the chunk before. While a request is answered, all that comes is behind it.
         seen = getattr(self, "_seen", b"") + data
-        self._behind = bool(seen.partition(_HEAD_END)[2])
+        answering = self._current_request is not None or bool(self._messages)
+        self._behind = answering or bool(seen.partition(_HEAD_END)[2])
         self._seen = seen[-len(_HEAD_END) + 1 :]
         super().data_received(data)
         request = self._current_request
@@ -106,9 +100,10 @@ class _Handler(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if hdrs.UPGRADE in request.headers and resp.status != 101:
+        if resp.status != 101 and (request.method == hdrs.METH_CONNECT or hdrs.UPGRADE in request.headers):
             self._message_tail = b""
             self._messages.clear()
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -144,7 +139,6 @@ class Site:
         self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
-        app.on_response_prepare.append(_end_after_refusal)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_routes(routes)
         self._others = app.router.add_route("*", "/{path:.*}", self._on_other).resource
@@ -207,10 +201,13 @@ class Site:
         """Have ``upgrade`` tell the plane to take the connection back, which sends the response itself.
 
         It does not come back, unless the plane does not do it. Raises HTTPBadRequest if the client has not waited for
-        the response; then ``upgrade`` is not called.
+        the response, and HTTPServiceUnavailable if the connection has ended; then ``upgrade`` is not called.
         """
         handler = request.protocol
         assert isinstance(handler, _Handler)
+        if handler not in self._opened:
+            # The plane has said so already: of a flow that began now nobody would ever hear the end.
+            raise web.HTTPServiceUnavailable
         if handler.has_more:
             raise web.HTTPBadRequest(text="bytes behind the request: expected none before the 101\n")
         upgrade()

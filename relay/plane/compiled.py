@@ -636,11 +636,14 @@ def _age_us(upstream: Upstream) -> int:
 
 
 def _port_of(fd: int) -> int:
-    """The source port of a UDP socket, which is made non-blocking. Raises OSError."""
-    with socket.socket(fileno=os.dup(fd)) as udp:
+    """The source port of a UDP socket, which is made non-blocking. Takes no descriptor of its own. Raises OSError."""
+    udp = socket.socket(fileno=fd)
+    try:
         udp.setblocking(False)
         port: int = udp.getsockname()[1]
         return port
+    finally:
+        udp.detach()
 
 
 def _rules(upstream: Upstream) -> tuple[bool, bool, int]:

@@ -29,7 +29,10 @@ class UpgradeError(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The head of a response: ``size`` bytes. Names of ``headers`` in lower case, values of several fields joined."""
+    """The head of a response: ``size`` bytes. Names of ``headers`` in lower case, values of several fields joined.
+
+    ``reason`` may be shown: it is empty if it holds what does not print.
+    """
 
     status: int
     reason: str
@@ -97,7 +100,7 @@ def parse_response(data: bytes) -> Response | None:
             raise UpgradeError(f"no header field: {line[:40]!r}", int(status))
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Response(int(status), reason, end + 4, headers)
+    return Response(int(status), reason if reason.isprintable() else "", end + 4, headers)
 
 
 def check_upgrade(response: Response, protocol: str) -> None:

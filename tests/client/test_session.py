@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +16,13 @@ from relay.client import session as session_module
 from relay.client import upgraded
 from relay.client.session import Session, SessionError, open_session
 from relay.client.upgraded import WebSocketClosed
+from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHosts
 from relay.errors import UpstreamError
 from relay.gateway import sessions as relay_sessions
 from relay.turn.credentials import StaticCredentials
+from relay.wire.upgrade import build_websocket_response
+from relay.wire.websocket import CloseCode, Opcode, build_close, build_frame
 from tests.support.connect_proxy import connect_proxy
 from tests.support.coturn import open_coturn
 from tests.support.gateway import Relay, eventually, running_relay
@@ -199,6 +203,28 @@ async def test_connection_that_carries_nothing_any_more(tmp_path: Path, monkeypa
             await eventually(lambda: session.resumptions == 1)
             await talk_until(session, inbox, peer)
         await eventually(lambda: not relay.connections)
+
+
+async def test_relay_that_closes_with_its_101(tmp_path: Path) -> None:
+    """All in one segment: nobody waits for an answer that cannot come."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = head.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
+        writer.write(
+            build_websocket_response(key, "media.v1")
+            + build_frame(Opcode.CLOSE, build_close(CloseCode.GOING_AWAY, "draining"))
+        )
+        writer.close()
+
+    authority = Authority(tmp_path)
+    issued = authority.issue("relay.test")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.chain, issued.private_key)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        url = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/media"
+        with pytest.raises(WebSocketClosed, match="1001 draining"):
+            await open_session(url, ssl_context=authority.client_context(), server_hostname="relay.test")
 
 
 async def test_relay_that_refuses(tmp_path: Path) -> None:

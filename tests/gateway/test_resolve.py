@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
+import socket
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -228,6 +232,32 @@ async def test_lookups_at_once_are_bounded() -> None:
 
 
 # The system's resolver
+
+
+async def test_slow_names_of_clients_leave_threads_for_those_of_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when their clients have gone: nothing ends a lookup in the system."""
+    loop, full, go_on, really = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), socket.getaddrinfo
+    asked = itertools.count(1)
+
+    def hang(host: str, *rest: Any, **more: Any) -> Any:
+        if next(asked) == MAX_LOOKUPS:
+            loop.call_soon_threadsafe(full.set)
+        go_on.wait()
+        return really("127.0.0.1", *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    names = resolver(resolve.client_lookup)
+    try:
+        waiting = [asyncio.ensure_future(names.resolve(NAME, 443)) for _ in range(MAX_LOOKUPS)]
+        await full.wait()
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+        async with asyncio.timeout(30):
+            assert await system_lookup("localhost")
+            assert await asyncio.to_thread(str, "the loop's own") == "the loop's own"
+    finally:
+        go_on.set()
 
 
 async def test_the_system_answers_literal_addresses() -> None:

@@ -234,6 +234,40 @@ async def test_upstream_that_dies_in_the_middle_of_a_call(tmp_path: Path, plane:
         await ended(relay, hosts)
 
 
+async def test_a_call_that_moves_stays_in_its_region_while_it_can(tmp_path: Path, plane: str) -> None:
+    """Its user is entitled to no other, however much nearer or less loaded that is."""
+    users = [{"user": "trader", "regions": ["use1"]}]
+    async with TurnHosts({"use1": ["stun1", "stun2"], "euc1": ["stun3"]}, CREDENTIALS) as hosts:
+        regions = {host.name: "euc1" if host.name == "stun3" else "use1" for host in hosts}
+        upstreams = [{"name": one.name, "region": regions[one.name], "address": one.address} for one in hosts]
+        async with running_relay(
+            tmp_path, *upstreams, listen={"plane": plane}, entitlement={"policy": "static", "users": users}
+        ) as relay:
+            states = {state.name: state for state in relay.gateway.upstreams}
+            await eventually(lambda: all(state.health == "up" for state in states.values()))
+            states["stun3"].flows += 7
+            async with raw_session(relay) as session:
+                opened = await session.ask(**OPEN)
+                states["stun3"].flows -= 7
+                for state in states.values():
+                    state.flows += 7 * (state.name != "stun3")
+                await hosts[opened["upstream"]].stop()
+                await session.say(type="bind", peer="127.0.0.1:9")
+                while (moved := await session.hear())["type"] != "moved":
+                    pass
+                assert {opened["upstream"], moved["upstream"]} == {"stun1", "stun2"}
+                # Nobody is left there, and elsewhere he may not.
+                await hosts[moved["upstream"]].stop()
+                await eventually(lambda: states[opened["upstream"]].health == "down")
+                await session.say(type="bind", peer="127.0.0.1:10")
+                while (heard := await session.hear())["reason"] != "Forbidden: not entitled to this region":
+                    pass
+                assert heard["code"] == 403
+                assert (await session.hear_close())[0] == 1008
+            await eventually(lambda: not relay.connections)
+            assert relay.gateway.entitlement.calls == 0
+
+
 async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
     """It answers nothing from one moment on, and no ICMP says so: probes find it, or the next request does."""
     async with (
@@ -489,6 +523,30 @@ async def test_come_back_while_the_old_connection_seems_alive(tmp_path: Path, pl
             assert sum(host.allocations for host in hosts) == 1
             await new.say_goodbye()
         await ended(relay, hosts)
+
+
+async def test_come_back_when_cut_on_the_way_to_another_upstream(tmp_path: Path, plane: str) -> None:
+    health = {"interval_s": 60.0, "timeout_s": 60.0}
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane, health=health) as (relay, hosts):
+        async with raw_session(relay) as session:
+            opened = await opened_and_bound(session, peer)
+            (other,) = (host for host in hosts if host.name != opened["upstream"])
+            fall_silent(other)
+            await hosts[opened["upstream"]].stop()
+            await session.send(0x4123, b"into the void")
+            (seen,) = relay.gateway._sessions._sessions.values()
+            await eventually(lambda: seen.state is session_module.State.MOVING)
+            session.cut()
+        await parked(relay)
+        other._loop.add_reader(other._socket.fileno(), other._drain, other._socket, other._server.receive)
+        async with raw_session(relay) as session:
+            resumed = await session.ask(type="resume", token=opened["token"])
+            assert (resumed["type"], resumed["upstream"]) == ("resumed", other.name)
+            await echoes(session, 0x4123)
+            await session.say_goodbye()
+        # What was asked for on the way is granted late, and nobody holds it: it expires by itself.
+        await eventually(lambda: not relay.connections and not len(relay.gateway.flows))
+        assert not relay.gateway._sessions._tokens
 
 
 async def test_come_back_when_the_upstream_has_died(tmp_path: Path, plane: str) -> None:

@@ -412,6 +412,58 @@ async def test_client_that_leaves_while_its_target_is_looked_up(tmp_path: Path) 
         await eventually(lambda: not relay.connections and not relay.gateway._site._handlers)
 
 
+class HeldLookup:
+    """A resolver that answers when it is told to."""
+
+    def __init__(self, answer: str) -> None:
+        self.asked = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self._answer = answer
+
+    async def __call__(self, _: str) -> list[str]:
+        self.asked.set()
+        await self.go_on.wait()
+        return [self._answer]
+
+
+async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path) -> None:
+    """They would be missing in the stream of capsules."""
+    lookup = HeldLookup("127.0.7.1")
+    networks = {"allowed_networks": ["127.0.0.0/8"]}
+    vendor = write_catalog(tmp_path, "127.0.7.0/24")
+    async with running_relay(tmp_path, NOBODY, lookup=lookup, catalog=vendor, media=networks) as relay:
+        client = await TlsClient.open(relay.tls, relay.trust)
+        await client.send(request(udp_path("media.x.example"), CONNECT_UDP))
+        await lookup.asked.wait()
+        (handler,) = relay.gateway._site._handlers.values()
+        await client.send(b"\x00\x03\x00\x80\x00")
+        await eventually(lambda: handler.has_more)  # type: ignore[attr-defined]
+        # And read by aiohttp, so that the socket tells nothing any more.
+        await eventually(lambda: handler._behind)  # type: ignore[attr-defined]
+        lookup.go_on.set()
+        head, body = await answer(client)
+        assert (head.status, body) == (400, b"bytes behind the request: expected none before the 101\n")
+        client.abort()
+
+
+async def test_connection_that_has_ended_while_its_target_is_looked_up(tmp_path: Path) -> None:
+    """The plane says so before the socket to aiohttp does: a flow that began then would never end."""
+    lookup = HeldLookup("127.0.7.1")
+    networks = {"allowed_networks": ["127.0.0.0/8"]}
+    vendor = write_catalog(tmp_path, "127.0.7.0/24")
+    async with running_relay(tmp_path, NOBODY, lookup=lookup, catalog=vendor, media=networks) as relay:
+        client = await TlsClient.open(relay.tls, relay.trust)
+        await client.send(request(udp_path("media.x.example"), CONNECT_UDP))
+        await lookup.asked.wait()
+        site = relay.gateway._site
+        site.on_closed(next(iter(site._handlers)))
+        lookup.go_on.set()
+        head, _ = await answer(client)
+        assert head.status == 503
+        assert len(relay.gateway.flows) == 0
+        client.abort()
+
+
 def test_the_requests_here_are_those_of_clients() -> None:
     """What is changed above is what clients send."""
     built = build_websocket_request("/turn", "relay.test", KEY, "turn").decode()

@@ -414,6 +414,23 @@ async def test_a_session_that_never_moved_leaves_nothing(make: MakePlane, tmp_pa
         assert not bench.events
 
 
+async def test_coming_back_takes_no_further_descriptor(
+    make: MakePlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is none left, a call would end, and the socket that was handed over stay open for ever."""
+
+    def exhausted(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with plane_bench(make, tmp_path) as bench:
+        async with moved_session(bench) as (client, flow):
+            orphan = await left_behind(bench, client)
+        async with carried(bench, Carrier.SESSION) as again:
+            monkeypatch.setattr(os, "dup", exhausted)
+            assert await move(bench, again, bench.target, bench.upstream, orphan.fd) == flow
+            monkeypatch.undo()
+
+
 def is_open(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_GETFD)

@@ -16,7 +16,6 @@ from relay.addresses import Address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
 from relay.gateway.app import Gateway
-from relay.gateway.resolve import system_lookup
 
 SERVER_NAME = "relay.test"
 # The certificate's names: one name, a name of any region, and the addresses that tests listen on.
@@ -112,7 +111,7 @@ def _toml(value: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def running_relay(
-    folder: Path, *upstreams: Address | Section, lookup: Any = system_lookup, **sections: Any
+    folder: Path, *upstreams: Address | Section, lookup: Any = None, **sections: Any
 ) -> AsyncIterator[Relay]:
     """A relay that serves while the block runs; its certificate and its relay.toml are written to ``folder``.
 

@@ -67,6 +67,12 @@ def test_a_good_answer_at_every_split() -> None:
     check_upgrade(parsed(build_switching_protocols("connect-udp")), "connect-udp")
 
 
+def test_a_reason_that_could_steer_a_terminal_is_not_shown() -> None:
+    assert parsed(b"HTTP/1.1 403 Not here\r\n\r\n").reason == "Not here"
+    assert parsed(b"HTTP/1.1 403 \x1b[2Jgone\r\n\r\n").reason == ""
+    assert parsed(b"HTTP/1.1 403 one\nline more\r\n\r\n").reason == ""
+
+
 def test_fields_of_one_name_are_joined() -> None:
     response = parsed(b"HTTP/1.1 200 OK\r\nVia: a\r\nVIA:  b \r\n\r\n")
     assert response.headers == {"via": "a, b"}

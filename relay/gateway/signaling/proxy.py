@@ -123,6 +123,7 @@ class SignalingProxy:
         self._resolver = CheckedResolver()
         self._session: aiohttp.ClientSession | None = None
         self._health: SignalingHealth | None = None
+        self._stopped = False
         self._turns = itertools.count()
         self._running: set[asyncio.Task[Any]] = set()
         self._log_limit = RateLimit(PINNED_LINES_PER_S)
@@ -141,8 +142,9 @@ class SignalingProxy:
 
     def configure(self, settings: SignalingSettings, health: HealthSettings) -> None:
         """Take new settings; what is in progress goes on with the old. Raises OperatorError, then nothing changes."""
-        trust = open_trust(settings) if settings.configured else None
-        self._settings, self._trust = settings, trust
+        # What is in progress may still need it when there are no upstreams any more.
+        self._trust = open_trust(settings) if settings.configured else self._trust
+        self._settings = settings
         self._forwarding = Forwarding(settings.trusted_networks)
         self._resolver.configure(settings.allowed_networks)
         self.sessions.max_sessions, self.sessions.idle_s = settings.max_sessions, settings.session_idle_s
@@ -172,7 +174,8 @@ class SignalingProxy:
         self._watch()
 
     async def stop(self) -> None:
-        """End all requests and WebSockets."""
+        """End all requests and WebSockets, and take no new ones."""
+        self._stopped = True
         if self._health is not None:
             await self._health.stop()
         for task in self._running:
@@ -186,6 +189,8 @@ class SignalingProxy:
 
     async def on_request(self, request: web.Request) -> web.StreamResponse:
         """Answer a request: with what an upstream says, or with why there is no answer."""
+        if self._stopped:  # of a connection that is still open
+            return self.refuse(Refusal.UNREACHABLE, 503, "the relay is about to stop")
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)

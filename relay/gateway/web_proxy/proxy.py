@@ -24,7 +24,7 @@ from relay.addresses import Address, RelayPolicy
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxy as WebProxySettings
 from relay.errors import OperatorError
-from relay.gateway.resolve import Lookup, ResolveError, Resolver, shown, system_lookup
+from relay.gateway.resolve import Lookup, ResolveError, Resolver, client_lookup, shown
 from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
 from relay.gateway.web_proxy.destinations import Destinations, Way, parse_authority
 from relay.gateway.web_proxy.http import (
@@ -87,7 +87,7 @@ class WebProxy:
         settings: WebProxySettings,
         catalog: Catalog,
         certificates: Sequence[Certificate],
-        lookup: Lookup = system_lookup,
+        lookup: Lookup = client_lookup,
     ) -> None:
         """Raises OperatorError for a certificate whose names cannot be read."""
         self.totals = WebProxyTotals()

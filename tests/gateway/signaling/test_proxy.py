@@ -413,9 +413,14 @@ async def test_reload(tmp_path: Path) -> None:
         with pytest.raises(OperatorError):
             relay.gateway.reload(relay.config_file)
         assert (await ask(relay, GET + b"\r\n")).endswith(b"ok")
+        health = relay.gateway.signaling._health
+        assert health is not None
+        assert len(health._tasks) == 1
         write_config(relay.config_file, relay.tree)
         relay.gateway.reload(relay.config_file)
         assert (await ask(relay, GET + b"\r\n")).startswith(b"HTTP/1.1 404 ")
+        # An upstream that is none any more is not probed.
+        await eventually(lambda: not len(health._tasks))
 
 
 # WebSockets
@@ -500,6 +505,13 @@ async def test_stop_ends_websockets_and_polls(tmp_path: Path) -> None:
             await eventually(lambda: b"GET /a" in upstream.received)
         assert await receive_all(socket) == b""
         assert await receive_all(poll) == b""
+
+
+async def test_request_on_an_open_connection_after_the_stop(tmp_path: Path) -> None:
+    async with proxying(tmp_path) as (relay, upstream):
+        await relay.gateway.signaling.stop()
+        assert (await ask(relay, GET + b"\r\n")).startswith(b"HTTP/1.1 503 ")
+        assert b"GET" not in upstream.received
 
 
 async def test_upgrade_that_the_upstream_refuses(tmp_path: Path) -> None:

@@ -504,6 +504,7 @@ async def test_users(tmp_path: Path) -> None:
                 "ALICE:open: sesame",
             ]
             fields = [*map(basic, wrong), "Proxy-Authorization: Basic", "Proxy-Authorization: Basic !!!"]
+            fields += ["Proxy-Authorization: Basic ß", basic("alice:").replace("Basic", "Basic\N{NO-BREAK SPACE}")]
             fields += ["Proxy-Authorization: Bearer x", "Proxy-Authorization: Basic " + "A" * 4000]
             fields += [basic("alice:open: sesame") + "\r\n" + basic("alice:wrong"), "Authorization: Basic x", "X: y"]
             for field in fields:
