@@ -21,7 +21,7 @@ ASAN     := build/asan
 COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/*.pxd)
 
-.PHONY: help demo test test-suite lint fuzz test-asan bench bench-wan clean
+.PHONY: help demo test test-plane test-others lint fuzz test-asan bench bench-wan clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,12 +37,15 @@ help:
 demo: $(VENV)/.demo-installed
 	@$(BIN)/relay demo --seconds $(SECONDS)
 
-# The last two wait more than they work: side by side they take half the time.
+# The last three wait more than they work: side by side they take half the time.
 test: lint fuzz
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-asan test-suite
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-asan test-plane test-others
 
-test-suite: $(VENV)/.test-installed
-	$(BIN)/python -X dev -W error -m pytest --durations=15
+test-plane: $(VENV)/.test-installed
+	$(BIN)/python -X dev -W error -m pytest --durations=10 tests/plane
+
+test-others: $(VENV)/.test-installed
+	$(BIN)/python -X dev -W error -m pytest --durations=10 --ignore=tests/plane
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
