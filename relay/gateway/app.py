@@ -74,7 +74,7 @@ class Gateway:
     """
 
     def __init__(self, settings: Config, lookup: Lookup | None = None) -> None:
-        """Raises OperatorError for certificates that cannot be used. Needs a running loop.
+        """Raises OperatorError for files that cannot be used, and then nothing runs. Needs a running loop.
 
         ``lookup`` resolves names, those of upstreams and those that clients ask for, instead of the system.
         """
@@ -84,8 +84,11 @@ class Gateway:
         self.upstreams = Upstreams()
         self.flows = Flows(self.upstreams)
         self.upstreams.configure(settings.upstreams, settings.health)
-        self.plane = self._make_plane()
+        # The plane's threads run from the constructor on: what can raise comes before it.
+        open_trust(settings.signaling)
+        vendor = _vendor(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
+        self.plane = self._make_plane()
         self._admission = Admission(self.plane, self.entitlement)
         self.flows.on_begun = self._admission.on_begun
         self._health = HealthMonitor(self.upstreams, self._on_probe, lookup or system_lookup)
@@ -99,7 +102,6 @@ class Gateway:
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
         self.signaling = SignalingProxy()
         self.signaling.configure(settings.signaling, settings.health)
-        vendor = _vendor(settings)
         self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), asked)
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self._upgrades.site = self._site

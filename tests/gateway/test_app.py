@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,23 @@ async def test_bad_certificate_is_refused_before_anything_starts(tmp_path: Path)
     (tmp_path / "relay.test.pem").write_text("no certificate")
     with pytest.raises(OperatorError, match=r"relay\.test\.pem: no PEM certificate in it$"):
         Gateway(config.parse(tree, folder=tmp_path, source="test"))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"catalog": {"path": "missing.toml"}},
+        {"entitlement": {"policy": "http", "url": "https://a.test/", "ca": "missing.pem"}},
+        {"signaling": {"upstreams": ["https://a.test"], "ca_file": "missing.pem"}},
+    ],
+    ids=["catalog", "authority of the service", "authority of signaling"],
+)
+async def test_a_missing_file_is_refused_before_anything_starts(tmp_path: Path, sections: dict[str, Any]) -> None:
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, **sections)
+    before = set(threading.enumerate())
+    with pytest.raises(OperatorError, match=r"missing\.(toml|pem)( \(entitlement\.ca\))?: "):
+        Gateway(config.parse(tree, folder=tmp_path, source="test"))
+    assert set(threading.enumerate()) == before
 
 
 # Where a flow goes
