@@ -274,14 +274,19 @@ async def test_a_slow_client_gets_what_is_urgent_first(make: MakePlane, tmp_path
             await asyncio.sleep(0.01)
         tap = bench.plane.tap(client.connection)
         assert tap is not None
+        # The kernel drops what comes to a full socket: what counts is sent when the plane has taken all before it.
+        last = b"\x80" + bytes(1198) + b"\1"
+        while not any(one.data == last for one in tap.take(999)):
+            bench.upstream.send(flow, last)
+            await asyncio.sleep(0.01)
         for payload in (RTCP, DTLS, HELLO):
             bench.upstream.send(flow, payload)
         while not any(one.data == HELLO for one in tap.take(999)):  # noqa: ASYNC110 - nothing tells of a tap
             await asyncio.sleep(0.01)
         tap.close()
         received = [await client.payload()]
-        while received[-1] == media:
+        while received[-1][0] == 0x80:
             received.append(await client.payload())
         assert [received[-1], await client.payload(), await client.payload()] == [DTLS, HELLO, RTCP]
-        assert await client.payload() == media
+        assert await client.payload() in {media, last}
         assert set(bench.plane.snapshot().totals.dropped) == {Traffic.MEDIA}
