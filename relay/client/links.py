@@ -143,13 +143,11 @@ class UdpLink:
         """A UDP socket is closed at once."""
 
 
-class TlsLink(asyncio.Protocol):
-    """A TLS stream of messages, ChannelData padded to four bytes (RFC 8656 section 12.5)."""
+class StreamLink(asyncio.Protocol):
+    """What all links over TLS have in common: a backlog that data is dropped behind, and an end to wait for."""
 
-    def __init__(self, owner: LinkOwner) -> None:
+    def __init__(self) -> None:
         self.dropped = 0
-        self._owner = owner
-        self._cutter = StreamCutter()
         self._lost = asyncio.get_running_loop().create_future()
         self._backlogged = False
         self._transport: asyncio.Transport
@@ -163,7 +161,6 @@ class TlsLink(asyncio.Protocol):
         """The handshake is done."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=TLS_BACKLOG_BYTES)
-        self._owner.on_opened(self)
 
     def pause_writing(self) -> None:
         """There is a backlog."""
@@ -172,6 +169,47 @@ class TlsLink(asyncio.Protocol):
     def resume_writing(self) -> None:
         """There is none any more."""
         self._backlogged = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream has ended, by whomever."""
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _write_or_drop(self, data: bytes) -> None:
+        if self._backlogged or self._transport.is_closing():
+            self.dropped += 1
+        else:
+            self._transport.write(data)
+
+    async def wait_closed(self) -> None:
+        """Wait for the server's end, but not long."""
+        await asyncio.wait([self._lost], timeout=TLS_CLOSE_TIMEOUT_S)
+        if not self._lost.done():
+            self._transport.abort()
+            await self._lost
+
+
+def stream_ended(exc: Exception | None) -> UpstreamError:
+    """What the owner of a link is told when its stream has ended."""
+    return UpstreamError(f"the server closed the connection: {exc or 'end of stream'}")
+
+
+class TlsLink(StreamLink):
+    """A TLS stream of messages, ChannelData padded to four bytes (RFC 8656 section 12.5)."""
+
+    def __init__(self, owner: LinkOwner) -> None:
+        super().__init__()
+        self._owner = owner
+        self._cutter = StreamCutter()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done."""
+        super().connection_made(transport)
+        self._owner.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Cut the stream into messages; behind a broken one nothing is cut."""
@@ -183,32 +221,20 @@ class TlsLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The stream has ended, by whomever."""
-        if not self._lost.done():
-            self._lost.set_result(None)
-        self._owner.on_lost(UpstreamError(f"the server closed the connection: {exc or 'end of stream'}"))
+        super().connection_lost(exc)
+        self._owner.on_lost(stream_ended(exc))
 
     def send(self, message: bytes) -> None:
         """Send a STUN message, however much waits before it: it is not sent again over a stream."""
-        if not self._transport.is_closing():
-            self._transport.write(message)
+        self._write(message)
 
     def send_data(self, message: bytes) -> None:
         """Send data, or drop it behind a backlog of 64 KiB: voice that waits is worth nothing."""
-        if self._backlogged or self._transport.is_closing():
-            self.dropped += 1
-        else:
-            self._transport.write(pad(message))
+        self._write_or_drop(pad(message))
 
     def close(self) -> None:
         """Flush what waits, send close_notify and close."""
         self._transport.close()
-
-    async def wait_closed(self) -> None:
-        """Wait for the server's close_notify, but not long."""
-        await asyncio.wait([self._lost], timeout=TLS_CLOSE_TIMEOUT_S)
-        if not self._lost.done():
-            self._transport.abort()
-            await self._lost
 
 
 async def open_udp_link(server: Address, owner: LinkOwner, local_address: Address | None) -> None:

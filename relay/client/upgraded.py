@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
-from relay.addresses import Address
-from relay.client.links import TLS_BACKLOG_BYTES, TLS_CLOSE_TIMEOUT_S, LinkOwner
+from relay.client.links import LinkOwner, StreamLink, stream_ended
 from relay.errors import UpstreamError
 from relay.wire.capsule import CapsuleCutter, build_datagram
 from relay.wire.upgrade import Response, UpgradeError, parse_response
@@ -41,47 +40,29 @@ class WebSocketClosed(UpstreamError):
         self.reason = reason
 
 
-class UpgradedLink(asyncio.Protocol):
+class UpgradedLink(StreamLink):
     """The stream of an upgraded connection. ``opened`` is done with the 101, or an UpstreamError."""
 
     def __init__(
         self, request: bytes, check: Callable[[Response], None], lost: Callable[[UpstreamError], None]
     ) -> None:
-        self.dropped = 0
-        loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[None] = loop.create_future()
+        super().__init__()
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Why it has ended, if it has, and not because of ``close``.
         self.ended: UpstreamError | None = None
-        self._lost = loop.create_future()
         self._request = request
         self._check = check
         self._tell_lost = lost
         self._head = b""
         self._refusal: UpgradeError | None = None
         self._body_bytes = 0
-        self._backlogged = False
-        self._transport: asyncio.Transport
-
-    @property
-    def local_address(self) -> Address:
-        """Our end of the TCP connection."""
-        return Address(*self._transport.get_extra_info("sockname")[:2])
 
     # The stream
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The TLS handshake is done: ask for the upgrade."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=TLS_BACKLOG_BYTES)
+        super().connection_made(transport)
         self._transport.write(self._request)
-
-    def pause_writing(self) -> None:
-        """There is a backlog."""
-        self._backlogged = True
-
-    def resume_writing(self) -> None:
-        """There is none any more."""
-        self._backlogged = False
 
     def data_received(self, data: bytes) -> None:
         """Take the response, then frames."""
@@ -123,9 +104,8 @@ class UpgradedLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The stream has ended, by whomever."""
-        if not self._lost.done():
-            self._lost.set_result(None)
-        error = UpstreamError(f"the server closed the connection: {exc or 'end of stream'}")
+        super().connection_lost(exc)
+        error = stream_ended(exc)
         if not self.opened.done():
             self._take_body(ended=True)
             if not self.opened.done():
@@ -144,16 +124,6 @@ class UpgradedLink(asyncio.Protocol):
         self._end(error)
         self._transport.abort()
 
-    def _write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    def _write_or_drop(self, data: bytes) -> None:
-        if self._backlogged or self._transport.is_closing():
-            self.dropped += 1
-        else:
-            self._transport.write(data)
-
     def close(self) -> None:
         """Flush what waits, say that it is the end, and close."""
         if self.opened.done() and self.opened.exception() is None:
@@ -165,13 +135,6 @@ class UpgradedLink(asyncio.Protocol):
         """Close at once, and say nothing."""
         self._stop()
         self._transport.abort()
-
-    async def wait_closed(self) -> None:
-        """Wait for the server's end, but not long."""
-        await asyncio.wait([self._lost], timeout=TLS_CLOSE_TIMEOUT_S)
-        if not self._lost.done():
-            self._transport.abort()
-            await self._lost
 
     # What each framing does
 
