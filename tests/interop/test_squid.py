@@ -24,7 +24,7 @@ from tests.support.coturn import Coturn, open_coturn
 from tests.support.gateway import SERVER_NAME, Relay, eventually, running_relay
 from tests.support.peers import SIZES, Inbox, echo_all_sizes, open_echo
 from tests.support.socketio import needs_node, socketio_server
-from tests.support.squid import Squid, needs_squid, open_squid
+from tests.support.squid import Squid, needs_squid, open_squid, shared_memory
 
 pytestmark = needs_squid
 PLANES = pytest.mark.parametrize("plane", ["compiled", "reference"])
@@ -165,3 +165,14 @@ async def test_a_wrong_password_is_told_apart(tmp_path: Path) -> None:
             await open_turn_tls(firm.relay.tls, **stranger)
         await eventually(firm.tunnels)
         assert firm.tunnels() == [["TCP_DENIED/407", firm.squid.username]]
+
+
+async def test_two_at_once_share_nothing_and_leave_nothing() -> None:
+    async with open_squid() as one, open_squid() as other:
+        found = shared_memory(one.service), shared_memory(other.service)
+        assert all(found)
+        assert not set(found[0]) & set(found[1])
+        assert one.log.parent != other.log.parent
+    assert not shared_memory(one.service)
+    assert not shared_memory(other.service)
+    assert not one.log.parent.exists()

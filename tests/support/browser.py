@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -130,9 +131,10 @@ async def browser(*options: str) -> AsyncIterator[Page]:
     """A fresh Chromium with one empty page and further options; it is ended with the block."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = await asyncio.create_subprocess_exec(
-            CHROMIUM, *_OPTIONS, *options, f"--user-data-dir={profile}", "about:blank", stdout=DEVNULL, stderr=PIPE
-        )
+        # It keeps certificates in the home directory, and sockets and shared memory in the temporary one.
+        own = {**os.environ, "HOME": profile, "TMPDIR": profile}
+        command = (CHROMIUM, *_OPTIONS, *options, f"--user-data-dir={profile}", "about:blank")
+        process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=PIPE, env=own)
         assert process.stderr is not None
         drained: asyncio.Task[bytes] | None = None
         try:

@@ -14,13 +14,13 @@ from relay.addresses import Address
 from relay.client.turn import open_turn_udp
 from relay.errors import UpstreamError
 from relay.plane.api import Certificate
-from tests.support.peers import free_address
+from tests.support.ports import reserved_address
 
 REALM = "coturn.test"
 USERNAME = "trader"
 PASSWORD = "secret"
-# coturn starts within a second; a loaded machine may need a few.
-START_TIMEOUT_S = 20.0
+# coturn starts within a second; a loaded machine may need many.
+START_TIMEOUT_S = 60.0
 # It sets up its listeners first; this is the last of its threads.
 STARTED = "admin thread"
 
@@ -41,9 +41,12 @@ async def open_coturn(
     *, host: str = "127.0.0.1", certificate: Certificate | None = None, options: Sequence[str] = ()
 ) -> AsyncIterator[Coturn]:
     """Start coturn and wait until it answers; ``options`` are further lines of its configuration."""
-    coturn = Coturn(free_address(host), None if certificate is None else free_address(host))
-    with tempfile.TemporaryDirectory(prefix="coturn-") as name:
-        configuration = _write_configuration(Path(name), coturn, certificate, options)
+    with contextlib.ExitStack() as held:
+        directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="coturn-")))
+        address = held.enter_context(reserved_address(host))
+        tls_address = None if certificate is None else held.enter_context(reserved_address(host))
+        coturn = Coturn(address, tls_address)
+        configuration = _write_configuration(directory, coturn, certificate, options)
         process = await asyncio.create_subprocess_exec("turnserver", "-c", configuration, stdout=PIPE, stderr=STDOUT)
         log = _Log(process)
         try:

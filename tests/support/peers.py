@@ -32,18 +32,6 @@ class Inbox:
         return self._queue.empty()
 
 
-def free_address(host: str = "127.0.0.1") -> Address:
-    """An address whose port is free for TCP and UDP; another program may still take it first."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
-            tcp.bind((host, 0))
-            address = Address(*tcp.getsockname()[:2])
-            with contextlib.suppress(OSError):
-                udp.bind(address)
-                return address
-
-
 @contextlib.asynccontextmanager
 async def open_echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Address]:
     """A UDP socket that sends everything back, empty datagrams too; gives its address."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -16,10 +17,12 @@ import pytest
 
 from relay.addresses import Address
 from tests.support.gateway import eventually
-from tests.support.peers import free_address
+from tests.support.ports import reserved_address
 
 USERNAME = "desk"
 PASSWORD = "open sesame"
+# Where squid keeps what its processes share, under its service name; it leaves that behind.
+SHARED_MEMORY = Path("/dev/shm")
 AUTHENTICATOR = Path("/usr/lib/squid/basic_ncsa_auth")
 
 needs_squid = pytest.mark.skipif(
@@ -33,6 +36,7 @@ class Squid:
 
     address: Address
     log: Path
+    service: str
     username: str = USERNAME
     password: str = PASSWORD
 
@@ -62,6 +66,9 @@ def _configuration(folder: Path, squid: Squid) -> str:
         f"cache_log {folder / 'cache.log'}",
         f"pid_filename {folder / 'squid.pid'}",
         f"coredump_dir {folder}",
+        # Otherwise it looks for a name of this machine.
+        "visible_hostname squid.test",
+        "netdb_filename none",
         "pinger_enable off",
         "shutdown_lifetime 0 seconds",
         "",
@@ -81,14 +88,15 @@ def _write_files(folder: Path, squid: Squid) -> None:
 
 @contextlib.asynccontextmanager
 async def open_squid() -> AsyncIterator[Squid]:
-    """Start squid and wait until it listens."""
-    with tempfile.TemporaryDirectory(prefix="squid-") as name:
+    """Start squid and wait until it listens. Nothing of it is shared with another squid, and nothing stays."""
+    # Letters and digits only. By default all are called squid, and meet in one shared memory.
+    service = f"relaytest{secrets.token_hex(8)}"
+    with tempfile.TemporaryDirectory(prefix="squid-") as name, reserved_address() as address:
         folder = Path(name)
-        squid = Squid(free_address(), folder / "access.log")
+        squid = Squid(address, folder / "access.log", service)
         _write_files(folder, squid)
-        process = await asyncio.create_subprocess_exec(
-            "squid", "-N", "-f", folder / "squid.conf", stdout=DEVNULL, stderr=DEVNULL
-        )
+        command = ("squid", "-N", "-n", service, "-f", folder / "squid.conf")
+        process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL)
         try:
             await eventually(lambda: process.returncode is not None or _listens(squid.address), "squid listens")
             assert process.returncode is None, (folder / "cache.log").read_text()
@@ -97,6 +105,13 @@ async def open_squid() -> AsyncIterator[Squid]:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+            for path in shared_memory(service):
+                path.unlink()
+
+
+def shared_memory(service: str) -> list[Path]:
+    """The files that the squid of this service name has in memory."""
+    return sorted(SHARED_MEMORY.glob(f"{service}-*"))
 
 
 def _listens(address: Address) -> bool:
