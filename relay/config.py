@@ -174,8 +174,9 @@ PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-# What Basic authentication can carry (RFC 7617): no colon, and nothing that is not printed.
-UserName = Annotated[str, Field(pattern=r"^[!-9;-~]{1,128}$")]
+# What Basic authentication can carry (RFC 7617): no colon and no control character. Directories have names such as
+# user@firm.example, FIRM\user and "Jörg Müller".
+UserName = Annotated[str, Field(pattern=r"^[^:\x00-\x1f\x7f-\x9f]{1,128}$")]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 # The longest that RFC 8489 section 14.3 allows.
 UserPattern = Annotated[str, Field(max_length=508), AfterValidator(_user_pattern)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
+import unicodedata
 from collections.abc import Mapping
 
 from pydantic import SecretStr
@@ -20,7 +22,7 @@ class BasicAuth:
 
     def __init__(self, users: Mapping[str, SecretStr]) -> None:
         self._key = secrets.token_bytes(32)
-        self._digests = {name: self._digest(secret.get_secret_value()) for name, secret in users.items()}
+        self._digests = {_composed(name): self._digest(secret.get_secret_value()) for name, secret in users.items()}
         # Compared with where the name is unknown, so that this takes as long.
         self._nobody = secrets.token_bytes(32)
 
@@ -37,11 +39,24 @@ class BasicAuth:
         if scheme.lower() != "basic":
             return False
         try:
-            name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
-        except ValueError:  # no Base64, no ASCII to begin with, or no UTF-8 in it
+            credentials = base64.b64decode(encoded.strip(), validate=True)
+        except ValueError:  # no Base64, or no ASCII to begin with
             return False
-        same = hmac.compare_digest(self._digests.get(name, self._nobody), self._digest(password))
+        # Clients that ignore the charset of the challenge send Latin-1. Bytes that are good as both may mean either.
+        readings = [credentials.decode("latin-1")]
+        with contextlib.suppress(UnicodeDecodeError):
+            readings.append(credentials.decode("utf-8"))
+        return any(self._knows(reading) for reading in readings)
+
+    def _knows(self, credentials: str) -> bool:
+        name, colon, password = credentials.partition(":")
+        same = hmac.compare_digest(self._digests.get(_composed(name), self._nobody), self._digest(password))
         return same and bool(colon)
 
     def _digest(self, password: str) -> bytes:
-        return hashlib.blake2b(password.encode("utf-8"), key=self._key, digest_size=32).digest()
+        return hashlib.blake2b(_composed(password).encode("utf-8"), key=self._key, digest_size=32).digest()
+
+
+def _composed(text: str) -> str:
+    """Keyboards and files of some systems decompose what others compose (RFC 8265 asks for NFC)."""
+    return unicodedata.normalize("NFC", text)

@@ -22,9 +22,11 @@ from relay.gateway.site import SERVER
 
 # Against slow headers. Browsers send theirs at once, in one segment.
 HEAD_TIMEOUT_S = 10.0
-# Request line and fields together, and whatever of a ClientHello came with them.
-MAX_HEAD_BYTES = 16 * 1024
-MAX_LINE_BYTES = 8190
+# Request line and fields together, and whatever of a ClientHello came with them. The Kerberos ticket of a user in many
+# groups is 12 KB of Proxy-Authorization; Windows allows 48,000 bytes, which nobody has.
+MAX_HEAD_BYTES = 32 * 1024
+# The smallest field is "a:" with its line end.
+MAX_FIELDS = MAX_HEAD_BYTES // 4
 READ_BYTES = 4096
 # A page is read within a round trip. What the client sends meanwhile is thrown away: closing with bytes unread is a
 # reset, and the page would be lost.
@@ -82,8 +84,14 @@ class ClientGone(Exception):
 async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]:
     """The first request, and the bytes behind its head that came with it. Raises Refused or ClientGone."""
     loop = asyncio.get_running_loop()
+    # The bound is ours, for all of the head together.
     parser = HttpRequestParser(
-        BaseProtocol(loop), loop, 2**16, max_line_size=MAX_LINE_BYTES, max_field_size=MAX_LINE_BYTES
+        BaseProtocol(loop),
+        loop,
+        2**16,
+        max_line_size=MAX_HEAD_BYTES,
+        max_field_size=MAX_HEAD_BYTES,
+        max_headers=MAX_FIELDS,
     )
     received = 0
     try:

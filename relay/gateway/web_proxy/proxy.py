@@ -58,7 +58,8 @@ REASON_LINES_PER_S = 10
 # So many beyond a bound hear why; further ones are closed at once, for each holds a descriptor until it has heard.
 TOLD_WHY = 64
 FULL = "This relay has as many connections as it may. Try again later."
-PAC_PATHS = ("/proxy.pac", "/wpad.dat")
+# In any case. Some DHCP servers put a byte too few of the URL into their option 252, hence the last one.
+PAC_PATHS = ("/proxy.pac", "/wpad.dat", "/wpad.da")
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
 # Of a Host field, what may be written into proxy.pac.
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -235,8 +236,10 @@ class WebProxy:
             wanted = parse_authority(request.path)
         except ValueError as error:
             raise Refused(Outcome.BAD_REQUEST, 400, f"This request cannot be read: {error}.") from None
-        # RFC 9110 section 9.3.6: a CONNECT has no content. What some hop takes for content, another takes for more.
-        if "Content-Length" in request.headers or "Transfer-Encoding" in request.headers:
+        # RFC 9110 section 9.3.6: a CONNECT has no content. What some hop takes for content, another takes for more; a
+        # length of 0 says the same to all, and Windows' own client sends it.
+        lengths = request.headers.getall("Content-Length", [])
+        if lengths not in ([], ["0"]) or "Transfer-Encoding" in request.headers:
             raise Refused(Outcome.BAD_REQUEST, 400, "A CONNECT has no content: expected no length of it.")
         self._authenticate(request)
         if self._draining:
@@ -309,7 +312,7 @@ class WebProxy:
         if request.method not in {"GET", "HEAD"}:
             text = "This relay takes CONNECT, and GET of /proxy.pac and /wpad.dat."
             raise Refused(Outcome.METHOD_REFUSED, 405, text, {"Allow": "CONNECT, GET, HEAD"})
-        if request.path.partition("?")[0] not in PAC_PATHS:
+        if request.path.partition("?")[0].lower() not in PAC_PATHS:
             text = "This is the web proxy of a voice relay. There is nothing here but /proxy.pac and /wpad.dat."
             raise Refused(Outcome.PLAIN_HTTP, 403, text)
         local = Address(*accepted.getsockname()[:2])
@@ -333,7 +336,7 @@ class WebProxy:
 
     def routes(self) -> list[web.RouteDef]:
         """proxy.pac on the TLS port."""
-        return [web.get(path, self._on_pac) for path in PAC_PATHS]
+        return [web.get(f"/{{file:(?i:{re.escape(path[1:])})}}", self._on_pac) for path in PAC_PATHS]
 
     async def _on_pac(self, request: web.Request) -> web.Response:
         if not self.addresses:

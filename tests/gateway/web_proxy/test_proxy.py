@@ -11,6 +11,7 @@ import resource
 import secrets
 import shutil
 import socket
+import unicodedata
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -418,7 +419,9 @@ GRANTED = "relay.test:443"
         connect_request("www.example.com:443"),
         connect_request("relay.test:22"),
         connect_request(GRANTED, "Content-Length: 40"),
-        connect_request(GRANTED, "Content-Length: 0"),
+        connect_request(GRANTED, "Content-Length: 00"),
+        connect_request(GRANTED, "Content-Length: 0", "Content-Length: 0"),
+        connect_request(GRANTED, "Content-Length: 0", "Transfer-Encoding: chunked"),
         connect_request(GRANTED, "Transfer-Encoding: chunked"),
         connect_request(GRANTED, "Content-Length: 5", "Content-Length: 6"),
         connect_request(GRANTED, "Content-Length: 5", "Transfer-Encoding: chunked"),
@@ -524,13 +527,51 @@ async def test_users(tmp_path: Path) -> None:
     assert base64.b64encode(b"alice:").decode()[:6] not in told
 
 
+@pytest.mark.parametrize("name", ["user@firm.example", "FIRM\\user", "FIRM\\Jörg Müller", "O'Neill, Ann"])
+async def test_names_of_a_directory_and_passwords_as_clients_encode_them(tmp_path: Path, name: str) -> None:
+    async with proxying(tmp_path, web_proxy={"users": {name: "geheim ß é"}}) as relay:
+        composed = f"{name}:geheim ß é"
+        good = [composed.encode(), composed.encode("latin-1"), unicodedata.normalize("NFD", composed).encode()]
+        for credentials in good:
+            field = "Proxy-Authorization: Basic " + base64.b64encode(credentials).decode()
+            (await open_connect(proxy_of(relay), GRANTED, field)).close()
+        # Neither the Latin-1 reading of UTF-8 bytes, nor what is left without bytes that are not UTF-8.
+        for credentials in (composed.encode().decode("latin-1").encode(), composed.encode() + b"\xff"):
+            field = "Proxy-Authorization: Basic " + base64.b64encode(credentials).decode()
+            assert (await refused(proxy_of(relay), GRANTED, field)).status == 407
+
+
+async def test_a_password_whose_latin_1_bytes_are_utf_8_of_another(tmp_path: Path) -> None:
+    async with proxying(tmp_path, web_proxy={"users": {"alice": "Ã©"}}) as relay:
+        field = "Proxy-Authorization: Basic " + base64.b64encode("alice:Ã©".encode("latin-1")).decode()
+        (await open_connect(proxy_of(relay), GRANTED, field)).close()
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+async def test_connect_of_windows(tmp_path: Path, version: str) -> None:
+    """Its own client says that there is no content; and a ticket of Kerberos fills 12 KB."""
+    async with proxying(tmp_path, web_proxy={"users": {"alice": "secret"}}) as relay:
+        for field, status in (
+            (basic("alice:secret"), b"200 "),
+            ("Proxy-Authorization: Negotiate " + "A" * 12_288, b"407 "),
+        ):
+            head = f"CONNECT {GRANTED} {version}\r\nUser-Agent: Mozilla/4.0 (compatible; MSIE 8.0; Win32)\r\n"
+            head += (
+                f"Host: {GRANTED}\r\nContent-Length: 0\r\nProxy-Connection: Keep-Alive\r\nPragma: no-cache\r\n{field}"
+            )
+            with await open_socket(proxy_of(relay)) as connected:
+                await asyncio.get_running_loop().sock_sendall(connected, head.encode() + b"\r\n\r\n")
+                answer = await asyncio.get_running_loop().sock_recv(connected, 65536)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+
+
 # proxy.pac
 
 
 async def test_pac(tmp_path: Path) -> None:
     async with proxying(tmp_path) as relay, aiohttp.ClientSession() as session:
         proxy = proxy_of(relay)
-        for path in ("/proxy.pac", "/wpad.dat", "/proxy.pac?v=2"):
+        for path in ("/proxy.pac", "/wpad.dat", "/proxy.pac?v=2", "/wpad.da", "/WPAD.DAT", "/Proxy.Pac?", "/wpad.DA"):
             answer = await ask(proxy, f"GET {path} HTTP/1.1\r\nHost: wpad.firm.example\r\n\r\n".encode())
             assert answer.status == 200
             assert answer.fields["content-type"] == PAC_TYPE
@@ -541,7 +582,7 @@ async def test_pac(tmp_path: Path) -> None:
         assert (head.status, head.body) == (200, "")
         assert int(head.fields["content-length"]) > 500
         # On the TLS port, with the port of the web proxy in it.
-        for path in ("/proxy.pac", "/wpad.dat"):
+        for path in ("/proxy.pac", "/wpad.dat", "/wpad.da", "/WPAD.DAT", "/Proxy.PAC"):
             async with session.get(
                 f"https://{relay.tls}{path}", ssl=relay.trust, headers={"Host": "voice.firm.example:8443"}
             ) as response:
@@ -655,9 +696,11 @@ async def test_slow_and_long_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         one_by_one = [bytes([byte]) for byte in b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n"]
         assert (await ask(proxy, *one_by_one)).status == 200
         field = "X: " + "a" * 1000
-        assert (await refused(proxy, GRANTED, *[field] * 20)).status == 431
-        assert (await refused(proxy, GRANTED, "X: " + "a" * 9000)).status == 400
-        assert (await ask(proxy, b"\r\n" * 10_000)).status == 431
+        assert (await refused(proxy, GRANTED, *[field] * 40)).status == 431
+        assert (await refused(proxy, GRANTED, "X: " + "a" * 40_000)).status == 431
+        assert (await refused(proxy, "a" * 40_000)).status == 431
+        assert (await ask(proxy, b"\r\n" * 20_000)).status == 431
+        (await open_connect(proxy, GRANTED, "X: " + "a" * 20_000, *["A: b"] * 1000)).close()
         monkeypatch.setattr(proxy_http, "HEAD_TIMEOUT_S", 0.1)
         for first in (b"", b"CONN", connect_request(GRANTED)[:-2]):
             with await open_socket(proxy) as slow:
