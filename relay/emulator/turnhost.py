@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,14 @@ MAX_DATAGRAMS_PER_WAKE_UP = 64
 # The kernel charges a voice packet with 768 bytes: 1 MiB holds 1,300 of them, 270 ms of 100 calls. It is a wish:
 # the kernel grants no more than net.core.rmem_max and net.core.wmem_max.
 SOCKET_BUFFER_BYTES = 1 << 20
+
+# What has run out when a socket cannot be opened; everything else is about the port that was tried.
+_LACKING = {
+    errno.EMFILE: "no file descriptors left in this process",
+    errno.ENFILE: "no file descriptors left on this machine",
+    errno.ENOBUFS: "no memory for sockets",
+    errno.ENOMEM: "no memory for sockets",
+}
 
 _Decide = Callable[[float, Address, bytes], list[Command]]
 
@@ -167,8 +176,9 @@ class TurnHost:
     def _open_relayed(self, now: float, relayed_address: Address) -> None:
         try:
             opened = open_udp_socket(relayed_address)
-        except OSError:
-            self._perform(now, self._server.on_relayed_failed(now, relayed_address))
+        except OSError as error:
+            lacking = _LACKING.get(error.errno or 0, "")
+            self._perform(now, self._server.on_relayed_failed(now, relayed_address, lacking))
             return
         self._relayed[relayed_address] = opened
 

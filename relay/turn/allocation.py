@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from relay.addresses import Address
+from relay.wire.stun import family_of
 
 # Fixed by RFC 8656 sections 9 and 12.
 PERMISSION_LIFETIME_S = 300
@@ -25,18 +26,40 @@ class Channel:
 
 
 @dataclass(slots=True)
+class Relayed:
+    """One relayed address until ``expires``."""
+
+    address: Address
+    expires: float
+
+
+@dataclass(slots=True)
 class Allocation:
-    """One relayed address, the client that owns it, and who may reach it."""
+    """A relayed address, or one of each address family; the client that owns them, and who may reach them."""
 
     client: Address
     username: str
-    relayed_address: Address
-    expires: float
-    # When the server looks at it next; not later than ``expires``.
+    # By address family (RFC 8656 section 2.5.4): each may be refreshed and deleted alone.
+    relayed: dict[int, Relayed]
+    # When the server looks at it next; not later than the first of its addresses expires.
     deadline: float
     permissions: dict[str, float] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
     channels_by_peer: dict[Address, Channel] = field(default_factory=dict)
+
+    @property
+    def first_expiry(self) -> float:
+        """When the first of its relayed addresses expires."""
+        return min(relayed.expires for relayed in self.relayed.values())
+
+    def lives(self, now: float) -> bool:
+        """True while one of its relayed addresses does."""
+        return any(relayed.expires > now for relayed in self.relayed.values())
+
+    def source_for(self, now: float, host: str) -> Address | None:
+        """The relayed address that reaches peers of this host's family, while it lives."""
+        relayed = self.relayed.get(family_of(host))
+        return None if relayed is None or relayed.expires <= now else relayed.address
 
     def permits(self, now: float, host: str) -> bool:
         """True while a permission for the peer's address lives (ports do not count, section 9)."""

@@ -21,13 +21,24 @@ from relay.addresses import Address
 NONCE_LIFETIME_S = 600
 
 
-def long_term_key(username: str, realm: str, password: str) -> bytes:
-    """MD5(username:realm:password), the key of MESSAGE-INTEGRITY (RFC 8489 section 9.2.2).
+def prepared(text: str) -> str:
+    """The text in Unicode form C: the part of OpaqueString (RFC 8265) that changes characters silently."""
+    return unicodedata.normalize("NFC", text)
 
-    Texts are put in Unicode form C, the part of OpaqueString (RFC 8265) that changes characters silently.
-    """
-    text = unicodedata.normalize("NFC", f"{username}:{realm}:{password}")
-    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
+
+def long_term_key(username: str, realm: str, password: str) -> bytes:
+    """MD5(username:realm:password), the key of MESSAGE-INTEGRITY (RFC 8489 section 9.2.2), of the prepared texts."""
+    return raw_long_term_key(prepared(username), prepared(realm), prepared(password))
+
+
+def raw_long_term_key(username: str, realm: str, password: str) -> bytes:
+    """The same of the texts as they are: many implementations, coturn and browsers among them, prepare nothing."""
+    return hashlib.md5(f"{username}:{realm}:{password}".encode(), usedforsecurity=False).digest()
+
+
+def long_term_keys(username: str, realm: str, password: str) -> tuple[bytes, bytes]:
+    """Both keys that a peer may mean, the prepared one first. For texts in form C, such as ASCII, they are equal."""
+    return long_term_key(username, realm, password), raw_long_term_key(username, realm, password)
 
 
 def rest_password(secret: str, username: str) -> str:
@@ -41,23 +52,23 @@ def rest_username(user: str, expires: int) -> str:
 
 
 class CredentialStore(Protocol):
-    """Finds the key of a user; the server asks it once per authenticated request."""
+    """Finds the keys of a user; the server asks it once per authenticated request."""
 
-    def key(self, username: str, realm: str, unix_time: float) -> bytes | None:
-        """The long-term key, or None for a user who is unknown or whose time is over."""
+    def keys(self, username: str, realm: str, unix_time: float) -> tuple[bytes, ...]:
+        """The long-term keys, either of which proves the user; empty if the user is unknown or their time is over."""
         ...
 
 
 class StaticCredentials:
-    """User names and passwords from a table."""
+    """User names and passwords from a table. A name is found in the form it has there, and in its prepared form."""
 
     def __init__(self, passwords: Mapping[str, str]) -> None:
-        self._passwords = dict(passwords)
+        self._passwords = {prepared(username): password for username, password in passwords.items()}
 
-    def key(self, username: str, realm: str, unix_time: float) -> bytes | None:
-        """The key of a user in the table, at any time."""
-        password = self._passwords.get(username)
-        return None if password is None else long_term_key(username, realm, password)
+    def keys(self, username: str, realm: str, unix_time: float) -> tuple[bytes, ...]:
+        """The keys of a user in the table, at any time."""
+        password = self._passwords.get(prepared(username))
+        return () if password is None else long_term_keys(username, realm, password)
 
 
 class RestCredentials:
@@ -66,12 +77,12 @@ class RestCredentials:
     def __init__(self, secret: str) -> None:
         self._secret = secret
 
-    def key(self, username: str, realm: str, unix_time: float) -> bytes | None:
-        """The key of ``expiry:user`` while the expiry is ahead."""
+    def keys(self, username: str, realm: str, unix_time: float) -> tuple[bytes, ...]:
+        """The keys of ``expiry:user`` while the expiry is ahead."""
         expires, colon, _ = username.partition(":")
         if not colon or not expires.isascii() or not expires.isdigit() or int(expires[:20]) <= unix_time:
-            return None
-        return long_term_key(username, realm, rest_password(self._secret, username))
+            return ()
+        return long_term_keys(username, realm, rest_password(self._secret, username))
 
 
 @dataclass(frozen=True)

@@ -30,3 +30,9 @@ class RateLimit:
         if len(self._buckets) > MAX_SOURCES:
             self._buckets.popitem(last=False)
         return granted
+
+    def give_back(self, source: str) -> None:
+        """Return a grant that turned out not to be needed."""
+        if source in self._buckets:
+            tokens, since = self._buckets[source]
+            self._buckets[source] = (min(self._burst, tokens + 1), since)

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -51,8 +51,20 @@ class MessageClass(IntEnum):
     ERROR = 3
 
 
+class AddressFamily(IntEnum):
+    """RFC 8489 section 14.1, RFC 8656 section 18.6."""
+
+    IPV4 = 1
+    IPV6 = 2
+
+
+def family_of(host: str) -> AddressFamily:
+    """The family of a literal address."""
+    return AddressFamily.IPV6 if ":" in host else AddressFamily.IPV4
+
+
 class AttributeType(IntEnum):
-    """The attributes known here; below 0x8000 an unknown one must be refused (comprehension-required)."""
+    """The attributes that have a name here; what a client or a server understands of them it says itself."""
 
     MAPPED_ADDRESS = 0x0001
     USERNAME = 0x0006
@@ -76,6 +88,10 @@ class AttributeType(IntEnum):
     RESERVATION_TOKEN = 0x0022
     PRIORITY = 0x0024
     USE_CANDIDATE = 0x0025
+    # From here on an attribute that is not understood is ignored (comprehension-optional).
+    ADDITIONAL_ADDRESS_FAMILY = 0x8000
+    ADDRESS_ERROR_CODE = 0x8001
+    PASSWORD_ALGORITHMS = 0x8002
     SOFTWARE = 0x8022
     ALTERNATE_SERVER = 0x8023
     FINGERPRINT = 0x8028
@@ -93,6 +109,8 @@ VALUE_BYTES: dict[int, tuple[int, int]] = {
     AttributeType.CHANNEL_NUMBER: (4, 4),
     AttributeType.LIFETIME: (4, 4),
     AttributeType.REQUESTED_ADDRESS_FAMILY: (4, 4),
+    AttributeType.ADDITIONAL_ADDRESS_FAMILY: (4, 4),
+    AttributeType.ADDRESS_ERROR_CODE: (4, 4 + 763),
     AttributeType.EVEN_PORT: (1, 1),
     AttributeType.REQUESTED_TRANSPORT: (4, 4),
     AttributeType.RESERVATION_TOKEN: (8, 8),
@@ -108,7 +126,7 @@ INTEGRITY_DIGESTS: dict[int, Callable[..., Any]] = {
     AttributeType.MESSAGE_INTEGRITY_SHA256: hashlib.sha256,
 }
 
-_KNOWN_TYPES = frozenset(int(known) for known in AttributeType)
+_AFTER_INTEGRITY = frozenset({AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.FINGERPRINT})
 _HEADER = struct.Struct("!HHI12s")
 _ATTRIBUTE = struct.Struct("!HH")
 _UINT32 = struct.Struct("!I")
@@ -139,6 +157,8 @@ class Message:
     raw: bytes
     # Offset of the integrity attributes in ``raw``, by type.
     integrity_offsets: dict[int, int]
+    # What is wrong with the length of a value, of the first attribute that has such a fault; empty if nothing is.
+    fault: str = ""
 
     def get(self, attribute_type: int) -> bytes | None:
         """The value of the first attribute of this type, or None (a duplicate is ignored, section 14)."""
@@ -165,6 +185,11 @@ class Message:
             raise StunError(f"attribute 0x{attribute_type:04x} has {len(value)} bytes, expected 4")
         return int(_UINT32.unpack_from(value)[0])
 
+    def family(self, attribute_type: int) -> int | None:
+        """The address family in REQUESTED-ADDRESS-FAMILY and its like, or None. Raises StunError if it is too short."""
+        value = self.uint32(attribute_type)
+        return None if value is None else value >> 24
+
     def text(self, attribute_type: int) -> str | None:
         """The value as UTF-8, or None. Raises StunError if it is not UTF-8."""
         value = self.get(attribute_type)
@@ -177,7 +202,10 @@ class Message:
 
     @property
     def error(self) -> ErrorCode | None:
-        """ERROR-CODE, or None. Raises StunError for a malformed one."""
+        """ERROR-CODE, or None. Raises StunError for a malformed one.
+
+        Some servers count the padding as part of the reason; it is not shown.
+        """
         value = self.get(AttributeType.ERROR_CODE)
         if value is None:
             return None
@@ -185,12 +213,11 @@ class Message:
         hundreds = value[2] & 0x07
         if not 3 <= hundreds <= 6 or number > 99:
             raise StunError(f"ERROR-CODE of class {hundreds} and number {number}")
-        return ErrorCode(hundreds * 100 + number, value[4:].decode(errors="replace"))
+        return ErrorCode(hundreds * 100 + number, value[4:].decode(errors="replace").rstrip("\0 "))
 
-    @property
-    def unknown_required(self) -> tuple[int, ...]:
-        """Types that must be understood (below 0x8000) and are not, for UNKNOWN-ATTRIBUTES."""
-        return tuple(dict.fromkeys(kind for kind, _ in self.attributes if kind < 0x8000 and kind not in _KNOWN_TYPES))
+    def unknown_required(self, understood: Set[int]) -> tuple[int, ...]:
+        """Types that must be understood (below 0x8000) and are not among these, for UNKNOWN-ATTRIBUTES."""
+        return tuple(dict.fromkeys(kind for kind, _ in self.attributes if kind < 0x8000 and kind not in understood))
 
     def has_integrity(self, key: bytes, kind: int = AttributeType.MESSAGE_INTEGRITY) -> bool:
         """True if the message carries the integrity attribute ``kind`` and it fits ``key``.
@@ -241,11 +268,12 @@ def split_message_type(kind: int) -> tuple[int, MessageClass]:
     return method, MessageClass((kind >> 4) & 1 | (kind >> 7) & 2)
 
 
-def parse_message(data: bytes) -> Message:
+def parse_message(data: bytes, *, allow_faults: bool = False) -> Message:
     """Read one whole message. Raises StunError.
 
-    Attributes behind MESSAGE-INTEGRITY are ignored but for MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (section
-    14.5); FINGERPRINT must be last and right.
+    Attributes after MESSAGE-INTEGRITY are ignored, except MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (section
+    14.5); FINGERPRINT must be last and right. With ``allow_faults`` a value of the wrong length does not raise: the
+    message says so in ``fault``, and a server can answer it. An integrity attribute with such a fault does not count.
     """
     if len(data) < HEADER_BYTES:
         raise StunError(f"{len(data)} bytes, expected at least {HEADER_BYTES}")
@@ -256,10 +284,15 @@ def parse_message(data: bytes) -> Message:
         raise StunError(f"length {length} in a message of {len(data)} bytes")
     attributes: list[Attribute] = []
     integrity_offsets: dict[int, int] = {}
-    offset = HEADER_BYTES
+    offset, fault = HEADER_BYTES, ""
     while offset < len(data):
         attribute, after = _parse_attribute(data, offset)
-        if attribute.type == AttributeType.FINGERPRINT:
+        wrong = "" if integrity_offsets and attribute.type not in _AFTER_INTEGRITY else _length_fault(attribute)
+        fault = fault or wrong
+        if wrong:
+            if not allow_faults or attribute.type == AttributeType.FINGERPRINT:
+                raise StunError(wrong)
+        elif attribute.type == AttributeType.FINGERPRINT:
             _check_fingerprint(data, offset, after, attribute.value)
         elif attribute.type in INTEGRITY_DIGESTS:
             # SHA-1 counts only if nothing of the kind came before it, SHA-256 also behind SHA-1.
@@ -269,7 +302,7 @@ def parse_message(data: bytes) -> Message:
             attributes.append(attribute)
         offset = after
     method, message_class = split_message_type(kind)
-    return Message(method, message_class, transaction_id, tuple(attributes), data, integrity_offsets)
+    return Message(method, message_class, transaction_id, tuple(attributes), data, integrity_offsets, fault)
 
 
 def _parse_attribute(data: bytes, offset: int) -> tuple[Attribute, int]:
@@ -280,10 +313,13 @@ def _parse_attribute(data: bytes, offset: int) -> tuple[Attribute, int]:
     after = start + length + (-length & 3)
     if after > len(data):
         raise StunError(f"attribute 0x{kind:04x} of {length} bytes at {offset} ends behind the message")
-    bounds = VALUE_BYTES.get(kind)
-    if bounds is not None and not bounds[0] <= length <= bounds[1]:
-        raise StunError(f"attribute 0x{kind:04x} has {length} bytes, expected {bounds[0]} to {bounds[1]}")
     return Attribute(kind, data[start : start + length]), after
+
+
+def _length_fault(attribute: Attribute) -> str:
+    kind, length = attribute.type, len(attribute.value)
+    least, most = VALUE_BYTES.get(kind, (0, length))
+    return "" if least <= length <= most else f"attribute 0x{kind:04x} has {length} bytes, expected {least} to {most}"
 
 
 def _check_fingerprint(data: bytes, offset: int, after: int, value: bytes) -> None:
@@ -346,6 +382,11 @@ def build_xor_address(address: Address, transaction_id: bytes) -> bytes:
 def build_error_code(code: int, reason: str = "") -> bytes:
     """Write the value of ERROR-CODE."""
     return struct.pack("!HBB", 0, code // 100, code % 100) + reason.encode()
+
+
+def build_address_error_code(family: int, code: int, reason: str = "") -> bytes:
+    """Write the value of ADDRESS-ERROR-CODE (RFC 8656 section 18.12)."""
+    return bytes([family]) + build_error_code(code, reason)[1:]
 
 
 def build_uint32(number: int) -> bytes:

@@ -85,8 +85,8 @@ async def test_allocation_ends_with_refresh_0() -> None:
 
 async def test_expired_allocation_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     # The least lifetime is ten minutes: here it is none at all, so that the timer is due at once.
-    monkeypatch.setattr("relay.turn.server.DEFAULT_LIFETIME_S", 0)
-    monkeypatch.setattr("relay.turn.server.MAX_LIFETIME_S", 0)
+    monkeypatch.setattr("relay.turn.allocate.DEFAULT_LIFETIME_S", 0)
+    monkeypatch.setattr("relay.turn.allocate.MAX_LIFETIME_S", 0)
     async with TurnHost(ANY_PORT, CREDENTIALS) as host:
         turn = await _open(host)
         relayed = await turn.allocate()

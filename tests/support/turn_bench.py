@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import count
 
 from relay.addresses import Address
@@ -82,11 +83,15 @@ class ServerBench:
         credentials: CredentialStore | None = None,
         passwords: dict[str, str] | None = None,
         choose: random.Random | None = None,
+        *,
+        limited: bool = False,
     ) -> None:
+        """Unless it is ``limited``, a test may ask for as many nonces as it likes."""
         self.now = 1000.0
         self.passwords = PASSWORDS if passwords is None else passwords
+        settings = settings or ServerSettings(relayed_hosts=("192.0.2.1",))
         self.server = TurnServer(
-            settings or ServerSettings(relayed_hosts=("192.0.2.1",)),
+            settings if limited else replace(settings, unauthenticated_answers_per_s=0),
             credentials or StaticCredentials(self.passwords),
             nonces=NonceMint(key=bytes(32)),
             choose=choose or random.Random(1),

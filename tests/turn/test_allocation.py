@@ -11,6 +11,7 @@ from relay.turn.allocation import (
     MAX_PERMISSIONS,
     PERMISSION_LIFETIME_S,
     Allocation,
+    Relayed,
 )
 
 RELAYED = Address("192.0.2.1", 50000)
@@ -21,7 +22,19 @@ OTHER = Address("8.0.0.2", 4000)
 
 @pytest.fixture
 def allocation() -> Allocation:
-    return Allocation(Address("192.168.1.10", 50000), "ann", RELAYED, expires=600.0, deadline=600.0)
+    return Allocation(Address("192.168.1.10", 50000), "ann", {1: Relayed(RELAYED, 600.0)}, deadline=600.0)
+
+
+def test_it_lives_as_long_as_the_last_of_its_relayed_addresses(allocation: Allocation) -> None:
+    allocation.relayed[2] = Relayed(Address("2001:db8::1", 50001), 900.0)
+    assert allocation.first_expiry == 600.0
+    assert [allocation.lives(now) for now in (599.9, 600.0, 899.9, 900.0)] == [True, True, True, False]
+
+
+def test_a_peer_is_reached_from_the_address_of_its_family_while_that_lives(allocation: Allocation) -> None:
+    assert allocation.source_for(599.9, PEER.host) == RELAYED
+    assert allocation.source_for(600.0, PEER.host) is None
+    assert allocation.source_for(0.0, "2a00::1") is None
 
 
 def consistent(allocation: Allocation) -> bool:

@@ -265,14 +265,14 @@ def test_9_2_5_several_438_at_once(pair: ClientBench) -> None:
     pair.allocated()
     pair.bench.advance(601 - 540)
     for number in range(3):
-        pair.client.bind_channel(pair.now, Address(PEER.host, number))
+        pair.client.bind_channel(pair.now, Address(PEER.host, 4000 + number))
     pair.settle()
     pair.client.refresh(pair.now, 3600)
     pair.settle()
     pair.bench.advance(700)
     for number in range(3):
-        pair.client.bind_channel(pair.now, Address(PEER.host, number))
-    assert pair.settle() == [ChannelBound(Address(PEER.host, number), 0x4000 + number) for number in range(3)]
+        pair.client.bind_channel(pair.now, Address(PEER.host, 4000 + number))
+    assert pair.settle() == [ChannelBound(Address(PEER.host, 4000 + number), 0x4000 + number) for number in range(3)]
 
 
 @pytest.mark.parametrize(("username", "password"), [("ann", "wrong"), ("eve", "sesame")])

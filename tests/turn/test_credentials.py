@@ -17,6 +17,8 @@ from relay.turn.credentials import (
     RestCredentials,
     StaticCredentials,
     long_term_key,
+    long_term_keys,
+    raw_long_term_key,
     rest_password,
     rest_username,
 )
@@ -37,18 +39,34 @@ def test_texts_that_look_the_same_give_the_same_key() -> None:
     assert long_term_key("Zoe", "realm", "pass") != long_term_key(composed, "realm", "pass")
 
 
+def test_the_raw_key_is_that_of_the_texts_as_they_are() -> None:
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    assert raw_long_term_key(composed, "realm", "pass") != raw_long_term_key(decomposed, "realm", "pass")
+    assert long_term_keys(decomposed, "r", "p") == (
+        hashlib.md5("Zo\u00eb:r:p".encode()).digest(),
+        hashlib.md5("Zoe\u0308:r:p".encode()).digest(),
+    )
+
+
 def test_static_credentials_know_their_table() -> None:
     credentials = StaticCredentials({"ann": "sesame"})
-    assert credentials.key("ann", "cloud9", 0.0) == long_term_key("ann", "cloud9", "sesame")
-    assert credentials.key("Ann", "cloud9", 0.0) is None
-    assert credentials.key("", "cloud9", 0.0) is None
+    assert credentials.keys("ann", "cloud9", 0.0) == long_term_keys("ann", "cloud9", "sesame")
+    assert credentials.keys("Ann", "cloud9", 0.0) == ()
+    assert credentials.keys("", "cloud9", 0.0) == ()
+
+
+@pytest.mark.parametrize("in_the_table", ["Zo\u00eb", "Zoe\u0308"])
+@pytest.mark.parametrize("sent", ["Zo\u00eb", "Zoe\u0308"])
+def test_static_credentials_find_either_form_of_a_name(in_the_table: str, sent: str) -> None:
+    keys = StaticCredentials({in_the_table: "sesame"}).keys(sent, "cloud9", 0.0)
+    assert keys == long_term_keys(sent, "cloud9", "sesame")
 
 
 def test_static_credentials_do_not_follow_the_callers_table() -> None:
     table = {"ann": "sesame"}
     credentials = StaticCredentials(table)
     table["eve"] = "let me in"
-    assert credentials.key("eve", "cloud9", 0.0) is None
+    assert credentials.keys("eve", "cloud9", 0.0) == ()
 
 
 # Time-limited credentials (draft-uberti-behave-turn-rest)
@@ -65,27 +83,27 @@ def test_rest_password_is_the_base64_of_hmac_sha1_over_the_whole_name() -> None:
 
 @pytest.mark.parametrize(("unix_time", "valid"), [(0.0, True), (999.9, True), (1000.0, False), (1000.1, False)])
 def test_rest_credentials_end_with_their_expiry(unix_time: float, valid: bool) -> None:
-    key = RestCredentials("north").key("1000:ann", "cloud9", unix_time)
-    expected = long_term_key("1000:ann", "cloud9", rest_password("north", "1000:ann"))
-    assert key == (expected if valid else None)
+    keys = RestCredentials("north").keys("1000:ann", "cloud9", unix_time)
+    expected = long_term_keys("1000:ann", "cloud9", rest_password("north", "1000:ann"))
+    assert keys == (expected if valid else ())
 
 
 @pytest.mark.parametrize(
     "username", ["", "ann", "1000", ":ann", "-5:ann", "1e9:ann", " 1000:ann", "٣٣٣٣:ann", "x1000:ann"]
 )
 def test_rest_names_of_another_form_are_unknown(username: str) -> None:
-    assert RestCredentials("north").key(username, "cloud9", 0.0) is None
+    assert RestCredentials("north").keys(username, "cloud9", 0.0) == ()
 
 
 def test_rest_names_may_be_long_or_have_no_user() -> None:
     credentials = RestCredentials("north")
-    assert credentials.key("9" * 5000 + ":ann", "cloud9", 0.0) is not None
-    assert credentials.key("1000:", "cloud9", 0.0) is not None
-    assert credentials.key("0" * 5000 + ":ann", "cloud9", 0.0) is None
+    assert credentials.keys("9" * 5000 + ":ann", "cloud9", 0.0)
+    assert credentials.keys("1000:", "cloud9", 0.0)
+    assert credentials.keys("0" * 5000 + ":ann", "cloud9", 0.0) == ()
 
 
 def test_rest_secrets_differ_in_their_keys() -> None:
-    keys = {RestCredentials(secret).key("1000:ann", "cloud9", 0.0) for secret in ("north", "south")}
+    keys = {RestCredentials(secret).keys("1000:ann", "cloud9", 0.0) for secret in ("north", "south")}
     assert len(keys) == 2
 
 
@@ -157,5 +175,5 @@ def test_any_text_is_refused_as_a_nonce(nonce: str) -> None:
 @repeatable
 @given(st.text(max_size=40))
 def test_any_text_as_a_rest_name_is_a_key_or_unknown(username: str) -> None:
-    key = RestCredentials("north").key(username, "cloud9", 1000.0)
-    assert key is None or int(username.partition(":")[0]) > 1000
+    keys = RestCredentials("north").keys(username, "cloud9", 1000.0)
+    assert not keys or int(username.partition(":")[0]) > 1000

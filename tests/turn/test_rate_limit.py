@@ -52,6 +52,17 @@ def test_zero_grants_everything() -> None:
     assert granted(RateLimit(0), 0.0, "a") == 100
 
 
+def test_what_is_given_back_can_be_taken_again_and_no_more() -> None:
+    limit = RateLimit(2)
+    for _ in range(10):
+        assert limit.allows(0.0, "a")
+        limit.give_back("a")
+    limit.give_back("a")
+    limit.give_back("nobody")
+    assert granted(limit, 0.0, "a") == 2
+    assert granted(limit, 0.0, "nobody") == 2
+
+
 def test_the_source_unheard_for_the_longest_is_forgotten() -> None:
     limit = RateLimit(1)
     for number in range(MAX_SOURCES):

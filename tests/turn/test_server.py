@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses import LOOPBACK, Address, RelayPolicy
-from relay.turn.credentials import RestCredentials, rest_password, rest_username
+from relay.turn.credentials import RestCredentials, long_term_key, raw_long_term_key, rest_password, rest_username
 from relay.turn.server import (
     MAX_ANSWERS,
     MAX_OPEN_TRIES,
     MAX_RELAYED_BYTES,
+    MAX_SPARE_DEADLINES,
     CloseRelayed,
     OpenRelayed,
     SendToClient,
@@ -22,6 +24,7 @@ from relay.turn.server import (
 )
 from relay.wire.stun import (
     AttributeType,
+    ErrorCode,
     Message,
     MessageClass,
     Method,
@@ -29,6 +32,7 @@ from relay.wire.stun import (
     build_uint32,
     build_xor_address,
     parse_message,
+    parse_xor_address,
 )
 from tests.support.properties import repeatable
 from tests.support.stun_vectors import SAMPLE_REQUEST
@@ -119,10 +123,54 @@ def test_rfc8489_6_3_what_is_malformed_is_dropped(bench: ServerBench) -> None:
         "one byte more": request + b"\0",
         "one byte less": request[:-1],
         "an attribute too long": flipped(request, 23) + b"",
-        "fixed length": binding(bench, (AttributeType.LIFETIME, b"abc")),
     }
     for what, data in dropped.items():
         assert bench.send(data) == [], what
+
+
+WRONG_LENGTHS: list[tuple[Method, Attributes]] = [
+    (Method.BINDING, (AttributeType.LIFETIME, b"abc")),
+    (Method.BINDING, (AttributeType.PRIORITY, b"")),
+    (Method.ALLOCATE, (AttributeType.REQUESTED_TRANSPORT, b"\x11")),
+    (Method.ALLOCATE, (AttributeType.LIFETIME, bytes(5))),
+    (Method.ALLOCATE, (AttributeType.EVEN_PORT, b"")),
+    (Method.ALLOCATE, (AttributeType.EVEN_PORT, bytes(4))),
+    (Method.ALLOCATE, (AttributeType.RESERVATION_TOKEN, bytes(7))),
+    (Method.ALLOCATE, (AttributeType.REQUESTED_ADDRESS_FAMILY, b"\x01")),
+    (Method.ALLOCATE, (AttributeType.ADDITIONAL_ADDRESS_FAMILY, b"\x02")),
+    (Method.REFRESH, (AttributeType.LIFETIME, b"")),
+    (Method.CHANNEL_BIND, (AttributeType.CHANNEL_NUMBER, b"\x40\x00")),
+    (Method.CREATE_PERMISSION, (AttributeType.XOR_PEER_ADDRESS, bytes(7))),
+    (Method.ALLOCATE, (AttributeType.USERNAME, bytes(514))),
+]
+
+
+@pytest.mark.parametrize(("method", "attribute"), WRONG_LENGTHS, ids=str)
+def test_rfc8489_6_3_an_attribute_of_the_wrong_length_is_answered_with_400(
+    bench: ServerBench, method: Method, attribute: Attributes
+) -> None:
+    """Without credentials and with them; in the second case the answer is signed."""
+    if method not in {Method.BINDING, Method.ALLOCATE}:
+        bench.allocate()
+    parsed_late = attribute[0] == AttributeType.XOR_PEER_ADDRESS  # It has no one length: only its reader can tell.
+    plain = bench.ask(build_message(method, MessageClass.REQUEST, bench.new_id(), [attribute]))
+    assert code_of(plain) == (401 if parsed_late else 400)
+    assert plain.integrity_offsets == {}
+    if method != Method.BINDING and attribute[0] != AttributeType.USERNAME:
+        assert code_of(bench.call(method, attribute)) == 400
+
+
+def test_rfc8489_6_3_an_indication_with_an_attribute_of_the_wrong_length_is_dropped(bench: ServerBench) -> None:
+    bench.allocate()
+    bench.permit(PEER)
+    assert bench.send_indication(PEER, b"up", (AttributeType.LIFETIME, b"abc")) == []
+
+
+def test_rfc8489_6_3_an_integrity_of_the_wrong_length_is_answered_with_400(bench: ServerBench) -> None:
+    for kind, size in ((AttributeType.MESSAGE_INTEGRITY, 0), (AttributeType.MESSAGE_INTEGRITY_SHA256, 16)):
+        attributes = [UDP, (AttributeType.USERNAME, b"ann"), (kind, bytes(size))]
+        request = build_message(Method.ALLOCATE, MessageClass.REQUEST, bench.new_id(), attributes)
+        assert code_of(bench.ask(request)) == 400
 
 
 def test_rfc8489_14_7_a_wrong_fingerprint_or_one_that_is_not_last_is_dropped(bench: ServerBench) -> None:
@@ -209,6 +257,20 @@ def test_answers_are_kept_for_each_client_apart(bench: ServerBench) -> None:
     relayed = {bench.ask(mine).address(AttributeType.XOR_RELAYED_ADDRESS)}
     relayed.add(bench.ask(theirs, BOB).address(AttributeType.XOR_RELAYED_ADDRESS))
     assert len(relayed) == 2
+
+
+def test_rfc8489_6_3_a_kept_answer_is_only_for_copies_of_its_request(bench: ServerBench) -> None:
+    """Another method, or other credentials, with the same id is another request."""
+    transaction_id, nonce = bench.new_id(), bench.nonce()
+    allocate = bench.request(Method.ALLOCATE, UDP, nonce=nonce, transaction_id=transaction_id)
+    first = bench.send(allocate)
+    refresh = bench.ask(bench.request(Method.REFRESH, nonce=nonce, transaction_id=transaction_id))
+    assert (refresh.method, code_of(refresh)) == (Method.REFRESH, 0)
+    of_bob = bench.request(Method.ALLOCATE, UDP, user="bob", nonce=nonce, transaction_id=transaction_id)
+    assert code_of(bench.ask(of_bob)) == 437
+    wrong = forged(bench, "ann", "wrong", transaction_id, nonce)
+    assert code_of(bench.ask(wrong)) == 401
+    assert first
 
 
 def test_so_many_answers_are_kept_and_no_more(bench: ServerBench) -> None:
@@ -306,15 +368,16 @@ def test_9_2_4_unknown_user_costs_the_same_work_as_a_wrong_password(
     nonce = bench.nonce()
     monkeypatch.setattr(Message, "has_integrity", counting)
     bench.send(forged(bench, "ann", "wrong", bench.new_id(), nonce))
+    known = len(checked)
     bench.send(forged(bench, "eve", "sesame", bench.new_id(), nonce))
-    assert len(checked) == 2
+    assert len(checked) == 2 * known == 4
     assert {len(key) for key in checked} == {16}
 
 
 def test_9_2_4_whoever_guesses_what_stands_in_for_an_unknown_users_password_is_unknown_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("relay.turn.server.secrets.token_hex", lambda size: "stand-in")
+    monkeypatch.setattr("relay.turn.authentication.secrets.token_hex", lambda size: "stand-in")
     bench = ServerBench()
     assert code_of(bench.ask(forged(bench, "eve", "stand-in", bench.new_id(), bench.nonce()))) == 401
 
@@ -381,6 +444,96 @@ def rest_bench(expires: int) -> tuple[ServerBench, str]:
     return ServerBench(credentials=RestCredentials("north"), passwords={user: rest_password("north", user)}), user
 
 
+def test_9_2_4_password_algorithms_that_were_not_offered_400(bench: ServerBench) -> None:
+    one, list_of_one = (AttributeType.PASSWORD_ALGORITHM, b"\0\1\0\0"), (AttributeType.PASSWORD_ALGORITHMS, b"\0\1\0\0")
+    for attributes in ([one], [list_of_one], [one, list_of_one]):
+        assert code_of(bench.call(Method.ALLOCATE, UDP, *attributes)) == 400
+    assert bench.server.allocations == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "attribute"),
+    [
+        (Method.ALLOCATE, (AttributeType.USERHASH, bytes(32))),
+        (Method.REFRESH, (AttributeType.USE_CANDIDATE, b"")),
+        (Method.CREATE_PERMISSION, (AttributeType.PRIORITY, bytes(4))),
+        (Method.CHANNEL_BIND, (0x001A, b"")),
+    ],
+    ids=["USERHASH", "USE-CANDIDATE", "PRIORITY", "DONT-FRAGMENT"],
+)
+def test_6_3_1_420_for_what_has_a_name_and_is_not_implemented(
+    bench: ServerBench, method: Method, attribute: Attributes
+) -> None:
+    if method != Method.ALLOCATE:
+        bench.allocate()
+    answer = bench.call(method, attribute)
+    assert code_of(answer) == 420
+    assert answer.get(AttributeType.UNKNOWN_ATTRIBUTES) == attribute[0].to_bytes(2)
+
+
+def test_9_2_4_420_for_a_userhash_in_place_of_a_username(bench: ServerBench) -> None:
+    attributes = [
+        UDP,
+        (AttributeType.USERHASH, bytes(32)),
+        (AttributeType.REALM, b"cloud9"),
+        (AttributeType.NONCE, bench.nonce()),
+    ]
+    request = build_message(Method.ALLOCATE, MessageClass.REQUEST, bench.new_id(), attributes, integrity_key=b"key")
+    answer = bench.ask(request)
+    assert code_of(answer) == 420
+    assert answer.get(AttributeType.UNKNOWN_ATTRIBUTES) == b"\x00\x1e"
+
+
+COMPOSED, DECOMPOSED = "Zo\u00eb", "Zoe\u0308"
+
+
+@pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("sent", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("make_key", [long_term_key, raw_long_term_key])
+def test_9_2_2_either_form_of_a_name_is_accepted_and_answered_with_the_key_that_proved_it(
+    stored: str, sent: str, make_key: Callable[[str, str, str], bytes]
+) -> None:
+    bench = ServerBench(passwords={stored: "sesame"})
+    key = make_key(sent, "cloud9", "sesame")
+    attributes = [
+        UDP,
+        (AttributeType.USERNAME, sent.encode()),
+        (AttributeType.REALM, b"cloud9"),
+        (AttributeType.NONCE, bench.nonce()),
+    ]
+    request = build_message(Method.ALLOCATE, MessageClass.REQUEST, bench.new_id(), attributes, integrity_key=key)
+    answer = bench.ask(request)
+    assert code_of(answer) == 0
+    assert answer.has_integrity(key)
+
+
+@pytest.mark.parametrize("realm", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("password", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("make_key", [long_term_key, raw_long_term_key])
+def test_9_2_2_either_form_of_realm_and_password_is_accepted(
+    realm: str, password: str, make_key: Callable[[str, str, str], bytes]
+) -> None:
+    bench = ServerBench(ServerSettings(realm=realm), passwords={"ann": password})
+    attributes = [
+        UDP,
+        (AttributeType.USERNAME, b"ann"),
+        (AttributeType.REALM, realm.encode()),
+        (AttributeType.NONCE, bench.nonce()),
+    ]
+    key = make_key("ann", realm, password)
+    request = build_message(Method.ALLOCATE, MessageClass.REQUEST, bench.new_id(), attributes, integrity_key=key)
+    assert code_of(bench.ask(request)) == 0
+
+
+def test_5_either_form_of_a_name_is_the_same_user() -> None:
+    """The allocation's owner may refresh it, and has one quota."""
+    settings = ServerSettings(max_allocations_per_user=1)
+    bench = ServerBench(settings, passwords={COMPOSED: "sesame", DECOMPOSED: "sesame"})
+    bench.allocate(user=COMPOSED)
+    assert code_of(bench.call(Method.REFRESH, user=DECOMPOSED)) == 0
+    assert code_of(bench.call(Method.ALLOCATE, UDP, client=BOB, user=DECOMPOSED)) == 486
+
+
 def test_rest_credentials_end_with_their_expiry() -> None:
     """The bench's clock shows 1000 when the day's shows EPOCH + 1000."""
     bench, user = rest_bench(EPOCH + 1300)
@@ -401,23 +554,42 @@ def test_rest_credentials_of_another_secret_401() -> None:
 
 
 def test_10_unauthenticated_answers_are_limited_and_authentic_ones_are_not() -> None:
-    bench = ServerBench(ServerSettings(unauthenticated_answers_per_s=10))
+    bench = ServerBench(limited=True)
     nonce = bench.nonce()
-    assert sum(len(bench.send(bare(bench))) for _ in range(20)) == 9
-    assert bench.send(binding(bench)) == []
-    assert bench.send(forged(bench, "ann", "wrong", bench.new_id(), nonce)) == []
+    assert sum(len(bench.send(bare(bench))) for _ in range(8)) == 8
     assert code_of(bench.call(Method.ALLOCATE, UDP, nonce=nonce)) == 0
     assert sum(code_of(bench.call(Method.REFRESH, nonce=nonce)) == 0 for _ in range(20)) == 20
     assert sum(code_of(bench.call(Method.ALLOCATE, nonce=nonce)) == 437 for _ in range(20)) == 20
+    assert sum(len(bench.send(bare(bench))) for _ in range(20)) == 1
+    assert bench.send(binding(bench)) == []
+    assert bench.send(forged(bench, "ann", "wrong", bench.new_id(), nonce)) == []
     bench.advance(0.5)
     assert sum(len(bench.send(binding(bench))) for _ in range(20)) == 5
     assert bench.ask(binding(bench), BOB)
 
 
-def test_10_the_port_does_not_matter_to_the_limit() -> None:
-    bench = ServerBench(ServerSettings(unauthenticated_answers_per_s=10))
-    sources = [Address(ANN.host, port) for port in range(1024, 1044)]
-    assert sum(len(bench.send(binding(bench), source)) for source in sources) == 10
+def test_10_the_flood_of_one_port_leaves_the_others_of_its_address_their_share() -> None:
+    bench = ServerBench(limited=True)
+    assert sum(len(bench.send(binding(bench))) for _ in range(1000)) == 10
+    neighbours = [Address(ANN.host, port) for port in range(1024, 1044)]
+    assert sum(len(bench.send(binding(bench), neighbour)) for neighbour in neighbours) == 20
+    bench.allocate(client=neighbours[0])
+
+
+def test_10_a_flood_of_wrong_passwords_costs_no_more_hmacs_than_it_has_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = ServerBench(limited=True)
+    nonce = bench.nonce()
+    checked: list[bytes] = []
+    has_integrity = Message.has_integrity
+
+    def counting(message: Message, key: bytes, kind: int = AttributeType.MESSAGE_INTEGRITY) -> bool:
+        checked.append(key)
+        return has_integrity(message, key, kind)
+
+    monkeypatch.setattr(Message, "has_integrity", counting)
+    answers = sum(len(bench.send(forged(bench, "ann", "wrong", bench.new_id(), nonce))) for _ in range(1000))
+    assert answers == 9
+    assert len(checked) == 2 * answers
 
 
 # Allocate (RFC 8656 section 7.2)
@@ -553,6 +725,123 @@ def test_7_2_each_family_has_its_host_and_ipv4_is_the_default() -> None:
     assert bench.allocate(client=Address("192.168.1.1", 1)).host == "192.0.2.1"
     assert bench.allocate(IPV4, client=Address("192.168.1.1", 2)).host == "192.0.2.1"
     assert bench.allocate(IPV6, client=Address("192.168.1.1", 3)).host == "2001:db8::1"
+
+
+# ADDITIONAL-ADDRESS-FAMILY (RFC 8656 sections 7.2, 8.2 and 18.11)
+
+BOTH: Attributes = (AttributeType.ADDITIONAL_ADDRESS_FAMILY, b"\x02\0\0\0")
+
+
+def relayed_addresses(answer: Message) -> list[Address]:
+    values = answer.get_all(AttributeType.XOR_RELAYED_ADDRESS)
+    return [parse_xor_address(value, answer.transaction_id) for value in values]
+
+
+def test_7_2_an_additional_family_gives_a_relayed_address_of_each() -> None:
+    bench = ServerBench(BOTH_FAMILIES)
+    answer = bench.call(Method.ALLOCATE, UDP, BOTH)
+    v4, v6 = relayed_addresses(answer)
+    assert (v4.host, v6.host) == ("192.0.2.1", "2001:db8::1")
+    assert answer.get(AttributeType.ADDRESS_ERROR_CODE) is None
+    assert bench.open_relayed == {v4, v6}
+    assert bench.server.allocations == 1
+    assert bench.permit(PEER, PEER_V6) == 0
+    assert bench.send_indication(PEER, b"up") == [SendToPeer(v4, PEER, b"up")]
+    assert bench.send_indication(PEER_V6, b"up") == [SendToPeer(v6, PEER_V6, b"up")]
+    assert bench.bind_channel(0x4000, PEER_V6) == 0
+    assert bench.from_peer(v6, PEER_V6, b"down") == [SendToClient(ANN, b"\x40\0\0\x04down")]
+    assert len(bench.from_peer(v4, PEER, b"down")) == 1
+
+
+@pytest.mark.parametrize(("hosts", "missing"), [(("192.0.2.1",), 2), (("2001:db8::1",), 1)], ids=["no IPv6", "no IPv4"])
+def test_7_2_a_family_that_is_not_relayed_is_told_beside_the_other(hosts: tuple[str, ...], missing: int) -> None:
+    bench = ServerBench(ServerSettings(relayed_hosts=hosts))
+    answer = bench.call(Method.ALLOCATE, UDP, BOTH)
+    assert [address.host for address in relayed_addresses(answer)] == list(hosts)
+    value = answer.get(AttributeType.ADDRESS_ERROR_CODE)
+    assert value is not None
+    assert value[:4] == bytes([missing, 0, 4, 40])
+
+
+def test_7_2_a_family_without_a_free_port_is_told_beside_the_other() -> None:
+    bench = ServerBench(BOTH_FAMILIES)
+    bench.can_open = lambda address: not address.is_ipv6
+    answer = bench.call(Method.ALLOCATE, UDP, BOTH)
+    assert [address.host for address in relayed_addresses(answer)] == ["192.0.2.1"]
+    value = answer.get(AttributeType.ADDRESS_ERROR_CODE)
+    assert value is not None
+    assert value[:4] == b"\x02\0\x05\x08"
+
+
+def test_7_2_an_error_when_neither_family_can_be_had() -> None:
+    bench = ServerBench(BOTH_FAMILIES)
+    bench.can_open = lambda address: False
+    assert code_of(bench.call(Method.ALLOCATE, UDP, BOTH)) == 508
+    assert bench.server.allocations == 0
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        (BOTH, IPV4),
+        (BOTH, IPV6),
+        (BOTH, EVEN_PORT_AND_SIBLING),
+        (BOTH, (AttributeType.RESERVATION_TOKEN, bytes(8))),
+        ((AttributeType.ADDITIONAL_ADDRESS_FAMILY, b"\x01\0\0\0"),),
+        ((AttributeType.ADDITIONAL_ADDRESS_FAMILY, b"\x03\0\0\0"),),
+    ],
+    ids=["with IPv4", "with IPv6", "with R=1", "with a token", "of IPv4", "of no family"],
+)
+def test_7_2_400_for_an_additional_family(attributes: tuple[Attributes, ...]) -> None:
+    assert code_of(ServerBench(BOTH_FAMILIES).call(Method.ALLOCATE, UDP, *attributes)) == 400
+
+
+def test_7_2_even_port_with_r_0_goes_for_both_families() -> None:
+    answer = ServerBench(BOTH_FAMILIES).call(Method.ALLOCATE, UDP, BOTH, EVEN_PORT)
+    assert [address.port % 2 for address in relayed_addresses(answer)] == [0, 0]
+
+
+def test_8_2_each_family_is_refreshed_and_deleted_alone() -> None:
+    bench = ServerBench(BOTH_FAMILIES)
+    v4, v6 = relayed_addresses(bench.call(Method.ALLOCATE, UDP, BOTH))
+    bench.advance(500)
+    assert code_of(bench.call(Method.REFRESH, IPV6, lifetime(1000))) == 0
+    assert bench.advance(100) == [CloseRelayed(v4)]
+    assert code_of(bench.call(Method.REFRESH, IPV4)) == 443
+    assert bench.permit(PEER) == 443
+    assert bench.permit(PEER_V6) == 0
+    assert CloseRelayed(v6) in bench.send(bench.request(Method.REFRESH, IPV6, lifetime(0)))
+    assert bench.server.allocations == 0
+    assert code_of(bench.call(Method.REFRESH)) == 437
+
+
+def test_8_2_without_a_family_all_are_refreshed_and_deleted() -> None:
+    bench = ServerBench(BOTH_FAMILIES)
+    v4, v6 = relayed_addresses(bench.call(Method.ALLOCATE, UDP, BOTH))
+    bench.advance(599)
+    bench.call(Method.REFRESH, lifetime(1000))
+    assert bench.advance(999) == []
+    assert set(bench.advance(1)) == {CloseRelayed(v4), CloseRelayed(v6)}
+
+
+def test_3_1_a_close_while_the_second_socket_opens_lets_go_of_both() -> None:
+    bench = ServerBench(BOTH_FAMILIES)
+    (first,) = bench.server.receive(bench.now, ANN, bench.request(Method.ALLOCATE, UDP, BOTH))
+    assert isinstance(first, OpenRelayed)
+    (second,) = bench.server.on_relayed_opened(bench.now, first.relayed_address)
+    assert isinstance(second, OpenRelayed)
+    bench.server.on_client_closed(ANN)
+    closed = bench.server.on_relayed_opened(bench.now, second.relayed_address)
+    assert closed == [CloseRelayed(first.relayed_address), CloseRelayed(second.relayed_address)]
+    assert bench.server.allocations == 0
+
+
+def test_7_2_508_says_what_the_server_has_run_out_of(bench: ServerBench) -> None:
+    (opening,) = bench.server.receive(bench.now, ANN, bench.request(Method.ALLOCATE, UDP))
+    assert isinstance(opening, OpenRelayed)
+    (command,) = bench.server.on_relayed_failed(bench.now, opening.relayed_address, "no file descriptors left")
+    assert isinstance(command, SendToClient)
+    assert parse_message(command.data).error == ErrorCode(508, "no file descriptors left")
 
 
 def test_7_2_486_for_a_user_with_too_many(bench: ServerBench) -> None:
@@ -878,6 +1167,11 @@ def test_12_2_an_expired_binding_is_no_conflict(bench: ServerBench) -> None:
     assert bench.bind_channel(0x4001, PEER) == 0
 
 
+def test_12_2_400_for_a_peer_without_a_port(bench: ServerBench) -> None:
+    bench.allocate()
+    assert bench.bind_channel(0x4000, Address(PEER.host, 0)) == 400
+
+
 def test_12_2_403_and_443(bench: ServerBench) -> None:
     bench.allocate()
     assert bench.bind_channel(0x4000, Address("127.0.0.1", 80)) == 403
@@ -1058,6 +1352,15 @@ def test_an_allocation_leaves_nothing_behind(bench: ServerBench) -> None:
     bench.advance(600)
     server = bench.server
     assert not any((server._allocations, server._by_relayed, server._opening, server._per_user, server._expiries))
+
+
+def test_deadlines_of_allocations_that_have_ended_do_not_pile_up(bench: ServerBench) -> None:
+    for _ in range(1000):
+        bench.allocate(lifetime(3600))
+        bench.call(Method.REFRESH, lifetime(0))
+    assert len(bench.server._expiries) <= MAX_SPARE_DEADLINES
+    bench.allocate()
+    assert len(bench.advance(600)) == 1
 
 
 # Properties

@@ -22,6 +22,7 @@ from relay.wire.stun import (
     MessageClass,
     Method,
     StunError,
+    build_address_error_code,
     build_error_code,
     build_message,
     build_uint32,
@@ -57,6 +58,10 @@ def integrity_of(before: bytes, kind: int = SHA1, key: bytes = KEY) -> bytes:
     return attribute(kind, hmac.new(key, covered, digest).digest())
 
 
+# Whoever asks says what it understands; here all that has a name.
+KNOWN = frozenset(AttributeType)
+
+
 def with_length(data: bytes) -> bytes:
     return data[:2] + struct.pack("!H", len(data) - 20) + data[4:]
 
@@ -77,7 +82,7 @@ def test_rfc5769_2_1_request() -> None:
     assert parsed.get(AttributeType.ICE_CONTROLLED) == bytes.fromhex("932ff9b151263b36")
     assert parsed.text(AttributeType.USERNAME) == "evtj:h6vY"
     assert parsed.has_integrity(vectors.SHORT_TERM_PASSWORD)
-    assert parsed.unknown_required == ()
+    assert parsed.unknown_required(KNOWN) == ()
 
 
 def test_rfc5769_2_2_ipv4_response() -> None:
@@ -271,6 +276,8 @@ FIXED_LENGTHS = {
     "MESSAGE_INTEGRITY_SHA256": (32, 32),
     "FINGERPRINT": (4, 4),
     "ERROR_CODE": (4, 767),
+    "ADDITIONAL_ADDRESS_FAMILY": (4, 4),
+    "ADDRESS_ERROR_CODE": (4, 767),
     "CHANNEL_NUMBER": (4, 4),
     "LIFETIME": (4, 4),
     "REQUESTED_ADDRESS_FAMILY": (4, 4),
@@ -325,6 +332,9 @@ def test_section_14_each_length_is_enforced(name: str) -> None:
         ("SOFTWARE", 0x8022),
         ("ALTERNATE_SERVER", 0x8023),
         ("FINGERPRINT", 0x8028),
+        ("ADDITIONAL_ADDRESS_FAMILY", 0x8000),
+        ("ADDRESS_ERROR_CODE", 0x8001),
+        ("PASSWORD_ALGORITHMS", 0x8002),
     ],
 )
 def test_section_18_3_attribute_numbers(name: str, kind: int) -> None:
@@ -335,7 +345,7 @@ def test_section_6_3_1_unknown_attributes_that_must_be_understood_are_listed_onc
     """DONT-FRAGMENT (0x001A) is among them; from 0x8000 on nothing need be understood."""
     kinds = [0x001A, 0x7FFF, 0x8000, 0xFFFF, 0x001A, AttributeType.LIFETIME]
     parsed = parse_message(message(*(attribute(kind, bytes(4)) for kind in kinds)))
-    assert parsed.unknown_required == (0x001A, 0x7FFF)
+    assert parsed.unknown_required(KNOWN) == (0x001A, 0x7FFF)
 
 
 def test_what_is_not_there_is_none() -> None:
@@ -453,13 +463,49 @@ def test_sections_14_5_and_14_6_every_byte_counts(kind: AttributeType) -> None:
             assert not parse_message(flipped(built, offset)).has_integrity(KEY, kind), offset
 
 
+@pytest.mark.parametrize("kind", sorted(VALUE_BYTES))
+def test_a_value_of_the_wrong_length_raises_or_is_a_fault_that_the_message_names(kind: int) -> None:
+    least, most = VALUE_BYTES[kind]
+    for length in {max(0, least - 1), most + 1} - set(range(least, most + 1)):
+        data = message(attribute(kind, bytes(length)))
+        with pytest.raises(StunError, match=f"0x{kind:04x} has {length} bytes"):
+            parse_message(data)
+        if kind != AttributeType.FINGERPRINT:
+            parsed = parse_message(data, allow_faults=True)
+            assert f"0x{kind:04x} has {length} bytes" in parsed.fault
+            assert parsed.integrity_offsets == {}
+
+
+def test_an_integrity_of_no_bytes_proves_nothing() -> None:
+    for kind in (AttributeType.MESSAGE_INTEGRITY, AttributeType.MESSAGE_INTEGRITY_SHA256):
+        parsed = parse_message(message(attribute(kind, b"")), allow_faults=True)
+        assert not parsed.has_integrity(KEY, kind)
+
+
+def test_what_is_ignored_after_the_integrity_has_no_fault() -> None:
+    signed = message(attribute(AttributeType.USERNAME, b"ann"))
+    signed += integrity_of(signed)
+    parsed = parse_message(with_length(signed + attribute(AttributeType.LIFETIME, b"abc")))
+    assert (parsed.fault, parsed.has_integrity(KEY)) == ("", True)
+
+
+def test_an_error_code_whose_padding_is_counted_has_the_same_words() -> None:
+    for padding in (b"", b"\0", b"\0\0\0", b"  "):
+        parsed = parse_message(message(attribute(AttributeType.ERROR_CODE, b"\0\0\x04\x25Mismatch" + padding)))
+        assert parsed.error == ErrorCode(437, "Mismatch")
+
+
+def test_rfc8656_18_12_address_error_code() -> None:
+    assert build_address_error_code(2, 440, "no") == b"\x02\0\x04\x28no"
+
+
 def test_section_14_5_attributes_behind_the_integrity_do_not_count() -> None:
     signed = message(attribute(AttributeType.USERNAME, b"ann"))
     signed += integrity_of(signed)
     late = [attribute(AttributeType.REALM, b"evil"), attribute(0x7FFF, b""), attribute(AttributeType.USERNAME, b"eve")]
     parsed = parse_message(with_length(signed + b"".join(late)))
     assert parsed.attributes == (Attribute(AttributeType.USERNAME, b"ann"),)
-    assert parsed.unknown_required == ()
+    assert parsed.unknown_required(KNOWN) == ()
     assert parsed.has_integrity(KEY)
 
 
