@@ -14,12 +14,12 @@ from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Event
 
-from relay.plane.api import Carrier, CloseReason, PlaneSettings
+from relay.plane.api import Carrier, CloseReason
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_websocket_conformance import echoing_bench
-from tests.support.plane import PLANES, Bench, MakePlane
+from tests.support.plane import PLANES, Bench, MakePlane, bounds
 from tests.support.socketio import Peer, needs_node
-from tests.support.upgrades import SUBPROTOCOLS, answered_upgrades
+from tests.support.upgrades import READY, SUBPROTOCOLS, answered_upgrades
 
 pytestmark = [
     pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys()),
@@ -60,6 +60,8 @@ async def connected(bench: Bench, subprotocol: str) -> AsyncIterator[PingCounter
     ):
         assert isinstance(client, PingCounter)
         assert client.subprotocol == subprotocol
+        if SUBPROTOCOLS[subprotocol] is Carrier.SESSION:
+            assert await client.recv() == READY
         yield client
 
 
@@ -105,7 +107,7 @@ async def test_texts(make: MakePlane, tmp_path: Path, subprotocol: str) -> None:
 async def test_the_library_answers_our_pings(make: MakePlane, tmp_path: Path, subprotocol: str) -> None:
     """It says nothing else, and would be gone after two without an answer."""
     async with echoing_bench(make, tmp_path) as bench:
-        bench.plane.configure(PlaneSettings(websocket_ping_s=0.5))
+        bench.plane.configure(bounds(websocket_ping_s=0.5))
         async with connected(bench, subprotocol) as client:
             await client.many.wait()
             await client.send(media(subprotocol, 10))
@@ -140,6 +142,8 @@ async def ws_client(bench: Bench, subprotocol: str) -> AsyncIterator[Peer]:
         )
         try:
             await client.heard("open", subprotocol=subprotocol, extensions="")
+            if SUBPROTOCOLS[subprotocol] is Carrier.SESSION:
+                await client.heard("text", text=READY)
             yield client
         finally:
             await client.stop()
@@ -183,7 +187,7 @@ async def test_ws_is_told_why_it_ends(make: MakePlane, tmp_path: Path, subprotoc
 @needs_node
 async def test_ws_answers_our_pings(make: MakePlane, tmp_path: Path, subprotocol: str) -> None:
     async with echoing_bench(make, tmp_path) as bench:
-        bench.plane.configure(PlaneSettings(websocket_ping_s=0.5))
+        bench.plane.configure(bounds(websocket_ping_s=0.5))
         async with ws_client(bench, subprotocol) as client:
             for _ in range(4):
                 await client.heard("ping")

@@ -22,6 +22,8 @@ from relay.wire.stun import AttributeType, Method, build_uint32
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, carried
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.taps import tapped
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -98,7 +100,8 @@ async def test_too_long_payloads_are_skipped_and_counted(make: MakePlane, tmp_pa
         await bench.upstream.expect(VOICE)
         totals = bench.plane.snapshot().totals
         assert (totals.drops, totals.dropped) == ({DropReason.UPLINK_OVERSIZE: 2}, {})
-        assert totals.uplink_packets == 1
+        # VOICE, which is counted when it has been sent.
+        await becomes(lambda: bench.plane.snapshot().totals.uplink_packets, 1)
 
 
 FAULTS = {
@@ -239,8 +242,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
     in_channel = build_channel_data(0x4001, b"\x80\x08" + bytes(range(10, 20)) + bytes(160))
     async with plane_bench(make, tmp_path) as bench, carried(bench, Carrier.CONNECT_UDP) as client:
         flow = await opened_flow(bench, client)
-        tap = bench.plane.tap(client.connection)
-        assert tap is not None
+        tap = await tapped(bench, client.connection, flow)
         payloads = [rtp, in_channel, RTCP, build_channel_data(0x4001, RTCP), b""]
         for payload in payloads:
             await client.send(build_datagram(payload))

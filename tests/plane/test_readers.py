@@ -14,6 +14,7 @@ from relay.wire.channeldata import build_channel_data
 from relay.wire.rtp import RtpHeader, build_packet
 from tests.plane.test_contract import HELLO
 from tests.support.plane import plane_bench
+from tests.support.waiting import becomes
 
 
 def rtp(number: int, ssrc: int) -> bytes:
@@ -53,6 +54,8 @@ async def test_a_flow_of_an_old_snapshot_is_not_read_once_its_end_has_been(tmp_p
             for sender in (client, other):
                 await sender.send(rtp(1, 7))
                 await bench.upstream.expect(rtp(1, 7))
+            # A packet is counted when it has been sent.
+            await becomes(lambda: [flow.totals.uplink_packets for flow in bench.plane.snapshot().flows], [2, 2])
             before = bench.plane.snapshot()
             assert [len(flow.streams) for flow in before.flows] == [1, 1]
             await client.close()
@@ -76,6 +79,7 @@ async def test_a_snapshot_does_not_keep_its_plane(tmp_path: Path) -> None:
     async with plane_bench(CompiledPlane, tmp_path) as bench, bench.flow(HELLO) as (client, _):
         await client.send(rtp(1, 7))
         await bench.upstream.expect(rtp(1, 7))
+        await becomes(lambda: bench.plane.snapshot().totals.uplink_packets, 2)
         snapshot = bench.plane.snapshot()
         assert len(snapshot.flows[0].streams) == 1
         plane = weakref.ref(bench.plane)

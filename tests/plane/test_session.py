@@ -34,6 +34,7 @@ from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, binary, carried, masked, move, moved_session, text
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
+from tests.support.taps import tapped
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -114,8 +115,7 @@ async def test_media_before_the_first_move_is_forgotten(make: MakePlane, tmp_pat
 
 async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench, moved_session(bench) as (client, flow):
-        tap = bench.plane.tap(client.connection)
-        assert tap is not None
+        tap = await tapped(bench, client.connection, flow)
         await client.send(binary(MESSAGE))
         await bench.upstream.expect(FRAME)
         bench.upstream.send(flow, FRAME)

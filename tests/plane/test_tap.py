@@ -13,10 +13,10 @@ from relay.addresses import Address
 from relay.plane.api import CloseReason, ConnectionId, DropReason, Tap, TappedDatagram
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data
-from relay.wire.stun import MessageClass
 from tests.plane.test_contract import HELLO, answer, stun
-from tests.support.gateway import eventually
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.taps import is_tapped
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -45,24 +45,6 @@ async def taken(tap: Tap, count: int) -> list[TappedDatagram]:
     await eventually(is_all, f"{count} datagrams are copied")
     assert len(found) == count
     return found
-
-
-async def is_tapped(bench: Bench, tap: Tap, flow: Address) -> None:
-    """Wait until the plane copies: it takes commands in a turn of its own."""
-    probe = stun(999, message_class=MessageClass.INDICATION)
-
-    def is_copied() -> bool:
-        bench.upstream.send(flow, probe)
-        return bool(tap.take(1000))
-
-    await eventually(is_copied)
-    # Those that were on their way.
-    bench.upstream.send(flow, probe + b"!")
-    last = probe
-    while last != probe + b"!":
-        for one in tap.take(1000):
-            last = one.data
-        await asyncio.sleep(0)
 
 
 async def test_both_ways_byte_for_byte_in_order_with_addresses(make: MakePlane, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, RESPONSE, Carried, binary, carried, masked, text
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
+from tests.support.taps import tapped
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -155,8 +156,7 @@ async def test_a_vanished_client_leaves_its_allocation_to_control(make: MakePlan
 async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench, carried(bench, Carrier.WEBSOCKET) as client:
         flow = await opened_flow(bench, client)
-        tap = bench.plane.tap(client.connection)
-        assert tap is not None
+        tap = await tapped(bench, client.connection, flow)
         await client.send(binary(pad(FRAME)))
         await bench.upstream.expect(FRAME)
         bench.upstream.send(flow, FRAME)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from relay.addresses import Address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
 from relay.gateway.app import Gateway
+from tests.support.waiting import eventually as eventually  # noqa: PLC0414 - many tests take it from here
 
 SERVER_NAME = "relay.test"
 # The certificate's names: one name, a name of any region, and the addresses that tests listen on.
 CERTIFICATE_NAMES = (SERVER_NAME, "*.relay.test", "127.0.0.1", "::1")
-# A condition that has not come true by then never will; the slowest takes a small part of it.
-EVENTUALLY_S = 60.0
 
 Section = Mapping[str, Any]
 
@@ -127,13 +125,3 @@ async def running_relay(
         yield Relay(gateway, path, tree, authority, authority.client_context())
     finally:
         await gateway.stop()
-
-
-async def eventually(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until the condition holds; only for what no event can be awaited for. Raises AssertionError."""
-    try:
-        async with asyncio.timeout(EVENTUALLY_S):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(what or "the condition did not come true") from None

@@ -12,11 +12,13 @@ from relay.wire.upgrade import build_websocket_response
 from tests.support.plane import Bench
 
 SUBPROTOCOLS = {"turn": Carrier.WEBSOCKET, "media.v1": Carrier.SESSION}
+# What a session is told when it has been moved: media before that is forgotten.
+READY = "ready"
 
 
 @contextlib.asynccontextmanager
 async def answered_upgrades(bench: Bench) -> AsyncIterator[None]:
-    """Upgrade whoever asks, by sub-protocol; sessions are moved to the bench's target at once."""
+    """Upgrade all who ask, by sub-protocol; sessions are moved to the bench's target, and told READY."""
 
     async def answer_all() -> None:
         while True:
@@ -47,5 +49,6 @@ async def answer(bench: Bench, opened: HttpOpened) -> None:
         bench.plane.upgrade(opened.connection, response, carrier, None if carrier is Carrier.SESSION else bench.target)
         if carrier is Carrier.SESSION:
             bench.plane.move(opened.connection, bench.target)
+            bench.plane.tell(opened.connection, READY)
         # Whoever lets go of HTTP before the plane has, has ended the connection.
         assert await loop.sock_recv(stream, 1) == b""
