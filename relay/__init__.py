@@ -18,7 +18,8 @@ plane       an implementation of the data-plane contract
 
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
-addresses, errors, writing, config  addresses and who may be relayed to; the error tree; whole files; the settings
+addresses, sockaddr, errors         addresses and who may be relayed to; the same as sockets have them; the error tree
+writing, config                     whole files; the settings
 catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument

@@ -39,23 +39,39 @@ def _read_address(value: object) -> Address:
     return parse_address(value)
 
 
+def _with_zone(address: Address) -> Address:
+    """A link-local address needs its interface: each of them has such addresses."""
+    if address.is_literal and not _has_zone_if_needed(address.host):
+        example = f"[{address.host}%eth0]:{address.port}"
+        raise ValueError(f"{str(address)!r}: expected the interface of a link-local address, for example {example}")
+    return address
+
+
+def _has_zone_if_needed(host: str) -> bool:
+    ip = ipaddress.ip_address(host)
+    return not (isinstance(ip, ipaddress.IPv6Address) and ip.is_link_local and ip.scope_id is None)
+
+
 def _literal_only(address: Address) -> Address:
     if not address.is_literal:
         raise ValueError(f"{str(address)!r}: expected an IP address to listen on, for example 0.0.0.0:443 or [::]:443")
-    return address
+    return _with_zone(address)
 
 
 def _server_port(address: Address) -> Address:
     if not address.port:
         raise ValueError(f"{str(address)!r}: expected a server's port, 1 to 65535")
-    return address
+    return _with_zone(address)
 
 
 def _literal_host(value: str) -> str:
     try:
-        return str(ipaddress.ip_address(value))
+        host = str(ipaddress.ip_address(value))
     except ValueError:
         raise ValueError(f"{value!r}: expected an IP address such as 192.0.2.7 or 2001:db8::7") from None
+    if not _has_zone_if_needed(host):
+        raise ValueError(f"{value!r}: expected the interface of a link-local address, for example {host}%eth0")
+    return host
 
 
 def _read_network(value: object) -> IpNetwork:

@@ -140,6 +140,31 @@ def test_web_proxy_mistakes(tmp_path: Path, line: str, expected: str) -> None:
     assert "123456" not in str(raised.value)
 
 
+def test_zones_are_kept(tmp_path: Path) -> None:
+    listen = '[listen]\ntls = ["[fe80::1%eth0]:443"]\nadmin = "[fe80::1%2]:9443"\n'
+    upstream = '[[upstreams]]\nname = "stun1"\naddress = "[fe80::7%eth1]:3478"\n'
+    settings = load(tmp_path, CERTIFICATES + upstream + listen + '[media]\nsource_addresses = ["fe80::1%eth0"]\n')
+    assert settings.listen.tls == (Address("fe80::1%eth0", 443),)
+    assert settings.listen.admin == Address("fe80::1%2", 9443)
+    assert settings.upstreams[0].address == Address("fe80::7%eth1", 3478)
+    assert settings.media.source_of_version(6) == "fe80::1%eth0"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[listen]\ntls = ["[fe80::1]:443"]', "listen.tls.0: '[fe80::1]:443': expected the interface"),
+        ('[listen]\nweb_proxy = ["[fe80::1]:443"]', "listen.web_proxy.0: '[fe80::1]:443': expected the interface"),
+        ('[listen]\nadmin = "[fe80::1]:443"', "listen.admin: '[fe80::1]:443': expected the interface"),
+        ('[media]\nsource_addresses = ["fe80::1"]', "media.source_addresses.0: 'fe80::1': expected the interface"),
+        (UPSTREAM.replace("192.0.2.7", "[fe80::7]").replace("stun1", "2"), "upstreams.1.address: '[fe80::7]:3478': "),
+    ],
+)
+def test_a_link_local_address_needs_its_zone(tmp_path: Path, text: str, expected: str) -> None:
+    (line,) = mistakes(tmp_path, f"{MINIMAL}{text}\n")
+    assert line.startswith(expected)
+
+
 @pytest.mark.parametrize("path", sorted((PROJECT / "deploy").glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
     config.load(path)

@@ -15,6 +15,7 @@ from relay._fastpath import StreamCutter
 from relay.addresses import Address
 from relay.client.connect import Proxy, connect_tls
 from relay.errors import UpstreamError
+from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.channeldata import pad
 
 # The longest datagram there is: nothing is cut off in reception.
@@ -90,7 +91,7 @@ class UdpLink:
     @property
     def local_address(self) -> Address:
         """The address that the server sees when nothing translates it."""
-        return Address(*self._socket.getsockname()[:2])
+        return from_sockaddr(self._socket.getsockname())
 
     def _watch(self) -> None:
         if not self._closing:
@@ -248,7 +249,7 @@ async def open_udp_link(server: Address, owner: LinkOwner, local_address: Addres
         raise UpstreamError(f"{server}: {error}") from error
     try:
         if local_address is not None:
-            connected.bind(local_address)
+            connected.bind(to_sockaddr(local_address))
         connected.connect(address)
     except OSError as error:
         connected.close()

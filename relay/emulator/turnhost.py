@@ -19,6 +19,7 @@ from typing import Self
 from relay.addresses import LOOPBACK, Address, RelayPolicy
 from relay.client.timer import DeadlineTimer
 from relay.errors import OperatorError
+from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.turn.credentials import CredentialStore, NonceMint
 from relay.turn.server import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer, ServerSettings, TurnServer
 
@@ -51,7 +52,7 @@ def open_udp_socket(address: Address) -> socket.socket:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        opened.bind(address)
+        opened.bind(to_sockaddr(address))
     except OSError:
         opened.close()
         raise
@@ -122,7 +123,7 @@ class TurnHost:
             self._socket = open_udp_socket(self._address)
         except OSError as error:
             raise OperatorError(f"TURN host on {self._address}: {error.strerror}") from error
-        self._address = Address(*self._socket.getsockname()[:2])
+        self._address = from_sockaddr(self._socket.getsockname())
         self._loop = asyncio.get_running_loop()
         self._timer = DeadlineTimer(self._on_deadline)
         self._loop.add_reader(self._socket.fileno(), self._drain, self._socket, self._server.receive)

@@ -57,6 +57,7 @@ from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, ServerContexts, certificate_names
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction, RtpStream
+from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.stream import FramingFault
 
 if TYPE_CHECKING:
@@ -133,8 +134,11 @@ class _Tap:
 def _address(sockaddr: bytes) -> Address:
     """Of a sockaddr_in or sockaddr_in6."""
     family, port = int.from_bytes(sockaddr[:2], sys.byteorder), int.from_bytes(sockaddr[2:4])
-    packed = sockaddr[8:24] if family == socket.AF_INET6 else sockaddr[4:8]
-    return Address(socket.inet_ntop(family, packed), port)
+    if family != socket.AF_INET6:
+        return Address(socket.inet_ntop(family, sockaddr[4:8]), port)
+    return from_sockaddr(
+        (socket.inet_ntop(family, sockaddr[8:24]), port, 0, int.from_bytes(sockaddr[24:28], sys.byteorder))
+    )
 
 
 _Record = tuple[int, ...]
@@ -221,10 +225,10 @@ class CompiledPlane:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
-        bound = sockets[0].getsockname()
+        bound = from_sockaddr(sockets[0].getsockname())
         for worker, listening in zip(self._workers, sockets, strict=True):
             worker.listen(listening.detach())
-        return Address(bound[0], bound[1])
+        return bound
 
     def set_certificates(self, certificates: Sequence[Certificate]) -> None:
         """Use these for new connections. Raises OperatorError and keeps the old."""
@@ -695,7 +699,7 @@ def _bound(family: socket.AddressFamily, address: Address, *, shares: bool) -> s
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        opened.bind(address)
+        opened.bind(to_sockaddr(address))
     except OSError:
         opened.close()
         raise

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.addresses import Address
 from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tap import FlowTap
 from relay.plane.traffic import is_media, rtp_packet, traffic_of
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
+from relay.sockaddr import from_sockaddr
 from relay.turn.transactions import MAX_REQUEST_BYTES
 from relay.wire.stun import (
     HEADER_BYTES,
@@ -154,7 +154,7 @@ class Flow:
 
     def _copy(self, direction: Direction, datagram: bytes) -> None:
         if self.tap is not None:
-            self.tap.put(direction, Address(*self._socket.getsockname()[:2]), datagram)
+            self.tap.put(direction, from_sockaddr(self._socket.getsockname()), datagram)
 
     def _on_error(self, error: OSError, traffic: Traffic | None = None) -> None:
         if error.errno in _NO_ROOM:

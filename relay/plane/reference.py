@@ -34,6 +34,7 @@ from relay.plane.media import Media, SessionMedia
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ServerContexts
 from relay.quality.meter import clock_table
+from relay.sockaddr import from_sockaddr
 from relay.tasks import Tasks
 
 # A login storm is a thousand clients within seconds; the kernel caps this at net.core.somaxconn (4096).
@@ -79,8 +80,7 @@ class ReferencePlane:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
         self._servers.append(server)
-        bound = server.sockets[0].getsockname()
-        return Address(bound[0], bound[1])
+        return from_sockaddr(server.sockets[0].getsockname())
 
     def set_certificates(self, certificates: Sequence[Certificate]) -> None:
         """Use these for new connections."""

@@ -10,6 +10,7 @@ import socket
 
 from relay.addresses import Address
 from relay.plane.api import PlaneSettings
+from relay.sockaddr import to_sockaddr
 
 # From Linux's in.h and in6.h; Python 3.11 does not name them.
 IP_MTU_DISCOVER = 10
@@ -72,7 +73,7 @@ class SourcePorts:
         opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self._configure(opened, family)
-            opened.connect(upstream)
+            opened.connect(to_sockaddr(upstream))
         except OSError:
             opened.close()
             raise
@@ -87,4 +88,4 @@ class SourcePorts:
             opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
             source = self._settings.source_ipv4
         if source is not None:
-            opened.bind((source, 0))
+            opened.bind(to_sockaddr(Address(source, 0)))

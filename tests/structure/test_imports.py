@@ -14,6 +14,7 @@ ROOT = Path(relay.__file__).parent
 # From the bottom up, as the front door lists them; what stands in one line is one layer.
 LAYERS = [
     {"addresses"},
+    {"sockaddr"},
     {"errors"},
     {"writing"},
     {"config"},

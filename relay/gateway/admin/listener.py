@@ -17,6 +17,7 @@ from relay.gateway.admin.events import Events
 from relay.gateway.admin.metrics import Metrics, RelayCollector
 from relay.gateway.admin.view import View
 from relay.gateway.site import SHUTDOWN_TIMEOUT_S, name_server, on_healthz
+from relay.sockaddr import from_sockaddr
 
 
 class Admin:
@@ -49,7 +50,7 @@ class Admin:
             await self._runner.cleanup()
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise OperatorError(f"cannot listen on {address} (listen.admin): {reason.lower()}") from None
-        return Address(*self._runner.addresses[0][:2])
+        return from_sockaddr(self._runner.addresses[0])
 
     async def stop(self) -> None:
         """Close the listener and its connections."""

@@ -40,6 +40,7 @@ from relay.gateway.web_proxy.http import (
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Certificate, Plane
 from relay.plane.tls import certificate_names
+from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.tasks import Tasks
 from relay.turn.rate_limit import RateLimit
 
@@ -127,7 +128,7 @@ class WebProxy:
         for address in addresses:
             listener = _bind(address)
             self._listeners.append(listener)
-            self.addresses.append(Address(*listener.getsockname()[:2]))
+            self.addresses.append(from_sockaddr(listener.getsockname()))
             self._accepting.start(self._accept(listener), "web proxy")
 
     async def drain(self) -> None:
@@ -315,7 +316,7 @@ class WebProxy:
         if request.path.partition("?")[0].lower() not in PAC_PATHS:
             text = "This is the web proxy of a voice relay. There is nothing here but /proxy.pac and /wpad.dat."
             raise Refused(Outcome.PLAIN_HTTP, 403, text)
-        local = Address(*accepted.getsockname()[:2])
+        local = from_sockaddr(accepted.getsockname())
         body = self.pac(request.headers.get("Host", ""), local).encode("ascii")
         response = build_response(200, body, PAC_TYPE)
         self.totals.outcomes[Outcome.PAC] += 1
@@ -332,7 +333,8 @@ class WebProxy:
         if found is not None:
             with contextlib.suppress(OperatorError):  # an IPv6 address that is none
                 return render_pac(self._catalog, f"{found[1]}:{local.port}")
-        return render_pac(self._catalog, str(local))
+        # A zone means nothing on another machine.
+        return render_pac(self._catalog, str(Address(local.host.partition("%")[0], local.port)))
 
     def routes(self) -> list[web.RouteDef]:
         """proxy.pac on the TLS port."""
@@ -353,7 +355,7 @@ def _failed(outcome: Outcome, status: int, text: str, error: str) -> Refused:
 def _bind(address: Address) -> socket.socket:
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     try:
-        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+        listener = socket.create_server(to_sockaddr(address), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OperatorError(f"cannot listen on {address} (listen.web_proxy): {reason.lower()}") from None

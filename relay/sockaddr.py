@@ -1,0 +1,44 @@
+"""Addresses as sockets take and give them: the zone of a link-local address (``fe80::1%eth0``) is a number there.
+
+Python drops a zone that is part of the host's text when a socket is bound or connected, and never gives one back in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from relay.addresses import Address
+
+SockAddr = tuple[str, int] | tuple[str, int, int, int]
+
+
+def to_sockaddr(address: Address) -> SockAddr:
+    """What ``bind`` and ``connect`` take for this address. Raises OSError if its interface is missing."""
+    host, _, zone = address.host.partition("%")
+    if not zone:
+        return address
+    return host, address.port, 0, _index(zone)
+
+
+def _index(zone: str) -> int:
+    if zone.isascii() and zone.isdigit():
+        return int(zone)
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError:
+        raise OSError(errno.ENODEV, f"no network interface {zone!r}") from None
+
+
+def from_sockaddr(sockaddr: Sequence[Any]) -> Address:
+    """The address in what ``getsockname`` and its like give; a zone is named, or a number if its interface has gone."""
+    host, port = str(sockaddr[0]), int(sockaddr[1])
+    scope = int(sockaddr[3]) if len(sockaddr) > 3 else 0
+    if not scope or "%" in host:
+        return Address(host, port)
+    try:
+        return Address(f"{host}%{socket.if_indextoname(scope)}", port)
+    except OSError:
+        return Address(f"{host}%{scope}", port)
