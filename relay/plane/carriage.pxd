@@ -24,9 +24,10 @@ cdef enum:
     # What stands before a fault in the log; the client is told without.
     PREFIX_BYTES = 11
     FAREWELL_BYTES = 2 + WEB_MAX_CONTROL_BYTES
-    # Between two pings, so that Python is not flooded: text messages of the client, and STUN of a session's upstream
-    # that answers no request of ours. Peers without a channel could send such, packet by packet.
-    TEXTS_A_PING = 64
+    # Between two pings, so that Python is not flooded. Text messages of the client: it opens, binds 64 channels, and
+    # has as many left to bind anew where the other side has moved. STUN of a session's upstream that answers no request
+    # of ours: peers without a channel could send such, packet by packet.
+    TEXTS_A_PING = 128
     UNASKED_A_PING = 256
 
 # Made when a connection leaves HTTP, gone when Python has read its end.

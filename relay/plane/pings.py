@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-# Control messages are a handful in a call; each costs control a turn of its loop.
-MAX_TEXTS = 64
+# A client opens, binds 64 channels, and has as many messages left to bind anew where the other side has moved. Each
+# costs control a turn of its loop.
+MAX_TEXTS = 128
 # Nor does STUN of the upstream that nobody has asked for: a peer without a channel sends Data indications.
 MAX_UNASKED = 256
 # So many pings without any answer, and the client is gone.

@@ -35,11 +35,11 @@ from tests.support.scripted_upstream import scripted_upstream
 
 # So that all connections share one queue.
 ONE_WORKER = functools.partial(CompiledPlane, workers=1)
-TEXTS_A_PING = 64
+TEXTS_A_PING = 128
 UNASKED_A_PING = 256
 LONGEST = "x" * MAX_TEXT_BYTES
-# All that may wait is what four clients may say between two pings.
-TALKERS = 4
+# All that may wait is what two clients may say between two pings.
+TALKERS = 2
 
 
 async def say(client: Carried, texts: int) -> None:

@@ -151,13 +151,13 @@ async def test_texts_go_both_ways(make: MakePlane, tmp_path: Path) -> None:
             await client.expect(Opcode.TEXT, content.encode())
 
 
-async def test_64_texts_between_two_pings(make: MakePlane, tmp_path: Path) -> None:
+async def test_128_texts_between_two_pings(make: MakePlane, tmp_path: Path) -> None:
     async with (
         plane_bench(make, tmp_path, bounds(websocket_ping_s=3600)) as bench,
         carried(bench, Carrier.SESSION) as client,
     ):
-        await client.send(*[text(str(number)) for number in range(66)])
-        for number in range(64):
+        await client.send(*[text(str(number)) for number in range(130)])
+        for number in range(128):
             await receive_text(bench, str(number))
         await client.expect_close(1008, "too many text messages")
         closed = await bench.closed()
