@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import NamedTuple
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,6 +37,14 @@ class Address(NamedTuple):
     def is_ipv6(self) -> bool:
         """True for a literal IPv6 address."""
         return ":" in self.host
+
+
+class AddressFamily(StrEnum):
+    """Which families an allocation is to have: RFC 8656 calls the second address of BOTH the additional one."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    BOTH = "both"
 
 
 def parse_address(text: str) -> Address:
@@ -123,3 +132,11 @@ def canonical_host(address: IpAddress) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(address)
+
+
+def canonical(address: Address) -> Address:
+    """The one form in which a literal address is compared. Raises ValueError for a name, a scope, or no such port."""
+    host = ipaddress.ip_address(address.host)
+    if getattr(host, "scope_id", None) is not None or not 0 <= address.port <= 65535:
+        raise ValueError(f"{address}: expected a port from 0 to 65535, and no scope")
+    return Address(canonical_host(host), address.port)

@@ -19,8 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.addresses import Address
-from relay.turn.credentials import long_term_key
+from relay.addresses import Address, AddressFamily, canonical
+from relay.turn.credentials import long_term_key, prepared, raw_long_term_key
 from relay.turn.transactions import RTO_S, Transactions
 from relay.wire.channeldata import (
     FIRST_CHANNEL,
@@ -58,6 +58,21 @@ MAX_UNDER_WAY = 10
 # Permissions are renewed this many at a time: 768 bytes of IPv6 addresses, so that the request is never fragmented.
 MAX_PEERS_PER_RENEWAL = 32
 UDP_TRANSPORT = bytes([17, 0, 0, 0])
+# RFC 8489 section 14.3: USERNAME has fewer than 509 bytes.
+MAX_USERNAME_BYTES = 508
+# RFC 8656 section 18.5. coturn has ADDITIONAL-ADDRESS-FAMILY under the number of a draft (seen in 4.6.1); to others
+# that is an attribute which need not be understood.
+IPV4_FAMILY, IPV6_FAMILY = bytes([1, 0, 0, 0]), bytes([2, 0, 0, 0])
+DRAFT_ADDITIONAL_ADDRESS_FAMILY = 0x8032
+_FAMILIES: dict[AddressFamily | None, tuple[tuple[int, bytes], ...]] = {
+    None: (),
+    AddressFamily.IPV4: ((AttributeType.REQUESTED_ADDRESS_FAMILY, IPV4_FAMILY),),
+    AddressFamily.IPV6: ((AttributeType.REQUESTED_ADDRESS_FAMILY, IPV6_FAMILY),),
+    AddressFamily.BOTH: (
+        (AttributeType.ADDITIONAL_ADDRESS_FAMILY, IPV6_FAMILY),
+        (DRAFT_ADDITIONAL_ADDRESS_FAMILY, IPV6_FAMILY),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +84,12 @@ class BindingDone:
 
 @dataclass(frozen=True, slots=True)
 class AllocationCreated:
-    """The allocation is there; ``lifetime_s`` in seconds."""
+    """The allocation is there; ``lifetime_s`` in seconds. ``additional_address`` is the IPv6 one beside an IPv4 one."""
 
     relayed_address: Address
     mapped_address: Address | None
     lifetime_s: int
+    additional_address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,8 @@ class _Request:
     attributes: Callable[[bytes], list[tuple[int, bytes]]]
     peers: tuple[Address, ...] = ()
     channel_number: int = 0
+    # What is asked for instead where the server has no address of the family (440).
+    instead: Callable[[bytes], list[tuple[int, bytes]]] | None = None
     # When it has failed; None while the transactions, which also send it again, say so.
     expires: float | None = None
     challenges: int = 0
@@ -154,6 +172,8 @@ class TurnClient:
     ) -> None:
         self.username = username
         self.relayed_address: Address | None = None
+        # The IPv6 one, if both families were asked for and granted.
+        self.additional_address: Address | None = None
         self.mapped_address: Address | None = None
         self._password = password
         self._reliable = reliable
@@ -162,6 +182,10 @@ class TurnClient:
         self._realm = ""
         self._nonce = b""
         self._key: bytes | None = None
+        # RFC 8489 section 9.2.2 prepares user name and password (Unicode form C), and many servers do not: what is
+        # refused in the one form is tried in the other, until the server has shown that it has the key.
+        self._is_raw = False
+        self._is_proven = False
         self._requests: dict[bytes, _Request] = {}
         self._waiting: deque[_Request] = deque()
         self._transactions = Transactions(rto_s)
@@ -194,21 +218,31 @@ class TurnClient:
         """Ask for our own address (Binding, RFC 8489 section 2). Never authenticated."""
         self._start(now, _Request(Method.BINDING, lambda _: []))
 
-    def allocate(self, now: float, attributes: tuple[tuple[int, bytes], ...] = ()) -> None:
-        """Ask for a relayed address (RFC 8656 section 7.1); ``attributes`` are added to those required."""
+    def allocate(
+        self, now: float, attributes: tuple[tuple[int, bytes], ...] = (), family: AddressFamily | None = None
+    ) -> None:
+        """Ask for a relayed address (RFC 8656 section 7.1); ``attributes`` are added to those required.
+
+        Without a ``family`` it is IPv4, and IPv6 of a server that has nothing else. BOTH may be granted in part.
+        """
         required = [
             (AttributeType.REQUESTED_TRANSPORT, UDP_TRANSPORT),
             (AttributeType.LIFETIME, build_uint32(self._lifetime_s)),
         ]
-        self._start(now, _Request(Method.ALLOCATE, lambda _: [*required, *attributes]))
+        request = _Request(Method.ALLOCATE, lambda _: [*required, *_FAMILIES[family], *attributes])
+        says_itself = any(kind == AttributeType.REQUESTED_ADDRESS_FAMILY for kind, _ in attributes)
+        if family in {None, AddressFamily.BOTH} and not says_itself:
+            request.instead = lambda _: [*required, *_FAMILIES[AddressFamily.IPV6], *attributes]
+        self._start(now, request)
 
     def refresh(self, now: float, lifetime_s: int | None = None) -> None:
-        """Renew the allocation, or release it with 0 s (RFC 8656 section 8.1)."""
+        """Renew the allocation, all its addresses, or release it with 0 s (RFC 8656 section 8.1)."""
         wanted = build_uint32(self._lifetime_s if lifetime_s is None else lifetime_s)
         self._start(now, _Request(Method.REFRESH, lambda _: [(AttributeType.LIFETIME, wanted)]))
 
     def create_permission(self, now: float, *peers: Address) -> None:
-        """Let these peers send to us (RFC 8656 section 10.1)."""
+        """Let these peers send to us (RFC 8656 section 10.1). Raises ValueError for a peer that is not literal."""
+        peers = tuple(map(canonical, peers))
 
         def attributes(transaction_id: bytes) -> list[tuple[int, bytes]]:
             return [(AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, transaction_id)) for peer in peers]
@@ -216,7 +250,11 @@ class TurnClient:
         self._start(now, _Request(Method.CREATE_PERMISSION, attributes, peers))
 
     def bind_channel(self, now: float, peer: Address, channel_number: int | None = None) -> None:
-        """Bind a channel to the peer, the next free one by default (RFC 8656 section 12.1)."""
+        """Bind a channel to the peer, the next free one by default (RFC 8656 section 12.1).
+
+        Raises ValueError for a peer that is not a literal address.
+        """
+        peer = canonical(peer)
         number = channel_number or self._channels.get(peer) or self._free_channel()
 
         def attributes(transaction_id: bytes) -> list[tuple[int, bytes]]:
@@ -233,8 +271,14 @@ class TurnClient:
         return next(number for number in range(FIRST_CHANNEL, LAST_CHANNEL + 1) if number not in taken)
 
     def send_data(self, peer: Address, data: bytes) -> bytes:
-        """The message that carries a datagram to the peer: ChannelData if bound, else a Send indication."""
+        """The message that carries a datagram to the peer: ChannelData if bound, else a Send indication.
+
+        Raises ValueError for a peer that is not a literal address. ``data`` has at most 65,471 bytes.
+        """
         number = self._channels.get(peer)
+        if number is None:
+            peer = canonical(peer)
+            number = self._channels.get(peer)
         if number is not None:
             return build_channel_data(number, data)
         transaction_id = self._new_transaction_id()
@@ -303,7 +347,7 @@ class TurnClient:
         request.key = None if request.method == Method.BINDING else self._key
         if request.key is not None:
             attributes += [
-                (AttributeType.USERNAME, self.username.encode()),
+                (AttributeType.USERNAME, self._username().encode()),
                 (AttributeType.REALM, self._realm.encode()),
                 (AttributeType.NONCE, self._nonce),
             ]
@@ -358,6 +402,7 @@ class TurnClient:
         # Section 9.2.5 of RFC 8489: an answer without the integrity it owes is as if it had not come.
         if request.key is not None and not challenged and not message.has_integrity(request.key):
             return []
+        self._is_proven |= request.key is not None and not challenged
         del self._requests[message.transaction_id]
         self._transactions.on_response(message.transaction_id)
         try:
@@ -373,24 +418,54 @@ class TurnClient:
         if error.code in {401, 438} and self._take_challenge(request, message):
             self._send(now, request)
             return []
+        if error.code == 440 and request.instead is not None:
+            request.attributes, request.instead = request.instead, None
+            self._send(now, request)
+            return []
         if request.method == Method.REFRESH and error.code == 437:
             self._forget_allocation()
         return [RequestFailed(request.method, error.code, error.reason, request.peers)]
 
     def _take_challenge(self, request: _Request, message: Message) -> bool:
-        """Take realm and nonce of a 401 or 438; False where trying again cannot help (section 9.2.5)."""
-        realm = message.text(AttributeType.REALM) or self._realm
+        """Take realm and nonce of a 401 or 438; False where trying again cannot help (section 9.2.5).
+
+        Raises StunError if realm, user name or password are not what can be sent.
+        """
+        realm = _realm(message) or self._realm
         nonce = message.get(AttributeType.NONCE)
         request.challenges += 1
-        refused = request.key is not None and message.error is not None and message.error.code == 401
+        # Another request may have gone on to another key meanwhile.
+        refused = request.key == self._key is not None and message.error is not None and message.error.code == 401
         if not self.username or nonce is None or request.challenges > MAX_CHALLENGES:
             return False
-        if refused and realm == self._realm:
+        if realm != self._realm:
+            self._is_raw = self._is_proven = False
+        elif refused and not self._takes_other_form():
             return False
         self._realm = realm
         self._nonce = nonce
-        self._key = long_term_key(self.username, realm, self._password)
+        self._key = self._make_key()
         return True
+
+    def _takes_other_form(self) -> bool:
+        """Go on with the characters as they were given, if that makes a difference and has not been tried."""
+        text = f"{self.username}:{self._realm}:{self._password}"
+        if self._is_raw or self._is_proven or prepared(text) == text:
+            return False
+        self._is_raw = True
+        return True
+
+    def _username(self) -> str:
+        return self.username if self._is_raw else prepared(self.username)
+
+    def _make_key(self) -> bytes:
+        make = raw_long_term_key if self._is_raw else long_term_key
+        try:
+            if len(self._username().encode()) > MAX_USERNAME_BYTES:
+                raise StunError(f"the user name is too long: expected at most {MAX_USERNAME_BYTES} bytes")
+            return make(self.username, self._realm, self._password)
+        except UnicodeEncodeError:
+            raise StunError("user name or password hold half a surrogate pair") from None
 
     def _on_success(self, now: float, request: _Request, message: Message) -> list[Event]:
         if request.method == Method.BINDING:
@@ -409,7 +484,7 @@ class TurnClient:
 
     def _on_lifetime(self, now: float, method: Method, message: Message) -> list[Event]:
         lifetime_s = message.uint32(AttributeType.LIFETIME)
-        relayed = message.address(AttributeType.XOR_RELAYED_ADDRESS)
+        relayed, additional = _relayed(message)
         if lifetime_s is None or (method == Method.ALLOCATE and relayed is None):
             return [RequestFailed(method, 0, "a success without LIFETIME or XOR-RELAYED-ADDRESS")]
         if lifetime_s > 0:
@@ -419,14 +494,32 @@ class TurnClient:
         if method == Method.REFRESH:
             return [AllocationRefreshed(lifetime_s)]
         assert relayed is not None
-        self.relayed_address = relayed
+        self.relayed_address, self.additional_address = relayed, additional
         self.mapped_address = message.address(AttributeType.XOR_MAPPED_ADDRESS)
-        return [AllocationCreated(relayed, self.mapped_address, lifetime_s)]
+        return [AllocationCreated(relayed, self.mapped_address, lifetime_s, additional)]
 
     def _forget_allocation(self) -> None:
         """It is gone, and with it its permissions and channels: nothing is renewed any more."""
-        self.relayed_address = None
+        self.relayed_address = self.additional_address = None
         self._refresh_at = self._renew_peers_at = None
         self._channels.clear()
         self._channel_peers.clear()
         self._permitted.clear()
+
+
+def _relayed(message: Message) -> tuple[Address | None, Address | None]:
+    """The relayed address, IPv4 if there is one, and the IPv6 address beside an IPv4 one."""
+    # coturn gives 0.0.0.0:0 for a family that it has not granted.
+    granted = [one for one in message.addresses(AttributeType.XOR_RELAYED_ADDRESS) if one.port]
+    ipv4 = next((one for one in granted if not one.is_ipv6), None)
+    ipv6 = next((one for one in granted if one.is_ipv6), None)
+    return (ipv6, None) if ipv4 is None else (ipv4, ipv6)
+
+
+def _realm(message: Message) -> str | None:
+    """The REALM of a challenge. Raises StunError, with what it might say, if it is not UTF-8."""
+    try:
+        return message.text(AttributeType.REALM)
+    except StunError:
+        latin = (message.get(AttributeType.REALM) or b"").decode("latin-1")
+        raise StunError(f"the server's REALM is not UTF-8; as Latin-1 it reads {latin[:128]!r}") from None

@@ -200,6 +200,10 @@ class Message:
         except UnicodeDecodeError:
             raise StunError(f"attribute 0x{attribute_type:04x} is not UTF-8") from None
 
+    def addresses(self, attribute_type: int) -> list[Address]:
+        """The XORed addresses in all attributes of this type. Raises StunError for a malformed one."""
+        return [parse_xor_address(value, self.transaction_id) for value in self.get_all(attribute_type)]
+
     @property
     def error(self) -> ErrorCode | None:
         """ERROR-CODE, or None. Raises StunError for a malformed one.
