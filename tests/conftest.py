@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
 import os
 from collections.abc import Generator
 from typing import Any
@@ -18,6 +19,10 @@ import uvloop
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
 MOST_LINES = 40
+# What pytest keeps of each test makes the collections of those after it slower, unless it is put aside.
+FREEZE_EVERY = 50
+
+_finished = itertools.count(1)
 
 
 def open_descriptors() -> set[str]:
@@ -57,6 +62,8 @@ def pytest_configure() -> None:
     """Have what differs cut after some lines: where these are set pytest tells all of it, which is pages of bytes."""
     for name in ("CI", "BUILD_NUMBER"):
         os.environ.pop(name, None)
+    # No test trusts the authorities of this machine, and to read them takes longer than most tests.
+    os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 @pytest.hookimpl(wrapper=True)
@@ -71,6 +78,13 @@ def pytest_collection_finish() -> None:
     """What the modules made stays: the collection behind each test need not look at it, which took most of its time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Put aside what is there between tests."""
+    if next(_finished) % FREEZE_EVERY == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,6 +5,7 @@ Each mistake is one line of the OperatorError: where, what, and what was expecte
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import re
@@ -56,6 +57,7 @@ def load_version(version: str) -> Catalog:
     return _load_file(Path(version))
 
 
+@functools.cache
 def _load_bundled(version: str) -> Catalog:
     name = f"{_PREFIX}{version}{_SUFFIX}"
     text = resources.files("relay.catalog").joinpath(name).read_text(encoding="utf-8")

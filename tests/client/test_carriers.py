@@ -24,6 +24,7 @@ from tests.support.connect_proxy import connect_proxy
 from tests.support.coturn import PASSWORD, USERNAME, open_coturn
 from tests.support.gateway import Relay, eventually, running_relay
 from tests.support.peers import Inbox, echo_all_sizes, open_echo
+from tests.support.waiting import becomes
 
 CARRIERS = ("tls", "websocket", "connect-udp")
 PLANES = ("compiled", "reference")
@@ -80,7 +81,7 @@ async def test_echo_through_coturn(tmp_path: Path, carrier: str, plane: str) -> 
             assert await turn.refresh(1200) == 1200
         await eventually(lambda: not relay.connections)
         # The Close frame came, or the end of TLS, and neither is a fault.
-        assert relay.gateway.plane.snapshot().closed == {CloseReason.CLIENT_CLOSED: 1}
+        await becomes(lambda: relay.gateway.plane.snapshot().closed, {CloseReason.CLIENT_CLOSED: 1})
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

@@ -31,6 +31,7 @@ from tests.support.gateway import Relay, eventually, running_relay, settings_tre
 from tests.support.made_up import MadeUpCall
 from tests.support.peers import Inbox, open_echo
 from tests.support.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 NO_UPSTREAM = Address("127.0.0.1", 9)
@@ -185,9 +186,9 @@ async def test_server_name_decides_the_region(tmp_path: Path) -> None:
         async with running_relay(tmp_path, *upstreams, routes=routes) as relay:
             async with calling(relay, "euc1.relay.test") as call:
                 assert await call.is_heard()
-                assert (use1.allocations, euc1.allocations) == (0, 1)
+                await becomes(lambda: (use1.allocations, euc1.allocations), (0, 1))
             async with calling(relay, "use1.relay.test"):
-                assert (use1.allocations, euc1.allocations) == (1, 0)
+                await becomes(lambda: (use1.allocations, euc1.allocations), (1, 0))
 
 
 async def test_a_route_decides_how_old_media_may_be(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ async def test_region_without_a_living_upstream_takes_nobody(tmp_path: Path) -> 
             with pytest.raises(UpstreamError):
                 await turn.allocate()
             await turn.close()
-            assert closed(relay, CloseReason.NO_UPSTREAM) == 1
+            await becomes(lambda: closed(relay, CloseReason.NO_UPSTREAM), 1)
             async with calling(relay, "relay.test") as call:
                 assert await call.is_heard()
 
@@ -241,7 +242,7 @@ async def test_flow_that_finds_its_upstream_gone_has_it_probed_at_once(tmp_path:
         await eventually(lambda: health(relay, name) is Health.DOWN)
         async with calling(relay) as call:
             assert await call.is_heard()
-            assert alive.allocations == 1
+            await becomes(lambda: alive.allocations, 1)
 
 
 async def test_silent_flows_of_a_dead_upstream_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ async def test_silent_flows_of_a_dead_upstream_are_closed(tmp_path: Path, monkey
         await host.stop()
         with pytest.raises(UpstreamError):
             await call.turn.closed
-        assert closed(relay, CloseReason.UPSTREAM_SILENT) == 1
+        await becomes(lambda: closed(relay, CloseReason.UPSTREAM_SILENT), 1)
 
 
 async def test_flow_that_hears_something_outlives_a_lost_probe(tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ async def test_drain_takes_no_new_flows_and_waits_for_the_running_ones(tmp_path:
             await undecided.send(bytes.fromhex("000100002112a442") + bytes(12))
             assert await undecided.closed_by_server()
             undecided.abort()
-            assert closed(relay, CloseReason.DRAINING) == 1
+            await becomes(lambda: closed(relay, CloseReason.DRAINING), 1)
 
             assert await call.is_heard()
             assert not draining.done()
@@ -314,7 +315,7 @@ async def test_drain_waits_no_longer_than_it_is_told(tmp_path: Path) -> None:
         await relay.gateway.stop()
         with pytest.raises(UpstreamError):
             await call.turn.closed
-        assert closed(relay, CloseReason.STOPPED) == 1
+        await becomes(lambda: closed(relay, CloseReason.STOPPED), 1)
 
 
 # Records of calls
@@ -435,10 +436,10 @@ async def test_reload_takes_upstreams_and_routes_for_new_flows(tmp_path: Path) -
         assert await before.is_heard()
         async with calling(relay, "use1.relay.test") as after:
             assert await after.is_heard()
-            assert (old.allocations, new.allocations) == (1, 1)
+            await becomes(lambda: (old.allocations, new.allocations), (1, 1))
         async with calling(relay, "euc1.relay.test") as after:
             assert await after.is_heard()
-            assert (old.allocations, new.allocations) == (2, 0)
+            await becomes(lambda: (old.allocations, new.allocations), (2, 0))
 
 
 async def test_flow_of_an_upstream_that_is_removed_goes_on_and_ends_like_any_other(tmp_path: Path) -> None:
@@ -447,12 +448,12 @@ async def test_flow_of_an_upstream_that_is_removed_goes_on_and_ends_like_any_oth
             reload(relay, upstreams=[upstream_entry("stun2", new.address)])
             assert [state.name for state in relay.gateway.upstreams] == ["stun2"]
             async with calling(relay) as after:
-                assert (old.allocations, new.allocations) == (1, 1)
+                await becomes(lambda: (old.allocations, new.allocations), (1, 1))
                 assert await before.is_heard()
                 assert await after.is_heard()
         await eventually(lambda: not relay.connections)
-        assert closed(relay, CloseReason.CLIENT_CLOSED) == 2
-        assert (old.allocations, new.allocations) == (0, 0)
+        await becomes(lambda: closed(relay, CloseReason.CLIENT_CLOSED), 2)
+        await becomes(lambda: (old.allocations, new.allocations), (0, 0))
         assert [state.flows for state in relay.gateway.upstreams] == [0]
 
 
@@ -482,7 +483,7 @@ async def test_reload_takes_limits(tmp_path: Path) -> None:
         reload(relay, limits={"connections": 1, "drain_timeout_s": 0})
         with pytest.raises(UpstreamError):
             await relay.open_turn()
-        assert closed(relay, CloseReason.TOO_MANY_CONNECTIONS) == 1
+        await becomes(lambda: closed(relay, CloseReason.TOO_MANY_CONNECTIONS), 1)
         assert await call.is_heard()
         await relay.gateway.drain()
 

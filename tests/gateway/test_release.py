@@ -24,6 +24,7 @@ from relay.gateway.upstreams import Health, UpstreamState
 from relay.plane.api import AllocationOrphaned, CloseReason, ConnectionId, Upstream
 from relay.turn.credentials import RestCredentials, rest_password, rest_username
 from tests.support.gateway import Relay, eventually, running_relay
+from tests.support.waiting import becomes
 
 SECRET = "shared"
 ALICE = rest_username("alice", int(time.time()) + 3600)
@@ -62,22 +63,22 @@ async def test_allocation_of_a_client_that_left_without_a_word(tmp_path: Path) -
     async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host, relay_to(host, tmp_path, secret=SECRET) as relay:
         staying = await allocated(relay)
         leaving = await allocated(relay)
-        assert host.allocations == 2
+        await becomes(lambda: host.allocations, 2)
         await leaving.close(release=False)
         await eventually(lambda: host.allocations == 1)
         # Its own, and nobody else's.
         assert await staying.refresh(900) == 900
         await staying.close()
-        assert host.allocations == 0
+        await becomes(lambda: host.allocations, 0)
 
 
 async def test_allocation_of_a_client_whose_connection_is_cut(tmp_path: Path) -> None:
     async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host, relay_to(host, tmp_path, secret=SECRET) as relay:
         turn = await allocated(relay)
-        assert host.allocations == 1
+        await becomes(lambda: host.allocations, 1)
         cut(turn)
         await eventually(lambda: host.allocations == 0)
-        assert closed(relay, CloseReason.CLIENT_LOST) == 1
+        await becomes(lambda: closed(relay, CloseReason.CLIENT_LOST), 1)
         await turn.close()
 
 
@@ -85,8 +86,8 @@ async def test_allocations_of_clients_that_are_there_when_the_relay_stops(tmp_pa
     async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host:
         async with relay_to(host, tmp_path, secret=SECRET) as relay:
             clients = [await allocated(relay) for _ in range(5)]
-            assert host.allocations == 5
-        assert host.allocations == 0
+            await becomes(lambda: host.allocations, 5)
+        await becomes(lambda: host.allocations, 0)
         for client in clients:
             await client.close()
 
@@ -96,7 +97,7 @@ async def test_nothing_to_release_after_the_client_has_done_so(tmp_path: Path) -
         turn = await allocated(relay)
         await turn.close()
         await eventually(lambda: not relay.connections)
-        assert host.allocations == 0
+        await becomes(lambda: host.allocations, 0)
         assert not relay.gateway._releaser._tasks
 
 
@@ -106,7 +107,7 @@ async def test_without_the_secret_it_stays(tmp_path: Path) -> None:
             turn = await allocated(relay)
             await turn.close(release=False)
             await eventually(lambda: not relay.connections)
-        assert host.allocations == 1
+        await becomes(lambda: host.allocations, 1)
 
 
 async def test_wrong_secret_is_logged_and_leaves_no_socket(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ async def test_wrong_secret_is_logged_and_leaves_no_socket(tmp_path: Path) -> No
                 turn = await allocated(relay)
                 await turn.close(release=False)
                 await eventually(lambda: not relay.connections)
-        assert host.allocations == 1
+        await becomes(lambda: host.allocations, 1)
     [line] = [line for line in lines if line["event"] == "allocation not released"]
     assert "401" in line["cause"]
 

@@ -23,6 +23,7 @@ from tests.support.gateway import Relay, eventually, running_relay
 from tests.support.peers import SIZES, open_echo
 from tests.support.raw_session import Json, RawSession
 from tests.support.scripted_upstream import scripted_upstream
+from tests.support.waiting import becomes
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 OPEN = {"type": "open", "username": "trader", "password": "secret"}
@@ -82,13 +83,13 @@ async def test_a_whole_session(tmp_path: Path, plane: str) -> None:
             (flow,) = relay.gateway.plane.snapshot().flows
             assert (flow.carrier, flow.upstream.name) == (Carrier.SESSION, opened["upstream"])
             assert (flow.username, flow.server_name) == ("trader", "relay.test")
-            assert hosts[opened["upstream"]].allocations == 1
+            await becomes(lambda: hosts[opened["upstream"]].allocations, 1)
             assert await session.ask(type="close", id=2) == {"type": "closed", "id": 2}
             await session.say_goodbye()
             assert await session.hear_close() == (1000, "")
         await ended(relay, hosts)
         assert not relay.gateway.flows.tally.parked
-        assert relay.gateway.plane.snapshot().closed[CloseReason.CLIENT_CLOSED] == 1
+        await becomes(lambda: relay.gateway.plane.snapshot().closed[CloseReason.CLIENT_CLOSED], 1)
 
 
 async def test_with_a_websocket_of_others(tmp_path: Path, plane: str) -> None:
@@ -203,7 +204,7 @@ async def test_client_that_says_nothing(tmp_path: Path, plane: str, monkeypatch:
             with contextlib.suppress(EOFError):
                 await session.hear_close()
         await ended(relay, hosts)
-        assert relay.gateway.plane.snapshot().closed[CloseReason.FIRST_BYTES_TIMEOUT] == 1
+        await becomes(lambda: relay.gateway.plane.snapshot().closed[CloseReason.FIRST_BYTES_TIMEOUT], 1)
 
 
 async def test_upstream_that_dies_in_the_middle_of_a_call(tmp_path: Path, plane: str) -> None:
@@ -222,7 +223,7 @@ async def test_upstream_that_dies_in_the_middle_of_a_call(tmp_path: Path, plane:
             assert moved["relayed"].startswith(f"{hosts[moved['upstream']].address.host}:")
             await echoes(session, 0x4123, b"there")
             await echoes(session, 0x4000, b"and there")
-            assert relay.gateway.flows.tally.failovers == {FailoverOutcome.MOVED: 1}
+            await becomes(lambda: relay.gateway.flows.tally.failovers, {FailoverOutcome.MOVED: 1})
             states = {state.name: state.flows for state in relay.gateway.upstreams}
             assert states == {opened["upstream"]: 0, moved["upstream"]: 1}
             await hosts[moved["upstream"]].stop()
@@ -230,7 +231,7 @@ async def test_upstream_that_dies_in_the_middle_of_a_call(tmp_path: Path, plane:
             heard = await session.hear()
             assert (heard["type"], heard["code"]) == ("error", 503)
             assert await session.hear_close() == (1013, "no_upstream")
-            assert relay.gateway.flows.tally.failovers[FailoverOutcome.NO_UPSTREAM] == 1
+            await becomes(lambda: relay.gateway.flows.tally.failovers[FailoverOutcome.NO_UPSTREAM], 1)
         await ended(relay, hosts)
 
 
@@ -265,7 +266,7 @@ async def test_a_call_that_moves_stays_in_its_region_while_it_can(tmp_path: Path
                 assert heard["code"] == 403
                 assert (await session.hear_close())[0] == 1008
             await eventually(lambda: not relay.connections)
-            assert relay.gateway.entitlement.calls == 0
+            await becomes(lambda: relay.gateway.entitlement.calls, 0)
 
 
 async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
@@ -405,7 +406,7 @@ async def test_cut_and_resumed(tmp_path: Path, plane: str) -> None:
             assert (await session.ask(type="resume", token=token))["type"] == "resumed"
             await session.say_goodbye()
         await ended(relay, hosts)
-        assert relay.gateway.flows.tally.resumptions == {ResumeOutcome.RESUMED: 4}
+        await becomes(lambda: relay.gateway.flows.tally.resumptions, {ResumeOutcome.RESUMED: 4})
 
 
 async def test_cut_before_the_upstream_has_answered(tmp_path: Path, plane: str) -> None:

@@ -18,6 +18,7 @@ from relay.gateway import site
 from relay.plane.api import CloseReason
 from tests.support.gateway import Relay, eventually, running_relay
 from tests.support.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
 GET = b"GET /healthz HTTP/1.1\r\nHost: relay.test\r\n\r\n"
@@ -96,7 +97,7 @@ async def test_many_requests_on_one_connection(tmp_path: Path) -> None:
             for _ in range(20):
                 async with request("GET", "/healthz") as response:
                     assert await response.read() == b"ok\n"
-            assert relay.gateway.plane.snapshot().accepted == 1
+            await becomes(lambda: relay.gateway.plane.snapshot().accepted, 1)
         await eventually(lambda: not relay.connections)
 
 

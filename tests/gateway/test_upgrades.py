@@ -20,6 +20,7 @@ from relay.wire.websocket import Opcode, build_frame
 from tests.support.gateway import Relay, eventually, running_relay
 from tests.support.scripted_upstream import scripted_upstream
 from tests.support.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HOST = "Host: relay.test"
@@ -116,7 +117,7 @@ async def test_websockets_that_are_refused(tmp_path: Path) -> None:
         assert refused(relay, Carrier.WEBSOCKET, UpgradeOutcome.BAD_REQUEST) == len(BAD_WEBSOCKETS) - 3
         assert refused(relay, Carrier.WEBSOCKET, UpgradeOutcome.FORBIDDEN) == 2
         await eventually(lambda: not relay.connections)
-        assert relay.gateway.plane.snapshot().closed == {CloseReason.HTTP_CLOSED: len(BAD_WEBSOCKETS)}
+        await becomes(lambda: relay.gateway.plane.snapshot().closed, {CloseReason.HTTP_CLOSED: len(BAD_WEBSOCKETS)})
 
 
 async def test_what_a_refusal_tells_beside_its_text(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tests.support.gateway import SERVER_NAME, Relay, eventually, running_relay,
 from tests.support.peers import open_echo, open_echo_pair
 from tests.support.uclient import run_uclient
 from tests.support.user_service import user_service
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
@@ -208,7 +209,7 @@ async def test_each_carrier_asks(tmp_path: Path, plane: str, carrier: str) -> No
         await eventually(lambda: closed(relay, CloseReason.NOT_ENTITLED) == 1)
         with contextlib.suppress(UpstreamError):
             await refused.close()
-        assert host.allocations == 0
+        await becomes(lambda: host.allocations, 0)
         assert counts(relay) == {"admitted": 1, "not_entitled": 1}
 
 
@@ -248,7 +249,7 @@ async def test_calls_at_once_over_all_carriers(tmp_path: Path, plane: str) -> No
         calls = [await open_by(relay, carrier, host, "ann") for carrier in CARRIERS]
         for call in calls:
             await call.allocate()
-        assert relay.gateway.entitlement.calls == 3
+        await becomes(lambda: relay.gateway.entitlement.calls, 3)
         for carrier in CARRIERS:
             fourth = await open_by(relay, carrier, host, "ann")
             with pytest.raises(UpstreamError):
@@ -273,13 +274,13 @@ async def test_a_wrong_password_keeps_a_place_for_a_while_only(
         stranger = await relay.open_turn("ann", "guess")
         with pytest.raises(UpstreamError, match="401"):
             await stranger.allocate()
-        assert relay.gateway.entitlement.calls == 1
+        await becomes(lambda: relay.gateway.entitlement.calls, 1)
         monkeypatch.setattr(places, "PROVISIONAL_S", 0.0)
         async with await relay.open_turn("ann", PASSWORD) as ann:
             await ann.allocate()
             # The stranger has lost his connection, and who has an allocation keeps it.
             await eventually(stranger.closed.done)
-            assert closed(relay, CloseReason.NOT_ENTITLED) == 1
+            await becomes(lambda: closed(relay, CloseReason.NOT_ENTITLED), 1)
             second = await relay.open_turn("ann", PASSWORD)
             with pytest.raises(UpstreamError):
                 await second.allocate()
@@ -287,7 +288,7 @@ async def test_a_wrong_password_keeps_a_place_for_a_while_only(
             await ann.refresh()
             # Without the allocation the place is free, though the connection is there.
             await ann.refresh(0)
-            assert host.allocations == 0
+            await becomes(lambda: host.allocations, 0)
             async with await relay.open_turn("ann", PASSWORD) as third:
                 await third.allocate()
                 await eventually(ann.closed.done)
@@ -335,7 +336,7 @@ async def test_sessions_are_told_why_not(tmp_path: Path, plane: str) -> None:
             tmp_path, *upstreams, listen={"plane": plane}, entitlement=users, routes=[route]
         ) as relay:
             async with await open_media(relay, "ann"):
-                assert relay.gateway.entitlement.calls == 1
+                await becomes(lambda: relay.gateway.entitlement.calls, 1)
                 for user, code in (("ann", 486), ("bob", 403), ("cid@desk.example", 403)):
                     with pytest.raises(SessionError) as refused:
                         await open_media(relay, user)
@@ -389,7 +390,7 @@ async def test_a_session_waits_for_the_service(tmp_path: Path, plane: str) -> No
         assert dict(service.asked[0].query) == {"user": "ann", "region": "use1", "client": "127.0.0.1"}
         service.release()
         async with await opening:
-            assert relay.gateway.entitlement.calls == 1
+            await becomes(lambda: relay.gateway.entitlement.calls, 1)
         # One that goes while its user is asked for gets no place.
         service.hang()
         opening = asyncio.ensure_future(open_media(relay, "bob"))
@@ -441,7 +442,7 @@ async def test_many_that_log_in_at_once(tmp_path: Path, plane: str) -> None:
         clients = await asyncio.gather(*(relay.open_turn("ann", PASSWORD) for _ in range(20)))
         await asyncio.gather(*(client.allocate() for client in clients))
         assert service.users == ["ann"]
-        assert relay.gateway.entitlement.calls == 20
+        await becomes(lambda: relay.gateway.entitlement.calls, 20)
         await asyncio.gather(*(client.close() for client in clients))
 
 

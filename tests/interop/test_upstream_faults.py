@@ -19,6 +19,7 @@ from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import MessageClass, is_stun, split_message_type
 from tests.support.gateway import eventually, running_relay
 from tests.support.peers import Inbox, open_echo
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
@@ -124,7 +125,7 @@ async def test_a_dead_upstream_closes_the_client(tmp_path: Path, plane: str, dea
             except UpstreamError:
                 assert dead == "refusing"  # known to be down already: closed before the first request
             if dead == "silent":
-                assert relay.gateway.plane.snapshot().closed == {CloseReason.UPSTREAM_SILENT: 1}
+                await becomes(lambda: relay.gateway.plane.snapshot().closed, {CloseReason.UPSTREAM_SILENT: 1})
 
 
 async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path, plane: str) -> None:
@@ -135,7 +136,7 @@ async def test_new_connections_go_to_a_healthy_upstream(tmp_path: Path, plane: s
             for calls in range(1, 4):
                 turn = await relay.open_turn("trader", "secret")
                 await turn.allocate()
-                assert host.allocations == calls
+                await becomes(lambda: host.allocations, calls)
                 await turn.close(release=False)
 
 

@@ -37,6 +37,7 @@ from relay.wire.stun import (
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 from tests.support.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -153,7 +154,7 @@ async def test_stun_lengths_that_wrap_at_16_bits_elsewhere(make: MakePlane, tmp_
             await client.send(head[:2] + length.to_bytes(2) + head[4:] + bytes(length))
         await client.send(HELLO)
         await bench.upstream.expect(HELLO)
-        assert bench.plane.snapshot().totals.drops == {DropReason.UPLINK_OVERSIZE: 4}
+        await becomes(lambda: bench.plane.snapshot().totals.drops, {DropReason.UPLINK_OVERSIZE: 4})
 
 
 async def test_malformed_datagrams_of_the_upstream_never_reach_the_client(make: MakePlane, tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ async def test_malformed_datagrams_of_the_upstream_never_reach_the_client(make: 
             bench.upstream.send(flow, datagram)
         bench.upstream.send(flow, good)
         assert await client.receive_unit() == good
-        assert bench.plane.snapshot().totals.drops == {DropReason.DOWNLINK_MALFORMED: len(bad)}
+        await becomes(lambda: bench.plane.snapshot().totals.drops, {DropReason.DOWNLINK_MALFORMED: len(bad)})
 
 
 async def test_padding_of_a_datagram_is_not_doubled(make: MakePlane, tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ async def test_requests_are_sent_again_until_they_are_answered(make: MakePlane, 
         after = stun(8)
         await client.send(after)
         await bench.upstream.expect(after)
-        assert bench.plane.snapshot().totals.retransmissions == 2
+        await becomes(lambda: bench.plane.snapshot().totals.retransmissions, 2)
 
 
 async def test_second_answers_are_dropped(make: MakePlane, tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ async def test_second_answers_are_dropped(make: MakePlane, tmp_path: Path) -> No
         bench.upstream.send(flow, marker)
         assert await client.receive_unit() == answer(request)
         assert await client.receive_unit() == marker
-        assert bench.plane.snapshot().totals.drops == {DropReason.DOWNLINK_DUPLICATE: 2}
+        await becomes(lambda: bench.plane.snapshot().totals.drops, {DropReason.DOWNLINK_DUPLICATE: 2})
 
 
 async def test_indications_are_not_sent_again(make: MakePlane, tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ async def test_garbage_after_a_good_start_closes_that_connection_only(make: Make
         await other.send(good)
         await bench.upstream.expect(good)
         assert bench.upstream.received.empty()
-        assert bench.plane.snapshot().closed == {CloseReason.BROKEN_FRAME: 1}
+        await becomes(lambda: bench.plane.snapshot().closed, {CloseReason.BROKEN_FRAME: 1})
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 reference_plane = pytest.mark.parametrize("make", [PLANES["reference"]], ids=["reference"])
@@ -274,7 +275,7 @@ async def test_a_packet_too_long_for_a_link_further_on(make: MakePlane, tmp_path
         while not bench.plane.snapshot().totals.drops:
             assert bench.plane.snapshot().flows, bench.events
             await asyncio.sleep(0)
-        assert bench.plane.snapshot().totals.drops == {DropReason.UPLINK_OVERSIZE: 1}
+        await becomes(lambda: bench.plane.snapshot().totals.drops, {DropReason.UPLINK_OVERSIZE: 1})
         await client.send(VOICE)
         await bench.upstream.expect(VOICE)
         bench.upstream.send(flow, VOICE)

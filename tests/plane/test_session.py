@@ -35,6 +35,7 @@ from tests.support.carriers import HELLO, Carried, binary, carried, masked, move
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 from tests.support.taps import tapped
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -110,7 +111,7 @@ async def test_media_before_the_first_move_is_forgotten(make: MakePlane, tmp_pat
         await move(bench, client, bench.target, bench.upstream)
         await client.send(binary(b"\x40\x01next"))
         await bench.upstream.expect(build_channel_data(0x4001, b"next"))
-        assert bench.plane.snapshot().totals.drops == {}
+        await becomes(lambda: bench.plane.snapshot().totals.drops, {})
 
 
 async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ async def test_other_datagrams_are_malformed(make: MakePlane, tmp_path: Path, da
         bench.upstream.send(flow, datagram)
         bench.upstream.send(flow, FRAME)
         assert await client.binary() == MESSAGE
-        assert bench.plane.snapshot().totals.drops == {DropReason.DOWNLINK_MALFORMED: 1}
+        await becomes(lambda: bench.plane.snapshot().totals.drops, {DropReason.DOWNLINK_MALFORMED: 1})
 
 
 # ---- Text
@@ -193,7 +194,7 @@ async def test_control_speaks_stun(make: MakePlane, tmp_path: Path) -> None:
         # Nothing of it is the client's.
         bench.upstream.send(flow, FRAME)
         assert await client.binary() == MESSAGE
-        assert bench.plane.snapshot().totals.downlink_packets == 1
+        await becomes(lambda: bench.plane.snapshot().totals.downlink_packets, 1)
 
 
 async def test_requests_are_sent_again_and_copies_of_answers_dropped(make: MakePlane, tmp_path: Path) -> None:
