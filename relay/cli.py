@@ -318,14 +318,22 @@ def ca_show(
     as_toml: Annotated[
         bool, typer.Option("--toml", help="Print the hosts' certificates as lines of the relay's configuration.")
     ] = False,
+    prefix: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --toml: where the relay's machine has the files of ca/hosts, such as /etc/relay/hosts."
+        ),
+    ] = None,
 ) -> None:
     """Show the generations of an authority and the certificates of hosts. Status 1 if one has ended."""
     from relay.ca import AuthorityFolder
     from relay.ca.show import ended, tables_of, toml_of
 
+    if prefix is not None and not as_toml:
+        raise OperatorError("--prefix: expected together with --toml")
     folder, now = AuthorityFolder.open(directory), _now()
     if as_toml:
-        typer.echo(toml_of(folder), nl=False)
+        typer.echo(toml_of(folder, prefix), nl=False)
         return
     for table in tables_of(folder, now):
         Console().print(table)

@@ -456,6 +456,19 @@ def test_the_relay_takes_what_show_prints(tmp_path: Path) -> None:
     assert ok("check-config", path) == f"{path}: ok (1 upstreams, 0 routes)\n"
 
 
+def test_show_prints_paths_of_the_relays_machine(tmp_path: Path) -> None:
+    ok("ca", "create", tmp_path / "ca")
+    ok("ca", "issue", tmp_path / "ca", STUN1)
+    for prefix in ("/etc/cloud9-relay/hosts", "/etc/cloud9-relay/hosts/", "hosts"):
+        blocks = ok("ca", "show", tmp_path / "ca", "--toml", "--prefix", prefix)
+        assert tomllib.loads(blocks)["certificates"] == [
+            {
+                "certificate": f"{prefix.rstrip('/')}/{STUN1}.pem",
+                "private_key": f"{prefix.rstrip('/')}/{STUN1}.key",
+            }
+        ]
+
+
 def test_passphrase_from_the_environment(tmp_path: Path) -> None:
     ok("ca", "create", tmp_path, passphrase="correct horse")
     for passphrase, told in (("", "expected it in the environment, RELAY_CA_PASSPHRASE"), ("x", "passphrase is wrong")):
@@ -482,6 +495,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
         (("issue", tmp_path, "www.bank.example"), "'www.bank.example': not in the catalog"),
         (("create", tmp_path), f"{tmp_path}: has an authority already"),
         (("show", tmp_path / "gone"), f"{tmp_path}/gone: no authority there"),
+        (("show", tmp_path, "--prefix", "/etc/hosts"), "--prefix: expected together with --toml"),
     ):
         status, stdout, stderr = run("ca", *arguments)
         assert (status, stdout, stderr.count("\n")) == (2, "", 1)

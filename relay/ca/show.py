@@ -47,17 +47,21 @@ def ended(folder: AuthorityFolder, now: datetime.datetime) -> bool:
     return folder.newest.ended(now) or any(host.until < now for host in folder.hosts())
 
 
-def toml_of(folder: AuthorityFolder) -> str:
-    """``[[certificates]]`` of all hosts, with absolute paths; they go below the relay's own, which is the default."""
+def toml_of(folder: AuthorityFolder, prefix: Path | None = None) -> str:
+    """``[[certificates]]`` of all hosts; they go below the relay's own, which is the default.
+
+    Paths are absolute on this machine, or files in ``prefix``: the folder that the relay has on its own machine.
+    """
     blocks = (
         f"[[certificates]] # {' '.join(host.names)}\n"
-        f"certificate = {_quoted(host.files.chain)}\n"
-        f"private_key = {_quoted(host.files.private_key)}\n"
+        f"certificate = {_quoted(host.files.chain, prefix)}\n"
+        f"private_key = {_quoted(host.files.private_key, prefix)}\n"
         for host in folder.hosts()
     )
     return "\n".join(blocks)
 
 
-def _quoted(path: Path) -> str:
-    # A JSON text is a TOML text, but for pairs of surrogates.
-    return json.dumps(str(path.resolve()), ensure_ascii=False)
+def _quoted(path: Path, prefix: Path | None) -> str:
+    placed = path.resolve() if prefix is None else prefix / path.name
+    # A JSON text is a TOML text, except for pairs of surrogates.
+    return json.dumps(str(placed), ensure_ascii=False)

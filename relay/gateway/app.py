@@ -63,6 +63,8 @@ log = structlog.get_logger()
 SILENT_FLOW_S = 2.0
 # For each reason: a port scan must not fill the log. The counters miss nothing.
 CLOSED_LINES_PER_S = 20
+# What a reload leaves as it is: sockets are bound, and the log is set up, at the start.
+FIXED_SECTIONS = ("listen", "log")
 # Ends that say nothing about trouble; they are logged for those who look closely.
 _QUIET = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.HTTP_CLOSED, CloseReason.STOPPED})
 
@@ -195,9 +197,12 @@ class Gateway:
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         self.web_proxy.configure(settings.web_proxy, vendor(), certificates(settings))
-        if settings.listen != self._config.listen:
-            log.warning("listen: a change takes effect with the next start")
-        self._config = settings
+        for section in FIXED_SECTIONS:
+            if getattr(settings, section) != getattr(self._config, section):
+                log.warning(f"{section}: a change takes effect with the next start")
+        # What runs, whatever the file says: a change that is taken back is not a change.
+        running = {section: getattr(self._config, section) for section in FIXED_SECTIONS}
+        self._config = settings.model_copy(update=running)
         self.upstreams.configure(settings.upstreams, settings.health)
         self.entitlement.configure(settings.entitlement)
         self._configure_flows(vendor)

@@ -497,6 +497,22 @@ async def test_reload_says_what_it_cannot_change(tmp_path: Path) -> None:
         assert listens(relay.tls)
 
 
+async def test_reload_says_nothing_of_a_change_that_was_taken_back(tmp_path: Path) -> None:
+    """It compares with what runs, not with what the file said the last time."""
+    async with running_relay(tmp_path, NO_UPSTREAM) as relay:
+        listen = relay.tree["listen"]
+        for changes, warned in (
+            ({"listen": {**listen, "tls": ["127.0.0.1:443"]}}, ["listen"]),
+            ({"listen": {**listen, "tls": ["127.0.0.1:443"]}, "log": {"format": "json"}}, ["listen", "log"]),
+            ({"listen": listen, "log": {"format": "json"}}, ["log"]),
+            ({"listen": listen, "log": {}}, []),
+        ):
+            with capture_logs() as lines:
+                reload(relay, **changes)
+            told = [f"{section}: a change takes effect with the next start" for section in warned]
+            assert [line["event"] for line in lines] == [*told, "configuration reloaded"]
+
+
 @pytest.mark.parametrize(
     "broken",
     [
