@@ -2,6 +2,7 @@
 import { redrawAll } from "./charts.js";
 import { CallPage } from "./call.js";
 import { setText } from "./dom.js";
+import { clockTime } from "./format.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
 
@@ -22,7 +23,7 @@ function route() {
 function onSummary(summary) {
   latest = summary;
   setText(document.getElementById("version"), summary.version);
-  setText(document.getElementById("clock"), new Date(summary.at * 1000).toLocaleTimeString("en-GB"));
+  setText(document.getElementById("clock"), clockTime(summary.at));
   document.getElementById("draining").hidden = !summary.draining;
   if (page !== overview) overview.showPackets(summary);
   page.show(summary);

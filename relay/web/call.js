@@ -1,7 +1,7 @@
 // The page of one call: who, how it sounds, and its timeline.
 import { Chart, atLeast, ofMos } from "./charts.js";
 import { h } from "./dom.js";
-import { bandClass, count, duration, fixed, known, percent, sum, words } from "./format.js";
+import { bandClass, clockTime, count, duration, fixed, known, percent, sum, words } from "./format.js";
 
 const TWO_WAYS = [
   { label: "uplink ↑", colour: "--up" },
@@ -141,7 +141,7 @@ export class CallPage {
         fact("waiting for it", `${count(call.queued_bytes)} bytes, ${fixed(call.queue_age_ms, 0)} ms`),
         fact("upstream heard", call.heard_s < 1 ? "now" : `${duration(call.heard_s)} ago`),
         fact("connection", call.connection),
-        call.ended ? fact("ended at", call.ended.at) : null,
+        call.ended ? fact("ended at", clockTime(Date.parse(call.ended.at) / 1000)) : null,
       ),
     );
   }
@@ -168,7 +168,7 @@ export class CallPage {
       );
     this.whole.replaceChildren(
       h("h2", {}, "The whole call"),
-      table(
+      scroll(
         ["", "packets", "lost %", "late %", "jitter ms", "MOS min", "MOS mean", "RTCP"],
         [row("uplink", "uplink"), row("downlink", "downlink")],
         1,
@@ -185,7 +185,7 @@ export class CallPage {
     if (call.retransmissions) all.push(...rows({ "STUN requests sent again": call.retransmissions }, ""));
     this.drops.replaceChildren(
       h("h2", {}, "Drops"),
-      all.length ? table(["reason", "packets"], all, 1) : h("p", { class: "muted" }, "None."),
+      all.length ? scroll(["reason", "packets"], all, 1) : h("p", { class: "muted" }, "None."),
     );
   }
 
@@ -214,29 +214,25 @@ export class CallPage {
     this.streams.replaceChildren(
       h("h2", {}, "Streams"),
       call.streams.length
-        ? h(
-            "div",
-            { class: "scroll" },
-            table(
-              [
-                "direction",
-                "SSRC",
-                "type",
-                "clock Hz",
-                "packets",
-                "lost",
-                "late",
-                "jitter ms",
-                "stalls",
-                "longest pause ms",
-                "reordered",
-                "twice",
-                "restarts",
-                "idle s",
-              ],
-              call.streams.map(row),
-              2,
-            ),
+        ? scroll(
+            [
+              "direction",
+              "SSRC",
+              "type",
+              "clock Hz",
+              "packets",
+              "lost",
+              "late",
+              "jitter ms",
+              "stalls",
+              "longest pause ms",
+              "reordered",
+              "twice",
+              "restarts",
+              "idle s",
+            ],
+            call.streams.map(row),
+            2,
           )
         : h("p", { class: "muted" }, "No RTP was seen."),
     );
@@ -254,6 +250,9 @@ export class CallPage {
 }
 
 const back = () => h("a", { href: "#/", class: "back", title: "Back (Esc)" }, "←");
+
+// A table that scrolls within its panel where the page is narrower.
+const scroll = (heads, rows, texts) => h("div", { class: "scroll" }, table(heads, rows, texts));
 
 // The first ``texts`` columns hold words, the others numbers.
 function table(heads, rows, texts) {

@@ -1,5 +1,6 @@
 // Line charts over time, all of one look; the colours are the theme's.
 /* global uPlot */
+import { clockTime, zone } from "./format.js";
 
 const charts = new Set();
 
@@ -27,7 +28,8 @@ function options(chart, width) {
   return {
     width,
     height: chart.height,
-    padding: [8, 8, 0, 0],
+    // Right: half of the last time's width, which stands in the middle below its line.
+    padding: [8, 26, 0, 0],
     cursor: { sync: { key: chart.sync }, points: { size: 6 }, drag: { x: true, y: false } },
     legend: { live: true },
     scales: { y: { range: (_, low, high) => chart.range(low, high) } },
@@ -36,7 +38,7 @@ function options(chart, width) {
       { ...axis, size: 44, splits: chart.splits, values: (_, ticks) => ticks.map(shortest) },
     ],
     series: [
-      { value: (_, raw) => (raw ? new Date(raw * 1000).toLocaleTimeString("en-GB") : "–") },
+      { label: `time (${zone(Date.now() / 1000)})`, value: (_, raw) => (raw ? clockTime(raw) : "–") },
       ...chart.lines.map((line) => ({
         label: line.label,
         stroke: colour(line.colour),

@@ -41,3 +41,14 @@ export function bandClass(mos) {
 }
 
 export const words = (name) => name.replaceAll("_", " ");
+
+// A Unix time as the clock on the wall shows it, with the zone: the log and the API are in UTC.
+export const clockTime = (unix) =>
+  new Date(unix * 1000).toLocaleTimeString("en-GB", {
+    hour: "2-digit",
+    minute: "2-digit",
+    second: "2-digit",
+    timeZoneName: "short",
+  });
+
+export const zone = (unix) => clockTime(unix).replace(/^\S+ /, "");

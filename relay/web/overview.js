@@ -1,7 +1,7 @@
 // The first page: the relay as a whole, and the worst calls.
 import { Chart } from "./charts.js";
 import { h, setText } from "./dom.js";
-import { bandClass, count, duration, fixed, percent, sum, words } from "./format.js";
+import { bandClass, clockTime, count, duration, fixed, percent, sum, words } from "./format.js";
 import { CallTable } from "./table.js";
 
 const CHART_S = 600;
@@ -263,7 +263,7 @@ function endedRow(call) {
     number(duration(call.age_s)),
     ...[uplink, downlink].map((way) => number(percent(sum(way.lost_percent, way.late_percent)))),
     ...[uplink, downlink].map((way) => number(fixed(way.jitter_ms, 1))),
-    h("td", {}, new Date(call.ended_at).toLocaleTimeString("en-GB")),
+    h("td", {}, clockTime(Date.parse(call.ended_at) / 1000)),
     h("td", { class: "name", title: call.detail }, words(call.reason)),
   );
 }

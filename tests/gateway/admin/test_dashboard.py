@@ -177,6 +177,41 @@ async def test_a_call_by_its_address_and_one_that_is_over() -> None:
 
 
 @needs_chromium
+@pytest.mark.parametrize("width", [390, 800])
+async def test_a_narrow_page_does_not_scroll_sideways_and_cuts_no_time(width: int) -> None:
+    relay = await relay_of(2)
+    async with relay.served() as address, browser() as page:
+        await page.size(width, 900)
+        for path, canvases in (("/", 1), ("/#/call/1", 4), ("/#/call/2", 4)):
+            await opened(page, address, path)
+            await page.until(f"document.querySelectorAll('canvas').length === {canvases}")
+            assert await page.run("document.documentElement.scrollWidth") == width
+            # A time with seconds takes 46 pixels, and stands in the middle below its line.
+            room = await page.run(
+                "Math.min(...[...document.querySelectorAll('.u-over')].map((e) =>"
+                " e.parentElement.getBoundingClientRect().right - e.getBoundingClientRect().right))"
+            )
+            assert room >= 23
+        assert page.complaints == []
+
+
+@needs_chromium
+async def test_times_have_their_zone() -> None:
+    relay = await relay_of(2)
+    async with relay.served() as address, browser() as page:
+        await page.ask("Emulation.setTimezoneOverride", timezoneId="Asia/Kolkata")
+        await opened(page, address)
+        clock = re.compile(r"\d\d:\d\d:\d\d GMT\+5:30")
+        assert clock.fullmatch(await page.run("document.querySelector('#clock').textContent"))
+        assert clock.fullmatch(await page.run("document.querySelector('.ended td:nth-last-child(2)').textContent"))
+        await page.until("document.querySelector('.u-legend').textContent.includes('time (GMT+5:30)')")
+        await opened(page, address, "/#/call/2")
+        await page.until("document.querySelector('.who')")
+        facts = await page.run("[...document.querySelectorAll('.fact .name')].map((e) => e.textContent)")
+        assert clock.fullmatch(facts[-1])
+
+
+@needs_chromium
 async def test_light_and_dark() -> None:
     relay = await relay_of(2)
     ground = "getComputedStyle(document.body).backgroundColor"
