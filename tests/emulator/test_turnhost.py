@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from dataclasses import dataclass
 
@@ -177,6 +178,20 @@ async def test_data_passes_only_from_permitted_peers() -> None:
             assert await end.inbox.get() == (peer, b"permitted")
             assert end.inbox.empty
         await end.turn.close()
+
+
+async def test_what_has_run_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
+
+        def none_left(address: Address) -> socket.socket:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr("relay.emulator.turnhost.open_udp_socket", none_left)
+        with pytest.raises(TurnRequestError) as refused:
+            await turn.allocate()
+        assert (refused.value.code, refused.value.reason) == (508, "no file descriptors left in this process")
+        monkeypatch.undo()
+        await turn.allocate()
 
 
 async def test_unreachable_peer_disturbs_nobody() -> None:
