@@ -6,20 +6,28 @@ import asyncio
 
 from relay.addresses import Address
 from relay.errors import UpstreamError
-from relay.turn.client import Event
+from relay.turn.client import Event, RequestFailed
 from relay.wire.stun import Method
 
 Key = tuple[Method, tuple[Address, ...]]
 
 
 class TurnRequestError(UpstreamError):
-    """A request was refused (``code`` is that of ERROR-CODE, 300 to 699) or not answered (``code`` is 0)."""
+    """A request was refused (``code`` is that of ERROR-CODE, 300 to 699) or has failed otherwise (``code`` is 0).
 
-    def __init__(self, method: Method, code: int, reason: str) -> None:
+    ``answered`` is true if the server said so, even if it did so badly. ``alternate`` is the server that a 300 (Try
+    Alternate) names, if it names one.
+    """
+
+    def __init__(
+        self, method: Method, code: int, reason: str, *, answered: bool = False, alternate: Address | None = None
+    ) -> None:
         super().__init__(f"{method.name}: {code} {reason}" if code else f"{method.name}: {reason}")
         self.method = method
         self.code = code
         self.reason = reason
+        self.answered = answered
+        self.alternate = alternate
 
 
 class AwaitedRequests:
@@ -56,15 +64,25 @@ class AwaitedRequests:
             if not answer.done():
                 answer.set_result(event)
 
-    def fail(self, key: Key, code: int, reason: str, cause: Exception | None = None) -> None:
-        """Raise TurnRequestError, from ``cause`` if there is one, in those who wait for this."""
-        for answer in self._waiting.get(key, ()):
+    def fail(self, failed: RequestFailed) -> None:
+        """Raise TurnRequestError in those who wait for this."""
+        for answer in self._waiting.get((failed.method, failed.peers), ()):
             if not answer.done():
-                error = TurnRequestError(key[0], code, reason)
-                error.__cause__ = cause
-                answer.set_exception(error)
+                answer.set_exception(
+                    TurnRequestError(
+                        failed.method,
+                        failed.code,
+                        failed.reason,
+                        answered=failed.answered,
+                        alternate=failed.alternate,
+                    )
+                )
 
     def fail_all(self, reason: str, cause: Exception | None = None) -> None:
         """Raise TurnRequestError, from ``cause`` if there is one, in all who wait."""
-        for key in self._waiting:
-            self.fail(key, 0, reason, cause)
+        for (method, _), answers in self._waiting.items():
+            for answer in answers:
+                if not answer.done():
+                    error = TurnRequestError(method, 0, reason)
+                    error.__cause__ = cause
+                    answer.set_exception(error)

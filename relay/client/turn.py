@@ -207,7 +207,7 @@ class TurnConnection:
         if key not in self._awaited and event.method == Method.REFRESH:
             # A renewal of our own: without it the allocation ends, and nobody would hear of it otherwise.
             self._end(TurnRequestError(event.method, event.code, event.reason))
-        self._awaited.fail(key, event.code, event.reason)
+        self._awaited.fail(event)
 
     # The end
 

@@ -124,12 +124,18 @@ class DataReceived:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A request was refused (``code`` of ERROR-CODE) or not answered (``code`` 0); ``peers`` are those it named."""
+    """A request was refused; ``peers`` are those it named.
+
+    ``code`` is that of ERROR-CODE, 0 where there is none: no answer (``answered`` is false), or one that is malformed.
+    ``alternate`` is where a 300 (Try Alternate) sends the client.
+    """
 
     method: Method
     code: int
     reason: str
     peers: tuple[Address, ...] = ()
+    answered: bool = True
+    alternate: Address | None = None
 
 
 Event = (
@@ -316,7 +322,7 @@ class TurnClient:
             self._renew_peers_at = now + RENEW_PEERS_S
             self._renew_peers(now)
         self._start_waiting(now)
-        return [RequestFailed(request.method, 0, "no answer", request.peers) for request in given_up]
+        return [RequestFailed(request.method, 0, "no answer", request.peers, answered=False) for request in given_up]
 
     def _renew_peers(self, now: float) -> None:
         if self._waiting:
@@ -424,7 +430,8 @@ class TurnClient:
             return []
         if request.method == Method.REFRESH and error.code == 437:
             self._forget_allocation()
-        return [RequestFailed(request.method, error.code, error.reason, request.peers)]
+        alternate = message.alternate_server if error.code == 300 else None
+        return [RequestFailed(request.method, error.code, error.reason, request.peers, alternate=alternate)]
 
     def _take_challenge(self, request: _Request, message: Message) -> bool:
         """Take realm and nonce of a 401 or 438; False where trying again cannot help (section 9.2.5).

@@ -93,6 +93,8 @@ class AttributeType(IntEnum):
     ADDRESS_ERROR_CODE = 0x8001
     PASSWORD_ALGORITHMS = 0x8002
     SOFTWARE = 0x8022
+    # The name in the certificate of ALTERNATE-SERVER (RFC 8489 section 14.16): over UDP there is none to check.
+    ALTERNATE_DOMAIN = 0x8003
     ALTERNATE_SERVER = 0x8023
     FINGERPRINT = 0x8028
     ICE_CONTROLLED = 0x8029
@@ -175,6 +177,18 @@ class Message:
         """The XORed address in an attribute, or None. Raises StunError for a malformed one."""
         value = self.get(attribute_type)
         return None if value is None else parse_xor_address(value, self.transaction_id)
+
+    @property
+    def alternate_server(self) -> Address | None:
+        """The address in ALTERNATE-SERVER, as it is written there; None if there is none, or none to connect to."""
+        value = self.get(AttributeType.ALTERNATE_SERVER)
+        if value is None:
+            return None
+        try:
+            found = parse_plain_address(value)
+        except StunError:
+            return None
+        return found if found.port else None
 
     def uint32(self, attribute_type: int) -> int | None:
         """The first four bytes of an attribute as a number, or None. Raises StunError if there are fewer."""
@@ -373,6 +387,19 @@ def parse_xor_address(value: bytes, transaction_id: bytes) -> Address:
         return Address(f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", port)
     host = bytes(a ^ b for a, b in zip(value[4:], _xor_mask(16, transaction_id), strict=True))
     return Address(canonical_host(ipaddress.IPv6Address(host)), port)
+
+
+def parse_plain_address(value: bytes) -> Address:
+    """Read MAPPED-ADDRESS and its like, which are not XORed (sections 14.1 and 14.15). Raises StunError."""
+    if len(value) < 4 or len(value) != {1: 8, 2: 20}.get(value[1]):
+        raise StunError(f"address of {len(value)} bytes: expected family 1 and 8, or family 2 and 20")
+    return Address(canonical_host(ipaddress.ip_address(value[4:])), int.from_bytes(value[2:4]))
+
+
+def build_plain_address(address: Address) -> bytes:
+    """Write the value of MAPPED-ADDRESS and its like."""
+    packed = ipaddress.ip_address(address.host).packed
+    return struct.pack("!BBH", 0, 1 if len(packed) == 4 else 2, address.port) + packed
 
 
 def build_xor_address(address: Address, transaction_id: bytes) -> bytes:

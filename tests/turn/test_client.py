@@ -433,7 +433,7 @@ def run(client: TurnClient, until: float) -> list[tuple[float, int]]:
         failed = client.on_deadline(deadline)
         sent.append((deadline, len(client.take_messages())))
         if failed:
-            assert failed == [RequestFailed(Method.BINDING, 0, "no answer")]
+            assert failed == [RequestFailed(Method.BINDING, 0, "no answer", answered=False)]
             sent.append((deadline, -1))
     return sent
 
@@ -510,13 +510,13 @@ def test_a_request_too_long_to_be_sent_again_is_answered_or_fails() -> None:
             key = long_term_key("ann", "r" * 763, "sesame")
             assert len(client.receive(1.0, success(request, *allocated_attributes(request), key=key))) == 1
         else:
-            assert client.on_deadline(39.5) == [RequestFailed(Method.ALLOCATE, 0, "no answer")]
+            assert client.on_deadline(39.5) == [RequestFailed(Method.ALLOCATE, 0, "no answer", answered=False)]
 
 
 def test_a_dead_server_ends_the_allocation_with_one_event(pair: ClientBench) -> None:
     pair.allocated()
     pair.passes = lambda message: False
-    assert pair.advance(3600) == [RequestFailed(Method.REFRESH, 0, "no answer")]
+    assert pair.advance(3600) == [RequestFailed(Method.REFRESH, 0, "no answer", answered=False)]
 
 
 # Over a stream
@@ -730,3 +730,41 @@ def later_failures(client: TurnClient) -> list[RequestFailed]:
     while (deadline := client.next_deadline()) is not None and deadline <= 40:
         failures += [event for event in client.on_deadline(deadline) if isinstance(event, RequestFailed)]
     return failures
+
+
+# Try Alternate (RFC 8489 section 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "alternate"),
+    [
+        ("0001 0d96 c0000207", Address("192.0.2.7", 3478)),
+        ("0002 0d96 20010db8000000000000000000000007", Address("2001:db8::7", 3478)),
+        # The first byte is not looked at; a mapped address is the one that is mapped.
+        ("ff02 0d96 00000000000000000000ffffc0000207", Address("192.0.2.7", 3478)),
+        ("0001 0000 c0000207", None),  # no port to connect to
+        ("0003 0d96 c0000207", None),
+        ("0001 0d96 c00002", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_10_where_a_300_sends_the_client(value: str | None, alternate: Address | None) -> None:
+    client = new_client()
+    client.allocate(0.0)
+    request = parse_message(*client.take_messages())
+    attributes = [] if value is None else [(AttributeType.ALTERNATE_SERVER, bytes.fromhex(value))]
+    # A name for the certificate at the alternate: over UDP there is no certificate.
+    attributes.append((AttributeType.ALTERNATE_DOMAIN, b"turn.example"))
+    assert client.receive(0.0, error(request, 300, *attributes)) == [
+        RequestFailed(Method.ALLOCATE, 300, "because", alternate=alternate)
+    ]
+
+
+def test_10_a_300_to_an_authenticated_request_needs_integrity() -> None:
+    client, request = challenged_client()
+    alternate = (AttributeType.ALTERNATE_SERVER, bytes.fromhex("0001 0d96 c0000207"))
+    assert client.receive(0.0, error(request, 300, alternate)) == []
+    assert client.receive(0.0, error(request, 300, alternate, key=KEY)) == [
+        RequestFailed(Method.ALLOCATE, 300, "because", alternate=Address("192.0.2.7", 3478))
+    ]

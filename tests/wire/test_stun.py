@@ -25,11 +25,13 @@ from relay.wire.stun import (
     build_address_error_code,
     build_error_code,
     build_message,
+    build_plain_address,
     build_uint32,
     build_xor_address,
     is_stun,
     message_type,
     parse_message,
+    parse_plain_address,
     parse_xor_address,
     split_message_type,
 )
@@ -410,6 +412,17 @@ def test_section_14_1_the_reserved_byte_of_an_address_is_ignored() -> None:
 
 
 # Error codes, section 14.8
+
+
+@pytest.mark.parametrize("address", [Address("192.0.2.7", 3478), Address("2001:db8::7", 65535)])
+def test_plain_addresses_there_and_back(address: Address) -> None:
+    assert parse_plain_address(build_plain_address(address)) == address
+
+
+@pytest.mark.parametrize("value", ["", "0001", "00010d96", "00010d96c00002", "00020d96c0000207", "00000d96c0000207"])
+def test_plain_addresses_that_are_malformed(value: str) -> None:
+    with pytest.raises(StunError, match="expected family 1"):
+        parse_plain_address(bytes.fromhex(value))
 
 
 @pytest.mark.parametrize("code", [300, 400, 401, 420, 438, 486, 508, 699])
