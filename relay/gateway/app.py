@@ -23,9 +23,10 @@ from relay.gateway.entitlement.admission import Admission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
+from relay.gateway.lookups import Lookup, SystemLookup
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
-from relay.gateway.resolve import Lookup, Resolver, client_lookup, system_lookup
+from relay.gateway.resolve import Resolver
 from relay.gateway.routes import Routes
 from relay.gateway.sessions import Sessions
 from relay.gateway.signaling.proxy import SignalingProxy
@@ -91,20 +92,20 @@ class Gateway:
         vendor = _vendor(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
         self.plane = self._make_plane()
+        self._names = SystemLookup()
+        lookup = lookup or self._names
         self._admission = Admission(self.plane, self.entitlement)
         self.flows.on_begun = self._admission.on_begun
-        self._health = HealthMonitor(self.upstreams, self._on_probe, lookup or system_lookup)
-        # For the names that clients ask for: slow ones among them must not keep those of upstreams waiting.
-        asked = lookup or client_lookup
-        self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), asked)
+        self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
+        self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
         self._sessions = Sessions(
             self.plane, self.flows, self.upstreams, self._health, self._releaser, entitlement=self.entitlement
         )
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
-        self.signaling = SignalingProxy()
+        self.signaling = SignalingProxy(lookup)
         self.signaling.configure(settings.signaling, settings.health)
-        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), asked)
+        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), lookup)
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self._upgrades.site = self._site
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
@@ -143,7 +144,8 @@ class Gateway:
     async def start(self) -> None:
         """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
         async with contextlib.AsyncExitStack() as started:
-            # Last, because the plane's end ends calls.
+            started.push_async_callback(self._names.close)
+            # After the plane, whose end ends calls.
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.callback(self._sessions.stop)

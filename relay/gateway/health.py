@@ -17,7 +17,8 @@ from relay.config import Health as HealthSettings
 from relay.config import Media as MediaSettings
 from relay.config import UpstreamServer
 from relay.errors import UpstreamError
-from relay.gateway.resolve import Lookup, ResolveError, ResolveFailure, Resolver, system_lookup
+from relay.gateway.lookups import Lookup
+from relay.gateway.resolve import ResolveError, ResolveFailure, Resolver
 from relay.gateway.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
 from relay.tasks import Tasks
 from relay.turn.credentials import rest_password, rest_username
@@ -48,7 +49,7 @@ def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -
 class HealthMonitor:
     """One task for each upstream. ``on_probe`` is called after each probe, changed or not."""
 
-    def __init__(self, upstreams: Upstreams, on_probe: OnProbe, lookup: Lookup = system_lookup) -> None:
+    def __init__(self, upstreams: Upstreams, on_probe: OnProbe, lookup: Lookup) -> None:
         self._upstreams = upstreams
         self._lookup = lookup
         self._on_probe = on_probe

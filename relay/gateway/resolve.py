@@ -7,29 +7,27 @@ uses that and never the name again, so it does not matter if the name answers ot
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import ipaddress
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from relay.addresses import Address, RelayPolicy, canonical_host
 from relay.errors import UpstreamError
+from relay.gateway.lookups import RESOLVE_TIMEOUT_S, Lookup
 
-# A resolver that takes longer is as good as none.
-RESOLVE_TIMEOUT_S = 5.0
 # Load balancers have some eight addresses; nobody tries more before giving up.
 MAX_ANSWERS = 16
-# Names that clients ask for are looked up on so many threads of their own. The loop's are few (uvloop has four), and
-# slow names must not take them from those of upstreams: a lookup that nobody waits for any more holds its thread still.
-MAX_LOOKUPS = 16
-# RFC 1035; getaddrinfo would refuse a longer one with less to say.
+# Lookups at once, of one service (CONNECT, CONNECT-UDP, the upstreams): slow names of one leave room for the others.
+MAX_OF_SERVICE = 64
+# And of one client address. Behind a web proxy a whole firm comes from one, but asks for the same few names, and those
+# who ask for the same one share a lookup.
+MAX_OF_SOURCE = 8
+# RFC 1035.
 MAX_NAME = 253
 # Of a peer's text in a log line or an error.
 _SHOWN = 80
-
-Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
 
 class ResolveFailure(StrEnum):
@@ -69,41 +67,36 @@ class ResolveError(UpstreamError):
         return f"relay; error={self.failure}"
 
 
-async def system_lookup(host: str) -> list[str]:
-    """What the system's resolver answers, as literal addresses. Raises OSError or UnicodeError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(answer[4][0]) for answer in found]
-
-
-_client_threads = ThreadPoolExecutor(MAX_LOOKUPS, "client lookup")
-
-
-async def client_lookup(host: str) -> list[str]:
-    """The same for names that clients choose, on threads of their own. Raises OSError or UnicodeError."""
-    lookup = functools.partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
-    found = await asyncio.get_running_loop().run_in_executor(_client_threads, lookup)
-    return [str(answer[4][0]) for answer in found]
-
-
 def shown(text: str) -> str:
     """A peer's text for a log line or an error: escaped, and cut."""
     escaped = text.encode("unicode_escape").decode("ascii")
     return escaped if len(escaped) <= _SHOWN else escaped[:_SHOWN] + "..."
 
 
-class Resolver:
-    """Resolves and judges. ``policy`` may be replaced at any time; it counts from the next answer on."""
+@dataclass
+class _Source:
+    """A client address that has lookups. It is forgotten when it has none."""
 
-    def __init__(self, policy: RelayPolicy, lookup: Lookup = client_lookup) -> None:
+    lookups: int = 0
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_OF_SOURCE))
+
+
+class Resolver:
+    """Resolves and judges for one service. ``policy`` may be replaced at any time, and judges from then on."""
+
+    def __init__(self, policy: RelayPolicy, lookup: Lookup) -> None:
         self.policy = policy
         self._lookup = lookup
-        self._slots = asyncio.Semaphore(MAX_LOOKUPS)
+        self._slots = asyncio.Semaphore(MAX_OF_SERVICE)
+        self._sources: dict[str, _Source] = {}
+        # Names that are being looked up, each with what was answered, or why nothing was.
+        self._asked: dict[str, asyncio.Future[Sequence[str] | ResolveError]] = {}
 
-    async def resolve(self, host: str, port: int) -> list[Address]:
+    async def resolve(self, host: str, port: int, source: str = "") -> list[Address]:
         """The literal addresses of a name, or of a literal without brackets, that may be connected to: at least one.
 
         Those that may not are left out, in whatever order they came. At most ``MAX_ANSWERS``, within
-        ``RESOLVE_TIMEOUT_S`` seconds. Raises ResolveError.
+        ``RESOLVE_TIMEOUT_S`` seconds. ``source`` is the address of the client who asks. Raises ResolveError.
         """
         if (literal := _parse_literal(host)) is not None:
             answers: Sequence[str] = [literal]
@@ -112,7 +105,7 @@ class Resolver:
             detail = f"{shown(host)}: no name, nor an address as it is written"
             raise ResolveError(ResolveFailure.DESTINATION_IP_PROHIBITED, detail, [shown(host)])
         else:
-            answers = await self._ask(host)
+            answers = await self._ask(host, source)
         answers = answers[:MAX_ANSWERS]
         permitted = [_canonical(answer) for answer in answers if self.policy.permits(answer)]
         if not permitted:
@@ -121,21 +114,65 @@ class Resolver:
             raise ResolveError(ResolveFailure.DESTINATION_IP_PROHIBITED, detail, refused)
         return [Address(one, port) for one in dict.fromkeys(permitted)]
 
-    async def _ask(self, host: str) -> Sequence[str]:
+    async def _ask(self, host: str, source: str) -> Sequence[str]:
         if not _could_be_a_name(host):
             raise ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: no host name")
         try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S), self._slots:
-                answers = await self._lookup(host)
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                answer = await self._share(host, source)
         except TimeoutError:
-            raise ResolveError(
-                ResolveFailure.DNS_TIMEOUT, f"{shown(host)}: no answer within {RESOLVE_TIMEOUT_S:g} s"
-            ) from None
+            answer = _timed_out(host)
+        if isinstance(answer, ResolveError):
+            raise answer
+        return answer
+
+    async def _share(self, host: str, source: str) -> Sequence[str] | ResolveError:
+        """Take the answer of whoever looks this name up already, or look it up when there is room."""
+        while True:
+            if (asked := self._asked.get(host)) is not None:
+                await asyncio.wait([asked])
+                if not asked.cancelled():
+                    return asked.result()
+                continue  # the client who had asked is gone
+            async with self._slot(source):
+                if host not in self._asked:
+                    return await self._lead(host)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, source: str) -> AsyncIterator[None]:
+        """One lookup of this source: first its own bound, so that it takes but a few turns in the queue of all."""
+        known = self._sources.setdefault(source, _Source())
+        known.lookups += 1
+        try:
+            async with known.slots, self._slots:
+                yield
+        finally:
+            known.lookups -= 1
+            if not known.lookups:
+                del self._sources[source]
+
+    async def _lead(self, host: str) -> Sequence[str] | ResolveError:
+        asked = self._asked[host] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await self._look_up(host)
+            asked.set_result(answer)
+            return answer
+        finally:
+            asked.cancel()
+            del self._asked[host]
+
+    async def _look_up(self, host: str) -> Sequence[str] | ResolveError:
+        try:
+            answers = await self._lookup(host)
+        except TimeoutError:
+            return _timed_out(host)
         except (OSError, UnicodeError) as error:
-            raise ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: {error}") from error
-        if not answers:
-            raise ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: the name has no address")
-        return answers
+            return ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: {error}")
+        return answers or ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: the name has no address")
+
+
+def _timed_out(host: str) -> ResolveError:
+    return ResolveError(ResolveFailure.DNS_TIMEOUT, f"{shown(host)}: no answer within {RESOLVE_TIMEOUT_S:g} s")
 
 
 def _parse_literal(host: str) -> str | None:

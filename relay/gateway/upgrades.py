@@ -186,7 +186,7 @@ class Upgrades:
             # Media goes there without a user name that could be asked about.
             raise _prohibited(f"{shown(host)}: expected an upstream, because users are asked for here ([entitlement])")
         if state is None:
-            return _reachable(await self._media_address(host, port))
+            return _reachable(await self._media_address(opened, host, port))
         if not self._flows.may_reach(opened.server_name, state):
             raise _prohibited(f"{shown(host)}: this name serves another region")
         if state.health is Health.DOWN:
@@ -205,11 +205,14 @@ class Upgrades:
                 return state
         return None
 
-    async def _media_address(self, host: str, port: int) -> Address:
+    async def _media_address(self, opened: HttpOpened, host: str, port: int) -> Address:
         if not any(port in ports for ports in MEDIA_PORTS):
             raise _prohibited(f"port {port}: expected 3478, or 16384 to 65535")
+        # To look up a name says it to the world: that is done for the vendor's only.
+        if not Address(host, port).is_literal and not self._vendor().covers(host):
+            raise _prohibited(f"{shown(host)}: neither an upstream nor a host of the vendor's")
         try:
-            found = await self._resolver.resolve(host, port)
+            found = await self._resolver.resolve(host, port, opened.client.host)
         except ResolveError as error:
             outcomes = {ResolveFailure.DESTINATION_IP_PROHIBITED: UpgradeOutcome.FORBIDDEN}
             outcome = outcomes.get(error.failure, UpgradeOutcome.UNRESOLVED)

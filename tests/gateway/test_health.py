@@ -21,7 +21,7 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway import health
 from relay.gateway.health import HealthMonitor, credentials_for
-from relay.gateway.resolve import Lookup, system_lookup
+from relay.gateway.lookups import Lookup
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password
 from relay.wire.stun import MAGIC_COOKIE_BYTES, Method
@@ -45,10 +45,10 @@ def settings(**keys: Any) -> HealthSettings:
 class Watched:
     """What the monitor told of its upstreams, in order; ``history`` are the names and healths after each probe."""
 
-    def __init__(self, *servers: UpstreamServer, lookup: Lookup = system_lookup) -> None:
+    def __init__(self, *servers: UpstreamServer, lookup: Lookup | None = None) -> None:
         self.upstreams = Upstreams()
         self.upstreams.configure(servers, settings())
-        self.monitor = HealthMonitor(self.upstreams, self._on_probe, lookup)
+        self.monitor = HealthMonitor(self.upstreams, self._on_probe, lookup or FakeDns({"localhost": [["127.0.0.1"]]}))
         self.history: list[tuple[str, Health]] = []
         self._probed = asyncio.Event()
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import itertools
-import socket
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +12,15 @@ from hypothesis import strategies as st
 
 from relay.addresses import NEVER_RELAYED, Address, RelayPolicy
 from relay.gateway import resolve
-from relay.gateway.resolve import MAX_ANSWERS, MAX_LOOKUPS, ResolveError, ResolveFailure, Resolver, system_lookup
+from relay.gateway.lookups import Lookup, SystemLookup
+from relay.gateway.resolve import (
+    MAX_ANSWERS,
+    MAX_OF_SERVICE,
+    MAX_OF_SOURCE,
+    ResolveError,
+    ResolveFailure,
+    Resolver,
+)
 from tests.support.ssrf_table import PERMITTED, PROHIBITED, PROHIBITED_LITERALS, PROHIBITED_SPELLINGS, FakeDns
 
 DNS_ERROR, DNS_TIMEOUT = ResolveFailure.DNS_ERROR, ResolveFailure.DNS_TIMEOUT
@@ -24,11 +28,11 @@ PROHIBITED_IP = ResolveFailure.DESTINATION_IP_PROHIBITED
 NAME = "stun.example.com"
 
 
-def resolver(dns: resolve.Lookup | None = None, *allowed: str) -> Resolver:
+def resolver(dns: Lookup | None = None, *allowed: str) -> Resolver:
     return Resolver(RelayPolicy(ipaddress.ip_network(one) for one in allowed), dns or FakeDns())
 
 
-async def refusal(host: str, lookup: resolve.Lookup | None = None) -> ResolveError:
+async def refusal(host: str, lookup: Lookup | None = None) -> ResolveError:
     with pytest.raises(ResolveError) as raised:
         await resolver(lookup).resolve(host, 443)
     return raised.value
@@ -208,66 +212,94 @@ async def test_an_answer_twice_is_one_address() -> None:
     assert await resolver(dns).resolve(NAME, 443) == [Address("8.8.8.8", 443)]
 
 
-async def test_lookups_at_once_are_bounded() -> None:
-    running, most, full, release = 0, 0, asyncio.Event(), asyncio.Event()
+class Held:
+    """A lookup that answers when it is told to, unless the name is ``ready``."""
 
-    async def slow(_: str) -> Sequence[str]:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        if running == MAX_LOOKUPS:
-            full.set()
-        await release.wait()
-        running -= 1
-        return ["8.8.8.8"]
+    def __init__(self) -> None:
+        self.running = self.most = 0
+        self.asked: list[str] = []
+        self.go_on = asyncio.Event()
 
-    names = resolver(slow)
-    waiting = asyncio.gather(*(names.resolve(NAME, 443) for _ in range(3 * MAX_LOOKUPS)))
-    await full.wait()
-    for _ in range(10):
+    async def __call__(self, host: str) -> Sequence[str]:
+        self.asked.append(host)
+        if host == "ready.test":
+            return ["8.8.8.8"]
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.go_on.wait()
+        finally:
+            self.running -= 1
+        return ["8.8.4.4"]
+
+
+async def settle() -> None:
+    """Until everything that can go on has stopped."""
+    for _ in range(20):
         await asyncio.sleep(0)
-    release.set()
-    assert len(await waiting) == 3 * MAX_LOOKUPS
-    assert most == MAX_LOOKUPS
+
+
+async def test_lookups_at_once_are_bounded_for_a_service() -> None:
+    lookup = Held()
+    names = resolver(lookup)
+    sources = [f"192.0.2.{number}" for number in range(3 * MAX_OF_SERVICE)]
+    waiting = asyncio.gather(*(names.resolve(f"{one}.test", 443, one) for one in sources))
+    await settle()
+    assert lookup.running == MAX_OF_SERVICE
+    lookup.go_on.set()
+    assert len(await waiting) == len(sources)
+    assert lookup.most == MAX_OF_SERVICE
+    assert not names._sources
+    assert not names._asked
+
+
+async def test_slow_names_of_one_client_leave_room_for_others() -> None:
+    """Also for the same name, which waits for its turn with the one who asks for too many."""
+    lookup = Held()
+    names = resolver(lookup)
+    slow = [asyncio.ensure_future(names.resolve(f"{number}.test", 443, "192.0.2.1")) for number in range(100)]
+    late = asyncio.ensure_future(names.resolve("ready.test", 443, "192.0.2.1"))
+    await settle()
+    assert lookup.running == MAX_OF_SOURCE
+    assert not late.done()
+    assert await names.resolve("ready.test", 443, "192.0.2.2") == [Address("8.8.8.8", 443)]
+    for one in slow:
+        one.cancel()
+    await asyncio.wait(slow)
+    assert await late == [Address("8.8.8.8", 443)]
+    assert not names._sources
+
+
+async def test_clients_that_ask_for_the_same_name_share_a_lookup() -> None:
+    """One slow name that a whole firm asks for, from the one address of its web proxy, leaves room for the others."""
+    lookup = Held()
+    names = resolver(lookup)
+    waiting = [asyncio.ensure_future(names.resolve(NAME, 443, "192.0.2.1")) for _ in range(500)]
+    await settle()
+    assert lookup.asked == [NAME]
+    assert await names.resolve("ready.test", 443, "192.0.2.1") == [Address("8.8.8.8", 443)]
+    # Whoever asked first goes: the others do not lose their answer.
+    waiting[0].cancel()
+    await settle()
+    assert lookup.asked == [NAME, "ready.test", NAME]
+    lookup.go_on.set()
+    assert await asyncio.gather(*waiting[1:]) == [[Address("8.8.4.4", 443)]] * 499
+
+
+async def test_a_shared_lookup_that_fails_fails_for_all() -> None:
+    dns = FakeDns()
+    names = resolver(dns)
+    failed = await asyncio.gather(*(names.resolve(NAME, 443) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(one, ResolveError) and one.failure is DNS_ERROR for one in failed)
 
 
 # The system's resolver
 
 
-async def test_slow_names_of_clients_leave_threads_for_those_of_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when their clients have gone: nothing ends a lookup in the system."""
-    loop, full, go_on, really = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), socket.getaddrinfo
-    asked = itertools.count(1)
-
-    def hang(host: str, *rest: Any, **more: Any) -> Any:
-        if next(asked) == MAX_LOOKUPS:
-            loop.call_soon_threadsafe(full.set)
-        go_on.wait()
-        return really("127.0.0.1", *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    names = resolver(resolve.client_lookup)
-    try:
-        waiting = [asyncio.ensure_future(names.resolve(NAME, 443)) for _ in range(MAX_LOOKUPS)]
-        await full.wait()
-        for one in waiting:
-            one.cancel()
-        await asyncio.wait(waiting)
-        async with asyncio.timeout(30):
-            assert await system_lookup("localhost")
-            assert await asyncio.to_thread(str, "the loop's own") == "the loop's own"
-    finally:
-        go_on.set()
-
-
 async def test_the_system_answers_literal_addresses() -> None:
-    found = await system_lookup("localhost")
-    assert found
-    assert all(ipaddress.ip_address(one).is_loopback for one in found)
-    assert (await refusal("localhost", system_lookup)).failure is PROHIBITED_IP
-
-
-async def test_the_system_would_read_the_spellings() -> None:
-    # Why they are refused before: this is what an allow-list of names would let through.
-    assert set(await system_lookup("2130706433")) == {"127.0.0.1"}
-    assert set(await system_lookup("0x7f.1")) == {"127.0.0.1"}
+    lookup = SystemLookup()
+    try:
+        assert all(ipaddress.ip_address(one).is_loopback for one in await lookup("localhost"))
+        assert (await refusal("localhost", lookup)).failure is PROHIBITED_IP
+    finally:
+        await lookup.close()

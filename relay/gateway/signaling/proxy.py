@@ -25,6 +25,7 @@ from yarl import URL
 
 from relay.config import Health as HealthSettings
 from relay.config import Signaling as SignalingSettings
+from relay.gateway.lookups import Lookup
 from relay.gateway.signaling import engineio
 from relay.gateway.signaling.http_rules import TOLD_BY_US, Accepted, Forwarding, Refused, check, end_to_end
 from relay.gateway.signaling.splice import Splice
@@ -112,7 +113,8 @@ class SignalingProxy:
     ``refusals``, ``watchdog_hits`` and ``pools`` are there to be counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lookup: Lookup) -> None:
+        """``lookup`` resolves the names of upstreams."""
         self.pools = Pools()
         self.sessions = Sessions()
         self.refusals: Counter[Refusal] = Counter()
@@ -120,7 +122,7 @@ class SignalingProxy:
         self._settings = SignalingSettings()
         self._trust: ssl.SSLContext | None = None
         self._forwarding = Forwarding()
-        self._resolver = CheckedResolver()
+        self._resolver = CheckedResolver(lookup)
         self._session: aiohttp.ClientSession | None = None
         self._health: SignalingHealth | None = None
         self._stopped = False

@@ -10,7 +10,7 @@ import random
 import socket
 import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -22,13 +22,12 @@ from relay.addresses import Address, IpNetwork, RelayPolicy
 from relay.config import Health as HealthSettings
 from relay.config import Signaling
 from relay.errors import OperatorError
+from relay.gateway.lookups import RESOLVE_TIMEOUT_S, Lookup
 from relay.gateway.upstreams import Health, RiseAndFall
 from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
-# A resolver that takes longer is as good as none.
-RESOLVE_TIMEOUT_S = 5.0
 # Probes are spread by this share of the interval, so that relays do not beat in time.
 JITTER = 0.1
 
@@ -173,16 +172,12 @@ class Sessions:
         return any(self._pinned.get(key, 0.0) > now for key in keys)
 
 
-async def lookup(host: str, port: int, family: socket.AddressFamily) -> Sequence[tuple[Any, ...]]:
-    """What the system's resolver says. Raises OSError or UnicodeError."""
-    return await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-
-
 class CheckedResolver(AbstractResolver):
     """Looks names up and gives only what may be connected to; connections are made to what was checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, lookup: Lookup) -> None:
         self.policy = RelayPolicy()
+        self._lookup = lookup
 
     def configure(self, allowed: Iterable[IpNetwork]) -> None:
         """Names may resolve into these special networks as well."""
@@ -194,29 +189,25 @@ class CheckedResolver(AbstractResolver):
         """The permitted addresses of a name. Raises OSError if there is none."""
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                found = await lookup(host, port, family)
+                found = await self._lookup(host)
         except TimeoutError:
             raise OSError(f"{host}: no answer from the resolver") from None
         except UnicodeError as error:
             raise OSError(f"{host}: no host name: {error}") from None
-        permitted = [answer for answer in found if self.policy.permits(str(answer[4][0]))]
+        permitted = [answer for answer in found if self.policy.permits(answer)]
         if not permitted:
-            hosts = ", ".join(str(answer[4][0]) for answer in found)
+            hosts = ", ".join(found) or "nothing"
             raise OSError(f"{host} resolves to {hosts}, which signaling.allowed_networks does not hold")
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(answer[4][0]),
-                port=port,
-                family=answer[0],
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for answer in permitted
-        ]
+        wanted = [_result(host, answer, port) for answer in permitted]
+        return [one for one in wanted if family in {socket.AF_UNSPEC, one["family"]}]
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _result(host: str, answer: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in answer else socket.AF_INET
+    return ResolveResult(hostname=host, host=answer, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
 
 
 def open_trust(settings: Signaling) -> ssl.SSLContext:

@@ -24,7 +24,8 @@ from relay.addresses import Address, RelayPolicy
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxy as WebProxySettings
 from relay.errors import OperatorError
-from relay.gateway.resolve import Lookup, ResolveError, Resolver, client_lookup, shown
+from relay.gateway.lookups import Lookup
+from relay.gateway.resolve import ResolveError, Resolver, shown
 from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
 from relay.gateway.web_proxy.destinations import Destinations, Way, parse_authority
 from relay.gateway.web_proxy.http import (
@@ -89,7 +90,7 @@ class WebProxy:
         settings: WebProxySettings,
         catalog: Catalog,
         certificates: Sequence[Certificate],
-        lookup: Lookup = client_lookup,
+        lookup: Lookup,
     ) -> None:
         """Raises OperatorError for a certificate whose names cannot be read."""
         self.totals = WebProxyTotals()
@@ -177,7 +178,7 @@ class WebProxy:
             request, behind = await read_head(accepted)
             target = request.path
             if request.method == "CONNECT":
-                await self._connect(accepted, request, behind)
+                await self._connect(accepted, client, request, behind)
             else:
                 await self._send_pac(accepted, request)
         except ClientGone as gone:
@@ -209,14 +210,16 @@ class WebProxy:
 
     # CONNECT
 
-    async def _connect(self, accepted: socket.socket, request: RawRequestMessage, behind: bytes) -> None:
+    async def _connect(
+        self, accepted: socket.socket, client: Address, request: RawRequestMessage, behind: bytes
+    ) -> None:
         wanted = self._judge(request)
         reached = str(accepted.getsockname()[0])
         match self._destinations.way(wanted, reached):
             case Way.ADOPT:
                 await self._adopt(accepted, behind)
             case Way.TUNNEL:
-                await self._tunnel(accepted, wanted, behind)
+                await self._tunnel(accepted, client, wanted, behind)
             case Way.REFUSE_PORT:
                 text = (
                     f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If that is wanted, the "
@@ -260,9 +263,9 @@ class WebProxy:
         await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
         self._plane.adopt(accepted.detach(), behind)
 
-    async def _tunnel(self, accepted: socket.socket, wanted: Address, behind: bytes) -> None:
+    async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, behind: bytes) -> None:
         totals, loop = self.totals, asyncio.get_running_loop()
-        with await self._open(wanted) as server:
+        with await self._open(client, wanted) as server:
             totals.outcomes[Outcome.TUNNEL] += 1
             totals.tunnels += 1
             end = TunnelEnd.STOPPED
@@ -279,10 +282,10 @@ class WebProxy:
                 totals.ends[end] += 1
                 log.debug("tunnel ended", target=str(wanted), reason=end.value)
 
-    async def _open(self, wanted: Address) -> socket.socket:
+    async def _open(self, client: Address, wanted: Address) -> socket.socket:
         """Connect to an address that was judged, never to the name. Raises Refused."""
         try:
-            addresses = await self._resolver.resolve(*wanted)
+            addresses = await self._resolver.resolve(*wanted, client.host)
         except ResolveError as error:
             raise _failed(Outcome(error.failure.value), error.status, f"{error}.", error.failure.value) from None
         try:

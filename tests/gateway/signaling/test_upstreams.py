@@ -144,29 +144,19 @@ SPECIAL = [
 ]
 
 
-@pytest.fixture
-def resolver() -> CheckedResolver:
-    return CheckedResolver()
-
-
-def answering(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> None:
+def resolving(*answers: list[str]) -> CheckedResolver:
     """Names resolve to these, one answer after the other."""
     left = list(answers)
 
-    async def lookup(*_: Any) -> list[tuple[Any, ...]]:
-        return [
-            (socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 80))
-            for host in left.pop(0)
-        ]
+    async def lookup(_: str) -> list[str]:
+        return left.pop(0)
 
-    monkeypatch.setattr("relay.gateway.signaling.upstreams.lookup", lookup)
+    return CheckedResolver(lookup)
 
 
 @pytest.mark.parametrize("host", SPECIAL)
-async def test_names_of_special_addresses_are_refused(
-    monkeypatch: pytest.MonkeyPatch, resolver: CheckedResolver, host: str
-) -> None:
-    answering(monkeypatch, [host], [host, "8.8.8.8"], [host])
+async def test_names_of_special_addresses_are_refused(host: str) -> None:
+    resolver = resolving([host], [host, "8.8.8.8"], [host])
     with pytest.raises(OSError, match="allowed_networks"):
         await resolver.resolve("a.test", 80)
     # Only what was checked is connected to.
@@ -175,10 +165,8 @@ async def test_names_of_special_addresses_are_refused(
     assert [found["host"] for found in await resolver.resolve("a.test", 80)] == [host]
 
 
-async def test_answer_that_changes_after_the_check_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, resolver: CheckedResolver
-) -> None:
-    answering(monkeypatch, ["8.8.8.8"], ["127.0.0.1"])
+async def test_answer_that_changes_after_the_check_is_not_used() -> None:
+    resolver = resolving(["8.8.8.8"], ["127.0.0.1"])
     [found] = await resolver.resolve("a.test", 80)
     # Numbers, which are connected to without another look-up.
     assert (found["host"], found["flags"]) == ("8.8.8.8", socket.AI_NUMERICHOST)
@@ -186,12 +174,18 @@ async def test_answer_that_changes_after_the_check_is_not_used(
         await resolver.resolve("a.test", 80)
 
 
-async def test_resolver_that_says_nothing(monkeypatch: pytest.MonkeyPatch, resolver: CheckedResolver) -> None:
-    async def lookup(*_: Any) -> list[tuple[Any, ...]]:
+async def test_names_of_one_family() -> None:
+    resolver = resolving(["8.8.8.8", "2001:4860:4860::8888"])
+    [found] = await resolver.resolve("a.test", 80, socket.AF_INET6)
+    assert (found["host"], found["family"]) == ("2001:4860:4860::8888", socket.AF_INET6)
+
+
+async def test_resolver_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lookup(_: str) -> list[str]:
         await asyncio.Event().wait()
         return []
 
-    monkeypatch.setattr("relay.gateway.signaling.upstreams.lookup", lookup)
+    resolver = CheckedResolver(lookup)
     monkeypatch.setattr("relay.gateway.signaling.upstreams.RESOLVE_TIMEOUT_S", 0.05)
     with pytest.raises(OSError, match="no answer from the resolver"):
         await resolver.resolve("a.test", 80)
