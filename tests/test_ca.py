@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import ssl
 import stat
 import subprocess
@@ -126,6 +127,48 @@ def test_files_and_their_modes(folder: AuthorityFolder) -> None:
         f"hosts/{STUN1}.pem",
     ]
     assert {mode(path) for path in folder.directory.rglob("*.key")} == {0o600}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids="{:03o}".format)
+def test_nobody_else_reaches_folders_and_keys(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = AuthorityFolder.create(tmp_path / "ca", CATALOG, NOW).rotate(CATALOG, NOW, nobody_asks)
+        issue(folder, STUN1)
+    finally:
+        os.umask(before)
+    assert mode(folder.directory) == mode(folder.directory / "hosts") == 0o700
+    assert {mode(path) for path in folder.directory.rglob("*.key")} == {0o600}
+    assert {mode(path) for path in folder.directory.rglob("*.pem")} == {0o644 & ~umask}
+
+
+def test_an_empty_folder_that_is_there_becomes_private(tmp_path: Path) -> None:
+    made = tmp_path / "ca"
+    made.mkdir(mode=0o755)
+    assert mode(AuthorityFolder.create(made, CATALOG, NOW).directory) == 0o700
+
+
+@pytest.mark.parametrize("again", ["issue", "rotate"])
+def test_what_others_may_is_taken_away_and_what_the_group_may_stays(folder: AuthorityFolder, again: str) -> None:
+    issue(folder, STUN1)
+    folder.directory.chmod(0o755)
+    for path in (folder.directory / "hosts", *folder.directory.rglob("*.key")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    if again == "issue":
+        issue(folder, STUN2)
+    else:
+        folder.rotate(CATALOG, NOW, nobody_asks)
+    assert mode(folder.directory) == mode(folder.directory / "hosts") == 0o750
+    assert {mode(path) for path in folder.directory.rglob("*.key")} == {0o640, 0o600}
+
+
+def test_a_folder_with_other_things_in_it_stays_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "other").touch()
+    folder = AuthorityFolder.create(tmp_path, CATALOG, NOW)
+    issue(folder, STUN1)
+    assert mode(tmp_path) == 0o755
+    assert mode(tmp_path / "hosts") == 0o700
 
 
 def test_an_authority_is_never_overwritten(folder: AuthorityFolder) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,12 @@ HOST_LIFETIME = datetime.timedelta(days=397)
 RENEW_BEFORE = datetime.timedelta(days=30)
 WILDCARDS = "wildcards"
 _KEY_MODE = 0o600
+_FOLDER_MODE = 0o700
+# What others than owner and group may do: nothing, with a folder or a key of an authority.
+_OTHERS = 0o007
 # RFC 5280 allows 64 characters, and the library takes octets for them; the generation comes behind.
 _MAX_NAME = 57
+_NAMES = frozenset({"bundle.pem", "hosts"})
 _AUTHORITY = re.compile(r"ca-([1-9]\d{0,5})\.(?:pem|key)")
 
 # Asked for the passphrase of a key that is encrypted: the file it is in. May raise OperatorError.
@@ -108,10 +113,7 @@ class AuthorityFolder:
         """Make the folder and the first generation, constrained to the catalog's domains."""
         if not 1 <= len(name.encode()) <= _MAX_NAME or not name.isprintable():
             raise OperatorError(f"name {name!r}: expected printable characters, 1 to {_MAX_NAME} octets of UTF-8")
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OperatorError(f"{directory}: {error.strerror}") from None
+        _make_private(directory)
         if _generations(directory):
             raise OperatorError(f"{directory}: has an authority already; relay ca rotate makes its next generation")
         return cls(directory, ())._add(1, catalog, now, name=name, lifetime=lifetime, passphrase=passphrase)
@@ -176,6 +178,7 @@ class AuthorityFolder:
             self.directory, [*self.authorities, AuthorityFile(number, path, key_path, issuer.certificate)]
         )
         added.write_bundle(now)
+        _shut_out_others(self.directory)
         return added
 
     def write_bundle(self, now: datetime.datetime) -> None:
@@ -231,10 +234,8 @@ class AuthorityFolder:
         wanted = {stem: checked} if stem is not None else {_stem(name): (name,) for name in checked}
         issuer = self.issuer(now, ask)
         hosts = self.directory / "hosts"
-        try:
-            hosts.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OperatorError(f"{hosts}: {error.strerror}") from None
+        _make_private(hosts)
+        _shut_out_others(self.directory)
         return tuple(self._issue(issuer, each, wanted[each], now, renew=renew) for each in wanted)
 
     def _issue(
@@ -271,6 +272,35 @@ def host_certificates(directory: Path) -> tuple[Certificate, ...]:
     """The hosts' pairs of files in the folder of an authority, by name; empty if it has none, or is none."""
     chains = sorted((directory / "hosts").glob("*.pem"))
     return tuple(Certificate(chain, chain.with_suffix(".key")) for chain in chains)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for its owner alone, unless it is there. Raises OperatorError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            folder.chmod(_FOLDER_MODE)
+    except OSError as error:
+        raise OperatorError(f"{folder}: {error.strerror}") from None
+
+
+def _shut_out_others(directory: Path) -> None:
+    """Take what others may from the folders and keys of an authority; what their group may is the operator's to say.
+
+    The folder itself stays as it is if it holds anything else: it may be one that others need. Raises OperatorError.
+    """
+    own = {path for path in directory.iterdir() if _AUTHORITY.fullmatch(path.name) or path.name in _NAMES}
+    private = [*directory.glob("ca-*.key"), directory / "hosts", *(directory / "hosts").glob("*.key")]
+    if own == set(directory.iterdir()):
+        private.append(directory)
+    for path in private:
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0
+            if mode & _OTHERS:
+                path.chmod(mode & ~_OTHERS)
+        except OSError as error:
+            raise OperatorError(f"{path}: {error.strerror}") from None
 
 
 def _generations(directory: Path) -> list[int]:
