@@ -174,7 +174,7 @@ async def test_silent_server_fails_at_the_deadline() -> None:
 async def test_host_that_forgot_the_allocation_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     # Renewed at half of its lifetime, which the standard puts at ten minutes or more.
     monkeypatch.setattr("relay.turn.allocate.DEFAULT_LIFETIME_S", 1)
-    monkeypatch.setattr("relay.turn.server.MAX_LIFETIME_S", 1)
+    monkeypatch.setattr("relay.turn.allocate.MAX_LIFETIME_S", 1)
     async with open_host() as host:
         turn = await open_turn_udp(host.address, "trader", "secret")
         await turn.allocate()
