@@ -24,7 +24,8 @@ catalog/    the vendor's hosts, networks and ports as versioned data; allow-list
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
 quality/    the meter of RTP; delay and loss to R factor and MOS
-tasks, logs                 background tasks that are kept and awaited; one line of log for each change of state
+output, tasks, logs         printing without waiting for a reader; background tasks that are kept and awaited; one line
+                            of log for each change of state
 plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 import structlog
+
+from relay.output import Output
 
 # A peer chooses server names and first bytes: no value of a log line is longer than this.
 MAX_VALUE_CHARACTERS = 200
@@ -33,12 +37,27 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=number, handlers=[handler], force=True)
+    if isinstance(sys.stderr, Output):
+        sys.stderr.describe_lost = functools.partial(_describe_lost, [*common, renderer])
     structlog.configure(
         processors=[*common, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # A line in one call: what several threads log is not mixed.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def lines_lost() -> int:
+    """How many lines of the log nobody has read in time, or could not be written, since the start."""
+    return sys.stderr.lost if isinstance(sys.stderr, Output) else 0
+
+
+def _describe_lost(processors: Sequence[structlog.typing.Processor], count: int) -> str:
+    entry: structlog.typing.EventDict = {"event": "log lines lost: nobody has read them in time", "lines": count}
+    for processor in processors:
+        entry = processor(None, "warning", entry)  # type: ignore[assignment]
+    return f"{entry}\n"
 
 
 def printable(value: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from relay import config, logs
+from relay import config, logs, output
 from relay.errors import OperatorError
 from relay.gateway.app import Gateway
 
@@ -26,6 +26,12 @@ NICENESS = 10
 
 async def serve(path: Path) -> None:
     """Serve with this configuration until told to stop. Raises OperatorError if it cannot start."""
+    # Nothing that is printed or logged may hold up calls: whoever reads it may have stopped.
+    with output.queued():
+        await _serve(path)
+
+
+async def _serve(path: Path) -> None:
     settings = config.load(path)
     logs.configure(settings.log.level, settings.log.format)
     gateway = Gateway(settings)

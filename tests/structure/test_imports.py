@@ -22,6 +22,7 @@ LAYERS = [
     {"wire"},
     {"turn"},
     {"quality"},
+    {"output"},
     {"logs", "tasks"},
     {"plane", "_fastpath"},
     {"ca"},
@@ -34,7 +35,7 @@ LAYERS = [
 # Folders within the gateway.
 ROOMS = {"admin", "entitlement", "signaling", "web_proxy"}
 # What the front door leaves to those who are inside.
-UNLISTED = {"_fastpath", "__main__", "logs", "tasks"}
+UNLISTED = {"_fastpath", "__main__", "output", "logs", "tasks"}
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Whoever imports one of these has a socket, or a loop to wait in.
 IO = {"asyncio", "socket", "ssl", "select", "selectors", "socketserver", "uvloop", "aiohttp", "threading", "subprocess"}

@@ -22,7 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from relay import __version__
+from relay import __version__, logs
 from relay.gateway.admin.view import View
 from relay.gateway.calls import Calls, Histogram
 from relay.gateway.entitlement.verdicts import Outcome
@@ -68,6 +68,7 @@ class RelayCollector(Collector):
         records = self._view.records
         yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
         yield _counter("relay_call_records_lost", "Call records that could not be written.", records.lost)
+        yield _counter("relay_log_lines_lost", "Log lines that nobody read in time.", logs.lines_lost())
         yield from _collect_web_proxy(self._view.web_proxy)
         entitlement = self._view.entitlement
         text = "Decisions on who may have voice."

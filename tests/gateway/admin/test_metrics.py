@@ -95,6 +95,7 @@ def test_every_figure_is_there_from_the_start() -> None:
         "relay_calls",
         "relay_call_records_written_total",
         "relay_call_records_lost_total",
+        "relay_log_lines_lost_total",
         "relay_queue_seconds_count",
     ):
         assert samples[name, ""] == 0
