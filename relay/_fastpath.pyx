@@ -38,6 +38,7 @@ from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FI
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.delays cimport Delays, add_delays, record_delay
 from relay.plane.figures cimport delays_of, histogram_of, streams_of
+from relay.plane.hello cimport HELLO_GOOD, words_of
 from relay.plane.histogram cimport record_many_us
 from relay.plane.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
@@ -69,7 +70,9 @@ from relay.plane.websocket cimport (
     WEB_PING, WEB_PONG, WEB_ROOM, WEB_TEXT, WEB_TOO_MANY_TEXTS, WEB_WHOLE, Message, read_message, write_control_head,
     write_head,
 )
-from relay.plane.wire cimport clear_wire, lay_wire, new_wire_method
+from relay.plane.wire cimport (
+    clear_wire, end_hello, forgive, is_flooded, lay_wire, new_wire_method, note_data,
+)
 
 from relay.wire.stream import FramingFault
 
@@ -373,7 +376,9 @@ cdef void on_handshake(Engine* e, Connection* c) noexcept nogil:
         c.retry = error == tls.SSL_ERROR_WANT_WRITE
         watch_client(e, c)
         return
-    if error == tls.SSL_ERROR_SSL:
+    if c.wire.hello.fault != HELLO_GOOD:
+        c.failure = words_of(c.wire.hello.fault)
+    elif error == tls.SSL_ERROR_SSL:
         c.failure = failure_words()
     end(e, c, REASON_HANDSHAKE_FAILED)
 
@@ -396,6 +401,7 @@ cdef void on_established(Engine* e, Connection* c) noexcept nogil:
     tls.SSL_get0_alpn_selected(c.ssl, &chosen, &size)
     c.alpn = 0 if not size else 1 if size == 8 else 2 if size == 9 else 3
     leave_contexts(e, c)
+    end_hello(&c.wire)
     c.retry = 0
     c.state = STATE_DECIDING
     set_deadline(e, c, e.now_us + e.bounds.first_bytes_us)
@@ -455,11 +461,14 @@ cdef void on_client(Engine* e, Connection* c) noexcept nogil:
         if not c.readable or c.state in (STATE_CLOSING, STATE_DEAD):
             return
         tls.ERR_clear_error()
+        if c.wire.silent:
+            forgive(&c.wire, e.now_us)
         size = tls.SSL_read(c.ssl, e.plain, PLAIN_BYTES)
         c.spoken_us = e.now_us
         if size <= 0:
             on_read_error(e, c, tls.SSL_get_error(c.ssl, size))
             return
+        note_data(&c.wire)
         on_plain(e, c, e.plain, size)
         if c.state in (STATE_CLOSING, STATE_DEAD):
             return
@@ -471,9 +480,11 @@ cdef void on_client(Engine* e, Connection* c) noexcept nogil:
 
 
 cdef void on_read_error(Engine* e, Connection* c, int error) noexcept nogil:
-    if error == tls.SSL_ERROR_WANT_READ:
+    if is_flooded(&c.wire):
+        end(e, c, REASON_TLS_FLOOD)
+    elif error == tls.SSL_ERROR_WANT_READ:
         return
-    if error == tls.SSL_ERROR_WANT_WRITE:
+    elif error == tls.SSL_ERROR_WANT_WRITE:
         # The client has TLS itself answer (KeyUpdate), again and again, and reads none of the answers.
         end(e, c, REASON_SLOW_CLIENT)
     elif error == tls.SSL_ERROR_ZERO_RETURN:
@@ -1503,7 +1514,7 @@ cdef void finish(Engine* e, Connection* c) noexcept nogil:
 
 # Who only said nothing may hear that we have gone.
 cdef inline bint is_to_be_told(Connection* c) noexcept nogil:
-    return c.reason != REASON_TLS_BROKEN and (c.reason != REASON_CLIENT_LOST or c.failure != NULL)
+    return c.reason not in (REASON_TLS_BROKEN, REASON_TLS_FLOOD) and (c.reason != REASON_CLIENT_LOST or c.failure != NULL)
 
 
 # To close a socket with something unread resets the connection, and the client would lose the end of its response: what

@@ -39,6 +39,7 @@ class CloseReason(StrEnum):
     CLIENT_LOST = "client_lost"  # reset, or silent for longer than TCP waits
     HANDSHAKE_FAILED = "handshake_failed"
     TLS_BROKEN = "tls_broken"  # a bad record behind a good handshake
+    TLS_FLOOD = "tls_flood"  # records that carry no data (new keys, empty ones), more than a client needs
     FIRST_BYTES_TIMEOUT = "first_bytes_timeout"
     FIRST_BYTES_UNKNOWN = "first_bytes_unknown"
     BROKEN_FRAME = "broken_frame"
@@ -102,6 +103,8 @@ class HandshakeFailure(StrEnum):
     CLIENT_CLOSED = "client_closed"
     NOT_TLS = "not_tls"
     PLAIN_HTTP = "plain_http"
+    PLAIN_STUN = "plain_stun"  # TURN without TLS: the client was given turn: for a port of turns:
+    HELLO_TOO_LONG = "hello_too_long"  # more bytes, or records, than any ClientHello has
     UNSUPPORTED_PROTOCOL = "unsupported_protocol"
     NO_SHARED_CIPHER = "no_shared_cipher"
     CERTIFICATE_REFUSED = "certificate_refused"

@@ -43,7 +43,7 @@ from relay.plane.handover import Handover
 from relay.plane.media import Media, SessionMedia
 from relay.plane.pace import Pace
 from relay.plane.tap import FlowTap
-from relay.plane.tls import TlsError, TlsSession
+from relay.plane.tls import TlsError, TlsFlood, TlsSession
 
 if TYPE_CHECKING:
     from relay.plane.reference import ReferencePlane
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         if self._state is State.CLOSED:
             return
         try:
-            plain = self._tls.receive(data)
+            plain = self._tls.receive(data, self._plane.loop.time())
         except TlsError as error:
             self._write(self._tls.take_output())
             self._on_tls_error(error)
@@ -200,10 +200,11 @@ class Connection(asyncio.Protocol):
     # What the client says
 
     def _on_tls_error(self, error: TlsError) -> None:
-        if self._state is State.HANDSHAKE:
+        if not self._tls.established:
             self.close(CloseReason.HANDSHAKE_FAILED, str(error), error.failure)
         else:
-            self.close(CloseReason.TLS_BROKEN, str(error))
+            flooded = isinstance(error, TlsFlood)
+            self.close(CloseReason.TLS_FLOOD if flooded else CloseReason.TLS_BROKEN, str(error))
 
     def _on_client_end(self) -> None:
         if self._state is State.WAITING or (self._media is not None and self._media.busy):

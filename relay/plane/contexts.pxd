@@ -120,6 +120,43 @@ cdef inline int on_ticket(
     return opened if tls.EVP_DecryptInit_ex(cipher, tls.EVP_aes_256_cbc(), NULL, key.cipher_key, iv) == 1 else -1
 
 
+# The name in a ClientHello, as ``lower`` has it, empty without one; False if it cannot be one.
+cdef inline bint read_asked_name(tls.SSL* ssl, char* name) noexcept nogil:
+    cdef const unsigned char* data = NULL
+    cdef size_t size = 0
+    cdef char[256] asked
+    name[0] = 0
+    if not tls.SSL_client_hello_get0_ext(ssl, tls.TLSEXT_TYPE_server_name, &data, &size):
+        return True
+    # A list of names, of which there is one (RFC 6066 section 3): its length, the name's type, the name's length.
+    if size < 5 or size > 5 + 255 or data[2] != tls.TLSEXT_NAMETYPE_host_name:
+        return False
+    memcpy(asked, data + 5, size - 5)
+    asked[size - 5] = 0
+    return lower(asked, name)
+
+
+# A ticket has been opened. A session of TLS 1.2 belongs to the name that it began with, and goes on under no other (RFC
+# 6066 section 3): else the client would be taken to where the old name leads. TLS 1.3 hears the name each time anew.
+cdef inline int on_opened_ticket(
+    tls.SSL* ssl, tls.SSL_SESSION* session, const unsigned char* key_name, size_t key_name_size, int status,
+    void* argument,
+) noexcept nogil:
+    cdef const char* began_with
+    cdef char[256] before
+    cdef char[256] asked
+    if status != tls.SSL_TICKET_SUCCESS and status != tls.SSL_TICKET_SUCCESS_RENEW:
+        return tls.SSL_TICKET_RETURN_IGNORE_RENEW
+    if tls.SSL_SESSION_get_protocol_version(session) < tls.TLS1_3_VERSION:
+        began_with = tls.SSL_SESSION_get0_hostname(session)
+        before[0] = 0
+        if began_with != NULL and not lower(began_with, before):
+            return tls.SSL_TICKET_RETURN_IGNORE_RENEW
+        if not read_asked_name(ssl, asked) or strcmp(before, asked) != 0:
+            return tls.SSL_TICKET_RETURN_IGNORE_RENEW
+    return tls.SSL_TICKET_RETURN_USE if status == tls.SSL_TICKET_SUCCESS else tls.SSL_TICKET_RETURN_USE_RENEW
+
+
 cdef inline int no_pass_phrase(char* buffer, int size, int writing, void* argument) noexcept nogil:
     return 0
 
@@ -162,6 +199,7 @@ cdef inline tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
     tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
     tls.SSL_CTX_set_app_data(context, ticket_keys)
     tls.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, on_ticket)
+    tls.SSL_CTX_set_session_ticket_cb(context, NULL, on_opened_ticket, NULL)
     return context
 
 

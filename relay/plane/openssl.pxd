@@ -37,12 +37,18 @@ cdef extern from "<openssl/ssl.h>" nogil:
         pass
     ctypedef struct SSL_METHOD:
         pass
+    ctypedef struct SSL_SESSION:
+        pass
     ctypedef struct BIO:
         pass
     enum:
         SSL_ERROR_NONE, SSL_ERROR_SSL, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_SYSCALL
         SSL_ERROR_ZERO_RETURN
         SSL_FILETYPE_PEM
+        SSL3_RT_HEADER, SSL_RECEIVED_SHUTDOWN
+        TLS1_3_VERSION, TLSEXT_TYPE_server_name
+        SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE
+        SSL_TICKET_RETURN_USE_RENEW
         TLS1_2_VERSION
         SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK
         TLSEXT_NAMETYPE_host_name
@@ -98,6 +104,17 @@ cdef extern from "<openssl/ssl.h>" nogil:
     SSL_CTX* SSL_set_SSL_CTX(SSL* ssl, SSL_CTX* context)
     const char* SSL_get_servername(const SSL* ssl, int kind)
     int SSL_do_handshake(SSL* ssl)
+    int SSL_version(const SSL* ssl)
+    void SSL_set_shutdown(SSL* ssl, int mode)
+    void SSL_set_msg_callback(
+        SSL* ssl, void (*callback)(int, int, int, const void*, size_t, SSL*, void*) noexcept nogil)
+    void SSL_set_msg_callback_arg(SSL* ssl, void* argument)
+    int SSL_client_hello_get0_ext(SSL* ssl, unsigned int kind, const unsigned char** data, size_t* size)
+    const char* SSL_SESSION_get0_hostname(const SSL_SESSION* session)
+    int SSL_SESSION_get_protocol_version(const SSL_SESSION* session)
+    int SSL_CTX_set_session_ticket_cb(
+        SSL_CTX* context, int (*make)(SSL*, void*) noexcept nogil,
+        int (*open)(SSL*, SSL_SESSION*, const unsigned char*, size_t, int, void*) noexcept nogil, void* argument)
     int SSL_is_init_finished(const SSL* ssl)
     int SSL_read(SSL* ssl, void* data, int size)
     int SSL_write(SSL* ssl, const void* data, int size)

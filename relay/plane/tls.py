@@ -12,12 +12,16 @@ from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError, PeerError
 from relay.plane.api import Certificate, HandshakeFailure
+from relay.plane.hello import MAX_SILENT_RECORDS, Hello, HelloFault, RecordCutter, SilentRecords
+from relay.wire.client_hello import ClientHello, parse_client_hello
 
 # h2 is never offered: the hand-over to aiohttp is HTTP/1.1. RFC 7443 has the STUN names.
 ALPN_PROTOCOLS = ["http/1.1", "stun.turn", "stun.nat-discovery"]
 # Forward secrecy and AEAD only; TLS 1.3 brings its own.
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _READ_BYTES = 16 * 1024
+# RFC 7301 section 3.2. Python's server has no word for it, and would go on without a protocol.
+_ALERT_NO_APPLICATION_PROTOCOL = 120
 
 # OpenSSL's reasons, by what an operator would do about them.
 HANDSHAKE_FAILURES = {
@@ -26,6 +30,9 @@ HANDSHAKE_FAILURES = {
     "NO_SHARED_CIPHER": HandshakeFailure.NO_SHARED_CIPHER,
     "HTTP_REQUEST": HandshakeFailure.PLAIN_HTTP,
     "HTTPS_PROXY_REQUEST": HandshakeFailure.PLAIN_HTTP,
+    "STUN_IN_CLEAR": HandshakeFailure.PLAIN_STUN,
+    "CLIENT_HELLO_TOO_LONG": HandshakeFailure.HELLO_TOO_LONG,
+    "CLIENT_HELLO_IN_TOO_MANY_RECORDS": HandshakeFailure.HELLO_TOO_LONG,
     "WRONG_VERSION_NUMBER": HandshakeFailure.NOT_TLS,
     "PACKET_LENGTH_TOO_LONG": HandshakeFailure.NOT_TLS,
     "UNKNOWN_PROTOCOL": HandshakeFailure.NOT_TLS,
@@ -45,8 +52,19 @@ class TlsError(PeerError):
         self.failure = failure
 
 
+class TlsFlood(TlsError):
+    """The client sends records without data, more than it needs."""
+
+    def __init__(self) -> None:
+        super().__init__(HandshakeFailure.OTHER, "records without data")
+
+
 class _ServerObject(ssl.SSLObject):
-    server_name: str = ""
+    # What the session goes by: that of the session before it, where TLS 1.2 goes on with one. None before it is known.
+    server_name: str | None = None
+    # What the client has asked for, once that is whole and can be read.
+    hello: ClientHello | None = None
+    speaks_nothing_of_ours: bool = False
 
 
 class ServerContexts:
@@ -62,8 +80,15 @@ class ServerContexts:
             for name in names:
                 self._by_name.setdefault(name, context)
         self.default = next(iter(by_names.values()))
-        # Called for every handshake; the context that a session starts with is always the default one.
-        self.default.sni_callback = self._on_server_name
+        # The same, for a handshake that must not go on with an earlier session.
+        self.without_sessions = _new_context()
+        self.without_sessions.options |= ssl.OP_NO_TICKET
+        first = certificate_names(certificates[0])
+        for certificate in certificates:
+            if certificate_names(certificate) == first:
+                _load(self.without_sessions, certificate)
+        # Called for every handshake; the context that a session starts with is always one of these.
+        self.default.sni_callback = self.without_sessions.sni_callback = self._on_server_name
 
     def choose(self, server_name: str) -> ssl.SSLContext:
         """The context for a name: exact, then wildcard of one label, then the first."""
@@ -71,10 +96,15 @@ class ServerContexts:
         wildcard = "*." + name.partition(".")[2]
         return self._by_name.get(name) or self._by_name.get(wildcard) or self.default
 
-    def _on_server_name(self, connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
+    def _on_server_name(self, connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> int | None:
         assert isinstance(connection, _ServerObject)
         connection.server_name = (server_name or "").lower()
         connection.context = self.choose(connection.server_name)
+        offered = None if connection.hello is None else connection.hello.protocols
+        if offered is not None and not any(protocol.encode() in offered for protocol in ALPN_PROTOCOLS):
+            connection.speaks_nothing_of_ours = True
+            return _ALERT_NO_APPLICATION_PROTOCOL
+        return None
 
 
 def certificate_names(certificate: Certificate) -> frozenset[str]:
@@ -145,19 +175,28 @@ class TlsSession:
     """The server's side of one TLS connection; bytes in, bytes out, no socket."""
 
     def __init__(self, contexts: ServerContexts) -> None:
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        session = contexts.default.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        assert isinstance(session, _ServerObject)
-        self._session = session
+        self._contexts = contexts
         self.established = False
         # The client has said that it sends no more (close_notify).
         self.client_closed = False
+        self._records = RecordCutter()
+        self._silent = SilentRecords()
+        self._hello = Hello()
+        # The wire of the client, until it is known that the session can stay what it is.
+        self._said: bytes | None = b""
+        self._begin(contexts.default)
+
+    def _begin(self, context: ssl.SSLContext) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        assert isinstance(session, _ServerObject)
+        self._session = session
 
     @property
     def server_name(self) -> str:
         """The name that the client asked for, in lower case, or an empty text."""
-        return self._session.server_name
+        return self._session.server_name or ""
 
     @property
     def alpn(self) -> str | None:
@@ -169,26 +208,80 @@ class TlsSession:
         """For example ``TLSv1.3``."""
         return self._session.version() or ""
 
-    def receive(self, data: bytes) -> bytes:
-        """Take bytes of the wire, give what they say in plain; none behind close_notify. Raises TlsError."""
+    def receive(self, data: bytes, now: float = 0.0) -> bytes:
+        """Take bytes of the wire, give what they say in plain; none behind close_notify.
+
+        ``now`` is any clock in seconds. Raises TlsError, TlsFlood for a client that says nothing all the time.
+        """
         if self.client_closed:
             return b""  # OpenSSL would not take them, and they would pile up
-        self._incoming.write(data)
         try:
-            if not self.established:
-                with _names_in_silence():
-                    self._session.do_handshake()
-                self.established = True
-            return self._read()
-        except ssl.SSLWantReadError:
-            return b""
+            chunks = self._take_all(data, now)
+        except HelloFault as fault:
+            raise TlsError(fault.failure, str(fault)) from None
         except ssl.SSLZeroReturnError:  # in the handshake
             self.client_closed = True
             return b""
         except ssl.SSLError as error:
+            if self._session.speaks_nothing_of_ours:
+                raise TlsError(HandshakeFailure.OTHER, "no application protocol") from None
             raise _tls_error(error) from None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _read(self) -> bytes:
+    def _take_all(self, data: bytes, now: float) -> list[bytes]:
+        chunks: list[bytes] = []
+        for piece, records in self._records.cut(data):
+            chunks += self._take(piece, records, now)
+            if self.client_closed:
+                break
+        return chunks
+
+    def _take(self, piece: bytes, records: int, now: float) -> list[bytes]:
+        if not self.established:
+            self._hello.take(piece)
+            self._shake_hands(piece)
+            return []
+        self._incoming.write(piece)
+        chunks = self._read()
+        # Each read gives the data of one record.
+        if not self.client_closed and not self._silent.add(max(0, records - len(chunks)), now):
+            raise TlsFlood
+        return chunks
+
+    def _shake_hands(self, piece: bytes) -> None:
+        if self._said is not None:
+            self._said += piece
+            if self._session.hello is None and self._hello.message is not None:
+                self._session.hello = parse_client_hello(self._hello.message)
+        self._incoming.write(piece)
+        try:
+            with _names_in_silence():
+                self._session.do_handshake()
+        except ssl.SSLWantReadError:
+            self._stay_or_begin_anew()
+        else:
+            self.established = True
+            self._records.most = MAX_SILENT_RECORDS
+
+    def _stay_or_begin_anew(self) -> None:
+        """Throw away the answer to the first message if it goes on with a session that has another name.
+
+        A session of TLS 1.2 belongs to the name that it began with, and goes on under no other (RFC 6066 section 3):
+        else the client would be taken to where the old name leads. TLS 1.3 hears the name each time anew.
+        """
+        name, hello, said = self._session.server_name, self._session.hello, self._said
+        if name is None:
+            return
+        self._said = None
+        if hello is None or name == hello.server_name.lower().decode(errors="replace"):
+            return
+        if said is None:  # it was begun anew, and the client made an identifier of such a session up
+            raise HelloFault(HandshakeFailure.OTHER, "session of another name")
+        self._begin(self._contexts.without_sessions)
+        self._session.hello = hello
+        self._shake_hands(said)
+
+    def _read(self) -> list[bytes]:
         session, incoming = self._session, self._incoming
         chunks: list[bytes] = []
         try:
@@ -203,7 +296,7 @@ class TlsSession:
             pass
         except ssl.SSLZeroReturnError:
             self.client_closed = True
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return chunks
 
     def send(self, plain: bytes) -> bytes:
         """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before. Raises TlsError."""
@@ -216,7 +309,9 @@ class TlsSession:
 
     def take_output(self) -> bytes:
         """What TLS itself has to say: handshake messages, alerts, tickets."""
-        return self._outgoing.read() if self._outgoing.pending else b""
+        output = self._outgoing.read() if self._outgoing.pending else b""
+        self._hello.note_answer(output)
+        return output
 
     def close(self) -> bytes:
         """The close_notify, if the session has one to send."""

@@ -1,18 +1,28 @@
 # What lies under TLS: a client's socket, and before it the bytes that somebody has read from it already.
 #
-# OpenSSL's own socket BIO would do, but for two things: it cannot begin with bytes out of memory, and it does not tell
-# whether a read has left something in the socket, so that one had to ask the kernel again.
+# OpenSSL's own socket BIO lacks three things: it cannot begin with bytes out of memory, it does not tell whether a read
+# has left something in the socket, so that one had to ask the kernel again, and it bounds nothing. Here what is said
+# before the handshake is done passes ``hello``, and afterwards records without data are counted: OpenSSL reads on
+# behind one, for as long as they come.
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
+from relay.plane.hello cimport Hello, note_answer, take_hello
 from relay.plane.live cimport free
 from relay.plane.openssl cimport (
     BIO, BIO_CTRL_EOF, BIO_CTRL_FLUSH, BIO_METHOD, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_get_data,
     BIO_get_new_index, BIO_meth_new, BIO_meth_set_ctrl, BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data,
-    BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, SSL, SSL_set_bio,
+    BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, SSL, SSL3_RT_HEADER, SSL_RECEIVED_SHUTDOWN, SSL_set_bio,
+    SSL_set_msg_callback, SSL_set_msg_callback_arg, SSL_set_shutdown,
 )
 from relay.plane.posix cimport EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, recv, send
+
+cdef enum:
+    # New keys after millions of records, an empty record before the first: a client needs one or two in an hour. Each
+    # costs up to 20 us, and 16 no more than a handshake.
+    MAX_SILENT_RECORDS = 16
+    FORGIVE_EVERY_US = 1000000
 
 cdef struct Wire:
     int fd
@@ -22,6 +32,10 @@ cdef struct Wire:
     uint8_t* preread            # owned
     uint32_t preread_size
     uint32_t preread_used
+    Hello hello
+    bint counts                 # the handshake is done
+    uint32_t silent             # records that have begun and have given no data; one may be on its way
+    int64_t forgiven_us         # when one was last forgotten
 
 
 cdef inline int read_wire(BIO* bio, char* data, int size) noexcept nogil:
@@ -36,14 +50,19 @@ cdef inline int read_wire(BIO* bio, char* data, int size) noexcept nogil:
         if wire.preread_used == wire.preread_size:
             clear_wire(wire)
         wire.drained = False
-        return <int> got
+        return <int> got if may_pass(wire, data, got) else -1
     got = recv(wire.fd, data, size, MSG_DONTWAIT)
     # A stream socket that gives less than it was asked for has no more (epoll(7)).
     wire.drained = got < size
     if got < 0 and (errno == EAGAIN or errno == EINTR):
         BIO_set_retry_read(bio)
     wire.ended = got == 0
-    return <int> got
+    return <int> got if may_pass(wire, data, got) else -1
+
+
+# True once the handshake is done: then only TLS can tell what it is.
+cdef inline bint may_pass(Wire* wire, const char* data, ssize_t got) noexcept nogil:
+    return wire.hello.done or got <= 0 or take_hello(&wire.hello, <const uint8_t*> data, <uint32_t> got)
 
 
 cdef inline int write_wire(BIO* bio, const char* data, int size) noexcept nogil:
@@ -54,6 +73,8 @@ cdef inline int write_wire(BIO* bio, const char* data, int size) noexcept nogil:
         BIO_set_retry_write(bio)
     elif sent > 0:
         wire.given += <uint32_t> sent
+        if not wire.hello.done:
+            note_answer(&wire.hello, <const uint8_t*> data, <uint32_t> sent)
     return <int> sent
 
 
@@ -61,6 +82,42 @@ cdef inline long control_wire(BIO* bio, int command, long argument, void* pointe
     if command == BIO_CTRL_EOF:
         return (<Wire*> BIO_get_data(bio)).ended
     return command == BIO_CTRL_FLUSH
+
+
+# TLS has read the head of a record. Beyond the bound it is made to believe that the client has ended, so that it reads
+# nothing further.
+cdef inline void on_tls_message(
+    int writing, int version, int kind, const void* data, size_t size, SSL* ssl, void* argument
+) noexcept nogil:
+    cdef Wire* wire = <Wire*> argument
+    if writing or kind != SSL3_RT_HEADER:
+        return
+    wire.silent += 1
+    if is_flooded(wire):
+        SSL_set_shutdown(ssl, SSL_RECEIVED_SHUTDOWN)
+
+
+cdef inline bint is_flooded(const Wire* wire) noexcept nogil:
+    return wire.counts and wire.silent > MAX_SILENT_RECORDS + 1
+
+
+# A record has given data.
+cdef inline void note_data(Wire* wire) noexcept nogil:
+    wire.silent -= wire.silent > 0
+
+
+# Those of long ago do not count.
+cdef inline void forgive(Wire* wire, int64_t now_us) noexcept nogil:
+    cdef int64_t seconds = (now_us - wire.forgiven_us) // FORGIVE_EVERY_US
+    if seconds > 0:
+        wire.silent = 0 if seconds >= wire.silent else wire.silent - <uint32_t> seconds
+        wire.forgiven_us = now_us
+
+
+# What follows is records that only TLS can read.
+cdef inline void end_hello(Wire* wire) noexcept nogil:
+    wire.hello.done = wire.counts = True
+    wire.silent = 0
 
 
 # The methods of all wires, or NULL; to be made once.
@@ -82,6 +139,8 @@ cdef inline bint lay_wire(const BIO_METHOD* method, SSL* ssl, Wire* wire, int fd
     BIO_set_data(bio, wire)
     BIO_set_init(bio, 1)
     SSL_set_bio(ssl, bio, bio)
+    SSL_set_msg_callback(ssl, on_tls_message)
+    SSL_set_msg_callback_arg(ssl, wire)
     return True
 
 

@@ -20,6 +20,7 @@ TWINS = [
     "relay.wire.websocket",
     "relay.wire.capsule",
     "relay.plane.first_bytes",
+    "relay.plane.hello",
     "relay.plane.delays",
     "relay.plane.schedule",
     "relay.plane.traffic",

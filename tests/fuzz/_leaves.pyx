@@ -11,6 +11,7 @@ from libc.string cimport memcpy, memset
 from relay.plane cimport capsule as capsules
 from relay.plane cimport delays as histogram
 from relay.plane cimport first_bytes
+from relay.plane cimport hello as leaf_hello
 from relay.plane cimport meter as leaf
 from relay.plane cimport schedule as queues
 from relay.plane cimport transactions as table
@@ -47,6 +48,31 @@ def decide(bytes data not None) -> object:
     if verdict == FIRST_BYTES_TURN:
         return FirstBytes.TURN
     return FirstBytes.HTTP if verdict == FIRST_BYTES_HTTP else FirstBytes.UNKNOWN
+
+
+cdef class Hello:
+    """What a client may say before its handshake is done, as relay.plane.hello.Hello has it."""
+
+    cdef leaf_hello.Hello hello
+
+    def take(self, bytes data not None) -> str | None:
+        """What is wrong, or None."""
+        cdef uint8_t* copy = exact(data)
+        cdef bint good = leaf_hello.take_hello(&self.hello, copy, len(data))
+        free(copy)
+        return None if good else (<bytes> leaf_hello.words_of(self.hello.fault)).decode()
+
+    def note_answer(self, bytes data not None) -> None:
+        """Bytes of ours."""
+        cdef uint8_t* copy = exact(data)
+        if len(data):
+            leaf_hello.note_answer(&self.hello, copy, len(data))
+        free(copy)
+
+    @property
+    def done(self) -> bool:
+        """True once what follows is encrypted."""
+        return self.hello.done
 
 
 cdef class WebSocket:

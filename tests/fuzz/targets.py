@@ -11,6 +11,8 @@ import relay.wire.stream
 from relay.plane import first_bytes
 from relay.plane.api import DropReason, Totals, Traffic
 from relay.plane.delays import Delays as ObviousDelays
+from relay.plane.hello import MAX_HELLO_BYTES, HelloFault
+from relay.plane.hello import Hello as ObviousHello
 from relay.plane.schedule import Schedule as ObviousSchedule
 from relay.plane.traffic import is_media, traffic_of
 from relay.quality.meter import Meter as ObviousMeter
@@ -37,6 +39,9 @@ MAX_AGE_US = 200_000
 # before the 80 chunks of the compiled one are full, which the header of each frame and the end of each chunk fill too.
 ROOMS = ((40_000, 20_000, 4), (200_000, 66_000, 1000), (12_000, 4_000, 4), (70_000, 66_000, 200))
 LONGEST_DATAGRAM_BYTES = 65_535
+# What a server says first: nothing, an alert, a ServerHello, a HelloRetryRequest (RFC 8446 section 4.1.3).
+RETRY = "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
+ANSWERS = ("", "15030300020246", "160303002a020000260303" + "07" * 32, "160303002a020000260303" + RETRY)
 
 
 def compare_framing(data: bytes) -> None:
@@ -55,6 +60,46 @@ def compare_first_bytes(data: bytes) -> None:
     """Bytes: those of the connection. Every prefix is judged, as it might have come alone."""
     for size in range(min(len(data), 64) + 1):
         assert _leaves.decide(data[:size]) is first_bytes.decide(data[:size], None), data[:size]
+
+
+def compare_hello(data: bytes) -> None:
+    """Bytes: steps of one byte for what is said, by the client or by us, and one for how much of it."""
+    obvious, compiled = ObviousHello(), _leaves.Hello()
+    for part in _hello_parts(data):
+        if isinstance(part, str):
+            answer = bytes.fromhex(part)
+            obvious.note_answer(answer)
+            compiled.note_answer(answer)
+            continue
+        fault = None
+        try:
+            obvious.take(part)
+        except HelloFault as found:
+            fault = str(found)
+        assert compiled.take(part) == fault, part
+        if fault is not None:
+            return
+        assert compiled.done == obvious.done, part
+
+
+def _hello_parts(data: bytes) -> Iterator[bytes | str]:
+    for verb, what in _steps(data):
+        if verb < 64:
+            # A record of a kind that occurs, with a message in it, or a part of one.
+            kind, size = (22, 22, 22, 20, 21, 23, 22, 0)[verb % 8], what if verb & 8 else what * 70
+            message = b"\1" + (size if verb & 16 else MAX_HELLO_BYTES - 4 - (what & 3)).to_bytes(3) + bytes(what)
+            body = message[: what % 8] if verb & 32 else message
+            yield bytes([kind]) + b"\3\3" + len(body).to_bytes(2) + body
+        elif verb < 96:
+            yield bytes([22, 3, 3, 0, what % 4]) + bytes(what % 4)
+        elif verb < 112:
+            yield bytes([22, 3, 3, verb, what])
+        elif verb < 128:
+            yield ANSWERS[verb % len(ANSWERS)]
+        elif verb < 192:
+            yield bytes(what * (verb - 127))
+        else:
+            yield bytes([what])
 
 
 def compare_transactions(data: bytes) -> None:
@@ -428,6 +473,7 @@ def compare_traffic(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "framing": compare_framing,
     "first_bytes": compare_first_bytes,
+    "hello": compare_hello,
     "transactions": compare_transactions,
     "meter": compare_meter,
     "schedule": compare_schedule,

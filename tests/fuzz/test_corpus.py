@@ -14,6 +14,7 @@ from tests.fuzz.targets import TARGETS
 SCENARIOS = {
     "framing": (20_000, 80),
     "first_bytes": (10_000, 24),
+    "hello": (4000, 160),
     "transactions": (1000, 1200),
     "meter": (500, 400),
     "schedule": (400, 400),
@@ -30,6 +31,8 @@ BEGINNINGS = {
         b"\2\0\2\0\4\x40\1\0\1",
     ),
     "first_bytes": (b"GET", b"\0\1\0\0\x21\x12\xa4", b"PRI", b"ABCDEFGHIJKLMNO"),
+    # Behind a hello, before and behind our answer to it; behind fifty records.
+    "hello": (b"\x18\x20", b"\x18\x20\x72\0", b"\x18\x20\x73\0", b"\x50\1" * 50),
     "transactions": (),
     # In the middle of a call of Opus, of one of G.711, and behind its stall; with more senders than have a place.
     "meter": (
@@ -74,6 +77,7 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     broken: dict[str, tuple[str, object]] = {
         "framing": ("relay.wire.stream.StreamCutter.feed", lambda _self, _data: []),
         "first_bytes": ("relay.plane.first_bytes.decide", lambda _data, _alpn: None),
+        "hello": ("relay.plane.hello.Hello.take", lambda _self, _data: None),
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
         "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
         "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room: []),

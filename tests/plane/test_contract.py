@@ -673,7 +673,12 @@ async def raw_client(bench: Bench, data: bytes) -> socket.socket:
     [
         (b"GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n", HandshakeFailure.PLAIN_HTTP),
         (b"CONNECT relay.test:443 HTTP/1.1\r\n\r\n", HandshakeFailure.PLAIN_HTTP),
-        (stun(1), HandshakeFailure.NOT_TLS),
+        (stun(1), HandshakeFailure.PLAIN_STUN),
+        (stun(1)[:8], HandshakeFailure.PLAIN_STUN),
+        (b"P", HandshakeFailure.PLAIN_HTTP),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", HandshakeFailure.NOT_TLS),
+        (b"\x15", HandshakeFailure.NOT_TLS),
+        (b"\x80\x2e\x01\x03\x03", HandshakeFailure.NOT_TLS),
         (bytes(64), HandshakeFailure.NOT_TLS),
     ],
 )

@@ -49,20 +49,31 @@ class ForgingClient(TlsClient):
         secrets = {label: (bytes.fromhex(random), bytes.fromhex(secret)) for label, random, secret in lines}
         cipher = (self.tls.cipher() or ("", "", 0))[0]
         self._digest = hashlib.sha384 if cipher.endswith("SHA384") else hashlib.sha256
-        size = 32 if "256" in cipher.partition("GCM")[0] else 16
+        size = self._key_bytes = 32 if "256" in cipher.partition("GCM")[0] else 16
         self._explicit_nonce = self.tls.version() == "TLSv1.2"
         if self._explicit_nonce:
             random, master = secrets["CLIENT_RANDOM"]
             block = self._prf(master, b"key expansion" + self._heard[_RANDOM] + random, 2 * size + 8)
             self._key, self._nonce = AESGCM(block[:size]), block[2 * size : 2 * size + 4] + bytes(8)
         else:
-            _, secret = secrets["CLIENT_TRAFFIC_SECRET_0"]
-            self._key, self._nonce = AESGCM(self._expand(secret, b"key", size)), self._expand(secret, b"iv", 12)
+            _, self._secret = secrets["CLIENT_TRAFFIC_SECRET_0"]
+            self._use_secret()
         # Finished was the first record under the keys of TLS 1.2; TLS 1.3 has other keys for it.
         self._written = int(self._explicit_nonce)
 
     def _hmac(self, key: bytes, data: bytes) -> bytes:
         return hmac.new(key, data, self._digest).digest()
+
+    def update_keys(self, *, requested: bool = False) -> bytes:
+        """The record of a KeyUpdate (RFC 8446 section 4.6.3); what is forged from now on has the next keys."""
+        record = self.forge(HANDSHAKE, b"\x18\0\0\1" + bytes([requested]))
+        self._secret = self._expand(self._secret, b"traffic upd", self._digest().digest_size)
+        self._use_secret()
+        return record
+
+    def _use_secret(self) -> None:
+        self._key = AESGCM(self._expand(self._secret, b"key", self._key_bytes))
+        self._nonce, self._written = self._expand(self._secret, b"iv", 12), 0
 
     def _prf(self, secret: bytes, seed: bytes, size: int) -> bytes:
         """RFC 5246 section 5."""
