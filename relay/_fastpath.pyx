@@ -38,7 +38,7 @@ from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FI
 from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.delays cimport Delays, add_delays, record_delay
 from relay.plane.figures cimport delays_of, histogram_of, streams_of
-from relay.plane.hello cimport HELLO_GOOD, words_of
+from relay.plane.hello cimport HELLO_GOOD, take_hello, words_of
 from relay.plane.histogram cimport record_many_us
 from relay.plane.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
@@ -312,12 +312,9 @@ cdef Connection* welcome(Engine* e, int fd) noexcept nogil:
     if room and e.bounds.connections_per_source:
         c.counted = enter_source(&e.shared.sources, c.source, <uint32_t> e.bounds.connections_per_source)
         room = c.counted
-    c.ssl = tls.SSL_new(e.contexts.fallback)
-    count_live(LIVE_SESSIONS, c.ssl != NULL)
-    if not room or c.ssl == NULL or not lay_wire(WIRES, c.ssl, &c.wire, fd):
-        end(e, c, REASON_NO_DESCRIPTORS if room else REASON_TOO_MANY_CONNECTIONS)
+    if not room:
+        end(e, c, REASON_TOO_MANY_CONNECTIONS)
         return c
-    tls.SSL_set_accept_state(c.ssl)
     c.contexts = e.contexts
     c.contexts.references += 1
     configure_socket(fd)
@@ -364,8 +361,44 @@ cdef void leave_contexts(Engine* e, Connection* c) noexcept nogil:
         c.contexts = NULL
 
 
+# Takes what a client says first; False if that ends it.
+cdef bint take_first(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    if not take_hello(&c.wire.hello, data, size):
+        c.failure = words_of(c.wire.hello.fault)
+        end(e, c, REASON_HANDSHAKE_FAILED)
+        return False
+    if not append(&c.held, data, size):
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return False
+    return True
+
+
+# Reads until the ClientHello is whole, and only then makes a session of TLS: it takes 40 KiB, and who begins a hello and
+# does not end it must not have them. True once there is one.
+cdef bint begin_tls(Engine* e, Connection* c) noexcept nogil:
+    cdef ssize_t size
+    if not c.wire.hello.whole:
+        size = posix.recv(c.fd, e.plain, PLAIN_BYTES, posix.MSG_DONTWAIT)
+        if size < 0 and posix.errno in (posix.EAGAIN, posix.EINTR):
+            return False
+        if size <= 0:
+            end(e, c, REASON_HANDSHAKE_FAILED)
+            return False
+        if not take_first(e, c, e.plain, <uint32_t> size) or not c.wire.hello.whole:
+            return False
+    c.ssl = tls.SSL_new(c.contexts.fallback)
+    count_live(LIVE_SESSIONS, c.ssl != NULL)
+    if c.ssl == NULL or not lay_wire(WIRES, c.ssl, &c.wire, c.fd, &c.held):
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return False
+    tls.SSL_set_accept_state(c.ssl)
+    return True
+
+
 cdef void on_handshake(Engine* e, Connection* c) noexcept nogil:
     cdef int result, error
+    if c.ssl == NULL and not begin_tls(e, c):
+        return
     tls.ERR_clear_error()
     result = tls.SSL_do_handshake(c.ssl)
     if result == 1:
@@ -1685,9 +1718,9 @@ cdef void adopt(Engine* e, Command* command) noexcept nogil:
         return
     c.ticket = command.identity
     owe(e, c, NOTICE_ADOPTED)
-    if command.size and c.state == STATE_HANDSHAKE:
-        c.wire.preread, c.wire.preread_size = <uint8_t*> command.data, command.size
-        command.data = NULL
+    if command.size and c.state == STATE_HANDSHAKE and take_first(
+        e, c, <const uint8_t*> command.data, command.size
+    ) and c.wire.hello.whole:
         # No event will tell of what has been read already.
         see_again(e, c)
 

@@ -34,6 +34,7 @@ cdef enum:
 cdef struct Hello:
     bint done                   # what follows is encrypted, and not looked at
     bint begun
+    bint whole                  # the first message is, or TLS must say what is wrong with it
     bint answered               # we have said something
     bint retried                # and it was a HelloRetryRequest: a second ClientHello comes
     uint8_t kind                # of the record
@@ -71,6 +72,8 @@ cdef inline uint32_t take_record_head(Hello* hello, const uint8_t* data, uint32_
     hello.record_left = <uint32_t> hello.record_head[3] << 8 | hello.record_head[4]
     # From its ChangeCipherSpec on a client's messages are encrypted, but for a second ClientHello of TLS 1.3.
     hello.done = hello.kind == RECORD_CHANGE_CIPHER_SPEC and hello.answered and not hello.retried
+    if hello.kind != RECORD_HANDSHAKE:
+        hello.whole = True
     if hello.kind != RECORD_APPLICATION_DATA:
         hello.records += 1
         if hello.records > MAX_HELLO_RECORDS:
@@ -86,6 +89,7 @@ cdef inline void take_messages(Hello* hello, const uint8_t* data, uint32_t size)
             skipped = hello.message_left if hello.message_left < size - used else size - used
             hello.message_left -= skipped
             used += skipped
+            hello.whole = hello.whole or not hello.message_left
             continue
         hello.message_head[hello.message_head_size] = data[used]
         hello.message_head_size += 1
@@ -95,6 +99,7 @@ cdef inline void take_messages(Hello* hello, const uint8_t* data, uint32_t size)
             hello.message_left = (
                 <uint32_t> hello.message_head[1] << 16 | <uint32_t> hello.message_head[2] << 8 | hello.message_head[3]
             )
+            hello.whole = hello.whole or not hello.message_left
             if hello.message_left > MAX_HELLO_BYTES - MESSAGE_HEAD_BYTES:
                 hello.fault = HELLO_TOO_LONG
 

@@ -77,6 +77,8 @@ class Hello:
     def __init__(self) -> None:
         # The client's first message, once it is whole.
         self.message: bytes | None = None
+        # It is, or TLS must say what is wrong with it.
+        self.whole = False
         # What follows is encrypted, and not looked at.
         self.done = False
         self._begun = False
@@ -117,6 +119,7 @@ class Hello:
     def _on_record(self) -> None:
         # From its ChangeCipherSpec on a client's messages are encrypted, but for a second ClientHello of TLS 1.3.
         self.done = self._kind == _CHANGE_CIPHER_SPEC and self._answered and not self._retried
+        self.whole = self.whole or self._kind != _HANDSHAKE
         if self._kind != _APPLICATION_DATA:
             self._records += 1
             if self._records > MAX_HELLO_RECORDS:
@@ -146,7 +149,7 @@ class Hello:
         if self.message is None:
             self._first += part
             if not self._message_left:
-                self.message, self._first = self._first, b""
+                self.message, self._first, self.whole = self._first, b"", True
 
     def note_answer(self, data: bytes) -> None:
         """Look at bytes of ours."""

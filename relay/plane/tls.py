@@ -184,29 +184,34 @@ class TlsSession:
         self._hello = Hello()
         # The wire of the client, until it is known that the session can stay what it is.
         self._said: bytes | None = b""
-        self._begin(contexts.default)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # Made when the ClientHello is whole: it takes 40 KiB, and who begins a hello and does not end it must not have
+        # them.
+        self._session: _ServerObject | None = None
 
-    def _begin(self, context: ssl.SSLContext) -> None:
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
+    def _begin(self, context: ssl.SSLContext) -> _ServerObject:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         assert isinstance(session, _ServerObject)
+        if self._hello.message is not None:
+            session.hello = parse_client_hello(self._hello.message)
         self._session = session
+        return session
 
     @property
     def server_name(self) -> str:
         """The name that the client asked for, in lower case, or an empty text."""
-        return self._session.server_name or ""
+        return "" if self._session is None else self._session.server_name or ""
 
     @property
     def alpn(self) -> str | None:
         """The protocol agreed on, or None."""
-        return self._session.selected_alpn_protocol()
+        return None if self._session is None else self._session.selected_alpn_protocol()
 
     @property
     def version(self) -> str:
         """For example ``TLSv1.3``."""
-        return self._session.version() or ""
+        return "" if self._session is None else self._session.version() or ""
 
     def receive(self, data: bytes, now: float = 0.0) -> bytes:
         """Take bytes of the wire, give what they say in plain; none behind close_notify.
@@ -223,7 +228,7 @@ class TlsSession:
             self.client_closed = True
             return b""
         except ssl.SSLError as error:
-            if self._session.speaks_nothing_of_ours:
+            if self._session is not None and self._session.speaks_nothing_of_ours:
                 raise TlsError(HandshakeFailure.OTHER, "no application protocol") from None
             raise _tls_error(error) from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -251,38 +256,41 @@ class TlsSession:
     def _shake_hands(self, piece: bytes) -> None:
         if self._said is not None:
             self._said += piece
-            if self._session.hello is None and self._hello.message is not None:
-                self._session.hello = parse_client_hello(self._hello.message)
-        self._incoming.write(piece)
+        if self._session is not None:
+            self._go_on(self._session, piece)
+        elif self._hello.whole and self._said is not None:
+            self._go_on(self._begin(self._contexts.default), self._said)
+
+    def _go_on(self, session: _ServerObject, wire: bytes) -> None:
+        self._incoming.write(wire)
         try:
             with _names_in_silence():
-                self._session.do_handshake()
+                session.do_handshake()
         except ssl.SSLWantReadError:
-            self._stay_or_begin_anew()
+            self._stay_or_begin_anew(session)
         else:
             self.established = True
             self._records.most = MAX_SILENT_RECORDS
 
-    def _stay_or_begin_anew(self) -> None:
+    def _stay_or_begin_anew(self, session: _ServerObject) -> None:
         """Throw away the answer to the first message if it goes on with a session that has another name.
 
         A session of TLS 1.2 belongs to the name that it began with, and goes on under no other (RFC 6066 section 3):
         else the client would be taken to where the old name leads. TLS 1.3 hears the name each time anew.
         """
-        name, hello, said = self._session.server_name, self._session.hello, self._said
-        if name is None:
+        hello, said = session.hello, self._said
+        if session.server_name is None:
             return
         self._said = None
-        if hello is None or name == hello.server_name.lower().decode(errors="replace"):
+        if hello is None or session.server_name == hello.server_name.lower().decode(errors="replace"):
             return
         if said is None:  # it was begun anew, and the client made an identifier of such a session up
             raise HelloFault(HandshakeFailure.OTHER, "session of another name")
-        self._begin(self._contexts.without_sessions)
-        self._session.hello = hello
-        self._shake_hands(said)
+        self._go_on(self._begin(self._contexts.without_sessions), said)
 
     def _read(self) -> list[bytes]:
         session, incoming = self._session, self._incoming
+        assert session is not None
         chunks: list[bytes] = []
         try:
             # Asking once more only to hear SSLWantReadError would cost as much as a small record.
@@ -300,6 +308,7 @@ class TlsSession:
 
     def send(self, plain: bytes) -> bytes:
         """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before. Raises TlsError."""
+        assert self._session is not None
         try:
             self._session.write(plain)
         except ssl.SSLError as error:
@@ -315,7 +324,7 @@ class TlsSession:
 
     def close(self) -> bytes:
         """The close_notify, if the session has one to send."""
-        if self.established:
+        if self.established and self._session is not None:
             # WantRead is raised: the client's close_notify is not waited for.
             with contextlib.suppress(ssl.SSLError):
                 self._session.unwrap()

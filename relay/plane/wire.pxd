@@ -8,6 +8,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
+from relay.plane.buffer cimport Buffer, clear_buffer
 from relay.plane.hello cimport Hello, note_answer, take_hello
 from relay.plane.live cimport free
 from relay.plane.openssl cimport (
@@ -29,7 +30,7 @@ cdef struct Wire:
     bint drained                # the last read took all that the socket had
     bint ended                  # the client has closed its side
     uint32_t given              # bytes that the kernel has taken; it wraps
-    uint8_t* preread            # owned
+    uint8_t* preread            # owned; ``hello`` has seen it
     uint32_t preread_size
     uint32_t preread_used
     Hello hello
@@ -50,7 +51,7 @@ cdef inline int read_wire(BIO* bio, char* data, int size) noexcept nogil:
         if wire.preread_used == wire.preread_size:
             clear_wire(wire)
         wire.drained = False
-        return <int> got if may_pass(wire, data, got) else -1
+        return <int> got
     got = recv(wire.fd, data, size, MSG_DONTWAIT)
     # A stream socket that gives less than it was asked for has no more (epoll(7)).
     wire.drained = got < size
@@ -130,12 +131,15 @@ cdef inline BIO_METHOD* new_wire_method() noexcept nogil:
     return method
 
 
-# Puts TLS on a wire, which must outlive it; False without memory.
-cdef inline bint lay_wire(const BIO_METHOD* method, SSL* ssl, Wire* wire, int fd) noexcept nogil:
+# Puts TLS on a wire, which must outlive it; False without memory. What has been read is the wire's from here.
+cdef inline bint lay_wire(const BIO_METHOD* method, SSL* ssl, Wire* wire, int fd, Buffer* read) noexcept nogil:
     cdef BIO* bio = BIO_new(method)
     if bio == NULL:
         return False
     wire.fd = fd
+    wire.preread, wire.preread_used, wire.preread_size = read.memory, read.start, read.start + read.size
+    read.memory = NULL
+    clear_buffer(read)
     BIO_set_data(bio, wire)
     BIO_set_init(bio, 1)
     SSL_set_bio(ssl, bio, bio)

@@ -74,6 +74,11 @@ cdef class Hello:
         """True once what follows is encrypted."""
         return self.hello.done
 
+    @property
+    def whole(self) -> bool:
+        """True once the first message is."""
+        return self.hello.whole
+
 
 cdef class WebSocket:
     """Whole messages of a client, as relay.wire.websocket.MessageCutter gives them."""

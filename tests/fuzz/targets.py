@@ -79,7 +79,7 @@ def compare_hello(data: bytes) -> None:
         assert compiled.take(part) == fault, part
         if fault is not None:
             return
-        assert compiled.done == obvious.done, part
+        assert (compiled.whole, compiled.done) == (obvious.whole, obvious.done), part
 
 
 def _hello_parts(data: bytes) -> Iterator[bytes | str]:

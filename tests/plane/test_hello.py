@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relay._fastpath import live_objects
 from relay.plane.api import CloseReason, HandshakeFailure
 from relay.plane.hello import MAX_HELLO_BYTES, MAX_HELLO_RECORDS
 from tests.plane.test_bad_input import exchange
@@ -52,6 +53,21 @@ async def test_a_long_hello_is_refused_before_it_has_come(
         assert (closed.reason, closed.detail) == (CloseReason.HANDSHAKE_FAILED, "client hello too long")
         assert closed.handshake_failure is HandshakeFailure.HELLO_TOO_LONG
         await exchange(bench, other, at_other)
+
+
+async def test_half_a_hello_takes_no_tls(make: MakePlane, tmp_path: Path) -> None:
+    """A debug build counts the sessions of the compiled plane; those of the other are looked at in test_tls."""
+    async with plane_bench(make, tmp_path) as bench:
+        before = bench.plane.snapshot().accepted
+        halves = [await raw_client(bench, record(b"\1\0\x02\0" + bytes(300))) for _ in range(20)]
+        (await bench.connect()).abort()
+        await bench.closed()
+        assert bench.plane.snapshot().accepted == before + len(halves) + 1
+        assert live_objects().get("sessions", 0) == 0
+        for one in halves:
+            one.close()
+        for _ in halves:
+            assert (await bench.closed()).handshake_failure is HandshakeFailure.CLIENT_CLOSED
 
 
 @pytest.mark.parametrize("between", [b"", CHANGE_CIPHER_SPEC], ids=["at once", "behind ChangeCipherSpec"])

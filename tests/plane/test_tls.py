@@ -40,6 +40,24 @@ def test_nothing_is_kept_of_what_comes_behind_close_notify(tmp_path: Path) -> No
     assert server.send(b"response")
 
 
+def test_half_a_hello_takes_no_tls(tmp_path: Path) -> None:
+    """A session takes 40 KiB, and a client that begins a hello may take all its time."""
+    authority = Authority(tmp_path)
+    server = TlsSession(ServerContexts([authority.issue("relay.test")]))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = authority.client_context().wrap_bio(incoming, outgoing, server_hostname="relay.test")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = outgoing.read()
+    for byte in hello[:-1]:
+        server.receive(bytes([byte]))
+    assert server._session is None
+    assert (server.server_name, server.alpn, server.version) == ("", None, "")
+    assert server.close() == b""
+    server.receive(hello[-1:])
+    assert server.server_name == "relay.test"
+
+
 def test_certificate_whose_names_cannot_be_read(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     issued = Authority(tmp_path).issue("relay.test")
