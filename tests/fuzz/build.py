@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -18,8 +19,15 @@ def is_current() -> bool:
 
 def build_leaves() -> None:
     """Build it now. Raises CalledProcessError, with the compiler's words on stderr."""
-    if is_current():
-        return
+    BUILT.mkdir(parents=True, exist_ok=True)
+    # The search and the tests may find it missing at once.
+    with open(BUILT / "lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not is_current():
+            _build()
+
+
+def _build() -> None:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--force", "--build-lib", str(BUILT)]
     # It counts its blocks of memory, and has none where a test says so: that alone of a debug build.
     flags = os.environ.get("CFLAGS", "") + " -DRELAY_DEBUG=1"
