@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from relay.addresses import Address
+from relay.client import upgraded
 from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
@@ -36,13 +37,15 @@ async def behind(folder: Path, proxy: Callable[[Relay], BadProxy]) -> AsyncItera
         yield relay, host, spoils
 
 
-async def call(carrier: str, relay: Relay, host: TurnHost, proxy: BadProxy, inbox: Inbox) -> Session | TurnConnection:
+async def call(
+    carrier: str, relay: Relay, host: TurnHost, proxy: BadProxy, inbox: Inbox, *, timeout_s: float = 60.0
+) -> Session | TurnConnection:
     """A session, or a TURN connection that has allocated; all that may go wrong is in here."""
     if carrier == "session":
         trusted: dict[str, Any] = {"ssl_context": relay.trust, "server_hostname": "relay.test"}
         given: dict[str, Any] = {"username": USERNAME, "password": PASSWORD, "on_data": inbox.put, **trusted}
         return await open_session(f"wss://{proxy.address}/media", **given)
-    turn = await open_turn(carrier, relay, host.address, server=proxy.address, on_data=inbox.put, timeout_s=5.0)
+    turn = await open_turn(carrier, relay, host.address, server=proxy.address, on_data=inbox.put, timeout_s=timeout_s)
     try:
         await turn.allocate()
     except BaseException:
@@ -63,22 +66,24 @@ async def test_upgrade_is_stripped(tmp_path: Path, carrier: str) -> None:
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
-async def test_frames_are_swallowed(tmp_path: Path, carrier: str) -> None:
+async def test_frames_are_swallowed(tmp_path: Path, carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgraded, "SILENCE_S", 1.0)
     async with behind(tmp_path, SwallowsFrames) as (relay, host, proxy):
         # Of CONNECT-UDP nothing is known but that nobody answers, as of UDP.
-        text = "no answer within 5 s" if carrier == "connect-udp" else "a proxy on the way may swallow frames"
+        text = "no answer within 2 s" if carrier == "connect-udp" else "a proxy on the way may swallow frames"
         with pytest.raises(UpstreamError, match=text):
-            await call(carrier, relay, host, proxy, Inbox())
+            await call(carrier, relay, host, proxy, Inbox(), timeout_s=2.0)
         assert proxy.upgrades == 1
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
-async def test_frames_are_held_back(tmp_path: Path, carrier: str) -> None:
+async def test_frames_are_held_back(tmp_path: Path, carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that passes nothing before it has 4 KiB: the first answer never comes."""
+    monkeypatch.setattr(upgraded, "SILENCE_S", 1.0)
     async with behind(tmp_path, HoldsBack) as (relay, host, proxy):
-        text = "no answer within 5 s" if carrier == "connect-udp" else "a proxy on the way may swallow frames"
+        text = "no answer within 2 s" if carrier == "connect-udp" else "a proxy on the way may swallow frames"
         with pytest.raises(UpstreamError, match=text):
-            await call(carrier, relay, host, proxy, Inbox())
+            await call(carrier, relay, host, proxy, Inbox(), timeout_s=2.0)
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

@@ -190,9 +190,9 @@ async def test_calls_go_on_while_python_hangs(tmp_path: Path) -> None:
 
 async def test_what_happened_meanwhile_is_told_afterwards(tmp_path: Path) -> None:
     """Clients that come, wait and go while Python hangs: each is told of, in order, when it is back."""
-    settings = bounds(attach_timeout_s=0.1)
-    async with plane_bench(make_with(2), tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
+    async with plane_bench(make_with(2), tmp_path) as bench, bench.flow(HELLO) as (client, flow):
         await bench.event(TurnOpened)
+        bench.plane.configure(bounds(attach_timeout_s=0.1))
         guests = threading.Thread(target=come_and_go, args=(bench.server, bench.authority.client_context()))
         guests.start()
         guests.join()
@@ -245,7 +245,8 @@ async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
     need_descriptors(3 * CROWD)
     # The handshakes of those who end theirs have time enough on a machine that stands still for a while.
     settings = bounds(handshake_timeout_s=2.5, first_bytes_timeout_s=0.5)
-    async with talking(tmp_path, settings) as (bench, _):
+    async with talking(tmp_path) as (bench, _):
+        bench.plane.configure(settings)
         before, highest = descriptors(), 0
         for _ in range(2):
             crowd = await silent(bench, CROWD)

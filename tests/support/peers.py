@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
+from tests.support.bursts import give_room
 
 # Every padding, the length of voice, and the longest that fits an Ethernet frame with room to spare.
 SIZES = [0, 1, 2, 3, 4, 5, 172, 182, 183, 1199, 1200, 1400]
@@ -37,6 +38,7 @@ async def open_echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Add
     """A UDP socket that sends everything back, empty datagrams too; gives its address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as peer:
+        give_room(peer)
         peer.bind((host, port))
 
         def echo() -> None:

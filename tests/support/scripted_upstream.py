@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 
 from relay.addresses import Address
+from tests.support.bursts import give_room
 
 
 class ScriptedUpstream:
@@ -16,7 +17,7 @@ class ScriptedUpstream:
     def __init__(self, host: str) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        give_room(self._socket)
         self._socket.bind((host, 0))
         self.address = Address(*self._socket.getsockname()[:2])
         self.received: asyncio.Queue[tuple[bytes, Address]] = asyncio.Queue()

@@ -541,12 +541,12 @@ async def test_swallowed_frames_pin_the_session_and_the_client_to_polling(tmp_pa
 
 
 async def test_client_that_speaks_in_time_is_left_alone(tmp_path: Path) -> None:
-    async with proxying(tmp_path, SWITCH, upgrade_timeout_s=0.2) as (relay, upstream):
+    async with proxying(tmp_path, SWITCH, upgrade_timeout_s=1.0) as (relay, upstream):
         client = await open_websocket(relay, b"&sid=abc")
         await receive_head(client)
         await client.send(b"probe")
         await eventually(lambda: upstream.received.endswith(b"probe"))
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.5)
         upstream.send(b"answer")
         assert await client.receive() == b"answer"
         assert relay.gateway.signaling.watchdog_hits == 0

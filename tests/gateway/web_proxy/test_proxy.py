@@ -53,6 +53,7 @@ from tests.support.connect import (
 from tests.support.gateway import Relay, eventually, running_relay, write_config
 from tests.support.peers import Inbox, echo_all_sizes, open_echo
 from tests.support.ssrf_table import PROHIBITED, PROHIBITED_LITERALS, FakeDns
+from tests.support.waiting import becomes
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 NO_UPSTREAM = Address("127.0.0.1", 9)
@@ -273,7 +274,7 @@ async def test_a_tunnel_that_carries_nothing_ends(tmp_path: Path) -> None:
     async with tunnelling(tmp_path, idle_timeout_s=0.1) as (relay, client, server):
         assert await receive_all(client) == b""
         assert await receive_all(server) == b""
-        assert ends(relay) == {TunnelEnd.IDLE: 1}
+        await becomes(lambda: ends(relay), {TunnelEnd.IDLE: 1})
 
 
 async def test_what_a_tunnel_carries_moves_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -792,7 +793,7 @@ async def test_drain_lets_tunnels_run_and_stop_ends_them(tmp_path: Path) -> None
         await relay.gateway.stop()
         assert await receive_all(client) == b""
         assert await receive_all(server) == b""
-        assert ends(relay) == {TunnelEnd.STOPPED: 1}
+        await becomes(lambda: ends(relay), {TunnelEnd.STOPPED: 1})
         assert relay.gateway.web_proxy.totals.tunnels == 0
 
 
