@@ -13,6 +13,7 @@ import os
 from collections.abc import Generator
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -25,6 +26,12 @@ FREEZE_EVERY = 50
 CLOSING_S = 10
 
 _finished = itertools.count(1)
+
+# How long an example takes, to make or to try, says something of the machine. What is kept on disk differs by machine.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 
 def open_descriptors() -> set[str]:
