@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T")
 
 
 class Tasks:
@@ -41,3 +46,29 @@ class Tasks:
         for task in self._running:
             task.cancel()
         await self.finish()
+
+
+async def in_daemon_thread(work: Callable[[], _T], name: str) -> _T:
+    """Run what may hang, such as the reading of a file, in a thread that does not keep the process.
+
+    The loop's own threads do: it waits for them at its end. Returns and raises what ``work`` does. Where this is
+    cancelled, the thread is left to itself.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def finish(settle: Callable[[], None]) -> None:
+        if not done.done():
+            settle()
+
+    def run() -> None:
+        try:
+            settle = functools.partial(done.set_result, work())
+        except Exception as error:
+            settle = functools.partial(done.set_exception, error)
+        # The loop may have ended meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(finish, settle)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await done

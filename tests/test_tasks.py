@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
-from relay.tasks import Tasks
+import pytest
+
+from relay.tasks import Tasks, in_daemon_thread
+from tests.support.waiting import eventually
 
 
 async def test_finish_waits_for_all() -> None:
@@ -43,3 +47,25 @@ async def test_nothing_to_wait_for() -> None:
     tasks = Tasks()
     await tasks.finish()
     await tasks.cancel()
+
+
+async def test_what_a_daemon_thread_returns_and_raises() -> None:
+    assert await in_daemon_thread(lambda: 7, "seven") == 7
+    with pytest.raises(ZeroDivisionError):
+        await in_daemon_thread(lambda: 1 // 0, "none")
+
+
+async def test_a_daemon_thread_that_nobody_waits_for() -> None:
+    go_on, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        go_on.wait()
+        ended.set()
+
+    waiting = asyncio.ensure_future(in_daemon_thread(work, "slow"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    go_on.set()
+    await eventually(ended.is_set)

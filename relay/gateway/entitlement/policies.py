@@ -7,18 +7,19 @@ deadline of its own. The third kind, a service of the firm, is in ``policy_http`
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
 from relay.config import EntitledUser, parse_users
 from relay.errors import OperatorError, RelayError
-from relay.tasks import Tasks
+from relay.tasks import Tasks, in_daemon_thread
 from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 WATCH_INTERVAL_S = 2.0
 # 100,000 users with all their keys.
 MAX_FILE_BYTES = 16 * 1024 * 1024
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +181,13 @@ class UserFile:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             # In a thread: a network's file system may hang.
-            seen = await asyncio.to_thread(_state_of, self.path)
+            seen = await self._read(_state_of)
             if seen != self._seen:
                 self._seen = seen
-                self._take(await asyncio.to_thread(_load, self.path))
+                self._take(await self._read(_load))
+
+    async def _read(self, work: Callable[[Path], _T]) -> _T:
+        return await in_daemon_thread(functools.partial(work, self.path), "entitlement file")
 
     def _take(self, loaded: UserList | str) -> None:
         if isinstance(loaded, UserList):
