@@ -82,6 +82,7 @@ cdef enum:
     NOTICE_STUN = 128           # number: the upstream's, as moves were counted
     NOTICE_SILENT = 256         # the upstream is lost; number: its
     NOTICE_UNREACHABLE = 512    # number: its; fault: an errno
+    NOTICE_GRANTED = 1024       # the answer that waits
 
 cdef enum:
     OP_LISTEN                   # number: the socket
@@ -98,6 +99,7 @@ cdef enum:
     OP_REQUEST                  # data: a STUN message
     OP_ADMIT
     OP_REFUSE                   # data: a STUN message
+    OP_ANSWER                   # data: a STUN message
     OP_CLOSE                    # number: the reason
     OP_TAP                      # data: the Tap
     OP_UNTAP                    # data: the Tap

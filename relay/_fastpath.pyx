@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
-from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, forget_asked, is_to_ask, take_admitted
+from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, is_to_ask, is_waiting_for_control, take_asked
 from relay.plane.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
 from relay.plane.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
 from relay.plane.carriage cimport (
@@ -758,10 +758,10 @@ cdef void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t s
     send_up(e, c, data, size)
 
 
-# True if the message is an Allocate of a user whom control has not let in: it waits for control's word, and so does
-# what the client says behind it; one that is too long to wait is dropped.
+# True if the message is an Allocate of a user: it waits for control's word, and so does what the client says after it;
+# one that is too long to wait is dropped.
 cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
-    if not is_to_ask(&c.admission, message, size):
+    if not is_to_ask(message, size):
         return False
     if size > MAX_ASKED_BYTES:
         drop(c, DROP_UPLINK_OVERSIZE, TRAFFIC_CONTROL)
@@ -776,6 +776,25 @@ cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     arm(e, c)
     report(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
     return True
+
+
+# True if the message grants an allocation: control answers in its place. One at a time waits, and no server grants two.
+cdef bint must_wait_for_control(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    if load16(message) != ALLOCATE_SUCCESS:
+        return False
+    if c.admission.granted:
+        drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
+        return True
+    c.admission.granted = True
+    c.answer_due_us = e.now_us + e.bounds.attach_us
+    arm(e, c)
+    report(e, c, NOTICE_GRANTED, message, size, 0, 0)
+    return True
+
+
+cdef void on_control_spoke(Connection* c) noexcept nogil:
+    if not is_waiting_for_control(&c.admission):
+        c.answer_due_us = 0
 
 
 # Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
@@ -977,8 +996,11 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
     if not is_media_datagram(data, size):
         c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
         return filled
-    if size and data[0] <= 3 and datagram_unit(data, size):
-        note_allocation(e, c, data, size)
+    if size >= STUN_HEADER_BYTES and data[0] <= 3:
+        if datagram_unit(data, size):
+            note_allocation(e, c, data, size)
+        if c.admission.asks and must_wait_for_control(e, c, data, size):
+            return filled
     return deliver(e, c, data, size, filled)
 
 
@@ -1003,7 +1025,7 @@ cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t siz
             drop(c, DROP_DOWNLINK_FULL, traffic_of(message, size))
         return False
     note_allocation(e, c, message, size)
-    return True
+    return not (c.admission.asks and must_wait_for_control(e, c, message, size))
 
 
 # How long the client's allocation lives, for whoever may have to release it.
@@ -1653,10 +1675,14 @@ cdef bint on_flow_command(Engine* e, Connection* c, Command* command) noexcept n
     if command.op == OP_ADMIT and c.admission.asked != NULL:
         admit(e, c)
     elif command.op == OP_REFUSE and c.admission.asked != NULL:
-        forget_asked(&c.admission)
-        c.answer_due_us = 0
+        free(take_asked(&c.admission))
+        on_control_spoke(c)
         reply(e, c, <const uint8_t*> command.data, command.size)
         read_on(e, c)
+    elif command.op == OP_ANSWER and c.admission.granted:
+        c.admission.granted = False
+        on_control_spoke(c)
+        reply(e, c, <const uint8_t*> command.data, command.size)
     elif c.carrier != CARRIER_SESSION:
         return False
     elif command.op == OP_MOVE:
@@ -1763,9 +1789,9 @@ cdef void read_on(Engine* e, Connection* c) noexcept nogil:
 
 
 cdef void admit(Engine* e, Connection* c) noexcept nogil:
-    cdef uint8_t* request = take_admitted(&c.admission)
+    cdef uint8_t* request = take_asked(&c.admission)
     cdef uint32_t size = c.admission.asked_size
-    c.answer_due_us = 0
+    on_control_spoke(c)
     # Over CONNECT-UDP it may be none that is whole.
     if datagram_unit(request, size):
         remember(e, c, request, size)
@@ -2270,6 +2296,11 @@ cdef class Worker:
         require_stun(response)
         self.send(OP_REFUSE, identity, -1, 0, response)
 
+    def answer(self, uint64_t identity, bytes response not None) -> None:
+        """Give the client this STUN message for the grant that waits. Raises ValueError if it is not one."""
+        require_stun(response)
+        self.send(OP_ANSWER, identity, -1, 0, response)
+
     def close(self, uint64_t identity, int reason) -> None:
         """End a connection."""
         self.send(OP_CLOSE, identity, reason, 0, None)
@@ -2353,6 +2384,11 @@ cdef class Worker:
         """True for a connection that may become a flow: TURN that waits for attach, or HTTP."""
         cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
         return c != NULL and c.state == (STATE_HTTP if http else STATE_WAITING)
+
+    def allocated(self, identity) -> bool:
+        """True while the flow has an allocation; False also for a connection that is gone."""
+        cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
+        return c != NULL and c.state == STATE_MEDIA and c.allocated_until_us > posix.monotonic_us()
 
     def moves(self, identity) -> int:
         """How often a session has moved, as far as its worker has come."""

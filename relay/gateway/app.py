@@ -36,6 +36,7 @@ from relay.gateway.upgrades import Upgrades
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.web_proxy.proxy import WebProxy
 from relay.plane.api import (
+    AllocateGranted,
     AllocateRequested,
     AllocationOrphaned,
     Carrier,
@@ -90,7 +91,7 @@ class Gateway:
         # The plane's threads run from the constructor on: what can raise comes before it.
         open_trust(settings.signaling)
         vendor = _vendor(settings)
-        self.entitlement = Entitlement(settings.entitlement, self._allocated, self._give_up)
+        self.entitlement = Entitlement(settings.entitlement, self._allocated)
         self.plane = self._make_plane()
         self._names = SystemLookup()
         lookup = lookup or self._names
@@ -240,6 +241,8 @@ class Gateway:
                     self._site.open(event)
                 case AllocateRequested():
                     self._admission.on_requested(event)
+                case AllocateGranted():
+                    self._admission.on_granted(event)
                 case TextReceived():
                     self._sessions.on_text(event)
                 case StunReceived():
@@ -284,12 +287,9 @@ class Gateway:
         elif self._log_limit.allows(now, closed.reason):
             log.info("connection closed", **_describe(closed))
 
-    def _allocated(self) -> frozenset[ConnectionId]:
-        return frozenset(flow.connection for flow in self.plane.snapshot().flows if flow.allocated)
-
-    def _give_up(self, holder: Hashable) -> None:
-        if isinstance(holder, int):
-            self.plane.close(ConnectionId(holder), CloseReason.NOT_ENTITLED)
+    def _allocated(self, holder: Hashable) -> bool:
+        """Whether a call lives that has a place. That of a session is given back when it ends."""
+        return self.plane.allocated(ConnectionId(holder)) if isinstance(holder, int) else True
 
     def _on_probe(self, state: UpstreamState) -> None:
         if state.health is not Health.DOWN:

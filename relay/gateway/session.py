@@ -65,7 +65,7 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Seat:
-    """Holds a user's place among his calls at once, wherever his session goes; ``region`` he was admitted to."""
+    """Holds a user's place among their calls at once, wherever the session goes; ``region`` they were admitted to."""
 
     region: str | None = None
 
@@ -104,6 +104,10 @@ class Owner(Protocol):
 
     def ask(self, session: Session, allocation: Allocation) -> None:
         """Have it decided whether the user may have an allocation at this upstream (``on_verdict``), now or later."""
+        ...
+
+    def granted(self, session: Session, allocation: Allocation) -> ErrorCode | None:
+        """The upstream has granted it: give the call its place. Returns why there is none, None if there is one."""
         ...
 
     @property
@@ -338,7 +342,9 @@ class Session:
     def _on_allocated(self, created: AllocationCreated) -> None:
         allocation = self.allocation
         assert allocation is not None
-        if self.state is State.OPENING:
+        if self.state in {State.OPENING, State.MOVING} and (refusal := self._owner.granted(self, allocation)):
+            self._give_up(refusal.code, refusal.reason, CloseReason.NOT_ENTITLED)
+        elif self.state is State.OPENING:
             self._attempts = 0
             self._enter(State.OPEN, None)
             token = self._owner.new_token(self)

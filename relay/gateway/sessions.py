@@ -37,7 +37,7 @@ from relay.plane.api import (
     UpstreamLost,
 )
 from relay.wire import media_v1
-from relay.wire.stun import is_stun
+from relay.wire.stun import ErrorCode, is_stun
 
 log = structlog.get_logger()
 
@@ -86,6 +86,8 @@ class Sessions:
         self._sessions: dict[ConnectionId, Session] = {}
         self._tokens: dict[bytes, Session] = {}
         self._token_of: dict[Session, bytes] = {}
+        # Of sessions whose upstream has still to grant what they may have.
+        self._admitted: dict[Session, Verdict] = {}
         self._parked: OrderedDict[bytes, _Parked] = OrderedDict()
         # Left in this batch of events by connections whose Closed comes next.
         self._left: dict[ConnectionId, socket.socket] = {}
@@ -137,6 +139,7 @@ class Sessions:
         if session is None:
             return
         session.stop()
+        self._admitted.pop(session, None)
         token, allocation = self._forget_token(session), session.allocation
         if left is not None and session.state is not State.OPEN:
             # At most half an allocation, on the way to another upstream.
@@ -293,6 +296,7 @@ class Sessions:
         A session without credentials of its own has no name: only * fits it.
         """
         region = self._upstreams.region_of(allocation.upstream.name)
+        self._admitted.pop(session, None)
         if not self._entitlement.asks_for_users or allocation.seat.region == region:
             allocation.seat.region = region
             session.on_verdict(allocation, None)
@@ -303,10 +307,20 @@ class Sessions:
     def _on_verdict(self, session: Session, allocation: Allocation, verdict: Verdict) -> None:
         if self._sessions.get(session.opened.connection) is not session or session.allocation is not allocation:
             return  # it has ended, or gone on, meanwhile
+        verdict = self._entitlement.look_for_room(allocation.seat, verdict)
         if verdict.admitted:
-            verdict = self._entitlement.grant(allocation.seat, verdict)
-            allocation.seat.region = verdict.region
+            self._admitted[session] = verdict
         session.on_verdict(allocation, verdict.error)
+
+    def granted(self, session: Session, allocation: Allocation) -> ErrorCode | None:
+        """Give a call that the upstream has granted its place; why there is none, if others took it meanwhile."""
+        verdict = self._admitted.pop(session, None)
+        if verdict is None:
+            return None  # a call that has its place, or nobody is asked
+        verdict = self._entitlement.grant(allocation.seat, verdict)
+        if verdict.admitted:
+            allocation.seat.region = verdict.region
+        return verdict.error
 
     def credentials(self, upstream: Upstream) -> tuple[str, str]:
         """The relay's own for an upstream; empty if there are none."""

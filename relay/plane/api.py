@@ -129,7 +129,8 @@ class Upstream:
     releases_allocations: bool = False
     # As in the settings of the plane; None for what they say.
     max_media_age_s: float | None = None
-    # Report the first Allocate of each user (AllocateRequested), and forward it when control has admitted it.
+    # Report each Allocate of a user (AllocateRequested), and forward it when control has admitted it; report each one
+    # that the upstream has granted (AllocateGranted), and let control answer it.
     asks_for_users: bool = False
 
 
@@ -372,15 +373,27 @@ class AllocationOrphaned:
 
 @dataclass(frozen=True, slots=True)
 class AllocateRequested:
-    """The first Allocate that names this user waits, and what the client says behind it: ``admit`` or ``refuse`` it.
+    """An Allocate that names a user waits, and what the client says after it: ``admit`` or ``refuse`` it.
 
-    Only where the upstream ``asks_for_users``. One that is authenticated and names nobody waits each time. The name is
-    the client's word until the upstream has answered. Without one of control within ``attach_timeout_s`` the connection
-    ends.
+    Only where the upstream ``asks_for_users``. One that is authenticated and names nobody waits as well. The name is
+    the client's word until the upstream has answered. Without a word of control within ``attach_timeout_s`` the
+    connection ends.
     """
 
     connection: ConnectionId
     request: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateGranted:
+    """The upstream has granted an allocation. Its answer waits: ``answer`` with this response, or with another.
+
+    Only where the upstream ``asks_for_users``. Everything else goes on meanwhile. Without an answer within
+    ``attach_timeout_s`` the connection ends.
+    """
+
+    connection: ConnectionId
+    response: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +443,7 @@ Event = (
     TurnOpened
     | HttpOpened
     | AllocateRequested
+    | AllocateGranted
     | TextReceived
     | StunReceived
     | UpstreamLost
@@ -490,6 +504,14 @@ class Plane(Protocol):
 
     def refuse(self, connection: ConnectionId, response: bytes) -> None:
         """Answer the Allocate that waits with this STUN message, and go on."""
+        ...
+
+    def answer(self, connection: ConnectionId, response: bytes) -> None:
+        """Give the client this STUN message for the Allocate that was granted."""
+        ...
+
+    def allocated(self, connection: ConnectionId) -> bool:
+        """True while a flow has an allocation that the upstream has granted, as far as its lifetime says."""
         ...
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:

@@ -25,6 +25,7 @@ from relay._fastpath import SharedState, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
 from relay.plane.api import (
+    AllocateGranted,
     AllocateRequested,
     AllocationOrphaned,
     Carrier,
@@ -71,7 +72,7 @@ TICKET_KEY_BYTES = 80
 TICKET_KEY_LIFETIME_S = 4 * 3600
 
 ADOPTED, TURN_OPENED, HTTP_OPENED, STALE, CLOSED = 1, 2, 4, 8, 16
-ALLOCATE, TEXT, STUN, SILENT, UNREACHABLE = 32, 64, 128, 256, 512
+ALLOCATE, TEXT, STUN, SILENT, UNREACHABLE, GRANTED = 32, 64, 128, 256, 512, 1024
 CARRIERS = tuple(Carrier)
 REASONS = tuple(CloseReason)
 DROPS = tuple(DropReason)
@@ -388,6 +389,17 @@ class CompiledPlane:
         if identity in self._flows:
             self._worker(identity).refuse(identity, response)
 
+    def answer(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that was granted. Raises ValueError if the answer is not a STUN message."""
+        identity = self._tickets.get(connection, connection)
+        if identity in self._flows:
+            self._worker(identity).answer(identity, response)
+
+    def allocated(self, connection: ConnectionId) -> bool:
+        """True while a flow has an allocation."""
+        identity = self._tickets.get(connection, connection)
+        return identity in self._flows and self._worker(identity).allocated(identity)
+
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""
         identity = self._tickets.get(connection, connection)
@@ -489,6 +501,8 @@ class CompiledPlane:
                 events.extend(self._on_closed(worker, identity))
             elif notice == ALLOCATE:
                 events.append(AllocateRequested(self._known(identity), message))
+            elif notice == GRANTED:
+                events.append(AllocateGranted(self._known(identity), message))
             elif notice == TEXT:
                 events.append(TextReceived(self._known(identity), message.decode()))
             else:

@@ -41,7 +41,7 @@ MAX_USERNAME_CHARACTERS = 128
 
 ALLOCATE_REQUEST = message_type(Method.ALLOCATE, MessageClass.REQUEST)
 ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)
-_ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
+ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
 _REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
 _REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
 
@@ -197,7 +197,7 @@ class Flow:
         kind = message[0] << 8 | message[1]
         if kind == ALLOCATE_ERROR:
             self._allocating = False
-        elif kind in {_ALLOCATE_SUCCESS, _REFRESH_SUCCESS}:
+        elif kind in {ALLOCATE_SUCCESS, _REFRESH_SUCCESS}:
             self._on_lifetime(message)
 
     def _on_lifetime(self, message: bytes) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from relay.plane.api import (
+    AllocateGranted,
     AllocateRequested,
     Carrier,
     CloseReason,
@@ -41,7 +42,7 @@ from relay.plane.carriers import (
     websocket_fault,
 )
 from relay.plane.downlink import Downlink
-from relay.plane.flow import ALLOCATE_REQUEST, Account, Flow, find_attribute
+from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, Account, Flow, find_attribute
 from relay.plane.pings import Pings
 from relay.plane.schedule import Schedule
 from relay.plane.tap import FlowTap
@@ -61,7 +62,12 @@ MAX_UNITS_PER_TURN = 256
 # An Allocate with a name and a hash is 200 bytes; this much of one may wait for control.
 MAX_ALLOCATE_BYTES = 2048
 # A request with one of these is authenticated, or tries to be.
-_CREDENTIALS = (AttributeType.MESSAGE_INTEGRITY, AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.USERHASH)
+_CREDENTIALS = (
+    AttributeType.USERNAME,
+    AttributeType.MESSAGE_INTEGRITY,
+    AttributeType.MESSAGE_INTEGRITY_SHA256,
+    AttributeType.USERHASH,
+)
 
 
 class Media:
@@ -77,9 +83,9 @@ class Media:
         # What the client has said and nobody has looked at yet.
         self._said: deque[Said] = deque()
         self._closed = False
-        # The name that control has admitted last, and the Allocate about which it is asked now.
-        self._admitted: bytes | None = None
+        # The Allocate about which control is asked now, and whether it has the answer to one that was granted.
         self._asked: bytes | None = None
+        self._granted = False
         self._account = Account(self._new_meter(Direction.UPLINK), plane.loop.time())
         totals = self._account.totals
         self.downlink = Downlink(
@@ -120,7 +126,7 @@ class Media:
                 upstream,
                 self._account,
                 ports=plane.ports,
-                deliver=self._deliver,
+                deliver=self._on_downlink,
                 fail=self._on_upstream_lost,
             )
         return TurnFlow(
@@ -130,7 +136,7 @@ class Media:
             ports=plane.ports,
             silence_s=plane.settings.upstream_silence_s,
             rto_s=plane.settings.initial_rto_s,
-            deliver=self._deliver,
+            deliver=self._on_downlink,
             fail=self._on_upstream_lost,
         )
 
@@ -198,14 +204,13 @@ class Media:
 
     def _on_unit(self, arrived: float, unit: bytes) -> None:
         assert self.flow is not None
-        name = self._name_to_admit(unit)
-        if name is None:
+        if not self._is_to_ask(unit):
             self.flow.send(arrived, unit)
         elif len(unit) > MAX_ALLOCATE_BYTES:
             self._account.totals.drop(DropReason.UPLINK_OVERSIZE, Traffic.CONTROL)
         else:
             self._asked = unit
-            self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
+            self._await_control()
             self._plane.emit(AllocateRequested(self._host.identity, unit))
 
     def _on_text(self, text: str) -> None:
@@ -213,39 +218,62 @@ class Media:
 
     # Who may allocate
 
-    def _name_to_admit(self, unit: bytes) -> bytes | None:
-        """The user of an Allocate that control has not admitted yet, where it wants to know."""
+    def _is_to_ask(self, unit: bytes) -> bool:
+        """True for an Allocate that names a user, where control wants to know."""
         assert self.flow is not None
         # Over CONNECT-UDP also one that is not whole: who knows what a server makes of it.
         if not self.flow.upstream.asks_for_users or len(unit) < HEADER_BYTES:
-            return None
+            return False
         if unit[0] << 8 | unit[1] != ALLOCATE_REQUEST:
-            return None
-        name = find_attribute(unit, AttributeType.USERNAME)
-        if name is None:
-            # Nobody slips by without a name, or with one where only some servers look for it.
-            return b"" if any(find_attribute(unit, kind) is not None for kind in _CREDENTIALS) else None
-        return None if name == self._admitted else name
+            return False
+        # Nobody slips by without a name, or with one where only some servers look for it.
+        return any(find_attribute(unit, kind) is not None for kind in _CREDENTIALS)
 
     def admit(self) -> None:
         """Forward the Allocate that waits, if one does."""
-        if (request := self._answered()) is not None and self.flow is not None:
-            name = find_attribute(request, AttributeType.USERNAME)
-            self._admitted = self._admitted if name is None else name
+        if (request := self._take_asked()) is not None and self.flow is not None:
             self.flow.send(time.monotonic(), request)
             self._go_on()
 
     def refuse(self, response: bytes) -> None:
         """Answer the Allocate that waits, if one does."""
-        if self._answered() is not None:
+        if self._take_asked() is not None:
             self._deliver(time.monotonic(), response)
             self._go_on()
 
-    def _answered(self) -> bytes | None:
+    def answer(self, response: bytes) -> None:
+        """Answer the Allocate that was granted, if one was."""
+        if self._granted:
+            self._granted = False
+            self._on_control_spoke()
+            self._deliver(time.monotonic(), response)
+
+    def _take_asked(self) -> bytes | None:
         request, self._asked = self._asked, None
         if request is not None:
-            self._host.set_deadline(None)
+            self._on_control_spoke()
         return request
+
+    def _on_control_spoke(self) -> None:
+        if self._asked is None and not self._granted:
+            self._host.set_deadline(None)
+
+    def _await_control(self) -> None:
+        self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
+
+    def _on_downlink(self, arrived: float, unit: bytes) -> None:
+        """Deliver a unit of the upstream, unless it grants an allocation that control has to know of first."""
+        assert self.flow is not None
+        grants = len(unit) >= HEADER_BYTES and unit[0] << 8 | unit[1] == ALLOCATE_SUCCESS
+        if self._closed or not grants or not self.flow.upstream.asks_for_users:
+            self._deliver(arrived, unit)
+        elif self._granted:
+            # One at a time waits, and no server grants two.
+            self._account.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
+        else:
+            self._granted = True
+            self._await_control()
+            self._plane.emit(AllocateGranted(self._host.identity, unit))
 
     # Downlink
 
@@ -316,7 +344,7 @@ class Media:
         """End; if the flow leaves an allocation to control, (fd, request)."""
         self._closed = True
         self._said.clear()
-        self._asked = None
+        self._asked, self._granted = None, False
         if self._pings is not None:
             self._pings.close()
         self.downlink.close()

@@ -150,6 +150,16 @@ class ReferencePlane:
         if (media := self._media(connection)) is not None:
             media.refuse(response)
 
+    def answer(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that was granted."""
+        if (media := self._media(connection)) is not None:
+            media.answer(response)
+
+    def allocated(self, connection: ConnectionId) -> bool:
+        """True while a flow has an allocation."""
+        media = self._media(connection)
+        return media is not None and media.flow is not None and media.flow.allocated
+
     def _media(self, connection: ConnectionId) -> Media | None:
         known = self._connections.get(connection)
         return None if known is None else known.media

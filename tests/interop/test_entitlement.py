@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +22,6 @@ from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway import sessions
-from relay.gateway.entitlement import places
 from relay.gateway.entitlement.verdicts import Outcome
 from relay.gateway.flows import ResumeOutcome
 from relay.plane.api import CloseReason
@@ -266,34 +266,114 @@ async def test_calls_at_once_over_all_carriers(tmp_path: Path, plane: str) -> No
         assert counts(relay) == {"admitted": 4, "too_many_calls": 3}
 
 
-async def test_a_wrong_password_keeps_a_place_for_a_while_only(
-    tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(places, "LOOK_INTERVAL_S", 0.0)
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_a_wrong_password_takes_no_place(tmp_path: Path, plane: str, carrier: str) -> None:
     async with serving(tmp_path, plane, static({"user": "ann", "calls": 1})) as (relay, host):
-        stranger = await relay.open_turn("ann", "guess")
-        with pytest.raises(UpstreamError, match="401"):
-            await stranger.allocate()
-        await becomes(lambda: relay.gateway.entitlement.calls, 1)
-        monkeypatch.setattr(places, "PROVISIONAL_S", 0.0)
+        strangers = [await open_by(relay, carrier, host, "ann", "guess") for _ in range(3)]
+        for stranger in strangers:
+            with pytest.raises(UpstreamError, match="401"):
+                await stranger.allocate()
+        assert relay.gateway.entitlement.calls == 0
         async with await relay.open_turn("ann", PASSWORD) as ann:
             await ann.allocate()
-            # The stranger has lost his connection, and who has an allocation keeps it.
-            await eventually(stranger.closed.done)
-            await becomes(lambda: closed(relay, CloseReason.NOT_ENTITLED), 1)
+            assert relay.gateway.entitlement.calls == 1
+            second = await open_by(relay, carrier, host, "ann")
+            with pytest.raises(UpstreamError):
+                await second.allocate()
+        for client in (*strangers, second):
+            with contextlib.suppress(UpstreamError):
+                await client.close()
+        assert counts(relay) == {"admitted": 1, "too_many_calls": 1}
+
+
+async def test_a_call_that_is_released_frees_its_place(tmp_path: Path, plane: str) -> None:
+    async with serving(tmp_path, plane, static({"user": "ann", "calls": 1})) as (relay, host):
+        async with await relay.open_turn("ann", PASSWORD) as ann:
+            await ann.allocate()
+            await ann.refresh()
             second = await relay.open_turn("ann", PASSWORD)
             with pytest.raises(UpstreamError):
                 await second.allocate()
-            assert not ann.closed.done()
-            await ann.refresh()
             # Without the allocation the place is free, though the connection is there.
             await ann.refresh(0)
             await becomes(lambda: host.allocations, 0)
             async with await relay.open_turn("ann", PASSWORD) as third:
                 await third.allocate()
-                await eventually(ann.closed.done)
-        await stranger.close()
+                assert not ann.closed.done()
         await second.close()
+
+
+def allocate_as(user: str, nonce: bytes, transaction: bytes) -> bytes:
+    """An Allocate that a client with another password would send."""
+    attributes = [
+        (AttributeType.REQUESTED_TRANSPORT, b"\x11\0\0\0"),
+        (AttributeType.USERNAME, user.encode()),
+        (AttributeType.REALM, b"relay.test"),
+        (AttributeType.NONCE, nonce),
+    ]
+    return build_message(Method.ALLOCATE, MessageClass.REQUEST, transaction, attributes, integrity_key=b"a guess")
+
+
+async def test_a_running_call_cannot_go_over_to_another_user(tmp_path: Path, plane: str) -> None:
+    async with serving(tmp_path, plane, static({"user": "*", "calls": 1})) as (relay, host):
+        async with await relay.open_turn("ann", PASSWORD) as ann:
+            await ann.allocate()
+            [flow] = relay.gateway.plane.snapshot().flows
+            sent = flow.totals.uplink_packets
+            ann._link.send(allocate_as("bob", b"nonce", TRANSACTION))  # the upstream refuses it
+            await eventually(lambda: relay.gateway.plane.snapshot().flows[0].totals.uplink_packets > sent)
+            await ann.refresh()  # and its answer has come by now
+            assert relay.gateway.entitlement.calls == 1
+            # bob never called, and may; ann has her call, and may not place another.
+            async with await relay.open_turn("bob", PASSWORD) as bob:
+                await bob.allocate()
+                second = await relay.open_turn("ann", PASSWORD)
+                with pytest.raises(UpstreamError):
+                    await second.allocate()
+                await second.close()
+            assert not ann.closed.done()
+        await becomes(lambda: host.allocations, 0)
+
+
+@pytest.mark.parametrize("carrier", [*CARRIERS, "session"])
+async def test_of_calls_at_once_those_beyond_the_bound_are_released(tmp_path: Path, plane: str, carrier: str) -> None:
+    """All are let through to the upstream together, which grants them all."""
+    user = rest_username("ann", int(time.time()) + 600)
+    password = rest_password(SECRET, user)
+    host = TurnHost(Address("127.0.1.1", 0), RestCredentials(SECRET), allow_loopback_peers=True)
+    async with user_service() as service, host:
+        upstream = {"address": host.address, "secret": SECRET}
+        entitlement = {"policy": "http", "url": service.url}
+        async with running_relay(tmp_path, upstream, listen={"plane": plane}, entitlement=entitlement) as relay:
+            service.hang({"allowed": True, "calls": 2})
+
+            async def call() -> TurnConnection | Session:
+                if carrier == "session":
+                    return await open_media(relay, user, password)
+                client = await open_by(relay, carrier, host, user, password)
+                try:
+                    await client.allocate()
+                except UpstreamError:
+                    with contextlib.suppress(UpstreamError):
+                        await client.close()
+                    raise
+                return client
+
+            calling = [asyncio.ensure_future(call()) for _ in range(6)]
+            # All six wait for the one answer.
+            await becomes(lambda: len(relay.gateway.entitlement._tasks), 6)
+            service.release()
+            called = await asyncio.gather(*calling, return_exceptions=True)
+            calls = [one for one in called if not isinstance(one, BaseException)]
+            assert len(calls) == 2
+            assert all("486" in str(one) for one in called if isinstance(one, BaseException))
+            assert counts(relay) == {"admitted": 2, "too_many_calls": 4}
+            await becomes(lambda: relay.gateway.entitlement.calls, 2)
+            await becomes(lambda: host.allocations, 2)
+            for one in calls:
+                await one.close()
+            await becomes(lambda: host.allocations, 0)
+            await becomes(lambda: relay.gateway.entitlement.calls, 0)
 
 
 async def test_the_region_of_the_upstream_counts(tmp_path: Path, plane: str) -> None:
@@ -348,11 +428,50 @@ async def test_sessions_are_told_why_not(tmp_path: Path, plane: str) -> None:
             with pytest.raises(SessionError) as wrong:
                 await open_media(relay, "ann", "guess")
             assert wrong.value.code == 401
-            await eventually(lambda: relay.gateway.entitlement.calls == 0)
+            assert relay.gateway.entitlement.calls == 0
             async with await open_media(relay, "ann"):
                 pass
             await eventually(lambda: host.allocations == 0)
-            assert counts(relay) == {"admitted": 3, "region": 1, "not_entitled": 1, "too_many_calls": 2}
+            assert counts(relay) == {"admitted": 2, "region": 1, "not_entitled": 1, "too_many_calls": 2}
+
+
+async def test_a_session_that_waits_for_its_upstream_keeps_nobody_out(tmp_path: Path, plane: str) -> None:
+    """Whoever knows a name can open sessions with it: they hold nothing until the upstream has granted them."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        users = static({"user": "ann", "calls": 1})
+        host = TurnHost(Address("127.0.1.1", 0), StaticCredentials(USERS), allow_loopback_peers=True)
+        async with host:
+            upstreams = [
+                {"address": Address("127.0.0.1", silent.getsockname()[1]), "region": "euc1"},
+                {"address": host.address, "region": "use1"},
+            ]
+            routes = [{"server_name": f"{region}.relay.test", "region": region} for region in ("use1", "euc1")]
+            async with running_relay(
+                tmp_path,
+                *upstreams,
+                listen={"plane": plane},
+                entitlement=users,
+                routes=routes,
+                health={"interval_s": 60.0},
+            ) as relay:
+                url = f"wss://{relay.tls}/media"
+                opening = asyncio.ensure_future(
+                    open_session(
+                        url,
+                        username="ann",
+                        password="guess",
+                        ssl_context=relay.trust,
+                        server_hostname="euc1.relay.test",
+                    )
+                )
+                await becomes(lambda: len(relay.gateway.flows), 1)
+                async with await relay.open_turn("ann", PASSWORD, server_name="use1.relay.test") as ann:
+                    await ann.allocate()
+                    assert relay.gateway.entitlement.calls == 1
+                opening.cancel()
+                with contextlib.suppress(asyncio.CancelledError, UpstreamError):
+                    await opening
 
 
 async def test_a_session_that_is_cut_keeps_its_place_until_nobody_comes_back(

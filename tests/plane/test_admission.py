@@ -1,9 +1,10 @@
-"""Admission on every plane: the first Allocate of each user waits until control has said yes or no."""
+"""Admission on every plane: each Allocate of a user waits until control has said yes or no, and so does its grant."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 
 from relay.addresses import Address
 from relay.plane.api import (
+    AllocateGranted,
     AllocateRequested,
+    AllocationOrphaned,
     Carrier,
     CloseReason,
+    ConnectionId,
     DropReason,
     PlaneSettings,
     Traffic,
@@ -82,13 +86,39 @@ class Client:
     def refuse(self, response: bytes) -> None:
         self.bench.plane.refuse(self.carried.connection, response)
 
+    async def granted(self, response: bytes) -> None:
+        """Control must hear of this answer of the upstream next."""
+        event = await self.bench.event(AllocateGranted)
+        assert (event.connection, event.response) == (self.carried.connection, response)
+
+    async def allocate(self, request: bytes, response: bytes) -> None:
+        """Have it admitted and granted; control has not answered yet."""
+        await self.send(request)
+        await self.asked(request)
+        self.admit()
+        await until(self, request)
+        self.bench.upstream.send(self.flow, response)
+        await self.granted(response)
+
+    def answer(self, response: bytes) -> None:
+        self.bench.plane.answer(self.carried.connection, response)
+
+    def is_allocated(self) -> bool:
+        return self.bench.plane.allocated(self.carried.connection)
+
 
 @contextlib.asynccontextmanager
 async def asking_client(
-    make: MakePlane, folder: Path, carrier: Carrier, settings: PlaneSettings | None = None, *, asks: bool = True
+    make: MakePlane,
+    folder: Path,
+    carrier: Carrier,
+    settings: PlaneSettings | None = None,
+    *,
+    asks: bool = True,
+    releases: bool = False,
 ) -> AsyncIterator[Client]:
     async with plane_bench(make, folder, settings) as bench:
-        bench.target = replace(bench.target, asks_for_users=asks)
+        bench.target = replace(bench.target, asks_for_users=asks, releases_allocations=releases)
         if carrier is not Carrier.TURN:
             async with carried(bench, carrier) as client:
                 await client.send(FRAMED[carrier](HELLO))
@@ -116,10 +146,12 @@ async def test_an_allocate_waits_until_it_is_admitted(make: MakePlane, tmp_path:
         (snapshot,) = client.bench.plane.snapshot().flows
         assert snapshot.username == "alice"
         client.bench.upstream.send(client.flow, allocated(request))
+        await client.granted(allocated(request))
+        client.answer(allocated(request))
         assert await client.receive() == allocated(request)
 
 
-async def test_who_is_admitted_is_not_asked_for_again(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+async def test_each_allocate_of_a_user_is_asked_for(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
     async with asking_client(make, tmp_path, carrier) as client:
         await client.send(allocate(1, "alice"))
         await client.asked(allocate(1, "alice"))
@@ -127,10 +159,7 @@ async def test_who_is_admitted_is_not_asked_for_again(make: MakePlane, tmp_path:
         await client.bench.upstream.expect(allocate(1, "alice"))
         client.bench.upstream.send(client.flow, answer(allocate(1, "alice"), error=438))
         assert await client.receive() == answer(allocate(1, "alice"), error=438)
-        await client.send(allocate(2, "alice"))
-        await client.bench.upstream.expect(allocate(2, "alice"))
-        # Another user is; and then the first one again, for only the last one counts.
-        for number, user in ((3, "bob"), (4, "alice"), (5, "alicf"), (6, "alic"), (7, "")):
+        for number, user in ((2, "alice"), (2, "alice"), (3, "bob"), (4, "alice"), (5, "alicf"), (6, "alic"), (7, "")):
             await client.send(allocate(number, user))
             await client.asked(allocate(number, user))
             client.admit()
@@ -186,9 +215,6 @@ async def test_nobody_slips_by(make: MakePlane, tmp_path: Path, carrier: Carrier
         await client.asked(request)
         client.refuse(REFUSAL)
         assert await client.receive() == REFUSAL
-        # The one before is let in still, and only a name is remembered.
-        await client.send(allocate(2, "alice"))
-        await until(client, allocate(2, "alice"))
         await client.send(request)
         await client.asked(request)
         client.admit()
@@ -216,20 +242,6 @@ async def test_a_refusal_answers_the_client_and_nothing_else(make: MakePlane, tm
         assert snapshot.username == ""
 
 
-async def test_a_refusal_leaves_the_one_before_admitted(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    async with asking_client(make, tmp_path, carrier) as client:
-        await client.send(allocate(1, "alice"))
-        await client.asked(allocate(1, "alice"))
-        client.admit()
-        await client.bench.upstream.expect(allocate(1, "alice"))
-        await client.send(allocate(2, "mallory"))
-        await client.asked(allocate(2, "mallory"))
-        client.refuse(answer(allocate(2, "mallory"), error=403))
-        await client.receive()
-        await client.send(allocate(3, "alice"))
-        await until(client, allocate(3, "alice"))
-
-
 async def test_what_is_no_allocate_of_a_user_passes(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
     named = [(AttributeType.USERNAME, b"alice")]
     units = [
@@ -251,6 +263,9 @@ async def test_nobody_is_asked_where_nobody_wants_to_know(make: MakePlane, tmp_p
         await client.bench.upstream.expect(allocate(1, "alice"))
         client.admit()  # does nothing
         client.refuse(HELLO)
+        client.bench.upstream.send(client.flow, allocated(allocate(1, "alice")))
+        assert await client.receive() == allocated(allocate(1, "alice"))
+        client.answer(HELLO)
         await client.send(FRAME)
         await until(client, FRAME)
 
@@ -369,3 +384,132 @@ async def test_a_reader_behind_an_allocate_that_waits_is_bounded(
         with contextlib.suppress(OSError):
             await sending
         assert (await client.bench.closed()).totals.uplink_packets == 1
+
+
+# What the upstream has granted
+
+
+async def test_a_grant_waits_until_control_has_answered(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    async with asking_client(make, tmp_path, carrier) as client:
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        # The client does not know it; everything else goes on.
+        client.bench.upstream.send(client.flow, FRAME)
+        assert await client.receive() == FRAME
+        await client.send(FRAME)
+        await until(client, FRAME)
+        client.answer(allocated(request))
+        assert await client.receive() == allocated(request)
+        (snapshot,) = client.bench.plane.snapshot().flows
+        assert snapshot.allocated
+        assert client.is_allocated()
+
+
+async def test_control_may_answer_a_grant_with_an_error(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    async with asking_client(make, tmp_path, carrier) as client:
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        client.answer(answer(request, error=486))
+        client.bench.plane.close(client.carried.connection, CloseReason.NOT_ENTITLED)
+        assert await client.receive() == answer(request, error=486)
+        assert (await client.bench.closed()).reason is CloseReason.NOT_ENTITLED
+        # There is nothing else to answer.
+        client.answer(allocated(request))
+
+
+async def test_an_allocation_that_control_has_refused_is_left_to_it(
+    make: MakePlane, tmp_path: Path, carrier: Carrier
+) -> None:
+    async with asking_client(make, tmp_path, carrier, releases=True) as client:
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        client.answer(answer(request, error=486))
+        client.bench.plane.close(client.carried.connection, CloseReason.NOT_ENTITLED)
+        orphan = await client.bench.event(AllocationOrphaned)
+        os.close(orphan.fd)
+        assert orphan.request == request
+
+
+async def test_errors_of_the_upstream_pass(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    async with asking_client(make, tmp_path, carrier) as client:
+        for number, error in ((1, 401), (2, 438), (3, 441), (4, 486)):
+            request = allocate(number, "alice")
+            await client.send(request)
+            await client.asked(request)
+            client.admit()
+            await until(client, request)
+            client.bench.upstream.send(client.flow, answer(request, error=error))
+            assert await client.receive() == answer(request, error=error)
+        assert not client.is_allocated()
+        assert not [event for event in client.bench.events if isinstance(event, AllocateGranted)]
+
+
+async def test_grants_at_once_are_one_event(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    """An upstream that answers twice, or again and again, does not keep control busy."""
+    async with asking_client(make, tmp_path, carrier) as client:
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        for _ in range(100):
+            client.bench.upstream.send(client.flow, allocated(request))
+        client.bench.upstream.send(client.flow, FRAME)
+        assert await client.receive() == FRAME
+        assert client.bench.plane.snapshot().totals.drops == {DropReason.DOWNLINK_DUPLICATE: 100}
+        assert not [event for event in client.bench.events if isinstance(event, AllocateGranted)]
+        client.answer(allocated(request))
+        assert await client.receive() == allocated(request)
+
+
+async def test_a_grant_that_nobody_was_asked_about_waits_as_well(
+    make: MakePlane, tmp_path: Path, carrier: Carrier
+) -> None:
+    """Of an upstream that wants no credentials."""
+    async with asking_client(make, tmp_path, carrier) as client:
+        request = allocate(1, None)
+        await client.send(request)
+        await client.bench.upstream.expect(request)
+        client.bench.upstream.send(client.flow, allocated(request))
+        await client.granted(allocated(request))
+
+
+async def test_control_must_answer_a_grant(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    async with asking_client(make, tmp_path, carrier, bounds(attach_timeout_s=1)) as client:
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        assert (await client.bench.closed()).reason is CloseReason.CONTROL_TIMEOUT
+
+
+async def test_a_request_and_a_grant_wait_side_by_side(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    async with asking_client(make, tmp_path, carrier, bounds(attach_timeout_s=1)) as client:
+        first, second = allocate(1, "alice"), allocate(2, "bob")
+        await client.allocate(first, allocated(first))
+        await client.send(second, FRAME)
+        await client.asked(second)
+        client.answer(allocated(first))
+        assert await client.receive() == allocated(first)
+        # The other one waits still, and what was said after it.
+        client.refuse(answer(second, error=486))
+        assert await client.receive() == answer(second, error=486)
+        await until(client, FRAME)
+        await asyncio.sleep(1.5)  # the deadline that must not come
+        await client.send(FRAME)
+        await until(client, FRAME)
+
+
+async def test_an_allocation_is_seen_to_begin_and_to_end(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    async with asking_client(make, tmp_path, carrier) as client:
+        assert not client.is_allocated()
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        assert client.is_allocated()
+        client.answer(allocated(request))
+        await client.receive()
+        refresh = build_message(Method.REFRESH, MessageClass.REQUEST, (2).to_bytes(12))
+        await client.send(refresh)
+        await until(client, refresh)
+        released = build_message(
+            Method.REFRESH, MessageClass.SUCCESS, (2).to_bytes(12), [(AttributeType.LIFETIME, bytes(4))]
+        )
+        client.bench.upstream.send(client.flow, released)
+        assert await client.receive() == released
+        assert not client.is_allocated()
+        assert not client.bench.plane.allocated(ConnectionId(1))

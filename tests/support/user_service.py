@@ -39,13 +39,13 @@ class UserService:
 
         self.answer = answer
 
-    def hang(self) -> None:
-        """Answer nobody until ``release``, and then as by default."""
+    def hang(self, content: object = None) -> None:
+        """Answer nobody until ``release``, and then with this JSON, or as by default."""
         self._released.clear()
 
         async def answer(request: web.Request) -> web.StreamResponse:
             await self._released.wait()
-            return await _admit(request)
+            return await _admit(request) if content is None else web.json_response(content)
 
         self.answer = answer
 

@@ -1,9 +1,14 @@
-"""Between the data plane, which reads the user name in an Allocate, and ``verdicts``, which knows what he may.
+"""Between the data plane, which reads the user name in an Allocate, and ``verdicts``, which knows what a user may.
 
-Who may not gets a STUN error, and a second later the end of the connection. RFC 8489 section 9.2.5 has an error
-without MESSAGE-INTEGRITY end the transaction at once over TCP, and browsers take it as it is; but some clients wait for
-one that is authentic, as they would over UDP. The relay can sign its refusal only where it knows the upstream's shared
-secret; so the end of the connection tells them.
+An Allocate goes on to the upstream if its user may call, and takes no place yet. Once the upstream has granted it, the
+user is known to be who they say, and the call gets its place; where others of the same user were faster, it is answered
+486 in place of the grant and ends at once, and the plane leaves the allocation to be released. Errors of the upstream
+change nothing: the call that the connection may have keeps its place.
+
+A user who may not call gets a STUN error, and a second later the end of the connection. RFC 8489 section 9.2.5 has an
+error without MESSAGE-INTEGRITY end the transaction at once over TCP, and browsers take it as it is; but some clients
+wait for one that is authentic, as they would over UDP. The relay can sign its refusal only where it knows the
+upstream's shared secret; so the end of the connection tells them.
 """
 
 from __future__ import annotations
@@ -11,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import functools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict
 from relay.gateway.flows import Wanted
 from relay.gateway.upstreams import UpstreamState
-from relay.plane.api import AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
+from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
     INTEGRITY_DIGESTS,
@@ -32,6 +38,18 @@ from relay.wire.stun import (
 
 # A client that understands its refusal is gone by then; others learn it from the end of the connection.
 REFUSED_CLOSE_S = 1.0
+# Allocates of one connection whose answer may still come, the newest: clients send two or three. Each has up to 2 KiB.
+MAX_ASKED = 8
+# No answer comes later: a request is sent again for 39.5 s (RFC 8489 section 6.2.1).
+ASKED_S = 60.0
+
+
+class _Asked(NamedTuple):
+    """An Allocate that was let through: for whom, and the request, which a refusal may have to be signed for."""
+
+    verdict: Verdict
+    request: bytes
+    until: float
 
 
 @dataclass(slots=True)
@@ -43,10 +61,19 @@ class _Flow:
     secret: str = field(repr=False)
     refusal: bytes = b""
     closing: asyncio.TimerHandle | None = None
+    # By transaction id, the oldest first.
+    asked: dict[bytes, _Asked] = field(default_factory=dict, repr=False)
+
+    def may_ask(self, now: float, transaction_id: bytes, user: str) -> bool:
+        """Whether the answer to this Allocate would say who was granted: two users must not share an id."""
+        for known in [known for known, asked in self.asked.items() if asked.until <= now]:
+            del self.asked[known]
+        before = self.asked.get(transaction_id)
+        return len(self.asked) < MAX_ASKED if before is None else before.verdict.user == user
 
 
 class Admission:
-    """Answers the AllocateRequested of a plane: ``admit``, or ``refuse`` and ``close``."""
+    """Answers AllocateRequested (``admit`` or ``refuse``) and AllocateGranted (``answer``) of a plane."""
 
     def __init__(self, plane: Plane, entitlement: Entitlement) -> None:
         self._plane = plane
@@ -91,11 +118,14 @@ class Admission:
     def _settle(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
         if self._flows.get(requested.connection) is not flow:
             return  # it has ended meanwhile
-        if verdict.admitted:
-            verdict = self._entitlement.grant(requested.connection, verdict, provisional=True)
+        verdict = self._entitlement.look_for_room(requested.connection, verdict)
+        now, transaction_id = asyncio.get_running_loop().time(), _transaction_id(requested.request)
+        if verdict.admitted and not flow.may_ask(now, transaction_id, verdict.user):
+            verdict = self._entitlement.bad_request(flow.region, flow.client)
         if not verdict.admitted:
             self._refuse(requested, flow, request, verdict)
             return
+        flow.asked[transaction_id] = _Asked(verdict, requested.request, now + ASKED_S)
         if flow.closing is not None:  # another name than the one that was refused
             flow.closing.cancel()
             flow.closing = None
@@ -108,6 +138,25 @@ class Admission:
         if flow.closing is None:
             loop = asyncio.get_running_loop()
             flow.closing = loop.call_later(REFUSED_CLOSE_S, self._plane.close, connection, CloseReason.NOT_ENTITLED)
+
+    def on_granted(self, granted: AllocateGranted) -> None:
+        """Give the call its place, and the client its answer; or end it, if there is no place."""
+        connection = granted.connection
+        flow = self._flows.get(connection)
+        if flow is None:
+            return
+        asked = flow.asked.get(_transaction_id(granted.response))
+        if asked is None:  # the upstream wants no credentials, so nobody is named
+            verdict = self._entitlement.bad_request(flow.region, flow.client)
+        else:
+            verdict = self._entitlement.grant(connection, asked.verdict)
+        if verdict.admitted:
+            self._plane.answer(connection, granted.response)
+            return
+        request = None if asked is None else _parse(asked.request)
+        self._plane.answer(connection, build_refusal(granted.response, request, verdict, flow.secret))
+        # Not a second later: the upstream would serve this client.
+        self._plane.close(connection, CloseReason.NOT_ENTITLED)
 
     def stop(self) -> None:
         """Close nobody any more."""

@@ -1,38 +1,23 @@
-"""Calls at once: who holds how many places; sans-I/O, ``now`` is the loop's time in seconds.
+"""Calls at once: who holds how many places.
 
-A connection takes its place when its user is admitted, before the upstream has checked his password. So that a name
-which the upstream then refuses does not keep others out, a place whose connection has no allocation PROVISIONAL_S later
-is given up to the next call of that user that needs one, and its connection is closed: it carries nothing.
+A place belongs to a call whose allocation the upstream has granted, because then it has checked the password too. What
+a client only asks for takes no place, so a name that somebody else uses keeps nobody out. Where a user has as many
+places as they may, those whose allocation has ended meanwhile are free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass
-
-# An Allocate and its answers take some round trips; a login storm makes seconds of them.
-PROVISIONAL_S = 10.0
-# Looking at the allocations means looking at all flows, and who has too many calls may ask often.
-LOOK_INTERVAL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    user: str
-    since: float
-    provisional: bool
+from collections.abc import Callable, Hashable
 
 
 class Places:
     """The places of all users. A holder has one at most: a connection, or whatever else ends."""
 
-    def __init__(self, allocated: Callable[[], Collection[Hashable]], give_up: Callable[[Hashable], None]) -> None:
-        """``allocated`` are the holders that have an allocation now, ``give_up`` is told who has lost his place."""
+    def __init__(self, allocated: Callable[[Hashable], bool]) -> None:
+        """``allocated`` says of a holder whether its allocation lives."""
         self._allocated = allocated
-        self._give_up = give_up
-        self._places: dict[Hashable, _Place] = {}
-        self._holders: dict[str, dict[Hashable, _Place]] = {}
-        self._looked_at: float | None = None
+        self._places: dict[Hashable, str] = {}
+        self._holders: dict[str, set[Hashable]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -41,41 +26,33 @@ class Places:
         """How many places a user holds."""
         return len(self._holders.get(user, ()))
 
-    def take(self, now: float, holder: Hashable, user: str, most: int | None, *, provisional: bool) -> bool:
-        """Give the holder a place of this user instead of the one it has, if he has fewer than ``most`` others."""
-        others = [one for one in self._holders.get(user, ()) if one != holder]
-        if most is not None and len(others) >= most and not self._make_room(now, user, len(others) - most + 1, holder):
+    def has_room(self, holder: Hashable, user: str, most: int | None) -> bool:
+        """Whether the user has fewer than ``most`` places, the holder's own not counted."""
+        if most is None or self._others(holder, user) < most:
+            return True
+        for one in [one for one in self._holders[user] if one != holder and not self._allocated(one)]:
+            self.release(one)
+        return self._others(holder, user) < most
+
+    def _others(self, holder: Hashable, user: str) -> int:
+        holders = self._holders.get(user, set())
+        return len(holders) - (holder in holders)
+
+    def take(self, holder: Hashable, user: str, most: int | None) -> bool:
+        """Give the holder a place of this user instead of the one it has, if there is room. Returns True if so."""
+        if not self.has_room(holder, user, most):
             return False
         self.release(holder)
-        place = self._places[holder] = _Place(user, now, provisional)
-        self._holders.setdefault(user, {})[holder] = place
-        return True
-
-    def _make_room(self, now: float, user: str, wanted: int, holder: Hashable) -> bool:
-        """Take away as many places without an allocation, oldest first; none if they are too few."""
-        old = [
-            one
-            for one, place in self._holders[user].items()
-            if one != holder and place.provisional and now - place.since >= PROVISIONAL_S
-        ]
-        if len(old) < wanted or (self._looked_at is not None and now - self._looked_at < LOOK_INTERVAL_S):
-            return False
-        self._looked_at = now
-        allocated = self._allocated()
-        idle = [one for one in old if one not in allocated]
-        if len(idle) < wanted:
-            return False
-        for one in idle[:wanted]:
-            self.release(one)
-            self._give_up(one)
+        self._places[holder] = user
+        self._holders.setdefault(user, set()).add(holder)
         return True
 
     def release(self, holder: Hashable) -> None:
-        """The holder needs no place any more, if it had one."""
-        place = self._places.pop(holder, None)
-        if place is None:
+        """The holder no longer needs a place, if it had one."""
+        user = self._places.pop(holder, None)
+        if user is None:
             return
-        holders = self._holders[place.user]
-        del holders[holder]
+        holders = self._holders[user]
+        holders.remove(holder)
         if not holders:
-            del self._holders[place.user]
+            del self._holders[user]

@@ -1,12 +1,13 @@
 """Who may have voice here: asks the policy, compares regions, counts calls at once, and says so in counters and log.
 
-``decide`` (or ``ask``, with a callback) says what a user may, ``grant`` gives him a place among his calls at once,
-``release`` takes it back. All carriers do it in that order: ``admission`` for the TURN user names that the data plane
-reads, sessions for the user of their ``open`` message::
+``decide`` (or ``ask``, with a callback) says what a user may, ``look_for_room`` whether they may have one more call at
+once. ``grant`` gives the call a place once the upstream has granted its allocation, ``release`` takes it back. All
+carriers do it in that order: ``admission`` for the TURN user names that the data plane reads, sessions for the user of
+their ``open`` message::
 
-    verdict = await entitlement.decide(user, region, client)
-    if verdict.admitted:
-        verdict = entitlement.grant(holder, verdict)
+    verdict = entitlement.look_for_room(holder, await entitlement.decide(user, region, client))
+    ...  # the upstream grants an allocation
+    verdict = entitlement.grant(holder, verdict)
     ...
     entitlement.release(holder)
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -96,13 +97,12 @@ class Entitlement:
     def __init__(
         self,
         settings: config.Entitlement,
-        allocated: Callable[[], Collection[Hashable]],
-        give_up: Callable[[Hashable], None],
+        allocated: Callable[[Hashable], bool],
     ) -> None:
-        """Raises OperatorError for a CA that cannot be used. ``allocated`` and ``give_up`` are those of Places."""
+        """Raises OperatorError for a CA that cannot be used. ``allocated`` is for Places."""
         self.counts = dict.fromkeys(Outcome, 0)
         self._settings = settings
-        self._places = Places(allocated, give_up)
+        self._places = Places(allocated)
         self._log_limit = RateLimit(LINES_PER_S)
         self._tasks = Tasks()
         self._policy = self._make_policy(settings, None)
@@ -185,7 +185,7 @@ class Entitlement:
         """What a user may, within the deadline of the policy.
 
         ``username`` as the client gives it, ``region`` that of the chosen upstream, ``client`` an IP address. A refusal
-        is counted and logged here; who is admitted is counted when he is granted a place.
+        is counted and logged here; a user who is admitted is counted when they are granted a place.
         """
         question = self._question(username, region, client)
         try:
@@ -242,14 +242,18 @@ class Entitlement:
 
     # Places
 
-    def grant(self, holder: Hashable, verdict: Verdict, *, provisional: bool = False) -> Verdict:
-        """Give an admitted user a place, which the holder keeps until ``release``; or refuse him for too many calls.
+    def look_for_room(self, holder: Hashable, verdict: Verdict) -> Verdict:
+        """Refuse an admitted user who has too many calls already, those of the holder not counted. Takes no place."""
+        if not verdict.admitted or self._places.has_room(holder, verdict.user, verdict.calls):
+            return verdict
+        return self._say(replace(verdict, outcome=Outcome.TOO_MANY_CALLS), verdict.user)
 
-        A holder has one place: a second grant takes the first one back. ``provisional`` is for connections whose
-        allocation is still to come (see ``places``).
+    def grant(self, holder: Hashable, verdict: Verdict) -> Verdict:
+        """Give a call that has its allocation a place, which the holder keeps until ``release``; or refuse it.
+
+        A holder has one place: a second grant takes the first one back. A call that is refused must not go on.
         """
-        now = asyncio.get_running_loop().time()
-        if not self._places.take(now, holder, verdict.user, verdict.calls, provisional=provisional):
+        if not self._places.take(holder, verdict.user, verdict.calls):
             return self._say(replace(verdict, outcome=Outcome.TOO_MANY_CALLS), verdict.user)
         self.counts[verdict.outcome] += 1
         return verdict

@@ -18,7 +18,7 @@ from relay.gateway.entitlement.admission import Admission
 from relay.gateway.entitlement.verdicts import Entitlement, Outcome
 from relay.gateway.flows import Wanted
 from relay.gateway.upstreams import UpstreamState
-from relay.plane.api import AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
+from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
     AttributeType,
@@ -43,12 +43,17 @@ class WrittenDown:
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
+        # Connections whose allocation has ended.
+        self.ended: set[Any] = set()
 
     def admit(self, connection: ConnectionId) -> None:
         self.told.append(("admit", connection))
 
     def refuse(self, connection: ConnectionId, response: bytes) -> None:
         self.told.append(("refuse", connection, parse_message(response)))
+
+    def answer(self, connection: ConnectionId, response: bytes) -> None:
+        self.told.append(("answer", connection, parse_message(response)))
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         self.told.append(("close", connection, reason))
@@ -66,7 +71,7 @@ class Bench:
 
     def __init__(self, settings: config.Entitlement) -> None:
         self.plane = WrittenDown()
-        self.entitlement = Entitlement(settings, frozenset, lambda _: None)
+        self.entitlement = Entitlement(settings, lambda holder: holder not in self.plane.ended)
         self.admission = Admission(cast("Plane", self.plane), self.entitlement)
 
     def attach(self, connection: ConnectionId = ONE, region: str = "use1", secret: str | None = None) -> None:
@@ -77,6 +82,19 @@ class Bench:
 
     def ask(self, username: str | bytes, connection: ConnectionId = ONE, **given: Any) -> None:
         self.admission.on_requested(AllocateRequested(connection, allocate(username, **given)))
+
+    def grant(self, connection: ConnectionId = ONE, transaction: bytes = TRANSACTION) -> None:
+        """The upstream grants what was asked for."""
+        granted = build_message(Method.ALLOCATE, MessageClass.SUCCESS, transaction)
+        self.admission.on_granted(AllocateGranted(connection, granted))
+
+    def call(self, username: str, connection: ConnectionId = ONE, transaction: bytes = TRANSACTION) -> Message:
+        """An Allocate that goes through to the upstream, which grants it: what the client is answered."""
+        self.ask(username, connection, transaction=transaction)
+        assert self.plane.told.pop() == ("admit", connection)
+        self.grant(connection, transaction)
+        answered = [told for told in self.plane.told if told[0] == "answer"]
+        return cast("Message", answered[-1][2])
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +121,12 @@ async def test_who_may_is_admitted_at_once() -> None:
         it.attach()
         it.ask("1795358992:ann")
         assert it.plane.told == [("admit", ONE)]
-        assert it.entitlement.counts[Outcome.ADMITTED] == 1
+        # Whoever it is: the upstream has not said so yet.
+        assert (it.entitlement.counts[Outcome.ADMITTED], it.entitlement.calls) == (0, 0)
+        it.grant()
+        [_, (verb, connection, answered)] = it.plane.told
+        assert (verb, connection, answered.message_class) == ("answer", ONE, MessageClass.SUCCESS)
+        assert (it.entitlement.counts[Outcome.ADMITTED], it.entitlement.calls) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +194,14 @@ async def test_calls_at_once_until_one_ends() -> None:
     async with bench(**STATIC) as it:
         it.attach()
         it.attach(TWO)
-        it.ask("1:ann")
+        assert it.call("1:ann").message_class is MessageClass.SUCCESS
         it.ask("2:ann", TWO)
         [_, (_, _, refused)] = it.plane.told
         assert refused.error == ErrorCode(486, "Allocation Quota Reached: too many calls at once")
         it.admission.on_closed(ONE)
         it.admission.on_requested(AllocateRequested(TWO, allocate("2:ann", transaction=b"another one!")))
         assert it.plane.told[-1] == ("admit", TWO)
+        it.grant(TWO, b"another one!")
         assert it.entitlement.calls == 1
         it.admission.on_closed(TWO)
         assert it.entitlement.calls == 0
@@ -208,6 +232,157 @@ async def test_a_flow_that_is_not_known_is_let_be() -> None:
         assert (it.plane.told, it.entitlement.calls) == ([], 0)
 
 
+# Whose place it is
+
+OTHER = b"another one!"
+TOO_MANY = ErrorCode(486, "Allocation Quota Reached: too many calls at once")
+PATTERN = {"policy": "static", "users": [{"user": "*", "calls": 1}]}
+
+
+async def test_who_only_asks_keeps_nobody_out() -> None:
+    """With a wrong password, as often as they like: the upstream answers 401, and nothing was theirs."""
+    async with bench(**STATIC) as it:
+        for number in range(100):
+            stranger = ConnectionId(10 + number)
+            it.attach(stranger)
+            it.ask("ann", stranger)
+            assert it.plane.told.pop() == ("admit", stranger)
+        it.attach()
+        assert it.call("ann").message_class is MessageClass.SUCCESS
+        assert it.entitlement.calls == 1
+
+
+async def test_an_allocate_on_a_running_call_that_names_another_user_changes_nothing() -> None:
+    async with bench(**PATTERN) as it:
+        it.attach()
+        it.attach(TWO)
+        it.call("ann")
+        # The upstream answers 437 or 441.
+        it.ask("bob", transaction=OTHER)
+        assert it.plane.told[-1][0] == "admit"
+        it.ask("ann", TWO)
+        assert it.plane.told[-1][2].error == TOO_MANY
+        three = ConnectionId(3)
+        it.attach(three)
+        assert it.call("bob", three).message_class is MessageClass.SUCCESS
+        assert it.entitlement.calls == 2
+
+
+async def test_of_two_allocates_at_once_the_second_that_succeeds_is_one_too_many() -> None:
+    async with bench(**STATIC) as it:
+        for connection in (ONE, TWO):
+            it.attach(connection)
+            it.ask("ann", connection)
+        assert it.plane.told == [("admit", ONE), ("admit", TWO)]
+        it.plane.told.clear()
+        it.grant(TWO)
+        it.grant(ONE)
+        [(_, _, granted), (verb, connection, refused), end] = it.plane.told
+        assert granted.message_class is MessageClass.SUCCESS
+        assert (verb, connection, refused.error, refused.transaction_id) == ("answer", ONE, TOO_MANY, TRANSACTION)
+        # At once: the upstream would serve it, and the plane leaves the allocation to be released.
+        assert end == ("close", ONE, CloseReason.NOT_ENTITLED)
+        assert (it.entitlement.counts[Outcome.ADMITTED], it.entitlement.counts[Outcome.TOO_MANY_CALLS]) == (1, 1)
+        it.admission.on_closed(ONE)
+        assert it.entitlement.calls == 1
+
+
+async def test_a_refusal_in_place_of_a_grant_is_signed_where_the_secret_is_known() -> None:
+    key = long_term_key("1:ann", "firm.example", rest_password("s3cret", "1:ann"))
+    async with bench(**STATIC) as it:
+        for connection in (ONE, TWO):
+            it.attach(connection, secret="s3cret")
+            it.ask("1:ann", connection, key=key)
+        it.grant(ONE)
+        it.grant(TWO)
+        [refused] = [told[2] for told in it.plane.told if told[0] == "answer" and told[1] == TWO]
+        assert refused.has_integrity(key, AttributeType.MESSAGE_INTEGRITY)
+
+
+async def test_invented_names_give_no_calls() -> None:
+    """A name is worth something once the upstream has granted it, and then it is the one that was granted."""
+    async with bench(**PATTERN) as it:
+        it.attach()
+        it.attach(TWO)
+        assert it.call("ann").message_class is MessageClass.SUCCESS
+        it.ask("ann", TWO)
+        assert it.plane.told[-1][2].error == TOO_MANY
+        # Two names for one transaction: the upstream grants the first, and we would count the second.
+        three = ConnectionId(3)
+        it.attach(three)
+        it.ask("cid", three)
+        it.ask("dan", three)
+        assert it.plane.told[-1][2].error == ErrorCode(400, "Bad Request: expected an Allocate with a USERNAME")
+        it.grant(three)
+        assert it.entitlement._places.count("cid") == 1
+        assert it.entitlement._places.count("dan") == 0
+
+
+async def test_a_name_cannot_push_out_the_one_that_was_asked_for_before() -> None:
+    async with bench(**PATTERN) as it:
+        it.attach()
+        it.ask("ann")
+        for number in range(2 * module.MAX_ASKED):
+            it.ask(f"name{number}", transaction=number.to_bytes(12))
+        verbs = [told[0] for told in it.plane.told]
+        assert verbs == ["admit"] * module.MAX_ASKED + ["refuse"] * (module.MAX_ASKED + 1)
+        it.ask("bob")
+        assert it.plane.told[-1][0] == "refuse"
+        it.grant()
+        assert (it.entitlement._places.count("ann"), it.entitlement.calls) == (1, 1)
+
+
+async def test_what_was_asked_for_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASKED_S", 0.0)
+    async with bench(**PATTERN) as it:
+        it.attach()
+        for number in range(3 * module.MAX_ASKED):
+            it.ask("ann", transaction=number.to_bytes(12))
+        assert {told[0] for told in it.plane.told} == {"admit"}
+        assert len(it.admission._flows[ONE].asked) == 1
+
+
+async def test_a_grant_for_nobody_is_refused() -> None:
+    """An upstream that wants no credentials would let everybody in, past the list."""
+    async with bench(**PATTERN) as it:
+        it.attach()
+        it.grant()
+        told, end = it.plane.told
+        assert (told[0], told[2].error.code, end) == ("answer", 400, ("close", ONE, CloseReason.NOT_ENTITLED))
+        assert it.entitlement.calls == 0
+
+
+async def test_a_call_that_was_released_frees_its_place_and_takes_one_again() -> None:
+    async with bench(**STATIC) as it:
+        it.attach()
+        it.attach(TWO)
+        it.call("ann")
+        it.plane.ended.add(ONE)  # Refresh with lifetime 0, or the lifetime has passed
+        assert it.call("ann", TWO).message_class is MessageClass.SUCCESS
+        it.ask("ann", transaction=OTHER)
+        assert it.plane.told[-1][2].error == TOO_MANY
+        it.plane.ended = {TWO}
+        assert it.call("ann", transaction=b"one more one").message_class is MessageClass.SUCCESS
+        assert it.entitlement.calls == 1
+
+
+async def test_a_grant_that_comes_twice_is_one_call() -> None:
+    """Over CONNECT-UDP the client sends its request again, and the upstream its answer."""
+    async with bench(**STATIC) as it:
+        it.attach()
+        it.call("ann")
+        assert it.call("ann").message_class is MessageClass.SUCCESS
+        assert it.entitlement.calls == 1
+
+
+async def test_a_call_goes_over_to_the_user_whom_the_upstream_grants_it() -> None:
+    async with bench(**PATTERN) as it:
+        it.attach()
+        it.call("ann")
+        it.call("bob", transaction=OTHER)
+        assert (it.entitlement._places.count("ann"), it.entitlement._places.count("bob")) == (0, 1)
+
+
 # A policy that takes its time
 
 
@@ -223,7 +398,7 @@ async def test_the_answer_of_a_service_is_waited_for() -> None:
         assert dict(service.asked[0].query) == {"user": "ann", "region": "use1", "client": CLIENT}
         assert len(service.asked) == 1
         # Now it is known.
-        it.ask("ann")
+        it.ask("ann", transaction=OTHER)
         assert len(it.plane.told) == 3
 
 

@@ -1,4 +1,4 @@
-"""Calls at once: counted by user, given up by connections that have nothing, and never more than there are."""
+"""Calls at once: counted by user, free again when their allocation has ended, and never more than allowed."""
 
 from __future__ import annotations
 
@@ -8,160 +8,146 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.gateway.entitlement.places import LOOK_INTERVAL_S, PROVISIONAL_S, Places
+from relay.gateway.entitlement.places import Places
 
 
 class Holders:
-    """What the data plane knows of connections, and who was told to go."""
+    """What the data plane knows of connections."""
 
     def __init__(self) -> None:
-        self.allocated: set[Hashable] = set()
-        self.gone: list[Hashable] = []
+        self.ended: set[Hashable] = set()
         self.looks = 0
-        self.places = Places(self.look, self.gone.append)
+        self.places = Places(self.look)
 
-    def look(self) -> set[Hashable]:
+    def look(self, holder: Hashable) -> bool:
         self.looks += 1
-        return self.allocated
+        return holder not in self.ended
 
-    def take(self, now: float, holder: Hashable, user: str = "ann", most: int | None = 1) -> bool:
-        return self.places.take(now, holder, user, most, provisional=True)
+    def take(self, holder: Hashable, user: str = "ann", most: int | None = 1) -> bool:
+        return self.places.take(holder, user, most)
 
 
 def test_as_many_as_allowed() -> None:
     holders = Holders()
-    assert [holders.take(0, holder, most=2) for holder in (1, 2, 3)] == [True, True, False]
-    assert holders.take(0, 4, "bob", most=2)
+    assert [holders.take(holder, most=2) for holder in (1, 2, 3)] == [True, True, False]
+    assert holders.take(4, "bob", most=2)
     holders.places.release(1)
-    assert holders.take(0, 3, most=2)
+    assert holders.take(3, most=2)
     assert (holders.places.count("ann"), holders.places.count("bob"), len(holders.places)) == (2, 1, 3)
 
 
 def test_without_a_bound_calls_are_counted_all_the_same() -> None:
     holders = Holders()
-    assert all(holders.take(0, holder, most=None) for holder in range(9))
-    assert not holders.take(0, 9, most=9)
+    assert all(holders.take(holder, most=None) for holder in range(9))
+    assert not holders.take(9, most=9)
+
+
+def test_to_look_for_room_takes_no_place() -> None:
+    holders = Holders()
+    for holder in range(9):
+        assert holders.places.has_room(holder, "ann", 1)
+    assert holders.take(1)
+    assert holders.places.has_room(1, "ann", 1)  # its own
+    assert not holders.places.has_room(2, "ann", 1)
+    assert (len(holders.places), holders.places.count("ann")) == (1, 1)
 
 
 def test_a_holder_has_one_place() -> None:
     holders = Holders()
-    assert holders.take(0, 1)
-    assert holders.take(0, 1)
-    assert holders.take(0, 1, "bob")  # another name on the same connection
+    assert holders.take(1)
+    assert holders.take(1)
+    assert holders.take(1, "bob")  # another call on the same connection
     assert (holders.places.count("ann"), holders.places.count("bob")) == (0, 1)
-    assert not holders.take(0, 2, "bob")
+    assert not holders.take(2, "bob")
 
 
-def test_who_is_refused_keeps_what_he_has() -> None:
+def test_a_holder_that_is_refused_keeps_what_it_has() -> None:
     holders = Holders()
-    assert holders.take(0, 1, "ann")
-    assert holders.take(0, 2, "bob")
-    assert not holders.take(0, 2, "ann")
+    assert holders.take(1, "ann")
+    assert holders.take(2, "bob")
+    assert not holders.take(2, "ann")
     assert holders.places.count("bob") == 1
 
 
 def test_release_may_be_repeated_and_leaves_nothing() -> None:
     holders = Holders()
-    holders.take(0, 1)
+    holders.take(1)
     for _ in range(2):
         holders.places.release(1)
     assert (len(holders.places), holders.places._holders) == (0, {})
 
 
-def test_a_place_without_an_allocation_is_given_up_after_a_while() -> None:
+def test_a_place_whose_allocation_has_ended_is_free() -> None:
     holders = Holders()
-    assert holders.take(0, 1)
-    assert not holders.take(PROVISIONAL_S - 0.1, 2)
+    assert holders.take(1)
+    assert not holders.take(2)
+    holders.ended = {1}
+    assert holders.take(2)
+    assert holders.places.count("ann") == 1
+
+
+def test_nobody_looks_at_calls_while_there_is_room() -> None:
+    holders = Holders()
+    assert [holders.take(holder, most=3) for holder in range(3)] == [True] * 3
     assert holders.looks == 0
-    assert holders.take(PROVISIONAL_S, 2)
-    assert (holders.gone, holders.places.count("ann")) == ([1], 1)
+    assert not holders.take(3, most=3)
+    assert holders.looks == 3
 
 
-def test_a_place_with_an_allocation_is_kept() -> None:
+def test_one_user_who_asks_often_keeps_nobody_else_from_a_place_that_is_free() -> None:
     holders = Holders()
-    assert holders.take(0, 1)
-    holders.allocated = {1}
-    assert not holders.take(1000, 2)
-    assert holders.gone == []
+    assert holders.take(1, "ann")
+    assert holders.take(2, "bob")
+    holders.ended = {2}
+    assert not any(holders.take(3, "ann") for _ in range(100))
+    assert holders.take(4, "bob")
 
 
-def test_a_place_that_is_not_provisional_is_kept() -> None:
+def test_a_bound_that_was_lowered() -> None:
     holders = Holders()
-    assert holders.places.take(0, "session", "ann", 1, provisional=False)
-    assert not holders.take(1000, 2)
-    assert (holders.gone, holders.looks) == ([], 0)
-
-
-def test_no_more_are_given_up_than_needed() -> None:
-    holders = Holders()
-    for holder in range(4):
-        assert holders.take(holder, holder, most=4)
-    holders.allocated = {1}
-    assert holders.take(100, 4, most=4)
-    assert holders.gone == [0]
-    # The bound was lowered meanwhile: two must go, and two are there.
-    assert holders.take(100 + LOOK_INTERVAL_S, 5, most=3)
-    assert holders.gone == [0, 2, 3]
-
-
-def test_none_is_given_up_where_that_would_not_do() -> None:
-    holders = Holders()
-    for holder in range(3):
-        assert holders.take(0, holder, most=3)
-    holders.allocated = {0, 1}
-    assert not holders.take(100, 3, most=1)
-    assert holders.gone == []
-
-
-def test_who_asks_often_does_not_make_us_look_often() -> None:
-    holders = Holders()
-    assert holders.take(0, 1)
-    holders.allocated = {1}
-    assert not any(holders.take(20 + number / 100, 2) for number in range(100))
-    assert holders.looks == 1
-    assert not holders.take(20 + LOOK_INTERVAL_S, 2)
-    assert holders.looks == 2
+    assert [holders.take(holder, most=3) for holder in range(3)] == [True] * 3
+    holders.ended = {0}
+    assert not holders.take(3, most=1)
+    holders.ended = {0, 1, 2}
+    assert holders.take(3, most=1)
 
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["take", "release", "allocate"]),
+        st.sampled_from(["take", "release", "end"]),
         st.integers(0, 7),
         st.sampled_from(["ann", "bob"]),
-        st.integers(0, 30),
     ),
     max_size=60,
 )
 
 
 @given(STEPS, st.integers(1, 3))
-def test_never_more_than_allowed_and_nothing_is_forgotten(steps: list[tuple[str, int, str, int]], most: int) -> None:
+def test_never_more_than_allowed_and_no_call_loses_its_place(steps: list[tuple[str, int, str]], most: int) -> None:
     holders = Holders()
-    now, model = 0.0, dict[Hashable, str]()
-    for step, holder, user, wait in steps:
-        now += wait
+    calls = dict[Hashable, str]()
+    for step, holder, user in steps:
         if step == "take":
-            if holders.take(now, holder, user, most):
-                model[holder] = user
-            for gone in holders.gone:
-                assert gone not in holders.allocated
-                model.pop(gone, None)
-            holders.gone.clear()
+            others = [one for one, name in calls.items() if name == user and one != holder]
+            assert holders.take(holder, user, most) is (len(others) < most)
+            if len(others) < most:
+                calls[holder] = user
+                holders.ended.discard(holder)
         elif step == "release":
             holders.places.release(holder)
-            model.pop(holder, None)
-            holders.allocated.discard(holder)
+            calls.pop(holder, None)
         else:
-            holders.allocated.add(holder)
+            holders.ended.add(holder)
+            calls.pop(holder, None)
         for name in ("ann", "bob"):
-            assert holders.places.count(name) == list(model.values()).count(name) <= most
-    assert len(holders.places) == len(model)
+            assert list(calls.values()).count(name) <= min(most, holders.places.count(name))
+    assert len(holders.places) >= len(calls)
 
 
 @pytest.mark.parametrize("most", [1, 5])
 def test_memory_is_that_of_the_holders(most: int) -> None:
     holders = Holders()
     for number in range(1000):
-        holders.take(number, number, f"user{number}", most)
+        holders.take(number, f"user{number}", most)
         holders.places.release(number)
     assert (len(holders.places), len(holders.places._holders)) == (0, 0)
