@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +27,9 @@ from relay.tasks import Tasks
 MAX_CONNECTIONS = 32
 # A floor that logs in asks 500 at once.
 MAX_QUESTIONS = 2000
+# Of both one client address has at most half: somebody who makes names up leaves room for others. Behind a web proxy a
+# whole floor comes from one address, and has room in half.
+SHARE = 2
 # An answer has some hundred bytes.
 MAX_ANSWER_BYTES = 64 * 1024
 # After a failure the same question is not asked for so long: its client may try again at once.
@@ -52,6 +56,18 @@ def trust(ca: Path | None) -> ssl.SSLContext:
         raise OperatorError(f"{ca} (entitlement.ca): {(error.strerror or str(error)).lower()}") from None
 
 
+# What was said, and when it is to be asked again; a failure is None. The one used longest ago goes first.
+_Answers = OrderedDict[Question, tuple[float, Rule | None]]
+
+
+@dataclass
+class _Source:
+    """A client address that has questions under way."""
+
+    questions: int = 0
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONNECTIONS // SHARE))
+
+
 class UserService:
     """The service at ``entitlement.url``. Clients that ask the same at the same time share one request."""
 
@@ -61,9 +77,11 @@ class UserService:
         self._url = URL(settings.url or "")
         self._trust = trust(settings.ca)
         self._trouble = Trouble("entitlement service fails", "entitlement service answers again")
-        # What was said, and when it is to be asked again; a failure is None. The one used longest ago goes first.
-        self._answers: OrderedDict[Question, tuple[float, Rule | None]] = OrderedDict()
+        # Who may, and who may not: names that somebody makes up push out others of their kind only.
+        self._answers: tuple[_Answers, _Answers] = OrderedDict(), OrderedDict()
         self._asked: dict[Question, asyncio.Future[Rule | None]] = {}
+        # By client address, those that ask now.
+        self._sources: dict[str, _Source] = {}
         self._tasks = Tasks()
         self._session: aiohttp.ClientSession | None = None
 
@@ -74,13 +92,15 @@ class UserService:
 
     def rule_now(self, question: Question) -> Rule | None:
         """The rule if it is remembered. Raises PolicyUnavailable if the question has failed just now."""
-        until, rule = self._answers.get(question, (0.0, None))
-        if asyncio.get_running_loop().time() >= until:
-            return None
-        self._answers.move_to_end(question)
-        if rule is None:
-            raise PolicyUnavailable(self.trouble)
-        return rule
+        now = asyncio.get_running_loop().time()
+        for answers in self._answers:
+            until, rule = answers.get(question, (0.0, None))
+            if now < until:
+                answers.move_to_end(question)
+                if rule is None:
+                    raise PolicyUnavailable(self.trouble)
+                return rule
+        return None
 
     async def rule(self, question: Question) -> Rule:
         """The rule, remembered or asked for. Raises PolicyUnavailable within ``timeout_s``."""
@@ -90,18 +110,23 @@ class UserService:
         if answer is None:
             if len(self._asked) >= MAX_QUESTIONS:
                 raise PolicyUnavailable(f"{MAX_QUESTIONS} questions wait already")
+            source = self._sources.get(question.client) or _Source()
+            if source.questions >= MAX_QUESTIONS // SHARE:
+                raise PolicyUnavailable(f"{source.questions} questions of {question.client} wait already")
+            source.questions += 1
+            self._sources[question.client] = source
             answer = self._asked[question] = asyncio.get_running_loop().create_future()
-            self._tasks.start(self._answer(question, answer), "entitlement")
+            self._tasks.start(self._answer(question, answer, source), "entitlement")
         # One client that goes must not take the answer from the others.
         rule = await asyncio.shield(answer)
         if rule is None:
             raise PolicyUnavailable(self.trouble)
         return rule
 
-    async def _answer(self, question: Question, answer: asyncio.Future[Rule | None]) -> None:
+    async def _answer(self, question: Question, answer: asyncio.Future[Rule | None], source: _Source) -> None:
         rule: Rule | None = None
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s), source.slots:
                 rule = await self._ask(question)
         except TimeoutError:
             self._trouble.begin(f"no answer within {self._settings.timeout_s:g} s")
@@ -110,6 +135,9 @@ class UserService:
         else:
             self._trouble.end()
         finally:
+            source.questions -= 1
+            if not source.questions:
+                del self._sources[question.client]
             del self._asked[question]
             self._remember(question, rule)
             answer.set_result(rule)
@@ -148,10 +176,13 @@ class UserService:
     def _remember(self, question: Question, rule: Rule | None) -> None:
         settings = self._settings
         keep_s = FAILURE_CACHE_S if rule is None else settings.cache_s if rule.allowed else settings.refused_cache_s
-        self._answers[question] = (asyncio.get_running_loop().time() + keep_s, rule)
-        self._answers.move_to_end(question)
-        while len(self._answers) > settings.cache_answers:
-            self._answers.popitem(last=False)
+        may, may_not = self._answers
+        known = may if rule is not None and rule.allowed else may_not
+        for answers in self._answers:
+            answers.pop(question, None)
+        known[question] = (asyncio.get_running_loop().time() + keep_s, rule)
+        while len(known) > settings.cache_answers:
+            known.popitem(last=False)
 
     async def close(self) -> None:
         """Wait for the questions under way; each has a deadline."""

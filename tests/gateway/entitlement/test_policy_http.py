@@ -92,6 +92,40 @@ async def test_the_memory_is_bounded() -> None:
         assert (policy.rule_now(ANN), policy.rule_now(BOB)) == (Rule(), None)
 
 
+async def test_names_that_somebody_makes_up_push_out_their_like_only() -> None:
+    async with user_service() as service, asking(service.url, cache_answers=3) as policy:
+        await policy.rule(ANN)
+        service.says({"allowed": False})
+        for number in range(10):
+            await policy.rule(Question(f"made up {number}", "", "192.0.2.66"))
+        assert policy.rule_now(ANN) == Rule()
+        assert policy.rule_now(Question("made up 6", "", "192.0.2.66")) is None
+        assert policy.rule_now(Question("made up 7", "", "192.0.2.66")) == NOBODY
+        # A user who may no longer is not remembered twice.
+        policy._remember(ANN, NOBODY)
+        assert policy.rule_now(ANN) == NOBODY
+        policy._remember(ANN, Rule())
+        assert policy.rule_now(ANN) == Rule()
+
+
+async def test_one_client_has_at_most_half_of_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_http, "MAX_QUESTIONS", 100)
+    async with user_service() as service, asking(service.url) as policy:
+        service.hang()
+        crowd = [asyncio.ensure_future(policy.rule(Question(f"{n}", "", "192.0.2.66"))) for n in range(60)]
+        await eventually(lambda: len(service.asked) == policy_http.MAX_CONNECTIONS // 2)
+        refused = [one for one in crowd if one.done()]
+        assert len(refused) == 10
+        assert all("50 questions of 192.0.2.66 wait" in str(one.exception()) for one in refused)
+        # Another one is asked for at once.
+        other = asyncio.ensure_future(policy.rule(Question("bob", "", "192.0.2.7")))
+        await eventually(lambda: "bob" in service.users)
+        service.release()
+        assert await other == Rule()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        assert not policy._sources
+
+
 async def test_clients_that_ask_together_share_one_request() -> None:
     async with user_service() as service, asking(service.url) as policy:
         service.hang()
@@ -106,6 +140,7 @@ async def test_clients_that_ask_together_share_one_request() -> None:
 
 async def test_questions_beyond_a_bound_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_http, "MAX_QUESTIONS", 1)
+    monkeypatch.setattr(policy_http, "SHARE", 1)
     async with user_service() as service, asking(service.url) as policy:
         service.hang()
         waiting = asyncio.ensure_future(policy.rule(ANN))
