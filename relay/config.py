@@ -226,6 +226,9 @@ class Listen(_Section):
     web_proxy: tuple[ListenAddress, ...] = ()
     # Plain HTTP for operators: on loopback, because it has no authentication.
     admin: ListenAddress = Address("127.0.0.1", 9443)
+    # Names under which operators and their tools ask for it, besides addresses, localhost and this machine's name. Any
+    # other may be a page whose name resolves to this machine (DNS rebinding). * is one label or more, alone every name.
+    admin_hosts: tuple[HostPattern, ...] = ()
     # Data-plane threads; 0 is one for each core. The reference plane runs on the loop and has none.
     workers: Count = Field(default=0, ge=0, le=256)
     plane: Literal["compiled", "reference"] = "compiled"

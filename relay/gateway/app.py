@@ -125,7 +125,7 @@ class Gateway:
             entitlement=self.entitlement,
         )
         view.web_proxy = self.web_proxy.totals
-        self._admin = Admin(view, self.captures, SignalingCollector(self.signaling))
+        self._admin = Admin(view, self.captures, SignalingCollector(self.signaling), hosts=settings.listen.admin_hosts)
         self._log_limit = RateLimit(CLOSED_LINES_PER_S)
         self._started = contextlib.AsyncExitStack()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,6 +15,7 @@ from relay.gateway.admin import dashboard
 from relay.gateway.admin.api import Api
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.events import Events
+from relay.gateway.admin.hosts import check_host
 from relay.gateway.admin.metrics import Metrics, RelayCollector
 from relay.gateway.admin.view import View
 from relay.gateway.site import SHUTDOWN_TIMEOUT_S, name_server, on_healthz
@@ -23,12 +25,13 @@ from relay.sockaddr import from_sockaddr
 class Admin:
     """``/healthz``, ``/readyz``, ``/metrics``, ``/api/...``, and the dashboard at ``/``."""
 
-    def __init__(self, view: View, captures: Captures, *collectors: Collector) -> None:
+    def __init__(self, view: View, captures: Captures, *collectors: Collector, hosts: Collection[str] = ()) -> None:
+        """``hosts`` are names that it is asked for, in lower case, besides those of ``check_host``."""
         self._captures = captures
         self.events = Events(view.summary)
         self._view = view
         self._metrics = Metrics(RelayCollector(view), *collectors)
-        app = web.Application()
+        app = web.Application(middlewares=[check_host(hosts)])
         app.on_response_prepare.append(name_server)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_get("/readyz", self._on_readyz)

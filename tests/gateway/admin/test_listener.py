@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,72 @@ async def test_port_in_use() -> None:
         with pytest.raises(OperatorError) as refused:
             await Admin(MadeUpRelay().view, NO_CAPTURES).listen(address)
     assert str(refused.value) == f"cannot listen on {address} (listen.admin): address already in use"
+
+
+# DNS rebinding
+
+
+async def ask_as(admin: Address, path: str, *hosts: str) -> int:
+    """The status of a request with these Host fields."""
+    reader, writer = await asyncio.open_connection(*admin)
+    version = "1.1" if hosts else "1.0"
+    fields = "".join(f"Host: {host}\r\n" for host in hosts)
+    writer.write(f"GET {path} HTTP/{version}\r\n{fields}Connection: close\r\n\r\n".encode())
+    line = await reader.readline()
+    await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return int(line.split()[1])
+
+
+KNOWN = [
+    "127.0.0.1",
+    "127.0.0.1:9443",
+    "10.1.2.3:9443",
+    "[::1]:9443",
+    "[::1]",
+    "localhost:9443",
+    "LocalHost.",
+    socket.gethostname(),
+    "relay.firm.example:9443",
+    "RELAY.firm.example",
+    "a.b.desk.example",
+]
+REBOUND = [
+    "attacker.example",
+    "attacker.example:9443",
+    "127.0.0.1.attacker.example",
+    "localhost.attacker.example",
+    "attacker.example@127.0.0.1",
+    "xrelay.firm.example",
+    "desk.example",
+    "[::1].attacker.example",
+    "127.1",
+    "2130706433",
+    "",
+]
+
+
+async def test_it_answers_addresses_and_names_that_are_its_own(tmp_path: Path) -> None:
+    listen = {"admin_hosts": ["relay.firm.example", "*.desk.example"]}
+    async with running_relay(tmp_path, Address("127.0.0.1", 9), listen=listen) as relay:
+        for path in ("/", "/metrics", "/api/summary"):
+            assert {host: await ask_as(relay.admin, path, host) for host in KNOWN} == dict.fromkeys(KNOWN, 200)
+            assert {host: await ask_as(relay.admin, path, host) for host in REBOUND} == dict.fromkeys(REBOUND, 421)
+        # A tool that speaks HTTP/1.0, and balancers.
+        assert await ask_as(relay.admin, "/metrics") == 200
+        assert await ask_as(relay.admin, "/healthz", "attacker.example") == 200
+        assert await ask_as(relay.admin, "/readyz", "attacker.example") in {200, 503}
+        assert await ask_as(relay.admin, "/api/nothing", "attacker.example") == 421
+        async with aiohttp.ClientSession(headers={"Host": "attacker.example"}) as session:
+            url = f"http://{relay.admin}"
+            async with session.get(f"{url}/api/events") as response:
+                assert response.status == 421
+                assert "listen.admin_hosts" in await response.text()
+            async with session.post(f"{url}/api/flows/1/capture?seconds=1") as response:
+                assert response.status == 421
+
+
+async def test_every_name_where_the_operator_says_so(tmp_path: Path) -> None:
+    async with running_relay(tmp_path, Address("127.0.0.1", 9), listen={"admin_hosts": ["*"]}) as relay:
+        assert await ask_as(relay.admin, "/metrics", "whatever.example") == 200
