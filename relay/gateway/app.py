@@ -23,6 +23,7 @@ from relay.gateway.entitlement.admission import Admission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.flows import Flows, Refused, Wanted
 from relay.gateway.health import HealthMonitor
+from relay.gateway.lines import Lines
 from relay.gateway.lookups import Lookup, SystemLookup
 from relay.gateway.records import Records, check_path, record_of
 from relay.gateway.release import AllocationReleaser
@@ -56,7 +57,6 @@ from relay.plane.api import (
 from relay.plane.compiled import CompiledPlane
 from relay.plane.reference import ReferencePlane
 from relay.tasks import Tasks
-from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
 
@@ -65,6 +65,8 @@ log = structlog.get_logger()
 SILENT_FLOW_S = 2.0
 # For each reason: a port scan must not fill the log. The counters miss nothing.
 CLOSED_LINES_PER_S = 20
+# A floor that hangs up at once. Packets that look like voice are enough for a call, so anybody can end many.
+CALL_LINES_PER_S = 500
 # What a reload leaves as it is: sockets are bound, and the log is set up, at the start.
 FIXED_SECTIONS = ("listen", "log")
 # Ends that say nothing about trouble; they are logged for those who look closely.
@@ -126,7 +128,8 @@ class Gateway:
         )
         view.web_proxy = self.web_proxy.totals
         self._admin = Admin(view, self.captures, SignalingCollector(self.signaling), hosts=settings.listen.admin_hosts)
-        self._log_limit = RateLimit(CLOSED_LINES_PER_S)
+        self._closed_lines = Lines(CLOSED_LINES_PER_S)
+        self._call_lines = Lines(CALL_LINES_PER_S)
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self) -> Plane:
@@ -276,16 +279,15 @@ class Gateway:
         if ended is not None:
             self.records.write(record_of(ended))
         if ended is not None and ended.carried_rtp:
-            log.info("call_ended", **record_of(ended))
+            self._call_lines.info("call_ended", **record_of(ended))
         else:
             self._log_closed(closed)
 
     def _log_closed(self, closed: Closed) -> None:
-        now = asyncio.get_running_loop().time()
         if closed.reason in _QUIET:
             log.debug("connection closed", **_describe(closed))
-        elif self._log_limit.allows(now, closed.reason):
-            log.info("connection closed", **_describe(closed))
+        else:
+            self._closed_lines.info("connection closed", closed.reason, **_describe(closed))
 
     def _allocated(self, holder: Hashable) -> bool:
         """Whether a call lives that has a place. That of a session is given back when it ends."""

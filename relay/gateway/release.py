@@ -8,21 +8,20 @@ from __future__ import annotations
 import socket
 import time
 
-import structlog
-
 from relay.client.turn import take_turn_udp
 from relay.errors import UpstreamError
 from relay.gateway.health import credentials_for
+from relay.gateway.lines import Lines
 from relay.gateway.upstreams import UpstreamState
 from relay.plane.api import AllocationOrphaned
 from relay.tasks import Tasks
 from relay.wire.stun import AttributeType, StunError, parse_message
 
-log = structlog.get_logger()
-
 # So many at a time: a whole floor that loses its network leaves a few hundred. Beyond, allocations end by themselves.
 MAX_RELEASES = 512
 RELEASE_TIMEOUT_S = 2.0
+# For each upstream: clients leave allocations behind as often as they like.
+LINES_PER_S = 5
 
 
 class AllocationReleaser:
@@ -30,6 +29,7 @@ class AllocationReleaser:
 
     def __init__(self) -> None:
         self._tasks = Tasks()
+        self._lines = Lines(LINES_PER_S)
 
     def release(self, orphan: AllocationOrphaned, state: UpstreamState | None) -> None:
         """Send Refresh with lifetime 0 in the client's name, over the flow's own socket; closes the socket."""
@@ -53,7 +53,7 @@ class AllocationReleaser:
         try:
             await turn.refresh(0)
         except UpstreamError as error:
-            log.info("allocation not released", upstream=upstream, cause=str(error))
+            self._lines.info("allocation not released", upstream, upstream=upstream, cause=str(error))
         finally:
             await turn.close(release=False)
 

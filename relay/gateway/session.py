@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-import structlog
-
 from relay.addresses import Address
 from relay.client.timer import DeadlineTimer
 from relay.gateway.flows import FailoverOutcome, Refused
+from relay.gateway.lines import Lines
 from relay.plane.api import CloseReason, HttpOpened, Upstream
 from relay.turn.client import (
     AllocationCreated,
@@ -33,8 +32,6 @@ from relay.wire import media_v1
 from relay.wire.channeldata import FIRST_CHANNEL
 from relay.wire.media_v1 import Bind, Bound, Close, Failed, MediaV1Error, Moved, Open, Opened, Resume, Resumed
 from relay.wire.stun import ErrorCode, Method
-
-log = structlog.get_logger()
 
 # A client speaks at once; and two upstreams that do not answer take eight seconds.
 OPEN_TIMEOUT_S = 10.0
@@ -85,6 +82,11 @@ class Allocation:
 
 class Owner(Protocol):
     """What a session has done for it; ``relay.gateway.sessions`` does it."""
+
+    @property
+    def lines(self) -> Lines:
+        """Where sessions log."""
+        ...
 
     def now(self) -> float:
         """The loop's clock."""
@@ -503,7 +505,8 @@ class Session:
         self._owner.tell(self, Failed(code, reason, peer, identity))
 
     def _log(self, event: str, **fields: object) -> None:
-        log.info(event, connection=self.opened.connection, **fields)
+        # Of failures each code is a kind: a client can cause one after the other.
+        self._owner.lines.info(event, f"{event} {fields.get('code', '')}", connection=self.opened.connection, **fields)
 
 
 def _why(failed: RequestFailed) -> str:

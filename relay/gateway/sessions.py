@@ -15,11 +15,10 @@ import socket
 import time
 from collections import OrderedDict
 
-import structlog
-
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict
 from relay.gateway.flows import FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
 from relay.gateway.health import HealthMonitor, credentials_for
+from relay.gateway.lines import Lines
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.session import RESUME_WITHIN_S, Allocation, Session, State
 from relay.gateway.upstreams import Upstreams
@@ -39,13 +38,13 @@ from relay.plane.api import (
 from relay.wire import media_v1
 from relay.wire.stun import ErrorCode, is_stun
 
-log = structlog.get_logger()
-
 TOKEN_BYTES = 16
 # A proxy that restarts cuts all its clients at once; each waits as one descriptor. Beyond, the oldest is given up.
 MAX_PARKED = 4096
 # A socket that waited has 10 s of voice in it, which nobody wants to hear: 100 lines are 50,000 packets.
 MAX_STALE_DATAGRAMS = 65_536
+# For each kind of line: a floor that comes back has its lines, and who fails on purpose does not fill the log.
+LINES_PER_S = 50
 # Clients that end with these have been cut, whatever it was.
 _CUT = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST, CloseReason.TLS_BROKEN, CloseReason.SLOW_CLIENT})
 # The detail of a client that closed the WebSocket itself: then the call is over.
@@ -74,6 +73,7 @@ class Sessions:
         *,
         entitlement: Entitlement,
     ) -> None:
+        self.lines = Lines(LINES_PER_S)
         # Whether a session without credentials gets those of its upstream.
         self.own_credentials = False
         self._plane = plane

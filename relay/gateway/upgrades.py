@@ -6,26 +6,22 @@ refusal says in plain text what was expected, and ends the connection: see ``sit
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping
 
-import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from relay.addresses import Address
 from relay.catalog import Catalog
 from relay.gateway.flows import Flows, Refused, UpgradeOutcome, Wanted
+from relay.gateway.lines import Lines
 from relay.gateway.resolve import ResolveError, ResolveFailure, Resolver, shown
 from relay.gateway.sessions import Sessions
 from relay.gateway.site import OPENED, SERVER, Site
 from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.plane.api import Carrier, CloseReason, HttpOpened, Plane, Upstream
-from relay.turn.rate_limit import RateLimit
 from relay.wire import upgrade as codec
-
-log = structlog.get_logger()
 
 TURN_PATH = "/turn"
 SESSION_PATH = "/media"
@@ -73,7 +69,7 @@ class Upgrades:
         self._resolver = resolver
         self._origins: Collection[str] = ()
         self._vendor: Callable[[], Catalog]
-        self._log_limit = RateLimit(REFUSED_LINES_PER_S)
+        self._lines = Lines(REFUSED_LINES_PER_S)
 
     def configure(self, origins: Collection[str], vendor: Callable[[], Catalog]) -> None:
         """Take these from now on: the pages that may connect (all, if none), and the catalog with its networks."""
@@ -112,16 +108,16 @@ class Upgrades:
 
     def _refuse(self, opened: HttpOpened, carrier: Carrier, refusal: _Refusal) -> web.Response:
         self._flows.tally.upgrades[carrier, refusal.outcome] += 1
-        if self._log_limit.allows(asyncio.get_running_loop().time(), refusal.outcome):
-            log.info(
-                "upgrade refused",
-                connection=opened.connection,
-                carrier=carrier.value,
-                outcome=refusal.outcome.value,
-                status=refusal.status,
-                cause=refusal.text.rstrip(),
-                client=str(opened.client),
-            )
+        self._lines.info(
+            "upgrade refused",
+            refusal.outcome,
+            connection=opened.connection,
+            carrier=carrier.value,
+            outcome=refusal.outcome.value,
+            status=refusal.status,
+            cause=refusal.text.rstrip(),
+            client=str(opened.client),
+        )
         response = web.Response(status=refusal.status, text=refusal.text, headers=refusal.headers)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers[hdrs.CACHE_CONTROL] = "no-store"

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost, TurnHosts
@@ -586,3 +587,19 @@ async def test_parked_sessions_are_bounded_and_released_at_the_end(
                 await relay.gateway.stop()
                 assert await session.hear_close() == (1001, "stopped")
         assert not host.allocations
+
+
+async def test_clients_that_fail_on_purpose_do_not_fill_the_log(
+    tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "LINES_PER_S", 1e-9)  # one, and no other
+    async with relay_with_hosts(tmp_path, plane) as (relay, _):
+        with capture_logs() as lines:
+            for _ in range(10):
+                async with raw_session(relay) as session:
+                    assert (await session.ask(**OPEN, region="nowhere"))["code"] == 503
+            async with raw_session(relay) as session:
+                assert (await session.ask(**{**OPEN, "password": "guess"}))["code"] == 401
+        failed = [line["code"] for line in lines if line["event"] == "session failed"]
+        assert failed == [503, 401]
+        assert relay.gateway._sessions.lines._left_out == {"session failed 503": 9}

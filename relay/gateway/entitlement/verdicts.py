@@ -14,13 +14,10 @@ their ``open`` message::
 
 from __future__ import annotations
 
-import asyncio
 import unicodedata
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-
-import structlog
 
 from relay import config
 from relay.gateway.entitlement.places import Places
@@ -35,11 +32,9 @@ from relay.gateway.entitlement.policies import (
     load_users,
 )
 from relay.gateway.entitlement.policy_http import UserService, trust
+from relay.gateway.lines import Lines
 from relay.tasks import Tasks
-from relay.turn.rate_limit import RateLimit
 from relay.wire.stun import ErrorCode
-
-log = structlog.get_logger()
 
 # For each outcome: a floor that is shut out must not fill the log. The counters miss nothing.
 LINES_PER_S = 20
@@ -103,7 +98,7 @@ class Entitlement:
         self.counts = dict.fromkeys(Outcome, 0)
         self._settings = settings
         self._places = Places(allocated)
-        self._log_limit = RateLimit(LINES_PER_S)
+        self._lines = Lines(LINES_PER_S)
         self._tasks = Tasks()
         self._policy = self._make_policy(settings, None)
 
@@ -230,14 +225,14 @@ class Entitlement:
         if verdict.admitted:
             return verdict
         self.counts[verdict.outcome] += 1
-        if self._log_limit.allows(asyncio.get_running_loop().time(), verdict.outcome):
-            log.info(
-                "not entitled",
-                verdict=verdict.outcome.value,
-                username=username[:MAX_SHOWN_CHARACTERS],
-                region=verdict.region,
-                client=verdict.client,
-            )
+        self._lines.info(
+            "not entitled",
+            verdict.outcome,
+            verdict=verdict.outcome.value,
+            username=username[:MAX_SHOWN_CHARACTERS],
+            region=verdict.region,
+            client=verdict.client,
+        )
         return verdict
 
     # Places

@@ -17,7 +17,6 @@ from typing import Any
 from zlib import crc32
 
 import aiohttp
-import structlog
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDict
@@ -25,6 +24,7 @@ from yarl import URL
 
 from relay.config import Health as HealthSettings
 from relay.config import Signaling as SignalingSettings
+from relay.gateway.lines import Lines
 from relay.gateway.lookups import Lookup
 from relay.gateway.signaling import engineio
 from relay.gateway.signaling.http_rules import TOLD_BY_US, Accepted, Forwarding, Refused, check, end_to_end
@@ -41,9 +41,6 @@ from relay.gateway.signaling.upstreams import (
     open_trust,
 )
 from relay.gateway.upstreams import Health
-from relay.turn.rate_limit import RateLimit
-
-log = structlog.get_logger()
 
 # Node's servers close a connection that is idle for 5 s: it must not be used a moment after.
 UPSTREAM_KEEPALIVE_S = 4.0
@@ -128,7 +125,7 @@ class SignalingProxy:
         self._stopped = False
         self._turns = itertools.count()
         self._running: set[asyncio.Task[Any]] = set()
-        self._log_limit = RateLimit(PINNED_LINES_PER_S)
+        self._lines = Lines(PINNED_LINES_PER_S)
 
     @property
     def configured(self) -> bool:
@@ -277,8 +274,7 @@ class SignalingProxy:
         """A client's upgrade was answered, and then nothing came from it: it stays with polling."""
         self.watchdog_hits += 1
         self.sessions.pin(now + self._settings.polling_only_s, (pool.host, pool.path, sid), client)
-        if self._log_limit.allows(now, "pinned"):
-            log.info("client stays with polling: no frame came through its WebSocket", client=remote)
+        self._lines.info("client stays with polling: no frame came through its WebSocket", client=remote)
 
 
 class _Exchange:

@@ -24,6 +24,7 @@ from relay.addresses import Address, RelayPolicy
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxy as WebProxySettings
 from relay.errors import OperatorError
+from relay.gateway.lines import Lines
 from relay.gateway.lookups import Lookup
 from relay.gateway.resolve import ResolveError, Resolver, shown
 from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
@@ -104,7 +105,7 @@ class WebProxy:
         self._per_source: Counter[str] = Counter()
         self._draining = False
         self._host_lines = RateLimit(HOST_LINES_PER_S)
-        self._reason_lines = RateLimit(REASON_LINES_PER_S)
+        self._lines = Lines(REASON_LINES_PER_S)
         self.configure(settings, catalog, certificates)
 
     # Life
@@ -205,8 +206,9 @@ class WebProxy:
         if refused.outcome is Outcome.CREDENTIALS_MISSING:
             return
         now, reason, wanted = asyncio.get_running_loop().time(), refused.outcome.value, shown(target)
-        if self._host_lines.allows(now, f"{reason} {wanted}") and self._reason_lines.allows(now, reason):
-            log.info("web proxy refused", client=str(client), target=wanted, reason=reason, cause=refused.text)
+        if self._host_lines.allows(now, f"{reason} {wanted}"):
+            told = {"client": str(client), "target": wanted, "reason": reason, "cause": refused.text}
+            self._lines.info("web proxy refused", reason, **told)
 
     # CONNECT
 

@@ -1,0 +1,32 @@
+"""Log lines that clients cause: some of each kind a second, and the next one of a kind says how many were left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+import structlog
+
+from relay.turn.rate_limit import MAX_SOURCES, RateLimit
+
+log = structlog.get_logger()
+
+
+class Lines:
+    """Writes lines at level info. What is left out is counted for each kind, of which few are expected."""
+
+    def __init__(self, per_second: float) -> None:
+        """At most this many of each kind a second, with a burst of as many."""
+        self._limit = RateLimit(per_second)
+        self._left_out: OrderedDict[str, int] = OrderedDict()
+
+    def info(self, event: str, kind: str = "", **fields: object) -> None:
+        """Write a line, unless there were too many of its kind; without a kind it is the event's."""
+        kind = kind or event
+        if self._limit.allows(asyncio.get_running_loop().time(), kind):
+            left_out = self._left_out.pop(kind, 0)
+            log.info(event, **fields, **({"left_out": left_out} if left_out else {}))
+            return
+        self._left_out[kind] = self._left_out.pop(kind, 0) + 1
+        if len(self._left_out) > MAX_SOURCES:
+            self._left_out.popitem(last=False)
