@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -47,6 +47,9 @@ MAX_CHANNELS = 64
 MAX_ATTEMPTS = 4
 # An upstream that has forgotten the allocation, or never knew it (RFC 8656 section 7.4: 437).
 ALLOCATION_MISMATCH = 437
+# RFC 8656 sections 7.2 and 12.2: no address of this family, and a peer of a family that the allocation has not.
+FAMILY_NOT_SUPPORTED = 440
+PEER_FAMILY_MISMATCH = 443
 
 
 class State(Enum):
@@ -69,11 +72,9 @@ class Seat:
 
 @dataclass
 class Allocation:
-    """What outlives a connection that is cut: who asks, where, and the channels. The socket is apart."""
+    """What outlives a connection that is cut: who has asked for what, and the channels. The socket is apart."""
 
-    username: str
-    password: str = field(repr=False)
-    region: str | None
+    asked: Open
     turn: TurnClient
     upstream: Upstream
     channels: dict[Address, int] = field(default_factory=dict)
@@ -159,6 +160,9 @@ class Session:
         self._request_id: media_v1.RequestId = None
         # Binds that are not answered yet, each with the ids of those who ask.
         self._asked: dict[Address, list[media_v1.RequestId]] = {}
+        # Upstreams without an address of the family that was asked for, and what the last of them said.
+        self._without_family: frozenset[str] = frozenset()
+        self._no_family = ""
         # Channels that must be bound anew before the move is told.
         self._rebinding: set[Address] = set()
         # It came back, and that is what its client is told in the end.
@@ -194,7 +198,8 @@ class Session:
         self._request_id = message.id
         self._enter(State.OPENING, OPEN_TIMEOUT_S)
         self._attempts = 0
-        self._allocate(message.username, message.password, message.region, {}, frozenset(), seat=Seat())
+        self._without_family = frozenset()
+        self._allocate(message, {}, frozenset(), seat=Seat())
 
     def _on_resume(self, message: Resume) -> None:
         if self.state is not State.NEW:
@@ -245,28 +250,22 @@ class Session:
 
     # The upstream
 
-    def _allocate(
-        self,
-        username: str,
-        password: str,
-        region: str | None,
-        channels: dict[Address, int],
-        avoid: frozenset[str],
-        *,
-        seat: Seat,
-    ) -> None:
+    def _allocate(self, asked: Open, channels: dict[Address, int], avoid: frozenset[str], *, seat: Seat) -> None:
         """Go to an upstream that is none of ``avoid``, and ask for an allocation there."""
         self._attempts += 1
         try:
             if self._attempts > MAX_ATTEMPTS:
                 raise Refused(CloseReason.NO_UPSTREAM, f"{MAX_ATTEMPTS} upstreams have been tried, and none serves")
-            upstream = self._place(region, avoid, seat)
+            upstream = self._place(asked.region, avoid | self._without_family, seat)
         except Refused as refused:
-            self._give_up(503, str(refused), refused.reason)
+            if self._without_family:
+                self._give_up(FAMILY_NOT_SUPPORTED, self._no_family, CloseReason.NOT_ENTITLED)
+            else:
+                self._give_up(503, str(refused), refused.reason)
             return
-        own = (username, password) if username else self._owner.credentials(upstream)
+        own = (asked.username, asked.password) if asked.username else self._owner.credentials(upstream)
         turn = TurnClient(*own, reliable=True)
-        self.allocation = Allocation(username, password, region, turn, upstream, channels, seat)
+        self.allocation = Allocation(asked, turn, upstream, channels, seat)
         self._owner.ask(self, self.allocation)
 
     def _place(self, region: str | None, avoid: frozenset[str], seat: Seat) -> Upstream:
@@ -283,7 +282,7 @@ class Session:
         if refusal is not None:
             self._give_up(refusal.code, refusal.reason, CloseReason.NOT_ENTITLED)
             return
-        allocation.turn.allocate(self._owner.now())
+        allocation.turn.allocate(self._owner.now(), family=allocation.asked.family)
         self._flush()
 
     def _go_elsewhere(self, avoid: frozenset[str]) -> None:
@@ -292,16 +291,10 @@ class Session:
         assert allocation is not None
         if self.state is State.OPEN:
             self._attempts = 0
+            self._without_family = frozenset()
             self._enter(State.MOVING, OPEN_TIMEOUT_S)
         self._rebinding.clear()
-        self._allocate(
-            allocation.username,
-            allocation.password,
-            allocation.region,
-            allocation.channels,
-            avoid,
-            seat=allocation.seat,
-        )
+        self._allocate(allocation.asked, allocation.channels, avoid, seat=allocation.seat)
 
     def _here(self) -> frozenset[str]:
         assert self.allocation is not None
@@ -350,10 +343,10 @@ class Session:
             self._attempts = 0
             self._enter(State.OPEN, None)
             token = self._owner.new_token(self)
-            mapped, name = created.mapped_address, allocation.upstream.name
-            told = Opened(created.relayed_address, mapped, name, token, RESUME_WITHIN_S, self._request_id)
-            self._owner.tell(self, told)
-            self._log("session opened", upstream=name, relayed=str(created.relayed_address))
+            mapped, name, request_id = created.mapped_address, allocation.upstream.name, self._take_request_id()
+            told = Opened(created.relayed_address, mapped, name, token, RESUME_WITHIN_S, request_id)
+            self._owner.tell(self, replace(told, additional=created.additional_address))
+            self._log("session opened", upstream=name, **_addresses(allocation.turn))
         elif self.state is State.MOVING:
             self._rebinding = set(allocation.channels)
             for peer, number in allocation.channels.items():
@@ -376,11 +369,12 @@ class Session:
         self._attempts = 0
         self._enter(State.OPEN, None)
         self._owner.count(FailoverOutcome.MOVED)
-        self._log("session moved", upstream=name, relayed=str(relayed), channels=len(allocation.channels))
+        told = _addresses(allocation.turn)
+        self._log("session moved", upstream=name, **told, channels=len(allocation.channels))
         if self._returned:
             self._tell_resumed(allocation, relayed)
         else:
-            self._owner.tell(self, Moved(relayed, name))
+            self._owner.tell(self, Moved(relayed, name, allocation.turn.additional_address))
 
     def _on_failed(self, failed: RequestFailed) -> None:
         if failed.method == Method.ALLOCATE:
@@ -407,6 +401,11 @@ class Session:
             return
         if failed.code == ALLOCATION_MISMATCH:
             # The source port is that of a client before us: another socket has another one.
+            self._go_elsewhere(frozenset())
+        elif failed.code == FAMILY_NOT_SUPPORTED:
+            # Another upstream of the region may have it.
+            self._no_family = f"the upstream refuses: {_why(failed)}"
+            self._without_family |= self._here()
             self._go_elsewhere(frozenset())
         elif 400 <= failed.code < 500:
             self._give_up(failed.code, f"the upstream refuses: {_why(failed)}", CloseReason.NOT_ENTITLED)
@@ -444,14 +443,23 @@ class Session:
     def _tell_resumed(self, allocation: Allocation, relayed: Address) -> None:
         self._returned = False
         name, token = allocation.upstream.name, self._owner.new_token(self)
-        self._owner.tell(self, Resumed(relayed, name, token, RESUME_WITHIN_S, self._request_id))
-        self._log("session resumed", upstream=name, relayed=str(relayed), channels=len(allocation.channels))
+        told = Resumed(relayed, name, token, RESUME_WITHIN_S, self._take_request_id())
+        self._owner.tell(self, replace(told, additional=allocation.turn.additional_address))
+        log_fields = _addresses(allocation.turn)
+        self._log("session resumed", upstream=name, **log_fields, channels=len(allocation.channels))
+
+    def _take_request_id(self) -> media_v1.RequestId:
+        """The id of the message that is answered now; what is said later answers nothing."""
+        request_id, self._request_id = self._request_id, None
+        return request_id
 
     def on_nothing_left(self) -> None:
         """The token stands for nothing that is still there. The client may open a new allocation instead."""
         if self.state is State.RETURNING:
             self._enter(State.NEW, OPEN_TIMEOUT_S)
-            self._fail(404, "resume: no such token; it is good once, and not for long", identity=self._request_id)
+            self._fail(
+                404, "resume: no such token; it is good once, and not for long", identity=self._take_request_id()
+            )
 
     # Time and the end
 
@@ -509,8 +517,17 @@ class Session:
         self._owner.lines.info(event, f"{event} {fields.get('code', '')}", connection=self.opened.connection, **fields)
 
 
+def _addresses(turn: TurnClient) -> dict[str, str]:
+    """The relayed addresses, for the log."""
+    addresses = {"relayed": turn.relayed_address, "additional": turn.additional_address}
+    return {key: str(address) for key, address in addresses.items() if address is not None}
+
+
 def _why(failed: RequestFailed) -> str:
     """The upstream's words; some have none."""
+    if failed.code == PEER_FAMILY_MISMATCH:
+        return f"{failed.reason or 'Peer Address Family Mismatch'}; open with family ipv6 or both for IPv6 peers"
     if failed.reason:
         return failed.reason
-    return {401: "wrong username or password", 486: "too many allocations"}.get(failed.code, "it does not say why")
+    words = {401: "wrong username or password", 440: "Address Family not Supported", 486: "too many allocations"}
+    return words.get(failed.code, "it does not say why")

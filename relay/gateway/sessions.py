@@ -302,7 +302,7 @@ class Sessions:
             session.on_verdict(allocation, None)
             return
         then = functools.partial(self._on_verdict, session, allocation)
-        self._entitlement.ask(allocation.username, region, session.opened.client.host, then)
+        self._entitlement.ask(allocation.asked.username, region, session.opened.client.host, then)
 
     def _on_verdict(self, session: Session, allocation: Allocation, verdict: Verdict) -> None:
         if self._sessions.get(session.opened.connection) is not session or session.allocation is not allocation:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from relay.addresses import Address, canonical_host, parse_address
+from relay.addresses import Address, AddressFamily, canonical_host, parse_address
 from relay.errors import PeerError
 from relay.wire.channeldata import FIRST_CHANNEL, LAST_CHANNEL
 
@@ -47,6 +47,7 @@ class Open:
     password: str = field(default="", repr=False)
     region: str | None = None
     id: RequestId = None
+    family: AddressFamily | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,10 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """There is an allocation; ``token`` is good for one return within so many seconds of a cut."""
+    """There is an allocation; ``token`` is good for one return within ``resume_within_s`` of a cut.
+
+    ``additional`` is the IPv6 address beside an IPv4 one, where both were asked for and granted.
+    """
 
     relayed: Address
     mapped: Address | None
@@ -86,6 +90,7 @@ class Opened:
     token: str = field(repr=False)
     resume_within_s: float
     id: RequestId = None
+    additional: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ class Resumed:
     token: str = field(repr=False)
     resume_within_s: float
     id: RequestId = None
+    additional: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,7 @@ class Moved:
 
     relayed: Address
     upstream: str
+    additional: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,16 +248,26 @@ def parse_client_message(text: str) -> ClientMessage:
 
 
 def _parse_open(fields: _Fields) -> Open:
+    region, family = _region(fields), _family(fields)
     if not fields.has("username") and not fields.has("password"):
-        return Open("", "", _region(fields), fields.id)
+        return Open("", "", region, fields.id, family)
     username = fields.text("username", MAX_USERNAME_BYTES)
     if len(username.encode()) > MAX_USERNAME_BYTES:
         raise fields.fail(f"username: expected at most {MAX_USERNAME_BYTES} bytes")
-    return Open(username, fields.text("password", MAX_PASSWORD_CHARACTERS), _region(fields), fields.id)
+    return Open(username, fields.text("password", MAX_PASSWORD_CHARACTERS), region, fields.id, family)
 
 
 def _region(fields: _Fields) -> str | None:
     return fields.text("region", MAX_REGION_CHARACTERS) if fields.has("region") else None
+
+
+def _family(fields: _Fields) -> AddressFamily | None:
+    if not fields.has("family"):
+        return None
+    try:
+        return AddressFamily(fields.text("family", MAX_REGION_CHARACTERS))
+    except ValueError:
+        raise fields.fail("family: expected ipv4, ipv6 or both") from None
 
 
 def parse_relay_message(text: str) -> RelayMessage:
@@ -265,6 +282,7 @@ def parse_relay_message(text: str) -> RelayMessage:
                 fields.text("token", MAX_TOKEN_CHARACTERS),
                 fields.seconds("resume_within_s"),
                 fields.id,
+                fields.address_or_none("additional"),
             )
         case "resumed":
             return Resumed(
@@ -273,11 +291,13 @@ def parse_relay_message(text: str) -> RelayMessage:
                 fields.text("token", MAX_TOKEN_CHARACTERS),
                 fields.seconds("resume_within_s"),
                 fields.id,
+                fields.address_or_none("additional"),
             )
         case "bound":
             return Bound(fields.address("peer"), fields.number("channel", FIRST_CHANNEL, LAST_CHANNEL), fields.id)
         case "moved":
-            return Moved(fields.address("relayed"), fields.text("upstream", MAX_REGION_CHARACTERS))
+            upstream = fields.text("upstream", MAX_REGION_CHARACTERS)
+            return Moved(fields.address("relayed"), upstream, fields.address_or_none("additional"))
         case "closed":
             return Closed(fields.id)
         case "error":

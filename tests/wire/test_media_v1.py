@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.addresses import Address
+from relay.addresses import Address, AddressFamily
 from relay.wire import media_v1
 from relay.wire.media_v1 import (
     Bind,
@@ -170,3 +170,24 @@ def test_media() -> None:
         with pytest.raises(MediaV1Error):
             parse_media(wrong)
     assert media_v1.CHANNEL_BYTES == 2
+
+
+@pytest.mark.parametrize("family", AddressFamily)
+def test_families(family: AddressFamily) -> None:
+    text = f'{{"type":"open","username":"me","password":"pass","family":"{family.value}"}}'
+    assert build_control(Open("me", "pass", family=family)) == text
+    assert parse_client_message(text) == Open("me", "pass", family=family)
+    told: list[RelayMessage] = [
+        Opened(PEER, None, "up", "token", 10.0, 1, PEER6),
+        Resumed(PEER, "up", "token", 10.0, 1, PEER6),
+        Moved(PEER, "up", PEER6),
+    ]
+    for message in told:
+        assert f'"additional":"{PEER6}"' in build_control(message)
+        assert parse_relay_message(build_control(message)) == message
+
+
+@pytest.mark.parametrize("family", ['"ipv5"', "4", "true", '""', '["ipv4"]'])
+def test_families_that_are_none(family: str) -> None:
+    with pytest.raises(MediaV1Error, match="family: expected"):
+        parse_client_message(f'{{"type":"open","username":"me","password":"pass","family":{family}}}')
