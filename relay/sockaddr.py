@@ -34,7 +34,8 @@ def _index(zone: str) -> int:
 
 def from_sockaddr(sockaddr: Sequence[Any]) -> Address:
     """The address in what ``getsockname`` and its like give; a zone is named, or a number if its interface has gone."""
-    host, port = str(sockaddr[0]), int(sockaddr[1])
+    # An IPv6 socket that is connected to IPv4 gives v4-mapped addresses.
+    host, port = str(sockaddr[0]).removeprefix("::ffff:"), int(sockaddr[1])
     scope = int(sockaddr[3]) if len(sockaddr) > 3 else 0
     if not scope or "%" in host:
         return Address(host, port)

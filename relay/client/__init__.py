@@ -43,9 +43,12 @@ TURN over WebSocket, and the same over CONNECT-UDP and TLS::
     turn = await open_turn_connect_udp("https://voice.firm.example", server, username, password, on_data=on_data)
     turn = await open_turn_tls(Address("voice.firm.example", 443), username, password, ssl_context=context, proxy=proxy)
 
-All of them trust the system's certificates unless they are given an ``ssl.SSLContext``, never wait in ``send``, drop
-media behind a backlog of 64 KiB, and raise UpstreamError with words that say who refused what.
+All of them trust the system's certificates unless they are given an ``ssl.SSLContext``, and raise UpstreamError with
+words that say who refused what. ``send`` never waits: packets of more than 2,000 bytes, and those that find 64 KiB
+waiting, the kernel's buffer included, are dropped and counted in ``dropped``. Callbacks run in the loop; what they
+raise is logged, and a loop that they block for seconds cuts nothing. ``family=AddressFamily.BOTH`` asks for an IPv6
+address beside the IPv4 one, ``additional_address``.
 
 Inside: ``turn`` drives the TURN state machine, ``links`` and ``upgraded`` own the sockets, ``connect`` gets through
-proxies, ``timer`` and ``requests`` are shared.
+proxies, ``application`` calls back, ``timer`` and ``requests`` are shared.
 """

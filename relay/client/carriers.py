@@ -29,12 +29,26 @@ from relay.wire.upgrade import (
 
 UDP_PATH = "/.well-known/masque/udp/{host}/{port}/"
 
+# RFC 3986: what may stand in path and query as it is, and what has been quoted already.
+_NOT_QUOTED = "%!$&'()*+,;=:@/?-._~"
+
 _Link = TypeVar("_Link", bound=UpgradedLink)
 Check = Callable[[Response], None]
 
 
 def _ignore(peer: Address, data: bytes) -> None:
     """Nobody asked for data."""
+
+
+def _ascii(host: str) -> str:
+    """A host as HTTP and DNS name it. Raises ValueError."""
+    try:
+        name = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        name = ""
+    if not name.isprintable() or not name or " " in name:
+        raise ValueError("expected a host name without spaces and control characters")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +78,10 @@ class Endpoint:
             # Without the URL itself, which may hold a password.
             raise ValueError("expected an address such as wss://voice.firm.example/media, without user and password")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        server = Address(parts.hostname, parts.port or 443)
+        server = Address(_ascii(parts.hostname), parts.port or 443)
         context = ssl_context or ssl.create_default_context()
-        return cls(server, target, context, server_hostname, as_proxy(proxy), timeout_s)
+        name = None if server_hostname is None else _ascii(server_hostname)
+        return cls(server, quote(target, safe=_NOT_QUOTED), context, name, as_proxy(proxy), timeout_s)
 
     @property
     def host(self) -> str:
@@ -94,7 +109,8 @@ class Endpoint:
                     await made.wait_closed()
                     raise
         except TimeoutError:
-            raise UpstreamError(f"{self.server}: no answer to the upgrade within {self.timeout_s:g} s") from None
+            way = "" if self.proxy is None else f" through the proxy {self.proxy.address}"
+            raise UpstreamError(f"{self.server}{way}: no answer to the upgrade within {self.timeout_s:g} s") from None
         except UpstreamError as error:
             raise UpstreamError(f"{self.server}{self.target}: {error}") from error
         return made
@@ -122,7 +138,7 @@ async def open_turn_websocket(
     """TURN over WebSocket: ``url`` is such as ``wss://voice.firm.example/turn``; the rest as in ``open_turn_tls``.
 
     The system's certificates are trusted unless ``ssl_context`` says other. Raises UpstreamError if there is no
-    WebSocket within ``timeout_s``, ValueError for a URL that is none.
+    WebSocket within ``timeout_s``, ValueError for a URL that is not one.
     """
     endpoint = Endpoint.parse(
         url, ssl_context=ssl_context, server_hostname=server_hostname, proxy=proxy, timeout_s=timeout_s

@@ -1,4 +1,7 @@
-"""TLS connections, directly or through a web proxy (HTTP CONNECT, RFC 9110 section 9.3.6) with Basic auth."""
+"""TLS connections, directly or through a web proxy (HTTP CONNECT, RFC 9110 section 9.3.6) with Basic auth.
+
+TCP first, then TLS over it: whoever writes can look at both, and at what the kernel holds.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from relay.addresses import Address
+from relay.client.application import fail
 from relay.errors import UpstreamError
 from relay.wire.upgrade import UpgradeError, parse_response
 
-_Protocol = TypeVar("_Protocol", bound=asyncio.Protocol)
 # Of what a proxy says in its page, the first line is enough to act on.
 _SHOWN = 200
 
@@ -42,10 +45,31 @@ def as_proxy(given: Proxy | str | None) -> Proxy | None:
     return Proxy.parse(given) if isinstance(given, str) else given
 
 
-class _Tunnel(asyncio.Protocol):
+class TlsProtocol(asyncio.Protocol):
+    """What ``connect_tls`` connects. ``tcp`` is the transport below TLS, ``proxy`` what it leads through."""
+
+    tcp: asyncio.WriteTransport
+    proxy: Proxy | None = None
+
+
+_Protocol = TypeVar("_Protocol", bound=TlsProtocol)
+
+
+class _Tcp(asyncio.Protocol):
+    """A TCP connection before TLS: a server says nothing yet."""
+
+    def __init__(self) -> None:
+        self.spoke = False
+
+    def data_received(self, data: bytes) -> None:
+        self.spoke = True
+
+
+class _Tunnel(_Tcp):
     """Asks a proxy for a tunnel. ``opened`` is done when there is one, or an UpstreamError."""
 
     def __init__(self, target: Address, proxy: Proxy) -> None:
+        super().__init__()
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._target = target
         self._proxy = proxy
@@ -60,9 +84,10 @@ class _Tunnel(asyncio.Protocol):
         cast("asyncio.WriteTransport", transport).write("\r\n".join([*lines, "", ""]).encode())
 
     def data_received(self, data: bytes) -> None:
-        self._head += data
         if self.opened.done():
+            super().data_received(data)
             return
+        self._head += data
         try:
             response = parse_response(self._head)
             if response is None:
@@ -72,14 +97,13 @@ class _Tunnel(asyncio.Protocol):
             if len(self._head) > response.size:
                 raise UpgradeError("speaks before TLS has begun")
         except UpgradeError as error:
-            self.opened.set_exception(UpstreamError(f"the proxy {self._proxy.address} {error}"))
+            fail(self.opened, UpstreamError(f"the proxy {self._proxy.address} {error}"))
         else:
             self.opened.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.opened.done():
-            cause = exc or "end of stream"
-            self.opened.set_exception(UpstreamError(f"the proxy {self._proxy.address} closed the connection: {cause}"))
+        cause = exc or "end of stream"
+        fail(self.opened, UpstreamError(f"the proxy {self._proxy.address} closed the connection: {cause}"))
 
 
 async def connect_tls(
@@ -92,35 +116,59 @@ async def connect_tls(
     local_address: Address | None = None,
     proxy: Proxy | None = None,
 ) -> _Protocol:
-    """Connect and shake hands within ``timeout_s``. Raises UpstreamError, from the OSError or ssl.SSLError."""
-    loop = asyncio.get_running_loop()
-    hostname = server_hostname or server.host
+    """Connect and shake hands within ``timeout_s``.
+
+    Raises UpstreamError, from the OSError or ssl.SSLError, with the name of the proxy where it is the proxy's.
+    """
+    way = _Way(server, proxy)
     try:
         async with asyncio.timeout(timeout_s):
-            if proxy is not None:
-                tunnel = await _open_tunnel(proxy, server, local_address)
-                return await _start_tls(tunnel, protocol, ssl_context, hostname)
-            _, made = await loop.create_connection(
-                protocol, *server, ssl=ssl_context, server_hostname=hostname, local_addr=local_address
-            )
-            return made
+            tcp, before = await way.connect(local_address)
+            if before.spoke:
+                raise ConnectionResetError("speaks before TLS has begun")
+            made = await _start_tls(tcp, protocol, ssl_context, server_hostname or server.host, proxy)
     except TimeoutError:
-        raise UpstreamError(f"{server}: no TLS connection within {timeout_s:g} s") from None
-    except (OSError, UnicodeError) as error:
-        raise UpstreamError(f"{server}: {error}") from error
+        raise UpstreamError(f"{way.at}: {way.wanted} within {timeout_s:g} s") from None
+    # ValueError: a host that DNS or TLS cannot name. OverflowError: a port that is none.
+    except (OSError, ValueError, OverflowError) as error:
+        raise UpstreamError(f"{way.at}: {error}") from error
+    return made
 
 
-async def _open_tunnel(proxy: Proxy, server: Address, local_address: Address | None) -> asyncio.WriteTransport:
-    loop = asyncio.get_running_loop()
-    transport, tunnel = await loop.create_connection(
-        lambda: _Tunnel(server, proxy), *proxy.address, local_addr=local_address
-    )
-    try:
-        await tunnel.opened
-    except BaseException:
-        transport.abort()
-        raise
-    return transport
+class _Way:
+    """To a server, maybe through a proxy. ``at`` names who we are waiting for, ``wanted`` what for."""
+
+    def __init__(self, server: Address, proxy: Proxy | None) -> None:
+        self._server = server
+        self._proxy = proxy
+        self._arrive()
+
+    def _arrive(self) -> None:
+        self.at = (
+            str(self._server) if self._proxy is None else f"{self._server} through the proxy {self._proxy.address}"
+        )
+        self.wanted = "no TLS connection"
+
+    async def connect(self, local_address: Address | None) -> tuple[asyncio.Transport, _Tcp]:
+        """A TCP connection that TLS can begin on."""
+        loop, proxy, server = asyncio.get_running_loop(), self._proxy, self._server
+        if not 0 < server.port <= 65535:
+            raise ValueError("expected a port from 1 to 65535")
+        if proxy is None:
+            return await loop.create_connection(_Tcp, *server, local_addr=local_address)
+        if not server.host.isprintable() or " " in server.host:
+            raise ValueError("expected a host without spaces and control characters")
+        self.at, self.wanted = f"the proxy {proxy.address}", "no tunnel"
+        transport, tunnel = await loop.create_connection(
+            lambda: _Tunnel(server, proxy), *proxy.address, local_addr=local_address
+        )
+        try:
+            await tunnel.opened
+        except BaseException:
+            transport.abort()
+            raise
+        self._arrive()
+        return transport, tunnel
 
 
 class _Shaking(asyncio.Protocol):
@@ -138,17 +186,22 @@ class _Shaking(asyncio.Protocol):
 
 
 async def _start_tls(
-    tunnel: asyncio.WriteTransport, protocol: Callable[[], _Protocol], ssl_context: ssl.SSLContext, hostname: str
+    tcp: asyncio.Transport,
+    protocol: Callable[[], _Protocol],
+    ssl_context: ssl.SSLContext,
+    hostname: str,
+    proxy: Proxy | None,
 ) -> _Protocol:
     shaking = _Shaking()
     try:
-        transport = await asyncio.get_running_loop().start_tls(tunnel, shaking, ssl_context, server_hostname=hostname)
+        transport = await asyncio.get_running_loop().start_tls(tcp, shaking, ssl_context, server_hostname=hostname)
+        if transport is None or shaking.lost:
+            raise ConnectionResetError("closed in the TLS handshake")
+        made = protocol()
     except BaseException:
-        tunnel.abort()
+        tcp.abort()
         raise
-    if transport is None or shaking.lost:
-        raise ConnectionResetError("closed in the TLS handshake")
-    made = protocol()
+    made.tcp, made.proxy = tcp, proxy
     transport.set_protocol(made)
     made.connection_made(transport)
     if shaking.early:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import socket
 import ssl
+import sys
+import termios
 from typing import Protocol, cast
 
 from relay._fastpath import StreamCutter
 from relay.addresses import Address
-from relay.client.connect import Proxy, connect_tls
+from relay.client.connect import Proxy, TlsProtocol, connect_tls
 from relay.errors import UpstreamError
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.channeldata import pad
@@ -22,9 +25,12 @@ from relay.wire.channeldata import pad
 MAX_DATAGRAM_BYTES = 65535
 # Datagrams taken in one wake-up before other sockets have their turn: 16 take well under a millisecond.
 MAX_DATAGRAMS_PER_WAKE_UP = 16
-# TLS keeps nothing back until the TCP transport under it holds 64 KiB (asyncio's high-water mark): these 64 KiB are
-# the bound, and what TLS keeps then says that it is reached. The end of a handshake, which may wait too, is shorter.
-TLS_BACKLOG_BYTES = 1024
+# What a packet of media may have, on every carrier alike, longer ones are dropped: a relay takes 2,048 bytes in a
+# WebSocket message and in a capsule, and 48 of them are the head of a Send indication to an IPv6 peer.
+MAX_DATA_BYTES = 2000
+# What may wait on the way to the server, in the kernel's buffer too, before data is dropped: 7 s of one voice, or what
+# is under way at 10 Mbit/s and 50 ms. The kernel alone would take 4 MB.
+MAX_BACKLOG_BYTES = 64 * 1024
 # How long the server may take to answer close_notify before the stream is cut off.
 TLS_CLOSE_TIMEOUT_S = 1.0
 
@@ -144,32 +150,28 @@ class UdpLink:
         """A UDP socket is closed at once."""
 
 
-class StreamLink(asyncio.Protocol):
-    """What all links over TLS have in common: a backlog that data is dropped behind, and an end to wait for."""
+class StreamLink(TlsProtocol):
+    """What all links over TLS have in common: a backlog after which data is dropped, and an end to wait for."""
 
     def __init__(self) -> None:
         self.dropped = 0
         self._lost = asyncio.get_running_loop().create_future()
-        self._backlogged = False
         self._transport: asyncio.Transport
 
     @property
     def local_address(self) -> Address:
         """Our end of the TCP connection."""
-        return Address(*self._transport.get_extra_info("sockname")[:2])
+        return from_sockaddr(self._transport.get_extra_info("sockname"))
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What waits on the way to the server: in TLS, in the transport below it, and unacknowledged in the kernel."""
+        waiting = self._transport.get_write_buffer_size() + self.tcp.get_write_buffer_size()
+        return waiting + _unacknowledged(self._transport.get_extra_info("socket"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The handshake is done."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=TLS_BACKLOG_BYTES)
-
-    def pause_writing(self) -> None:
-        """There is a backlog."""
-        self._backlogged = True
-
-    def resume_writing(self) -> None:
-        """There is none any more."""
-        self._backlogged = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The stream has ended, by whomever."""
@@ -180,11 +182,20 @@ class StreamLink(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.write(data)
 
-    def _write_or_drop(self, data: bytes) -> None:
-        if self._backlogged or self._transport.is_closing():
-            self.dropped += 1
-        else:
-            self._transport.write(data)
+    def _write_or_drop(self, data: bytes) -> bool:
+        """Write, unless too much waits already; False if it was dropped."""
+        if self._transport.is_closing() or self.backlog_bytes + len(data) > MAX_BACKLOG_BYTES:
+            return False
+        self._transport.write(data)
+        return True
+
+    def _write_data_or_drop(self, data: bytes) -> None:
+        self.dropped += not self._write_or_drop(data)
+
+    def _ended(self, exc: Exception | None) -> UpstreamError:
+        """What the owner is told when the stream has ended."""
+        who = "the server" if self.proxy is None else f"the server or the proxy {self.proxy.address}"
+        return UpstreamError(f"{who} closed the connection: {exc or 'end of stream'}")
 
     async def wait_closed(self) -> None:
         """Wait for the server's end, but not long."""
@@ -194,9 +205,13 @@ class StreamLink(asyncio.Protocol):
             await self._lost
 
 
-def stream_ended(exc: Exception | None) -> UpstreamError:
-    """What the owner of a link is told when its stream has ended."""
-    return UpstreamError(f"the server closed the connection: {exc or 'end of stream'}")
+def _unacknowledged(connected: socket.socket | None) -> int:
+    """Bytes in the kernel that the other side has not acknowledged; 0 where that cannot be asked."""
+    try:
+        answer = fcntl.ioctl(-1 if connected is None else connected.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
 
 
 class TlsLink(StreamLink):
@@ -215,6 +230,8 @@ class TlsLink(StreamLink):
     def data_received(self, data: bytes) -> None:
         """Cut the stream into messages; behind a broken one nothing is cut."""
         for unit in self._cutter.feed(data):
+            if self._transport.is_closing():
+                return  # the owner has closed it meanwhile, and hears nothing more
             self._owner.on_message(unit)
         if self._cutter.fault is not None:
             self._owner.on_lost(UpstreamError(f"the server broke the stream's framing: {self._cutter.fault.value}"))
@@ -223,15 +240,15 @@ class TlsLink(StreamLink):
     def connection_lost(self, exc: Exception | None) -> None:
         """The stream has ended, by whomever."""
         super().connection_lost(exc)
-        self._owner.on_lost(stream_ended(exc))
+        self._owner.on_lost(self._ended(exc))
 
     def send(self, message: bytes) -> None:
         """Send a STUN message, however much waits before it: it is not sent again over a stream."""
         self._write(message)
 
     def send_data(self, message: bytes) -> None:
-        """Send data, or drop it behind a backlog of 64 KiB: voice that waits is worth nothing."""
-        self._write_or_drop(pad(message))
+        """Send data, or drop it if 64 KiB wait already: voice that waits is worth nothing."""
+        self._write_data_or_drop(pad(message))
 
     def close(self) -> None:
         """Flush what waits, send close_notify and close."""
@@ -241,17 +258,19 @@ class TlsLink(StreamLink):
 async def open_udp_link(server: Address, owner: LinkOwner, local_address: Address | None) -> None:
     """Connect a UDP socket. Raises UpstreamError if the name does not resolve or no route leads there."""
     loop = asyncio.get_running_loop()
+    if not 0 < server.port <= 65535:
+        raise UpstreamError(f"{server}: expected a port from 1 to 65535")
     try:
         found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
         connected = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UpstreamError(f"{server}: {error}") from error
     try:
         if local_address is not None:
             connected.bind(to_sockaddr(local_address))
         connected.connect(address)
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:
         connected.close()
         raise UpstreamError(f"{server}: {error}") from error
     UdpLink(connected, owner)

@@ -26,9 +26,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from relay.addresses import Address
+from relay.addresses import Address, AddressFamily, canonical
+from relay.client.application import Ending, guarded
 from relay.client.carriers import Endpoint, websocket_upgrade
 from relay.client.connect import Proxy
+from relay.client.links import MAX_DATA_BYTES
 from relay.client.upgraded import SessionLink, WebSocketClosed
 from relay.errors import UpstreamError
 from relay.tasks import Tasks
@@ -55,6 +57,15 @@ class SessionError(UpstreamError):
         self.reason = reason
 
 
+class SessionRefused(SessionError, WebSocketClosed):
+    """The relay has ended the session, and has said why: ``code`` and ``reason`` are those of its message."""
+
+    def __init__(self, refusal: SessionError, closed: WebSocketClosed) -> None:
+        UpstreamError.__init__(self, f"{closed}: {refusal}")
+        self.code = refusal.code
+        self.reason = refusal.reason
+
+
 def _ignore(peer: Address, data: bytes) -> None:
     """Nobody asked for data."""
 
@@ -68,19 +79,22 @@ class Session:
 
     ``closed`` is done when it has ended: with None by ``close``, with an UpstreamError when the relay ended it, or when
     it could not come back in time. ``dropped`` counts media that was not sent. ``resumptions`` counts returns.
+    ``additional_address`` is the relayed IPv6 address beside an IPv4 one, if both were asked for and granted. What
+    ``on_data`` and ``on_moved`` raise is logged, and ends nothing.
     """
 
     def __init__(self, endpoint: Endpoint, on_data: OnData, on_moved: OnMoved) -> None:
         self._loop = asyncio.get_running_loop()
-        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._ending = Ending()
         self.relayed_address = Address("", 0)
+        self.additional_address: Address | None = None
         self.mapped_address: Address | None = None
         self.upstream = ""
         self.dropped = 0
         self.resumptions = 0
         self._endpoint = endpoint
-        self._on_data = on_data
-        self._on_moved = on_moved
+        self._on_data = guarded(on_data, "on_data")
+        self._on_moved = guarded(on_moved, "on_moved")
         self._token = ""
         self._resume_within_s = 0.0
         self._link: SessionLink | None = None
@@ -88,6 +102,10 @@ class Session:
         self._peers: dict[int, Address] = {}
         self._ids = itertools.count(1)
         self._waiting: dict[media_v1.RequestId, asyncio.Future[media_v1.RelayMessage]] = {}
+        # Peers that a channel has been asked for: the relay gives no others.
+        self._wanted: set[Address] = set()
+        # What the relay has said last, if that was an error that answers nothing we know: then it may end for it.
+        self._refusal: SessionError | None = None
         # Set while there is a connection that carries media.
         self._connected = asyncio.Event()
         self._tasks = Tasks()
@@ -100,6 +118,11 @@ class Session:
     ) -> None:
         await self.close()
 
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done when the session has ended. Several who wait for it with a timeout should shield it."""
+        return self._ending.future
+
     # What a caller does
 
     async def bind(self, peer: Address, channel: int | None = None) -> int:
@@ -107,6 +130,11 @@ class Session:
 
         It waits for a connection that is coming back, all within ten seconds.
         """
+        try:
+            peer = canonical(peer)
+        except ValueError as error:
+            raise SessionError(0, f"bind: {error}") from error
+        self._wanted.add(peer)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._wait_connected()
@@ -118,23 +146,36 @@ class Session:
         return answer.channel
 
     def send(self, to: Address | int, data: bytes) -> None:
-        """Send a datagram to a peer that is bound, or over a channel. Never waits: what cannot go is dropped.
+        """Send a datagram to a peer that is bound, or over its channel. Never waits.
 
-        Raises KeyError for a peer without a channel.
+        What cannot go is dropped and counted: without a connection, after a backlog of 64 KiB, and beyond 2,000 bytes.
+        Raises KeyError for a peer without a channel, and a channel without a peer.
         """
-        channel = to if isinstance(to, int) else self._channels[to]
-        if self._link is None or not self._connected.is_set():
+        channel = self._channel(to)
+        if self._link is None or not self._connected.is_set() or len(data) > MAX_DATA_BYTES:
             self.dropped += 1
             return
         before = self._link.dropped
         self._link.send_media(media_v1.build_media(channel, data))
         self.dropped += self._link.dropped - before
 
+    def _channel(self, to: Address | int) -> int:
+        if isinstance(to, int):
+            if to not in self._peers:
+                raise KeyError(to)
+            return to
+        channel = self._channels.get(to)
+        if channel is None:
+            with contextlib.suppress(ValueError):
+                to = canonical(to)
+            channel = self._channels[to]
+        return channel
+
     async def close(self) -> None:
         """Say that the call is over, and close. May be repeated."""
         link = self._link
         try:
-            if link is not None and self._connected.is_set() and not self.closed.done():
+            if link is not None and self._connected.is_set() and not self._ending.reached:
                 with contextlib.suppress(UpstreamError, TimeoutError):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await self._ask(media_v1.Close)
@@ -146,12 +187,12 @@ class Session:
 
     # Opening and coming back
 
-    async def open(self, username: str, password: str, region: str | None) -> None:
+    async def open(self, username: str, password: str, region: str | None, family: AddressFamily | None = None) -> None:
         """Connect and have the relay allocate. Raises SessionError, UpstreamError."""
         link = await self._connect()
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
-                answer = await self._ask(lambda identity: Open(username, password, region, identity))
+                answer = await self._ask(lambda identity: Open(username, password, region, identity, family))
             if not isinstance(answer, Opened):
                 raise SessionError(0, "open: the relay answered something else")
         except BaseException as error:
@@ -172,12 +213,26 @@ class Session:
         return link
 
     def _take(self, answer: Opened | Resumed) -> None:
-        self.relayed_address, self.upstream = answer.relayed, answer.upstream
+        self._settle(answer)
         self._token, self._resume_within_s = answer.token, answer.resume_within_s
         self._connected.set()
 
+    def _settle(self, message: Opened | Resumed | Moved) -> bool:
+        """Take the addresses; True if they are others than before."""
+        before = self.relayed_address, self.additional_address
+        self.relayed_address, self.additional_address = message.relayed, message.additional
+        self.upstream = message.upstream
+        return before != (message.relayed, message.additional)
+
     async def _return(self, cause: UpstreamError) -> None:
         """Come back with the token, before the relay gives the allocation up."""
+        try:
+            await self._try_to_return(cause)
+        except Exception as error:
+            self._end(UpstreamError(f"the connection was cut ({cause}), and not resumed: {error!r}"))
+            raise
+
+    async def _try_to_return(self, cause: UpstreamError) -> None:
         deadline = self._loop.time() + self._resume_within_s
         while self._loop.time() < deadline:
             try:
@@ -198,24 +253,18 @@ class Session:
         answer = await self._ask(lambda identity: Resume(self._token, identity))
         if not isinstance(answer, Resumed):
             raise SessionError(0, "resume: the relay answered something else")
-        moved = answer.relayed != self.relayed_address
+        before = self.relayed_address, self.additional_address
         self.resumptions += 1
         self._take(answer)
-        if moved:
+        if before != (answer.relayed, answer.additional):
             self._on_moved(answer.relayed)
 
     async def _wait_connected(self) -> None:
         """Raises UpstreamError if the session has ended, or ends meanwhile."""
-        if self.closed.done():
-            raise SessionError(0, "the session is closed")
-        connected = self._tasks.start(self._until_connected(), "connected")
-        await asyncio.wait([connected, self.closed], return_when=asyncio.FIRST_COMPLETED)
-        connected.cancel()
-        if self.closed.done():
-            raise SessionError(0, "the session is closed")
-
-    async def _until_connected(self) -> None:
+        # ``_end`` sets it as well.
         await self._connected.wait()
+        if self._ending.reached:
+            raise SessionError(0, "the session is closed")
 
     async def _ask(self, message: Callable[[int], media_v1.ClientMessage]) -> media_v1.RelayMessage:
         """The answer to a message. Raises SessionError if it is a refusal, UpstreamError if the link is lost."""
@@ -234,6 +283,8 @@ class Session:
 
     def on_binary(self, payload: bytes) -> None:
         """Take media; of a channel that nobody bound it is ignored."""
+        if self._ending.reached:
+            return
         try:
             channel, data = media_v1.parse_media(payload)
         except MediaV1Error as error:
@@ -244,39 +295,58 @@ class Session:
 
     def on_text(self, text: str) -> None:
         """Take a control message."""
+        if self._ending.reached:
+            return
         try:
             message = media_v1.parse_relay_message(text)
         except MediaV1Error as error:
             self._fail(str(error))
             return
-        if isinstance(message, Bound):
-            # Before anybody waits: media may be right behind it.
-            self._channels[message.peer], self._peers[message.channel] = message.channel, message.peer
-        elif isinstance(message, Moved):
-            self.relayed_address, self.upstream = message.relayed, message.upstream
-            self._on_moved(message.relayed)
+        self._refusal = None
+        if isinstance(message, Moved):
+            if self._settle(message):
+                self._on_moved(message.relayed)
             return
+        if isinstance(message, Bound):
+            # Before anybody waits: media may follow at once.
+            self._on_bound(message)
         waiting = self._waiting.get(message.id)
         if isinstance(message, Failed):
             self._on_failed(message, waiting)
         elif waiting is not None and not waiting.done():
             waiting.set_result(message)
 
+    def _on_bound(self, message: Bound) -> None:
+        if message.peer not in self._wanted:
+            return
+        before = self._channels.get(message.peer)
+        if before is not None:
+            self._peers.pop(before, None)
+        self._channels[message.peer], self._peers[message.channel] = message.channel, message.peer
+
     def _on_failed(self, message: Failed, waiting: asyncio.Future[media_v1.RelayMessage] | None) -> None:
+        """Give the error to whom it answers; without an id, to the only one who waits. Else it may explain the end."""
         error = SessionError(message.code, message.reason)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(error)
-        elif message.peer is not None:
+        if waiting is None and message.peer is not None:
             # A channel that could not be renewed, or bound after a move.
             self._peers.pop(self._channels.pop(message.peer, 0), None)
+            return
+        if waiting is None and len(self._waiting) == 1:
+            (waiting,) = self._waiting.values()
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+        else:
+            self._refusal = error
 
     def _fail(self, cause: str) -> None:
         self._end(UpstreamError(f"the relay broke the protocol: {cause}"))
 
     def on_lost(self, link: SessionLink, error: UpstreamError) -> None:
         """The connection has ended: come back, unless the relay itself has closed it."""
-        if link is not self._link or self.closed.done():
+        if link is not self._link or self._ending.reached:
             return
+        if isinstance(error, WebSocketClosed) and self._refusal is not None:
+            error = SessionRefused(self._refusal, error)
         was_connected = self._connected.is_set()
         self._let_go()
         for waiting in list(self._waiting.values()):
@@ -294,16 +364,11 @@ class Session:
             link.abort()
 
     def _end(self, error: UpstreamError | None) -> None:
-        if self.closed.done():
+        if not self._ending.reach(error):
             return
-        link = self._link
-        self._connected.clear()
-        if error is None:
-            self.closed.set_result(None)
-        else:
-            self.closed.set_exception(error)
-            # Who does not ask how it ended must not be told by a warning.
-            self.closed.exception()
+        link, self._link = self._link, None
+        # Who waits to bind waits in vain.
+        self._connected.set()
         for waiting in list(self._waiting.values()):
             if not waiting.done():
                 waiting.set_exception(error or SessionError(0, "the session is closed"))
@@ -317,6 +382,7 @@ async def open_session(
     username: str = "",
     password: str = "",
     region: str | None = None,
+    family: AddressFamily | None = None,
     proxy: Proxy | str | None = None,
     ssl_context: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
@@ -327,14 +393,15 @@ async def open_session(
     """Open a session at ``url``, such as ``wss://voice.firm.example/media``, within ``timeout_s`` for each step.
 
     ``username`` and ``password`` are the TURN credentials that the vendor's signaling gives the client. ``on_data(peer,
-    packet)`` is called as media arrives, ``on_moved(relayed)`` when the relayed address has become another. ``proxy``
-    is a web proxy, such as ``http://user:password@proxy.firm.example:3128``. The system's certificates are trusted
-    unless ``ssl_context`` says other. Raises SessionError if the relay refuses, UpstreamError if it cannot be reached,
-    ValueError for a URL that is none.
+    packet)`` is called as media arrives, ``on_moved(relayed)`` when the relayed address has become another. ``family``
+    asks for IPv6, or for both; without it the address is IPv4, and IPv6 where there is nothing else. ``proxy`` is a web
+    proxy, such as ``http://user:password@proxy.firm.example:3128``. The system's certificates are trusted unless
+    ``ssl_context`` says other. Raises SessionError if the relay refuses, UpstreamError if it cannot be reached,
+    ValueError for a URL that is not one.
     """
     endpoint = Endpoint.parse(
         url, ssl_context=ssl_context, server_hostname=server_hostname, proxy=proxy, timeout_s=timeout_s
     )
     session = Session(endpoint, on_data, on_moved)
-    await session.open(username, password, region)
+    await session.open(username, password, region, family)
     return session

@@ -16,17 +16,20 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from relay.addresses import Address
+from relay.addresses import Address, AddressFamily, canonical
+from relay.client.application import Ending, guarded
 from relay.client.connect import Proxy, as_proxy
-from relay.client.links import Link, UdpLink, open_tls_link, open_udp_link
+from relay.client.links import MAX_DATA_BYTES, Link, UdpLink, open_tls_link, open_udp_link
 from relay.client.requests import AwaitedRequests, TurnRequestError
 from relay.client.timer import DeadlineTimer
 from relay.errors import UpstreamError
 from relay.turn.client import (
+    MAX_PEERS_PER_RENEWAL,
     AllocationCreated,
     AllocationRefreshed,
     BindingDone,
@@ -57,14 +60,16 @@ class TurnConnection:
     """One 5-tuple towards one TURN server; made by ``open_turn_udp`` and ``open_turn_tls``.
 
     ``closed`` is done when the connection has ended: with None by ``close``, with an UpstreamError when the server
-    closed it, broke its framing, or let the allocation go. Requests raise TurnRequestError.
+    closed it, broke its framing, or let the allocation go. Requests raise TurnRequestError. What ``on_data`` raises is
+    logged, and ends nothing.
     """
 
     def __init__(self, client: TurnClient, on_data: OnData, timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._ending = Ending()
         self._client = client
-        self._on_data = on_data
+        self._on_data = guarded(on_data, "on_data")
+        self._not_sent = 0
         self._timeout_s = timeout_s
         self._timer = DeadlineTimer(self._on_deadline)
         self._awaited = AwaitedRequests()
@@ -79,6 +84,11 @@ class TurnConnection:
         await self.close()
 
     @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done when the connection has ended. Several who wait for it with a timeout should shield it."""
+        return self._ending.future
+
+    @property
     def local_address(self) -> Address:
         """Our end of the connection."""
         return self._link.local_address
@@ -89,9 +99,14 @@ class TurnConnection:
         return self._client.relayed_address
 
     @property
+    def additional_address(self) -> Address | None:
+        """The relayed IPv6 address beside an IPv4 one, if both were asked for and granted."""
+        return self._client.additional_address
+
+    @property
     def dropped(self) -> int:
-        """Messages that found the socket full (UDP), or data that found a backlog (TLS)."""
-        return self._link.dropped
+        """Messages that found the socket full (UDP), data that found a backlog (TLS) or could not be sent at all."""
+        return self._link.dropped + self._not_sent
 
     # Requests
 
@@ -101,10 +116,16 @@ class TurnConnection:
         assert isinstance(event, BindingDone)
         return event.mapped_address
 
-    async def allocate(self, attributes: tuple[tuple[int, bytes], ...] = ()) -> Address:
-        """The relayed address of a new allocation (RFC 8656 section 7); ``attributes`` are added to the request."""
+    async def allocate(
+        self, attributes: tuple[tuple[int, bytes], ...] = (), family: AddressFamily | None = None
+    ) -> Address:
+        """The relayed address of a new allocation (RFC 8656 section 7); ``attributes`` are added to the request.
+
+        Without a ``family`` it is IPv4, and IPv6 of a server that has nothing else. With BOTH see
+        ``additional_address``, which a server may not grant.
+        """
         start = self._client.allocate
-        event = await self._request(Method.ALLOCATE, (), lambda: start(self._loop.time(), attributes))
+        event = await self._request(Method.ALLOCATE, (), lambda: start(self._loop.time(), attributes, family))
         assert isinstance(event, AllocationCreated)
         return event.relayed_address
 
@@ -119,13 +140,21 @@ class TurnConnection:
         return event.lifetime_s
 
     async def create_permission(self, *peers: Address) -> None:
-        """Let datagrams from these peers' addresses pass; their ports do not count (RFC 8656 section 10)."""
+        """Let datagrams from these peers' addresses pass; their ports do not count (RFC 8656 section 10).
+
+        More than 32 take several requests: one must fit into a packet.
+        """
+        for first in range(0, len(peers) or 1, MAX_PEERS_PER_RENEWAL):
+            await self._permit(_literal(Method.CREATE_PERMISSION, *peers[first : first + MAX_PEERS_PER_RENEWAL]))
+
+    async def _permit(self, peers: tuple[Address, ...]) -> None:
         start = self._client.create_permission
         await self._request(Method.CREATE_PERMISSION, peers, lambda: start(self._loop.time(), *peers))
 
     async def bind_channel(self, peer: Address) -> int:
         """Bind a channel, and with it the permission, to the peer (RFC 8656 section 12); the channel's number."""
         start = self._client.bind_channel
+        (peer,) = _literal(Method.CHANNEL_BIND, peer)
         event = await self._request(Method.CHANNEL_BIND, (peer,), lambda: start(self._loop.time(), peer))
         assert isinstance(event, ChannelBound)
         return event.channel_number
@@ -133,19 +162,39 @@ class TurnConnection:
     async def _request(
         self, method: Method, peers: tuple[Address, ...], start: Callable[[], None], timeout_s: float | None = None
     ) -> Event:
-        if self.closed.done():
+        if self._ending.reached:
             raise TurnRequestError(method, 0, "the connection is closed")
         key = (method, peers)
-        start()
+        try:
+            start()
+        except (ValueError, OverflowError, struct.error) as error:
+            raise TurnRequestError(method, 0, str(error)) from error
         answer = self._awaited.add(key)
         self._flush()
-        return await self._awaited.wait(key, answer, self._timeout_s if timeout_s is None else timeout_s)
+        try:
+            return await self._awaited.wait(key, answer, self._timeout_s if timeout_s is None else timeout_s)
+        except TurnRequestError as error:
+            refusal = self._client.unproven_refusal(method, peers)
+            if error.code or refusal is None:
+                raise
+            raise TurnRequestError(method, refusal.code, refusal.reason) from error
 
     # Data
 
     def send(self, peer: Address, data: bytes) -> None:
-        """Send a datagram to the peer, as ChannelData if a channel is bound. Never waits: what cannot go is dropped."""
-        self._link.send_data(self._client.send_data(peer, data))
+        """Send a datagram to the peer, as ChannelData if a channel is bound. Never waits, and raises nothing.
+
+        What cannot go is dropped and counted, on every carrier alike: more than 2,000 bytes, what finds a backlog of
+        64 KiB, and a peer that is not a literal address.
+        """
+        try:
+            message = None if len(data) > MAX_DATA_BYTES else self._client.send_data(peer, data)
+        except ValueError:
+            message = None
+        if message is None:
+            self._not_sent += 1
+        else:
+            self._link.send_data(message)
 
     # What the link tells
 
@@ -155,6 +204,8 @@ class TurnConnection:
 
     def on_message(self, message: bytes) -> None:
         """Take one whole message from the server."""
+        if self._ending.reached:
+            return
         events = self._client.receive(self._loop.time(), message)
         if len(events) == 1 and isinstance(events[0], DataReceived):
             self._on_data(events[0].peer, events[0].data)
@@ -166,8 +217,10 @@ class TurnConnection:
         self._awaited.fail_all(f"the server cannot be reached: {error.strerror}", error)
 
     def on_lost(self, error: UpstreamError) -> None:
-        """The link has ended."""
-        self._end(error)
+        """The link has ended. A relay that refuses says why before, and has no key to prove it with."""
+        refusal = self._client.unproven_refusal(Method.ALLOCATE)
+        told = None if refusal is None else TurnRequestError(Method.ALLOCATE, refusal.code, refusal.reason)
+        self._end(told or error)
 
     # Events, messages and time
 
@@ -177,7 +230,7 @@ class TurnConnection:
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             self._on_event(event)
-        if not self.closed.done():
+        if not self._ending.reached:
             self._flush()
 
     def _flush(self) -> None:
@@ -214,7 +267,7 @@ class TurnConnection:
     async def close(self, *, release: bool = True) -> None:
         """Release the allocation (Refresh with lifetime 0, unless ``release`` is false) and close. May be repeated."""
         try:
-            if release and self.relayed_address is not None and not self.closed.done():
+            if release and self.relayed_address is not None and not self._ending.reached:
                 with contextlib.suppress(UpstreamError):
                     await self._refresh(0, RELEASE_TIMEOUT_S)
         finally:
@@ -222,17 +275,19 @@ class TurnConnection:
             await self._link.wait_closed()
 
     def _end(self, error: UpstreamError | None) -> None:
-        if self.closed.done():
+        if not self._ending.reach(error):
             return
         self._timer.cancel()
         self._link.close()
         self._awaited.fail_all("the connection was closed" if error is None else str(error), error)
-        if error is None:
-            self.closed.set_result(None)
-        else:
-            self.closed.set_exception(error)
-            # Who does not ask how it ended must not be told by a warning.
-            self.closed.exception()
+
+
+def _literal(method: Method, *peers: Address) -> tuple[Address, ...]:
+    """The peers in the form in which they are compared. Raises TurnRequestError for one that is not an address."""
+    try:
+        return tuple(map(canonical, peers))
+    except ValueError as error:
+        raise TurnRequestError(method, 0, str(error)) from error
 
 
 async def open_turn_udp(

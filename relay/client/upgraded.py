@@ -10,7 +10,8 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol
 
-from relay.client.links import LinkOwner, StreamLink, stream_ended
+from relay.client.application import fail
+from relay.client.links import MAX_DATAGRAM_BYTES, LinkOwner, StreamLink
 from relay.errors import UpstreamError
 from relay.wire.capsule import CapsuleCutter, build_datagram
 from relay.wire.upgrade import Response, UpgradeError, parse_response
@@ -32,11 +33,11 @@ _MAX_BODY_BYTES = 1024
 
 
 class WebSocketClosed(UpstreamError):
-    """The server has closed the WebSocket itself, with this code and reason; it is not worth coming back at once."""
+    """The server has closed the WebSocket itself: not worth coming back at once. ``code`` is 0 if it gave none."""
 
     def __init__(self, code: int | None, reason: str) -> None:
         super().__init__(f"the server closed the WebSocket: {code or 'no code'} {reason}".rstrip())
-        self.code = code
+        self.code = code or 0
         self.reason = reason
 
 
@@ -50,6 +51,9 @@ class UpgradedLink(StreamLink):
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Why it has ended, if it has, and not because of ``close``.
         self.ended: UpstreamError | None = None
+        self._is_open = False
+        # Nothing more is said to the owner.
+        self._is_over = False
         self._request = request
         self._check = check
         self._tell_lost = lost
@@ -66,9 +70,9 @@ class UpgradedLink(StreamLink):
 
     def data_received(self, data: bytes) -> None:
         """Take the response, then frames."""
-        if self.opened.done():
-            if self.opened.exception() is None:
-                self._on_bytes(data)
+        if self._is_open:
+            self._on_bytes(data)
+        if self._is_open or self.opened.done():
             return
         self._head += data
         try:
@@ -76,7 +80,9 @@ class UpgradedLink(StreamLink):
             if response is not None:
                 self._head = self._head[response.size :]
                 length = response.headers.get("content-length", "")
-                self._body_bytes = min(int(length), _MAX_BODY_BYTES) if length.isdecimal() else _MAX_BODY_BYTES
+                # Four digits are more than is read.
+                stated = int(length) if length.isdecimal() and len(length) <= 4 else _MAX_BODY_BYTES
+                self._body_bytes = min(stated, _MAX_BODY_BYTES)
                 self._check(response)
         except UpgradeError as error:
             self._refusal = error
@@ -85,6 +91,7 @@ class UpgradedLink(StreamLink):
             self._take_body(ended=False)
             return
         early, self._head = self._head, b""
+        self._is_open = True
         self.opened.set_result(None)
         self._on_opened()
         if early:
@@ -99,24 +106,24 @@ class UpgradedLink(StreamLink):
 
     def _fail_opening(self, error: UpstreamError) -> None:
         if not self.opened.done():
-            self.opened.set_exception(error)
+            fail(self.opened, error)
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The stream has ended, by whomever."""
         super().connection_lost(exc)
-        error = stream_ended(exc)
-        if not self.opened.done():
-            self._take_body(ended=True)
-            if not self.opened.done():
-                self.opened.set_exception(error)
-            # Who does not wait any more must not be told by a warning.
-            self.opened.exception()
-        elif self.opened.exception() is None:
+        error = self._ended(exc)
+        if self._is_open:
             self._end(error)
+            return
+        self._take_body(ended=True)
+        fail(self.opened, error)
 
     def _end(self, error: UpstreamError) -> None:
-        self.ended = self.ended or error
+        if self._is_over:
+            return
+        self.ended = error
+        self._is_over = True
         self._stop()
         self._tell_lost(error)
 
@@ -126,13 +133,15 @@ class UpgradedLink(StreamLink):
 
     def close(self) -> None:
         """Flush what waits, say that it is the end, and close."""
-        if self.opened.done() and self.opened.exception() is None:
+        if self._is_open and not self._is_over:
             self._say_end()
+        self._is_over = True
         self._stop()
         self._transport.close()
 
     def abort(self) -> None:
         """Close at once, and say nothing."""
+        self._is_over = True
         self._stop()
         self._transport.abort()
 
@@ -157,15 +166,16 @@ class CapsuleLink(UpgradedLink):
     def __init__(self, request: bytes, check: Callable[[Response], None], owner: LinkOwner) -> None:
         super().__init__(request, check, owner.on_lost)
         self._owner = owner
-        self._cutter = CapsuleCutter()
+        self._cutter = CapsuleCutter(MAX_DATAGRAM_BYTES)
 
     def _on_opened(self) -> None:
         self._owner.on_opened(self)
 
     def _on_bytes(self, data: bytes) -> None:
         for payload in self._cutter.feed(data):
-            self._owner.on_message(payload)
-        if self._cutter.fault is not None:
+            if not self._is_over:
+                self._owner.on_message(payload)
+        if self._cutter.fault is not None and not self._is_over:
             self._abort(UpstreamError(f"the server broke the capsules: {self._cutter.fault}"))
 
     def send(self, message: bytes) -> None:
@@ -173,8 +183,8 @@ class CapsuleLink(UpgradedLink):
         self._write(build_datagram(message))
 
     def send_data(self, message: bytes) -> None:
-        """Send data, or drop it behind a backlog of 64 KiB."""
-        self._write_or_drop(build_datagram(message))
+        """Send data, or drop it if 64 KiB wait already."""
+        self._write_data_or_drop(build_datagram(message))
 
 
 class WebSocketLink(UpgradedLink):
@@ -188,16 +198,24 @@ class WebSocketLink(UpgradedLink):
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time()
         self._heard_frames = False
+        self._look_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def _on_opened(self) -> None:
         self._heard_at = self._loop.time()
         # At once: a proxy that swallows frames is found before anybody waits for voice.
         self._send_frame(Opcode.PING, b"")
-        self._timer = self._loop.call_later(SILENCE_S / 2, self._on_quiet)
+        self._look_again(SILENCE_S / 2)
+
+    def _look_again(self, within_s: float) -> None:
+        self._look_at = self._loop.time() + within_s
+        self._timer = self._loop.call_later(within_s, self._on_quiet)
 
     def _on_quiet(self) -> None:
-        quiet_s = self._loop.time() - self._heard_at
+        now = self._loop.time()
+        # While the application blocked the loop nothing could be heard: what has come meanwhile is still to be read.
+        self._heard_at = min(now, self._heard_at + max(0.0, now - self._look_at))
+        quiet_s = now - self._heard_at
         # Clocks of loops count milliseconds.
         if quiet_s >= SILENCE_S - 0.01:
             cause = "" if self._heard_frames else ", nor ever after the 101: a proxy on the way may swallow frames"
@@ -205,7 +223,7 @@ class WebSocketLink(UpgradedLink):
             return
         if quiet_s >= SILENCE_S / 4:
             self._send_frame(Opcode.PING, b"")
-        self._timer = self._loop.call_later(SILENCE_S / 4, self._on_quiet)
+        self._look_again(SILENCE_S / 4)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -215,6 +233,8 @@ class WebSocketLink(UpgradedLink):
     def _on_bytes(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
         for message in self._cutter.feed(data):
+            if self._is_over:
+                return
             self._heard_frames = True
             match message.opcode:
                 case Opcode.BINARY:
@@ -222,10 +242,12 @@ class WebSocketLink(UpgradedLink):
                 case Opcode.TEXT:
                     self._on_text(message.payload.decode())
                 case Opcode.PING:
-                    self._send_frame(Opcode.PONG, message.payload)
+                    # RFC 6455 section 5.5.3: only the last one need be answered. A server that asks, and reads
+                    # nothing, must not fill our memory.
+                    self._write_or_drop(build_frame(Opcode.PONG, message.payload, mask=secrets.token_bytes(4)))
                 case Opcode.CLOSE:
                     self._on_close(message.payload)
-        if self._cutter.fault is not None:
+        if self._cutter.fault is not None and not self._is_over:
             fault = self._cutter.fault
             self._send_frame(Opcode.CLOSE, build_close(fault.code, fault.text))
             self._abort(UpstreamError(f"the server broke the framing: {fault.text}"))
@@ -245,7 +267,7 @@ class WebSocketLink(UpgradedLink):
         self._write(build_frame(opcode, payload, mask=secrets.token_bytes(4)))
 
     def _send_binary_or_drop(self, payload: bytes) -> None:
-        self._write_or_drop(build_frame(Opcode.BINARY, payload, mask=secrets.token_bytes(4)))
+        self._write_data_or_drop(build_frame(Opcode.BINARY, payload, mask=secrets.token_bytes(4)))
 
     def _say_end(self) -> None:
         self._send_frame(Opcode.CLOSE, build_close(CloseCode.NORMAL))
@@ -273,7 +295,7 @@ class TurnWebSocketLink(WebSocketLink):
         self._send_frame(Opcode.BINARY, message)
 
     def send_data(self, message: bytes) -> None:
-        """Send data, or drop it behind a backlog of 64 KiB."""
+        """Send data, or drop it if 64 KiB wait already."""
         self._send_binary_or_drop(message)
 
 
@@ -311,5 +333,5 @@ class SessionLink(WebSocketLink):
         self._send_frame(Opcode.TEXT, text.encode())
 
     def send_media(self, payload: bytes) -> None:
-        """Send media, or drop it behind a backlog of 64 KiB."""
+        """Send media, or drop it if 64 KiB wait already."""
         self._send_binary_or_drop(payload)

@@ -159,6 +159,8 @@ class _Request:
     instead: Callable[[bytes], list[tuple[int, bytes]]] | None = None
     # When it has failed; None while the transactions, which also send it again, say so.
     expires: float | None = None
+    # An error that came without the integrity it owes: a relay on the way has no key.
+    unproven: ErrorCode | None = None
     challenges: int = 0
     key: bytes | None = field(default=None, repr=False)
 
@@ -210,6 +212,15 @@ class TurnClient:
     def is_bound(self, peer: Address) -> bool:
         """Whether the server has bound a channel to the peer."""
         return peer in self._channels
+
+    def unproven_refusal(self, method: Method, peers: tuple[Address, ...] = ()) -> ErrorCode | None:
+        """What a request under way was refused with by somebody who did not prove to be the server, if anybody did.
+
+        RFC 8489 section 9.2.5 has it ignored, because it may be forged. When nothing else comes, or the connection
+        ends, it is the best explanation there is.
+        """
+        under_way = (one for one in self._requests.values() if (one.method, one.peers) == (method, peers))
+        return next((one.unproven for one in under_way if one.unproven is not None), None)
 
     def start_again(self, now: float) -> None:
         """Send what is under way anew: what carried it is gone, and nobody sends it again."""
@@ -407,6 +418,7 @@ class TurnClient:
         challenged = error is not None and error.code in {400, 401, 438}
         # Section 9.2.5 of RFC 8489: an answer without the integrity it owes is as if it had not come.
         if request.key is not None and not challenged and not message.has_integrity(request.key):
+            request.unproven = error or request.unproven
             return []
         self._is_proven |= request.key is not None and not challenged
         del self._requests[message.transaction_id]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import unicodedata
 from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.addresses import Address
+from relay.addresses import Address, AddressFamily
 from relay.client.requests import TurnRequestError
 from relay.client.turn import open_turn_udp, take_turn_udp
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import NonceMint, StaticCredentials
 from relay.wire.stun import Method
+from tests.support.coturn import open_coturn
 from tests.support.peers import Inbox, echo_all_sizes, open_echo
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
@@ -232,3 +234,61 @@ async def test_many_at_once() -> None:
 
         await asyncio.gather(*(call() for _ in range(100)))
         assert (host.allocations, host.dropped) == (0, 0)
+
+
+# Families and sizes, at a real coturn
+
+
+async def test_both_families_through_coturn() -> None:
+    inbox = Inbox()
+    async with (
+        open_coturn(options=("relay-ip=::1",)) as coturn,
+        open_echo() as peer,
+        open_echo("::1") as peer6,
+        await open_turn_udp(coturn.address, coturn.username, coturn.password, on_data=inbox.put) as turn,
+    ):
+        assert not (await turn.allocate(family=AddressFamily.BOTH)).is_ipv6
+        assert turn.additional_address is not None
+        assert turn.additional_address.is_ipv6
+        await turn.bind_channel(peer6)
+        await turn.bind_channel(Address(f"::ffff:{peer.host}", peer.port))
+        assert await turn.refresh() > 0
+        for one in (peer, peer6):
+            turn.send(one, b"voice")
+            assert await inbox.get() == (one, b"voice")
+
+
+@pytest.mark.parametrize("password", ["sésame", unicodedata.normalize("NFD", "sésame")])
+async def test_coturn_hashes_the_password_as_it_is(password: str) -> None:
+    async with (
+        open_coturn(options=(f"user=ann:{password}",)) as coturn,
+        await open_turn_udp(coturn.address, "ann", password) as turn,
+    ):
+        assert (await turn.allocate()).port
+
+
+async def test_more_peers_than_fit_into_a_request() -> None:
+    async with open_host() as host, await open_turn_udp(host.address, "trader", "secret") as turn:
+        await turn.allocate()
+        await turn.create_permission(*[Address(f"127.0.{number}.1", 9) for number in range(200)])
+
+
+async def test_what_cannot_be_asked_or_sent() -> None:
+    """Words of ours, and no ValueError of a codec."""
+    name = Address("name.test", 9)
+    async with open_host() as host, await open_turn_udp(host.address, "trader", "secret") as turn:
+        await turn.allocate()
+        for ask in (
+            lambda: turn.bind_channel(name),
+            lambda: turn.create_permission(Address("127.0.0.1", 70_000)),
+            lambda: turn.refresh(-1),
+            lambda: turn.allocate(((0x1_0000, b""),)),
+        ):
+            with pytest.raises(TurnRequestError):
+                await ask()
+        turn.send(name, b"to nobody")
+        turn.send(Address("127.0.0.1", 9), bytes(2001))
+        assert turn.dropped == 2
+    for server in (Address("127.0.0.1", 70_000), Address("\udc80", 9), Address("a" * 64 + ".test", 9)):
+        with pytest.raises(UpstreamError):
+            await open_turn_udp(server)

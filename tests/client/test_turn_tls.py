@@ -8,10 +8,12 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from relay.addresses import Address
+from relay.client.links import TlsLink
 from relay.client.requests import TurnRequestError
 from relay.client.turn import TurnConnection, open_turn_tls, open_turn_udp
 from relay.demo.authority import Authority
@@ -159,8 +161,9 @@ async def test_data_is_dropped_behind_a_backlog(authority: Authority, certificat
         while not turn.dropped and frames < MOST_FRAMES:
             turn.send(nobody, bytes(1000))
             frames += 1
-        # It is not dropped before the bound of 64 KiB.
-        assert 64 < frames < MOST_FRAMES
+        # It is not dropped before the bound of 64 KiB, heads and TLS included, and nothing waits beyond.
+        assert 56 < frames < MOST_FRAMES
+        assert 56 * 1024 < cast("TlsLink", turn._link).backlog_bytes <= 64 * 1024
         # STUN is not dropped: it waits.
         with pytest.raises(TurnRequestError, match="no answer"):
             await turn.binding()

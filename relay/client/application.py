@@ -1,0 +1,74 @@
+"""What the clients owe the application that uses them: its callbacks, and how it hears that a connection has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec
+
+import structlog
+
+from relay.errors import UpstreamError
+from relay.turn.rate_limit import RateLimit
+
+log = structlog.get_logger()
+
+# An application that fails at each packet would fill its log: 50 packets a second.
+FAILURES_LOGGED_PER_S = 1.0
+
+P = ParamSpec("P")
+
+
+def guarded(callback: Callable[P, object], name: str) -> Callable[P, None]:
+    """The callback, such that what it raises is logged and goes no further: a mistake there must not end a call."""
+    limit = RateLimit(FAILURES_LOGGED_PER_S)
+    loop = asyncio.get_running_loop()
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(*args, **kwargs)
+        # CancelledError comes out of a future that somebody has cancelled; it is not ours.
+        except (Exception, asyncio.CancelledError) as error:
+            if limit.allows(loop.time(), name):
+                log.error("callback of the application failed", callback=name, exc_info=error)
+
+    return call
+
+
+def fail(future: asyncio.Future[None], error: BaseException) -> None:
+    """Set the error unless the future is done. If nobody asks for it, no warning says so."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
+
+
+class Ending:
+    """The end of a connection: reached once, whatever the application does with the future that tells it."""
+
+    def __init__(self) -> None:
+        self.reached = False
+        self._error: UpstreamError | None = None
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def future(self) -> asyncio.Future[None]:
+        """Done at the end, with None or the error. One that was cancelled, as by a timeout, is replaced."""
+        if self._future.cancelled():
+            self._future = self._future.get_loop().create_future()
+            if self.reached:
+                self._settle()
+        return self._future
+
+    def reach(self, error: UpstreamError | None) -> bool:
+        """The connection has ended; False if it had before."""
+        if self.reached:
+            return False
+        self.reached, self._error = True, error
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        if self._error is not None:
+            fail(self._future, self._error)
+        elif not self._future.done():
+            self._future.set_result(None)
