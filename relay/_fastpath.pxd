@@ -16,11 +16,13 @@ from relay.plane.meter cimport PAYLOAD_TYPES, Meter
 from relay.plane.openssl cimport SSL
 from relay.plane.pace cimport Pace
 from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
+from relay.plane.question cimport Question
 from relay.plane.ring cimport Ring
 from relay.plane.schedule cimport TRAFFICS, Schedule
 from relay.plane.sources cimport SOURCE_BYTES, Sources
 from relay.plane.tap cimport Tap
 from relay.plane.transactions cimport Transactions
+from relay.plane.uplink cimport SOCKADDR_BYTES, Uplink
 from relay.plane.wire cimport Wire
 
 cdef enum State:
@@ -66,6 +68,7 @@ cdef enum:
     DROP_UPLINK_MALFORMED
     DROP_UPLINK_OVERSIZE
     DROP_UPLINK_FULL
+    DROP_UPLINK_REFUSED
     DROPS
 
 # What is reported to Python, one bit each, in the order in which it is.
@@ -117,6 +120,8 @@ cdef struct Command:
     int number
     int flag
     int moves                   # of a session, this one included
+    uint32_t target_size        # of where an unconnected UDP socket is to be connected to; 0 for a connected one
+    uint8_t[SOCKADDR_BYTES] target
     uint32_t size
     uint64_t identity
     int64_t age_us              # of media for this flow, -1 for the plane's
@@ -223,6 +228,9 @@ cdef struct Connection:
     uint32_t username_size
     # The flow.
     Transactions* transactions
+    Uplink uplink
+    Question question           # what we ask of a silent upstream ourselves
+    int64_t doubt_since_us      # since when ICMP makes it doubtful that the upstream is there, 0 if it does not
     Counters counters
     Tap* tap                    # where its datagrams are copied to, or NULL
     int64_t opened_us
@@ -269,7 +277,10 @@ cdef enum:
     DATAGRAM_BYTES = DATAGRAM_ROOM + 65536 + 4  # the longest, and room for padding
     MESSAGES_BYTES = 16777216   # that wait for Python: beyond, it hangs
     PLAIN_BYTES = 16384         # one TLS record
-    MAX_FRESH_PORTS = 3
+    MAX_FRESH_PORTS = 256       # with the reasons in relay.plane.turn_flow
+    FRESH_PORTS_US = 5000000
+    ALLOCATION_MISMATCH = 437   # RFC 8656 section 7.2
+    MAX_KEPT_REQUEST_BYTES = 4096   # with the reason in relay.plane.flow
     USERNAME_BYTES = 512        # 128 characters, which are shown
 
 # Shared by all workers; changed at accept and close only.
@@ -350,7 +361,7 @@ cdef class Worker:
 
     cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int send_flow(
-        self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data
+        self, int op, uint64_t identity, int udp, bytes target, int flag, int64_t age_us, int moves, bytes data
     ) except -1
     cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
     cdef int push(self, Command* command) except -1

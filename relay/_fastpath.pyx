@@ -46,6 +46,10 @@ from relay.plane.live cimport (
 )
 from relay.plane.meter cimport PAYLOAD_TYPES, Meter, meter_packet
 from relay.plane.pace cimport is_behind, note_write
+from relay.plane.question cimport (
+    JUDGEMENT_ASK, JUDGEMENT_GONE, QUESTION_BYTES, Judgement, answers_question, judge, next_question_us,
+    write_question,
+)
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
@@ -62,8 +66,12 @@ from relay.plane.tap cimport (
     peek_tapped, put_tapped,
 )
 from relay.plane.transactions cimport (
-    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, MAX_REQUEST_BYTES, Answer, Pending, Transactions,
+    ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, Answer, Pending, Transactions,
     clear_transactions, find_pending, next_due_us, on_request, on_response, take_due, waiting_since_us,
+)
+from relay.plane.uplink cimport (
+    NEWS_DOUBT, NEWS_NONE, NEWS_OVERSIZE, SOCKADDR_BYTES, News, is_no_room, is_proof, is_unsure, news_of, send_after_all,
+    send_in_fragments,
 )
 from relay.plane.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
@@ -824,12 +832,11 @@ cdef void remember(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     cdef uint16_t kind = load16(message)
     if kind & CLASS_BITS:
         return
-    if size <= MAX_REQUEST_BYTES and (kind == ALLOCATE_REQUEST or kind == REFRESH_REQUEST):
-        if kind == ALLOCATE_REQUEST:
-            c.allocating = True
-            remember_name(c, message, size)
-        if c.releases:
-            keep_bytes(&c.request, &c.request_size, message, size)
+    if kind == ALLOCATE_REQUEST:
+        c.allocating = True
+        remember_name(c, message, size)
+    if c.releases and size <= MAX_KEPT_REQUEST_BYTES and (kind == ALLOCATE_REQUEST or kind == REFRESH_REQUEST):
+        keep_bytes(&c.request, &c.request_size, message, size)
     if c.carrier != CARRIER_CONNECT_UDP:
         on_request(c.transactions, e.now_us, message, size)
         arm(e, c)
@@ -892,17 +899,69 @@ cdef void copy_datagram(Connection* c, TapKind kind, const uint8_t* data, uint32
 
 cdef void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     if posix.send(c.udp, unit, size, posix.MSG_DONTWAIT) >= 0:
-        if c.tap != NULL:
-            copy_datagram(c, TAP_UPLINK, unit, size)
-        c.counters.uplink_packets += 1
-        c.counters.uplink_bytes += size
-        e.sent_up += 1
-    elif posix.errno in (posix.EAGAIN, posix.ENOBUFS, posix.ENOMEM):
-        drop(c, DROP_UPLINK_FULL, class_of(c.carrier, unit, size))
-    elif posix.errno == posix.EMSGSIZE:
-        drop(c, DROP_UPLINK_OVERSIZE, class_of(c.carrier, unit, size))
+        count_up(e, c, unit, size)
     else:
-        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, posix.errno)
+        on_send_error(e, c, unit, size, posix.errno)
+
+
+cdef inline void count_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    if c.tap != NULL:
+        copy_datagram(c, TAP_UPLINK, unit, size)
+    c.counters.uplink_packets += 1
+    c.counters.uplink_bytes += size
+    e.sent_up += 1
+
+
+# The same for a copy of a request. A long one may have met a router that drops it and says nothing: it goes in fragments.
+cdef void send_up_again(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    cdef int fault
+    c.counters.retransmissions += 1
+    if not is_unsure(unit, size) or c.uplink.target_size:
+        send_up(e, c, unit, size)
+        return
+    fault = send_in_fragments(c.udp, unit, size)
+    if fault:
+        on_send_error(e, c, unit, size, fault)
+    else:
+        count_up(e, c, unit, size)
+
+
+cdef void on_send_error(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int fault) noexcept nogil:
+    fault = settle(e, c, unit, size, fault)
+    if not fault:
+        count_up(e, c, unit, size)
+    elif is_no_room(fault):
+        drop(c, DROP_UPLINK_FULL, class_of(c.carrier, unit, size))
+    elif fault == posix.EMSGSIZE:
+        drop(c, DROP_UPLINK_OVERSIZE, class_of(c.carrier, unit, size))
+    elif c.udp >= 0 and c.state == STATE_MEDIA:
+        drop(c, DROP_UPLINK_REFUSED, class_of(c.carrier, unit, size))
+
+
+# What an error of ``send`` comes to: 0 if the datagram has gone in the end, or why it has not. If nobody listens at the
+# upstream, that is acted upon.
+cdef int settle(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int fault) noexcept nogil:
+    cdef News news
+    cdef bint late = c.uplink.target_size != 0
+    fault = send_after_all(&c.uplink, c.udp, e.now_us, unit, size, fault, &news)
+    if late and not c.uplink.target_size:
+        watch_upstream(e, c)
+    c.uplink.refused_for = 0 if is_no_room(fault) or fault == posix.EMSGSIZE else fault
+    if is_proof(&c.uplink, e.now_us, fault):
+        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, fault)
+    else:
+        on_news(e, c, news)
+    return fault
+
+
+# ICMP has said something of an earlier datagram.
+cdef void on_news(Engine* e, Connection* c, News news) noexcept nogil:
+    if news == NEWS_OVERSIZE:
+        # A router further on says that it was too long; the upstream is still there.
+        c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
+    elif news == NEWS_DOUBT and not c.doubt_since_us and c.carrier != CARRIER_CONNECT_UDP:
+        c.doubt_since_us = e.now_us
+        arm(e, c)
 
 
 # A session outlives its upstream: control moves it to another one.
@@ -929,6 +988,7 @@ cdef void leave_upstream(Engine* e, Connection* c) noexcept nogil:
         c.tap = NULL
     clear_transactions(c.transactions)
     c.transactions.answered_count = 0
+    c.doubt_since_us = 0
     c.answer_due_us = 0
 
 
@@ -971,11 +1031,11 @@ cdef void take_datagrams(Engine* e, Connection* c) noexcept nogil:
 
 
 cdef void on_upstream_error(Engine* e, Connection* c) noexcept nogil:
-    if posix.errno == posix.EMSGSIZE:
-        # A router further on said that an earlier datagram was too long; the upstream is still there.
-        c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
-    elif posix.errno not in (posix.EAGAIN, posix.EINTR):
-        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, posix.errno)
+    cdef int fault = posix.errno
+    if is_proof(&c.uplink, e.now_us, fault):
+        on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, fault)
+    elif fault != posix.EAGAIN and fault != posix.EINTR:
+        on_news(e, c, news_of(fault))
 
 
 # Puts what a datagram brings into the record of this turn, of which ``filled`` bytes are; how many are then.
@@ -1012,10 +1072,12 @@ cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t siz
         if is_stale(e, c, message, size):
             return False
     if kind & RESPONSE_BIT:
+        if answers_question(&c.question, message):
+            return False        # a sign of life, like any datagram; nobody else has asked
         answer = on_response(c.transactions, message + TRANSACTION_ID_OFFSET)
     if answer == ANSWER_DUPLICATE:
         if kind == ALLOCATE_ERROR:
-            c.allocating = False
+            note_allocation(e, c, message, size)
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return False
     if c.carrier == CARRIER_SESSION:
@@ -1033,7 +1095,8 @@ cdef void note_allocation(Engine* e, Connection* c, const uint8_t* message, uint
     cdef uint16_t kind = load16(message)
     cdef const uint8_t* value
     if kind == ALLOCATE_ERROR:
-        c.allocating = False
+        # A port where another client's allocation is rests like one that has an allocation of its own.
+        c.allocating = error_code(message, size) == ALLOCATION_MISMATCH
     elif kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
         value = find_attribute(message, size, ATTRIBUTE_LIFETIME, 4)
         c.allocating = False
@@ -1046,9 +1109,10 @@ cdef void note_allocation(Engine* e, Connection* c, const uint8_t* message, uint
 # An Allocate met another client's stale allocation (437): control is asked for a socket on a fresh port, and the
 # request goes out again from there. The answer is kept, in case there is none.
 cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
-    if error_code(message, size) != 437 or c.fresh_ports >= MAX_FRESH_PORTS or c.stale_answer != NULL:
+    cdef int position = find_pending(c.transactions, message + TRANSACTION_ID_OFFSET)
+    if position < 0 or error_code(message, size) != ALLOCATION_MISMATCH or c.stale_answer != NULL:
         return False
-    if find_pending(c.transactions, message + TRANSACTION_ID_OFFSET) < 0:
+    if c.fresh_ports >= MAX_FRESH_PORTS or e.now_us - c.transactions.pending[position].first_sent_us >= FRESH_PORTS_US:
         return False
     keep_bytes(&c.stale_answer, &c.stale_size, message, size)
     if c.stale_answer == NULL:
@@ -1383,15 +1447,21 @@ cdef inline int64_t sooner(int64_t one, int64_t other) noexcept nogil:
     return one if not other or (one and one < other) else other
 
 
+# When the silence began that may mean that the upstream is gone; 0 while nothing makes that likely.
+cdef inline int64_t quiet_since_us(Connection* c) noexcept nogil:
+    cdef int64_t since
+    if c.doubt_since_us and c.heard_us > c.doubt_since_us:
+        c.doubt_since_us = 0
+    since = sooner(waiting_since_us(c.transactions), c.doubt_since_us)
+    return c.heard_us if since and c.heard_us > since else since
+
+
 # The next moment a flow must be looked at: a request is due, the upstream has been silent for too long, control has not
 # answered, or the client is to be pinged.
 cdef void arm(Engine* e, Connection* c) noexcept nogil:
-    cdef int64_t since = waiting_since_us(c.transactions), due = next_due_us(c.transactions)
-    cdef int64_t silent
-    if due:
-        silent = (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us
-        if silent < due:
-            due = silent
+    cdef int64_t quiet_us = quiet_since_us(c), due = next_due_us(c.transactions)
+    if quiet_us:
+        due = sooner(due, next_question_us(&c.question, quiet_us, e.bounds.silence_us))
     due = sooner(due, c.answer_due_us)
     if c.carriage != NULL:
         due = sooner(due, c.carriage.ping_due_us)
@@ -1417,7 +1487,6 @@ cdef void on_deadline(Engine* e, Connection* c) noexcept nogil:
 
 
 cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
-    cdef int64_t since = waiting_since_us(c.transactions)
     cdef Pending* pending
     if c.answer_due_us and e.now_us >= c.answer_due_us:
         end(e, c, REASON_CONTROL_TIMEOUT)
@@ -1426,17 +1495,39 @@ cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
         ping(e, c)
         if c.state != STATE_MEDIA:
             return
-    if since and e.now_us >= (since if since > c.heard_us else c.heard_us) + e.bounds.silence_us:
-        on_upstream_gone(e, c, REASON_UPSTREAM_SILENT, 0)
+    if quiet_since_us(c) and not is_there(e, c):
         return
     pending = take_due(c.transactions, e.now_us)
     while pending != NULL:
-        c.counters.retransmissions += 1
-        send_up(e, c, pending.message, pending.size)
-        if c.state != STATE_MEDIA:
+        send_up_again(e, c, pending.message, pending.size)
+        if c.state != STATE_MEDIA or c.udp < 0:
             return
         pending = take_due(c.transactions, e.now_us)
     arm(e, c)
+
+
+# Asks an upstream that says nothing whether it is there. False if it is not, which is acted upon.
+cdef bint is_there(Engine* e, Connection* c) noexcept nogil:
+    cdef Judgement judgement = judge(
+        &c.question, e.now_us, quiet_since_us(c), e.bounds.silence_us, c.transactions.rto_us)
+    if judgement == JUDGEMENT_GONE:
+        on_upstream_gone(e, c, REASON_UPSTREAM_SILENT, c.uplink.refused_for)
+        return False
+    if judgement == JUDGEMENT_ASK:
+        ask(e, c)
+    return c.state == STATE_MEDIA and c.udp >= 0
+
+
+# A question of our own is in no count, but a tap sees it like all that leaves.
+cdef void ask(Engine* e, Connection* c) noexcept nogil:
+    cdef uint8_t[QUESTION_BYTES] message
+    write_question(&c.question, message)
+    if posix.send(c.udp, message, QUESTION_BYTES, posix.MSG_DONTWAIT) >= 0:
+        c.uplink.refused_for = 0
+    elif settle(e, c, message, QUESTION_BYTES, posix.errno):
+        return
+    if c.tap != NULL:
+        copy_datagram(c, TAP_UPLINK, message, QUESTION_BYTES)
 
 
 cdef void ping(Engine* e, Connection* c) noexcept nogil:
@@ -1663,7 +1754,7 @@ cdef void on_connection_command(Engine* e, Connection* c, Command* command) noex
     elif command.op == OP_UPGRADE and c.state == STATE_HTTP:
         upgrade(e, c, command)
     elif command.op == OP_REPLACE and c.state == STATE_MEDIA:
-        replace(e, c, command.number)
+        replace(e, c, command)
     elif c.state == STATE_MEDIA and on_flow_command(e, c, command):
         return
     elif command.number >= 0:
@@ -1752,7 +1843,7 @@ cdef void adopt(Engine* e, Command* command) noexcept nogil:
 
 
 cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
-    c.udp = command.number
+    use_socket(c, command)
     count_live(LIVE_SOCKETS, c.udp >= 0)
     c.releases = command.flag & FLOW_RELEASES
     c.admission.asks = command.flag & FLOW_ASKS
@@ -1772,9 +1863,16 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     read_on(e, c)
 
 
-# True without an upstream, too.
+cdef void use_socket(Connection* c, const Command* command) noexcept nogil:
+    c.udp = command.number
+    memset(&c.uplink, 0, sizeof(Uplink))
+    c.uplink.target_size = command.target_size
+    memcpy(c.uplink.target, command.target, command.target_size)
+
+
+# True without an upstream, too. Before a socket is connected it would hear anybody.
 cdef bint watch_upstream(Engine* e, Connection* c) noexcept nogil:
-    return c.udp < 0 or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) == 0
+    return c.udp < 0 or c.uplink.target_size or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) == 0
 
 
 # The client is read again, from what has been read already.
@@ -1809,7 +1907,7 @@ cdef void move(Engine* e, Connection* c, Command* command) noexcept nogil:
     if command.number < 0:
         on_upstream_gone(e, c, REASON_UPSTREAM_UNREACHABLE, command.flag)
         return
-    c.udp = command.number
+    use_socket(c, command)
     count_live(LIVE_SOCKETS, 1)
     c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
     c.heard_us = e.now_us
@@ -1835,22 +1933,22 @@ cdef void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
 
 
 # A socket on a fresh port, or -1: then the client gets the answer that it would have got.
-cdef void replace(Engine* e, Connection* c, int fd) noexcept nogil:
+cdef void replace(Engine* e, Connection* c, const Command* command) noexcept nogil:
+    cdef int fd = command.number
     cdef uint8_t* answer = c.stale_answer
     cdef uint32_t size = c.stale_size
     cdef int position
     c.stale_answer = NULL
     if fd < 0 and answer != NULL:
         on_response(c.transactions, answer + TRANSACTION_ID_OFFSET)
-        c.allocating = False
         reply(e, c, answer, size)
     elif fd >= 0:
         watch(e, posix.EPOLL_CTL_DEL, c.udp, 0, 0)
         posix.close(c.udp)
-        c.udp = fd
+        use_socket(c, command)
         if c.tap != NULL:
             c.tap.placed = False
-        watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_UDP, c))
+        watch_upstream(e, c)
         position = find_pending(c.transactions, answer + TRANSACTION_ID_OFFSET) if answer != NULL else -1
         if position >= 0:
             send_up(e, c, c.transactions.pending[position].message, c.transactions.pending[position].size)
@@ -2174,11 +2272,15 @@ cdef class Worker:
         return self.push(&command)
 
     cdef int send_flow(
-        self, int op, uint64_t identity, int udp, int flag, int64_t age_us, int moves, bytes data
+        self, int op, uint64_t identity, int udp, bytes target, int flag, int64_t age_us, int moves, bytes data
     ) except -1:
         cdef Command command
         memset(&command, 0, sizeof(command))
         command.age_us, command.moves = age_us, moves
+        if len(target) > SOCKADDR_BYTES:
+            raise ValueError("expected a sockaddr_in, a sockaddr_in6 or nothing")
+        command.target_size = <uint32_t> len(target)
+        memcpy(command.target, <char*> target, command.target_size)
         self.fill(&command, op, identity, udp, flag, data)
         return self.push(&command)
 
@@ -2250,29 +2352,33 @@ cdef class Worker:
         """Take over a connection; the ADOPTED event tells its number."""
         self.send(OP_ADOPT, ticket, fd, 0, preread)
 
-    def attach(self, uint64_t identity, int udp, bint releases, bint asks, int64_t age_us) -> None:
-        """Start the flow on a connected UDP socket, which is the worker's while the flow lives.
+    def attach(
+        self, uint64_t identity, int udp, bytes target not None, bint releases, bint asks, int64_t age_us
+    ) -> None:
+        """Start the flow on a UDP socket, which is the worker's while the flow lives.
 
+        ``target`` is where to connect the socket to before it first sends, as a sockaddr; empty if it is connected.
         ``asks`` to have users reported; ``age_us`` is how old its media may grow here, -1 for what the bounds say.
         """
-        self.send_flow(OP_ATTACH, identity, udp, flow_flags(0, releases, asks), age_us, 0, None)
+        self.send_flow(OP_ATTACH, identity, udp, target, flow_flags(0, releases, asks), age_us, 0, None)
 
-    def replace(self, uint64_t identity, int udp) -> None:
-        """Go on from a fresh port, or with -1 give the client its 437."""
-        self.send(OP_REPLACE, identity, udp, 0, None)
+    def replace(self, uint64_t identity, int udp, bytes target not None) -> None:
+        """Go on from a fresh port, or with -1 give the client its 437. ``target`` as for ``attach``."""
+        self.send_flow(OP_REPLACE, identity, udp, target, 0, 0, 0, None)
 
     def upgrade(
-        self, uint64_t identity, bytes response not None, int carrier, int udp, bint releases, bint asks, int64_t age_us
+        self, uint64_t identity, bytes response not None, int carrier, int udp, bytes target not None, bint releases,
+        bint asks, int64_t age_us
     ) -> None:
         """Leave HTTP with this response; the rest as for ``attach``. ``carrier`` is its place in the enumeration."""
-        self.send_flow(OP_UPGRADE, identity, udp, flow_flags(carrier, releases, asks), age_us, 0, response)
+        self.send_flow(OP_UPGRADE, identity, udp, target, flow_flags(carrier, releases, asks), age_us, 0, response)
 
-    def move(self, uint64_t identity, int udp, int error, int64_t age_us, int moves) -> None:
+    def move(self, uint64_t identity, int udp, bytes target not None, int error, int64_t age_us, int moves) -> None:
         """Have a session go on from this socket, the worker's from here; -1 and an errno where there is none.
 
-        ``moves`` counts the session's moves, this one included.
+        ``target`` as for ``attach``; ``moves`` counts the session's moves, this one included.
         """
-        self.send_flow(OP_MOVE, identity, udp, error, age_us, moves, None)
+        self.send_flow(OP_MOVE, identity, udp, target, error, age_us, moves, None)
 
     def tell(self, uint64_t identity, bytes text not None) -> None:
         """Send the client of a session a text message, in UTF-8."""

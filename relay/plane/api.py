@@ -46,7 +46,7 @@ class CloseReason(StrEnum):
     SLOW_CLIENT = "slow_client"  # does not read what must not be dropped
     RESUMED = "resumed"  # came back on another connection
     # The upstream's side
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"  # ICMP, or no route
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"  # ICMP: nobody listens there
     UPSTREAM_SILENT = "upstream_silent"
     NO_UPSTREAM = "no_upstream"
     # Ours
@@ -93,7 +93,8 @@ class DropReason(StrEnum):
     DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, no media at all
     UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: no media by its first byte (RFC 7983)
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
-    UPLINK_FULL = "uplink_full"  # the UDP socket has no room
+    UPLINK_FULL = "uplink_full"  # the UDP socket, or the queue of its link, has no room
+    UPLINK_REFUSED = "uplink_refused"  # our own kernel does not send it: a packet filter, no route, a link that is down
 
 
 class HandshakeFailure(StrEnum):
@@ -146,7 +147,8 @@ class PlaneSettings:
     first_bytes_timeout_s: float = 10.0
     # Control answers within a turn of its loop; five seconds means that it hangs.
     attach_timeout_s: float = 5.0
-    # A client whose upstream answers nothing for so long is closed, so that it comes back to a healthy one.
+    # A client whose upstream answers nothing for this long is closed, so that it comes back to a healthy one. Only the
+    # requests count that every TURN server answers; after half of the time the flow asks something itself.
     upstream_silence_s: float = 4.0
     # A request that the upstream leaves unanswered for so long is sent again (RFC 8489 section 6.2.1, RTO).
     initial_rto_s: float = RTO_S

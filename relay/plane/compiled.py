@@ -54,8 +54,9 @@ from relay.plane.api import (
     UpstreamLost,
 )
 from relay.plane.flow import ALLOCATION_LIFETIME_S, MAX_USERNAME_CHARACTERS
-from relay.plane.source_ports import SourcePorts
+from relay.plane.source_ports import SourcePorts, target_of
 from relay.plane.tls import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, ServerContexts, certificate_names
+from relay.plane.uplink import silence_detail
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction, RtpStream
 from relay.sockaddr import from_sockaddr, to_sockaddr
@@ -289,8 +290,8 @@ class CompiledPlane:
         """Start the flow of a connection that has reported TurnOpened."""
         opened = self._open_flow(connection, Carrier.TURN, upstream, http=False)
         if opened is not None:
-            identity, udp = opened
-            self._worker(identity).attach(identity, udp, *_rules(upstream))
+            identity, udp, target = opened
+            self._worker(identity).attach(identity, udp, target, *_rules(upstream))
 
     def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
         """Take an HTTP connection back and go on as media."""
@@ -301,12 +302,12 @@ class CompiledPlane:
             identity = self._tickets.get(connection, connection)
             if self._awaits(identity, http=True):
                 self._sessions.add(identity)
-                self._worker(identity).upgrade(identity, response, number, -1, False, False, -1)
+                self._worker(identity).upgrade(identity, response, number, -1, b"", False, False, -1)
             return
         opened = self._open_flow(connection, carrier, upstream, http=True, response=response)
         if opened is not None:
-            identity, udp = opened
-            self._worker(identity).upgrade(identity, response, number, udp, *_rules(upstream))
+            identity, udp, target = opened
+            self._worker(identity).upgrade(identity, response, number, udp, target, *_rules(upstream))
 
     def _awaits(self, identity: int, *, http: bool) -> bool:
         """Whether a connection may become a flow now."""
@@ -315,7 +316,8 @@ class CompiledPlane:
 
     def _open_flow(
         self, connection: ConnectionId, carrier: Carrier, upstream: Upstream, *, http: bool, response: bytes = b""
-    ) -> tuple[int, int] | None:
+    ) -> tuple[int, int, bytes] | None:
+        """Open a flow's socket: the connection's number, the descriptor, and where it is to be connected to."""
         identity = self._tickets.get(connection, connection)
         if not self._awaits(identity, http=http):
             return None
@@ -324,12 +326,13 @@ class CompiledPlane:
         except OSError as error:
             if carrier is Carrier.WEBSOCKET:
                 # It can be told why only in a Close frame.
-                self._worker(identity).upgrade(identity, response, CARRIERS.index(carrier), -1, False, False, -1)
+                self._worker(identity).upgrade(identity, response, CARRIERS.index(carrier), -1, b"", False, False, -1)
             exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
         self._flows[identity] = self._new_flow(identity, carrier, upstream, udp.getsockname()[1])
-        return identity, udp.detach()
+        target = target_of(udp, upstream.address)
+        return identity, udp.detach(), target
 
     def _new_flow(self, identity: int, carrier: Carrier, upstream: Upstream, port: int) -> _Flow:
         worker = self._worker(identity)
@@ -343,11 +346,11 @@ class CompiledPlane:
             if fd >= 0:
                 os.close(fd)
             return
-        port, code = 0, 0
+        port, target, code = 0, b"", 0
         try:
             if fd < 0:
                 fd = self._ports.open_socket(self.loop.time(), upstream.address).detach()
-            port = _port_of(fd)
+            port, target = _look_at(fd, upstream.address)
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 self.close(connection, CloseReason.NO_DESCRIPTORS)
@@ -363,7 +366,7 @@ class CompiledPlane:
                 flow.before.before = None
         flow.moves += 1
         self._flows[identity] = flow
-        worker.move(identity, fd, code, _age_us(upstream), flow.moves)
+        worker.move(identity, fd, target, code, _age_us(upstream), flow.moves)
 
     def tell(self, connection: ConnectionId, text: str) -> None:
         """Send the client of a session a text message."""
@@ -530,12 +533,13 @@ class CompiledPlane:
             return
         self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + ALLOCATION_LIFETIME_S)
         try:
-            udp = self._ports.open_socket(self.loop.time(), flow.upstream.address)
+            udp = self._ports.open_fresh_socket(self.loop.time(), flow.upstream.address)
         except OSError:
-            worker.replace(identity, -1)
+            worker.replace(identity, -1, b"")
             return
         flow.port = udp.getsockname()[1]
-        worker.replace(identity, udp.detach())
+        target = target_of(udp, flow.upstream.address)
+        worker.replace(identity, udp.detach(), target)
 
     def _of_upstream(self, notice: int, identity: int, message: bytes, move: int, error: int) -> list[Event]:
         """What a session's upstream has sent, or that it is lost; nothing if the session has left it meanwhile."""
@@ -547,7 +551,8 @@ class CompiledPlane:
         self._rest_port(flow)
         flow.lost = True
         if notice == SILENT:
-            return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_SILENT, f"no answer for {self._silence_s:g} s")]
+            detail = silence_detail(self._silence_s, error)
+            return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_SILENT, detail)]
         return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_UNREACHABLE, os.strerror(error))]
 
     def _rest_port(self, flow: _Flow) -> None:
@@ -567,7 +572,9 @@ class CompiledPlane:
             None
             if flow is None
             else _describe(flow, _RECORD.unpack(worker.record(identity)), self._figures_of(identity)),
-            _detail(REASONS[reason], fault, words, first_bytes),
+            silence_detail(self._silence_s, fault)
+            if REASONS[reason] is CloseReason.UPSTREAM_SILENT
+            else _detail(REASONS[reason], fault, words, first_bytes),
             _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
         )
         if closed.handshake_failure is not None:
@@ -653,13 +660,15 @@ def _age_us(upstream: Upstream) -> int:
     return -1 if upstream.max_media_age_s is None else round(upstream.max_media_age_s * 1e6)
 
 
-def _port_of(fd: int) -> int:
-    """The source port of a UDP socket, which is made non-blocking. Takes no descriptor of its own. Raises OSError."""
+def _look_at(fd: int, upstream: Address) -> tuple[int, bytes]:
+    """The source port of a UDP socket, which is made non-blocking, and where it is to be connected to.
+
+    Takes no descriptor of its own. Raises OSError.
+    """
     udp = socket.socket(fileno=fd)
     try:
         udp.setblocking(False)
-        port: int = udp.getsockname()[1]
-        return port
+        return udp.getsockname()[1], target_of(udp, upstream)
     finally:
         udp.detach()
 

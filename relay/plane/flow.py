@@ -8,7 +8,7 @@ delivered. ``Flow`` passes any datagram of media; what a gateway from TURN/TCP t
 from __future__ import annotations
 
 import asyncio
-import errno
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tap import FlowTap
 from relay.plane.traffic import is_media, rtp_packet, traffic_of
+from relay.plane.uplink import Fate, News, Uplink
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
 from relay.sockaddr import from_sockaddr
-from relay.turn.transactions import MAX_REQUEST_BYTES
 from relay.wire.stun import (
     HEADER_BYTES,
     AttributeType,
@@ -45,7 +45,17 @@ ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
 _REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
 _REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
 
-_NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
+# A request that control may have to speak for (AllocationOrphaned) is kept while it is no longer than this: a name, a
+# realm and a nonce of the greatest length (RFC 8489 section 14) leave it far below.
+MAX_KEPT_REQUEST_BYTES = 4096
+# The error of an Allocate that met another client's allocation (RFC 8656 section 7.2).
+ALLOCATION_MISMATCH = 437
+
+_DROPS = {
+    Fate.FULL: DropReason.UPLINK_FULL,
+    Fate.OVERSIZE: DropReason.UPLINK_OVERSIZE,
+    Fate.REFUSED: DropReason.UPLINK_REFUSED,
+}
 
 # One datagram is received at a time, on the one thread of the loop, and copied out at once.
 _datagram = memoryview(bytearray(_MAX_DATAGRAM_BYTES))
@@ -96,12 +106,11 @@ class Flow:
         self._allocating = False
         self._authenticated = b""
         if left is None:
-            self._open()
+            self._use(self._ports.open_socket(self.heard_at, upstream.address))
         else:
             # Its lifetime was another flow's to know.
             self._allocated_until = self.heard_at + ALLOCATION_LIFETIME_S
-            self._socket = left
-            self._watch()
+            self._use(left)
 
     @property
     def is_open(self) -> bool:
@@ -113,12 +122,14 @@ class Flow:
         """True while there is an allocation, as far as its lifetime says."""
         return self._allocated_until is not None and self._loop.time() < self._allocated_until
 
-    def _open(self) -> None:
-        self._socket = self._ports.open_socket(self._loop.time(), self.upstream.address)
+    def _use(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self._uplink = Uplink(opened, self.upstream.address)
         self._watch()
 
     def _watch(self) -> None:
-        if self.is_open:
+        # Before it is connected it would hear anybody.
+        if self.is_open and self._uplink.connected:
             self._loop.remove_reader(self._socket)
             self._loop.add_reader(self._socket, self._on_readable)
 
@@ -134,38 +145,53 @@ class Flow:
 
     def _on_stun_uplink(self, message: bytes) -> None:
         kind = message[0] << 8 | message[1]
-        if kind in {ALLOCATE_REQUEST, _REFRESH_REQUEST} and len(message) <= MAX_REQUEST_BYTES:
-            if kind == ALLOCATE_REQUEST:
-                self._allocating = True
-                name = (username(message) or b"").decode(errors="replace")
-                self.account.username = name[:MAX_USERNAME_CHARACTERS] or self.account.username
-            if self.upstream.releases_allocations:
-                self._authenticated = message
+        if kind == ALLOCATE_REQUEST:
+            self._allocating = True
+            name = (username(message) or b"").decode(errors="replace")
+            self.account.username = name[:MAX_USERNAME_CHARACTERS] or self.account.username
+        keeps = self.upstream.releases_allocations and kind in {ALLOCATE_REQUEST, _REFRESH_REQUEST}
+        if keeps and len(message) <= MAX_KEPT_REQUEST_BYTES:
+            self._authenticated = message
 
-    def _send(self, unit: bytes, traffic: Traffic) -> None:
-        try:
-            self._socket.send(unit)
-        except OSError as error:
-            self._on_error(error, traffic)
-        else:
+    def _send(self, unit: bytes, traffic: Traffic, *, again: bool = False) -> None:
+        """Send a unit and count it, or why it was not sent. ``again`` as for ``Uplink.send``."""
+        fate = self._transmit(unit, again=again)
+        if fate is Fate.SENT:
             self.totals.uplink_packets += 1
             self.totals.uplink_bytes += len(unit)
+        elif fate is not Fate.GONE:
+            self.totals.drop(_DROPS[fate], traffic)
+
+    def _transmit(self, unit: bytes, *, again: bool = False) -> Fate:
+        """Send a unit that is in no count; ``GONE`` has ended the flow."""
+        connected = self._uplink.connected
+        fate, news, code = self._uplink.send(self._loop.time(), unit, again=again)
+        if fate is Fate.GONE:
+            self._fail(CloseReason.UPSTREAM_UNREACHABLE, os.strerror(code))
+            return fate
+        self._on_news(news)
+        if fate is Fate.SENT:
             self._copy(Direction.UPLINK, unit)
+        if not connected:
+            self._watch()
+        elif fate is not Fate.SENT or news is not News.NONE:
+            # uvloop lets go of a socket with an error: listen again, once it has.
+            self._loop.call_soon(self._watch)
+        return fate
+
+    def _on_news(self, news: News) -> None:
+        """ICMP has said something of an earlier datagram."""
+        if news is News.OVERSIZE:
+            self.totals.drop(DropReason.UPLINK_OVERSIZE)
+        elif news is News.DOUBT:
+            self._on_doubt()
+
+    def _on_doubt(self) -> None:
+        """The upstream may be gone: what would tell is the client's to send."""
 
     def _copy(self, direction: Direction, datagram: bytes) -> None:
         if self.tap is not None:
             self.tap.put(direction, from_sockaddr(self._socket.getsockname()), datagram)
-
-    def _on_error(self, error: OSError, traffic: Traffic | None = None) -> None:
-        if error.errno in _NO_ROOM:
-            self.totals.drop(DropReason.UPLINK_FULL, traffic)
-        elif error.errno == errno.EMSGSIZE:
-            # Too long for our own link; or for one further on, as ICMP said later: the upstream is still there.
-            self.totals.drop(DropReason.UPLINK_OVERSIZE, traffic)
-            # uvloop lets go of a socket with an error: listen again, once it has.
-            self._loop.call_soon(self._watch)
-        else:
-            self._fail(CloseReason.UPSTREAM_UNREACHABLE, error.strerror or str(error))
 
     # Downlink
 
@@ -176,7 +202,7 @@ class Flow:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._on_error(error)
+            self._on_receive_error(error.errno or 0)
             return
         # The loop's own clock stands still for a turn, and knows milliseconds only.
         arrived = time.monotonic()
@@ -184,6 +210,14 @@ class Flow:
         datagram = bytes(_datagram[:size])
         self._copy(Direction.DOWNLINK, datagram)
         self._on_datagram(arrived, datagram)
+
+    def _on_receive_error(self, code: int) -> None:
+        fate, news, _ = self._uplink.judge(self._loop.time(), code)
+        if fate is Fate.GONE:
+            self._fail(CloseReason.UPSTREAM_UNREACHABLE, os.strerror(code))
+            return
+        self._on_news(news)
+        self._loop.call_soon(self._watch)
 
     def _on_datagram(self, arrived: float, datagram: bytes) -> None:
         if not is_media(datagram):
@@ -196,7 +230,8 @@ class Flow:
     def _note_answer(self, message: bytes) -> None:
         kind = message[0] << 8 | message[1]
         if kind == ALLOCATE_ERROR:
-            self._allocating = False
+            # A port where another client's allocation is rests like one that has an allocation of its own.
+            self._allocating = error_code(message) == ALLOCATION_MISMATCH
         elif kind in {ALLOCATE_SUCCESS, _REFRESH_SUCCESS}:
             self._on_lifetime(message)
 
@@ -255,6 +290,12 @@ def find_attribute(message: bytes, kind: int) -> bytes | None:
             return message[offset + 4 : offset + 4 + length]
         offset += 4 + length + (-length & 3)
     return None
+
+
+def error_code(response: bytes) -> int:
+    """The number in ERROR-CODE; 0 where there is none that can be read."""
+    value = find_attribute(response, AttributeType.ERROR_CODE)
+    return 0 if value is None or len(value) < 4 else (value[2] & 7) * 100 + value[3]
 
 
 def username(request: bytes) -> bytes | None:

@@ -6,7 +6,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
-        EAGAIN, EWOULDBLOCK, EINTR, ECONNREFUSED, ECONNRESET, EMSGSIZE, ENOBUFS, ENOMEM, EMFILE, ENFILE
+        EAGAIN, EWOULDBLOCK, EINTR, ECONNREFUSED, ECONNRESET, EMSGSIZE, ENOBUFS, ENOMEM, EMFILE, ENFILE, EPERM
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -30,7 +30,7 @@ cdef extern from "<sys/socket.h>" nogil:
         msghdr msg_hdr
         unsigned int msg_len
     enum:
-        AF_UNIX, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_KEEPALIVE, MSG_DONTWAIT, MSG_NOSIGNAL
+        AF_UNIX, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_KEEPALIVE, SO_DOMAIN, MSG_DONTWAIT, MSG_NOSIGNAL
         SHUT_WR
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
     int socketpair(int domain, int kind, int protocol, int* fds)
@@ -41,11 +41,13 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t recv(int fd, void* data, size_t size, int flags)
     int recvmmsg(int fd, mmsghdr* messages, unsigned int count, int flags, timespec* timeout)
+    int connect(int fd, const sockaddr* address, socklen_t size)
     int shutdown(int fd, int how)
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
-        IPPROTO_TCP
+        IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6
+        IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
@@ -72,6 +74,9 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
     int epoll_wait(int epoll, epoll_event* events, int most, int timeout_ms)
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void* data, size_t size, unsigned int flags)
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, void* argument)

@@ -1,12 +1,24 @@
 """Opens the UDP sockets of flows, each connected to its upstream, and lets used source ports rest.
 
 A client that vanished leaves its allocation at the upstream for up to its lifetime. A new flow from the same source
-port would be taken for that client and answered 437, so such a port rests until the allocation has ended.
+port would be taken for that client and answered 437, so such a port rests until the allocation has ended. What was
+known of that is forgotten when the relay starts anew; then each 437 teaches it again (``open_fresh_socket``).
+
+A socket that cannot be connected now is given unconnected, with a port of its own: a missing route or source address
+says nothing of the upstream, and whoever sends connects it (``uplink``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import ipaddress
+import random
 import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from relay.addresses import Address
 from relay.plane.api import PlaneSettings
@@ -17,8 +29,17 @@ IP_MTU_DISCOVER = 10
 IP_PMTUDISC_DO = 2
 IPV6_MTU_DISCOVER = 23
 IPV6_PMTUDISC_DO = 2
-# The kernel picks among 28,000 ports; eight picks find a rested one even when three in four rest.
+IP_FREEBIND = 15
+IPV6_FREEBIND = 78
+# The kernel picks among 28,000 ports; eight picks find a rested one even when three in four rest. Then all are tried,
+# each in some microseconds: a range of 2,000 is through in this time, and nobody else waits for longer.
 MAX_PICKS = 8
+SEARCH_S = 0.02
+# From which Linux picks, for IPv6 too; its default where this cannot be read.
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+DEFAULT_PORT_RANGE = range(32_768, 61_000)
+# Ports that are kept for others, such as 3478,8080-8089.
+RESERVED_PORTS = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 # A burst of 200 KB must fit while the thread serves others; the kernel takes the memory only when it is filled.
 RECEIVE_BUFFER_BYTES = 512 * 1024
 # One entry for each port and upstream; when a thousand upstreams' ports rest, the oldest entry goes.
@@ -37,18 +58,38 @@ class SourcePorts:
         self._settings = settings
 
     def open_socket(self, now: float, upstream: Address) -> socket.socket:
-        """A non-blocking socket connected to the upstream, from a port that does not rest. Raises OSError."""
-        rejected: list[socket.socket] = []
+        """A non-blocking socket for the upstream, from a port that does not rest if there is one. Raises OSError."""
+        # Kept open until a port is found, or the kernel might pick the same one again.
+        picked: list[socket.socket] = []
         try:
-            while True:
-                opened = self._connect(upstream)
-                if not self._rests(now, opened, upstream) or len(rejected) == MAX_PICKS - 1:
-                    return opened
-                # Kept open until a port is found, or the kernel might pick the same one again.
-                rejected.append(opened)
+            for _ in range(MAX_PICKS):
+                picked.append(self._connect(upstream))
+                if not self._rests(now, picked[-1], upstream):
+                    return picked.pop()
+            # Where all rest the last one is as good as any.
+            return self._search(now, upstream) or picked.pop()
         finally:
-            for unwanted in rejected:
+            for unwanted in picked:
                 unwanted.close()
+
+    def open_fresh_socket(self, now: float, upstream: Address) -> socket.socket:
+        """The same for a flow that has met a stale allocation. Raises OSError where no port is left that could do."""
+        opened = self.open_socket(now, upstream)
+        if self._rests(now, opened, upstream):
+            opened.close()
+            raise OSError(errno.EADDRINUSE, "all source ports rest")
+        return opened
+
+    def _search(self, now: float, upstream: Address) -> socket.socket | None:
+        """A socket from any port of the range that does not rest and is free, within SEARCH_S; None without one."""
+        until = time.monotonic() + SEARCH_S
+        for port in _ports_from_anywhere():
+            if not self._is_resting(now, port, upstream):
+                with contextlib.suppress(OSError):  # another socket has it
+                    return self._connect(upstream, port)
+            if time.monotonic() > until:
+                break
+        return None
 
     def rest(self, port: int, upstream: Address, until: float) -> None:
         """Keep flows to this upstream away from a source port until a time."""
@@ -58,9 +99,10 @@ class SourcePorts:
             del self._resting[next(iter(self._resting))]
 
     def _rests(self, now: float, opened: socket.socket, upstream: Address) -> bool:
-        if not self._resting:
-            return False
-        key = (opened.getsockname()[1], upstream)
+        return bool(self._resting) and self._is_resting(now, opened.getsockname()[1], upstream)
+
+    def _is_resting(self, now: float, port: int, upstream: Address) -> bool:
+        key = (port, upstream)
         until = self._resting.get(key)
         if until is None:
             return False
@@ -68,12 +110,15 @@ class SourcePorts:
             del self._resting[key]
         return until > now
 
-    def _connect(self, upstream: Address) -> socket.socket:
+    def _connect(self, upstream: Address, port: int = 0) -> socket.socket:
         family = socket.AF_INET6 if upstream.is_ipv6 else socket.AF_INET
         opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self._configure(opened, family)
-            opened.connect(to_sockaddr(upstream))
+            source = self._settings.source_ipv6 if upstream.is_ipv6 else self._settings.source_ipv4
+            if source is not None or port:
+                opened.bind(("", port) if source is None else to_sockaddr(Address(source, port)))
+            _connect_if_possible(opened, upstream)
         except OSError:
             opened.close()
             raise
@@ -81,11 +126,67 @@ class SourcePorts:
 
     def _configure(self, opened: socket.socket, family: socket.AddressFamily) -> None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        # A source address may be away for a while: with its link, or until it has been found to be nobody else's.
         if family is socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
-            source = self._settings.source_ipv6
+            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         else:
             opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-            source = self._settings.source_ipv4
-        if source is not None:
-            opened.bind(to_sockaddr(Address(source, 0)))
+            opened.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+
+
+def _connect_if_possible(opened: socket.socket, upstream: Address) -> None:
+    """Connect, or bind to a port if there is no way to the upstream now. Raises OSError where no port is free."""
+    try:
+        opened.connect(to_sockaddr(upstream))
+    except OSError as error:
+        if error.errno == errno.EAGAIN:  # udp(7): all ports of the range are in use
+            raise
+        if not opened.getsockname()[1]:
+            opened.bind(("", 0))
+
+
+def _ports_from_anywhere() -> Iterator[int]:
+    """Each port that Linux might pick once, from a random one on."""
+    ports, reserved = _port_range(), _reserved_ports()
+    start = random.randrange(len(ports))  # noqa: S311
+    turned = (ports[(start + step) % len(ports)] for step in range(len(ports)))
+    return (port for port in turned if not any(port in kept for kept in reserved))
+
+
+def _port_range() -> range:
+    try:
+        first, last = map(int, PORT_RANGE.read_text().split())
+    except (OSError, ValueError):
+        return DEFAULT_PORT_RANGE
+    return range(first, last + 1) if 0 < first <= last < 65_536 else DEFAULT_PORT_RANGE
+
+
+def _reserved_ports() -> list[range]:
+    try:
+        spans = [span.partition("-") for span in RESERVED_PORTS.read_text().strip().split(",") if span]
+        return [range(int(first), int(last or first) + 1) for first, _, last in spans]
+    except (OSError, ValueError):
+        return []
+
+
+def is_connected(opened: socket.socket) -> bool:
+    """True if the socket has a peer."""
+    try:
+        opened.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def target_of(opened: socket.socket, upstream: Address) -> bytes:
+    """Where an unconnected socket is to be connected to, a sockaddr_in or sockaddr_in6; empty for a connected one."""
+    if is_connected(opened):
+        return b""
+    address, port = ipaddress.ip_address(upstream.host), upstream.port.to_bytes(2)
+    if isinstance(address, ipaddress.IPv4Address):
+        return struct.pack("=H2s4s8x", socket.AF_INET, port, address.packed)
+    index = 0
+    with contextlib.suppress(OSError):  # no such link now
+        index = (*to_sockaddr(upstream), 0, 0)[3]
+    return struct.pack("=H2s4x16sI", socket.AF_INET6, port, address.packed, index)

@@ -5,7 +5,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from relay.plane.live cimport free, malloc
-from relay.plane.stun cimport TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET
+from relay.plane.stun cimport (
+    ALLOCATE_REQUEST, CHANNEL_BIND_REQUEST, CREATE_PERMISSION_REQUEST, REFRESH_REQUEST, TRANSACTION_ID_BYTES,
+    TRANSACTION_ID_OFFSET, load16,
+)
 
 cdef enum:
     # Fixed by the RFC: Rc sends, the last of which waits Rm times the first interval.
@@ -14,7 +17,8 @@ cdef enum:
     # Ours, with the reasons in relay.turn.transactions.
     MAX_PENDING = 32
     MAX_ANSWERED = 64
-    MAX_REQUEST_BYTES = 1500
+    MAX_REQUEST_BYTES = 65507
+    MAX_PENDING_BYTES = 65536
 
 cdef enum Answer:
     ANSWER_FIRST
@@ -32,6 +36,7 @@ cdef struct Pending:
 cdef struct Transactions:
     int64_t rto_us              # the first interval; set before the first request
     int count                   # pending requests, in the order they came
+    uint32_t bytes              # of their messages
     Pending[MAX_PENDING] pending
     int answered_count          # of the ids below, the oldest first
     uint8_t[MAX_ANSWERED][TRANSACTION_ID_BYTES] answered
@@ -46,6 +51,7 @@ cdef inline int find_pending(Transactions* table, const uint8_t* identity) noexc
 
 
 cdef inline void remove_pending(Transactions* table, int position) noexcept nogil:
+    table.bytes -= table.pending[position].size
     free(table.pending[position].message)
     table.count -= 1
     memmove(&table.pending[position], &table.pending[position + 1], (table.count - position) * sizeof(Pending))
@@ -76,7 +82,7 @@ cdef inline void on_request(Transactions* table, int64_t now_us, const uint8_t* 
     if position >= 0:
         # The id is used again: its answer is a first one again.
         forget_answered(table, position)
-    if table.count == MAX_PENDING:
+    while table.count == MAX_PENDING or table.bytes + size > MAX_PENDING_BYTES:
         remove_pending(table, 0)
     pending = &table.pending[table.count]
     pending.message = <uint8_t*> malloc(size)
@@ -89,6 +95,7 @@ cdef inline void on_request(Transactions* table, int64_t now_us, const uint8_t* 
     pending.wait_us = table.rto_us
     pending.due_us = now_us + table.rto_us
     table.count += 1
+    table.bytes += size
 
 
 # A response came; it ends the retransmission of its request.
@@ -104,9 +111,18 @@ cdef inline Answer on_response(Transactions* table, const uint8_t* identity) noe
     return ANSWER_FIRST
 
 
-# When the oldest unanswered request was first sent, or 0.
+# True for a request that a TURN server answers whatever it says.
+cdef inline bint is_telling(const uint8_t* message) noexcept nogil:
+    return load16(message) in (ALLOCATE_REQUEST, REFRESH_REQUEST, CREATE_PERMISSION_REQUEST, CHANNEL_BIND_REQUEST)
+
+
+# When the oldest unanswered request was first sent whose silence says something of the server, or 0.
 cdef inline int64_t waiting_since_us(Transactions* table) noexcept nogil:
-    return table.pending[0].first_sent_us if table.count else 0
+    cdef int i
+    for i in range(table.count):
+        if is_telling(table.pending[i].message):
+            return table.pending[i].first_sent_us
+    return 0
 
 
 cdef inline int64_t next_due_us(Transactions* table) noexcept nogil:

@@ -1,7 +1,8 @@
 """The flow of a TURN client: the duties of a gateway from TURN over a stream to TURN over UDP.
 
 Requests are sent again until they are answered, second answers are dropped, a 437 for a stale allocation is tried again
-from a fresh port, and an upstream that is gone ends the flow. The TURN client of a session is control: it hears what
+from a fresh port, and an upstream that is gone ends the flow: one that answers nothing, not even what the flow asks of
+its own (``question``). The TURN client of a session is control: it hears what
 one would hear, and judges errors itself.
 """
 
@@ -12,13 +13,25 @@ import socket
 from collections.abc import Callable
 
 from relay.plane.api import CloseReason, DropReason, Traffic, Upstream
-from relay.plane.flow import ALLOCATE_ERROR, ALLOCATION_LIFETIME_S, Account, Flow, is_whole_stun
+from relay.plane.flow import (
+    ALLOCATE_ERROR,
+    ALLOCATION_LIFETIME_S,
+    ALLOCATION_MISMATCH,
+    Account,
+    Flow,
+    error_code,
+    is_whole_stun,
+)
+from relay.plane.question import Judgement, Question
 from relay.plane.source_ports import SourcePorts
+from relay.plane.uplink import Fate, silence_detail
 from relay.turn.transactions import Answer, Transactions
-from relay.wire.stun import StunError, parse_message
 
-# A fresh port is tried this often for one client; a port pool where three in a row are stale is the operator's affair.
-MAX_FRESH_PORTS = 3
+# How many fresh ports are tried for one client, and for how long. After a restart the upstream may still hold the
+# allocations of all calls: where nine in ten ports of a narrow range are stale, 256 tries fail once in 10^11. And a
+# client that waits for its Allocate gives up after some seconds (browsers: ten for all of ICE).
+MAX_FRESH_PORTS = 256
+FRESH_PORTS_S = 5.0
 
 # Class bits of a STUN message type (RFC 8489 figure 3).
 _CLASS_BITS = 0x0110
@@ -47,6 +60,9 @@ class TurnFlow(Flow):
         Raises OSError.
         """
         self._transactions = Transactions(rto_s)
+        self._question = Question(rto_s)
+        # Since when ICMP makes it doubtful that the upstream is there, or None.
+        self._doubt_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._silence_s = silence_s
         self._fresh_ports = 0
@@ -68,6 +84,8 @@ class TurnFlow(Flow):
             self.totals.drop(DropReason.DOWNLINK_MALFORMED)
         elif unit[0] >= 0x40:
             self._deliver(arrived, unit)
+        elif unit[0] << 8 & _RESPONSE_BIT and self._question.is_answered_by(unit[8:20]):
+            pass  # a sign of life, like any datagram; the client has not asked
         elif (answer := self._match(unit)) is Answer.DUPLICATE:
             self.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
         elif answer is not None:
@@ -90,33 +108,32 @@ class TurnFlow(Flow):
 
     def _retry_elsewhere(self, message: bytes) -> bool:
         """Send an Allocate again from a fresh port if it met another client's stale allocation (437)."""
-        request = self._transactions.request(message[8:20])
-        try:
-            error = parse_message(message).error
-        except StunError:
+        request, since = self._transactions.request(message[8:20]), self._transactions.first_sent(message[8:20])
+        if request is None or since is None or error_code(message) != ALLOCATION_MISMATCH:
             return False
-        if request is None or error is None or error.code != 437 or self._fresh_ports >= MAX_FRESH_PORTS:
+        now, stale = self._loop.time(), self._socket
+        if self._fresh_ports >= MAX_FRESH_PORTS or now - since >= FRESH_PORTS_S:
             return False
         self._fresh_ports += 1
-        stale = self._socket
+        self._rest(stale, now + ALLOCATION_LIFETIME_S)
         try:
-            self._open()
+            fresh = self._ports.open_fresh_socket(now, self.upstream.address)
         except OSError:
-            self._socket = stale
             return False
-        self._rest(stale, self._loop.time() + ALLOCATION_LIFETIME_S)
         self._loop.remove_reader(stale)
         stale.close()
+        self._use(fresh)
         self._send(request, Traffic.CONTROL)
         return True
 
     # Time
 
     def _arm(self) -> None:
-        waiting_since, due = self._transactions.waiting_since, self._transactions.next_deadline()
-        if waiting_since is None or due is None:
+        due, quiet_since = self._transactions.next_deadline(), self._quiet_since()
+        silent = None if quiet_since is None else self._question.next_deadline(quiet_since, self._silence_s)
+        when = min((one for one in (due, silent) if one is not None), default=None)
+        if when is None:
             return
-        when = min(due, max(waiting_since, self.heard_at) + self._silence_s)
         if self._timer is not None:
             if self._timer.when() <= when:
                 return
@@ -126,17 +143,42 @@ class TurnFlow(Flow):
     def _on_timer(self) -> None:
         self._timer = None
         now = self._loop.time()
-        waiting_since = self._transactions.waiting_since
-        if waiting_since is not None and now >= max(waiting_since, self.heard_at) + self._silence_s:
-            self._fail(CloseReason.UPSTREAM_SILENT, f"no answer for {self._silence_s:g} s")
+        if self._judge_silence(now) is Fate.GONE:
             return
         again, _ = self._transactions.on_deadline(now)
         for request in again:
             self.totals.retransmissions += 1
-            self._send(request, Traffic.CONTROL)
-            if self._socket.fileno() < 0:  # the upstream turned out to be gone
+            self._send(request, Traffic.CONTROL, again=True)
+            if not self.is_open:  # the upstream turned out to be gone
                 return
         self._arm()
+
+    def _quiet_since(self) -> float | None:
+        """When the silence began that may mean that the upstream is gone; None while nothing makes that likely."""
+        if self._doubt_since is not None and self.heard_at > self._doubt_since:
+            self._doubt_since = None
+        reasons = (self._transactions.waiting_since, self._doubt_since)
+        since = min((one for one in reasons if one is not None), default=None)
+        return None if since is None else max(since, self.heard_at)
+
+    def _judge_silence(self, now: float) -> Fate:
+        """Ask an upstream that says nothing whether it is there; ``GONE`` if it is not, which has ended the flow."""
+        quiet_since = self._quiet_since()
+        if quiet_since is None:
+            return Fate.SENT
+        judgement = self._question.judge(now, quiet_since, self._silence_s)
+        if judgement is Judgement.ASK:
+            return self._transmit(self._question.build())
+        if judgement is Judgement.GONE:
+            detail = silence_detail(self._silence_s, self._uplink.refused_for)
+            self._fail(CloseReason.UPSTREAM_SILENT, detail)
+            return Fate.GONE
+        return Fate.SENT
+
+    def _on_doubt(self) -> None:
+        if self._doubt_since is None:
+            self._doubt_since = self._loop.time()
+            self._arm()
 
     # The end
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from relay.addresses import Address, AddressFamily, canonical
 from relay.turn.credentials import long_term_key, prepared, raw_long_term_key
-from relay.turn.transactions import RTO_S, Transactions
+from relay.turn.transactions import MAX_REQUEST_BYTES, RTO_S, Transactions
 from relay.wire.channeldata import (
     FIRST_CHANNEL,
     LAST_CHANNEL,
@@ -196,7 +196,8 @@ class TurnClient:
         self._is_proven = False
         self._requests: dict[bytes, _Request] = {}
         self._waiting: deque[_Request] = deque()
-        self._transactions = Transactions(rto_s)
+        # No request is let go: each must come to an end.
+        self._transactions = Transactions(rto_s, MAX_UNDER_WAY * MAX_REQUEST_BYTES)
         self._outgoing: list[bytes] = []
         self._channels: dict[Address, int] = {}
         self._channel_peers: dict[int, Address] = {}

@@ -15,8 +15,14 @@ RTO_S = 0.5
 MAX_PENDING = 32
 # Answered transactions are remembered so that late copies of an answer are known as such.
 MAX_ANSWERED = 64
-# A request longer than an Ethernet frame carries cannot be sent whole with don't-fragment anyway.
-MAX_REQUEST_BYTES = 1500
+# The longest datagram of IPv4: nothing longer can be sent at all.
+MAX_REQUEST_BYTES = 65_507
+# What all pending requests of one 5-tuple may hold: one of the longest, or 32 that fill an Ethernet frame.
+MAX_PENDING_BYTES = 65_536
+
+# The requests that a TURN server answers whatever they say: Allocate, Refresh, CreatePermission and ChannelBind. Others
+# may be ignored for a reason (RFC 8489 section 6.3): a wrong FINGERPRINT, a method or attribute that nobody knows.
+TELLING_TYPES = frozenset({b"\x00\x03", b"\x00\x04", b"\x00\x08", b"\x00\x09"})
 
 
 class Answer(Enum):
@@ -37,12 +43,16 @@ class _Pending:
 
 
 class Transactions:
-    """The requests of one 5-tuple. At most MAX_PENDING of them are held; beyond, the oldest is let go."""
+    """The requests of one 5-tuple. At most MAX_PENDING of them are held, of ``max_bytes`` together; beyond that the
+    oldest is let go.
+    """
 
-    def __init__(self, rto_s: float = RTO_S) -> None:
+    def __init__(self, rto_s: float = RTO_S, max_bytes: int = MAX_PENDING_BYTES) -> None:
         self._rto_s = rto_s
+        self._max_bytes = max_bytes
         self._pending: OrderedDict[bytes, _Pending] = OrderedDict()
         self._answered: OrderedDict[bytes, None] = OrderedDict()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -52,13 +62,18 @@ class Transactions:
         if len(message) > MAX_REQUEST_BYTES or transaction_id in self._pending:
             return
         self._answered.pop(transaction_id, None)
-        if len(self._pending) >= MAX_PENDING:
-            self._pending.popitem(last=False)
+        while len(self._pending) >= MAX_PENDING or self._bytes + len(message) > self._max_bytes:
+            self._remove(next(iter(self._pending)))
         self._pending[transaction_id] = _Pending(message, now, now + self._rto_s, self._rto_s)
+        self._bytes += len(message)
+
+    def _remove(self, transaction_id: bytes) -> None:
+        self._bytes -= len(self._pending.pop(transaction_id).message)
 
     def on_response(self, transaction_id: bytes) -> Answer:
         """A response came; it ends the retransmission of its request."""
-        if self._pending.pop(transaction_id, None) is not None:
+        if transaction_id in self._pending:
+            self._remove(transaction_id)
             self._answered[transaction_id] = None
             if len(self._answered) > MAX_ANSWERED:
                 self._answered.popitem(last=False)
@@ -72,8 +87,14 @@ class Transactions:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest unanswered request was first sent, or None."""
-        return min((pending.first_sent for pending in self._pending.values()), default=None)
+        """When the oldest unanswered request was first sent whose silence says something of the server, or None."""
+        telling = (one for one in self._pending.values() if one.message[:2] in TELLING_TYPES)
+        return min((pending.first_sent for pending in telling), default=None)
+
+    def first_sent(self, transaction_id: bytes) -> float | None:
+        """When the request that waits under this id was first sent, or None."""
+        pending = self._pending.get(transaction_id)
+        return None if pending is None else pending.first_sent
 
     def next_deadline(self) -> float | None:
         """When on_deadline wants to be called, or None."""
@@ -94,5 +115,5 @@ class Transactions:
             pending.wait *= 2
             pending.due = now + (LAST_WAIT_FACTOR * self._rto_s if pending.sends == SENDS else pending.wait)
         for transaction_id in ended:
-            del self._pending[transaction_id]
+            self._remove(transaction_id)
         return again, ended

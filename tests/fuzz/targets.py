@@ -111,7 +111,7 @@ def compare_transactions(data: bytes) -> None:
     for step, (verb, what) in enumerate(_steps(data)):
         identity = what.to_bytes(12, "little")
         if verb < 96:
-            message = b"\0\1" + bytes([verb, what]) + COOKIE + identity + bytes(_attribute_bytes(verb))
+            message = bytes([0, verb % 12, verb, what]) + COOKIE + identity + bytes(_attribute_bytes(verb))
             obvious.on_request(now_us, identity, message)
             compiled.on_request(now_us, message)
         elif verb < 160:

@@ -21,8 +21,10 @@ from relay.plane.api import (
     HandshakeFailure,
     HttpOpened,
     PlaneSettings,
+    Traffic,
     TurnOpened,
 )
+from relay.plane.turn_flow import MAX_FRESH_PORTS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import (
     AttributeType,
@@ -277,11 +279,11 @@ async def test_437_everywhere_reaches_the_client_in_the_end(make: MakePlane, tmp
         request = stun(1, Method.ALLOCATE)
         await client.send(request)
         seen = []
-        for _ in range(4):
+        for _ in range(MAX_FRESH_PORTS + 1):
             seen.append(await bench.upstream.expect(request))
             bench.upstream.send(seen[-1], answer(request, error=437))
         assert await client.receive_unit() == answer(request, error=437)
-        assert len(set(seen)) == 4
+        assert len(set(seen)) == MAX_FRESH_PORTS + 1
 
 
 async def test_the_retransmission_interval_is_a_setting(make: MakePlane, tmp_path: Path) -> None:
@@ -307,9 +309,10 @@ async def test_an_unreachable_upstream_closes_the_client(make: MakePlane, tmp_pa
 async def test_a_silent_upstream_closes_the_client(make: MakePlane, tmp_path: Path) -> None:
     settings = bounds(upstream_silence_s=0.6)
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, _):
-        await client.send(stun(1))
+        await client.send(stun(1, Method.ALLOCATE))
         assert await client.closed_by_server()
-        assert (await bench.closed()).reason is CloseReason.UPSTREAM_SILENT
+        closed = await bench.closed()
+        assert (closed.reason, closed.detail) == (CloseReason.UPSTREAM_SILENT, "no answer for 0.6 s")
 
 
 async def test_an_upstream_that_still_sends_media_is_not_silent(make: MakePlane, tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ async def test_an_upstream_that_still_sends_media_is_not_silent(make: MakePlane,
     frame = build_channel_data(0x4001, VOICE)
     loop = asyncio.get_running_loop()
     async with plane_bench(make, tmp_path, settings) as bench, bench.flow(HELLO) as (client, flow):
-        request = stun(1)
+        request = stun(1, Method.REFRESH)
         await client.send(request)
         await bench.upstream.expect(request)
         asked = loop.time()
@@ -807,12 +810,19 @@ async def test_snapshot_counts(make: MakePlane, tmp_path: Path) -> None:
 
 
 async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
-    """A source address that this machine does not have: closed at once, with a reason."""
-    settings = bounds(source_ipv4="192.0.2.1")
+    """A source address that this machine does not have now: the flow starts, and what it sends again is lost too."""
+    settings = bounds(source_ipv4="192.0.2.1", initial_rto_s=0.1, upstream_silence_s=0.5)
     async with plane_bench(make, tmp_path, settings) as bench, bench.client() as client:
-        await client.send(HELLO)
+        await client.send(stun(1, Method.ALLOCATE))
         assert await client.closed_by_server()
-        assert (await bench.closed()).reason is CloseReason.UPSTREAM_UNREACHABLE
+        closed = await bench.closed()
+        assert closed.reason is CloseReason.UPSTREAM_SILENT
+        assert closed.detail.startswith("no answer for 0.5 s; our own machine did not send: ")
+        assert closed.totals.uplink_packets == 0
+        assert closed.totals.retransmissions >= 1
+        lost = closed.totals.retransmissions + 1
+        assert closed.totals.drops == {DropReason.UPLINK_REFUSED: lost}
+        assert closed.totals.dropped == {Traffic.CONTROL: lost}
 
 
 async def test_a_session_is_resumed(make: MakePlane, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ async def test_an_unreachable_upstream_is_told_and_the_client_stays(make: MakePl
 async def test_a_silent_upstream_is_told(make: MakePlane, tmp_path: Path) -> None:
     settings = bounds(upstream_silence_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
-        bench.plane.request(client.connection, stun(1))
+        bench.plane.request(client.connection, stun(1, Method.REFRESH))
         lost = await bench.event(UpstreamLost)
         assert (lost.reason, lost.detail) == (CloseReason.UPSTREAM_SILENT, "no answer for 0.2 s")
         await client.send(text("still here"))
@@ -284,7 +284,7 @@ async def test_a_silent_upstream_is_told(make: MakePlane, tmp_path: Path) -> Non
 async def test_control_must_answer_a_lost_upstream(make: MakePlane, tmp_path: Path) -> None:
     settings = bounds(upstream_silence_s=0.2, attach_timeout_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
-        bench.plane.request(client.connection, stun(1))
+        bench.plane.request(client.connection, stun(1, Method.REFRESH))
         await client.expect_close(1011, "control_timeout")
         await bench.event(UpstreamLost)
         assert (await bench.closed()).reason is CloseReason.CONTROL_TIMEOUT
@@ -295,7 +295,7 @@ async def test_a_move_ends_the_deadline_of_a_lost_upstream(make: MakePlane, tmp_
     # Time enough to answer in, on a machine that stands still for a moment.
     settings = bounds(upstream_silence_s=0.2, attach_timeout_s=1.5)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
-        bench.plane.request(client.connection, stun(1))
+        bench.plane.request(client.connection, stun(1, Method.REFRESH))
         await bench.event(UpstreamLost)
         while not bench.upstream.received.empty():
             bench.upstream.received.get_nowait()
@@ -306,11 +306,14 @@ async def test_a_move_ends_the_deadline_of_a_lost_upstream(make: MakePlane, tmp_
 
 
 async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = bounds(source_ipv4="192.0.2.77")  # not ours
+    settings = bounds(source_ipv4="192.0.2.77", upstream_silence_s=0.3)  # not ours
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.SESSION) as client:
         bench.plane.move(client.connection, bench.target)
+        bench.plane.request(client.connection, stun(1, Method.ALLOCATE))
         lost = await bench.event(UpstreamLost)
-        assert (lost.reason, lost.detail) == (CloseReason.UPSTREAM_UNREACHABLE, os.strerror(errno.EADDRNOTAVAIL))
+        assert lost.reason is CloseReason.UPSTREAM_SILENT
+        assert lost.detail.startswith("no answer for 0.3 s; our own machine did not send: ")
+        assert bench.plane.snapshot().totals.drops == {DropReason.UPLINK_REFUSED: 1}
         bench.plane.configure(bounds())
         await move(bench, client, bench.target, bench.upstream)
 

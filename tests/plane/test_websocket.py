@@ -293,17 +293,20 @@ async def test_an_unreachable_upstream_closes_with_1013(make: MakePlane, tmp_pat
 async def test_a_silent_upstream_closes_with_1013(make: MakePlane, tmp_path: Path) -> None:
     settings = bounds(upstream_silence_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.WEBSOCKET) as client:
-        await client.send(binary(stun(1)))
+        await client.send(binary(stun(1, Method.ALLOCATE)))
         await client.expect_close(1013, "upstream_silent")
         assert (await bench.closed()).reason is CloseReason.UPSTREAM_SILENT
 
 
 async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = bounds(source_ipv4="192.0.2.77")  # not ours
+    settings = bounds(source_ipv4="192.0.2.77", upstream_silence_s=0.2)  # not ours
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.WEBSOCKET) as client:
-        await client.expect_close(1013, "upstream_unreachable")
+        await client.send(binary(stun(1, Method.ALLOCATE)))
+        await client.expect_close(1013, "upstream_silent")
         closed = await bench.closed()
-        assert (closed.reason, closed.flow) == (CloseReason.UPSTREAM_UNREACHABLE, None)
+        assert closed.reason is CloseReason.UPSTREAM_SILENT
+        assert closed.detail.startswith("no answer for 0.2 s; our own machine did not send: ")
+        assert closed.totals.drops == {DropReason.UPLINK_REFUSED: 1}
 
 
 async def test_text_is_refused(make: MakePlane, tmp_path: Path) -> None:

@@ -496,7 +496,7 @@ def test_an_answer_ends_the_copies_and_comes_once() -> None:
     assert client.take_messages() == []
 
 
-def test_a_request_too_long_to_be_sent_again_is_answered_or_fails() -> None:
+def test_a_request_longer_than_a_frame_is_sent_again_and_answered_or_fails() -> None:
     """A server may ask for a realm and a nonce that fill more than a frame."""
     long_challenge = [(AttributeType.REALM, b"r" * 763), (AttributeType.NONCE, b"n" * 763)]
     for answered in (True, False):
@@ -505,10 +505,14 @@ def test_a_request_too_long_to_be_sent_again_is_answered_or_fails() -> None:
         client.receive(0.0, error(request_of(client), 401, *long_challenge))
         request = request_of(client)
         assert len(request.raw) > 1500
+        for deadline in (0.5, 1.5, 3.5, 7.5, 15.5, 31.5):
+            assert client.next_deadline() == deadline
+            assert client.on_deadline(deadline) == []
+            assert client.take_messages() == [request.raw]
         assert client.next_deadline() == 39.5
         if answered:
             key = long_term_key("ann", "r" * 763, "sesame")
-            assert len(client.receive(1.0, success(request, *allocated_attributes(request), key=key))) == 1
+            assert len(client.receive(32.0, success(request, *allocated_attributes(request), key=key))) == 1
         else:
             assert client.on_deadline(39.5) == [RequestFailed(Method.ALLOCATE, 0, "no answer", answered=False)]
 

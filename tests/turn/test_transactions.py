@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from relay.turn.transactions import MAX_ANSWERED, MAX_PENDING, MAX_REQUEST_BYTES, Answer, Transactions
+from relay.turn.transactions import (
+    MAX_ANSWERED,
+    MAX_PENDING,
+    MAX_PENDING_BYTES,
+    MAX_REQUEST_BYTES,
+    Answer,
+    Transactions,
+)
 
 
 def run(transactions: Transactions, until: float) -> tuple[list[tuple[float, bytes]], list[tuple[float, bytes]]]:
@@ -89,15 +96,27 @@ def test_an_id_may_be_used_again_after_its_answer() -> None:
 def test_waiting_since_is_when_the_oldest_was_first_sent() -> None:
     transactions = Transactions()
     seen = [transactions.waiting_since]
-    transactions.on_request(1.0, b"a", b"request a")
-    transactions.on_request(2.0, b"b", b"request b")
+    transactions.on_request(0.5, b"0", b"\0\1 a Binding, which a server may ignore")
+    seen.append(transactions.waiting_since)
+    transactions.on_request(1.0, b"a", b"\0\3 Allocate")
+    transactions.on_request(2.0, b"b", b"\0\4 Refresh")
     transactions.on_deadline(5.0)
     seen.append(transactions.waiting_since)
     transactions.on_response(b"a")
     seen.append(transactions.waiting_since)
     transactions.on_response(b"b")
     seen.append(transactions.waiting_since)
-    assert seen == [None, 1.0, 2.0, None]
+    assert seen == [None, None, 1.0, 2.0, None]
+
+
+@pytest.mark.parametrize("kind", range(0x12))
+def test_only_what_every_server_answers_tells_of_silence(kind: int) -> None:
+    """Allocate, Refresh, CreatePermission and ChannelBind (RFC 8656 section 18.1); no Binding, nothing unknown."""
+    transactions = Transactions()
+    transactions.on_request(1.0, b"id", kind.to_bytes(2) + b" request")
+    assert transactions.waiting_since == (1.0 if kind in {3, 4, 8, 9} else None)
+    assert transactions.first_sent(b"id") == 1.0
+    assert transactions.first_sent(b"other") is None
 
 
 def test_two_requests_keep_their_own_time() -> None:
@@ -132,7 +151,35 @@ def test_of_the_answered_the_latest_are_remembered() -> None:
 
 
 @pytest.mark.parametrize(("size", "kept"), [(MAX_REQUEST_BYTES, True), (MAX_REQUEST_BYTES + 1, False)])
-def test_a_request_longer_than_a_frame_is_not_sent_again(size: int, kept: bool) -> None:
+def test_a_request_longer_than_a_datagram_is_not_sent_again(size: int, kept: bool) -> None:
     transactions = Transactions()
     transactions.on_request(0.0, b"id", bytes(size))
     assert (transactions.request(b"id") is not None) is kept
+
+
+def test_beyond_the_bound_of_bytes_the_oldest_are_let_go() -> None:
+    transactions = Transactions()
+    for identity in (b"a", b"b", b"c"):
+        transactions.on_request(0.0, identity, bytes(MAX_PENDING_BYTES // 3))
+    transactions.on_request(0.0, b"d", bytes(MAX_PENDING_BYTES // 3 + 2))
+    kept = [identity for identity in (b"a", b"b", b"c", b"d") if transactions.request(identity) is not None]
+    assert kept == [b"c", b"d"]
+    transactions.on_request(0.0, b"e", bytes(MAX_REQUEST_BYTES))
+    assert len(transactions) == 1
+    assert transactions.on_response(b"e") is Answer.FIRST
+    # What has been answered or has ended makes room.
+    for number in range(3 * MAX_PENDING):
+        transactions.on_request(0.0, number.to_bytes(2), bytes(1500))
+        assert transactions.on_response(number.to_bytes(2)) is Answer.FIRST
+    transactions.on_request(0.0, b"f", bytes(MAX_REQUEST_BYTES))
+    run(transactions, 100.0)
+    transactions.on_request(100.0, b"g", bytes(100))
+    transactions.on_request(100.0, b"h", bytes(MAX_PENDING_BYTES - 100))
+    assert len(transactions) == 2
+
+
+def test_whoever_must_lose_none_has_room_for_all() -> None:
+    transactions = Transactions(max_bytes=10 * MAX_REQUEST_BYTES)
+    for number in range(10):
+        transactions.on_request(0.0, number.to_bytes(2), bytes(MAX_REQUEST_BYTES))
+    assert len(transactions) == 10
