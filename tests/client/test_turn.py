@@ -19,6 +19,7 @@ from relay.turn.credentials import NonceMint, StaticCredentials
 from relay.wire.stun import Method
 from tests.support.coturn import open_coturn
 from tests.support.peers import Inbox, echo_all_sizes, open_echo
+from tests.support.ports import reserved_address
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 
@@ -139,27 +140,23 @@ async def test_requests_without_an_allocation_are_refused() -> None:
 
 
 async def test_refused_port_fails_at_once() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
-        gone.bind(("127.0.0.1", 0))
-        nobody = Address(*gone.getsockname())
-    async with await open_turn_udp(nobody, "trader", "secret", timeout_s=60) as turn:
-        with pytest.raises(TurnRequestError, match="refused") as refused:
-            await turn.binding()
-        assert refused.value.code == 0
-        assert isinstance(refused.value.__cause__, ConnectionRefusedError)
+    with reserved_address() as nobody:
+        async with await open_turn_udp(nobody, "trader", "secret", timeout_s=60) as turn:
+            with pytest.raises(TurnRequestError, match="refused") as refused:
+                await turn.binding()
+            assert refused.value.code == 0
+            assert isinstance(refused.value.__cause__, ConnectionRefusedError)
 
 
 async def test_server_that_comes_back_is_heard_again() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
-        gone.bind(("127.0.0.1", 0))
-        server = Address(*gone.getsockname())
-    async with await open_turn_udp(server, "trader", "secret", timeout_s=60) as turn:
-        with pytest.raises(TurnRequestError, match="refused"):
-            await turn.binding()
-        async with TurnHost(server, CREDENTIALS):
-            assert await turn.binding() == turn.local_address
-            await turn.allocate()
-            await turn.close()
+    with reserved_address() as server:
+        async with await open_turn_udp(server, "trader", "secret", timeout_s=60) as turn:
+            with pytest.raises(TurnRequestError, match="refused"):
+                await turn.binding()
+            async with TurnHost(server, CREDENTIALS):
+                assert await turn.binding() == turn.local_address
+                await turn.allocate()
+                await turn.close()
 
 
 async def test_silent_server_fails_at_the_deadline() -> None:

@@ -156,7 +156,8 @@ MOST_FRAMES = 16384
 async def test_data_is_dropped_behind_a_backlog(authority: Authority, certificate: Certificate) -> None:
     nobody = Address("127.0.0.1", 9)
     async with open_tls_server(certificate, b"", closes=False) as (address, go_on):
-        turn = await open_turn_tls(address, ssl_context=authority.client_context(), timeout_s=0.05)
+        turn = await open_turn_tls(address, ssl_context=authority.client_context())
+        turn._timeout_s = 0.05  # of requests, and not of the handshake
         frames = 0
         while not turn.dropped and frames < MOST_FRAMES:
             turn.send(nobody, bytes(1000))

@@ -26,6 +26,7 @@ from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password
 from relay.wire.stun import MAGIC_COOKIE_BYTES, Method
 from tests.support.peers import open_echo
+from tests.support.ports import reserved_address
 from tests.support.ssrf_table import PROHIBITED_LITERALS, FakeDns
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
@@ -121,13 +122,6 @@ async def open_responder(answer: Answer) -> AsyncIterator[Address]:
             loop.remove_reader(opened.fileno())
 
 
-def free_address() -> Address:
-    """Where nobody listens."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
-        gone.bind(("127.0.0.1", 0))
-        return Address(*gone.getsockname())
-
-
 def script(*answers: Answer) -> Answer:
     """One answer after the other; the last one again and again."""
     following: Iterator[Answer] = iter(answers)
@@ -200,8 +194,9 @@ async def test_what_is_no_answer_does_not_count(answer: Answer) -> None:
 
 
 async def test_refused_is_down_at_once() -> None:
-    async with watching(server(free_address()), fall=100) as watched:
-        assert await watched.probes(1) == [DOWN]
+    with reserved_address() as nobody:
+        async with watching(server(nobody), fall=100) as watched:
+            assert await watched.probes(1) == [DOWN]
 
 
 async def test_suspicion_does_not_wait_for_the_next_round() -> None:
@@ -226,11 +221,12 @@ async def test_suspicion_of_an_upstream_that_is_watched_no_more() -> None:
 
 
 async def test_each_upstream_is_judged_alone() -> None:
-    async with open_responder(success) as good:
-        servers = [server(good, "good"), server(free_address(), "bad")]
-        async with watching(*servers) as watched:
-            await watched.until(lambda: {("good", UP), ("bad", DOWN)} <= set(watched.history))
-            assert [state.health for state in watched.upstreams] == [UP, DOWN]
+    with reserved_address() as nobody:
+        async with open_responder(success) as good:
+            servers = [server(good, "good"), server(nobody, "bad")]
+            async with watching(*servers) as watched:
+                await watched.until(lambda: {("good", UP), ("bad", DOWN)} <= set(watched.history))
+                assert [state.health for state in watched.upstreams] == [UP, DOWN]
 
 
 async def test_probe_comes_from_the_configured_source() -> None:

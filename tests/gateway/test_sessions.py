@@ -457,7 +457,8 @@ async def five_tuple(relay: Relay) -> Address:
 
 
 async def test_tokens_that_are_wrong_used_or_late(tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "RESUME_WITHIN_S", 0.3)
+    # Time enough to come back in.
+    monkeypatch.setattr(sessions_module, "RESUME_WITHIN_S", 1.5)
     async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, hosts):
         async with raw_session(relay) as session:
             opened = await opened_and_bound(session, peer)

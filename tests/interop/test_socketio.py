@@ -13,6 +13,7 @@ from relay.addresses import Address
 from relay.gateway import site
 from tests.support.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
 from tests.support.gateway import running_relay
+from tests.support.ports import reserved_address
 from tests.support.socketio import (
     needs_node,
     python_socketio_server,
@@ -103,21 +104,22 @@ def test_polls_are_held_longer_than_any_server_holds_them() -> None:
 @VERSIONS
 @pytest.mark.parametrize("way", TRANSPORTS)
 async def test_reconnects_after_the_upstream_was_restarted(tmp_path: Path, version: int, way: str) -> None:
-    server = await start_socketio_server(version)
-    try:
-        async with (
-            running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [server.url]}) as relay,
-            socketio_client(relay, version, transports=TRANSPORTS[way]) as client,
-        ):
-            sid = (await client.heard("connect"))["sid"]
-            await client.echo("before")
-            await server.kill()
-            await client.heard("disconnect")
-            server = await start_socketio_server(version, server.port)
-            assert (await client.heard("connect"))["sid"] != sid
-            await client.echo("after")
-    finally:
-        await server.stop()
+    with reserved_address() as address:
+        server = await start_socketio_server(version, address.port)
+        try:
+            async with (
+                running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [server.url]}) as relay,
+                socketio_client(relay, version, transports=TRANSPORTS[way]) as client,
+            ):
+                sid = (await client.heard("connect"))["sid"]
+                await client.echo("before")
+                await server.kill()
+                await client.heard("disconnect")
+                server = await start_socketio_server(version, address.port)
+                assert (await client.heard("connect"))["sid"] != sid
+                await client.echo("after")
+        finally:
+            await server.stop()
 
 
 # Several upstreams

@@ -19,6 +19,7 @@ from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import MessageClass, is_stun, split_message_type
 from tests.support.gateway import eventually, running_relay
 from tests.support.peers import Inbox, open_echo
+from tests.support.ports import reserved_address
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
@@ -103,16 +104,11 @@ def black_hole() -> Iterator[Address]:
         yield Address(*hole.getsockname())
 
 
-def refusing() -> Address:
-    """An address where nobody listens."""
-    with black_hole() as address:
-        return address
-
-
 @pytest.mark.parametrize("dead", ["silent", "refusing"])
 async def test_a_dead_upstream_closes_the_client(tmp_path: Path, plane: str, dead: str) -> None:
-    with black_hole() as silent:
-        address = silent if dead == "silent" else refusing()
+    # Where nobody listens datagrams are refused.
+    with black_hole() as silent, reserved_address() as refusing:
+        address = silent if dead == "silent" else refusing
         # The probe must not find out first: the client itself meets the dead upstream.
         sections = {"health": {"fall": 100}, "limits": {"upstream_silence_s": 1.0}, "listen": {"plane": plane}}
         async with running_relay(tmp_path, address, **sections) as relay:

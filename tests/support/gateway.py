@@ -60,7 +60,7 @@ class Relay:
         *,
         on_data: OnData = _ignore,
         server_name: str = SERVER_NAME,
-        timeout_s: float = 10.0,
+        timeout_s: float = 60.0,
     ) -> TurnConnection:
         """Connect a TURN/TLS client to the relay. Raises UpstreamError."""
         return await open_turn_tls(

