@@ -522,12 +522,18 @@ class Health(_Section):
 
 
 class Limits(_Section):
-    """Bounds; 0 connections means "no bound"."""
+    """Bounds; 0 connections or sessions mean "no bound"."""
 
     # 20,000 connections take two to four descriptors each; the unit file allows 131,072.
     connections: Count = Field(default=20_000, ge=0)
     # Off: behind a web proxy a whole firm comes from one address.
     connections_per_source: Count = Field(default=0, ge=0)
+    # Sessions (/media) of one source address (IPv6: of one /64), those that wait for a client that was cut included.
+    # Behind a web proxy a floor of 300 desks has one address: four each, two calls and two that were cut. 0: no bound.
+    sessions_per_source: Count = Field(default=1200, ge=0)
+    # And of one user, whom the upstream has proven, from all addresses. Where the whole floor shares one user name, one
+    # session for each of its 300 desks and some to spare; where each has its own, 16 will do. 0: no bound.
+    sessions_per_user: Count = Field(default=400, ge=0)
     handshake_timeout_s: Seconds = 10.0
     first_bytes_timeout_s: Seconds = 10.0
     # A flow whose upstream leaves requests unanswered, and sends nothing else, is closed after this.

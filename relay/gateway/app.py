@@ -230,7 +230,11 @@ class Gateway:
         settings = self._config
         self.flows.routes = Routes(settings.routes)
         self.flows.asks_for_users = self.entitlement.asks_for_users
-        self._sessions.own_credentials = settings.media.own_credentials
+        self._sessions.configure(
+            own_credentials=settings.media.own_credentials,
+            per_source=settings.limits.sessions_per_source,
+            per_user=settings.limits.sessions_per_user,
+        )
         self._upgrades.configure(settings.media.origins, vendor)
 
     # Events

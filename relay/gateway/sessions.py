@@ -13,12 +13,12 @@ import hashlib
 import secrets
 import socket
 import time
-from collections import OrderedDict
 
-from relay.gateway.entitlement.verdicts import Entitlement, Verdict
+from relay.gateway.entitlement.verdicts import Entitlement, Verdict, user_of
 from relay.gateway.flows import FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
 from relay.gateway.health import HealthMonitor, credentials_for
 from relay.gateway.lines import Lines
+from relay.gateway.parking import Holder, Kind, Parking, source_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.session import RESUME_WITHIN_S, Allocation, Session, State
 from relay.gateway.upstreams import Upstreams
@@ -35,12 +35,11 @@ from relay.plane.api import (
     Upstream,
     UpstreamLost,
 )
+from relay.turn.credentials import prepared
 from relay.wire import media_v1
 from relay.wire.stun import ErrorCode, is_stun
 
 TOKEN_BYTES = 16
-# A proxy that restarts cuts all its clients at once; each waits as one descriptor. Beyond, the oldest is given up.
-MAX_PARKED = 4096
 # A socket that waited has 10 s of voice in it, which nobody wants to hear: 100 lines are 50,000 packets.
 MAX_STALE_DATAGRAMS = 65_536
 # For each kind of line: a floor that comes back has its lines, and who fails on purpose does not fill the log.
@@ -49,15 +48,6 @@ LINES_PER_S = 50
 _CUT = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST, CloseReason.TLS_BROKEN, CloseReason.SLOW_CLIENT})
 # The detail of a client that closed the WebSocket itself: then the call is over.
 _SAID_GOODBYE = frozenset({"websocket close", "websocket close 1000"})
-
-
-class _Parked:
-    """An allocation whose client may come back, and its socket, which is owned; none if it was lost just before."""
-
-    def __init__(self, allocation: Allocation, left: socket.socket | None, expiry: asyncio.TimerHandle) -> None:
-        self.allocation = allocation
-        self.socket = left
-        self.expiry = expiry
 
 
 class Sessions:
@@ -88,13 +78,18 @@ class Sessions:
         self._token_of: dict[Session, bytes] = {}
         # Of sessions whose upstream has still to grant what they may have.
         self._admitted: dict[Session, Verdict] = {}
-        self._parked: OrderedDict[bytes, _Parked] = OrderedDict()
+        self._parking = Parking(self._on_given_up)
         # Left in this batch of events by connections whose Closed comes next.
         self._left: dict[ConnectionId, socket.socket] = {}
         self._stopped = False
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def configure(self, *, own_credentials: bool, per_source: int, per_user: int) -> None:
+        """Take these from now on. The bounds are for new sessions; 0 is no bound."""
+        self.own_credentials = own_credentials
+        self._parking.most = {Kind.SOURCE: per_source, Kind.USER: per_user}
 
     def __contains__(self, connection: ConnectionId) -> bool:
         return connection in self._sessions
@@ -183,7 +178,8 @@ class Sessions:
     def resume(self, session: Session, token: str) -> bool:
         """Give the session what the token stands for, now or when the connection that has it has ended."""
         key = _hash(token)
-        if (parked := self._unpark(key)) is not None:
+        if (parked := self._parking.take(key)) is not None:
+            self._count_parked()
             self._give(session, parked.allocation, parked.socket)
             return True
         before = self._tokens.get(key)
@@ -218,28 +214,22 @@ class Sessions:
         if self._stopped:
             self._release(allocation, left)
             return
-        expiry = self._loop.call_later(RESUME_WITHIN_S, self._on_expired, token)
-        self._parked[token] = _Parked(allocation, left, expiry)
-        if len(self._parked) > MAX_PARKED:
-            self._on_expired(next(iter(self._parked)))
-        self._flows.tally.parked = len(self._parked)
+        self._parking.park(token, allocation, left, RESUME_WITHIN_S)
+        self._count_parked()
 
-    def _unpark(self, token: bytes) -> _Parked | None:
-        parked = self._parked.pop(token, None)
-        if parked is not None:
-            parked.expiry.cancel()
-            self._flows.tally.parked = len(self._parked)
-        return parked
+    def _count_parked(self) -> None:
+        self._flows.tally.parked = len(self._parking)
 
-    def _on_expired(self, token: bytes) -> None:
-        if (parked := self._unpark(token)) is not None:
-            self._flows.tally.resumptions[ResumeOutcome.EXPIRED] += 1
-            self._release(parked.allocation, parked.socket)
+    def _on_given_up(self, allocation: Allocation, left: socket.socket | None) -> None:
+        self._flows.tally.resumptions[ResumeOutcome.EXPIRED] += 1
+        self._count_parked()
+        self._release(allocation, left)
 
     def _release(self, allocation: Allocation | None, left: socket.socket | None) -> None:
         """Let the upstream have its allocation back, if there is one, and the user his place; closes the socket."""
         if allocation is not None:
             self._entitlement.release(allocation.seat)
+            self._parking.release(allocation.seat)
         if left is not None:
             self._give_back(allocation, left)
 
@@ -254,8 +244,7 @@ class Sessions:
     def stop(self) -> None:
         """Nobody comes back any more."""
         self._stopped = True
-        for token in list(self._parked):
-            self._on_expired(token)
+        self._parking.stop()
         for left in self._left.values():
             left.close()
         self._left.clear()
@@ -297,6 +286,9 @@ class Sessions:
         """
         region = self._upstreams.region_of(allocation.upstream.name)
         self._admitted.pop(session, None)
+        if (refusal := self._hold(allocation, source_of(session.opened.client.host))) is not None:
+            session.on_verdict(allocation, refusal)
+            return
         if not self._entitlement.asks_for_users or allocation.seat.region == region:
             allocation.seat.region = region
             session.on_verdict(allocation, None)
@@ -315,12 +307,24 @@ class Sessions:
     def granted(self, session: Session, allocation: Allocation) -> ErrorCode | None:
         """Give a call that the upstream has granted its place; why there is none, if others took it meanwhile."""
         verdict = self._admitted.pop(session, None)
+        # Only now is it known that the user is who they say.
+        user = user_of(prepared(allocation.asked.username))
+        if user and (refusal := self._hold(allocation, Holder(Kind.USER, user))) is not None:
+            return refusal
         if verdict is None:
             return None  # a call that has its place, or nobody is asked
         verdict = self._entitlement.grant(allocation.seat, verdict)
         if verdict.admitted:
             allocation.seat.region = verdict.region
         return verdict.error
+
+    def _hold(self, allocation: Allocation, holder: Holder) -> ErrorCode | None:
+        """Count the session for a source or a user; why not, if they have too many."""
+        if self._parking.hold(allocation.seat, holder):
+            return None
+        most = self._parking.most[holder.kind]
+        text = f"too many sessions of one {holder.kind}: expected at most {most} (limits.sessions_per_{holder.kind})"
+        return ErrorCode(486, text)
 
     def credentials(self, upstream: Upstream) -> tuple[str, str]:
         """The relay's own for an upstream; empty if there are none."""

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost, TurnHosts
+from relay.gateway import parking
 from relay.gateway import session as session_module
 from relay.gateway import sessions as sessions_module
 from relay.gateway.flows import FailoverOutcome, ResumeOutcome
@@ -571,7 +572,7 @@ async def test_come_back_when_the_upstream_has_died(tmp_path: Path, plane: str) 
 async def test_parked_sessions_are_bounded_and_released_at_the_end(
     tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "MAX_PARKED", 2)
+    monkeypatch.setattr(parking, "MAX_PARKED", 2)
     async with TurnHosts({"use1": ["stun1"]}, CREDENTIALS, allow_loopback_peers=True) as hosts:
         host = hosts["stun1"]
         async with running_relay(tmp_path, host.address, listen={"plane": plane}) as relay:

@@ -25,9 +25,9 @@ class RawSession:
         self._messages: list[Message] = []
 
     @classmethod
-    async def open(cls, relay: Relay, server_name: str = "relay.test") -> RawSession:
-        """Upgrade; nothing is said yet."""
-        client = await TlsClient.open(relay.tls, relay.trust, server_name)
+    async def open(cls, relay: Relay, server_name: str = "relay.test", source: str | None = None) -> RawSession:
+        """Upgrade, from this address of ours; nothing is said yet."""
+        client = await TlsClient.open(relay.tls, relay.trust, server_name, source=source)
         await client.send(build_websocket_request("/media", server_name, KEY, "media.v1"))
         head = b""
         while (response := parse_response(head)) is None:

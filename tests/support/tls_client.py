@@ -39,6 +39,7 @@ class TlsClient:
         byte_by_byte: bool = False,
         receive_buffer: int | None = None,
         session: ssl.SSLSession | None = None,
+        source: str | None = None,
     ) -> TlsClient:
         """Connect and shake hands. Raises ssl.SSLError or OSError where the server refuses."""
         family = socket.AF_INET6 if server.is_ipv6 else socket.AF_INET
@@ -48,6 +49,8 @@ class TlsClient:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client = cls(connected, context, server_name, session)
         try:
+            if source is not None:
+                connected.bind((source, 0))
             await client._loop.sock_connect(connected, server)
             await client.shake_hands(byte_by_byte=byte_by_byte)
         except BaseException:
