@@ -6,8 +6,8 @@ A link moves whole messages and knows nothing of TURN but their framing. What it
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
+import os
 import socket
 import ssl
 import sys
@@ -18,6 +18,7 @@ from relay._fastpath import StreamCutter
 from relay.addresses import Address
 from relay.client.connect import Proxy, TlsProtocol, connect_tls
 from relay.errors import UpstreamError
+from relay.plane.uplink import Fate, Uplink
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.channeldata import pad
 
@@ -47,7 +48,7 @@ class LinkOwner(Protocol):
         ...
 
     def on_unreachable(self, error: OSError) -> None:
-        """ICMP says that the server is not there; the link goes on."""
+        """ICMP says that nobody listens at the server; the link goes on."""
         ...
 
     def on_lost(self, error: UpstreamError) -> None:
@@ -59,6 +60,11 @@ class Link(Protocol):
     """A way to the server. ``dropped`` counts the messages that could not be sent."""
 
     dropped: int
+
+    @property
+    def not_sent(self) -> OSError | None:
+        """Why our own machine did not send the last message; None if it did."""
+        ...
 
     @property
     def local_address(self) -> Address:
@@ -88,6 +94,7 @@ class UdpLink:
     def __init__(self, connected: socket.socket, owner: LinkOwner) -> None:
         self.dropped = 0
         self._socket = connected
+        self._uplink = Uplink(connected, from_sockaddr(connected.getpeername()))
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._closing = False
@@ -105,26 +112,28 @@ class UdpLink:
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def send(self, message: bytes) -> None:
-        """Send a message. A full socket drops it, as a network would."""
+        """Send a message. What our own kernel does not take is dropped, as a network would."""
         if self._closing:
             self.dropped += 1
             return
-        try:
-            self._socket.send(message)
-        except BlockingIOError:
+        fate, _, code = self._uplink.send(self._loop.time(), message)
+        if fate is not Fate.SENT:
             self.dropped += 1
-        except OSError as error:
-            self.dropped += 1
-            self._on_error(error)
+            self._on_error(fate, code)
 
     send_data = send
 
-    def _on_error(self, error: OSError) -> None:
+    @property
+    def not_sent(self) -> OSError | None:
+        """Why our own machine did not send the last message; None if it did."""
+        code = self._uplink.refused_for
+        return OSError(code, os.strerror(code)) if code else None
+
+    def _on_error(self, fate: Fate, code: int) -> None:
         # uvloop lets go of a socket with an error: listen again, once it has.
         self._loop.call_soon(self._watch)
-        # A message that is too long says nothing about the server.
-        if error.errno != errno.EMSGSIZE:
-            self._owner.on_unreachable(error)
+        if fate is Fate.GONE:
+            self._owner.on_unreachable(OSError(code, os.strerror(code)))
 
     def _on_readable(self) -> None:
         for _ in range(MAX_DATAGRAMS_PER_WAKE_UP):
@@ -133,7 +142,8 @@ class UdpLink:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._on_error(error)
+                fate, _, code = self._uplink.judge(self._loop.time(), error.errno or 0)
+                self._on_error(fate, code)
                 return
             self._owner.on_message(message)
             if self._closing:
@@ -157,6 +167,11 @@ class StreamLink(TlsProtocol):
         self.dropped = 0
         self._lost = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport
+
+    @property
+    def not_sent(self) -> OSError | None:
+        """TCP sends again itself."""
+        return None
 
     @property
     def local_address(self) -> Address:

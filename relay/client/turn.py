@@ -174,6 +174,10 @@ class TurnConnection:
         try:
             return await self._awaited.wait(key, answer, self._timeout_s if timeout_s is None else timeout_s)
         except TurnRequestError as error:
+            if not error.code and error.__cause__ is None and (not_sent := self._link.not_sent) is not None:
+                # It was not even asked. The cause tells those who must not blame the server.
+                reason = f"our own machine did not send: {not_sent.strerror}"
+                raise TurnRequestError(method, 0, reason) from not_sent
             refusal = self._client.unproven_refusal(method, peers)
             if error.code or refusal is None:
                 raise
