@@ -17,6 +17,8 @@ import structlog
 from relay import config, logs, output
 from relay.errors import OperatorError
 from relay.gateway.app import Gateway
+from relay.gateway.read_ahead import read_ahead
+from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
@@ -35,12 +37,13 @@ async def _serve(path: Path) -> None:
     settings = config.load(path)
     logs.configure(settings.log.level, settings.log.format)
     gateway = Gateway(settings)
-    signals = _Signals(gateway, path)
+    signals, tasks = _Signals(gateway, path), Tasks()
     await gateway.start()
     # Of this thread alone: the data plane's have begun already.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     try:
         signals.install()
+        tasks.start(signals.reload(), "reload")
         # What is there now stays: later collections need not look at it.
         gc.collect()
         gc.freeze()
@@ -53,6 +56,7 @@ async def _serve(path: Path) -> None:
         if not signals.stop.is_set():
             await _drain(gateway, signals.stop)
     finally:
+        await tasks.cancel()
         await gateway.stop()
         signals.remove()
     log.info("stopped")
@@ -73,6 +77,7 @@ class _Signals:
     def __init__(self, gateway: Gateway, path: Path) -> None:
         self.first = asyncio.Event()
         self.stop = asyncio.Event()
+        self._hangup = asyncio.Event()
         self._gateway = gateway
         self._path = path
         self._handlers = {
@@ -101,7 +106,18 @@ class _Signals:
         self.first.set()
 
     def _on_hangup(self) -> None:
+        self._hangup.set()
+
+    async def reload(self) -> None:
+        """Reload the configuration whenever a signal has asked for it."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
+            await read_ahead(self._path)
             self._gateway.reload(self._path)
         except OperatorError as error:
             for line in str(error).splitlines():

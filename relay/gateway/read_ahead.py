@@ -1,0 +1,54 @@
+"""Reads the files of a configuration before a reload does: in a thread, where a disk that hangs holds up nothing else.
+
+The reload itself reads on the control plane's loop, so that it changes all or nothing. What was read a moment before is
+in memory then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from relay import config
+from relay.errors import OperatorError
+from relay.gateway.records import check_path
+from relay.tasks import in_daemon_thread
+
+# A network's file system that does not answer within this time will not soon.
+READ_TIMEOUT_S = 10.0
+# More than any of them has: certificates, lists of users and authorities.
+READ_BYTES = 16 * 1024 * 1024
+
+
+async def read_ahead(path: Path) -> None:
+    """Read the configuration and the files that it names. Raises OperatorError where that cannot be done in time."""
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            await in_daemon_thread(functools.partial(_read, path), "read ahead")
+    except TimeoutError:
+        raise OperatorError(f"{path}: it, or a file that it names, was not read within {READ_TIMEOUT_S:g} s") from None
+
+
+def _read(path: Path) -> None:
+    settings = config.load(path)
+    check_path(settings.quality.records)
+    for file in set(_files(settings)) - {settings.quality.records}:
+        # What is wrong with it the reload says.
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            opened.read(READ_BYTES)
+
+
+def _files(value: object) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _files(getattr(value, name))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _files(one)
