@@ -330,7 +330,8 @@ class Signaling(_Section):
     body_timeout_s: Seconds = 30.0
     # After the 101 of a socket.io upgrade the client speaks at once; if it does not, a middlebox swallows its frames.
     upgrade_timeout_s: Seconds = 5.0
-    # For so long such a client's further upgrades are refused, so that it stays with polling.
+    # For so long the session's further upgrades are refused, so that it stays with polling; the client's as well when
+    # several of its sessions have failed and none of its WebSockets works.
     polling_only_s: Seconds = 600.0
     # A WebSocket that carries nothing is closed: socket.io pings every 25 s, and proxies cut after 60 s to 300 s.
     websocket_idle_timeout_s: Seconds = 300.0

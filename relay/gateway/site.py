@@ -16,10 +16,14 @@ import termios
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.typedefs import Handler
+from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
+from relay.gateway.signaling.http_rules import Refused
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
@@ -37,6 +41,8 @@ SHUTDOWN_TIMEOUT_S = 2.0
 LEAVE_TIMEOUT_S = 5.0
 SERVER = "cloud9-relay"
 _HEAD_END = b"\r\n\r\n"
+# RFC 9112 section 3 asks for 8,000 at least; nginx takes 8 KiB.
+MAX_TARGET_BYTES = 8190
 
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -64,6 +70,10 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
+# Given a connection and why its request is not served, makes the answer.
+OnBadHead = Callable[[web.RequestHandler, Refused], web.Response]
+
+
 class _Handler(web.RequestHandler):
     """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer.
 
@@ -71,23 +81,68 @@ class _Handler(web.RequestHandler):
     the connection does not leave HTTP, it ends.
     """
 
-    __slots__ = ("_behind", "_seen")
+    __slots__ = (
+        "_behind",
+        "_head_bytes",
+        "_last_body",
+        "_max_head_bytes",
+        "_max_header_bytes",
+        "_on_bad_head",
+        "_seen",
+        "_too_large",
+    )
 
-    _seen: bytes
-    _behind: bool
+    def __init__(self, *arguments: Any, on_bad_head: OnBadHead, max_header_bytes: int, **options: Any) -> None:
+        """``on_bad_head`` is told of a head that is not served, and makes the answer."""
+        # ``check`` says what is wrong with a head that is read. What is far too large is not read, for memory's sake.
+        far_too_large = 2 * max_header_bytes
+        super().__init__(
+            *arguments,
+            max_line_size=MAX_TARGET_BYTES,
+            # The parser's errors differ by their bound alone.
+            max_field_size=max(far_too_large, MAX_TARGET_BYTES + 1),
+            max_headers=far_too_large,
+            **options,
+        )
+        self._seen = b""
+        self._behind = False
+        # Since the last message, and what its body is read from.
+        self._head_bytes = 0
+        self._last_body: StreamReader = EMPTY_PAYLOAD
+        self._too_large = False
+        self._max_header_bytes = max_header_bytes
+        self._max_head_bytes = MAX_TARGET_BYTES + far_too_large
+        self._on_bad_head = on_bad_head
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
         # A head may end with bytes of the chunk before. While a request is answered, all that comes is behind it.
-        seen = getattr(self, "_seen", b"") + data
+        seen = self._seen + data
         answering = self._current_request is not None or bool(self._messages)
         self._behind = answering or bool(seen.partition(_HEAD_END)[2])
         self._seen = seen[-len(_HEAD_END) + 1 :]
+        if self._too_large:
+            return
+        served, in_head = self._request_count, self._last_body.is_eof()
         super().data_received(data)
+        if self._request_count != served:
+            self._head_bytes, self._last_body = 0, self._messages[-1][1]
+        elif in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._max_head_bytes:
+                self._refuse_head()
         request = self._current_request
         if request is not None and not request.content.is_eof() and self._messages:
             # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
             request.content.set_exception(web.RequestPayloadError("broken body"))
+
+    def _refuse_head(self) -> None:
+        """Many fields, each of them within the bound: answer as if the parser had found it."""
+        self._too_large = True
+        error = LineTooLong(b"", self.max_field_size)
+        self._messages.append((_ErrInfo(status=431, exc=error, message=""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     @property
     def has_more(self) -> bool:
@@ -115,8 +170,15 @@ class _Handler(web.RequestHandler):
     ) -> web.StreamResponse:
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        response = web.Response(status=status, text="bad request\n", headers={"Server": SERVER})
-        response.force_close()
+        if isinstance(exc, LineTooLong):
+            if exc.args[1] == MAX_TARGET_BYTES:
+                refused = Refused(414, f"the request target is larger than {MAX_TARGET_BYTES} bytes")
+            else:
+                refused = Refused(431, f"the headers are larger than {self._max_header_bytes} bytes")
+        else:
+            refused = Refused(status, "bad request")
+        response = self._on_bad_head(self, refused)
+        response.headers["Server"] = SERVER
         return response
 
 
@@ -141,7 +203,8 @@ class Site:
         app.on_response_prepare.append(name_server)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_routes(routes)
-        self._others = app.router.add_route("*", "/{path:.*}", self._on_other).resource
+        others = app.router.add_route("*", "/{path:.*}", self._on_other, expect_handler=self._on_expect)
+        self._others = others.resource
         # For a client that has gone nothing goes on, not even the wait for the rest of its body.
         self._runner = web.AppRunner(
             app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
@@ -163,11 +226,21 @@ class Site:
             os.close(opened.fd)
             return
         loop = asyncio.get_running_loop()
-        handler = _Handler(self._runner.server, loop=loop, **_HANDLER_OPTIONS)
+        handler = _Handler(
+            self._runner.server,
+            loop=loop,
+            on_bad_head=self._on_bad_head,
+            max_header_bytes=self._signaling.settings.max_header_bytes,
+            **_HANDLER_OPTIONS,
+        )
         self._handlers[opened.connection] = handler
         self._opened[handler] = opened
         self._deadlines[opened.connection] = loop.call_later(FIRST_REQUEST_TIMEOUT_S, handler.force_close)
         self._tasks.start(self._serve(opened.fd, handler), "http")
+
+    def _on_bad_head(self, handler: web.RequestHandler, refused: Refused) -> web.Response:
+        opened = self._opened.get(handler)
+        return self._signaling.refuse_bad(refused, "" if opened is None else opened.client.host)
 
     async def _serve(self, fd: int, handler: web.RequestHandler) -> None:
         stream = socket.socket(fileno=fd)
@@ -234,6 +307,13 @@ class Site:
         if request.method not in {"GET", "HEAD"}:
             raise web.HTTPMethodNotAllowed(request.method, {"GET", "HEAD"})
         return await _on_page(request)
+
+    async def _on_expect(self, request: web.Request) -> None:
+        """A client asks whether it may send its body: the upstream says so, if there is one."""
+        if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+            raise web.HTTPExpectationFailed(text="expected Expect: 100-continue, or none\n")
+        if not self._signaling.configured and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def stop(self) -> None:
         """End all connections."""

@@ -79,9 +79,10 @@ class Upgrades:
     def routes(self) -> list[web.RouteDef]:
         """What to serve."""
         return [
-            web.route("GET", TURN_PATH, self._on_turn),
-            web.route("GET", SESSION_PATH, self._on_session),
-            web.route("GET", UDP_PATH, self._on_udp),
+            # The answer to a HEAD has no upgrade in it (RFC 6455 section 4.1, RFC 9298 section 3.2: GET).
+            web.get(TURN_PATH, self._on_turn, allow_head=False),
+            web.get(SESSION_PATH, self._on_session, allow_head=False),
+            web.get(UDP_PATH, self._on_udp, allow_head=False),
         ]
 
     # TURN and sessions over WebSocket

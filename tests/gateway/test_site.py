@@ -11,12 +11,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from relay import __version__
 from relay.addresses import Address
 from relay.gateway import site
 from relay.plane.api import CloseReason
 from tests.support.gateway import Relay, eventually, running_relay
+from tests.support.raw_http import ask
 from tests.support.tls_client import TlsClient
 from tests.support.waiting import becomes
 
@@ -182,30 +184,46 @@ async def test_deadline_of_the_first_request_ends_with_it(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "request_bytes",
+    ("request_bytes", "status", "reason"),
     [
-        b"GET / HTTP/1.1\r\nBroken\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        GET + b"GARBAGE\x00\r\n\r\n",
+        (b"GET / HTTP/1.1\r\nBroken\r\n\r\n", "400 Bad Request", "bad request"),
+        (b"GET / HTTP/9.9\r\n\r\n", "400 Bad Request", "bad request"),
+        (
+            b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+            "414 Request-URI Too Long",
+            "the request target is larger than 8190 bytes",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000,
+            "431 Request Header Fields Too Large",
+            "the headers are larger than 32768 bytes",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 20_000,
+            "431 Request Header Fields Too Large",
+            "the headers are larger than 32768 bytes",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "400 Bad Request",
+            "bad request",
+        ),
+        (GET + b"GARBAGE\x00\r\n\r\n", "400 Bad Request", "bad request"),
     ],
 )
 async def test_bad_request_is_refused_without_a_traceback(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, request_bytes: bytes
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, request_bytes: bytes, status: str, reason: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with running_relay(tmp_path, NO_UPSTREAM) as relay:
-        client = await TlsClient.open(relay.tls, relay.trust)
-        await client.send(request_bytes)
-        received = b""
-        while chunk := await client.receive():
-            received += chunk
-        client.abort()
+    with capture_logs() as lines:
+        async with running_relay(tmp_path, NO_UPSTREAM) as relay:
+            received = await ask(relay, request_bytes)
+            assert sum(relay.gateway.signaling.refusals.values()) == 1
     last = received.rpartition(b"HTTP/")[2]
-    assert last.startswith(b"1.0 400 Bad Request\r\n")
+    assert last.startswith(f"1.0 {status}\r\n".encode())
     assert b"Server: cloud9-relay\r\n" in last
-    assert last.endswith(b"\r\n\r\nbad request\n")
+    assert last.endswith(f"\r\n\r\n{status[:3]}: {reason}\n".encode())
+    assert [line["cause"] for line in lines if line["event"] == "signaling request refused"] == [reason]
     assert caplog.records == []
 
 

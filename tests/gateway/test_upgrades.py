@@ -100,7 +100,7 @@ BAD_WEBSOCKETS: list[tuple[Sequence[str], int, str]] = [
     (changed(WEBSOCKET, "Sec-WebSocket-Protocol: media.v1"), 400, "Sec-WebSocket-Protocol: media.v1: expected turn"),
     ((*WEBSOCKET, "Content-Length: 3"), 400, "a body: expected none before the 101"),
     # What follows is no chunk.
-    ((*WEBSOCKET, "Transfer-Encoding: chunked"), 400, "bad request"),
+    ((*WEBSOCKET, "Transfer-Encoding: chunked"), 400, "400: bad request"),
     ((*WEBSOCKET, "Origin: https://evil.example"), 403, "the page https://evil.example may not connect here"),
     ((*WEBSOCKET, "Origin: null"), 403, "the page null may not connect here (media.origins)"),
 ]
@@ -133,6 +133,11 @@ async def test_what_a_refusal_tells_beside_its_text(tmp_path: Path) -> None:
             # A HEAD with something behind it is no request at all to aiohttp.
             assert head.status in {405, 400}, method
             assert b"HTTP/1.1" not in body
+            head, _ = await ask(relay, request("/media", WEBSOCKET, method=method))
+            assert (head.status, head.headers["allow"]) == (405, "GET"), method
+        for path in ("/turn", "/.well-known/masque/udp/127.0.0.1/3478/"):
+            head, _ = await ask(relay, request(path, WEBSOCKET, method="HEAD"))
+            assert head.status == 405
         # Any other page: what is behind an Upgrade that nobody takes is not read either.
         head, body = await ask(relay, request("/", WEBSOCKET), SMUGGLED)
         assert (head.status, head.headers["connection"]) == (200, "close")

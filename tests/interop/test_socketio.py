@@ -11,6 +11,7 @@ import pytest
 from relay import config
 from relay.addresses import Address
 from relay.gateway import site
+from relay.gateway.signaling.polling_only import SEVERAL_SESSIONS
 from tests.support.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
 from tests.support.gateway import running_relay
 from tests.support.ports import reserved_address
@@ -208,15 +209,15 @@ async def test_session_goes_on_with_polling_behind(tmp_path: Path, version: int,
         swallowed = kind is not StripsUpgrade
         assert relay.gateway.signaling.watchdog_hits == proxy.upgrades == int(swallowed)
         assert client.unheard("disconnect", "connect") == []
-        # A second client of the same kind there does not even try.
-        if swallowed:
+        # When several of its kind there have failed, the next one does not even try.
+        for number in range(2, SEVERAL_SESSIONS + 2 if swallowed else 2):
             async with socketio_client(
                 relay, version, through=proxy.address, transports=["polling", "websocket"]
-            ) as second:
-                assert (await second.heard("connect"))["sid"] != sid
-                await second.heard("upgradeError")
-                assert (await second.echo("second"))["transport"] == "polling"
-            assert proxy.upgrades == 1
+            ) as another:
+                assert (await another.heard("connect"))["sid"] != sid
+                await another.heard("upgradeError")
+                assert (await another.echo("another"))["transport"] == "polling"
+            assert proxy.upgrades == min(number, SEVERAL_SESSIONS)
 
 
 @VERSIONS

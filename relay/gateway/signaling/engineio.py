@@ -23,6 +23,9 @@ _OPEN = re.compile(
     rb"(?:[0-9]{1,4}:|\x00[\x00-\x09]{1,4}\xff|___eio\[[0-9]{1,9}\]\(\"(?:[0-9]{1,4}:)?)?"
     rb"0\{[^{}]{0,1024}?\\?\"sid\\?\"\s*:\s*\\?\"([^\"\\]{1,256})\\?\""
 )
+# How any answer of a session begins: a packet's type, alone or with its length before it, a JSONP call, or what a POST
+# is answered. Pages and JSON of other servers begin otherwise.
+_ANSWER = re.compile(rb"[0-6b]|[1-9][0-9]{0,6}:|[\x00\x01][\x00-\x09]|___eio\[|ok\Z")
 
 
 class Asked(NamedTuple):
@@ -37,13 +40,21 @@ class Asked(NamedTuple):
         """True if the answer opens a session."""
         return bool(self.version and self.transport and not self.sid)
 
+    @property
+    def is_of_session(self) -> bool:
+        """True if it belongs to a session that is open."""
+        return bool(self.version and self.sid and self.transport in {"polling", "websocket"})
+
+    @property
+    def is_upgrade_of_session(self) -> bool:
+        """True if a session that polls asks for its WebSocket."""
+        return self.is_of_session and self.transport == "websocket"
+
 
 def parse_query(query: str) -> Asked:
     """Read the query of a request; of a key that comes twice no value is taken, and an id that is none is left out."""
-    try:
-        found = parse_qs(query, keep_blank_values=True, max_num_fields=100)
-    except ValueError:
-        return Asked("", "", "")
+    # Their number has the bound of the request target.
+    found = parse_qs(query, keep_blank_values=True)
 
     def single(key: str) -> str:
         values = found.get(key, [])
@@ -54,11 +65,14 @@ def parse_query(query: str) -> Asked:
 
 
 def asks_for_websocket(query: str) -> bool:
-    """True if any ``transport`` of the query is websocket, even one of several."""
-    try:
-        return "websocket" in parse_qs(query, max_num_fields=100).get("transport", [])
-    except ValueError:
-        return "websocket" in query
+    """True if a request of Engine.IO asks for a WebSocket: any ``transport`` of its query, even one of several."""
+    found = parse_qs(query, keep_blank_values=True)
+    return "EIO" in found and "websocket" in found.get("transport", [])
+
+
+def is_answer(beginning: bytes) -> bool:
+    """True if the body of an answer begins as those of Engine.IO do."""
+    return _ANSWER.match(beginning) is not None
 
 
 def sid_of_polling(body: bytes) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from relay.addresses import IpNetwork
 
@@ -20,27 +20,61 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 
 # RFC 9110 section 7.6.1, and what is hop-by-hop by use.
 HOP_BY_HOP = frozenset(
-    b"connection,keep-alive,proxy-connection,proxy-authenticate,proxy-authorization,te,trailer,transfer-encoding,"
-    b"upgrade,http2-settings".split(b",")
+    b"connection,keep-alive,proxy-connection,proxy-authenticate,proxy-authorization,te,transfer-encoding,upgrade,"
+    b"http2-settings".split(b",")
 )
-# What we say of the client ourselves, and what others take for the same.
-TOLD_BY_US = frozenset(
-    b"forwarded,x-forwarded-for,x-forwarded-proto,x-forwarded-host,x-forwarded-port,x-forwarded-scheme,"
-    b"x-forwarded-ssl,x-forwarded-server,x-forwarded-by,x-real-ip,x-client-ip,x-cluster-client-ip,true-client-ip,"
-    b"x-original-url,x-rewrite-url,x-original-host".split(b",")
+# What we say of the client ourselves.
+TOLD_BY_US = frozenset(b"forwarded,x-forwarded-for,x-forwarded-proto,x-forwarded-host".split(b","))
+# What proxies and content networks say of a client: its address, the name and scheme it used, its certificate, who has
+# logged in. Servers believe it, so only trusted proxies may say it.
+TOLD_BY_PROXIES = frozenset(
+    b"x-real-ip,x-client-ip,x-cluster-client-ip,true-client-ip,client-ip,http-client-ip,remote-addr,remote-user,"
+    b"x-remote-ip,x-remote-addr,x-remote-user,x-originating-ip,x-proxyuser-ip,x-appengine-user-ip,x-client,x-forwarded,"
+    b"forwarded-for,forwarded-for-ip,fastly-client-ip,fly-client-ip,do-connecting-ip,incap-client-ip,proxy-client-ip,"
+    b"wl-proxy-client-ip,x-nf-client-connection-ip,x-vercel-ip,x-sucuri-clientip,x-arr-clientcert,x-arr-ssl,"
+    b"x-client-cert,x-client-dn,x-client-verify,client-cert,client-cert-chain,front-end-https,x-url-scheme,x-scheme,"
+    b"x-host,x-http-host-override,x-rewrite-url,cloudfront-forwarded-proto".split(b",")
 )
+_TOLD_PREFIXES = (
+    b"cf-",
+    b"x-forwarded-",
+    b"x-original-",
+    b"x-azure-",
+    b"x-envoy-",
+    b"x-vercel-",
+    b"x-ssl-",
+    b"ssl-client-",
+    b"cloudfront-viewer-",
+)
+
+
+def tells_of_the_client(name: bytes) -> bool:
+    """True for a header, in lower case, in which a proxy says who the client is or what it asked for."""
+    return name in TOLD_BY_US or name in TOLD_BY_PROXIES or name.startswith(_TOLD_PREFIXES)
+
+
 # Servers that turn "-" into "_" (CGI, WSGI) take the one for the other: a name with "_" must not mean one of these.
-_NO_ALIAS = (
-    HOP_BY_HOP
-    | TOLD_BY_US
-    | {b"host", b"content-length", b"content-type", b"cookie", b"origin", b"authorization", b"expect"}
-)
+_NO_ALIAS = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"content-type",
+    b"cookie",
+    b"origin",
+    b"authorization",
+    b"expect",
+    b"trailer",
+}
 # To have these removed by naming them in Connection would change what the request means.
 _NOT_HOP_BY_HOP = frozenset({b"host", b"content-length", b"content-type", b"cookie", b"origin", b"authorization"})
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-_TARGET = re.compile(r"[!\"$-~]+")  # visible ASCII, but for the fragment's mark
+# Visible ASCII without the fragment's mark, and what is not ASCII: servers take it as it is.
+_TARGET = re.compile(rb"[!\"$-~\x80-\xff]+")
+# Overlong UTF-8 and %u are read as dots and slashes by some servers, and by none as anything else.
+_OVERLONG = re.compile(
+    rb"\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]|(?i:%u(?:002[ef]|005c|ff0[ef]|ff3c))"
+)
 _HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 # More than an exabyte is no length.
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -59,14 +93,18 @@ class Accepted(NamedTuple):
     """A request that two servers read alike."""
 
     # Origin form: what goes on to the upstream.
-    target: str
+    target: bytes
     # Decoded, and lower case without port: what routes are chosen by.
     path: str
     query: str
     host: str
     upgrades: bool
+    # It asks for another protocol, which is ignored (RFC 9110 section 7.8); what is behind it may be of that protocol.
+    ignores_upgrade: bool
     # None for chunked; 0 without a body.
     body_bytes: int | None
+    # The client waits for 100 before it sends the body.
+    expects: bool
 
 
 def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: int) -> Accepted:
@@ -83,18 +121,21 @@ def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: in
     host = _single(headers, b"host", required=True)
     if not _HOST.fullmatch(host):
         raise Refused(400, "Host is no host name")
-    target = _origin_form(request.raw_path, host)
-    raw_path, _, query = target.partition("?")
+    target = _origin_form(request.raw_path.encode("utf-8", "surrogateescape"), host)
+    raw_path, _, query = target.partition(b"?")
     body_bytes = _check_framing(headers, chunks_allowed=request.version == (1, 1))
     if body_bytes is not None and body_bytes > max_body_bytes:
         raise Refused(413, f"the body is larger than {max_body_bytes} bytes")
+    upgrades = _check_upgrade(request, body_bytes)
     return Accepted(
         target,
         _check_path(raw_path),
-        query,
+        query.decode("latin-1"),
         host.lower().rpartition(":")[0].rstrip(".") if re.search(r":[0-9]+$", host) else host.lower().rstrip("."),
-        _check_upgrade(request, body_bytes),
+        upgrades,
+        not upgrades and bool(_values(headers, b"upgrade")),
         body_bytes,
+        request.version == (1, 1) and _values(headers, b"expect") != [],
     )
 
 
@@ -103,12 +144,8 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise Refused(400, "a header's name is no token")
     if not _VALUE.fullmatch(value):
         raise Refused(400, "a header holds control characters")
-    if not value.isascii():
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            raise Refused(400, "a header is neither ASCII nor UTF-8") from None
-    if b"_" in name and name.lower().replace(b"_", b"-") in _NO_ALIAS:
+    plain = name.lower().replace(b"_", b"-")
+    if b"_" in name and (plain in _NO_ALIAS or tells_of_the_client(plain)):
         raise Refused(400, "a header's name, with _ for -, may be taken for another")
 
 
@@ -127,36 +164,45 @@ def _elements(headers: RawHeaders, wanted: bytes) -> list[bytes]:
     return [one.strip(b" \t").lower() for value in _values(headers, wanted) for one in value.split(b",")]
 
 
-def _origin_form(target: str, host: str) -> str:
+def _origin_form(target: bytes, host: str) -> bytes:
     if not _TARGET.fullmatch(target):
         raise Refused(400, "the request target holds what a URL does not")
-    if target.startswith("/"):
+    if target.startswith(b"/"):
         return target
     # RFC 9112 section 3.2.2: to be accepted, but it must say the same as Host.
-    try:
-        parts = urlsplit(target)
-    except ValueError:
-        raise Refused(400, "the request target is no URL") from None
-    if parts.scheme not in {"http", "https"} or parts.netloc.lower() != host.lower():
+    scheme, _, rest = target.partition(b"://")
+    authority = re.split(rb"[/?]", rest, maxsplit=1)[0]
+    if scheme.lower() not in {b"http", b"https"} or authority.lower() != host.lower().encode("latin-1"):
         raise Refused(400, "the request target and Host do not say the same")
-    return (parts.path or "/") + ("?" + parts.query if "?" in target else "")
+    path = rest[len(authority) :]
+    return path if path.startswith(b"/") else b"/" + path
 
 
-def _check_path(raw: str) -> str:
-    try:
-        path = unquote_to_bytes(raw).decode()
-    except UnicodeDecodeError:
-        raise Refused(400, "the path is no UTF-8") from None
-    # Upstreams may resolve them, or not: either way the route that was chosen may be the wrong one.
-    if not {".", ".."}.isdisjoint(path.replace("\\", "/").split("/")) or "\x00" in path:
-        raise Refused(400, "the path holds . or .. segments")
-    return path
+def _check_path(raw: bytes) -> str:
+    # Upstreams may resolve dots, or not: either way the route that was chosen may be the wrong one. Some decode twice,
+    # and some take parameters out of segments first.
+    decoded, once = raw, unquote_to_bytes(raw)
+    while True:
+        if _leads_elsewhere(decoded):
+            raise Refused(400, "the path holds . or .. segments, or NUL")
+        if (more := unquote_to_bytes(decoded)) == decoded:
+            break
+        decoded = more
+    # What is not UTF-8 is in no route, but goes where the rest of the path says.
+    return once.decode("utf-8", "surrogateescape")
+
+
+def _leads_elsewhere(path: bytes) -> bool:
+    if _OVERLONG.search(path) or b"\0" in path:
+        return True
+    # Full-width dots and slashes are plain ones to some.
+    text = unicodedata.normalize("NFKC", path.decode("utf-8", "surrogateescape")).replace("\\", "/")
+    segments = (segment.partition(";")[0].strip() for segment in text.split("/"))
+    return not {".", ".."}.isdisjoint(segments)
 
 
 def _check_framing(headers: RawHeaders, *, chunks_allowed: bool) -> int | None:
     lengths, codings = _values(headers, b"content-length"), _values(headers, b"transfer-encoding")
-    if _values(headers, b"trailer"):
-        raise Refused(400, "trailers are not forwarded")
     if codings:
         if lengths:
             raise Refused(400, "Transfer-Encoding and Content-Length contradict each other")
@@ -177,7 +223,7 @@ def _check_upgrade(request: web.BaseRequest, body_bytes: int | None) -> bool:
     options, protocols = _elements(headers, b"connection"), _elements(headers, b"upgrade")
     if any(option in _NOT_HOP_BY_HOP for option in options):
         raise Refused(400, "Connection names a header that is not hop-by-hop")
-    if not protocols:
+    if b"websocket" not in protocols:
         return False
     if protocols != [b"websocket"] or b"upgrade" not in options:
         raise Refused(400, "expected Connection: Upgrade with Upgrade: websocket, or neither")
@@ -189,12 +235,12 @@ def _check_upgrade(request: web.BaseRequest, body_bytes: int | None) -> bool:
 # Headers that go on
 
 
-def end_to_end(headers: RawHeaders, *dropped: bytes) -> Iterator[tuple[str, str]]:
+def end_to_end(headers: RawHeaders, *dropped: bytes) -> Iterator[tuple[bytes, bytes]]:
     """All but the hop-by-hop ones, those that Connection names, and ``dropped`` (lower case)."""
     leave = HOP_BY_HOP.union(dropped, _elements(headers, b"connection"))
     for name, value in headers:
-        if name.lower() not in leave and _VALUE.fullmatch(value):
-            yield name.decode("ascii", "replace"), value.decode("utf-8", "surrogateescape")
+        if name.lower() not in leave:
+            yield name, value
 
 
 class Forwarding:
@@ -223,10 +269,16 @@ class Forwarding:
                     return one[:64] or remote
         return remote
 
-    def add(self, request: web.BaseRequest, headers: CIMultiDict[str]) -> None:
-        """Put what is said of the client into the headers that go on, which must hold none of it."""
+    def fields(self, request: web.BaseRequest) -> Iterator[tuple[bytes, bytes]]:
+        """All headers that go on, with what is said of the client at their end."""
         remote, host, given = request.remote or "", request.headers.get("Host", ""), request.headers
         trusted = self.trusts(remote)
+        # RFC 9110 section 6.5.1: trailers may be dropped. A server that merges them into the head would take them for
+        # fields that were checked.
+        for name, value in end_to_end(request.raw_headers, b"trailer"):
+            lower = name.lower()
+            if lower not in TOLD_BY_US and (trusted or not tells_of_the_client(lower)):
+                yield name, value
 
         def said(name: str) -> list[str]:
             return given.getall(name, []) if trusted else []
@@ -235,7 +287,10 @@ class Forwarding:
         element = f'for={node};host="{host}";proto={request.scheme}'
         scheme = next((one for one in said("X-Forwarded-Proto")[:1] if one in {"http", "https"}), request.scheme)
         outer = next((one for one in said("X-Forwarded-Host")[:1] if _HOST.fullmatch(one)), host)
-        headers["X-Forwarded-For"] = ", ".join([*said("X-Forwarded-For"), remote])
-        headers["X-Forwarded-Proto"] = scheme
-        headers["X-Forwarded-Host"] = outer
-        headers["Forwarded"] = ", ".join([*said("Forwarded"), element])
+        for told, text in (
+            (b"X-Forwarded-For", ", ".join([*said("X-Forwarded-For"), remote])),
+            (b"X-Forwarded-Proto", scheme),
+            (b"X-Forwarded-Host", outer),
+            (b"Forwarded", ", ".join([*said("Forwarded"), element])),
+        ):
+            yield told, text.encode("utf-8", "surrogateescape")

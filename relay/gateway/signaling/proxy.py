@@ -11,50 +11,38 @@ import asyncio
 import itertools
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Any
 from zlib import crc32
 
-import aiohttp
 from aiohttp import web
-from aiohttp.streams import EMPTY_PAYLOAD
-from multidict import CIMultiDict
-from yarl import URL
 
 from relay.config import Health as HealthSettings
 from relay.config import Signaling as SignalingSettings
 from relay.gateway.lines import Lines
 from relay.gateway.lookups import Lookup
 from relay.gateway.signaling import engineio
-from relay.gateway.signaling.http_rules import TOLD_BY_US, Accepted, Forwarding, Refused, check, end_to_end
+from relay.gateway.signaling.answer import PassedOn, pass_informational, pass_switch
+from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost, UpstreamConnection
+from relay.gateway.signaling.health import SignalingHealth
+from relay.gateway.signaling.http_rules import Accepted, Forwarding, Refused, check
+from relay.gateway.signaling.polling_only import PollingOnly
 from relay.gateway.signaling.splice import Splice
-from relay.gateway.signaling.upstreams import (
-    CheckedResolver,
-    Pool,
-    Pools,
-    Sessions,
-    SignalingHealth,
-    SignalingUpstream,
-    explain,
-    is_refused,
-    open_trust,
-)
+from relay.gateway.signaling.upload import Upload
+from relay.gateway.signaling.upstreams import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream, open_trust
 from relay.gateway.upstreams import Health
+from relay.wire.http1 import AnswerError, AnswerHead, Body, body_of, build_head
 
-# Node's servers close a connection that is idle for 5 s: it must not be used a moment after.
-UPSTREAM_KEEPALIVE_S = 4.0
 # More servers than this are not asked for one request: the client has its own patience.
 MAX_ATTEMPTS = 3
-# Of an upstream's answer: Set-Cookie of some portals is long.
-MAX_ANSWER_FIELD_BYTES = 32 * 1024
-# Clients that are pinned to polling have one line each in the log, at most so many a second.
-PINNED_LINES_PER_S = 5
+# Of one request: an upstream that only ever says 102 or 103 does not answer.
+MAX_INFORMATIONAL = 32
+# Lines a second, for each kind: clients that are pinned to polling, and requests that are refused.
+LINES_PER_S = 5
 # What engine.io servers answer to a request they do not understand; clients know it.
 _BAD_REQUEST = '{"code":3,"message":"Bad request"}'
-
-# Handled by the front itself, or put there by aiohttp unless it is told not to.
-_NEVER_AUTOMATIC = frozenset({"Accept", "Accept-Encoding", "User-Agent", "Content-Type"})
+# RFC 9110 section 9.2.2: these may be sent again when the connection was closed before the answer.
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
 class Refusal(StrEnum):
@@ -69,41 +57,6 @@ class Refusal(StrEnum):
     TIMEOUT = "timeout"
 
 
-class _Body:
-    """A request's body on its way, and what was wrong with it."""
-
-    def __init__(self, request: web.BaseRequest, settings: SignalingSettings) -> None:
-        self.fault: Refused | None = None
-        # For the next piece to come and to be taken; then for the answer.
-        self.patience_s = settings.body_timeout_s + settings.response_timeout_s
-        self.deadline: asyncio.Timeout | None = None
-        self._request = request
-        self._settings = settings
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Refused, which ``fault`` keeps."""
-        sent = 0
-        try:
-            while True:
-                async with asyncio.timeout(self._settings.body_timeout_s):
-                    piece = await self._request.content.readany()
-                if not piece:
-                    return
-                sent += len(piece)
-                if sent > self._settings.max_body_bytes:
-                    raise Refused(413, f"the body is larger than {self._settings.max_body_bytes} bytes")
-                if self.deadline is not None:
-                    self.deadline.reschedule(asyncio.get_running_loop().time() + self.patience_s)
-                yield piece
-        except TimeoutError:
-            self.fault = Refused(408, "the body did not come in time")
-        except Refused as refused:
-            self.fault = refused
-        except (aiohttp.ClientError, web.RequestPayloadError, ValueError) as error:
-            self.fault = Refused(400, f"the body is broken: {type(error).__name__}")
-        raise self.fault
-
-
 class SignalingProxy:
     """``configure`` it, ``start`` it, let it answer requests, and ``stop`` it. It may be configured again meanwhile.
 
@@ -114,18 +67,19 @@ class SignalingProxy:
         """``lookup`` resolves the names of upstreams."""
         self.pools = Pools()
         self.sessions = Sessions()
+        self.polling_only = PollingOnly()
         self.refusals: Counter[Refusal] = Counter()
         self.watchdog_hits = 0
         self._settings = SignalingSettings()
         self._trust: ssl.SSLContext | None = None
         self._forwarding = Forwarding()
         self._resolver = CheckedResolver(lookup)
-        self._session: aiohttp.ClientSession | None = None
+        self.connections = Connections(self._resolver)
         self._health: SignalingHealth | None = None
         self._stopped = False
         self._turns = itertools.count()
         self._running: set[asyncio.Task[Any]] = set()
-        self._lines = Lines(PINNED_LINES_PER_S)
+        self._lines = Lines(LINES_PER_S)
 
     @property
     def configured(self) -> bool:
@@ -146,7 +100,9 @@ class SignalingProxy:
         self._settings = settings
         self._forwarding = Forwarding(settings.trusted_networks)
         self._resolver.configure(settings.allowed_networks)
+        self.connections.forget_names()
         self.sessions.max_sessions, self.sessions.idle_s = settings.max_sessions, settings.session_idle_s
+        self.polling_only.max_entries = settings.max_sessions
         self.pools.configure(settings, health)
         self._watch()
 
@@ -156,20 +112,7 @@ class SignalingProxy:
 
     async def start(self) -> None:
         """Be ready for requests."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                # A client's connection has one request at a time, and their number is limits.connections.
-                limit=0,
-                keepalive_timeout=UPSTREAM_KEEPALIVE_S,
-                resolver=self._resolver,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=_NEVER_AUTOMATIC,
-            max_field_size=MAX_ANSWER_FIELD_BYTES,
-        )
-        self._health = SignalingHealth(self._session, self._resolver, self.pools)
+        self._health = SignalingHealth(self.connections, self.pools)
         self._watch()
 
     async def stop(self) -> None:
@@ -181,8 +124,7 @@ class SignalingProxy:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running)
-        if self._session is not None:
-            await self._session.close()
+        self.connections.close()
 
     # Requests
 
@@ -201,10 +143,18 @@ class SignalingProxy:
             )
             return await _Exchange(self, request, accepted).run()
         except Refused as refused:
-            large = refused.status in {413, 431}
-            return self.refuse(Refusal.TOO_LARGE if large else Refusal.BAD_REQUEST, refused.status, refused.reason)
+            return self.refuse_bad(refused, request.remote or "")
         finally:
             self._running.discard(task)
+
+    def refuse_bad(self, refused: Refused, client: str) -> web.Response:
+        """The page for a request that is not forwarded, with a line in the log, if there have not been many."""
+        large = refused.status in {413, 414, 431}
+        refusal = Refusal.TOO_LARGE if large else Refusal.BAD_REQUEST
+        self._lines.info(
+            "signaling request refused", refusal.value, cause=refused.reason, client=client, status=refused.status
+        )
+        return self.refuse(refusal, refused.status, refused.reason)
 
     def refuse(self, refusal: Refusal, status: int, reason: str, *, json: str = "") -> web.Response:
         """A plain page that says why; the connection ends with it, and what has come behind is not read."""
@@ -242,39 +192,19 @@ class SignalingProxy:
             order.sort(key=lambda one: (one.health is Health.DOWN, crc32(f"{sid} {one.url}".encode())))
         return order[:MAX_ATTEMPTS]
 
-    async def send(
-        self,
-        upstream: SignalingUpstream,
-        request: web.Request,
-        accepted: Accepted,
-        headers: CIMultiDict[str],
-        body: _Body,
-    ) -> aiohttp.ClientResponse:
-        """Send a request on, and wait for the head of the answer. Raises aiohttp.ClientError or TimeoutError."""
-        assert self._session is not None
+    @property
+    def trust(self) -> ssl.SSLContext:
+        """What https:// upstreams are checked against."""
         assert self._trust is not None
-        settings, origin = self._settings, upstream.origin
-        path, _, query = accepted.target.partition("?")
-        url = URL.build(
-            scheme=origin.scheme, host=origin.host or "", port=origin.port, path=path, query_string=query, encoded=True
-        )
-        return await self._session.request(
-            request.method,
-            url,
-            headers=headers,
-            data=None if accepted.body_bytes == 0 else body.pieces(),
-            allow_redirects=False,
-            ssl=self._trust,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.response_timeout_s
-            ),
-        )
+        return self._trust
 
     def on_swallowed(self, now: float, pool: Pool, sid: str, client: object, remote: str) -> None:
         """A client's upgrade was answered, and then nothing came from it: it stays with polling."""
         self.watchdog_hits += 1
-        self.sessions.pin(now + self._settings.polling_only_s, (pool.host, pool.path, sid), client)
-        self._lines.info("client stays with polling: no frame came through its WebSocket", client=remote)
+        session = (pool.host, pool.path, sid)
+        several = self.polling_only.on_swallowed(now, self._settings.polling_only_s, session, sid, client)
+        what = "client stays" if several else "session stays"
+        self._lines.info(f"{what} with polling: no frame came through its WebSocket", client=remote)
 
 
 class _Exchange:
@@ -284,9 +214,9 @@ class _Exchange:
         self._proxy = proxy
         self._request = request
         self._accepted = accepted
+        self._settings = proxy.settings
         self._asked = engineio.parse_query(accepted.query)
         self._client = proxy.forwarding.client(request)
-        self._body = _Body(request, proxy.settings)
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> web.StreamResponse:
@@ -297,7 +227,7 @@ class _Exchange:
         if not accepted.upgrades and engineio.asks_for_websocket(accepted.query):
             # Some web proxy has taken the upgrade away: socket.io stays with polling then.
             return proxy.refuse(Refusal.NO_UPGRADE, 400, "no Upgrade", json=_BAD_REQUEST)
-        if accepted.upgrades and self._is_pinned(pool):
+        if accepted.upgrades and self._stays_with_polling(pool):
             return proxy.refuse(Refusal.POLLING_ONLY, 400, "polling only", json=_BAD_REQUEST)
         return await self._try_upstreams(pool)
 
@@ -306,165 +236,241 @@ class _Exchange:
         # A firm's clients share an address; those of one kind behind one middlebox fare alike.
         return self._client, self._request.headers.get("User-Agent", "")[:256]
 
-    def _is_pinned(self, pool: Pool) -> bool:
+    @property
+    def _sid(self) -> str:
+        """The session that it belongs to; other servers' ``sid`` is their own affair."""
+        return self._asked.sid if self._asked.is_of_session else ""
+
+    def _stays_with_polling(self, pool: Pool) -> bool:
         # Without a session there is no polling to stay with.
-        sid = self._asked.sid
-        keys = ((pool.host, pool.path, sid), self._client_key)
-        return bool(sid) and self._proxy.sessions.is_pinned(self._loop.time(), *keys)
+        keys = ((pool.host, pool.path, self._sid), self._client_key)
+        return self._asked.is_upgrade_of_session and self._proxy.polling_only.holds(self._loop.time(), *keys)
 
     async def _try_upstreams(self, pool: Pool) -> web.StreamResponse:
         proxy, cause = self._proxy, ""
-        for upstream in proxy.candidates(self._loop.time(), pool, self._asked.sid):
+        for upstream in proxy.candidates(self._loop.time(), pool, self._sid):
             upstream.requests += 1
             try:
                 return await self._ask(pool, upstream)
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            except ConnectFailed as failed:
                 # No connection: nothing was sent, and the next one may be asked.
                 upstream.answers["failed"] += 1
-                cause = explain(error)
-                upstream.on_failure(cause, certain=is_refused(error))
-                if self._asked.sid:
-                    proxy.sessions.forget(pool, self._asked.sid)
+                cause = failed.cause
+                upstream.on_failure(cause, certain=failed.certain)
+                if self._sid:
+                    proxy.sessions.forget(pool, self._sid)
             except TimeoutError:
                 upstream.answers["failed"] += 1
-                reason = f"the signaling upstream said nothing for {proxy.settings.response_timeout_s:g} s"
+                reason = f"the signaling upstream said nothing for {self._settings.response_timeout_s:g} s"
                 return proxy.refuse(Refusal.TIMEOUT, 504, reason)
-            except aiohttp.ClientError as error:
-                if self._body.fault is not None:
-                    raise self._body.fault from None
+            except (Lost, AnswerError) as error:
                 upstream.answers["failed"] += 1
-                return proxy.refuse(Refusal.UNREACHABLE, 502, f"signaling upstream: {explain(error)}")
+                return proxy.refuse(Refusal.UNREACHABLE, 502, f"signaling upstream: {error}")
             finally:
                 upstream.requests -= 1
         return proxy.refuse(Refusal.UNREACHABLE, 502, f"no signaling upstream could be reached: {cause}")
 
     async def _ask(self, pool: Pool, upstream: SignalingUpstream) -> web.StreamResponse:
-        # The answer is waited for once the body has gone; until then each piece of it has to be taken in time.
-        async with asyncio.timeout(self._proxy.settings.connect_timeout_s + self._body.patience_s) as deadline:
-            self._body.deadline = deadline
-            answer = await self._proxy.send(upstream, self._request, self._accepted, self._headers(), self._body)
-        try:
-            upstream.answers[f"{answer.status // 100}xx"] += 1
-            # An id that no upstream knows must not push others out of the table.
-            if self._asked.sid and answer.status < 400:
-                self._proxy.sessions.learn(self._loop.time(), pool, self._asked.sid, upstream)
-            if answer.status == 101:
-                return await self._upgrade(pool, upstream, answer)
-            return await self._pass_on(pool, upstream, answer)
-        finally:
-            # Read to its end it has left already; else its connection is of no more use.
-            answer.close()
+        idle = self._proxy.connections.find_idle(upstream.origin, self._proxy.trust)
+        if idle is not None:
+            try:
+                return await self._ask_over(idle, pool, upstream)
+            except Lost:
+                # It was closed while the request was on its way: RFC 9112 section 9.3.1.
+                again = self._request.method in _IDEMPOTENT and self._accepted.body_bytes == 0
+                if idle.answering or not again:
+                    raise
+        fresh = await self._proxy.connections.open(upstream.origin, self._proxy.trust, self._settings.connect_timeout_s)
+        return await self._ask_over(fresh, pool, upstream)
 
-    def _headers(self) -> CIMultiDict[str]:
+    async def _ask_over(
+        self, connection: UpstreamConnection, pool: Pool, upstream: SignalingUpstream
+    ) -> web.StreamResponse:
+        upload = Upload(self._request, self._accepted, self._settings)
+        reusable = False
+        try:
+            connection.write(self._head())
+            upload.start(connection)
+            head = await self._await_answer(connection, upload)
+            upstream.answers[f"{head.status // 100}xx"] += 1
+            if head.status == 101:
+                return await self._upgrade(pool, upstream, connection, head)
+            body = body_of(head, self._request.method)
+            passed = await self._pass_on(pool, upstream, connection, head, body)
+            await self._await_upload(connection, upload)
+            reusable = body.done and head.keeps_alive and not body.ends_with_the_connection and upload.complete
+            return passed
+        finally:
+            await upload.stop()
+            if reusable and connection.is_idle:
+                self._proxy.connections.keep(upstream.origin, self._proxy.trust, connection)
+            else:
+                connection.abort()
+
+    def _head(self) -> bytes:
         accepted = self._accepted
-        headers = CIMultiDict(end_to_end(self._request.raw_headers, b"expect", *TOLD_BY_US))
-        self._proxy.forwarding.add(self._request, headers)
-        if accepted.upgrades:
-            headers["Connection"], headers["Upgrade"] = "Upgrade", "websocket"
+        fields = list(self._proxy.forwarding.fields(self._request))
         if self._asked.is_handshake:
             # The session's id has to be read from the answer.
-            headers["Accept-Encoding"] = "identity"
-        return headers
+            fields = [one for one in fields if one[0].lower() != b"accept-encoding"]
+            fields.append((b"Accept-Encoding", b"identity"))
+        if accepted.upgrades:
+            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        if accepted.body_bytes is None:
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        return build_head(b"%b %b HTTP/1.1" % (self._request.method.encode("ascii"), accepted.target), fields)
 
     # The answer
 
-    def _answer(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        reason = answer.reason if answer.reason and answer.reason.isascii() and answer.reason.isprintable() else None
-        response = web.StreamResponse(status=answer.status, reason=reason)
-        response.headers.extend(end_to_end(answer.raw_headers))
-        if "chunked" in answer.headers.get("Transfer-Encoding", "").lower():
-            response.headers.popall("Content-Length", None)
-        if self._accepted.upgrades:
-            response.force_close()
-        return response
+    async def _await_answer(self, connection: UpstreamConnection, upload: Upload) -> AnswerHead:
+        """The final head, or that of a 101. Raises Lost, AnswerError, TimeoutError, and Refused for a bad body."""
+        for _ in range(MAX_INFORMATIONAL):
+            head = await self._await_head(connection, upload)
+            if head.status >= 200 or head.status == 101:
+                return head
+            await pass_informational(self._request, head, expects=self._accepted.expects)
+        raise AnswerError(f"more than {MAX_INFORMATIONAL} answers before the one that counts")
+
+    async def _await_head(self, connection: UpstreamConnection, upload: Upload) -> AnswerHead:
+        reading = self._loop.create_task(connection.read_head(), name="answer")
+        try:
+            # While a body is on its way it has deadlines of its own.
+            await upload.finish(reading)
+            async with asyncio.timeout(self._settings.response_timeout_s):
+                return await reading
+        except Lost:
+            if upload.fault is not None:
+                raise upload.fault from None
+            if upload.stalled:
+                raise TimeoutError from None
+            raise
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _await_upload(self, connection: UpstreamConnection, upload: Upload) -> None:
+        """The answer has ended before the body: the rest goes on, if the upstream takes it."""
+        if upload.running and self._accepted.expects and not upload.begun:
+            return  # the client was answered instead of being asked for it
+        if upload.running:
+            # An upstream that has said all, and ends the connection, takes no more.
+            ended = self._loop.create_task(connection.wait_for_end(), name="end of answer")
+            try:
+                await upload.finish(ended)
+            finally:
+                ended.cancel()
+                await asyncio.gather(ended, return_exceptions=True)
 
     async def _pass_on(
-        self, pool: Pool, upstream: SignalingUpstream, answer: aiohttp.ClientResponse
+        self,
+        pool: Pool,
+        upstream: SignalingUpstream,
+        connection: UpstreamConnection,
+        head: AnswerHead,
+        body: Body,
     ) -> web.StreamResponse:
-        response = self._answer(answer)
-        seen = b"" if self._asked.is_handshake and answer.status == 200 else None
-        if not await self._begin(response):
-            return response
+        accepted, settings = self._accepted, self._settings
+        passed = PassedOn(self._request, head, body, last=accepted.upgrades or accepted.ignores_upgrade)
+        seen = b""
         try:
-            while piece := await answer.content.readany():
-                if seen is not None and len(seen) < engineio.MAX_OPEN_BYTES:
+            await passed.begin()
+            while not body.done:
+                async with asyncio.timeout(settings.response_timeout_s):
+                    data = await connection.read()
+                if not data:
+                    body.end()
+                    break
+                piece = body.feed(data)
+                if head.status == 200 and len(seen) < engineio.MAX_OPEN_BYTES:
                     seen += piece[: engineio.MAX_OPEN_BYTES]
-                    self._learn(pool, upstream, engineio.sid_of_polling(seen))
-                async with asyncio.timeout(self._proxy.settings.body_timeout_s):
-                    await response.write(piece)
-        except (aiohttp.ClientError, TimeoutError):
+                    self._learn(pool, upstream, seen)
+                async with asyncio.timeout(settings.body_timeout_s):
+                    await passed.send(piece)
+            await passed.finish(body.trailers)
+            connection.put_back(body.rest)
+        except (Lost, AnswerError, TimeoutError, ConnectionError):
             # The head has gone: only an end without an end says that something is missing.
             self._request.protocol.force_close()
-        return response
+        return passed
 
-    async def _begin(self, response: web.StreamResponse) -> bool:
-        """Send the head; False if the client has gone, which is no fault of the upstream."""
-        try:
-            await response.prepare(self._request)
-        except ConnectionError:
-            self._request.protocol.force_close()
-            return False
-        return True
+    def _learn(self, pool: Pool, upstream: SignalingUpstream, seen: bytes) -> None:
+        """Only what socket.io answers teaches where sessions are: made-up ids must not push others out."""
+        sid = ""
+        if self._asked.is_handshake:
+            sid = engineio.sid_of_polling(seen)
+        elif engineio.is_answer(seen):
+            sid = self._sid
+        self._learn_sid(pool, upstream, sid)
 
-    def _learn(self, pool: Pool, upstream: SignalingUpstream, sid: str) -> None:
+    def _learn_sid(self, pool: Pool, upstream: SignalingUpstream, sid: str) -> None:
         if sid:
             self._proxy.sessions.learn(self._loop.time(), pool, sid, upstream)
 
+    # WebSockets
+
     async def _upgrade(
-        self, pool: Pool, upstream: SignalingUpstream, answer: aiohttp.ClientResponse
+        self, pool: Pool, upstream: SignalingUpstream, connection: UpstreamConnection, head: AnswerHead
     ) -> web.StreamResponse:
-        connection = answer.connection
-        offered = answer.headers.get("Upgrade", "").lower()
-        if connection is None or connection.protocol is None or not self._accepted.upgrades or offered != "websocket":
+        if not self._accepted.upgrades or head.elements(b"upgrade") != [b"websocket"]:
             return self._proxy.refuse(Refusal.UNREACHABLE, 502, "signaling upstream: unexpected 101")
-        response = self._answer(answer)
-        response.headers["Connection"], response.headers["Upgrade"] = "Upgrade", "websocket"
-        client, server = self._request.protocol, connection.protocol
-        if not await self._begin(response):
-            return response
-        if client.transport is None or server.transport is None:  # one of them has gone already
+        done = PassedOn(self._request, head, Body(0), last=True)
+        client = self._request.protocol
+        try:
+            await pass_switch(self._request, head, head.values(b"upgrade")[0])
+        except ConnectionError:
             client.force_close()
-            return response
-        client_tail, upstream_tail = _Tail(), _Tail()
-        ends = (client.transport, client), (server.transport, server)
+            return done
+        if client.transport is None or not connection.is_open:  # one of them has gone already
+            client.force_close()
+            return done
+        self._learn_sid(pool, upstream, self._sid)
+        client_tail = _Tail()
+        ends = (client.transport, client), (connection.transport, connection)
         client.set_parser(client_tail)  # type: ignore[arg-type]
-        server.set_parser(upstream_tail, EMPTY_PAYLOAD)
+        await self._splice(pool, upstream, ends, bytes(client_tail.data), connection.take())
+        return done
+
+    async def _splice(
+        self, pool: Pool, upstream: SignalingUpstream, ends: Any, client_tail: bytes, upstream_tail: bytes
+    ) -> None:
         observed = bytearray()
 
         def observe(data: bytes) -> bool:
             observed.extend(data[: engineio.MAX_OPEN_BYTES])
             sid = engineio.sid_of_websocket(bytes(observed))
-            self._learn(pool, upstream, sid or "")
+            self._learn_sid(pool, upstream, sid or "")
             return sid is not None or len(observed) >= engineio.MAX_OPEN_BYTES
 
+        polling_only, client_key = self._proxy.polling_only, self._client_key
         splice = Splice(
             *ends,
-            idle_timeout_s=self._proxy.settings.websocket_idle_timeout_s,
+            idle_timeout_s=self._settings.websocket_idle_timeout_s,
             observe=observe if self._asked.is_handshake else None,
+            on_client_speaks=lambda: polling_only.on_working(client_key),
         )
         watchdog = self._watch(pool, splice)
         upstream.upgrades += 1
         upstream.websockets += 1
         try:
-            await splice.run(bytes(client_tail.data), bytes(upstream_tail.data))
+            await splice.run(client_tail, upstream_tail)
         finally:
             upstream.websockets -= 1
             if watchdog is not None:
                 watchdog.cancel()
-        return response
+            if splice.client_bytes:
+                polling_only.on_ended(client_key)
 
     def _watch(self, pool: Pool, splice: Splice) -> asyncio.TimerHandle | None:
         """After an upgrade of a session its client speaks first; if it does not, something swallows its frames."""
-        sid = self._asked.sid
-        if not sid:
+        if not self._asked.is_upgrade_of_session:
             return None
 
         def look() -> None:
             if not splice.client_bytes:
-                self._proxy.on_swallowed(self._loop.time(), pool, sid, self._client_key, self._client)
+                self._proxy.on_swallowed(self._loop.time(), pool, self._sid, self._client_key, self._client)
                 splice.close()
 
-        return self._loop.call_later(self._proxy.settings.upgrade_timeout_s, look)
+        return self._loop.call_later(self._settings.upgrade_timeout_s, look)
 
 
 class _Tail:

@@ -103,12 +103,14 @@ class Splice:
         *,
         idle_timeout_s: float,
         observe: Observe | None = None,
+        on_client_speaks: Callable[[], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client, self._upstream = _End(self, *client), _End(self, *upstream)
         self._client.peer, self._upstream.peer = self._upstream, self._client
         self._idle_timeout_s = idle_timeout_s
         self._observe = observe
+        self._on_client_speaks = on_client_speaks
         self._touched = self._loop.time()
         self._done = self._loop.create_future()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -173,6 +175,9 @@ class Splice:
     def on_data(self, end: _End, data: bytes) -> None:
         """Bytes have come from an end."""
         self._touched = self._loop.time()
+        if self._on_client_speaks is not None and end is self._client:
+            self._on_client_speaks()
+            self._on_client_speaks = None
         if self._observe is not None and end is self._upstream and self._observe(data):
             self._observe = None
 

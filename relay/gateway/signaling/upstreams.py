@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
-import random
 import socket
 import ssl
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import aiohttp
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from relay.addresses import Address, IpNetwork, RelayPolicy
+from relay.addresses import IpNetwork, RelayPolicy
 from relay.config import Health as HealthSettings
 from relay.config import Signaling
 from relay.errors import OperatorError
 from relay.gateway.lookups import RESOLVE_TIMEOUT_S, Lookup
 from relay.gateway.upstreams import Health, RiseAndFall
-from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
@@ -125,16 +119,15 @@ def _lies_below(path: str, prefix: str) -> bool:
 
 
 class Sessions:
-    """Which upstream holds a socket.io session, and who stays with polling; bounded, with expiry.
+    """Which upstream holds a socket.io session; bounded, with expiry.
 
-    Both are forgotten oldest first when the table is full. ``now`` is in seconds of any clock that goes forward.
+    The oldest are forgotten first when the table is full. ``now`` is in seconds of any clock that goes forward.
     """
 
     def __init__(self) -> None:
         self.max_sessions = 1
         self.idle_s = 1.0
         self._held: OrderedDict[tuple[str, str, str], tuple[SignalingUpstream, float]] = OrderedDict()
-        self._pinned: OrderedDict[object, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -158,18 +151,6 @@ class Sessions:
     def forget(self, pool: Pool, sid: str) -> None:
         """The upstream that held the session has gone, and the session with it."""
         self._held.pop((pool.host, pool.path, sid), None)
-
-    def pin(self, until: float, *keys: object) -> None:
-        """Sessions and clients that stay with polling until then."""
-        for key in keys:
-            self._pinned[key] = until
-            self._pinned.move_to_end(key)
-        while len(self._pinned) > self.max_sessions:
-            self._pinned.popitem(last=False)
-
-    def is_pinned(self, now: float, *keys: object) -> bool:
-        """True if one of them stays with polling."""
-        return any(self._pinned.get(key, 0.0) > now for key in keys)
 
 
 class CheckedResolver(AbstractResolver):
@@ -218,85 +199,3 @@ def open_trust(settings: Signaling) -> ssl.SSLContext:
         raise OperatorError(f"signaling.ca_file: {settings.ca_file}: {error}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def explain(error: BaseException) -> str:
-    """Why an upstream could not be reached, in few words and without its address."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        return "its certificate was refused, or TLS failed"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name was not resolved, or its address is not allowed"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "it closed the connection"
-    number = error.errno if isinstance(error, OSError) else None
-    return os.strerror(number).lower() if number else "connection failed"
-
-
-def is_refused(error: BaseException) -> bool:
-    """True if nobody listens there: that is no lost packet."""
-    return isinstance(error, OSError) and error.errno == errno.ECONNREFUSED
-
-
-class SignalingHealth:
-    """Asks each upstream now and then; one task for each."""
-
-    def __init__(self, session: aiohttp.ClientSession, resolver: CheckedResolver, pools: Pools) -> None:
-        self._session = session
-        self._resolver = resolver
-        self._pools = pools
-        self._tasks = Tasks()
-        self._running: list[asyncio.Task[None]] = []
-
-    def configure(self, settings: Signaling, trust: ssl.SSLContext) -> None:
-        """Ask the upstreams as they are now."""
-        for task in self._running:
-            task.cancel()
-        self._running = [
-            self._tasks.start(self._watch(upstream, settings, trust), f"signaling health {upstream.url}")
-            for upstream in self._pools
-        ]
-
-    async def stop(self) -> None:
-        """Ask nobody any more."""
-        await self._tasks.cancel()
-
-    async def _watch(self, upstream: SignalingUpstream, settings: Signaling, trust: ssl.SSLContext) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(settings.connect_timeout_s):
-                    await self._probe(upstream, settings, trust)
-            except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-                upstream.on_failure(f"{explain(error)}: {error}", certain=is_refused(error))
-            else:
-                upstream.on_success()
-            await asyncio.sleep(settings.health_interval_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
-
-    async def _probe(self, upstream: SignalingUpstream, settings: Signaling, trust: ssl.SSLContext) -> None:
-        if settings.health_path:
-            url = upstream.origin.join(URL(settings.health_path, encoded=True))
-            async with self._session.get(url, ssl=trust, allow_redirects=False) as response:
-                if response.status >= 500:
-                    raise aiohttp.ClientError(f"status {response.status}")
-            return
-        await self._connect(upstream.origin, trust)
-
-    async def _connect(self, origin: URL, trust: ssl.SSLContext) -> None:
-        host, port = origin.host or "", origin.port or 0
-        tls: dict[str, Any] = {"ssl": trust, "server_hostname": host} if origin.scheme == "https" else {}
-        if Address(host, port).is_literal:
-            addresses = [host]
-        else:
-            addresses = [found["host"] for found in await self._resolver.resolve(host, port)]
-        for number, address in enumerate(addresses, 1):
-            try:
-                _, writer = await asyncio.open_connection(address, port, **tls)
-            except OSError:
-                if number == len(addresses):
-                    raise
-                continue
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            return

@@ -11,6 +11,7 @@ from relay.gateway.signaling.engineio import (
     MAX_SID_CHARACTERS,
     Asked,
     asks_for_websocket,
+    is_answer,
     parse_query,
     sid_of_polling,
     sid_of_websocket,
@@ -31,7 +32,7 @@ SID = "lv_VI97HAXpY6yYWAAAC"
         ("sid=a&sid=b&EIO=4&EIO=3", Asked("", "", "")),
         ("sid=" + "a" * (MAX_SID_CHARACTERS + 1), Asked("", "", "")),
         ("sid=%0a", Asked("", "", "")),
-        ("sid=" + "&a=" * 200, Asked("", "", "")),
+        ("EIO=4&transport=polling" + "&a=" * 2000 + "&sid=abc", Asked("4", "polling", "abc")),
     ],
 )
 def test_query(query: str, asked: Asked) -> None:
@@ -47,15 +48,59 @@ def test_handshake_is_what_opens_a_session() -> None:
 @pytest.mark.parametrize(
     ("query", "asks"),
     [
-        ("transport=websocket", True),
-        ("transport=polling&transport=websocket", True),
-        ("transport=web%73ocket", True),
-        ("transport=polling&x=websocket", False),
-        ("&a=" * 200 + "&transport=websocket", True),
+        ("EIO=4&transport=websocket", True),
+        ("EIO=&transport=polling&transport=websocket", True),
+        ("EIO=3&EIO=4&transport=web%73ocket", True),
+        ("EIO=4&transport=polling&x=websocket", False),
+        ("&a=" * 2000 + "&transport=websocket&EIO=4", True),
+        # Other servers have transports as well.
+        ("transport=websocket", False),
+        ("eio=4&transport=websocket&sid=abc", False),
     ],
 )
 def test_every_way_to_ask_for_a_websocket_is_seen(query: str, asks: bool) -> None:
     assert asks_for_websocket(query) is asks
+
+
+@pytest.mark.parametrize(
+    ("query", "of_session", "upgrade"),
+    [
+        ("EIO=4&transport=polling&sid=abc", True, False),
+        ("EIO=3&transport=websocket&sid=abc", True, True),
+        ("EIO=4&transport=websocket", False, False),
+        ("EIO=4&transport=webtransport&sid=abc", False, False),
+        ("transport=websocket&sid=abc", False, False),
+        ("EIO=4&sid=abc", False, False),
+        ("sid=abc", False, False),
+    ],
+)
+def test_what_belongs_to_a_session(query: str, of_session: bool, upgrade: bool) -> None:
+    asked = parse_query(query)
+    assert (asked.is_of_session, asked.is_upgrade_of_session) == (of_session, upgrade)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (OPEN, True),
+        (b"4" + OPEN, True),
+        (b"2", True),
+        (b"bAAEC", True),
+        (b"97:" + OPEN, True),
+        (b"\x00\x01\xff4", True),
+        (b'___eio[0]("2");', True),
+        (b"ok", True),
+        (b"", False),
+        (b"okay", False),
+        (b"<!doctype html>", False),
+        (b'{"sid":"abc"}', False),
+        (b"9", False),
+        (b"7 items", False),
+        (b"\x89PNG", False),
+    ],
+)
+def test_answers_of_socket_io(body: bytes, expected: bool) -> None:
+    assert is_answer(body) is expected
 
 
 @pytest.mark.parametrize(

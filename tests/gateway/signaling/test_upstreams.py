@@ -109,13 +109,9 @@ def test_table_is_bounded() -> None:
     one: SignalingUpstream = pool.upstreams[0]
     for number in range(100):
         sessions.learn(0.0, pool, f"sid{number}", one)
-        sessions.pin(600.0, ("client", number))
     assert len(sessions) == 3
     assert sessions.find(0.0, pool, "sid99") is one
     assert sessions.find(0.0, pool, "sid0") is None
-    assert sessions.is_pinned(0.0, ("client", 99))
-    assert not sessions.is_pinned(0.0, ("client", 0))
-    assert not sessions.is_pinned(601.0, ("client", 99))
     # What has expired goes without being asked for.
     sessions.learn(1000.0, pool, "new", one)
     assert len(sessions) == 1
