@@ -241,6 +241,10 @@ class CertificateFiles(_Section):
     private_key: Path
 
 
+# What an upstream is asked: see Health.probe.
+Probe = Literal["auto", "binding", "allocate", "none"]
+
+
 class UpstreamServer(_Section):
     """A UDP TURN server."""
 
@@ -253,6 +257,8 @@ class UpstreamServer(_Section):
     username: str | None = Field(default=None, min_length=1, max_length=128)
     password: Secret | None = None
     secret: Secret | None = None
+    # Instead of health.probe.
+    probe: Probe | None = None
 
     @model_validator(mode="after")
     def _credentials(self) -> Self:
@@ -509,6 +515,10 @@ class Health(_Section):
     """How upstreams are watched. Defaults find a dead one within 4.5 s: three probes, a second apart."""
 
     interval_s: Seconds = 1.0
+    # What proves that an upstream lives. Any well-formed answer does, also an error. "binding" and "allocate" ask with
+    # that request alone, "auto" with either: some servers leave a Binding unanswered. "none" asks nothing, and takes
+    # the upstream to be up. "auto" and "allocate" also make a whole allocation where credentials are known.
+    probe: Probe = "auto"
     # A probe that takes longer is lost: G.114 ends at 400 ms one way.
     timeout_s: Seconds = 1.0
     # So many failures in a row make an upstream down, so many successes make it up again.
@@ -516,7 +526,7 @@ class Health(_Section):
     rise: Count = Field(default=2, ge=1, le=100)
     # Probes are spread by this share of the interval, so that relays do not beat in time.
     jitter: float = Field(default=0.1, strict=True, ge=0, le=0.5)
-    # A full Allocate and Refresh(0) is dearer for the upstream than a Binding.
+    # A whole Allocate and Refresh(0) is dearer for the upstream than a Binding, or an Allocate that is answered 401.
     allocate_interval_s: Seconds = 30.0
     # Names are looked up again so often; TTLs of cloud load balancers are 60 s.
     resolve_interval_s: Seconds = 60.0

@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import termios
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from relay._fastpath import StreamCutter
 from relay.addresses import Address
@@ -272,13 +272,11 @@ class TlsLink(StreamLink):
 
 async def open_udp_link(server: Address, owner: LinkOwner, local_address: Address | None) -> None:
     """Connect a UDP socket. Raises UpstreamError if the name does not resolve or no route leads there."""
-    loop = asyncio.get_running_loop()
     if not 0 < server.port <= 65535:
         raise UpstreamError(f"{server}: expected a port from 1 to 65535")
     try:
-        found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = found[0]
-        connected = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        family, address = await _find(server)
+        connected = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     except (OSError, ValueError, OverflowError) as error:
         raise UpstreamError(f"{server}: {error}") from error
     try:
@@ -289,6 +287,15 @@ async def open_udp_link(server: Address, owner: LinkOwner, local_address: Addres
         connected.close()
         raise UpstreamError(f"{server}: {error}") from error
     UdpLink(connected, owner)
+
+
+async def _find(server: Address) -> tuple[int, Any]:
+    """Family and address for ``connect``; a literal one does not wait for a resolver. Raises OSError, UnicodeError."""
+    if server.is_literal:
+        return socket.AF_INET6 if server.is_ipv6 else socket.AF_INET, to_sockaddr(server)
+    loop = asyncio.get_running_loop()
+    family, _, _, _, address = (await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM))[0]
+    return family, address
 
 
 async def open_tls_link(

@@ -108,6 +108,11 @@ class TurnConnection:
         """Messages that found the socket full (UDP), data that found a backlog (TLS) or could not be sent at all."""
         return self._link.dropped + self._not_sent
 
+    @property
+    def not_sent(self) -> OSError | None:
+        """Why our own machine did not send the last message; None if it did, or if that is not known (TLS)."""
+        return self._link.not_sent
+
     # Requests
 
     async def binding(self) -> Address | None:
@@ -174,7 +179,8 @@ class TurnConnection:
         try:
             return await self._awaited.wait(key, answer, self._timeout_s if timeout_s is None else timeout_s)
         except TurnRequestError as error:
-            if not error.code and error.__cause__ is None and (not_sent := self._link.not_sent) is not None:
+            unanswered = not error.answered and error.__cause__ is None
+            if unanswered and (not_sent := self._link.not_sent) is not None:
                 # It was not even asked. The cause tells those who must not blame the server.
                 reason = f"our own machine did not send: {not_sent.strerror}"
                 raise TurnRequestError(method, 0, reason) from not_sent

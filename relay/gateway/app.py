@@ -229,6 +229,7 @@ class Gateway:
     def _configure_flows(self, vendor: Callable[[], Catalog]) -> None:
         settings = self._config
         self.flows.routes = Routes(settings.routes)
+        self.flows.policy = RelayPolicy(settings.media.allowed_networks)
         self.flows.asks_for_users = self.entitlement.asks_for_users
         self._sessions.configure(
             own_credentials=settings.media.own_credentials,
@@ -298,10 +299,14 @@ class Gateway:
         return self.plane.allocated(ConnectionId(holder)) if isinstance(holder, int) else True
 
     def _on_probe(self, state: UpstreamState) -> None:
-        if state.health is not Health.DOWN:
+        if state.health is Health.UP and state.life.settled:
+            self._sessions.on_upstream_up(state)
+        if not self.flows.has_lost(state):
             return
         for flow in self.plane.snapshot().flows:
             if self.flows.state_of(flow.connection) is not state or flow.heard_s < SILENT_FLOW_S:
+                continue
+            if not state.is_down(flow.upstream.address):
                 continue
             if flow.connection in self._sessions:
                 self._sessions.on_upstream_down(flow.connection)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from relay.addresses import Address, RelayPolicy
 from relay.errors import UpstreamError
 from relay.gateway.routes import Routes, choose
 from relay.gateway.upstreams import Upstreams, UpstreamState
 from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
 
 Start = Callable[[Upstream], None]
+# Addresses of upstreams, with the names. A name alone may have moved to a new address meanwhile, or have another one.
+Avoided = frozenset[tuple[str, Address]]
 
 
 def _nobody_asks(_: Wanted, __: UpstreamState | None) -> None:
@@ -43,8 +46,8 @@ class Wanted:
     region: str | None = None
     # Where it must go: CONNECT-UDP names its target, a session comes back to its allocation.
     target: Upstream | None = None
-    # Where it must not go: the upstream that has just been lost.
-    avoid: frozenset[str] = frozenset()
+    # Where it must not go: where an upstream has just been lost.
+    avoid: Avoided = frozenset()
     # The IP address of its client, for who decides about users.
     client: str = ""
 
@@ -96,11 +99,14 @@ class Flows:
         self.asks_for_users = False
         # Told of each flow and its upstream, just before it starts.
         self.on_begun: Callable[[Wanted, UpstreamState | None], None] = _nobody_asks
+        # Where an upstream may send a flow on to (300 Try Alternate).
+        self.policy = RelayPolicy()
         self.draining = False
         self.tally = Tally()
         self._upstreams = upstreams
         # None for those that go to no configured upstream.
         self._states: dict[ConnectionId, UpstreamState | None] = {}
+        self._addresses: dict[ConnectionId, Address] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -125,6 +131,7 @@ class Flows:
         age_s = None if route is None or route.max_media_age_ms is None else route.max_media_age_ms / 1000
         state, upstream = self._place(wanted, region)
         self._count(wanted.connection, state)
+        self._addresses[wanted.connection] = upstream.address
         asks = self.asks_for_users and wanted.carrier is not Carrier.SESSION
         upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks)
         self.on_begun(wanted, state)
@@ -133,17 +140,25 @@ class Flows:
 
     def _place(self, wanted: Wanted, region: str | None) -> tuple[UpstreamState | None, Upstream]:
         if wanted.target is not None:
-            state = self._upstreams.get(wanted.target.name)
-            known = state is not None and state.address == wanted.target.address
-            return (state if known else None), wanted.target
-        state = choose(self._others(wanted.avoid), region)
-        if state is None:
-            where = "no upstream" if region is None else f"no upstream of the region {region}"
-            raise Refused(CloseReason.NO_UPSTREAM, f"{where} is up")
-        return state, state.for_plane()
+            # An address that its name has left, or that a 300 has led to, is its upstream's all the same.
+            return self._upstreams.get(wanted.target.name), wanted.target
+        usable = (state for state in self._upstreams if (state.name, state.address) not in wanted.avoid)
+        if (state := choose(usable, region)) is not None:
+            return state, state.for_plane()
+        if (elsewhere := self._other_address(wanted.avoid, region)) is not None:
+            return elsewhere
+        where = "no upstream" if region is None else f"no upstream of the region {region}"
+        raise Refused(CloseReason.NO_UPSTREAM, f"{where} is up")
 
-    def _others(self, avoid: frozenset[str]) -> Iterable[UpstreamState]:
-        return (state for state in self._upstreams if state.name not in avoid)
+    def _other_address(self, avoid: Avoided, region: str | None) -> tuple[UpstreamState, Upstream] | None:
+        """Another address of a name whose own is to be avoided; probes may not have found out yet."""
+        for state in sorted(self._upstreams, key=lambda one: one.flows):
+            if region not in {None, state.settings.region} or (state.name, state.address) not in avoid:
+                continue
+            for address in state.others([one for name, one in avoid if name == state.name]):
+                if not state.is_down(address):
+                    return state, state.for_plane(address)
+        return None
 
     def may_reach(self, server_name: str, state: UpstreamState) -> bool:
         """Whether the route of a name leads to the region of this upstream."""
@@ -161,12 +176,21 @@ class Flows:
 
     def end(self, connection: ConnectionId) -> UpstreamState | None:
         """Forget a flow, if there is one; its upstream, if it went to one."""
+        self._addresses.pop(connection, None)
         state = self._states.pop(connection, None)
         if state is not None:
             state.flows -= 1
         if not self._states:
             self._none_left.set()
         return state
+
+    def has_lost(self, state: UpstreamState) -> bool:
+        """Whether a flow has gone to an address of this upstream that probes have found dead since."""
+        return any(
+            state.is_down(address)
+            for connection, address in self._addresses.items()
+            if self._states[connection] is state
+        )
 
     async def wait_ended(self) -> None:
         """Wait until there is no flow."""

@@ -1,37 +1,54 @@
-"""Watches the upstreams: a Binding each second, now and then a whole Allocate, and their names looked up again."""
+"""Watches the upstreams: a question each second, now and then a whole Allocate, and their names looked up again.
+
+Looking up and asking do not wait for each other: a resolver that hangs delays no probe. A name's address that does not
+answer is left for another one of the same name that does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from relay.addresses import Address, RelayPolicy
-from relay.client.turn import open_turn_udp
 from relay.config import Health as HealthSettings
 from relay.config import Media as MediaSettings
 from relay.config import UpstreamServer
-from relay.errors import UpstreamError
 from relay.gateway.lookups import Lookup
+from relay.gateway.probe import Asker, Finding, Verdict
 from relay.gateway.resolve import ResolveError, ResolveFailure, Resolver
 from relay.gateway.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
 from relay.tasks import Tasks
 from relay.turn.credentials import rest_password, rest_username
+from relay.wire.stun import Method
 
 log = structlog.get_logger()
 
-# The name under which the probe asks, where only the shared secret is known; and how long that name is good.
+# The name under which the probe asks, where only the shared secret is known; and how long that name is good. A day, as
+# is usual for such names: the clocks of relay and upstream may differ, and a session renews its allocation with it.
 PROBE_USER = "relay-health"
-PROBE_CREDENTIAL_S = 120
-# A name that was not found is asked for again so soon: at boot a resolver may come up after us.
+PROBE_CREDENTIAL_S = 86_400
+# A name that was not found, or whose addresses do not answer, is asked for again so soon: at boot a resolver may come
+# up after us, and a server that has moved is found at its new address.
 RESOLVE_AGAIN_S = 5.0
+# Flows that lose their upstream suspect it, hundreds at once. Probes are no closer than this share of their interval,
+# or of a second, so that a row of failures takes its time.
+SUSPECT_SHARE = 0.5
+# Our own link that fails for a moment says nothing of an upstream. Links come back within seconds; what cannot be
+# reached for longer is as good as down, for this relay.
+OURS_S = 10.0
 
 OnProbe = Callable[[UpstreamState], None]
+
+_METHODS = {
+    "auto": (Method.BINDING, Method.ALLOCATE),
+    "binding": (Method.BINDING,),
+    "allocate": (Method.ALLOCATE,),
+}
 
 
 def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -> tuple[str, str]:
@@ -47,7 +64,7 @@ def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -
 
 
 class HealthMonitor:
-    """One task for each upstream. ``on_probe`` is called after each probe, changed or not."""
+    """Two tasks for each upstream. ``on_probe`` is called after each probe, changed or not."""
 
     def __init__(self, upstreams: Upstreams, on_probe: OnProbe, lookup: Lookup) -> None:
         self._upstreams = upstreams
@@ -55,97 +72,184 @@ class HealthMonitor:
         self._on_probe = on_probe
         self._tasks = Tasks()
         self._running: list[asyncio.Task[None]] = []
-        self._hurry: dict[UpstreamState, asyncio.Event] = {}
+        self._watched: dict[UpstreamState, _Watch] = {}
 
     def configure(self, settings: HealthSettings, media: MediaSettings) -> None:
         """Watch the upstreams as they are now, with these settings."""
         for task in self._running:
             task.cancel()
-        self._hurry = {state: asyncio.Event() for state in self._upstreams}
         self._running = []
-        # What a name resolves to is judged; a literal address is the operator's own word.
-        resolver = Resolver(RelayPolicy(media.allowed_networks), self._lookup)
-        for state, hurry in self._hurry.items():
-            watch = _Watch(state, settings, media, resolver, on_probe=self._on_probe, hurry=hurry)
+        # What a name resolves to is judged, and where a 300 leads; a literal address is the operator's own word.
+        policy = RelayPolicy(media.allowed_networks)
+        resolver = Resolver(policy, self._lookup)
+        asker = Asker(settings.timeout_s, media.source_of_version(4), media.source_of_version(6), policy)
+        self._watched = {
+            state: _Watch(state, settings, asker, resolver, on_probe=self._on_probe) for state in self._upstreams
+        }
+        for state, watch in self._watched.items():
+            if not state.settings.address.is_literal:
+                self._running.append(self._tasks.start(watch.look_up(), f"lookup {state.name}"))
             self._running.append(self._tasks.start(watch.run(), f"health {state.name}"))
 
     def suspect(self, state: UpstreamState) -> None:
-        """A flow found this upstream gone: probe it now."""
-        if (hurry := self._hurry.get(state)) is not None:
-            hurry.set()
+        """A flow found this upstream gone: probe it now, and see whether its name has moved."""
+        if (watch := self._watched.get(state)) is not None:
+            watch.hurry()
 
     async def stop(self) -> None:
         """Watch nothing any more."""
         await self._tasks.cancel()
 
 
-def _is_our_own(error: UpstreamError) -> bool:
-    """True if we have no descriptor to ask with: that says nothing about an upstream, nor about its running calls."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in {errno.EMFILE, errno.ENFILE}
-
-
 class _Watch:
-    """Watches one upstream until it is cancelled."""
+    """Watches one upstream until its tasks, ``run`` and ``look_up``, are cancelled."""
 
     def __init__(
         self,
         state: UpstreamState,
         settings: HealthSettings,
-        media: MediaSettings,
+        asker: Asker,
         resolver: Resolver,
         *,
         on_probe: OnProbe,
-        hurry: asyncio.Event,
     ) -> None:
         self._state = state
         self._settings = settings
-        self._media = media
+        self._asker = asker
         self._resolver = resolver
         self._on_probe = on_probe
-        self._hurry = hurry
-        self._resolve_at = self._allocate_at = 0.0
+        self._hurried = asyncio.Event()
+        self._look = asyncio.Event()
+        # Set when there is something to probe, or the name has been asked for in vain.
+        self._ready = asyncio.Event()
+        if state.address is not None:
+            self._ready.set()
+        self._methods: Sequence[Method] = _METHODS.get(state.probe, ())
+        self._allocate_at = 0.0
+        self._ours_since: float | None = None
+
+    def hurry(self) -> None:
+        """Do not wait for the next round."""
+        self._hurried.set()
+        self._look.set()
+
+    # Probing
 
     async def run(self) -> None:
-        """Probe round after round, the first at once; ``hurry`` ends a pause."""
+        """Probe round after round, the first at once; a suspicion ends a pause."""
         loop = asyncio.get_running_loop()
-        while True:
-            jitter = random.uniform(1 - self._settings.jitter, 1 + self._settings.jitter)  # noqa: S311
-            next_round = loop.time() + self._settings.interval_s * jitter
-            self._hurry.clear()
-            await self._round(loop.time())
-            self._on_probe(self._state)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(next_round):
-                    await self._hurry.wait()
+        await self._ready.wait()
+        while self._methods:
+            began = loop.time()
+            self._hurried.clear()
+            try:
+                await self._round(began)
+                self._on_probe(self._state)
+            except Exception:  # a watch that has ended would leave its upstream as it was for ever
+                log.exception("probe failed", upstream=self._state.name)
+            await self._pause(began)
+        self._on_probe(self._state)
+
+    async def _pause(self, began: float) -> None:
+        jitter = random.uniform(1 - self._settings.jitter, 1 + self._settings.jitter)  # noqa: S311
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(began + self._settings.interval_s * jitter):
+                await self._hurried.wait()
+                soonest = began + SUSPECT_SHARE * min(self._settings.interval_s, 1.0)
+                await asyncio.sleep(soonest - asyncio.get_running_loop().time())
 
     async def _round(self, now: float) -> None:
-        state, settings = self._state, self._settings
-        if not state.settings.address.is_literal and now >= self._resolve_at:
-            self._resolve_at = now + settings.resolve_interval_s
-            await self._resolve()
+        state = self._state
         if state.address is None:
-            self._resolve_at = min(self._resolve_at, now + RESOLVE_AGAIN_S)
             return
-        await self._probe(state.binding, self._bind(state.address))
-        if state.allocate is not None and now >= self._allocate_at:
-            self._allocate_at = now + settings.allocate_interval_s
-            await self._probe(state.allocate, self._allocate(state.address))
-            if not state.allocate.settled:  # rise and fall count rounds then
-                self._allocate_at = now
-
-    async def _probe(self, judged: RiseAndFall, probe: Awaitable[None]) -> None:
-        before = self._state.health
-        cause = ""
-        try:
-            await probe
-            judged.on_success()
-        except UpstreamError as error:
-            if _is_our_own(error):
-                return
-            cause = str(error)
-            # ICMP says that nobody listens there: that is no lost packet.
-            judged.on_failure(certain=isinstance(error.__cause__, ConnectionRefusedError))
+        before, address = state.health, state.address
+        asks = state.allocate is not None and (now >= self._allocate_at or not state.life.settled)
+        life, service = await asyncio.gather(self._ask_life(address), self._ask_service(address, asks))
+        if state.address != address:
+            return  # the name has moved meanwhile
+        cause = self._judge(now, life, service)
+        if state.health is not Health.UP and state.others() and await self._seek():
+            cause = ""
         self._log_change(before, cause)
+        if state.health is Health.DOWN is not before:
+            self._look.set()
+
+    async def _ask_life(self, address: Address) -> Finding:
+        found = await self._asker.ask_life(address, self._methods)
+        if found.answered is not None:
+            # What it answers is asked first from now on.
+            self._methods = sorted(self._methods, key=lambda one: one is not found.answered)
+        return found
+
+    async def _ask_service(self, address: Address, asks: bool = True) -> Finding | None:
+        if not asks:
+            return None
+        username, password = credentials_for(self._state.settings, "", time.time())
+        return await self._asker.ask_service(address, username, password)
+
+    def _judge(self, now: float, life: Finding, service: Finding | None) -> str:
+        """Count what was found; the cause of what is not good."""
+        state = self._state
+        if service is not None and service.verdict is Verdict.GOOD and life.verdict is not Verdict.GOOD:
+            life = service  # who serves an allocation lives
+        counted = self._judge_one(now, state.life, life)
+        if life.rtt_s is not None and life.rtt_s <= self._settings.timeout_s:
+            state.on_rtt(life.rtt_s)
+        if service is not None and state.allocate is not None:
+            counted = self._judge_one(now, state.allocate, service) or counted
+            # Until it is settled, rise and fall count rounds.
+            self._allocate_at = now + self._settings.allocate_interval_s if state.allocate.settled else now
+        return counted
+
+    def _judge_one(self, now: float, judged: RiseAndFall, found: Finding) -> str:
+        if found.verdict is Verdict.GOOD:
+            self._ours_since = None
+            judged.on_success()
+            return ""
+        if found.verdict is Verdict.EXHAUSTED or (found.verdict is Verdict.OURS and not self._lasts(now)):
+            return ""
+        if found.verdict is not Verdict.OURS:
+            self._ours_since = None
+        judged.on_failure(certain=found.verdict is Verdict.GONE)
+        return found.cause
+
+    def _lasts(self, now: float) -> bool:
+        """Whether our own machine has failed to ask for so long that the upstream is as good as down."""
+        if self._ours_since is None:
+            self._ours_since = now
+        return now - self._ours_since >= OURS_S
+
+    async def _seek(self) -> bool:
+        """Go to another address of the name if one works. Returns True if there is one."""
+        state = self._state
+        asking = [asyncio.ensure_future(self._works(one)) for one in state.others()]
+        try:
+            for answer in asyncio.as_completed(asking):
+                found = await answer
+                if found is not None and found in state.others():
+                    self._switch(found)
+                    return True
+            return False
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _works(self, address: Address) -> Address | None:
+        asks = self._state.allocate is not None
+        life, service = await asyncio.gather(
+            self._asker.ask_life(address, self._methods), self._ask_service(address, asks)
+        )
+        good = life if service is None else service
+        return address if good.verdict is Verdict.GOOD else None
+
+    def _switch(self, address: Address) -> None:
+        state = self._state
+        log.info("upstream address left", upstream=state.name, address=str(state.address), other=str(address))
+        state.switch(address)
+        state.life.on_success()
+        if state.allocate is not None:
+            state.allocate.on_success()
 
     def _log_change(self, before: Health, cause: str) -> None:
         state = self._state
@@ -153,43 +257,45 @@ class _Watch:
             return
         if state.health is Health.UP:
             log.info("upstream up", upstream=state.name, address=str(state.address))
-        else:
+        elif state.health is Health.DOWN:
             log.warning("upstream down", upstream=state.name, address=str(state.address), cause=cause)
 
-    def _source(self, upstream: Address) -> Address | None:
-        """Probe from where media is sent: another source may take another way."""
-        host = self._media.source_of_version(6 if upstream.is_ipv6 else 4)
-        return None if host is None else Address(host, 0)
+    # Its name
 
-    async def _bind(self, address: Address) -> None:
-        source = self._source(address)
-        async with await open_turn_udp(address, timeout_s=self._settings.timeout_s, local_address=source) as turn:
-            # Not the loop's clock: that of uvloop counts whole milliseconds.
-            started = time.perf_counter()
-            await turn.binding()
-            self._state.on_rtt(time.perf_counter() - started)
-
-    async def _allocate(self, address: Address) -> None:
-        username, password = credentials_for(self._state.settings, "", time.time())
-        source = self._source(address)
-        turn = await open_turn_udp(
-            address, username, password, timeout_s=self._settings.timeout_s, local_address=source
-        )
-        async with turn:  # releases the allocation
-            await turn.allocate()
+    async def look_up(self) -> None:
+        """Look the name up again and again; sooner while there is no address of it that works, or it is suspected."""
+        loop = asyncio.get_running_loop()
+        while True:
+            looked = loop.time()
+            self._look.clear()
+            try:
+                await self._resolve()
+            except Exception:  # as above
+                log.exception("lookup failed", upstream=self._state.name)
+            self._ready.set()
+            works = self._state.address is not None and self._state.health is not Health.DOWN
+            pause = self._settings.resolve_interval_s if works else RESOLVE_AGAIN_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(looked + pause):
+                    await self._look.wait()
+                    await asyncio.sleep(looked + RESOLVE_AGAIN_S - loop.time())
 
     async def _resolve(self) -> None:
         """Look the name up; what may not be relayed to is not taken, and a failure leaves the last address."""
         state, wanted = self._state, self._state.settings.address
+        before = state.address
         try:
             permitted = await self._resolver.resolve(*wanted)
         except ResolveError as error:
             if error.failure is ResolveFailure.DESTINATION_IP_PROHIBITED:
                 addresses = ", ".join(error.refused)
                 log.warning("upstream address refused", upstream=state.name, name=wanted.host, addresses=addresses)
-                state.address = None
+                state.take(())
             else:
                 log.warning("upstream name not resolved", upstream=state.name, name=wanted.host, cause=str(error))
             return
-        if state.address not in permitted:
-            state.address = permitted[0]
+        if state.take(permitted):
+            log.info("upstream moved", upstream=state.name, address=str(before), other=str(state.address))
+        if state.address != before:
+            self._allocate_at = 0.0
+            self._hurried.set()

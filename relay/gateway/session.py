@@ -10,14 +10,14 @@ upstream, the plane sends it again until it is answered and says when the upstre
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
 from relay.addresses import Address
 from relay.client.timer import DeadlineTimer
-from relay.gateway.flows import FailoverOutcome, Refused
+from relay.gateway.flows import Avoided, FailoverOutcome, Refused
 from relay.gateway.lines import Lines
 from relay.plane.api import CloseReason, HttpOpened, Upstream
 from relay.turn.client import (
@@ -45,11 +45,17 @@ RESUME_WITHIN_S = 10.0
 MAX_CHANNELS = 64
 # Upstreams that are tried before a client hears that there is none.
 MAX_ATTEMPTS = 4
+# A call whose upstreams are all gone waits this long for one to come back, or to be found at a new address. The plane
+# waits for five seconds (``attach_timeout_s``).
+WAIT_S = 4.0
 # An upstream that has forgotten the allocation, or never knew it (RFC 8656 section 7.4: 437).
 ALLOCATION_MISMATCH = 437
 # RFC 8656 sections 7.2 and 12.2: no address of this family, and a peer of a family that the allocation has not.
 FAMILY_NOT_SUPPORTED = 440
 PEER_FAMILY_MISMATCH = 443
+# An upstream that names another address to go to (RFC 8489 section 10); further ones on the way are a loop, or worse.
+TRY_ALTERNATE = 300
+MAX_HOPS = 3
 
 
 class State(Enum):
@@ -101,8 +107,12 @@ class Owner(Protocol):
         """Send the upstream a STUN message."""
         ...
 
-    def place(self, session: Session, region: str | None, avoid: frozenset[str]) -> Upstream:
+    def place(self, session: Session, region: str | None, avoid: Avoided) -> Upstream:
         """Have the plane go on at a fresh socket of another upstream. Raises Refused."""
+        ...
+
+    def follow(self, session: Session, upstream: Upstream, alternate: Address) -> Upstream:
+        """Have the plane go on at the address that an upstream names instead of its own. Raises Refused."""
         ...
 
     def ask(self, session: Session, allocation: Allocation) -> None:
@@ -157,11 +167,16 @@ class Session:
         # Of the state, beside those of the allocation.
         self._expires: float | None = owner.now() + OPEN_TIMEOUT_S
         self._attempts = 0
+        # Where it has been in vain since it was last open, and how often it was sent on since it was last placed.
+        self._avoid: tuple[tuple[str, Address], ...] = ()
+        self._hops = 0
+        # Why it waits for an upstream, if it does.
+        self._refused: Refused | None = None
         self._request_id: media_v1.RequestId = None
         # Binds that are not answered yet, each with the ids of those who ask.
         self._asked: dict[Address, list[media_v1.RequestId]] = {}
         # Upstreams without an address of the family that was asked for, and what the last of them said.
-        self._without_family: frozenset[str] = frozenset()
+        self._without_family: Avoided = frozenset()
         self._no_family = ""
         # Channels that must be bound anew before the move is told.
         self._rebinding: set[Address] = set()
@@ -199,7 +214,7 @@ class Session:
         self._enter(State.OPENING, OPEN_TIMEOUT_S)
         self._attempts = 0
         self._without_family = frozenset()
-        self._allocate(message, {}, frozenset(), seat=Seat())
+        self._allocate(message, {}, seat=Seat())
 
     def _on_resume(self, message: Resume) -> None:
         if self.state is not State.NEW:
@@ -250,30 +265,58 @@ class Session:
 
     # The upstream
 
-    def _allocate(self, asked: Open, channels: dict[Address, int], avoid: frozenset[str], *, seat: Seat) -> None:
-        """Go to an upstream that is none of ``avoid``, and ask for an allocation there."""
+    def _allocate(self, asked: Open, channels: dict[Address, int], *, seat: Seat) -> None:
+        """Go to an upstream, none of those where it has been in vain, and ask for an allocation there."""
         self._attempts += 1
+        self._hops = 0
         try:
             if self._attempts > MAX_ATTEMPTS:
                 raise Refused(CloseReason.NO_UPSTREAM, f"{MAX_ATTEMPTS} upstreams have been tried, and none serves")
-            upstream = self._place(asked.region, avoid | self._without_family, seat)
+            upstream = self._place(asked.region, seat)
         except Refused as refused:
-            if self._without_family:
-                self._give_up(FAMILY_NOT_SUPPORTED, self._no_family, CloseReason.NOT_ENTITLED)
-            else:
-                self._give_up(503, str(refused), refused.reason)
+            self._on_refused(refused)
             return
+        self._refused = None
         own = (asked.username, asked.password) if asked.username else self._owner.credentials(upstream)
         turn = TurnClient(*own, reliable=True)
         self.allocation = Allocation(asked, turn, upstream, channels, seat)
         self._owner.ask(self, self.allocation)
 
-    def _place(self, region: str | None, avoid: frozenset[str], seat: Seat) -> Upstream:
+    def _on_refused(self, refused: Refused) -> None:
+        """A call that runs waits for an upstream to come back; a client that begins one is told at once."""
+        if self._without_family:
+            self._give_up(FAMILY_NOT_SUPPORTED, self._no_family, CloseReason.NOT_ENTITLED)
+            return
+        waits = self.state is State.MOVING and self._attempts <= MAX_ATTEMPTS
+        if not waits or refused.reason is not CloseReason.NO_UPSTREAM:
+            self._give_up(503, str(refused), refused.reason)
+            return
+        self._attempts -= 1
+        if self._refused is None:
+            until = self._owner.now() + WAIT_S
+            self._expires = until if self._expires is None else min(self._expires, until)
+        self._refused = refused
+        self._arm()
+
+    @property
+    def waits(self) -> bool:
+        """True while its call waits for an upstream to come back."""
+        return self._refused is not None and self.state is State.MOVING
+
+    def on_upstream_up(self, name: str, address: Address) -> None:
+        """An upstream has just answered a probe: a call that waits tries it, also where it was lost."""
+        if self.waits:
+            self._go_elsewhere(tuple(one for one in self._avoid if one != (name, address)))
+
+    def _place(self, region: str | None, seat: Seat) -> Upstream:
         """A call that runs stays in its region if it can: its user may not be entitled to others. Raises Refused."""
         if region is None and seat.region and self._attempts == 1:
             with contextlib.suppress(Refused):
-                return self._owner.place(self, seat.region, avoid)
-        return self._owner.place(self, region, avoid)
+                return self._owner.place(self, seat.region, self._without_family.union(self._avoid))
+        with contextlib.suppress(Refused):
+            return self._owner.place(self, region, self._without_family.union(self._avoid))
+        # All have been in vain: those before the last may be back.
+        return self._owner.place(self, region, self._without_family.union(self._avoid[-1:]))
 
     def on_verdict(self, allocation: Allocation, refusal: ErrorCode | None) -> None:
         """The user may have this allocation, or is refused it."""
@@ -285,33 +328,58 @@ class Session:
         allocation.turn.allocate(self._owner.now(), family=allocation.asked.family)
         self._flush()
 
-    def _go_elsewhere(self, avoid: frozenset[str]) -> None:
+    def _leave_here(self) -> None:
+        """Go to another upstream, and do not come back to this address before that has succeeded."""
+        self._go_elsewhere((*self._avoid, self._here()))
+
+    def _here(self) -> tuple[str, Address]:
+        assert self.allocation is not None
+        upstream = self.allocation.upstream
+        return upstream.name, upstream.address
+
+    def _go_elsewhere(self, avoid: tuple[tuple[str, Address], ...] = ()) -> None:
         """Leave the upstream for another one, with the same channels."""
         allocation = self.allocation
         assert allocation is not None
+        self._avoid = avoid
         if self.state is State.OPEN:
             self._attempts = 0
             self._without_family = frozenset()
             self._enter(State.MOVING, OPEN_TIMEOUT_S)
         self._rebinding.clear()
-        self._allocate(allocation.asked, allocation.channels, avoid, seat=allocation.seat)
+        self._allocate(allocation.asked, allocation.channels, seat=allocation.seat)
 
-    def _here(self) -> frozenset[str]:
-        assert self.allocation is not None
-        return frozenset({self.allocation.upstream.name})
+    def _follow(self, alternate: Address) -> None:
+        """Go on at the address that the upstream names instead of its own, with the same credentials."""
+        allocation = self.allocation
+        assert allocation is not None
+        try:
+            if self._hops >= MAX_HOPS or (allocation.upstream.name, alternate) in self._avoid:
+                raise Refused(CloseReason.NO_UPSTREAM, f"{allocation.upstream.name}: it leads nowhere")
+            upstream = self._owner.follow(self, allocation.upstream, alternate)
+        except Refused as refused:
+            self._log("session not sent on", upstream=allocation.upstream.name, cause=str(refused))
+            self._leave_here()
+            return
+        self._hops += 1
+        self._log("session sent on", upstream=upstream.name, alternate=str(alternate))
+        turn = TurnClient(allocation.turn.username, allocation.turn.password, reliable=True)
+        self.allocation = replace(allocation, turn=turn, upstream=upstream)
+        self._owner.ask(self, self.allocation)
 
     def on_upstream_lost(self, reason: CloseReason, detail: str) -> None:
         """The plane has found the upstream gone."""
         if self.allocation is not None and self.state in {State.OPENING, State.OPEN, State.MOVING}:
             self._log("session lost its upstream", upstream=self.allocation.upstream.name, cause=detail or reason.value)
             self._owner.suspect(self.allocation.upstream)
-            self._go_elsewhere(self._here())
+            self._leave_here()
 
     def on_upstream_down(self) -> None:
         """Probes say that the upstream is down, and nothing has come from it for a while."""
-        if self.state is State.OPEN:
-            self._log("session leaves its upstream", upstream="".join(self._here()), cause="probes find it down")
-            self._go_elsewhere(self._here())
+        if self.state is State.OPEN and self.allocation is not None:
+            name = self.allocation.upstream.name
+            self._log("session leaves its upstream", upstream=name, cause="probes find it down")
+            self._leave_here()
 
     def on_stun(self, message: bytes) -> None:
         """Take a message of the upstream."""
@@ -381,36 +449,38 @@ class Session:
             self._on_allocate_failed(failed)
         elif failed.code == ALLOCATION_MISMATCH:
             # The upstream has started anew: it is there, and has forgotten us.
-            self._lose_allocation(failed, frozenset())
+            self._lose_allocation(failed, self._go_elsewhere)
         elif failed.method == Method.REFRESH:
-            self._lose_allocation(failed, self._here())
+            self._lose_allocation(failed, self._leave_here)
         elif failed.method == Method.CHANNEL_BIND:
             for peer in failed.peers:
                 self._on_bind_failed(failed, peer)
             self._finish_move()
 
-    def _lose_allocation(self, failed: RequestFailed, avoid: frozenset[str]) -> None:
+    def _lose_allocation(self, failed: RequestFailed, move: Callable[[], None]) -> None:
         if self.state in {State.OPEN, State.MOVING}:
             assert self.allocation is not None
             cause = f"{failed.method.name}: {failed.code} {failed.reason}"
             self._log("session lost its allocation", upstream=self.allocation.upstream.name, cause=cause)
-            self._go_elsewhere(avoid)
+            move()
 
     def _on_allocate_failed(self, failed: RequestFailed) -> None:
         if self.state not in {State.OPENING, State.MOVING}:
             return
         if failed.code == ALLOCATION_MISMATCH:
             # The source port is that of a client before us: another socket has another one.
-            self._go_elsewhere(frozenset())
+            self._go_elsewhere(self._avoid)
+        elif failed.code == TRY_ALTERNATE and failed.alternate is not None:
+            self._follow(failed.alternate)
         elif failed.code == FAMILY_NOT_SUPPORTED:
             # Another upstream of the region may have it.
             self._no_family = f"the upstream refuses: {_why(failed)}"
-            self._without_family |= self._here()
-            self._go_elsewhere(frozenset())
+            self._without_family |= {self._here()}
+            self._go_elsewhere(self._avoid)
         elif 400 <= failed.code < 500:
             self._give_up(failed.code, f"the upstream refuses: {_why(failed)}", CloseReason.NOT_ENTITLED)
         else:
-            self._go_elsewhere(self._here())
+            self._leave_here()
 
     def _on_bind_failed(self, failed: RequestFailed, peer: Address) -> None:
         assert self.allocation is not None
@@ -431,7 +501,7 @@ class Session:
         if not has_socket or relayed is None:
             self._attempts = 0
             self._enter(State.MOVING, OPEN_TIMEOUT_S)
-            self._go_elsewhere(frozenset())
+            self._go_elsewhere()
             return
         self._enter(State.OPEN, None)
         # A channel that was asked for, and maybe a renewal.
@@ -465,6 +535,8 @@ class Session:
 
     def _enter(self, state: State, within_s: float | None) -> None:
         self.state = state
+        if state is State.OPEN:
+            self._avoid = ()
         self._expires = None if within_s is None else self._owner.now() + within_s
         self._arm()
 
@@ -494,6 +566,8 @@ class Session:
                 self.on_nothing_left()
             case State.CLOSING:
                 self._owner.close(self, CloseReason.CLIENT_CLOSED)
+            case _ if self._refused is not None:
+                self._give_up(503, str(self._refused), self._refused.reason)
             case _:
                 self._give_up(504, f"no upstream has answered within {OPEN_TIMEOUT_S:g} s", CloseReason.NO_UPSTREAM)
 

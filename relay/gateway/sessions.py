@@ -13,15 +13,17 @@ import hashlib
 import secrets
 import socket
 import time
+from dataclasses import replace
 
+from relay.addresses import Address
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict, user_of
-from relay.gateway.flows import FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
+from relay.gateway.flows import Avoided, FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
 from relay.gateway.health import HealthMonitor, credentials_for
 from relay.gateway.lines import Lines
 from relay.gateway.parking import Holder, Kind, Parking, source_of
 from relay.gateway.release import AllocationReleaser
 from relay.gateway.session import RESUME_WITHIN_S, Allocation, Session, State
-from relay.gateway.upstreams import Upstreams
+from relay.gateway.upstreams import Upstreams, UpstreamState
 from relay.plane.api import (
     AllocationOrphaned,
     Carrier,
@@ -119,6 +121,12 @@ class Sessions:
         """Probes say that a session's upstream is down."""
         if (session := self._sessions.get(connection)) is not None:
             session.on_upstream_down()
+
+    def on_upstream_up(self, state: UpstreamState) -> None:
+        """An upstream has just answered a probe: calls that wait for one go on there."""
+        for session in list(self._sessions.values()):
+            if session.waits and state.address is not None:
+                session.on_upstream_up(state.name, state.address)
 
     def on_orphan(self, orphan: AllocationOrphaned) -> bool:
         """Take the socket that a session leaves; False if it is none of ours."""
@@ -263,9 +271,17 @@ class Sessions:
         """Send the upstream a STUN message."""
         self._plane.request(session.opened.connection, message)
 
-    def place(self, session: Session, region: str | None, avoid: frozenset[str]) -> Upstream:
+    def place(self, session: Session, region: str | None, avoid: Avoided) -> Upstream:
         """Have the plane go on at a fresh socket of another upstream. Raises Refused."""
         wanted = self._wanted(session, region=region, avoid=avoid)
+        return self._flows.begin(wanted, lambda upstream: self._plane.move(session.opened.connection, upstream))
+
+    def follow(self, session: Session, upstream: Upstream, alternate: Address) -> Upstream:
+        """Have the plane go on at the address that an upstream names instead of its own. Raises Refused."""
+        if not self._flows.policy.permits(alternate.host):
+            detail = f"{upstream.name}: it leads to {alternate}, which may not be relayed to (media.allowed_networks)"
+            raise Refused(CloseReason.NO_UPSTREAM, detail)
+        wanted = self._wanted(session, target=replace(upstream, address=alternate))
         return self._flows.begin(wanted, lambda upstream: self._plane.move(session.opened.connection, upstream))
 
     def _wanted(
@@ -274,7 +290,7 @@ class Sessions:
         *,
         region: str | None = None,
         target: Upstream | None = None,
-        avoid: frozenset[str] = frozenset(),
+        avoid: Avoided = frozenset(),
     ) -> Wanted:
         opened = session.opened
         return Wanted(opened.connection, opened.server_name, Carrier.SESSION, region, target, avoid)

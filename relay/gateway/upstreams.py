@@ -1,8 +1,8 @@
-"""The upstreams as the gateway knows them: settings, resolved address, health and load."""
+"""The upstreams as the gateway knows them: settings, addresses, health and load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from relay.addresses import Address
@@ -23,22 +23,28 @@ class Health(StrEnum):
 
 
 class RiseAndFall:
-    """Health from a row of successes or failures; a single one does not change what is known, but the first."""
+    """Health from a row of successes or failures; a single one does not change what is known, except the first."""
 
     def __init__(self, settings: HealthSettings) -> None:
         self.settings = settings
         self.health = Health.UNKNOWN
         self._row = 0
+        self._fresh = True
 
     @property
     def settled(self) -> bool:
         """True if the last probe says what is known; else the next ones should not keep us waiting."""
-        return self.health is (Health.UP if self._row > 0 else Health.DOWN)
+        return not self._fresh and self.health is (Health.UP if self._row > 0 else Health.DOWN)
+
+    def begin_anew(self) -> None:
+        """From now on another address is judged: its first success counts at once, as the very first one did."""
+        self._row, self._fresh = 0, True
 
     def on_success(self) -> bool:
         """A probe was answered; True if that changed the health."""
-        self._row = max(self._row, 0) + 1
-        return self._become(Health.UP, self.health is Health.UNKNOWN or self._row >= self.settings.rise)
+        reached = self._fresh or self._row + 1 >= self.settings.rise
+        self._row, self._fresh = max(self._row, 0) + 1, False
+        return self._become(Health.UP, reached)
 
     def on_failure(self, *, certain: bool = False) -> bool:
         """A probe was lost, or refused for ``certain``, which needs no row; True if that changed the health."""
@@ -49,19 +55,29 @@ class RiseAndFall:
         changed = reached and self.health is not health
         if changed:
             self.health = health
+        if reached:
+            self._fresh = False
         return changed
 
 
 class UpstreamState:
-    """One upstream. It is healthy if it answers Binding, and Allocate where we have credentials for it."""
+    """One upstream. It is healthy if it answers, and serves an Allocate where we have credentials for it.
+
+    A name may have several addresses: ``address`` is the one that new flows go to, ``addresses`` are all.
+    """
 
     def __init__(self, settings: UpstreamServer, health: HealthSettings) -> None:
         self.settings = settings
+        self.probe = settings.probe or health.probe
         self.address: Address | None = settings.address if settings.address.is_literal else None
-        self.binding = RiseAndFall(health)
-        self.allocate = RiseAndFall(health) if settings.username or settings.secret else None
+        self.addresses: tuple[Address, ...] = () if self.address is None else (self.address,)
+        # Whether it answers at all, and whether it serves an Allocate; None if that is not asked.
+        self.life = RiseAndFall(health)
+        self.allocate = RiseAndFall(health) if self._allocates else None
         self.rtt_s: float | None = None
         self.flows = 0
+        # Addresses that new flows have left because they did not answer.
+        self._dead: set[Address] = set()
 
     @property
     def name(self) -> str:
@@ -69,32 +85,78 @@ class UpstreamState:
         return self.settings.name
 
     @property
+    def _allocates(self) -> bool:
+        return self.probe in {"auto", "allocate"} and bool(self.settings.username or self.settings.secret)
+
+    @property
     def health(self) -> Health:
-        """Both probes taken together."""
-        if self.address is None or self.binding.health is Health.DOWN:
+        """Both probes taken together. What is not probed is taken to be up."""
+        if self.address is None or self.life.health is Health.DOWN:
             return Health.DOWN
+        if self.probe == "none":
+            return Health.UP
         if self.allocate is not None and self.allocate.health is Health.DOWN:
             return Health.DOWN
-        return self.binding.health
+        return self.life.health
 
     def configure(self, settings: UpstreamServer, health: HealthSettings) -> None:
-        """Take new settings for the same address; what is known of it stays, but for credentials that changed."""
-        if _credentials(settings) != _credentials(self.settings):
-            self.allocate = RiseAndFall(health) if settings.username or settings.secret else None
+        """Take new settings for the same address; what is known of it stays, except for credentials that changed."""
+        same = (settings.probe or health.probe) == self.probe and _credentials(settings) == _credentials(self.settings)
         self.settings = settings
-        self.binding.settings = health
+        if not same:
+            self.probe = settings.probe or health.probe
+            self.allocate = RiseAndFall(health) if self._allocates else None
+        if self.probe == "none":
+            self.life = RiseAndFall(health)
+        self.life.settings = health
         if self.allocate is not None:
             self.allocate.settings = health
+
+    # Addresses
+
+    def take(self, addresses: Sequence[Address]) -> bool:
+        """The name has these addresses now, and is probed anew if its address is gone. Returns True in that case."""
+        self.addresses = tuple(addresses)
+        self._dead.intersection_update(addresses)
+        if self.address in self.addresses:
+            return False
+        before = self.address
+        self.address = next((one for one in addresses if one not in self._dead), None) or next(iter(addresses), None)
+        self._begin_anew()
+        return before is not None and self.address is not None
+
+    def switch(self, address: Address) -> None:
+        """New flows go to another address of the name, because this one does not answer."""
+        if self.address is not None:
+            self._dead.add(self.address)
+        self._dead.discard(address)
+        self.address = address
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.rtt_s = None
+        self.life.begin_anew()
+        if self.allocate is not None:
+            self.allocate.begin_anew()
+
+    def others(self, avoid: Collection[Address] = ()) -> list[Address]:
+        """Addresses of the name that flows do not go to now, those that have not been found dead first."""
+        others = [one for one in self.addresses if one != self.address and one not in avoid]
+        return sorted(others, key=lambda one: one in self._dead)
+
+    def is_down(self, address: Address) -> bool:
+        """Whether probes have found this address of it dead. Says nothing of others, as after a 300."""
+        return address in self._dead or (address == self.address and self.health is Health.DOWN)
 
     def on_rtt(self, seconds: float) -> None:
         """Take a probe's round-trip time."""
         self.rtt_s = seconds if self.rtt_s is None else self.rtt_s + RTT_GAIN * (seconds - self.rtt_s)
 
-    def for_plane(self, max_media_age_s: float | None = None) -> api.Upstream:
-        """What the plane needs to know of it, for a flow whose route has an age of its own, or None."""
-        assert self.address is not None
-        releases = self.settings.secret is not None
-        return api.Upstream(self.name, self.address, releases, max_media_age_s)
+    def for_plane(self, address: Address | None = None) -> api.Upstream:
+        """What the plane needs to know of it, for a flow to ``address``, or to the one that new flows go to."""
+        address = address or self.address
+        assert address is not None
+        return api.Upstream(self.name, address, self.settings.secret is not None)
 
 
 def _credentials(settings: UpstreamServer) -> tuple[object, ...]:

@@ -263,7 +263,7 @@ async def test_flow_that_hears_something_outlives_a_lost_probe(tmp_path: Path) -
         await eventually(lambda: health(relay) is Health.UP)
         async with calling(relay) as call:
             [state] = relay.gateway.upstreams
-            state.binding.on_failure(certain=True)
+            state.life.on_failure(certain=True)
             relay.gateway._on_probe(state)
             assert await call.is_heard()
 

@@ -66,9 +66,9 @@ def upstream(
     settings = UpstreamServer.model_validate({"name": name, "region": region, "address": "192.0.2.7:3478"})
     state = UpstreamState(settings, HealthSettings())
     if health == UP:
-        state.binding.on_success()
+        state.life.on_success()
     elif health == DOWN:
-        state.binding.on_failure(certain=True)
+        state.life.on_failure(certain=True)
     state.rtt_s = None if rtt_ms is None else rtt_ms / 1000
     state.flows = flows
     return state

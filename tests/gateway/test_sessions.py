@@ -284,7 +284,7 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
         async with running_relay(tmp_path, *upstreams, listen={"plane": plane}, limits=limits, health=health) as relay:
             await eventually(lambda: relay.gateway.upstreams.get("stun2").health == "up")  # type: ignore[union-attr]
             # As if it had answered until now.
-            relay.gateway.upstreams.get("stun2").binding.health = Health.UNKNOWN  # type: ignore[union-attr]
+            relay.gateway.upstreams.get("stun2").life.health = Health.UNKNOWN  # type: ignore[union-attr]
             relay.gateway.upstreams.get("stun2").flows = 7  # type: ignore[union-attr]
             async with raw_session(relay) as session:
                 opened = await session.ask(**OPEN)
@@ -362,6 +362,28 @@ async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane:
             moved = await session.hear()
             assert (moved["type"], moved["upstream"]) == ("moved", "stun1")
             assert moved["relayed"] != opened["relayed"]
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections and not again.allocations)
+
+
+async def test_a_call_waits_for_its_only_upstream_to_come_back(tmp_path: Path, plane: str) -> None:
+    health = {"interval_s": 0.05, "timeout_s": 0.2}
+    async with (
+        open_echo() as peer,
+        relay_with_hosts(tmp_path, plane, 1, health=health) as (relay, hosts),
+        raw_session(relay) as session,
+    ):
+        await session.ask(**OPEN)
+        await session.ask(type="bind", peer=str(peer))
+        await hosts["stun1"].stop()
+        await session.say(type="bind", peer="127.0.0.1:9")
+        (one,) = relay.gateway._sessions._sessions.values()
+        await eventually(lambda: one.waits)
+        async with TurnHost(hosts["stun1"].address, CREDENTIALS, allow_loopback_peers=True) as again:
+            while (moved := await session.hear())["type"] != "moved":
+                pass
+            assert moved["upstream"] == "stun1"
             await echoes(session, 0x4000)
             await session.say_goodbye()
             await eventually(lambda: not relay.connections and not again.allocations)

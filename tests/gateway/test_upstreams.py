@@ -73,7 +73,7 @@ def test_both_probes_taken_together() -> None:
     assert state.health is UNKNOWN
     seen = []
     for probe in ("binding +", "allocate -", "allocate +", "allocate +", "binding -"):
-        judged = allocate if probe.startswith("allocate") else state.binding
+        judged = allocate if probe.startswith("allocate") else state.life
         judged.on_success() if probe.endswith("+") else judged.on_failure(certain=True)
         seen.append(state.health)
     assert seen == [UP, DOWN, DOWN, UP, DOWN]
@@ -92,7 +92,7 @@ def test_what_credentials_allow(keys: dict[str, str], allocates: bool, releases:
 
 def test_name_without_an_address_is_down() -> None:
     state = UpstreamState(server(address="turn.example.com:3478"), SETTINGS)
-    state.binding.on_success()
+    state.life.on_success()
     assert (state.address, state.health) == (None, DOWN)
     state.address = Address("192.0.2.8", 3478)
     assert state.health is UP
@@ -122,11 +122,11 @@ def test_any_healthy() -> None:
     upstreams = upstreams_of(server("a"), server("b"))
     first, second = upstreams
     seen = [upstreams.any_healthy]
-    first.binding.on_failure(certain=True)
+    first.life.on_failure(certain=True)
     seen.append(upstreams.any_healthy)
-    second.binding.on_success()
+    second.life.on_success()
     seen.append(upstreams.any_healthy)
-    second.binding.on_failure(certain=True)
+    second.life.on_failure(certain=True)
     seen.append(upstreams.any_healthy)
     assert seen == [False, False, True, False]
 
@@ -135,7 +135,7 @@ def test_new_list_keeps_what_is_known() -> None:
     upstreams = upstreams_of(server("stays"), server("goes"), server("moves"))
     before = {state.name: state for state in upstreams}
     for state in before.values():
-        state.binding.on_success()
+        state.life.on_success()
     upstreams.configure([server("comes"), server("moves", address="192.0.2.9:3478"), server("stays")], SETTINGS)
     assert [(state.name, state.health) for state in upstreams] == [
         ("comes", UNKNOWN),
@@ -148,7 +148,7 @@ def test_new_list_keeps_what_is_known() -> None:
 def test_new_settings_of_the_same_address() -> None:
     upstreams = upstreams_of(server(secret="old"))
     [state] = upstreams
-    state.binding.on_success()
+    state.life.on_success()
     assert state.allocate is not None
     state.allocate.on_failure(certain=True)
     state.flows = 7
@@ -160,7 +160,7 @@ def test_new_settings_of_the_same_address() -> None:
 
     # New thresholds count from the next probe on.
     upstreams.configure([server(secret="new", region="use1")], HealthSettings(fall=1))
-    state.binding.on_failure()
+    state.life.on_failure()
     assert state.health is DOWN
 
     upstreams.configure([server()], SETTINGS)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.addresses import Address
+from relay.client.requests import TurnRequestError
 from relay.client.turn import open_turn_udp
-from relay.errors import UpstreamError
 from relay.plane.api import Certificate
 from tests.support.ports import reserved_address
 
@@ -85,12 +85,17 @@ def _configuration(coturn: Coturn, directory: Path, certificate: Certificate | N
 
 
 async def _answered(server: Address) -> None:
-    """Ask until there is a Binding answer; a refusal by ICMP comes at once, the socket may be a moment behind."""
+    """Ask until there is an answer; a refusal by ICMP comes at once, the socket may be a moment behind.
+
+    An Allocate without credentials is answered 401 also where a Binding is not (``no-stun``).
+    """
     async with await open_turn_udp(server, rto_s=0.05) as probe:
         while True:
-            with contextlib.suppress(UpstreamError):
-                await probe.binding()
-                return
+            try:
+                await probe.allocate()
+            except TurnRequestError as error:
+                if error.answered:
+                    return
 
 
 async def _end(process: Process) -> None:

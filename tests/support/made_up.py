@@ -152,9 +152,9 @@ class MadeUpRelay:
         self.upstreams.configure(servers, HealthSettings())
         for state in self.upstreams:
             if state.name == "use1-stun2":
-                state.binding.on_failure(certain=True)
+                state.life.on_failure(certain=True)
             else:
-                state.binding.on_success()
+                state.life.on_success()
                 state.on_rtt(0.0123)
         self.calls = Calls(self.snapshot, self.upstreams.region_of)
         self.records = Records(None)

@@ -58,9 +58,9 @@ def samples_of_snapshot(snapshot: Snapshot, *, draining: bool = False) -> Sample
     ]
     upstreams.configure(servers, HealthSettings())
     up, down, _ = upstreams
-    up.binding.on_success()
+    up.life.on_success()
     up.on_rtt(0.25)
-    down.binding.on_failure(certain=True)
+    down.life.on_failure(certain=True)
     calls = Calls(lambda: snapshot, upstreams.region_of)
     view = View(lambda: snapshot, calls, upstreams, Records(None), lambda: draining, entitlement=nobody_asked())
     return samples_of(Metrics(RelayCollector(view)).render().decode())
