@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relay.turn.authentication import TurnError
-from relay.wire.stun import AddressFamily, AttributeType, Message
+from relay.wire.stun import AttributeType, Family, Message
 
 UDP_PROTOCOL = 17
 # RFC 8656 sections 3.2 and 7.2: the default, which is also the least that is granted, and the most.
@@ -42,10 +42,10 @@ def read_allocate(message: Message) -> AllocateWish:
     with_sibling = even_port is not None and bool(even_port[0] & 0x80)
     if additional is not None and with_sibling:
         raise TurnError(400, "ADDITIONAL-ADDRESS-FAMILY excludes EVEN-PORT with a reservation")
-    if additional not in {None, AddressFamily.IPV6}:
+    if additional not in {None, Family.IPV6}:
         raise TurnError(400, "ADDITIONAL-ADDRESS-FAMILY can only be IPv6")
     return AllocateWish(
-        (requested or AddressFamily.IPV4,) if additional is None else (AddressFamily.IPV4, AddressFamily.IPV6),
+        (requested or Family.IPV4,) if additional is None else (Family.IPV4, Family.IPV6),
         granted_lifetime(message),
         even_port is not None,
         with_sibling,

@@ -51,16 +51,16 @@ class MessageClass(IntEnum):
     ERROR = 3
 
 
-class AddressFamily(IntEnum):
+class Family(IntEnum):
     """RFC 8489 section 14.1, RFC 8656 section 18.6."""
 
     IPV4 = 1
     IPV6 = 2
 
 
-def family_of(host: str) -> AddressFamily:
+def family_of(host: str) -> Family:
     """The family of a literal address."""
-    return AddressFamily.IPV6 if ":" in host else AddressFamily.IPV4
+    return Family.IPV6 if ":" in host else Family.IPV4
 
 
 class AttributeType(IntEnum):
