@@ -48,6 +48,9 @@ MAX_ATTEMPTS = 4
 # A call whose upstreams are all gone waits this long for one to come back, or to be found at a new address. The plane
 # waits for five seconds (``attach_timeout_s``).
 WAIT_S = 4.0
+# Source ports where the upstream still holds another client's allocation, as after a restart, are no attempts: in ten
+# seconds this many can be tried, which is enough where nine in ten ports of a narrow range are stale.
+MAX_STALE_PORTS = 256
 # An upstream that has forgotten the allocation, or never knew it (RFC 8656 section 7.4: 437).
 ALLOCATION_MISMATCH = 437
 # RFC 8656 sections 7.2 and 12.2: no address of this family, and a peer of a family that the allocation has not.
@@ -172,6 +175,7 @@ class Session:
         self._hops = 0
         # Why it waits for an upstream, if it does.
         self._refused: Refused | None = None
+        self._stale_ports = 0
         self._request_id: media_v1.RequestId = None
         # Binds that are not answered yet, each with the ids of those who ask.
         self._asked: dict[Address, list[media_v1.RequestId]] = {}
@@ -213,6 +217,7 @@ class Session:
         self._request_id = message.id
         self._enter(State.OPENING, OPEN_TIMEOUT_S)
         self._attempts = 0
+        self._stale_ports = 0
         self._without_family = frozenset()
         self._allocate(message, {}, seat=Seat())
 
@@ -344,6 +349,7 @@ class Session:
         self._avoid = avoid
         if self.state is State.OPEN:
             self._attempts = 0
+            self._stale_ports = 0
             self._without_family = frozenset()
             self._enter(State.MOVING, OPEN_TIMEOUT_S)
         self._rebinding.clear()
@@ -469,6 +475,9 @@ class Session:
             return
         if failed.code == ALLOCATION_MISMATCH:
             # The source port is that of a client before us: another socket has another one.
+            if self._stale_ports < MAX_STALE_PORTS:
+                self._stale_ports += 1
+                self._attempts -= 1
             self._go_elsewhere(self._avoid)
         elif failed.code == TRY_ALTERNATE and failed.alternate is not None:
             self._follow(failed.alternate)
@@ -500,6 +509,7 @@ class Session:
         relayed = allocation.turn.relayed_address
         if not has_socket or relayed is None:
             self._attempts = 0
+            self._stale_ports = 0
             self._enter(State.MOVING, OPEN_TIMEOUT_S)
             self._go_elsewhere()
             return

@@ -53,6 +53,10 @@ RENEW_PEERS_S = 240.0
 REFRESH_MARGIN_S = 60.0
 # A request is repeated at most this often for 401 and 438; more means that the credentials are wrong.
 MAX_CHALLENGES = 3
+# But a relay on the way may go from one source port to the next to find one that the server holds for nobody else, and
+# servers have a nonce of their own for each (438 with another nonce). Where nine in ten ports are held, one in a
+# thousand clients needs more.
+MAX_FRESH_NONCES = 64
 # RFC 8489 section 6.2: a client limits itself to ten outstanding transactions; further requests wait for their turn.
 MAX_UNDER_WAY = 10
 # Permissions are renewed this many at a time: 768 bytes of IPv6 addresses, so that the request is never fragmented.
@@ -162,6 +166,7 @@ class _Request:
     # An error that came without the integrity it owes: a relay on the way has no key.
     unproven: ErrorCode | None = None
     challenges: int = 0
+    fresh_nonces: int = 0
     key: bytes | None = field(default=None, repr=False)
 
 
@@ -453,10 +458,15 @@ class TurnClient:
         """
         realm = _realm(message) or self._realm
         nonce = message.get(AttributeType.NONCE)
-        request.challenges += 1
+        if message.error is not None and message.error.code == 438 and nonce != self._nonce:
+            request.fresh_nonces += 1
+        else:
+            request.challenges += 1
         # Another request may have gone on to another key meanwhile.
         refused = request.key == self._key is not None and message.error is not None and message.error.code == 401
-        if not self.username or nonce is None or request.challenges > MAX_CHALLENGES:
+        if not self.username or nonce is None:
+            return False
+        if request.challenges > MAX_CHALLENGES or request.fresh_nonces > MAX_FRESH_NONCES:
             return False
         if realm != self._realm:
             self._is_raw = self._is_proven = False

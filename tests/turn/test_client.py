@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from relay.addresses import Address
 from relay.turn.client import (
     MAX_CHALLENGES,
+    MAX_FRESH_NONCES,
     MAX_PEERS_PER_RENEWAL,
     MAX_UNDER_WAY,
     AllocationCreated,
@@ -587,13 +588,18 @@ def test_9_2_5_a_challenge_without_a_nonce_cannot_be_answered(code: int) -> None
     assert client.receive(0.0, answer) == [RequestFailed(Method.ALLOCATE, code, "because")]
 
 
-def test_9_2_5_endless_challenges_have_an_end() -> None:
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [(False, MAX_CHALLENGES + 1), (True, MAX_FRESH_NONCES)],
+)
+def test_9_2_5_endless_challenges_have_an_end(most: int, *, changes: bool) -> None:
+    """The first nonce is always another; a server that goes on with the same one has the usual patience."""
     client = new_client()
     client.allocate(0.0)
-    for number in range(MAX_CHALLENGES):
-        nonce = (AttributeType.NONCE, b"%d" % number)
+    for number in range(most):
+        nonce = (AttributeType.NONCE, b"%d" % (number if changes else 0))
         assert client.receive(0.0, error(request_of(client), 438, CHALLENGE[0], nonce)) == []
-    answer = error(request_of(client), 438, *CHALLENGE)
+    answer = error(request_of(client), 438, CHALLENGE[0], (AttributeType.NONCE, b"last" if changes else b"0"))
     assert client.receive(0.0, answer) == [RequestFailed(Method.ALLOCATE, 438, "because")]
     assert client.take_messages() == []
 
