@@ -46,6 +46,7 @@ class Outcome(StrEnum):
     PORT_REFUSED = "port_refused"
     CREDENTIALS_MISSING = "credentials_missing"
     CREDENTIALS_WRONG = "credentials_wrong"
+    TOO_MANY_GUESSES = "too_many_guesses"
     DESTINATION_IP_PROHIBITED = "destination_ip_prohibited"
     DNS_ERROR = "dns_error"
     DNS_TIMEOUT = "dns_timeout"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ from relay.gateway.lookups import Lookup
 from relay.gateway.resolve import ResolveError, Resolver, shown
 from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
 from relay.gateway.web_proxy.destinations import Destinations, Way, parse_authority
+from relay.gateway.web_proxy.guesses import MAX_WAIT_S, Guesses
 from relay.gateway.web_proxy.http import (
     ESTABLISHED,
     ClientGone,
@@ -104,6 +106,7 @@ class WebProxy:
         self._serving = Tasks()
         self._per_source: Counter[str] = Counter()
         self._draining = False
+        self._guesses = Guesses()
         self._host_lines = RateLimit(HOST_LINES_PER_S)
         self._lines = Lines(REASON_LINES_PER_S)
         self.configure(settings, catalog, certificates)
@@ -215,7 +218,7 @@ class WebProxy:
     async def _connect(
         self, accepted: socket.socket, client: Address, request: RawRequestMessage, behind: bytes
     ) -> None:
-        wanted = self._judge(request)
+        wanted = await self._judge(request, client)
         reached = str(accepted.getsockname()[0])
         match self._destinations.way(wanted, reached):
             case Way.ADOPT:
@@ -236,7 +239,7 @@ class WebProxy:
                 )
                 raise _failed(Outcome.HOST_REFUSED, 403, text, "http_request_denied")
 
-    def _judge(self, request: RawRequestMessage) -> Address:
+    async def _judge(self, request: RawRequestMessage, client: Address) -> Address:
         """Where a CONNECT wants to go, if this client may ask at all."""
         try:
             wanted = parse_authority(request.path)
@@ -247,18 +250,41 @@ class WebProxy:
         lengths = request.headers.getall("Content-Length", [])
         if lengths not in ([], ["0"]) or "Transfer-Encoding" in request.headers:
             raise Refused(Outcome.BAD_REQUEST, 400, "A CONNECT has no content: expected no length of it.")
-        self._authenticate(request)
+        await self._authenticate(request, client)
         if self._draining:
             raise Refused(Outcome.DRAINING, 503, "This relay is about to stop. Try again, or use another one.")
         return wanted
 
-    def _authenticate(self, request: RawRequestMessage) -> None:
+    async def _authenticate(self, request: RawRequestMessage, client: Address) -> None:
         given = request.headers.getall("Proxy-Authorization", [])
-        if not self._auth.required or (len(given) == 1 and self._auth.permits(given[0])):
+        if not self._auth.required:
             return
-        outcome = Outcome.CREDENTIALS_WRONG if given else Outcome.CREDENTIALS_MISSING
         text = "This relay asks for a name and password (Basic authentication). Its operator hands them out."
-        raise Refused(outcome, 407, text, {"Proxy-Authenticate": CHALLENGE})
+        fields = {"Proxy-Authenticate": CHALLENGE}
+        if not given:
+            raise Refused(Outcome.CREDENTIALS_MISSING, 407, text, fields)
+        if len(given) > 1 or not await self._is_permitted(given[0], client):
+            raise Refused(Outcome.CREDENTIALS_WRONG, 407, text, fields)
+
+    async def _is_permitted(self, given: str, client: Address) -> bool:
+        """Whether name and password are good; who guesses has to wait for it. Raises Refused."""
+        loop, source, name = asyncio.get_running_loop(), client.host, self._auth.name_of(given)
+        if not name:
+            return False  # and nothing was guessed
+        wait_s = self._guesses.begin(loop.time(), source, name)
+        if wait_s is None:
+            text = f"Too many wrong passwords for this name came from {source}. Wait some seconds, and try again."
+            raise Refused(Outcome.TOO_MANY_GUESSES, 429, text, {"Retry-After": str(math.ceil(MAX_WAIT_S))})
+        if wait_s:
+            try:
+                await asyncio.sleep(wait_s)
+            finally:
+                self._guesses.end(source, name)
+        if self._auth.permits(given):
+            self._guesses.succeed(source, name)
+            return True
+        await asyncio.sleep(self._guesses.fail(loop.time(), source, name))
+        return False
 
     async def _adopt(self, accepted: socket.socket, behind: bytes) -> None:
         self.totals.outcomes[Outcome.ADOPTED] += 1

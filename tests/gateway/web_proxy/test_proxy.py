@@ -28,9 +28,9 @@ from structlog.testing import capture_logs
 from relay.addresses import Address
 from relay.client.turn import open_turn_tls
 from relay.emulator.turnhost import TurnHost
+from relay.gateway.web_proxy import guesses, tunnel
 from relay.gateway.web_proxy import http as proxy_http
 from relay.gateway.web_proxy import proxy as webproxy
-from relay.gateway.web_proxy import tunnel
 from relay.gateway.web_proxy.destinations import parse_authority
 from relay.gateway.web_proxy.http import Outcome
 from relay.gateway.web_proxy.proxy import PAC_TYPE
@@ -526,6 +526,41 @@ async def test_users(tmp_path: Path) -> None:
     assert [line["reason"] for line in lines if line["event"] == "web proxy refused"] == ["credentials_wrong"]
     assert "sesame" not in told
     assert base64.b64encode(b"alice:").decode()[:6] not in told
+
+
+async def test_who_guesses_passwords_waits_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guesses, "FIRST_WAIT_S", 600.0)  # until the end of the test
+    monkeypatch.setattr(guesses, "MAX_WAIT_S", 600.0)
+    loop = asyncio.get_running_loop()
+    async with proxying(tmp_path, web_proxy={"users": {"alice": "sesame", "bob": "sesame"}}) as relay:
+        proxy = proxy_of(relay)
+        for number in range(guesses.FREE_OF_NAME):
+            assert (await refused(proxy, GRANTED, basic(f"alice:{number}"))).status == 407
+        waiting = [await open_socket(proxy) for _ in range(guesses.MAX_WAITING)]
+        try:
+            for one in waiting:
+                # The right one among them: it is not even looked at.
+                await loop.sock_sendall(one, connect_request(GRANTED, basic("alice:sesame")))
+            source = relay.gateway.web_proxy._guesses._sources["127.0.0.1"]
+            await becomes(lambda: source.names["alice"].waiting, guesses.MAX_WAITING)
+            for guess in ("wrong", "sesame"):
+                answer = await refused(proxy, GRANTED, basic(f"alice:{guess}"))
+                assert (answer.status, answer.fields["retry-after"]) == (429, "4")
+            # Another user here, and the same one elsewhere.
+            (await open_connect(proxy, GRANTED, basic("bob:sesame"))).close()
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as elsewhere:
+                elsewhere.bind(("127.0.0.9", 0))
+                await loop.sock_connect(elsewhere, proxy)
+                await loop.sock_sendall(elsewhere, connect_request(GRANTED, basic("alice:sesame")))
+                assert (await loop.sock_recv(elsewhere, 4096)).startswith(b"HTTP/1.1 200 ")
+        finally:
+            for one in waiting:
+                one.close()
+        assert outcomes(relay) == {
+            Outcome.CREDENTIALS_WRONG: guesses.FREE_OF_NAME,
+            Outcome.TOO_MANY_GUESSES: 2,
+            Outcome.ADOPTED: 2,
+        }
 
 
 @pytest.mark.parametrize("name", ["user@firm.example", "FIRM\\user", "FIRM\\Jörg Müller", "O'Neill, Ann"])

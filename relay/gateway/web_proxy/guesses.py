@@ -1,0 +1,97 @@
+"""Slows down whoever guesses passwords, and nobody else: by client address and name, in bounded memory. No I/O.
+
+A few wrong passwords are a person's. After those each further attempt at that name from that address waits before it is
+looked at, longer and longer, and few wait at a time. The same user at another address, and other users at the same
+address, which may be that of a whole firm, do not notice. Who tries one password for many names has wrong ones answered
+late.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+# Wrong passwords that cost nothing: of one name, and of all names of an address, which may be that of a whole firm.
+FREE_OF_NAME = 5
+FREE_OF_SOURCE = 50
+# The first wait and the longest: with four that wait there is one attempt a second.
+FIRST_WAIT_S = 0.25
+MAX_WAIT_S = 4.0
+MAX_WAITING = 4
+# Without a wrong password for this long, all is as at first.
+FORGET_S = 300.0
+# Addresses, and names of each; those unheard for the longest go first. Some 20 MB, if a botnet fills them.
+MAX_SOURCES = 4096
+MAX_NAMES = 32
+
+
+@dataclass(slots=True)
+class _Tries:
+    failures: int = 0
+    failed_at: float = 0.0
+    waiting: int = 0
+
+    def fail(self, now: float) -> None:
+        self.failures = 1 if now - self.failed_at > FORGET_S else self.failures + 1
+        self.failed_at = now
+
+    def wait_s(self, now: float, free: int) -> float:
+        if self.failures < free or now - self.failed_at > FORGET_S:
+            return 0.0
+        return min(FIRST_WAIT_S * 2.0 ** min(self.failures - free, 30), MAX_WAIT_S)
+
+
+@dataclass(slots=True)
+class _Source:
+    all: _Tries = field(default_factory=_Tries)
+    names: OrderedDict[str, _Tries] = field(default_factory=OrderedDict)
+
+
+class Guesses:
+    """What was guessed, by address and name. Times are the loop's, in seconds."""
+
+    def __init__(self) -> None:
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
+
+    def begin(self, now: float, source: str, name: str) -> float | None:
+        """How long an attempt must wait before its password is looked at; None if too many wait already.
+
+        Unless it is None or 0, ``end`` must follow when it has waited.
+        """
+        known = self._sources.get(source)
+        tries = None if known is None else known.names.get(name)
+        wait_s = 0.0 if tries is None else tries.wait_s(now, FREE_OF_NAME)
+        if tries is None or not wait_s:
+            return 0.0
+        if tries.waiting >= MAX_WAITING:
+            return None
+        tries.waiting += 1
+        return wait_s
+
+    def end(self, source: str, name: str) -> None:
+        """An attempt has waited."""
+        known = self._sources.get(source)
+        if known is not None and name in known.names:
+            known.names[name].waiting = max(0, known.names[name].waiting - 1)
+
+    def fail(self, now: float, source: str, name: str) -> float:
+        """The password was wrong; how long to wait before saying so."""
+        known = self._sources.setdefault(source, _Source())
+        self._sources.move_to_end(source)
+        wait_s = known.all.wait_s(now, FREE_OF_SOURCE)
+        known.all.fail(now)
+        known.names.setdefault(name, _Tries()).fail(now)
+        known.names.move_to_end(name)
+        if len(known.names) > MAX_NAMES:
+            known.names.popitem(last=False)
+        if len(self._sources) > MAX_SOURCES:
+            self._sources.popitem(last=False)
+        return wait_s
+
+    def succeed(self, source: str, name: str) -> None:
+        """The password was right: what was wrong before it was a person's."""
+        known = self._sources.get(source)
+        if known is not None:
+            known.names.pop(name, None)
+            if not known.names:
+                del self._sources[source]
