@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
-from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, is_to_ask, is_waiting_for_control, take_asked
+from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, is_to_ask, is_turn_datagram, is_waiting_for_control, take_asked
 from relay.plane.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
 from relay.plane.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
 from relay.plane.carriage cimport (
@@ -753,7 +753,7 @@ cdef uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data, uint3
 
 # The client believes that this is UDP, and sends again itself.
 cdef void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
-    if not is_media_datagram(data, size):
+    if not is_media_datagram(data, size) or (c.admission.asks and not is_turn_datagram(data, size)):
         c.counters.drops[DROP_UPLINK_MALFORMED] += 1
         return
     if size >= STUN_HEADER_BYTES and data[0] <= 3:
@@ -766,7 +766,7 @@ cdef void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t s
     send_up(e, c, data, size)
 
 
-# True if the message is an Allocate of a user: it waits for control's word, and so does what the client says after it;
+# True if the message is an Allocate of a user, or one of its kind: it waits for control's word, and so does what the client says after it;
 # one that is too long to wait is dropped.
 cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     if not is_to_ask(message, size):

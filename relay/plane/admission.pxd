@@ -2,7 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 from relay.plane.live cimport free
-from relay.plane.stun cimport ALLOCATE_REQUEST, ATTRIBUTE_USERNAME, find_attribute, has_credentials, load16
+from relay.plane.stun cimport (
+    ALLOCATE_REQUEST, ATTRIBUTE_MOBILITY_TICKET, ATTRIBUTE_USERNAME, REFRESH_REQUEST, find_attribute, has_credentials, load16
+)
 
 cdef enum:
     # One with a name and a hash has 200 bytes.
@@ -16,11 +18,18 @@ cdef struct Admission:
 
 
 # True if control is to be asked about this STUN message. Nobody slips by without a name, or with one where only some
-# servers look for it.
+# servers look for it; nor with the allocation of another connection, whose place ends with that.
 cdef inline bint is_to_ask(const uint8_t* message, uint32_t size) noexcept nogil:
+    if load16(message) == REFRESH_REQUEST:
+        return find_attribute(message, size, ATTRIBUTE_MOBILITY_TICKET, 0) != NULL
     if load16(message) != ALLOCATE_REQUEST:
         return False
     return find_attribute(message, size, ATTRIBUTE_USERNAME, 0) != NULL or has_credentials(message, size)
+
+
+# True for a datagram that a TURN server takes for TURN, or throws away. DTLS is neither: inside it could be any Allocate.
+cdef inline bint is_turn_datagram(const uint8_t* data, uint32_t size) noexcept nogil:
+    return not size or data[0] < 4 or data[0] & 0xC0 == 0x40
 
 
 # True while control owes a word.

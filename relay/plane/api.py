@@ -377,9 +377,10 @@ class AllocationOrphaned:
 class AllocateRequested:
     """An Allocate that names a user waits, and what the client says after it: ``admit`` or ``refuse`` it.
 
-    Only where the upstream ``asks_for_users``. One that is authenticated and names nobody waits as well. The name is
-    the client's word until the upstream has answered. Without a word of control within ``attach_timeout_s`` the
-    connection ends.
+    Only where the upstream ``asks_for_users``. One that is authenticated and names nobody waits as well, and a Refresh
+    that takes over the allocation of another connection (RFC 8016). Over CONNECT-UDP nothing passes that is not TURN.
+    The name is the client's word until the upstream has answered. Without a word of control within
+    ``attach_timeout_s`` the connection ends.
     """
 
     connection: ConnectionId

@@ -42,7 +42,7 @@ MAX_USERNAME_CHARACTERS = 128
 ALLOCATE_REQUEST = message_type(Method.ALLOCATE, MessageClass.REQUEST)
 ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)
 ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
-_REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
+REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
 _REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
 
 # A request that control may have to speak for (AllocationOrphaned) is kept while it is no longer than this: a name, a
@@ -149,7 +149,7 @@ class Flow:
             self._allocating = True
             name = (username(message) or b"").decode(errors="replace")
             self.account.username = name[:MAX_USERNAME_CHARACTERS] or self.account.username
-        keeps = self.upstream.releases_allocations and kind in {ALLOCATE_REQUEST, _REFRESH_REQUEST}
+        keeps = self.upstream.releases_allocations and kind in {ALLOCATE_REQUEST, REFRESH_REQUEST}
         if keeps and len(message) <= MAX_KEPT_REQUEST_BYTES:
             self._authenticated = message
 

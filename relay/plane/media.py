@@ -42,7 +42,7 @@ from relay.plane.carriers import (
     websocket_fault,
 )
 from relay.plane.downlink import Downlink
-from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, Account, Flow, find_attribute
+from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, REFRESH_REQUEST, Account, Flow, find_attribute
 from relay.plane.pings import Pings
 from relay.plane.schedule import Schedule
 from relay.plane.tap import FlowTap
@@ -204,7 +204,10 @@ class Media:
 
     def _on_unit(self, arrived: float, unit: bytes) -> None:
         assert self.flow is not None
-        if not self._is_to_ask(unit):
+        asks = self.flow.upstream.asks_for_users
+        if asks and self.carrier is Carrier.CONNECT_UDP and not _is_turn(unit):
+            self._account.totals.drop(DropReason.UPLINK_MALFORMED)
+        elif not asks or not _is_to_ask(unit):
             self.flow.send(arrived, unit)
         elif len(unit) > MAX_ALLOCATE_BYTES:
             self._account.totals.drop(DropReason.UPLINK_OVERSIZE, Traffic.CONTROL)
@@ -217,17 +220,6 @@ class Media:
         raise AssertionError("text on a carrier that takes none")
 
     # Who may allocate
-
-    def _is_to_ask(self, unit: bytes) -> bool:
-        """True for an Allocate that names a user, where control wants to know."""
-        assert self.flow is not None
-        # Over CONNECT-UDP also one that is not whole: who knows what a server makes of it.
-        if not self.flow.upstream.asks_for_users or len(unit) < HEADER_BYTES:
-            return False
-        if unit[0] << 8 | unit[1] != ALLOCATE_REQUEST:
-            return False
-        # Nobody slips by without a name, or with one where only some servers look for it.
-        return any(find_attribute(unit, kind) is not None for kind in _CREDENTIALS)
 
     def admit(self) -> None:
         """Forward the Allocate that waits, if one does."""
@@ -421,3 +413,20 @@ class SessionMedia(Media):
             self.flow.close()
         self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
         self._plane.emit(UpstreamLost(self._host.identity, reason, detail))
+
+
+def _is_to_ask(unit: bytes) -> bool:
+    """True for an Allocate that names a user, and for what takes over the allocation of another connection.
+
+    Over CONNECT-UDP also for one that is not whole: who knows what a server makes of it.
+    """
+    kind = unit[0] << 8 | unit[1] if len(unit) >= HEADER_BYTES else 0
+    if kind == REFRESH_REQUEST:
+        return find_attribute(unit, AttributeType.MOBILITY_TICKET) is not None
+    # Nobody slips by without a name, or with one where only some servers look for it.
+    return kind == ALLOCATE_REQUEST and any(find_attribute(unit, one) is not None for one in _CREDENTIALS)
+
+
+def _is_turn(datagram: bytes) -> bool:
+    """True if a TURN server takes it for TURN, or throws it away. DTLS is neither: inside it could be any Allocate."""
+    return not datagram or datagram[0] < 4 or datagram[0] & 0xC0 == 0x40

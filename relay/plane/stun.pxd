@@ -26,6 +26,7 @@ cdef enum:
     ATTRIBUTE_MESSAGE_INTEGRITY = 0x0008
     ATTRIBUTE_MESSAGE_INTEGRITY_SHA256 = 0x001C
     ATTRIBUTE_USERHASH = 0x001E
+    ATTRIBUTE_MOBILITY_TICKET = 0x8030
 
 
 cdef inline uint16_t load16(const uint8_t* data) noexcept nogil:

@@ -99,6 +99,8 @@ class AttributeType(IntEnum):
     FINGERPRINT = 0x8028
     ICE_CONTROLLED = 0x8029
     ICE_CONTROLLING = 0x802A
+    # RFC 8016: takes an allocation over to another 5-tuple.
+    MOBILITY_TICKET = 0x8030
 
 
 # The length of a value in bytes, where the specification fixes it: (least, most).

@@ -495,6 +495,39 @@ async def test_a_request_and_a_grant_wait_side_by_side(make: MakePlane, tmp_path
         await until(client, FRAME)
 
 
+async def test_a_refresh_that_takes_over_an_allocation_waits(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
+    attributes = [(AttributeType.USERNAME, b"alice"), (AttributeType.MOBILITY_TICKET, b"ticket")]
+    refresh = build_message(Method.REFRESH, MessageClass.REQUEST, (5).to_bytes(12), attributes)
+    async with asking_client(make, tmp_path, carrier) as client:
+        await client.send(refresh, FRAME)
+        await client.asked_and_nothing_else(refresh)
+        response = build_message(
+            Method.REFRESH, MessageClass.ERROR, (5).to_bytes(12), [(AttributeType.ERROR_CODE, b"\0\0\4\5")]
+        )
+        client.refuse(response)
+        assert await client.receive() == response
+        await client.bench.upstream.expect(FRAME)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_what_cannot_be_read_goes_to_no_upstream_that_asks(
+    make: MakePlane, tmp_path: Path, carrier: Carrier, *, asks: bool
+) -> None:
+    """Servers take DTLS on the same port, and an Allocate in it."""
+    if carrier is not Carrier.CONNECT_UDP:
+        return  # a TURN stream has nothing but TURN in it
+    hello, rtp = b"\x16\xfe\xfd" + bytes(60), b"\x80\x60" + bytes(20)
+    async with asking_client(make, tmp_path, carrier, asks=asks) as client:
+        await client.send(hello, rtp, b"", FRAME)
+        if not asks:
+            await client.bench.upstream.expect(hello)
+            await client.bench.upstream.expect(rtp)
+        await client.bench.upstream.expect(b"")
+        await client.bench.upstream.expect(FRAME)
+        drops = {DropReason.UPLINK_MALFORMED: 2} if asks else {}
+        assert client.bench.plane.snapshot().totals.drops == drops
+
+
 async def test_an_allocation_is_seen_to_begin_and_to_end(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
     async with asking_client(make, tmp_path, carrier) as client:
         assert not client.is_allocated()

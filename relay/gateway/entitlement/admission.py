@@ -33,6 +33,7 @@ from relay.wire.stun import (
     StunError,
     build_error_code,
     build_message,
+    message_type,
     parse_message,
 )
 
@@ -40,6 +41,7 @@ from relay.wire.stun import (
 REFUSED_CLOSE_S = 1.0
 # Allocates of one connection whose answer may still come, the newest: clients send two or three. Each has up to 2 KiB.
 MAX_ASKED = 8
+_REFRESH = message_type(Method.REFRESH, MessageClass.REQUEST).to_bytes(2)
 # No answer comes later: a request is sent again for 39.5 s (RFC 8489 section 6.2.1).
 ASKED_S = 60.0
 
@@ -108,6 +110,10 @@ class Admission:
             self._plane.refuse(requested.connection, flow.refusal)
             return
         request = _parse(requested.request)
+        if requested.request[:2] == _REFRESH:
+            # With the allocation it would leave the place behind that the call has taken.
+            self._refuse(requested, flow, request, self._entitlement.mobility(flow.region, flow.client))
+            return
         username = _username(request)
         if not username and self._entitlement.asks_for_users:
             self._refuse(requested, flow, request, self._entitlement.bad_request(flow.region, flow.client))
@@ -184,7 +190,7 @@ def _username(request: Message | None) -> str:
 
 
 def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret: str = "") -> bytes:
-    """The STUN error for the Allocate ``raw``; ``request`` is the same parsed, None if it cannot be.
+    """The STUN error for the request or grant ``raw``; ``request`` is the request parsed, None if it cannot be.
 
     Signed with the key of the client if the upstream's shared secret is known and the request is signed with it, too.
     """
@@ -193,9 +199,8 @@ def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret:
     transaction_id = _transaction_id(raw)
     attributes = [(AttributeType.ERROR_CODE, build_error_code(*error))]
     kind, key = _integrity(request, secret)
-    return build_message(
-        Method.ALLOCATE, MessageClass.ERROR, transaction_id, attributes, integrity_key=key, integrity_kind=kind
-    )
+    method = Method.REFRESH if raw[:2] == _REFRESH else Method.ALLOCATE
+    return build_message(method, MessageClass.ERROR, transaction_id, attributes, integrity_key=key, integrity_kind=kind)
 
 
 def _integrity(request: Message | None, secret: str) -> tuple[int, bytes | None]:

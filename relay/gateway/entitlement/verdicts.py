@@ -52,6 +52,7 @@ class Outcome(StrEnum):
     TOO_MANY_CALLS = "too_many_calls"
     UNAVAILABLE = "unavailable"  # file or service cannot be used, and fail = "closed"
     BAD_REQUEST = "bad_request"  # an Allocate that cannot be read, or names nobody
+    MOBILITY = "mobility"  # a Refresh that takes an allocation over to another connection
 
 
 # What a TURN client is told. 403 is what RFC 8656 has for administrative reasons, 486 for a user's quota. A 400 is
@@ -61,6 +62,7 @@ STUN_ERRORS = {
     Outcome.REGION: ErrorCode(403, "Forbidden: not entitled to this region"),
     Outcome.TOO_MANY_CALLS: ErrorCode(486, "Allocation Quota Reached: too many calls at once"),
     Outcome.UNAVAILABLE: ErrorCode(403, "Forbidden: entitlement cannot be checked now"),
+    Outcome.MOBILITY: ErrorCode(405, "Mobility Forbidden: an allocation stays on its connection here"),
     Outcome.BAD_REQUEST: ErrorCode(400, "Bad Request: expected an Allocate with a USERNAME"),
 }
 
@@ -219,6 +221,10 @@ class Entitlement:
     def bad_request(self, region: str, client: str) -> Verdict:
         """An Allocate that names nobody."""
         return self._say(Verdict(Outcome.BAD_REQUEST, "", region, client), "")
+
+    def mobility(self, region: str, client: str) -> Verdict:
+        """A Refresh with a MOBILITY-TICKET (RFC 8016)."""
+        return self._say(Verdict(Outcome.MOBILITY, "", region, client), "")
 
     def _say(self, verdict: Verdict, username: str) -> Verdict:
         """Count and log a refusal."""

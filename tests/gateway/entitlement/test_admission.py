@@ -342,6 +342,18 @@ async def test_what_was_asked_for_long_ago_is_forgotten(monkeypatch: pytest.Monk
         assert len(it.admission._flows[ONE].asked) == 1
 
 
+async def test_an_allocation_cannot_be_taken_over_from_another_connection() -> None:
+    """Its place would end with that connection, and the call would go on without one."""
+    async with bench(**PATTERN) as it:
+        it.attach()
+        attributes = [(AttributeType.USERNAME, b"ann"), (AttributeType.MOBILITY_TICKET, b"ticket")]
+        request = build_message(Method.REFRESH, MessageClass.REQUEST, TRANSACTION, attributes)
+        it.admission.on_requested(AllocateRequested(ONE, request))
+        refusal = it.plane.refusal
+        assert (refusal.method, refusal.transaction_id) == (Method.REFRESH, TRANSACTION)
+        assert refusal.error == ErrorCode(405, "Mobility Forbidden: an allocation stays on its connection here")
+
+
 async def test_a_grant_for_nobody_is_refused() -> None:
     """An upstream that wants no credentials would let everybody in, past the list."""
     async with bench(**PATTERN) as it:
