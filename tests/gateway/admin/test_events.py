@@ -120,7 +120,7 @@ async def test_who_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.setblocking(False)
             await loop.sock_connect(slow, (served.address.host, served.address.port))
-            await loop.sock_sendall(slow, b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            await loop.sock_sendall(slow, b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             async with session.get(served.url) as answer:
                 await next_event(answer.content)
                 await eventually(lambda: len(served.admin.events) == 2)
