@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from relay.addresses import Address
+from relay.addresses import Address, canonical_host
 from relay.catalog import Catalog
 from relay.gateway.flows import Flows, Refused, UpgradeOutcome, Wanted
 from relay.gateway.lines import Lines
@@ -198,7 +198,7 @@ class Upgrades:
             known = {state.name.lower(), wanted.host.lower().rstrip(".")}
             if state.address is not None:
                 known.add(state.address.host)
-            if port == wanted.port and (name in known or _same_address(name, known)):
+            if port == wanted.port and (name in known or _canonical(name) in map(_canonical, known)):
                 return state
         return None
 
@@ -279,12 +279,12 @@ def _check_connect_udp(request: web.Request) -> tuple[str, int]:
     return host, int(port)
 
 
-def _same_address(host: str, known: Collection[str]) -> bool:
-    """Whether a literal address is one of these, however it is written."""
+def _canonical(host: str) -> str:
+    """A literal address in the form that it is compared in, v4-mapped ones as IPv4; a name as it is."""
     try:
-        return str(ipaddress.ip_address(host)) in known
+        return canonical_host(ipaddress.ip_address(host))
     except ValueError:
-        return False
+        return host
 
 
 def _reachable(address: Address) -> Upstream:

@@ -236,6 +236,7 @@ async def test_connect_udp_to_an_upstream(tmp_path: Path, plane: str) -> None:
             (upstream.address.host, upstream),
             ("use1-STUN1", upstream),
             ("use1-stun1.", upstream),
+            (f"%3A%3Affff%3A{upstream.address.host}", upstream),
             ("%3A%3A1", other),
             ("::1", other),
             ("0%3A0%3A0%3A0%3A0%3A0%3A0%3A1", other),
