@@ -8,12 +8,13 @@ SECONDS ?= 10
 WAN     ?=
 
 # Debian's packages: what builds the extension, what builds the benchmark, the real TURN server that both the benchmark
-# and the tests talk to, the Wireshark that reads captures, and those that read allow-lists.
+# and the tests talk to, the Wireshark that reads captures, those that read allow-lists, and the reverse proxies and the
+# web proxy that the relay is compared with.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
 # The official socket.io servers and clients run on node, which many machines have from elsewhere.
 NODE_PACKAGES  := $(if $(and $(shell command -v node),$(shell command -v npm)),,nodejs npm)
-TEST_PACKAGES  := $(BENCH_PACKAGES) chromium iptables nftables squid tshark $(NODE_PACKAGES)
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iptables nftables nginx-light squid tshark $(NODE_PACKAGES)
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan

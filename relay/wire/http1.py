@@ -21,7 +21,8 @@ MAX_CHUNK_LINE_BYTES = 4096
 MAX_TRAILER_BYTES = 16 * 1024
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
+# Some servers call it HTTP/2.0 on a connection of HTTP/1.1; haproxy and nginx take that, too.
+_STATUS_LINE = re.compile(rb"HTTP/([1-9]\.[0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
 # RFC 9110 section 5.5: these three are dangerous in a value, whatever reads it.
 _UNSAFE = re.compile(rb"[\x00\r\n]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -36,7 +37,7 @@ class AnswerError(PeerError):
 class AnswerHead(NamedTuple):
     """The head of a response, as it came: ``fields`` in their order, with their own spelling."""
 
-    # 0 or 1, of HTTP/1.0 and HTTP/1.1.
+    # 0 for HTTP/1.0, 1 for HTTP/1.1 and above.
     minor: int
     status: int
     reason: bytes
@@ -71,7 +72,7 @@ def parse_answer_head(data: bytes | bytearray) -> tuple[AnswerHead, int] | None:
     if found is None:
         if len(data) >= MAX_ANSWER_HEAD_BYTES:
             raise AnswerError(f"the head of its answer is larger than {MAX_ANSWER_HEAD_BYTES} bytes")
-        if not data.startswith(b"HTTP/1."[: len(data)]):
+        if not data.startswith(b"HTTP/"[: len(data)]):
             raise AnswerError("its answer is not HTTP/1.1")
         return None
     first, *lines = re.split(rb"\r?\n", bytes(data[: found.start()]))
@@ -79,16 +80,16 @@ def parse_answer_head(data: bytes | bytearray) -> tuple[AnswerHead, int] | None:
     if status_line is None or _UNSAFE.search(first):
         raise AnswerError("its answer is not HTTP/1.1")
     fields = _parse_fields(lines)
-    return AnswerHead(int(status_line[1]), int(status_line[2]), status_line[3] or b"", fields), found.end()
+    return AnswerHead(int(status_line[1] != b"1.0"), int(status_line[2]), status_line[3] or b"", fields), found.end()
 
 
 def _parse_fields(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         if line[:1] in b" \t" and fields:
-            # RFC 9112 section 5.2: a folded line is joined.
+            # RFC 9112 section 5.2: a folded line is joined, with spaces for its fold.
             name, value = fields[-1]
-            fields[-1] = name, value + b" " + line.strip(b" \t")
+            fields[-1] = name, (value + b"  " + line.replace(b"\t", b" ")).rstrip(b" ")
             continue
         name, colon, value = line.partition(b":")
         # RFC 9112 section 5.1: a proxy takes the space before the colon away.

@@ -33,9 +33,10 @@ def test_head_is_kept_as_it_came() -> None:
     ("data", "head"),
     [
         (b"HTTP/1.0 404\r\n\r\n", AnswerHead(0, 404, b"", [])),
+        (b"HTTP/2.0 200 OK\r\n\r\n", AnswerHead(1, 200, b"OK", [])),
         (b"HTTP/1.1 200 \r\n\r\n", AnswerHead(1, 200, b"", [])),
         (b"HTTP/1.1 200 OK\nA: b\n\n", AnswerHead(1, 200, b"OK", [(b"A", b"b")])),
-        (b"HTTP/1.1 200 OK\r\nA: b\r\n  c\r\n\td\r\n\r\n", AnswerHead(1, 200, b"OK", [(b"A", b"b c d")])),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n  c\r\n\td\r\n\r\n", AnswerHead(1, 200, b"OK", [(b"A", b"b    c   d")])),
         (b"HTTP/1.1 200 OK\r\nA: \x01\x7f\r\n\r\n", AnswerHead(1, 200, b"OK", [(b"A", b"\x01\x7f")])),
     ],
 )
@@ -47,7 +48,8 @@ def test_heads(data: bytes, head: AnswerHead) -> None:
     "data",
     [
         b"HTTP/2 200 OK\r\n\r\n",
-        b"HTTP/1.2 200 OK\r\n\r\n",
+        b"HTTP/0.9 200 OK\r\n\r\n",
+        b"HTTP/10.1 200 OK\r\n\r\n",
         b"HTTP/1.1  200 OK\r\n\r\n",
         b"HTTP/1.1 20 OK\r\n\r\n",
         b"HTTP/1.1 099 OK\r\n\r\n",

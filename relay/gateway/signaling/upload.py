@@ -10,6 +10,7 @@ from aiohttp import ClientError, web
 from relay.config import Signaling as SignalingSettings
 from relay.gateway.signaling.connections import Lost, UpstreamConnection
 from relay.gateway.signaling.http_rules import Accepted, Refused
+from relay.tasks import Tasks
 
 
 class Upload:
@@ -28,12 +29,13 @@ class Upload:
         self._request = request
         self._accepted = accepted
         self._settings = settings
+        self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
 
     def start(self, connection: UpstreamConnection) -> None:
         """Send what comes, from now on."""
         if not self.complete:
-            self._task = asyncio.get_running_loop().create_task(self._send(connection), name="upload")
+            self._task = self._tasks.start(self._send(connection), "upload")
 
     @property
     def running(self) -> bool:
@@ -42,17 +44,12 @@ class Upload:
 
     async def finish(self, *others: asyncio.Task[object]) -> None:
         """Wait until the body has gone, or cannot go; or until one of ``others`` is done."""
-        if self._task is None:
-            return
-        await asyncio.wait({self._task, *others}, return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            self._task.result()  # what nobody has expected
+        if self._task is not None:
+            await asyncio.wait({self._task, *others}, return_when=asyncio.FIRST_COMPLETED)
 
     async def stop(self) -> None:
         """Send no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._tasks.cancel()
 
     async def _send(self, connection: UpstreamConnection) -> None:
         chunked = self._accepted.body_bytes is None
@@ -72,6 +69,10 @@ class Upload:
             connection.abort()
         except Lost:
             pass  # who waits for the answer hears it as well
+        except BaseException:
+            # What nobody expects is logged by ``Tasks``; nobody shall wait for the rest of the body meanwhile.
+            connection.abort()
+            raise
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises Refused."""

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from relay.gateway.signaling.upload import Upload
 from tests.gateway.signaling.test_proxy import GET, NO_UPSTREAM
 from tests.support.gateway import Relay, eventually, running_relay
 from tests.support.raw_http import OK, receive_all, receive_head, recording_upstream
@@ -98,3 +100,21 @@ async def test_client_that_asks_before_it_sends_its_body(tmp_path: Path, expect:
             await client.send(b"body")
         rest = await receive_all(client)
         assert rest.endswith(b"ok") == expect
+
+
+async def test_no_exception_vanishes_in_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def pieces(_: Upload) -> AsyncIterator[bytes]:
+        yield b"a"
+        raise LookupError("of ours")
+
+    monkeypatch.setattr(Upload, "_pieces", pieces)
+    with capture_logs() as lines:
+        async with (
+            recording_upstream(lambda received: b"") as upstream,
+            running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [upstream.url]}) as relay,
+            uploading(relay, 3) as client,
+        ):
+            # Nobody waits for a body that cannot come any more.
+            assert (await receive_head(client)).startswith(b"HTTP/1.1 502 ")
+    [line] = [one for one in lines if one["event"] == "task failed"]
+    assert (line["task"], str(line["exc_info"])) == ("upload", "of ours")
