@@ -21,6 +21,7 @@ TWINS = [
     "relay.wire.capsule",
     "relay.plane.first_bytes",
     "relay.plane.hello",
+    "relay.plane.question",
     "relay.plane.delays",
     "relay.plane.schedule",
     "relay.plane.traffic",

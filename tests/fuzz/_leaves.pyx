@@ -14,6 +14,7 @@ from relay.plane cimport first_bytes
 from relay.plane cimport hello as leaf_hello
 from relay.plane cimport meter as leaf
 from relay.plane cimport schedule as queues
+from relay.plane cimport question as questions
 from relay.plane cimport transactions as table
 from relay.plane cimport websocket as web
 from relay.plane.buffer cimport clear_buffer
@@ -26,6 +27,7 @@ from relay.plane.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
 from relay.plane.api import Latency
 from relay.plane.first_bytes import FirstBytes
 from relay.quality.stream import RtpStream
+from relay.plane.question import Judgement
 from relay.turn.transactions import Answer
 
 
@@ -262,6 +264,40 @@ cdef class Transactions:
             again.append((<char*> pending.message)[:pending.size])
             pending = table.take_due(&self.table, now_us)
         return again
+
+
+cdef class Question:
+    """The rule of relay.plane.question; time is in microseconds, and never 0."""
+
+    cdef questions.Question question
+    cdef int64_t rto_us
+
+    def __cinit__(self, int64_t rto_us):
+        memset(&self.question, 0, sizeof(self.question))
+        self.rto_us = rto_us
+
+    def next_deadline(self, int64_t quiet_since_us, int64_t silence_us) -> int:
+        """When judge wants to be called."""
+        return questions.next_question_us(&self.question, quiet_since_us, silence_us)
+
+    def judge(self, int64_t now_us, int64_t quiet_since_us, int64_t silence_us) -> object:
+        """Whether to ask now."""
+        cdef questions.Judgement judgement = questions.judge(
+            &self.question, now_us, quiet_since_us, silence_us, self.rto_us)
+        return (Judgement.WAIT, Judgement.ASK, Judgement.GONE)[judgement]
+
+    def build(self) -> bytes:
+        """The next question."""
+        cdef uint8_t[questions.QUESTION_BYTES] message
+        questions.write_question(&self.question, message)
+        return (<char*> message)[:questions.QUESTION_BYTES]
+
+    def is_answered_by(self, bytes message not None) -> bool:
+        """True if a response answers one of the questions."""
+        cdef uint8_t* copy = exact(message)
+        cdef bint answered = questions.answers_question(&self.question, copy)
+        free(copy)
+        return answered
 
 
 STREAM_BYTES = sizeof(Stream)

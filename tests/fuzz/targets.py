@@ -13,6 +13,7 @@ from relay.plane.api import DropReason, Totals, Traffic
 from relay.plane.delays import Delays as ObviousDelays
 from relay.plane.hello import MAX_HELLO_BYTES, HelloFault
 from relay.plane.hello import Hello as ObviousHello
+from relay.plane.question import Question as ObviousQuestion
 from relay.plane.schedule import Schedule as ObviousSchedule
 from relay.plane.traffic import is_media, traffic_of
 from relay.quality.meter import Meter as ObviousMeter
@@ -100,6 +101,33 @@ def _hello_parts(data: bytes) -> Iterator[bytes | str]:
             yield bytes(what * (verb - 127))
         else:
             yield bytes([what])
+
+
+def compare_questions(data: bytes) -> None:
+    """Bytes: steps of one byte for what happens and one for how long after; a deadline is met to the microsecond."""
+    rto_us, silence_us = round(RTO_S * 1e6), 4_000_000
+    obvious, compiled = ObviousQuestion(rto_s=rto_us), _leaves.Question(rto_us)
+    now_us = quiet_since_us = 1
+    for step, (verb, what) in enumerate(_steps(data)):
+        if verb < 96:
+            now_us += what * 50_000
+        elif verb < 128:
+            quiet_since_us = now_us = now_us + what
+        elif verb < 160:
+            built = [obvious.build(), compiled.build()]
+            assert built[0][:8] == built[1][:8], step
+            assert built[0][16:] == built[1][16:], step
+            assert obvious.is_answered_by(built[0][8:20]), step
+            assert compiled.is_answered_by(built[1]), step
+            assert not compiled.is_answered_by(built[0]), step
+        else:
+            now_us = max(now_us, round(obvious.next_deadline(quiet_since_us, silence_us)) - (verb & 1))
+        assert compiled.judge(now_us, quiet_since_us, silence_us) is obvious.judge(
+            now_us, quiet_since_us, silence_us
+        ), step
+        assert compiled.next_deadline(quiet_since_us, silence_us) == obvious.next_deadline(
+            quiet_since_us, silence_us
+        ), step
 
 
 def compare_transactions(data: bytes) -> None:
@@ -474,6 +502,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "framing": compare_framing,
     "first_bytes": compare_first_bytes,
     "hello": compare_hello,
+    "questions": compare_questions,
     "transactions": compare_transactions,
     "meter": compare_meter,
     "schedule": compare_schedule,

@@ -18,6 +18,7 @@ SCENARIOS = {
     "transactions": (1000, 1200),
     "meter": (500, 400),
     "schedule": (400, 400),
+    "questions": (4000, 60),
     "websocket": (4000, 60),
     "capsule": (4000, 60),
     "traffic": (20_000, 24),
@@ -34,6 +35,8 @@ BEGINNINGS = {
     # Behind a hello, before and behind our answer to it; behind fifty records.
     "hello": (b"\x18\x20", b"\x18\x20\x72\0", b"\x18\x20\x73\0", b"\x50\1" * 50),
     "transactions": (),
+    # Behind a first question, and behind the last one before a sign of life.
+    "questions": (b"\xc8\0", b"\xc8\0" * 3 + b"\x70\1"),
     # In the middle of a call of Opus, of one of G.711, and behind its stall; with more senders than have a place.
     "meter": (
         b"\0\x7f\x7f",
@@ -78,6 +81,7 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "framing": ("relay.wire.stream.StreamCutter.feed", lambda _self, _data: []),
         "first_bytes": ("relay.plane.first_bytes.decide", lambda _data, _alpn: None),
         "hello": ("relay.plane.hello.Hello.take", lambda _self, _data: None),
+        "questions": ("relay.plane.question.Question.judge", lambda _self, _now, _since, _silence: None),
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
         "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
         "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room: []),
