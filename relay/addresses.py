@@ -64,6 +64,21 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
+# One client has as many IPv6 addresses as it likes within its network (RFC 4291 section 2.5.4).
+IPV6_SOURCE_BITS = 64
+
+
+def source_of(host: str) -> str:
+    """Whom what a client does is counted for: its IPv4 address, or the network of an IPv6 one."""
+    bare = host.partition("%")[0]
+    if ":" not in bare:
+        return host
+    address = ipaddress.IPv6Address(bare)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, IPV6_SOURCE_BITS), strict=False))
+
+
 def _networks(*texts: str) -> tuple[IpNetwork, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 

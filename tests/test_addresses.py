@@ -15,6 +15,7 @@ from relay.addresses import (
     RelayPolicy,
     canonical_host,
     parse_address,
+    source_of,
     unmap,
 )
 from tests.support.properties import repeatable
@@ -278,3 +279,18 @@ def test_a_wrapped_address_is_never_permitted_where_the_plain_one_is_not(
 ) -> None:
     if int(address) > 1:
         assert permits(str(address)) or not permits(wrap(str(address)), "::/0")
+
+
+@pytest.mark.parametrize(
+    ("host", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_client_is_counted_with_all_its_addresses(host: str, source: str) -> None:
+    assert source_of(host) == source

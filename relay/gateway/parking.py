@@ -7,19 +7,17 @@ way, and always one of the same source or user: nobody can push out somebody els
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
+from relay import addresses
 from relay.gateway.session import Allocation, Seat
 
 # A proxy that restarts cuts all its clients at once; each waits as one descriptor.
 MAX_PARKED = 4096
-# One client has as many IPv6 addresses as it likes within its network (RFC 4291 section 2.5.4).
-IPV6_SOURCE_BITS = 64
 
 
 class Kind(StrEnum):
@@ -126,7 +124,4 @@ class Parking:
 
 def source_of(host: str) -> Holder:
     """Whom sessions from this address are counted for: the address, or the network of an IPv6 one."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if address.version == 4:
-        return Holder(Kind.SOURCE, host)
-    return Holder(Kind.SOURCE, str(ipaddress.ip_network((address, IPV6_SOURCE_BITS), strict=False)))
+    return Holder(Kind.SOURCE, addresses.source_of(host))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from relay.addresses import Address, RelayPolicy, canonical_host
+from relay.addresses import Address, RelayPolicy, canonical_host, source_of
 from relay.errors import UpstreamError
 from relay.gateway.lookups import RESOLVE_TIMEOUT_S, Lookup
 
@@ -105,7 +105,7 @@ class Resolver:
             detail = f"{shown(host)}: no name, nor an address as it is written"
             raise ResolveError(ResolveFailure.DESTINATION_IP_PROHIBITED, detail, [shown(host)])
         else:
-            answers = await self._ask(host, source)
+            answers = await self._ask(host, source_of(source))
         answers = answers[:MAX_ANSWERS]
         permitted = [_canonical(answer) for answer in answers if self.policy.permits(answer)]
         if not permitted:

@@ -270,6 +270,20 @@ async def test_slow_names_of_one_client_leave_room_for_others() -> None:
     assert not names._sources
 
 
+async def test_all_addresses_of_an_ipv6_network_are_one_client() -> None:
+    lookup = Held()
+    names = resolver(lookup)
+    slow = [
+        asyncio.ensure_future(names.resolve(f"{n}.test", 443, f"2001:db8::{n:x}")) for n in range(3 * MAX_OF_SOURCE)
+    ]
+    await settle()
+    assert lookup.running == MAX_OF_SOURCE
+    assert await names.resolve("ready.test", 443, "2001:db8:0:1::1") == [Address("8.8.8.8", 443)]
+    for one in slow:
+        one.cancel()
+    await asyncio.wait(slow)
+
+
 async def test_clients_that_ask_for_the_same_name_share_a_lookup() -> None:
     """One slow name that a whole firm asks for, from the one address of its web proxy, leaves room for the others."""
     lookup = Held()

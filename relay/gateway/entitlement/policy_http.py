@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yarl import URL
 
 from relay import __version__
+from relay.addresses import source_of
 from relay.config import Entitlement, Name
 from relay.errors import OperatorError
 from relay.gateway.entitlement.policies import PolicyUnavailable, Question, Rule, Trouble
@@ -110,11 +111,12 @@ class UserService:
         if answer is None:
             if len(self._asked) >= MAX_QUESTIONS:
                 raise PolicyUnavailable(f"{MAX_QUESTIONS} questions wait already")
-            source = self._sources.get(question.client) or _Source()
+            address = source_of(question.client)
+            source = self._sources.get(address) or _Source()
             if source.questions >= MAX_QUESTIONS // SHARE:
-                raise PolicyUnavailable(f"{source.questions} questions of {question.client} wait already")
+                raise PolicyUnavailable(f"{source.questions} questions of {address} wait already")
             source.questions += 1
-            self._sources[question.client] = source
+            self._sources[address] = source
             answer = self._asked[question] = asyncio.get_running_loop().create_future()
             self._tasks.start(self._answer(question, answer, source), "entitlement")
         # One client that goes must not take the answer from the others.
@@ -137,7 +139,7 @@ class UserService:
         finally:
             source.questions -= 1
             if not source.questions:
-                del self._sources[question.client]
+                del self._sources[source_of(question.client)]
             del self._asked[question]
             self._remember(question, rule)
             answer.set_result(rule)

@@ -21,7 +21,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
-from relay.addresses import Address, RelayPolicy
+from relay.addresses import Address, RelayPolicy, source_of
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxy as WebProxySettings
 from relay.errors import OperatorError
@@ -268,7 +268,7 @@ class WebProxy:
 
     async def _is_permitted(self, given: str, client: Address) -> bool:
         """Whether name and password are good; who guesses has to wait for it. Raises Refused."""
-        loop, source, name = asyncio.get_running_loop(), client.host, self._auth.name_of(given)
+        loop, source, name = asyncio.get_running_loop(), source_of(client.host), self._auth.name_of(given)
         if not name:
             return False  # and nothing was guessed
         wait_s = self._guesses.begin(loop.time(), source, name)
