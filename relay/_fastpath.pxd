@@ -44,6 +44,7 @@ cdef enum:
     REASON_TLS_FLOOD
     REASON_FIRST_BYTES_TIMEOUT
     REASON_FIRST_BYTES_UNKNOWN
+    REASON_NO_ALLOCATION
     REASON_BROKEN_FRAME
     REASON_SLOW_CLIENT
     REASON_RESUMED
@@ -156,6 +157,7 @@ cdef struct FlowRecord:
 cdef struct Bounds:
     int64_t handshake_us
     int64_t first_bytes_us
+    int64_t allocation_us
     int64_t attach_us
     int64_t silence_us
     int64_t rto_us
@@ -241,6 +243,10 @@ cdef struct Connection:
     uint32_t warmth             # records written since it kept none
     int64_t allocated_until_us  # 0: no allocation of its own
     bint allocating
+    int64_t idle_since_us       # since when it has none, where it has none
+    int64_t heard_media_us      # CONNECT-UDP: something else than STUN
+    int64_t first_byte_us       # of a first unit that is not whole yet
+    int64_t allocation_due_us   # when it is looked whether there is one; 0 for a session, whose is control's
     bint releases               # keep the last authenticated request for control
     int fresh_ports
     uint8_t[12] stale_id        # the Allocate that was answered 437

@@ -27,6 +27,7 @@ class Worker:
         self,
         handshake_us: int,
         first_bytes_us: int,
+        allocation_us: int,
         attach_us: int,
         silence_us: int,
         rto_us: int,

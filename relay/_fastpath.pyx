@@ -119,6 +119,7 @@ cdef enum:
     CLOSE_US = 2000000              # what is written when a connection closes has this long to leave
     ACCEPT_PAUSE_US = 100000        # when descriptors have run out
     ALLOCATION_LIFETIME_US = 600000000
+    MEDIA_IDLE_US = 120000000       # RFC 9298 section 3.1: a proxy keeps a flow for two minutes at least
     PACKETS_A_CLOCK = 8             # packets whose time in the relay is noted together
     WARM_AFTER = 16                 # records written: a call has begun
     TELL_EVERY_US = 2000
@@ -135,6 +136,11 @@ cdef enum:
     USER_TIMEOUT_MS = 30000
     # The kernel would take minutes of voice from us for a client that does not read; so it takes no more than this.
     NOTSENT_LOWAT_BYTES = 16384
+
+# The earlier of two times, of which 0 is none.
+cdef inline int64_t sooner(int64_t one, int64_t other) noexcept nogil:
+    return one if not other or (one and one < other) else other
+
 
 # What an epoll event is about: the top byte of its number, above generation and index.
 cdef enum Source:
@@ -574,8 +580,11 @@ cdef void on_stream(Engine* e, Connection* c, uint8_t* data, uint32_t size) noex
     cdef uint32_t used
     if not c.held.size:
         used = cut(e, c, data, size)
-        if c.state == STATE_MEDIA and used < size and not append(&c.held, data + used, size - used):
-            end(e, c, REASON_NO_DESCRIPTORS)
+        if c.state == STATE_MEDIA and used < size:
+            if append(&c.held, data + used, size - used):
+                note_part(e, c)
+            else:
+                end(e, c, REASON_NO_DESCRIPTORS)
         return
     if size and not append(&c.held, data, size):
         end(e, c, REASON_NO_DESCRIPTORS)
@@ -583,6 +592,15 @@ cdef void on_stream(Engine* e, Connection* c, uint8_t* data, uint32_t size) noex
     used = cut(e, c, front(&c.held), c.held.size)
     if c.state == STATE_MEDIA and used:
         drop_front(&c.held, used)
+    note_part(e, c)
+
+
+# A part of a unit waits. The first unit of a flow has a deadline.
+cdef inline void note_part(Engine* e, Connection* c) noexcept nogil:
+    if not c.counters.uplink_packets and not c.first_byte_us and c.held.size and c.allocation_due_us:
+        c.first_byte_us = e.now_us
+        c.allocation_due_us = sooner(c.allocation_due_us, e.now_us + e.bounds.first_bytes_us)
+        arm(e, c)
 
 
 # Sends what is whole; how many bytes are done with.
@@ -1059,8 +1077,12 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
     if size >= STUN_HEADER_BYTES and data[0] <= 3:
         if datagram_unit(data, size):
             note_allocation(e, c, data, size)
+        else:
+            c.heard_media_us = e.now_us
         if c.admission.asks and must_wait_for_control(e, c, data, size):
             return filled
+    else:
+        c.heard_media_us = e.now_us
     return deliver(e, c, data, size, filled)
 
 
@@ -1104,6 +1126,7 @@ cdef void note_allocation(Engine* e, Connection* c, const uint8_t* message, uint
             c.allocated_until_us = e.now_us + ALLOCATION_LIFETIME_US
         else:
             c.allocated_until_us = e.now_us + <int64_t> load32(value) * 1000000 if load32(value) else 0
+            c.idle_since_us = e.now_us
 
 
 # An Allocate met another client's stale allocation (437): control is asked for a socket on a fresh port, and the
@@ -1443,10 +1466,6 @@ cdef void on_pipe_readable(Engine* e, Connection* c) noexcept nogil:
 # ---- 7 time
 
 
-cdef inline int64_t sooner(int64_t one, int64_t other) noexcept nogil:
-    return one if not other or (one and one < other) else other
-
-
 # When the silence began that may mean that the upstream is gone; 0 while nothing makes that likely.
 cdef inline int64_t quiet_since_us(Connection* c) noexcept nogil:
     cdef int64_t since
@@ -1462,7 +1481,7 @@ cdef void arm(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t quiet_us = quiet_since_us(c), due = next_due_us(c.transactions)
     if quiet_us:
         due = sooner(due, next_question_us(&c.question, quiet_us, e.bounds.silence_us))
-    due = sooner(due, c.answer_due_us)
+    due = sooner(sooner(due, c.answer_due_us), c.allocation_due_us)
     if c.carriage != NULL:
         due = sooner(due, c.carriage.ping_due_us)
     if not due:
@@ -1490,6 +1509,8 @@ cdef void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
     cdef Pending* pending
     if c.answer_due_us and e.now_us >= c.answer_due_us:
         end(e, c, REASON_CONTROL_TIMEOUT)
+        return
+    if c.allocation_due_us and e.now_us >= c.allocation_due_us and not may_stay(e, c):
         return
     if c.carriage != NULL and c.carriage.ping_due_us and e.now_us >= c.carriage.ping_due_us:
         ping(e, c)
@@ -1528,6 +1549,31 @@ cdef void ask(Engine* e, Connection* c) noexcept nogil:
         return
     if c.tap != NULL:
         copy_datagram(c, TAP_UPLINK, message, QUESTION_BYTES)
+
+
+# When a flow has been without an allocation for too long, if it gets none until then.
+cdef inline int64_t allocation_wanted_us(Engine* e, Connection* c) noexcept nogil:
+    cdef int64_t since = c.allocated_until_us if c.allocated_until_us else c.idle_since_us
+    cdef int64_t due = since + e.bounds.allocation_us
+    # Whoever is not a TURN server says nothing of allocations.
+    return max(due, c.heard_media_us + MEDIA_IDLE_US) if c.heard_media_us else due
+
+
+# True if the flow goes on; when it must be looked at again.
+cdef bint may_stay(Engine* e, Connection* c) noexcept nogil:
+    cdef int64_t due = allocation_wanted_us(e, c), whole_by = c.first_byte_us + e.bounds.first_bytes_us
+    cdef bint begins = c.first_byte_us and c.held.size and not c.counters.uplink_packets and c.admission.asked == NULL
+    if begins and e.now_us >= whole_by:
+        end(e, c, REASON_FIRST_BYTES_TIMEOUT)
+        return False
+    if e.now_us >= due:
+        end(e, c, REASON_NO_ALLOCATION)
+        return False
+    # A Refresh may give the allocation up long before its time.
+    c.allocation_due_us = min(due, e.now_us + e.bounds.allocation_us)
+    if begins:
+        c.allocation_due_us = min(c.allocation_due_us, whole_by)
+    return True
 
 
 cdef void ping(Engine* e, Connection* c) noexcept nogil:
@@ -1859,6 +1905,9 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
         return
     c.transactions.rto_us = e.bounds.rto_us
     c.state = STATE_MEDIA
+    c.idle_since_us = e.now_us
+    if c.carrier != CARRIER_SESSION:
+        c.allocation_due_us = e.now_us + e.bounds.allocation_us
     arm(e, c)
     read_on(e, c)
 
@@ -2321,7 +2370,7 @@ cdef class Worker:
         self.send(OP_TICKET_KEY, 0, -1, 0, key)
 
     def configure(
-        self, int64_t handshake_us, int64_t first_bytes_us, int64_t attach_us, int64_t silence_us, int64_t rto_us,
+        self, int64_t handshake_us, int64_t first_bytes_us, int64_t allocation_us, int64_t attach_us, int64_t silence_us, int64_t rto_us,
         int64_t connections, int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes,
         uint32_t control_bytes, int64_t playout_us, int64_t ping_us, list clocks not None,
     ) -> None:
@@ -2333,6 +2382,7 @@ cdef class Worker:
         for payload_type in range(PAYLOAD_TYPES):
             bounds.clocks[payload_type] = clocks[payload_type]
         bounds.handshake_us, bounds.first_bytes_us, bounds.attach_us = handshake_us, first_bytes_us, attach_us
+        bounds.allocation_us = allocation_us
         bounds.silence_us, bounds.rto_us, bounds.connections = silence_us, rto_us, connections
         bounds.connections_per_source = connections_per_source
         bounds.max_age_us, bounds.playout_us, bounds.ping_us = max_age_us, playout_us, ping_us

@@ -547,6 +547,8 @@ class Limits(_Section):
     sessions_per_user: Count = Field(default=400, ge=0)
     handshake_timeout_s: Seconds = 10.0
     first_bytes_timeout_s: Seconds = 10.0
+    # A flow holds a UDP socket; a client that has one gets its allocation within seconds.
+    allocation_timeout_s: Seconds = 30.0
     # A flow whose upstream leaves requests unanswered, and sends nothing else, is closed after this.
     upstream_silence_s: Seconds = 4.0
     # After SIGTERM running calls have this long: most calls of a trading floor are shorter.

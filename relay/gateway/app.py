@@ -354,6 +354,7 @@ def plane_settings(settings: Config) -> PlaneSettings:
         source_ipv6=settings.media.source_of_version(6),
         handshake_timeout_s=limits.handshake_timeout_s,
         first_bytes_timeout_s=limits.first_bytes_timeout_s,
+        allocation_timeout_s=limits.allocation_timeout_s,
         upstream_silence_s=limits.upstream_silence_s,
         max_connections=limits.connections,
         max_connections_per_source=limits.connections_per_source,

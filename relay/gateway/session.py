@@ -35,6 +35,8 @@ from relay.wire.stun import ErrorCode, Method
 
 # A client speaks at once; and two upstreams that do not answer take eight seconds.
 OPEN_TIMEOUT_S = 10.0
+# Whoever tries tokens that stand for nothing has this long, and may not begin anew with each.
+NEW_TIMEOUT_S = 30.0
 # The connection that is come back from ends within a turn of the plane's loop.
 RETURN_TIMEOUT_S = 5.0
 # A client that has said "close" hears the answer and closes the WebSocket.
@@ -169,6 +171,7 @@ class Session:
         self._timer = DeadlineTimer(self._on_deadline)
         # Of the state, beside those of the allocation.
         self._expires: float | None = owner.now() + OPEN_TIMEOUT_S
+        self._new_until = owner.now() + NEW_TIMEOUT_S
         self._attempts = 0
         # Where it has been in vain since it was last open, and how often it was sent on since it was last placed.
         self._avoid: tuple[tuple[str, Address], ...] = ()
@@ -536,7 +539,7 @@ class Session:
     def on_nothing_left(self) -> None:
         """The token stands for nothing that is still there. The client may open a new allocation instead."""
         if self.state is State.RETURNING:
-            self._enter(State.NEW, OPEN_TIMEOUT_S)
+            self._enter(State.NEW, min(OPEN_TIMEOUT_S, self._new_until - self._owner.now()))
             self._fail(
                 404, "resume: no such token; it is good once, and not for long", identity=self._take_request_id()
             )

@@ -42,6 +42,7 @@ class CloseReason(StrEnum):
     TLS_FLOOD = "tls_flood"  # records that carry no data (new keys, empty ones), more than a client needs
     FIRST_BYTES_TIMEOUT = "first_bytes_timeout"
     FIRST_BYTES_UNKNOWN = "first_bytes_unknown"
+    NO_ALLOCATION = "no_allocation"  # a flow that has had none for too long, and its UDP socket is wanted by others
     BROKEN_FRAME = "broken_frame"
     SLOW_CLIENT = "slow_client"  # does not read what must not be dropped
     RESUMED = "resumed"  # came back on another connection
@@ -69,6 +70,7 @@ CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
         CloseReason.NO_DESCRIPTORS: 1013,
         CloseReason.CONTROL_TIMEOUT: 1011,
         CloseReason.NOT_ENTITLED: 1008,
+        CloseReason.NO_ALLOCATION: 1008,
         CloseReason.RESUMED: 1000,
         CloseReason.DRAINING: 1001,
         CloseReason.STOPPED: 1001,
@@ -145,6 +147,9 @@ class PlaneSettings:
     # A handshake takes two round trips; ten seconds is what a slow proxy may add.
     handshake_timeout_s: float = 10.0
     first_bytes_timeout_s: float = 10.0
+    # A flow holds a UDP socket, and one without an allocation carries nothing: Allocate, with a 401 and a fresh port
+    # between, takes a second. Over CONNECT-UDP what the other side sends counts as well, for two minutes.
+    allocation_timeout_s: float = 30.0
     # Control answers within a turn of its loop; five seconds means that it hangs.
     attach_timeout_s: float = 5.0
     # A client whose upstream answers nothing for this long is closed, so that it comes back to a healthy one. Only the

@@ -79,6 +79,11 @@ class Framing(Protocol):
         """Why nothing more can be read."""
         ...
 
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the rest of what they begin."""
+        ...
+
     def feed(self, plain: bytes) -> list[Said]:
         """Take plain bytes of the client."""
         ...
@@ -102,6 +107,11 @@ class TurnFraming:
     def fault(self) -> Fault | None:
         """That of the first unit that is none."""
         return None if self._cutter.fault is None else Fault(self._cutter.fault)
+
+    @property
+    def pending(self) -> int:
+        """Of a unit."""
+        return self._cutter.pending
 
     def feed(self, plain: bytes) -> list[Said]:
         """Units without their padding."""
@@ -128,6 +138,11 @@ class WebSocketFraming:
         self._parse = parse
         self._wrap = wrap
         self._no_unit = no_unit
+
+    @property
+    def pending(self) -> int:
+        """Of a frame."""
+        return self._cutter.pending
 
     def feed(self, plain: bytes) -> list[Said]:
         """Units, texts, pings, and at most one Closing, which is the last."""
@@ -169,6 +184,11 @@ class ConnectUdpFraming:
     def fault(self) -> Fault | None:
         """That of the first broken capsule."""
         return None if self._cutter.fault is None else Fault(f"capsule: {self._cutter.fault}")
+
+    @property
+    def pending(self) -> int:
+        """Of a capsule that is kept."""
+        return self._cutter.pending
 
     def feed(self, plain: bytes) -> list[Said]:
         """Payloads as they are."""

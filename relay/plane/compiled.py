@@ -262,6 +262,7 @@ class CompiledPlane:
             worker.configure(
                 round(settings.handshake_timeout_s * 1e6),
                 round(settings.first_bytes_timeout_s * 1e6),
+                round(settings.allocation_timeout_s * 1e6),
                 round(settings.attach_timeout_s * 1e6),
                 round(settings.upstream_silence_s * 1e6),
                 round(settings.initial_rto_s * 1e6),

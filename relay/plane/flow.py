@@ -98,6 +98,9 @@ class Flow:
         # Where its datagrams are copied to, if anywhere.
         self.tap: FlowTap | None = None
         self.heard_at = loop.time()
+        # Since when it has no allocation, where it has none; and when something else than STUN came.
+        self.idle_since = self.heard_at
+        self.heard_media_at: float | None = None
         self._loop = loop
         self._ports = ports
         self._deliver = deliver
@@ -121,6 +124,11 @@ class Flow:
     def allocated(self) -> bool:
         """True while there is an allocation, as far as its lifetime says."""
         return self._allocated_until is not None and self._loop.time() < self._allocated_until
+
+    @property
+    def allocation_ends_at(self) -> float | None:
+        """When the allocation ends, as far as its lifetime says; None without one."""
+        return self._allocated_until
 
     def _use(self, opened: socket.socket) -> None:
         self._socket = opened
@@ -225,6 +233,8 @@ class Flow:
             return
         if is_whole_stun(datagram):
             self._note_answer(datagram)
+        else:
+            self.heard_media_at = self._loop.time()
         self._deliver(arrived, datagram)
 
     def _note_answer(self, message: bytes) -> None:
@@ -243,7 +253,8 @@ class Flow:
         if lifetime_s is None:
             lifetime_s = int(ALLOCATION_LIFETIME_S)
         self._allocating = False
-        self._allocated_until = self._loop.time() + lifetime_s if lifetime_s else None
+        self.idle_since = self._loop.time()
+        self._allocated_until = self.idle_since + lifetime_s if lifetime_s else None
 
     # The end
 

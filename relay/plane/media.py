@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from relay.plane.allocation_watch import AllocationWatch
 from relay.plane.api import (
     AllocateGranted,
     AllocateRequested,
@@ -104,11 +105,15 @@ class Media:
             is_behind=host.is_behind,
         )
         self._pings: Pings | None = None
+        # Not of a session: whether that has an allocation is control's to know.
+        self._watch: AllocationWatch | None = None
 
     def start(self, upstream: Upstream | None) -> None:
         """Open the flow, where there is one from the start. Raises OSError."""
         if upstream is not None:
-            self._use(upstream, self._open_flow(upstream))
+            flow = self._open_flow(upstream)
+            self._use(upstream, flow)
+            self._watch = AllocationWatch(self._plane.loop, self._plane.settings, flow, self._begins, self._host.close)
         if is_websocket(self.carrier):
             self._pings = Pings(
                 self._plane.loop,
@@ -162,6 +167,12 @@ class Media:
             self._pings.on_heard()
         self._said.extend(self._framing.feed(plain))
         self._go_on()
+        if self._watch is not None and not self._closed:
+            self._watch.on_part()
+
+    def _begins(self) -> bool:
+        """True while a first unit is not whole."""
+        return self._framing.pending > 0 and not self._account.totals.uplink_packets and self._asked is None
 
     def unfinished(self) -> str:
         """What is to be said of a client that ends here, if anything."""
@@ -339,6 +350,8 @@ class Media:
         self._asked, self._granted = None, False
         if self._pings is not None:
             self._pings.close()
+        if self._watch is not None:
+            self._watch.close()
         self.downlink.close()
         return None if self.flow is None else self.flow.leave()
 

@@ -67,6 +67,11 @@ class CapsuleCutter:
         """True if a capsule has begun and is not whole."""
         return bool(self._rest or self._skip)
 
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the rest of their capsule."""
+        return len(self._rest)
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes of the stream, give the payloads that are whole.
 

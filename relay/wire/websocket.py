@@ -84,6 +84,11 @@ class MessageCutter:
         self._opcode: Opcode | None = None
         self._fragments = bytearray()
 
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the rest of their frame."""
+        return len(self._rest)
+
     def feed(self, data: bytes) -> list[Message]:
         """Take bytes of the stream, give the messages that are whole; TEXT and CLOSE are checked to be valid.
 

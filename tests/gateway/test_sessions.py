@@ -209,6 +209,18 @@ async def test_client_that_says_nothing(tmp_path: Path, plane: str, monkeypatch:
         await becomes(lambda: relay.gateway.plane.snapshot().closed[CloseReason.FIRST_BYTES_TIMEOUT], 1)
 
 
+async def test_client_that_only_tries_tokens(tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong one lets it begin anew, but not for ever: whoever opens nothing is closed."""
+    monkeypatch.setattr(session_module, "OPEN_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(session_module, "NEW_TIMEOUT_S", 0.2)
+    async with relay_with_hosts(tmp_path, plane) as (relay, hosts):
+        async with raw_session(relay) as session:
+            assert (await session.ask(type="resume", token="A" * 22))["code"] == 404
+            assert (await session.hear())["code"] == 408
+        await ended(relay, hosts)
+        await becomes(lambda: relay.gateway.plane.snapshot().closed[CloseReason.FIRST_BYTES_TIMEOUT], 1)
+
+
 async def test_upstream_that_dies_in_the_middle_of_a_call(tmp_path: Path, plane: str) -> None:
     async with open_echo() as peer, open_echo() as other, relay_with_hosts(tmp_path, plane) as (relay, hosts):
         async with raw_session(relay) as session:

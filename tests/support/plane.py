@@ -43,6 +43,7 @@ FAR_OFF_S = 3600.0
 _FAR_OFF = PlaneSettings(
     handshake_timeout_s=FAR_OFF_S,
     first_bytes_timeout_s=FAR_OFF_S,
+    allocation_timeout_s=FAR_OFF_S,
     attach_timeout_s=FAR_OFF_S,
     upstream_silence_s=FAR_OFF_S,
     initial_rto_s=FAR_OFF_S,
