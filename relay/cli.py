@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -62,6 +63,8 @@ def _options(
 @app.command()
 def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay's TOML file.")]) -> None:
     """Run the relay. SIGTERM drains (twice: stops), SIGHUP reloads."""
+    # It asks to read the file again, which has not been read yet; by default it would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from relay.gateway.serve import serve as serve_gateway
 
     _run(serve_gateway(config_file))

@@ -297,6 +297,43 @@ async def test_sighup_reloads(tmp_path: Path) -> None:
         assert await relay.ended() == 0
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (SigCgt of proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+async def test_sighup_before_it_is_ready(tmp_path: Path) -> None:
+    """It does not end the process, and the file is read again once there is something that can be reloaded.
+
+    The file is a pipe at first: the relay waits in the middle of its start for what the test writes.
+    """
+    path, pipe = tmp_path / "written.toml", tmp_path / "relay.toml"
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM))
+    os.mkfifo(pipe)
+    process = await start("serve", "--config", pipe)
+    try:
+        while not catches(process.pid, signal.SIGHUP):
+            assert process.returncode is None
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        with await asyncio.to_thread(pipe.open, "w") as writing:
+            text = path.read_text()
+            path.replace(pipe)  # for whoever opens it again
+            writing.write(text)
+        assert process.stdout is not None
+        assert (await process.stdout.readline()).startswith(b"ready ")
+        assert process.stderr is not None
+        while b"configuration reloaded" not in await process.stderr.readline():
+            assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+        assert process.returncode == 0
+    finally:
+        await kill(process)
+
+
 async def test_web_proxies_are_told_too(tmp_path: Path) -> None:
     listen = {"web_proxy": ["127.0.0.1:0", "[::1]:0"]}
     async with serving(tmp_path, NO_UPSTREAM, listen=listen) as relay:

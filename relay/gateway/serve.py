@@ -1,6 +1,6 @@
 """Runs a gateway as a process: signals in, one ``ready`` line out.
 
-SIGTERM drains and a second one stops, SIGINT stops, SIGHUP reloads.
+SIGTERM drains and a second one stops, SIGINT stops, SIGHUP reloads: also one that comes before ``ready``, after it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,26 @@ async def serve(path: Path) -> None:
 
 
 async def _serve(path: Path) -> None:
+    signals = _Signals(path)
+    # First of all: by default it would end the process.
+    signals.expect_hangup()
+    try:
+        await _serve_until(path, signals)
+    finally:
+        signals.forget_hangup()
+    log.info("stopped")
+
+
+async def _serve_until(path: Path, signals: _Signals) -> None:
     settings = config.load(path)
     logs.configure(settings.log.level, settings.log.format)
     gateway = Gateway(settings)
-    signals, tasks = _Signals(gateway, path), Tasks()
+    tasks = Tasks()
     await gateway.start()
     # Of this thread alone: the data plane's have begun already.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     try:
         signals.install()
-        tasks.start(signals.reload(), "reload")
         # What is there now stays: later collections need not look at it.
         gc.collect()
         gc.freeze()
@@ -52,6 +62,8 @@ async def _serve(path: Path) -> None:
         # The one line on stdout: whoever started us may wait for it.
         web_proxy = f" web_proxy={proxies}" if proxies else ""
         print(f"ready tls={tls} admin={gateway.admin}{web_proxy}", flush=True)  # noqa: T201
+        # A signal that came before waits for this.
+        tasks.start(signals.reload(gateway), "reload")
         await signals.first.wait()
         if not signals.stop.is_set():
             await _drain(gateway, signals.stop)
@@ -59,7 +71,6 @@ async def _serve(path: Path) -> None:
         await tasks.cancel()
         await gateway.stop()
         signals.remove()
-    log.info("stopped")
 
 
 async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:
@@ -74,27 +85,30 @@ async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:
 class _Signals:
     """What the signals so far ask for."""
 
-    def __init__(self, gateway: Gateway, path: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self.first = asyncio.Event()
         self.stop = asyncio.Event()
         self._hangup = asyncio.Event()
-        self._gateway = gateway
         self._path = path
-        self._handlers = {
-            signal.SIGTERM: self._on_term,
-            signal.SIGINT: self._on_interrupt,
-            signal.SIGHUP: self._on_hangup,
-        }
+        self._loop = asyncio.get_running_loop()
+        self._handlers = {signal.SIGTERM: self._on_term, signal.SIGINT: self._on_interrupt}
+
+    def expect_hangup(self) -> None:
+        """Remember SIGHUP, until there is something to reload."""
+        self._before = signal.getsignal(signal.SIGHUP)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def forget_hangup(self) -> None:
+        self._loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, self._before)
 
     def install(self) -> None:
-        loop = asyncio.get_running_loop()
         for number, handler in self._handlers.items():
-            loop.add_signal_handler(number, handler)
+            self._loop.add_signal_handler(number, handler)
 
     def remove(self) -> None:
-        loop = asyncio.get_running_loop()
         for number in self._handlers:
-            loop.remove_signal_handler(number)
+            self._loop.remove_signal_handler(number)
 
     def _on_term(self) -> None:
         if self.first.is_set():
@@ -108,17 +122,17 @@ class _Signals:
     def _on_hangup(self) -> None:
         self._hangup.set()
 
-    async def reload(self) -> None:
+    async def reload(self, gateway: Gateway) -> None:
         """Reload the configuration whenever a signal has asked for it."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            await self._reload()
+            await self._reload(gateway)
 
-    async def _reload(self) -> None:
+    async def _reload(self, gateway: Gateway) -> None:
         try:
             await read_ahead(self._path)
-            self._gateway.reload(self._path)
+            gateway.reload(self._path)
         except OperatorError as error:
             for line in str(error).splitlines():
                 log.error("configuration not reloaded: the old one stays", cause=line)
