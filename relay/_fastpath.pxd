@@ -17,9 +17,10 @@ from relay.plane.openssl cimport SSL
 from relay.plane.pace cimport Pace
 from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.question cimport Question
+from relay.plane.reserve cimport Reserve
 from relay.plane.ring cimport Ring
 from relay.plane.schedule cimport TRAFFICS, Schedule
-from relay.plane.sources cimport SOURCE_BYTES, Sources
+from relay.plane.sources cimport SOURCE_BYTES, Sources, pthread_mutex_t
 from relay.plane.tap cimport Tap
 from relay.plane.transactions cimport Transactions
 from relay.plane.uplink cimport SOCKADDR_BYTES, Uplink
@@ -194,6 +195,7 @@ cdef struct Connection:
     uint32_t owed               # notices that wait to be put in the ring
     int fd                      # TCP
     int udp                     # Python's from the end on
+    Reserve reserve             # for the UDP socket, or for the pair to control
     int pipe                    # our end of the pair to control
     bint pipe_watched
     int their_pipe              # control's end, until it has been told
@@ -293,6 +295,9 @@ cdef enum:
 cdef struct Shared:
     int64_t connections         # atomic
     Sources sources             # under its own lock
+    # Held by whoever takes descriptors: control, for one that a client has kept free, and a worker that accepts, which
+    # does not wait for it.
+    pthread_mutex_t descriptors
 
 cdef struct Engine:
     int epoll
@@ -312,6 +317,7 @@ cdef struct Engine:
     int[16] listeners
     int listener_count
     bint accepting
+    Reserve reserve             # of the next newcomer
     int64_t accept_again_us
     # The slab.
     Connection* chunks[MAX_CHUNKS]

@@ -50,12 +50,18 @@ from relay.plane.question cimport (
     JUDGEMENT_ASK, JUDGEMENT_GONE, QUESTION_BYTES, Judgement, answers_question, judge, next_question_us,
     write_question,
 )
+from relay.plane.reserve cimport (
+    RESERVED_DESCRIPTORS, clear_reserve, fill, give_up, hand_on,
+)
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
     is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, traffic_of, waiting_bytes,
 )
-from relay.plane.sources cimport enter_source, leave_source, open_sources
+from relay.plane.sources cimport (
+    enter_source, leave_source, open_sources, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock,
+    pthread_mutex_unlock,
+)
 from relay.plane.stun cimport (
     ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS,
     REFRESH_REQUEST, REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET,
@@ -267,6 +273,7 @@ cdef Connection* take_slot(Engine* e) noexcept nogil:
     memset(c, 0, sizeof(Connection))
     c.generation, c.index = generation, index
     c.fd = c.udp = c.pipe = c.their_pipe = -1
+    clear_reserve(&c.reserve)
     e.used += 1
     return c
 
@@ -351,17 +358,31 @@ cdef void watch_listeners(Engine* e, bint accepting) noexcept nogil:
         watch(e, posix.EPOLL_CTL_MOD, e.listeners[i], wanted, <uint64_t> ON_LISTENER << 56 | i)
 
 
+# A newcomer is accepted with all the descriptors that it will need, or waits in the kernel's queue; running calls go on.
 cdef void on_listener(Engine* e, int listener) noexcept nogil:
-    cdef int fd
+    if pthread_mutex_trylock(&e.shared.descriptors) != 0:
+        return
     for _ in range(ACCEPTS_A_TURN):
+        if not accept_one(e, listener):
+            break
+    pthread_mutex_unlock(&e.shared.descriptors)
+
+
+cdef bint accept_one(Engine* e, int listener) noexcept nogil:
+    cdef int fd = -1
+    cdef Connection* c
+    if fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS):
         fd = posix.accept4(listener, NULL, NULL, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
-        if fd < 0:
-            if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
-                # Newcomers wait in the kernel's queue; running calls go on.
-                watch_listeners(e, False)
-                e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
-            return
-        welcome(e, fd)
+    if fd < 0:
+        if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
+            give_up(&e.reserve)
+            watch_listeners(e, False)
+            e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
+        return False
+    c = welcome(e, fd)
+    if c != NULL and c.state == STATE_HANDSHAKE:
+        hand_on(&e.reserve, &c.reserve)
+    return True
 
 
 # ---- 2 handshake
@@ -1413,10 +1434,13 @@ cdef void watch_pipe(Engine* e, Connection* c) noexcept nogil:
 cdef void on_http(Engine* e, Connection* c) noexcept nogil:
     cdef int[2] pair
     clear_deadline(e, c)
+    give_up(&c.reserve)
     if posix.socketpair(posix.AF_UNIX, posix.SOCK_STREAM | posix.SOCK_CLOEXEC | posix.SOCK_NONBLOCK, 0, pair) < 0:
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     c.pipe, c.their_pipe = pair[0], pair[1]
+    # An upgrade wants a UDP socket, and may do without one more than others have.
+    fill(&c.reserve, e.command_fd, 1)
     count_live(LIVE_SOCKETS, 2)
     c.state = STATE_HTTP
     owe(e, c, NOTICE_HTTP_OPENED)
@@ -1628,6 +1652,7 @@ cdef void end(Engine* e, Connection* c, int reason) noexcept nogil:
     if c.state in (STATE_FREE, STATE_CLOSING, STATE_DEAD):
         return
     clear_deadline(e, c)
+    give_up(&c.reserve)
     c.reason = reason
     e.closed[reason] += 1
     if c.udp >= 0:
@@ -1858,12 +1883,14 @@ cdef void add_listener(Engine* e, int fd) noexcept nogil:
     e.listeners[e.listener_count] = fd
     e.listener_count += 1
     e.accepting = True
+    fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS)
 
 
 cdef void close_listeners(Engine* e) noexcept nogil:
     while e.listener_count:
         e.listener_count -= 1
         posix.close(e.listeners[e.listener_count])
+    give_up(&e.reserve)
 
 
 cdef void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
@@ -2177,6 +2204,14 @@ cdef class SharedState:
         self.shared = <Shared*> calloc(1, sizeof(Shared))
         if self.shared == NULL or open_sources(&self.shared.sources) < 0:
             raise MemoryError
+        pthread_mutex_init(&self.shared.descriptors, NULL)
+
+    def __enter__(self) -> None:
+        """Nobody is accepted inside the block: what is given up there can be had there."""
+        pthread_mutex_lock(&self.shared.descriptors)
+
+    def __exit__(self, *_) -> None:
+        pthread_mutex_unlock(&self.shared.descriptors)
 
     def __dealloc__(self):
         if self.shared != NULL:
@@ -2258,6 +2293,7 @@ cdef class Worker:
         e.number = number
         e.shared = owner.shared
         e.epoll = e.command_fd = e.event_fd = -1
+        clear_reserve(&e.reserve)
         e.datagrams = <uint8_t*> malloc(DATAGRAMS_A_TURN * DATAGRAM_BYTES)
         if (
             e.datagrams == NULL
@@ -2535,6 +2571,10 @@ cdef class Worker:
         count_live(LIVE_SOCKETS, -(c.their_pipe >= 0))
         fd, c.their_pipe = c.their_pipe, -1
         return fd
+
+    def give_up_reserve(self, identity) -> None:
+        """Close the descriptors that are kept free for a connection; may be repeated."""
+        give_up(&self.slot(identity).reserve)
 
     def awaits(self, identity, bint http) -> bool:
         """True for a connection that may become a flow: TURN that waits for attach, or HTTP."""

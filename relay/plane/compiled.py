@@ -54,19 +54,19 @@ from relay.plane.api import (
     UpstreamLost,
 )
 from relay.plane.flow import ALLOCATION_LIFETIME_S, MAX_USERNAME_CHARACTERS
+from relay.plane.listening import open_listeners
 from relay.plane.source_ports import SourcePorts, target_of
 from relay.plane.tls import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, ServerContexts, certificate_names
 from relay.plane.uplink import silence_detail
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction, RtpStream
-from relay.sockaddr import from_sockaddr, to_sockaddr
+from relay.sockaddr import from_sockaddr
 from relay.wire.stream import FramingFault
 
 if TYPE_CHECKING:
     from relay._fastpath import TapReader, _Histogram
     from relay._fastpath import _Flow as _FlowFigures
 
-LISTEN_BACKLOG = 1024
 # A name, an AES-256 key and an HMAC key. A ticket is good until its key has been replaced twice: long enough for a
 # client that comes back after lunch, short enough that a stolen key opens little.
 TICKET_KEY_BYTES = 80
@@ -195,8 +195,8 @@ class CompiledPlane:
         self.loop = asyncio.get_running_loop()
         self._on_events = on_events
         self._ports = SourcePorts(settings)
-        shared = SharedState()
-        self._workers = [Worker(number, shared) for number in range(workers or os.cpu_count() or 1)]
+        self._shared = SharedState()
+        self._workers = [Worker(number, self._shared) for number in range(workers or os.cpu_count() or 1)]
         self._flows: dict[int, _Flow] = {}
         self._sessions: set[int] = set()
         self._tickets: dict[int, int] = {}  # of adopted connections: Python's number to the worker's
@@ -323,7 +323,7 @@ class CompiledPlane:
         if not self._awaits(identity, http=http):
             return None
         try:
-            udp = self._ports.open_socket(self.loop.time(), upstream.address)
+            udp = self._open_socket(identity, upstream)
         except OSError as error:
             if carrier is Carrier.WEBSOCKET:
                 # It can be told why only in a Close frame.
@@ -334,6 +334,12 @@ class CompiledPlane:
         self._flows[identity] = self._new_flow(identity, carrier, upstream, udp.getsockname()[1])
         target = target_of(udp, upstream.address)
         return identity, udp.detach(), target
+
+    def _open_socket(self, identity: int, upstream: Upstream) -> socket.socket:
+        """A flow's UDP socket, which takes the descriptor that was kept free for it. Raises OSError."""
+        with self._shared:
+            self._worker(identity).give_up_reserve(identity)
+            return self._ports.open_socket(self.loop.time(), upstream.address)
 
     def _new_flow(self, identity: int, carrier: Carrier, upstream: Upstream, port: int) -> _Flow:
         worker = self._worker(identity)
@@ -350,7 +356,7 @@ class CompiledPlane:
         port, target, code = 0, b"", 0
         try:
             if fd < 0:
-                fd = self._ports.open_socket(self.loop.time(), upstream.address).detach()
+                fd = self._open_socket(identity, upstream).detach()
             port, target = _look_at(fd, upstream.address)
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
@@ -692,39 +698,3 @@ def _detail(reason: CloseReason, fault: int, words: str, first_bytes: bytes) -> 
     if reason is CloseReason.FIRST_BYTES_UNKNOWN:
         return f"first bytes {first_bytes[:fault].hex(' ')}"
     return words or (os.strerror(fault) if fault > 0 else "")
-
-
-def open_listeners(address: Address, count: int) -> list[socket.socket]:
-    """``count`` sockets that listen on one address and share its connections. Raises OSError.
-
-    SO_REUSEPORT would let a second relay slip onto a taken port: a socket without it asks first.
-    """
-    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-    sockets: list[socket.socket] = []
-    try:
-        with _bound(family, address, shares=False) as probe:
-            port = probe.getsockname()[1]
-        for _ in range(count):
-            listening = _bound(family, Address(address.host, port), shares=True)
-            sockets.append(listening)
-            listening.listen(LISTEN_BACKLOG)
-    except OSError:
-        for listening in sockets:
-            listening.close()
-        raise
-    return sockets
-
-
-def _bound(family: socket.AddressFamily, address: Address, *, shares: bool) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shares:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        opened.bind(to_sockaddr(address))
-    except OSError:
-        opened.close()
-        raise
-    return opened

@@ -42,6 +42,7 @@ from relay.plane.first_bytes import FirstBytes, decide
 from relay.plane.handover import Handover
 from relay.plane.media import Media, SessionMedia
 from relay.plane.pace import Pace
+from relay.plane.reserve import Reserve
 from relay.plane.tap import FlowTap
 from relay.plane.tls import TlsError, TlsFlood, TlsSession
 
@@ -74,7 +75,7 @@ class State(Enum):
 class Connection(asyncio.Protocol):
     """The protocol of one accepted transport."""
 
-    def __init__(self, plane: ReferencePlane, identity: ConnectionId, preread: bytes = b"") -> None:
+    def __init__(self, plane: ReferencePlane, identity: ConnectionId, preread: bytes, reserve: Reserve) -> None:
         self.identity = identity
         self.client = Address("", 0)
         self._media: Media | None = None
@@ -83,6 +84,8 @@ class Connection(asyncio.Protocol):
         self._given = 0
         self._plane = plane
         self._preread = preread
+        # For the UDP socket of the flow, or for the pair to control.
+        self.reserve = reserve
         self._tls = TlsSession(plane.contexts)
         self._state = State.HANDSHAKE
         # Plain bytes that came before it was known what to do with them.
@@ -252,12 +255,16 @@ class Connection(asyncio.Protocol):
         self._plane.emit(TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn))
 
     def _on_http(self) -> None:
+        self.reserve.give_up()
         try:
             self._handover = Handover(self._plane.loop, self._send_plain, self._on_http_end, self.pause_reading)
         except OSError as error:
             self.close(CloseReason.NO_DESCRIPTORS, str(error))
             return
         self._state = State.HTTP
+        # An upgrade wants a UDP socket, and may do without one more than others have.
+        with contextlib.suppress(OSError):
+            self.reserve.fill(1)
         opened = HttpOpened(self.identity, self._handover.fd, self.client, self.server_name, self._tls.version)
         self._plane.emit(opened)
         early, self._early = self._early, b""
@@ -289,6 +296,8 @@ class Connection(asyncio.Protocol):
     def _start_media(self, carrier: Carrier, upstream: Upstream | None) -> None:
         kind = SessionMedia if carrier is Carrier.SESSION else Media
         self._media = kind(self._plane, self, carrier)
+        if upstream is not None:
+            self.reserve.give_up()
         try:
             self._media.start(upstream)
         except OSError as error:
@@ -397,6 +406,7 @@ class Connection(asyncio.Protocol):
         self._state = State.CLOSED
         self.set_deadline(None)
         self._early = b""
+        self.reserve.give_up()
         if self._handover is not None:
             self._handover.close()
         media, self._media = self._media, None

@@ -367,6 +367,7 @@ class SessionMedia(Media):
         else:
             before.close()
         self._host.set_deadline(None)
+        self._host.reserve.give_up()
         try:
             flow = self._open_session(upstream, left)
         except OSError as error:

@@ -14,6 +14,11 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void* data, size_t size)
     int usleep(unsigned int us)
 
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        F_DUPFD_CLOEXEC
+    int fcntl(int fd, int command, ...)
+
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
     struct sockaddr:

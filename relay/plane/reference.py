@@ -30,15 +30,13 @@ from relay.plane.api import (
 )
 from relay.plane.connection import Connection
 from relay.plane.delays import Delays
+from relay.plane.listening import Listener, open_listeners
 from relay.plane.media import Media, SessionMedia
+from relay.plane.reserve import Reserve
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tls import ServerContexts
 from relay.quality.meter import clock_table
-from relay.sockaddr import from_sockaddr
 from relay.tasks import Tasks
-
-# A login storm is a thousand clients within seconds; the kernel caps this at net.core.somaxconn (4096).
-LISTEN_BACKLOG = 1024
 
 
 class ReferencePlane:
@@ -53,7 +51,7 @@ class ReferencePlane:
         self.contexts = ServerContexts(certificates)
         self._on_events = on_events
         self._events: list[Event] = []
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._connections: dict[ConnectionId, Connection] = {}
         self._per_source: Counter[str] = Counter()
         self._adoptions = Tasks()
@@ -73,14 +71,17 @@ class ReferencePlane:
     async def listen(self, address: Address) -> Address:
         """Accept clients on a literal address, port 0 for a free one."""
         try:
-            server = await self.loop.create_server(
-                self._new_connection, address.host, address.port, backlog=LISTEN_BACKLOG
-            )
+            (listening,) = open_listeners(address, 1)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
-        self._servers.append(server)
-        return from_sockaddr(server.sockets[0].getsockname())
+        listener = Listener(self.loop, listening, self._welcome)
+        self._listeners.append(listener)
+        return listener.address
+
+    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
+        connection = self._new_connection(reserve=reserve)
+        self._adoptions.start(self._connect(connection, accepted), "accept")
 
     def set_certificates(self, certificates: Sequence[Certificate]) -> None:
         """Use these for new connections."""
@@ -96,17 +97,17 @@ class ReferencePlane:
         """Take over an accepted TCP connection."""
         connection = self._new_connection(preread)
         self._adopting[connection.identity] = None
-        self._adoptions.start(self._adopt(connection, socket.socket(fileno=fd)), "adopt")
+        self._adoptions.start(self._connect(connection, socket.socket(fileno=fd)), "adopt")
         return connection.identity
 
-    async def _adopt(self, connection: Connection, accepted: socket.socket) -> None:
+    async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         try:
             await self.loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError as error:
             accepted.close()
             connection.connection_lost(error)
-        reason = self._adopting.pop(connection.identity)
+        reason = self._adopting.pop(connection.identity, None)
         if reason is not None:
             connection.close(reason)
 
@@ -182,8 +183,8 @@ class ReferencePlane:
 
     def drain(self) -> None:
         """Accept nobody any more."""
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
 
     async def stop(self) -> None:
         """End all connections and let go of every descriptor."""
@@ -221,9 +222,9 @@ class ReferencePlane:
 
     # Called by connections
 
-    def _new_connection(self, preread: bytes = b"") -> Connection:
+    def _new_connection(self, preread: bytes = b"", reserve: Reserve | None = None) -> Connection:
         self._accepted += 1
-        return Connection(self, ConnectionId(self._accepted), preread)
+        return Connection(self, ConnectionId(self._accepted), preread, reserve or Reserve())
 
     def enter(self, connection: Connection) -> bool:
         """Enter a connection in the table; False where a bound is reached or the plane has stopped."""

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from relay.addresses import Address
 from relay.demo.authority import Authority
+from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_contract import HELLO
+from tests.support.plane import PLANES
 from tests.support.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.tls_client import TlsClient
 
 SPARE_DESCRIPTORS = 12
 NEWCOMERS = 40
+REQUEST = b"GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n"
 
 
 @dataclass
@@ -77,17 +82,21 @@ async def far_plane(name: str, folder: Path) -> AsyncIterator[Far]:
             await process.wait()
 
 
-async def test_newcomers_wait_for_a_descriptor(tmp_path: Path) -> None:
-    """The compiled plane takes nobody while it has none: nobody is turned away, and running calls go on."""
-    async with far_plane("compiled", tmp_path) as far:
+every_plane = pytest.mark.parametrize("name", PLANES)
+
+
+@every_plane
+async def test_newcomers_wait_for_a_descriptor(tmp_path: Path, name: str) -> None:
+    """A plane takes nobody while it has none: nobody is turned away, and running calls go on."""
+    async with far_plane(name, tmp_path) as far:
         caller, flow = await far.call()
         connecting = [asyncio.ensure_future(far.connect()) for _ in range(NEWCOMERS)]
         inside: list[TlsClient] = []
-        # More are inside than fit at once in the end, one leaves for one that comes.
+        # More are inside than fit at once in the end, one leaves for one that comes. Each holds what it will need.
         for next_one in asyncio.as_completed(connecting):
             inside.append(await next_one)
             await far.exchange(caller, flow)
-            if len(inside) > SPARE_DESCRIPTORS // 2:
+            if len(inside) > (SPARE_DESCRIPTORS - 2) // (1 + RESERVED_DESCRIPTORS) - 1:
                 inside.pop(0).abort()
         for client in inside:
             client.abort()
@@ -101,20 +110,34 @@ async def test_newcomers_wait_for_a_descriptor(tmp_path: Path) -> None:
         assert set(counted["closed"]) <= {"client_closed", "client_lost"}
 
 
-async def test_the_reference_plane_turns_newcomers_away(tmp_path: Path) -> None:
-    """libuv closes those that come meanwhile. Running calls go on, and who comes later is served."""
-    async with far_plane("reference", tmp_path) as far:
+@every_plane
+@pytest.mark.parametrize("first", [HELLO, REQUEST], ids=["turn", "http"])
+async def test_nobody_shakes_hands_in_vain(tmp_path: Path, name: str, first: bytes) -> None:
+    """More clients than there are descriptors come at once: whoever is let in gets what it came for, in the end all."""
+    served = 0
+
+    async def come(far: Far) -> None:
+        nonlocal served
+        client = await far.connect()
+        await client.send(first)
+        assert await client.receive()
+        served += 1
+        client.abort()
+
+    async with far_plane(name, tmp_path) as far:
         caller, flow = await far.call()
-        met = await asyncio.gather(*(far.connect() for _ in range(NEWCOMERS)), return_exceptions=True)
-        inside = [one for one in met if isinstance(one, TlsClient)]
-        assert 0 < len(inside) < NEWCOMERS
-        assert all(isinstance(one, OSError) for one in met if not isinstance(one, TlsClient))
+        answering = asyncio.ensure_future(answer_all(far.upstream))
+        await asyncio.gather(*(come(far) for _ in range(NEWCOMERS)))
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
+        assert served == NEWCOMERS
         await far.exchange(caller, flow)
-        for client in inside:
-            client.abort()
-        again, flow_again = await far.call()
-        await far.exchange(again, flow_again)
-        await far.exchange(caller, flow)
-        again.abort()
         caller.abort()
-        await far.end()
+        counted = await far.end()
+        assert set(counted["closed"]) <= {"client_closed", "client_lost", "http_closed"}
+
+
+async def answer_all(upstream: ScriptedUpstream) -> None:
+    """Send every HELLO back."""
+    while True:
+        upstream.send(await upstream.expect(HELLO), HELLO)

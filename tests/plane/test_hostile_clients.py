@@ -59,6 +59,13 @@ async def forging_client(bench: Bench, version: ssl.TLSVersion, folder: Path) ->
     return await ForgingClient.open_forging(bench.server, bench.authority.client_context(), version, folder)
 
 
+async def adopt_one(bench: Bench, listener: socket.socket) -> None:
+    """Hand the next connection to the plane."""
+    listener.setblocking(False)
+    accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+    bench.plane.adopt(accepted.detach())
+
+
 @every_plane
 async def test_a_key_update_that_never_ends(make: MakePlane, tmp_path: Path) -> None:
     """Nothing can be written to a client that has sent the head of a KeyUpdate: it is closed with the next packet."""
@@ -293,14 +300,37 @@ def no_descriptors() -> Iterator[None]:
 
 @every_plane
 @pytest.mark.parametrize("first", [HELLO, REQUEST], ids=["turn", "http"])
-async def test_no_descriptor_for_the_next_step(make: MakePlane, tmp_path: Path, first: bytes) -> None:
-    """No UDP socket, no socket pair: that client is closed, those that run go on, and the next one is served."""
+async def test_descriptors_that_run_out_behind_the_handshake(make: MakePlane, tmp_path: Path, first: bytes) -> None:
+    """What the next step needs was kept free when the client was accepted."""
     async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (running, _), bench.client() as client:
+        with no_descriptors():
+            await client.send(first)
+            if first == HELLO:
+                await bench.upstream.expect(HELLO)
+            else:
+                socket.socket(fileno=(await bench.event(HttpOpened)).fd).close()
+                assert (await bench.closed()).reason is CloseReason.HTTP_CLOSED
+            await running.send(VOICE)
+            await bench.upstream.expect(VOICE)
+        async with bench.flow(HELLO):
+            pass
+
+
+@every_plane
+@pytest.mark.parametrize("first", [HELLO, REQUEST], ids=["turn", "http"])
+async def test_no_descriptor_for_the_next_step(make: MakePlane, tmp_path: Path, first: bytes) -> None:
+    """Of a connection that was accepted elsewhere nothing was kept free: it is closed, and those that run go on."""
+    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (running, _):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            adopting = asyncio.ensure_future(adopt_one(bench, listener))
+            client = await TlsClient.open(Address(*listener.getsockname()), bench.authority.client_context())
+            await adopting
         with no_descriptors():
             await client.send(first)
             assert (await bench.closed()).reason is CloseReason.NO_DESCRIPTORS
             await running.send(VOICE)
             await bench.upstream.expect(VOICE)
+        client.abort()
         async with bench.flow(HELLO):
             pass
 

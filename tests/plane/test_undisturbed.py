@@ -35,6 +35,7 @@ from relay.plane.api import (
     Upstream,
 )
 from relay.plane.compiled import CompiledPlane
+from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_contract import HELLO
@@ -242,7 +243,7 @@ def descriptors() -> int:
 
 async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
     """Most do not even begin a handshake, some end theirs and say nothing. Slots and descriptors are used again."""
-    need_descriptors(3 * CROWD)
+    need_descriptors((3 + RESERVED_DESCRIPTORS) * CROWD)
     # The handshakes of those who end theirs have time enough on a machine that stands still for a while.
     settings = bounds(handshake_timeout_s=2.5, first_bytes_timeout_s=0.5)
     async with talking(tmp_path) as (bench, _):
@@ -270,7 +271,7 @@ async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
 
 async def test_stop_with_more_connections_than_a_ring_has_room(tmp_path: Path) -> None:
     crowd_size = 4096 + 500
-    need_descriptors(2 * crowd_size + 500)
+    need_descriptors((2 + RESERVED_DESCRIPTORS) * crowd_size + 500)
     async with plane_bench(make_with(1), tmp_path) as bench:
         crowd = await silent(bench, crowd_size)
         (await bench.connect()).abort()

@@ -9,13 +9,20 @@ import asyncio
 import json
 import os
 import resource
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from relay.addresses import Address
-from relay.plane.api import Certificate, Event, Plane, PlaneSettings, TurnOpened, Upstream
+from relay.plane.api import Certificate, Event, HttpOpened, Plane, PlaneSettings, TurnOpened, Upstream
 from tests.support.plane import PLANES
+
+
+def answer(fd: int) -> None:
+    """A response to any request, and the end."""
+    with socket.socket(fileno=fd) as stream:
+        stream.send(b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
 async def serve(name: str, spare_descriptors: int, chain: str, private_key: str, upstream_port: int) -> None:
@@ -26,6 +33,8 @@ async def serve(name: str, spare_descriptors: int, chain: str, private_key: str,
         for event in events:
             if isinstance(event, TurnOpened):
                 planes[0].attach(event.connection, upstream)
+            elif isinstance(event, HttpOpened):
+                answer(event.fd)
 
     plane = PLANES[name](PlaneSettings(), [Certificate(Path(chain), Path(private_key))], on_events)
     planes.append(plane)
