@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -273,3 +274,17 @@ def test_the_ratio_is_of_the_same_count() -> None:
     assert summary["voice"]["200"]["cpu_ratio"] == 0.5
     assert summary["voice"]["400"]["cpu_ratio"] is None
     assert "the relay takes 0.50 of coturn's CPU time" in bench.table(summary)
+
+
+def test_hostile_clients_are_closed_and_come_back() -> None:
+    """How long packets took is not judged here: the machine may be busy."""
+    options = ["--calls=5", "--hostiles=2", "--records=300", "--seconds=1", "--kinds=key-update,renegotiation"]
+    command = [sys.executable, "-m", "loadtest.bench.hostile_tls", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [one["kind"] for one in found["kinds"]] == ["key-update", "renegotiation"]
+    for one in found["kinds"]:
+        assert one["returns"] > 0
+        assert one["hostile"]["due"] == 5 * PPS
+        assert not any(one["hostile"][key] for key in ("failed", "disconnected", *bench.WRONG))
