@@ -92,22 +92,23 @@ class Endpoint:
 
     async def open(self, link: Callable[[], _Link]) -> _Link:
         """Connect, and wait for the 101, both within ``timeout_s``. Raises UpstreamError."""
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
         try:
-            async with asyncio.timeout(self.timeout_s):
-                made = await connect_tls(
-                    link,
-                    self.server,
-                    ssl_context=self.ssl_context,
-                    server_hostname=self.server_hostname,
-                    timeout_s=self.timeout_s,
-                    proxy=self.proxy,
-                )
-                try:
+            made = await connect_tls(
+                link,
+                self.server,
+                ssl_context=self.ssl_context,
+                server_hostname=self.server_hostname,
+                timeout_s=self.timeout_s,
+                proxy=self.proxy,
+            )
+            try:
+                async with asyncio.timeout_at(deadline):
                     await made.opened
-                except BaseException:
-                    made.abort()
-                    await made.wait_closed()
-                    raise
+            except BaseException:
+                made.abort()
+                await made.wait_closed()
+                raise
         except TimeoutError:
             way = "" if self.proxy is None else f" through the proxy {self.proxy.address}"
             raise UpstreamError(f"{self.server}{way}: no answer to the upgrade within {self.timeout_s:g} s") from None

@@ -201,8 +201,6 @@ class Session:
             if isinstance(error, TimeoutError):
                 raise SessionError(0, f"open: no answer within {self._endpoint.timeout_s:g} s") from None
             raise
-        self.mapped_address = answer.mapped
-        self._take(answer)
 
     async def _connect(self) -> SessionLink:
         request, check = websocket_upgrade(self._endpoint, SUBPROTOCOL)
@@ -213,9 +211,15 @@ class Session:
         return link
 
     def _take(self, answer: Opened | Resumed) -> None:
-        self._settle(answer)
+        moved = self._settle(answer)
+        if isinstance(answer, Opened):
+            self.mapped_address = answer.mapped
+        else:
+            self.resumptions += 1
         self._token, self._resume_within_s = answer.token, answer.resume_within_s
         self._connected.set()
+        if moved and isinstance(answer, Resumed):
+            self._on_moved(answer.relayed)
 
     def _settle(self, message: Opened | Resumed | Moved) -> bool:
         """Take the addresses; True if they are others than before."""
@@ -253,11 +257,6 @@ class Session:
         answer = await self._ask(lambda identity: Resume(self._token, identity))
         if not isinstance(answer, Resumed):
             raise SessionError(0, "resume: the relay answered something else")
-        before = self.relayed_address, self.additional_address
-        self.resumptions += 1
-        self._take(answer)
-        if before != (answer.relayed, answer.additional):
-            self._on_moved(answer.relayed)
 
     async def _wait_connected(self) -> None:
         """Raises UpstreamError if the session has ended, or ends meanwhile."""
@@ -314,6 +313,9 @@ class Session:
         if isinstance(message, Failed):
             self._on_failed(message, waiting)
         elif waiting is not None and not waiting.done():
+            if isinstance(message, Opened | Resumed) and not self._connected.is_set():
+                # Before anybody wakes up: the next message may be in the same segment.
+                self._take(message)
             waiting.set_result(message)
 
     def _on_bound(self, message: Bound) -> None:

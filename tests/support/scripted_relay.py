@@ -79,6 +79,12 @@ class ScriptedRelay:
         self.tasks.start(self._serve(reader, writer), "scripted relay")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._talk(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(EOFError, OSError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode() if self._upgrades else ""
             if "connect-udp" in head:
@@ -88,7 +94,9 @@ class ScriptedRelay:
                 subprotocol = head.partition("Sec-WebSocket-Protocol: ")[2].partition("\r\n")[0]
                 writer.write(build_websocket_response(key, subprotocol))
             await self._script(Line(reader, writer))
-        writer.transport.abort()
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
 
     async def open_session(self, **more: Any) -> Session:
         """A session there."""
