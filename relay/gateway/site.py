@@ -23,7 +23,7 @@ from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
-from relay.gateway.signaling.http_rules import Refused
+from relay.gateway.signaling.http_rules import MAX_FIELDS, Refused
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
@@ -41,6 +41,8 @@ SHUTDOWN_TIMEOUT_S = 2.0
 LEAVE_TIMEOUT_S = 5.0
 SERVER = "cloud9-relay"
 _HEAD_END = b"\r\n\r\n"
+# What aiohttp's parser says of more fields than it takes.
+_TOO_MANY = ("Too many headers received",)
 # RFC 9112 section 3 asks for 8,000 at least; nginx takes 8 KiB.
 MAX_TARGET_BYTES = 8190
 
@@ -101,7 +103,7 @@ class _Handler(web.RequestHandler):
             max_line_size=MAX_TARGET_BYTES,
             # The parser's errors differ by their bound alone.
             max_field_size=max(far_too_large, MAX_TARGET_BYTES + 1),
-            max_headers=far_too_large,
+            max_headers=2 * MAX_FIELDS,
             **options,
         )
         self._seen = b""
@@ -175,6 +177,8 @@ class _Handler(web.RequestHandler):
                 refused = Refused(414, f"the request target is larger than {MAX_TARGET_BYTES} bytes")
             else:
                 refused = Refused(431, f"the headers are larger than {self._max_header_bytes} bytes")
+        elif exc is not None and exc.args == _TOO_MANY:
+            refused = Refused(431, f"there are more than {MAX_FIELDS} headers")
         else:
             refused = Refused(status, "bad request")
         response = self._on_bad_head(self, refused)

@@ -201,6 +201,11 @@ async def test_deadline_of_the_first_request_ends_with_it(tmp_path: Path, monkey
         (
             b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 20_000,
             "431 Request Header Fields Too Large",
+            "there are more than 1000 headers",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: a\r\n" + (b"X: " + b"1" * 600 + b"\r\n") * 1000,
+            "431 Request Header Fields Too Large",
             "the headers are larger than 32768 bytes",
         ),
         (

@@ -75,6 +75,10 @@ _TARGET = re.compile(rb"[!\"$-~\x80-\xff]+")
 _OVERLONG = re.compile(
     rb"\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]|(?i:%u(?:002[ef]|005c|ff0[ef]|ff3c))"
 )
+# Each decoding of a path costs a look at all of it; what is encoded more often was not meant to be a path.
+MAX_DECODINGS = 5
+# Each is looked at several times. Node takes 2,000, haproxy 101.
+MAX_FIELDS = 1000
 _HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 # More than an exabyte is no length.
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -116,6 +120,8 @@ def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: in
         raise Refused(505, "expected HTTP/1.1")
     if sum(len(name) + len(value) + 4 for name, value in headers) > max_header_bytes:
         raise Refused(431, f"the headers are larger than {max_header_bytes} bytes")
+    if len(headers) > MAX_FIELDS:
+        raise Refused(431, f"there are more than {MAX_FIELDS} headers")
     for name, value in headers:
         _check_field(name, value)
     host = _single(headers, b"host", required=True)
@@ -182,12 +188,14 @@ def _check_path(raw: bytes) -> str:
     # Upstreams may resolve dots, or not: either way the route that was chosen may be the wrong one. Some decode twice,
     # and some take parameters out of segments first.
     decoded, once = raw, unquote_to_bytes(raw)
-    while True:
+    for _ in range(MAX_DECODINGS + 1):
         if _leads_elsewhere(decoded):
             raise Refused(400, "the path holds . or .. segments, or NUL")
         if (more := unquote_to_bytes(decoded)) == decoded:
             break
         decoded = more
+    else:
+        raise Refused(400, f"the path is encoded more than {MAX_DECODINGS} times")
     # What is not UTF-8 is in no route, but goes where the rest of the path says.
     return once.decode("utf-8", "surrogateescape")
 

@@ -26,6 +26,8 @@ async def test_large_heads(tmp_path: Path) -> None:
                 assert said.startswith(b"HTTP/1.1 431 ")
                 assert said.endswith(b"431: the headers are larger than 32768 bytes\n")
         assert relay.gateway.signaling.refusals[Refusal.TOO_LARGE] == 20
+        said = await ask(relay, GET + b"A: b\r\n" * 1100 + b"\r\n")
+        assert said.endswith(b"431: there are more than 1000 headers\n")
         told = [line for line in lines if line["event"] == "signaling request refused"]
         assert 1 <= len(told) < 20
         assert (told[0]["status"], told[0]["client"]) == (431, "127.0.0.1")

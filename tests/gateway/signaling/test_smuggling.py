@@ -121,6 +121,7 @@ CASES = {
     "two-dot leader": get(target=b"/a/%e2%80%a5/smuggled"),
     "NUL, encoded twice": get(target=b"/smuggled%2500"),
     "dots of an absolute target": get(target=b"http://relay.test/a/..;/smuggled"),
+    "encoded a thousand times": get(target=b"/smuggled%" + b"25" * 3000 + b"2e"),
     "encoded NUL": get(target=b"/smuggled%00"),
     "no method of HTTP": b"SMUG /smuggled HTTP/1.1\r\n" + HOST + b"\r\n",
     "lower-case method": b"get /smuggled HTTP/1.1\r\n" + HOST + b"\r\n",
