@@ -68,6 +68,9 @@ class Output(io.TextIOBase):
             self._begun = begun
             if end:
                 self._put((whole + end).encode("utf-8", "backslashreplace"))
+            if len(begun) > WAITING_BYTES:
+                self._put(f"{begun}\n".encode("utf-8", "backslashreplace"))
+                self._begun = ""
         return len(text)
 
     def _put(self, data: bytes) -> None:
@@ -183,10 +186,14 @@ def queued() -> Iterator[None]:
     on: the process must not hang in its last words.
     """
     before = sys.stdout, sys.stderr
-    for stream in before:
-        stream.flush()
-    outputs = Output(sys.stdout.fileno()), Output(sys.stderr.fileno())
-    sys.stdout, sys.stderr = outputs
+    outputs = []
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # One that was closed when the process began is None.
+        if stream is not None:
+            stream.flush()
+            outputs.append(Output(stream.fileno()))
+            setattr(sys, name, outputs[-1])
     try:
         yield
     finally:

@@ -229,6 +229,18 @@ async def test_after_a_torn_line_comes_a_new_one(monkeypatch: pytest.MonkeyPatch
         assert pipe.read() == "0123456789ab\nwhole\n"
 
 
+async def test_a_line_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING_BYTES", 100)
+    with open_pipe() as pipe:
+        output = Output(pipe.writer)
+        for _ in range(30):
+            output.write("x" * 10)
+        assert output.lost == 2
+        print("whole", file=output)
+        assert stopped(output)
+        assert pipe.read() == "x" * 80 + "whole\n"
+
+
 async def test_a_descriptor_that_another_process_made_non_blocking() -> None:
     with open_pipe() as pipe:
         pipe.fill()
@@ -266,6 +278,11 @@ def test_all_that_a_process_says_comes_out() -> None:
     assert said[0] == "to stderr"
     assert "UserWarning: a warning" in said[1]
     assert said[-3:] == ["ZeroDivisionError: division by zero", "afterwards", "the last word"]
+
+
+def test_a_process_without_output_runs_too() -> None:
+    script = f"exec {sys.executable} -c 'from relay import output\nwith output.queued(): print(1)' >&- 2>&-"
+    assert subprocess.run(["sh", "-c", script], cwd=PROJECT, check=False).returncode == 0
 
 
 BLOCKED = """
