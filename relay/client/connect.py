@@ -193,6 +193,9 @@ async def _start_tls(
     proxy: Proxy | None,
 ) -> _Protocol:
     shaking = _Shaking()
+    # uvloop would begin TLS on it all the same, and fail in a callback where nobody can catch it.
+    if tcp.is_closing():
+        raise ConnectionResetError("closed before the TLS handshake")
     try:
         transport = await asyncio.get_running_loop().start_tls(tcp, shaking, ssl_context, server_hostname=hostname)
         if transport is None or shaking.lost:

@@ -186,6 +186,25 @@ async def test_refused_tcp_port() -> None:
             await open_turn_tls(nobody, ssl_context=ssl.create_default_context())
 
 
+async def test_server_that_resets_at_once() -> None:
+    """Each time before or in the handshake; nothing escapes from a callback."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+
+        def reset() -> None:
+            with contextlib.suppress(BlockingIOError):
+                accepted, _ = listener.accept()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                accepted.close()
+
+        loop.add_reader(listener, reset)
+        for _ in range(100):
+            with pytest.raises(UpstreamError):
+                await open_turn_tls(Address(*listener.getsockname()), ssl_context=ssl.create_default_context())
+        loop.remove_reader(listener)
+
+
 async def test_handshake_has_a_deadline() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as silent:
         silent.bind(("127.0.0.1", 0))
