@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 import aiodns
+import pycares
 
 from relay.tasks import Tasks
 
@@ -48,6 +49,8 @@ class SystemLookup:
             if code == aiodns.error.ARES_ETIMEOUT:
                 raise TimeoutError(text) from None
             raise OSError(text) from None
+        except pycares.AresError as error:  # it could not even begin: no memory, no descriptors
+            raise OSError(str(error)) from None
         return [node.addr[0].decode() for node in found.nodes]
 
     def _channel(self) -> aiodns.DNSResolver:

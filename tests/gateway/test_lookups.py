@@ -9,6 +9,8 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiodns
+import pycares
 import pytest
 
 from relay.gateway import lookups
@@ -118,6 +120,18 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(TimeoutError):
             await slow
         await lookup._tasks.finish()
+
+
+async def test_a_resolver_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pycares.AresError("Failed to initialize c-ares channel")
+
+    async with looking_up() as lookup:
+        with monkeypatch.context() as patched:
+            patched.setattr(aiodns, "DNSResolver", fail)
+            with pytest.raises(OSError, match="Failed to initialize"):
+                await lookup("localhost")
+        assert await lookup("localhost")
 
 
 async def test_close_ends_lookups_and_may_be_repeated() -> None:
