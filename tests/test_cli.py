@@ -239,8 +239,8 @@ async def test_sigterm_ends_an_idle_relay(tmp_path: Path) -> None:
             assert response.status == 200
         relay.send_signal(signal.SIGTERM)
         assert await relay.ended() == 0
-    events = [line["event"] for line in relay.log]
-    assert events[-2:] == ["draining", "stopped"]
+    # A busy machine may have more to say meanwhile: of probes that came late, and of its own slowness.
+    assert [line["event"] for line in relay.log if line["event"] in {"draining", "stopped"}] == ["draining", "stopped"]
 
 
 async def test_sigterm_lets_running_calls_end(tmp_path: Path) -> None:
