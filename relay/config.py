@@ -535,7 +535,7 @@ class Health(_Section):
 class Limits(_Section):
     """Bounds; 0 connections or sessions mean "no bound"."""
 
-    # 20,000 connections take two to four descriptors each; the unit file allows 131,072.
+    # 20,000 connections take two to five descriptors each; the unit file allows 131,072.
     connections: Count = Field(default=20_000, ge=0)
     # Off: behind a web proxy a whole firm comes from one address.
     connections_per_source: Count = Field(default=0, ge=0)
