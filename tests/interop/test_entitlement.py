@@ -481,7 +481,7 @@ async def test_a_session_that_is_cut_keeps_its_place_until_nobody_comes_back(
         session = await open_media(relay, "ann")
         relayed = session.relayed_address
         assert session._link is not None
-        session._link.abort()
+        session._link._transport.abort()
         await eventually(lambda: relay.gateway.flows.tally.resumptions[ResumeOutcome.RESUMED] == 1)
         assert (session.relayed_address, relay.gateway.entitlement.calls) == (relayed, 1)
         assert counts(relay) == {"admitted": 1}
@@ -491,7 +491,7 @@ async def test_a_session_that_is_cut_keeps_its_place_until_nobody_comes_back(
         gone = await open_media(relay, "ann")
         monkeypatch.setattr(gone, "_token", "", raising=True)
         assert gone._link is not None
-        gone._link.abort()
+        gone._link._transport.abort()
         await eventually(lambda: relay.gateway.flows.tally.resumptions[ResumeOutcome.EXPIRED] == 1)
         await eventually(lambda: relay.gateway.entitlement.calls == 0)
         await gone.close()
