@@ -88,6 +88,7 @@ cdef enum:
     NOTICE_SILENT = 256         # the upstream is lost; number: its
     NOTICE_UNREACHABLE = 512    # number: its; fault: an errno
     NOTICE_GRANTED = 1024       # the answer that waits
+    NOTICE_ALTERNATE = 2048     # 300, the answer: a socket for the server that it names is wanted
 
 cdef enum:
     OP_LISTEN                   # number: the socket
@@ -97,7 +98,7 @@ cdef enum:
     OP_TICKET_KEY               # data: TicketKey
     OP_ADOPT                    # number: the socket, identity: Python's own number for it; data: bytes read already
     OP_ATTACH                   # number: the UDP socket, flag: FLOW_… and the carrier
-    OP_REPLACE                  # number: the UDP socket on a fresh port, -1 if there is none
+    OP_REPLACE                  # number: the UDP socket on a fresh port, or for an alternate; -1 if there is none
     OP_UPGRADE                  # as OP_ATTACH, without a socket for a session; data: the response
     OP_MOVE                     # number: the UDP socket, or -1 and flag: why there is none, an errno; moves
     OP_TELL                     # data: a whole frame
@@ -115,6 +116,7 @@ cdef enum:
 cdef enum:
     FLOW_RELEASES = 1           # the upstream releases allocations
     FLOW_ASKS = 2               # it asks for users
+    FLOW_FOLLOWS = 4            # it may send the client on (300)
     FLOW_CARRIER_SHIFT = 8
 
 cdef struct Command:
@@ -251,8 +253,10 @@ cdef struct Connection:
     int64_t allocation_due_us   # when it is looked whether there is one; 0 for a session, whose is control's
     bint releases               # keep the last authenticated request for control
     int fresh_ports
+    bint follows                # where a 300 leads
+    int hops                    # how often it has
     uint8_t[12] stale_id        # the Allocate that was answered 437
-    uint8_t* stale_answer       # which goes to the client if there is no fresh port
+    uint8_t* stale_answer       # or 300; it goes to the client if there is no socket to go on from
     uint32_t stale_size
     uint8_t* request
     uint32_t request_size
@@ -285,6 +289,8 @@ cdef enum:
     DATAGRAM_BYTES = DATAGRAM_ROOM + 65536 + 4  # the longest, and room for padding
     MESSAGES_BYTES = 16777216   # that wait for Python: beyond, it hangs
     PLAIN_BYTES = 16384         # one TLS record
+    MAX_HOPS = 3                # more 300s in a row are a loop
+    TRY_ALTERNATE = 300
     MAX_FRESH_PORTS = 256       # with the reasons in relay.plane.turn_flow
     FRESH_PORTS_US = 5000000
     ALLOCATION_MISMATCH = 437   # RFC 8656 section 7.2

@@ -22,7 +22,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memmove, memset, strcmp
+from libc.string cimport memcmp, memcpy, memmove, memset, strcmp
 
 from relay.plane cimport openssl as tls
 from relay.plane cimport posix
@@ -63,7 +63,7 @@ from relay.plane.sources cimport (
     pthread_mutex_unlock,
 )
 from relay.plane.stun cimport (
-    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS,
+    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_ALTERNATE_SERVER, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS,
     REFRESH_REQUEST, REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET,
     datagram_unit, error_code, find_attribute, load16, load32,
 )
@@ -1097,6 +1097,8 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
         return filled
     if size >= STUN_HEADER_BYTES and data[0] <= 3:
         if datagram_unit(data, size):
+            if load16(data) == ALLOCATE_ERROR and is_redirected(e, c, data, size):
+                return filled       # the client sends its request again, as one does over UDP
             note_allocation(e, c, data, size)
         else:
             c.heard_media_us = e.now_us
@@ -1112,7 +1114,7 @@ cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t siz
     cdef uint16_t kind = load16(message)
     cdef Answer answer = ANSWER_UNKNOWN
     if kind == ALLOCATE_ERROR and c.carrier != CARRIER_SESSION and not c.allocated_until_us:
-        if is_stale(e, c, message, size):
+        if is_stale(e, c, message, size) or is_redirected(e, c, message, size):
             return False
     if kind & RESPONSE_BIT:
         if answers_question(&c.question, message):
@@ -1163,6 +1165,26 @@ cdef bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t si
         return False
     c.fresh_ports += 1
     owe(e, c, NOTICE_STALE)
+    return True
+
+
+# The upstream names another server (300): control is asked for a socket to there, if that may be. Over a stream the
+# request goes out again from it. A copy of the answer, meanwhile, is nobody's.
+cdef bint is_redirected(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef const uint8_t* identity = message + TRANSACTION_ID_OFFSET
+    if not c.follows or c.allocated_until_us or error_code(message, size) != TRY_ALTERNATE:
+        return False
+    if c.stale_answer != NULL:
+        return memcmp(c.stale_answer + TRANSACTION_ID_OFFSET, identity, TRANSACTION_ID_BYTES) == 0
+    if c.hops >= MAX_HOPS or find_attribute(message, size, ATTRIBUTE_ALTERNATE_SERVER, 8) == NULL:
+        return False
+    if c.carrier != CARRIER_CONNECT_UDP and find_pending(c.transactions, identity) < 0:
+        return False
+    keep_bytes(&c.stale_answer, &c.stale_size, message, size)
+    if c.stale_answer == NULL:
+        return False
+    c.hops += 1
+    report(e, c, NOTICE_ALTERNATE, message, size, 0, 0)
     return True
 
 
@@ -1920,6 +1942,7 @@ cdef void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     count_live(LIVE_SOCKETS, c.udp >= 0)
     c.releases = command.flag & FLOW_RELEASES
     c.admission.asks = command.flag & FLOW_ASKS
+    c.follows = command.flag & FLOW_FOLLOWS
     c.carrier = <uint8_t> (command.flag >> FLOW_CARRIER_SHIFT)
     c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
@@ -2266,8 +2289,11 @@ def live_objects() -> dict:
     }
 
 
-cdef inline int flow_flags(int carrier, bint releases, bint asks) noexcept nogil:
-    return carrier << FLOW_CARRIER_SHIFT | (FLOW_RELEASES if releases else 0) | (FLOW_ASKS if asks else 0)
+cdef inline int flow_flags(int carrier, bint releases, bint asks, bint follows) noexcept nogil:
+    return (
+        carrier << FLOW_CARRIER_SHIFT | (FLOW_RELEASES if releases else 0) | (FLOW_ASKS if asks else 0)
+        | (FLOW_FOLLOWS if follows else 0)
+    )
 
 
 cdef int require_stun(bytes message) except -1:
@@ -2439,25 +2465,27 @@ cdef class Worker:
         self.send(OP_ADOPT, ticket, fd, 0, preread)
 
     def attach(
-        self, uint64_t identity, int udp, bytes target not None, bint releases, bint asks, int64_t age_us
+        self, uint64_t identity, int udp, bytes target not None, bint releases, bint asks, bint follows, int64_t age_us
     ) -> None:
         """Start the flow on a UDP socket, which is the worker's while the flow lives.
 
         ``target`` is where to connect the socket to before it first sends, as a sockaddr; empty if it is connected.
-        ``asks`` to have users reported; ``age_us`` is how old its media may grow here, -1 for what the bounds say.
+        ``asks`` to have users reported; ``follows`` to have a 300 reported; ``age_us`` is how old its media may grow
+        here, -1 for what the bounds say.
         """
-        self.send_flow(OP_ATTACH, identity, udp, target, flow_flags(0, releases, asks), age_us, 0, None)
+        self.send_flow(OP_ATTACH, identity, udp, target, flow_flags(0, releases, asks, follows), age_us, 0, None)
 
     def replace(self, uint64_t identity, int udp, bytes target not None) -> None:
-        """Go on from a fresh port, or with -1 give the client its 437. ``target`` as for ``attach``."""
+        """Go on from another socket, or with -1 give the client its 437 or 300. ``target`` as for ``attach``."""
         self.send_flow(OP_REPLACE, identity, udp, target, 0, 0, 0, None)
 
     def upgrade(
         self, uint64_t identity, bytes response not None, int carrier, int udp, bytes target not None, bint releases,
-        bint asks, int64_t age_us
+        bint asks, bint follows, int64_t age_us
     ) -> None:
         """Leave HTTP with this response; the rest as for ``attach``. ``carrier`` is its place in the enumeration."""
-        self.send_flow(OP_UPGRADE, identity, udp, target, flow_flags(carrier, releases, asks), age_us, 0, response)
+        cdef int flags = flow_flags(carrier, releases, asks, follows)
+        self.send_flow(OP_UPGRADE, identity, udp, target, flags, age_us, 0, response)
 
     def move(self, uint64_t identity, int udp, bytes target not None, int error, int64_t age_us, int moves) -> None:
         """Have a session go on from this socket, the worker's from here; -1 and an errno where there is none.

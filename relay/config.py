@@ -377,7 +377,8 @@ class Media(_Section):
 
     # The routable source address towards upstreams, one for each family; by default the kernel's choice.
     source_addresses: tuple[LiteralHost, ...] = ()
-    # An upstream given by name must not resolve to a private or special address, unless it lies in one of these.
+    # An upstream given by name must not resolve to a private or special address, and no upstream may send clients on to
+    # one (300 Try Alternate), unless it lies in one of these.
     allowed_networks: tuple[Network, ...] = ()
     # Voice that has waited longer for a slow client is dropped, oldest first: a jitter buffer takes no more.
     max_media_age_ms: VoiceMilliseconds = 200.0

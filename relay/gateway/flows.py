@@ -133,7 +133,9 @@ class Flows:
         self._count(wanted.connection, state)
         self._addresses[wanted.connection] = upstream.address
         asks = self.asks_for_users and wanted.carrier is not Carrier.SESSION
-        upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks)
+        # A session follows by itself.
+        alternates = None if state is None or wanted.carrier is Carrier.SESSION else self.policy
+        upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks, alternates=alternates)
         self.on_begun(wanted, state)
         start(upstream)
         return upstream

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NewType, Protocol
 
-from relay.addresses import Address
+from relay.addresses import Address, RelayPolicy
 from relay.quality.stream import Direction, RtpStream
 from relay.turn.transactions import RTO_S
 
@@ -135,6 +135,8 @@ class Upstream:
     # Report each Allocate of a user (AllocateRequested), and forward it when control has admitted it; report each one
     # that the upstream has granted (AllocateGranted), and let control answer it.
     asks_for_users: bool = False
+    # Who it may send the client on to (300 Try Alternate); None hands that answer to the client.
+    alternates: RelayPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, overload
 from relay._fastpath import SharedState, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
+from relay.plane.alternates import redirected
 from relay.plane.api import (
     AllocateGranted,
     AllocateRequested,
@@ -73,7 +74,7 @@ TICKET_KEY_BYTES = 80
 TICKET_KEY_LIFETIME_S = 4 * 3600
 
 ADOPTED, TURN_OPENED, HTTP_OPENED, STALE, CLOSED = 1, 2, 4, 8, 16
-ALLOCATE, TEXT, STUN, SILENT, UNREACHABLE, GRANTED = 32, 64, 128, 256, 512, 1024
+ALLOCATE, TEXT, STUN, SILENT, UNREACHABLE, GRANTED, ALTERNATE = 32, 64, 128, 256, 512, 1024, 2048
 CARRIERS = tuple(Carrier)
 REASONS = tuple(CloseReason)
 DROPS = tuple(DropReason)
@@ -303,7 +304,7 @@ class CompiledPlane:
             identity = self._tickets.get(connection, connection)
             if self._awaits(identity, http=True):
                 self._sessions.add(identity)
-                self._worker(identity).upgrade(identity, response, number, -1, b"", False, False, -1)
+                self._worker(identity).upgrade(identity, response, number, -1, b"", False, False, False, -1)
             return
         opened = self._open_flow(connection, carrier, upstream, http=True, response=response)
         if opened is not None:
@@ -327,7 +328,9 @@ class CompiledPlane:
         except OSError as error:
             if carrier is Carrier.WEBSOCKET:
                 # It can be told why only in a Close frame.
-                self._worker(identity).upgrade(identity, response, CARRIERS.index(carrier), -1, b"", False, False, -1)
+                self._worker(identity).upgrade(
+                    identity, response, CARRIERS.index(carrier), -1, b"", False, False, False, -1
+                )
             exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
@@ -513,6 +516,8 @@ class CompiledPlane:
                 events.append(AllocateRequested(self._known(identity), message))
             elif notice == GRANTED:
                 events.append(AllocateGranted(self._known(identity), message))
+            elif notice == ALTERNATE:
+                self._on_alternate(worker, identity, message)
             elif notice == TEXT:
                 events.append(TextReceived(self._known(identity), message.decode()))
             else:
@@ -546,6 +551,23 @@ class CompiledPlane:
             return
         flow.port = udp.getsockname()[1]
         target = target_of(udp, flow.upstream.address)
+        worker.replace(identity, udp.detach(), target)
+
+    def _on_alternate(self, worker: Worker, identity: int, answer: bytes) -> None:
+        """Go on at the server that a 300 names; where that may not be, the client gets the answer."""
+        flow = self._flows.get(identity)
+        if flow is None:
+            return
+        upstream = redirected(flow.upstream, answer)
+        try:
+            udp = None if upstream is None else self._ports.open_socket(self.loop.time(), upstream.address)
+        except OSError:
+            udp = None
+        if upstream is None or udp is None:
+            worker.replace(identity, -1, b"")
+            return
+        flow.upstream, flow.port = upstream, udp.getsockname()[1]
+        target = target_of(udp, upstream.address)
         worker.replace(identity, udp.detach(), target)
 
     def _of_upstream(self, notice: int, identity: int, message: bytes, move: int, error: int) -> list[Event]:
@@ -680,8 +702,9 @@ def _look_at(fd: int, upstream: Address) -> tuple[int, bytes]:
         udp.detach()
 
 
-def _rules(upstream: Upstream) -> tuple[bool, bool, int]:
-    return upstream.releases_allocations, upstream.asks_for_users, _age_us(upstream)
+def _rules(upstream: Upstream) -> tuple[bool, bool, bool, int]:
+    follows = upstream.alternates is not None
+    return upstream.releases_allocations, upstream.asks_for_users, follows, _age_us(upstream)
 
 
 def _failure(words: str) -> HandshakeFailure:

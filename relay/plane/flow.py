@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from relay.plane.alternates import MAX_HOPS, redirected
 from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tap import FlowTap
@@ -108,6 +109,7 @@ class Flow:
         self._allocated_until: float | None = None
         self._allocating = False
         self._authenticated = b""
+        self._hops = 0
         if left is None:
             self._use(self._ports.open_socket(self.heard_at, upstream.address))
         else:
@@ -232,10 +234,32 @@ class Flow:
             self.totals.drop(DropReason.DOWNLINK_MALFORMED)
             return
         if is_whole_stun(datagram):
+            if self._follow(datagram):
+                return  # the client sends its request again, as one does over UDP
             self._note_answer(datagram)
         else:
             self.heard_media_at = self._loop.time()
         self._deliver(arrived, datagram)
+
+    def _follow(self, answer: bytes, request: bytes = b"") -> bool:
+        """Go on at the server that a 300 names, and send it ``request``; False if the answer is the client's."""
+        if answer[0] << 8 | answer[1] != ALLOCATE_ERROR or self._allocated_until is not None or self._hops >= MAX_HOPS:
+            return False
+        before, upstream = self._socket, redirected(self.upstream, answer)
+        if upstream is None:
+            return False
+        try:
+            opened = self._ports.open_socket(self._loop.time(), upstream.address)
+        except OSError:
+            return False
+        self._hops += 1
+        self._loop.remove_reader(before)
+        before.close()
+        self.upstream = upstream
+        self._use(opened)
+        if request:
+            self._send(request, Traffic.CONTROL)
+        return True
 
     def _note_answer(self, message: bytes) -> None:
         kind = message[0] << 8 | message[1]

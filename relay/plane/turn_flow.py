@@ -1,9 +1,9 @@
 """The flow of a TURN client: the duties of a gateway from TURN over a stream to TURN over UDP.
 
 Requests are sent again until they are answered, second answers are dropped, a 437 for a stale allocation is tried again
-from a fresh port, and an upstream that is gone ends the flow: one that answers nothing, not even what the flow asks of
-its own (``question``). The TURN client of a session is control: it hears what
-one would hear, and judges errors itself.
+from a fresh port, a 300 leads to another server (``alternates``), and an upstream that is gone ends the flow: one that
+answers nothing, not even what the flow asks of its own (``question``). The TURN client of a session is control: it
+hears what one would hear, and judges errors itself.
 """
 
 from __future__ import annotations
@@ -99,8 +99,10 @@ class TurnFlow(Flow):
         kind = message[0] << 8 | message[1]
         if not kind & _RESPONSE_BIT:
             return Answer.UNKNOWN
-        if kind == ALLOCATE_ERROR and self._allocated_until is None and self._retry_elsewhere(message):
-            return None
+        if kind == ALLOCATE_ERROR and self._allocated_until is None:
+            request = self._transactions.request(message[8:20])
+            if self._retry_elsewhere(message) or (request is not None and self._follow(message, request)):
+                return None
         answer = self._transactions.on_response(message[8:20])
         if answer is not Answer.DUPLICATE or kind == ALLOCATE_ERROR:
             self._note_answer(message)
