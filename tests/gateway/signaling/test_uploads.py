@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -118,3 +120,23 @@ async def test_no_exception_vanishes_in_an_upload(tmp_path: Path, monkeypatch: p
             assert (await receive_head(client)).startswith(b"HTTP/1.1 502 ")
     [line] = [one for one in lines if one["event"] == "task failed"]
     assert (line["task"], str(line["exc_info"])) == ("upload", "of ours")
+
+
+async def test_upstream_that_does_not_read_is_504(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # the kernel takes what fits
+        signaling = {"upstreams": [f"http://127.0.0.1:{deaf.getsockname()[1]}"], "response_timeout_s": 0.5}
+        async with (
+            running_relay(tmp_path, NO_UPSTREAM, signaling=signaling) as relay,
+            uploading(relay, 15_000_000) as client,
+        ):
+
+            async def send() -> None:
+                with contextlib.suppress(OSError):
+                    for _ in range(150):
+                        await client.send(bytes(100_000))
+
+            sending = asyncio.create_task(send())
+            head = await receive_head(client)
+            assert head.startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
+            sending.cancel()
+            await asyncio.wait([sending])
