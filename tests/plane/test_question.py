@@ -14,6 +14,7 @@ from tests.plane.test_contract import HELLO, VOICE, answer, stun
 from tests.support.carriers import binary as frame_of
 from tests.support.carriers import carried, moved_session
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.taps import tapped
 from tests.support.tls_client import TlsClient
 
 planes = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -189,8 +190,8 @@ async def test_a_session_asks_too_and_control_does_not_hear_of_it(make: MakePlan
 async def test_a_tap_sees_the_question(make: MakePlane, tmp_path: Path) -> None:
     settings = bounds(upstream_silence_s=SILENCE_S)
     async with plane_bench(make, tmp_path, settings) as bench, carried(bench, Carrier.WEBSOCKET) as client:
-        tap = bench.plane.tap(client.connection)
-        assert tap is not None
+        await client.send(frame_of(HELLO))
+        tap = await tapped(bench, client.connection, await bench.upstream.expect(HELLO))
         ignored = stun(1, Method.ALLOCATE)
         await client.send(frame_of(ignored))
         asked = await question(bench, apart_from=ignored)
