@@ -167,10 +167,12 @@ cdef struct Bounds:
     int64_t connections
     int64_t connections_per_source
     int64_t max_age_us
+    int64_t data_age_us
     int64_t playout_us
     int64_t ping_us
     uint32_t media_bytes
     uint32_t control_bytes
+    uint32_t data_bytes
     uint32_t[PAYLOAD_TYPES] clocks
 
 # What TCP says of the way to the client.
@@ -221,7 +223,7 @@ cdef struct Connection:
     uint32_t retry
     Schedule schedule
     Pace pace
-    bint behind                 # and in the list of those
+    bint behind                 # TCP is, for all that waits or for data, and in the list of those
     int64_t max_age_us
     Delays delays
     Link link

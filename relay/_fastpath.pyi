@@ -38,6 +38,8 @@ class Worker:
         max_age_us: int,
         media_bytes: int,
         control_bytes: int,
+        data_age_us: int,
+        data_bytes: int,
         playout_us: int,
         ping_us: int,
         clocks: list[int],

@@ -30,8 +30,8 @@ from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, is_to_ask, 
 from relay.plane.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
 from relay.plane.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
 from relay.plane.carriage cimport (
-    CARRIER_CONNECT_UDP, CARRIER_SESSION, CARRIER_TURN, FAREWELL_BYTES, Carriage, admit_text, admit_unasked, class_of,
-    frame_unit, note_capsule_fault, note_close, note_web_fault, open_carriage, write_farewell, write_ping,
+    CARRIER_CONNECT_UDP, CARRIER_SESSION, CARRIER_TURN, FAREWELL_BYTES, Carriage, admit_text, admit_unasked,
+    frame_unit, is_from_peer, note_capsule_fault, note_close, note_web_fault, open_carriage, write_farewell, write_ping,
 )
 from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
@@ -55,8 +55,9 @@ from relay.plane.reserve cimport (
 )
 from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
-    NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFICS, Frame, Put, Rules, clear_schedule, expire, first_frame,
-    is_media_datagram, is_waiting, next_class, note_oldest, pop_frame, put_frame, traffic_of, waiting_bytes,
+    NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFIC_DATA, TRAFFICS, Frame, Put, Rules, clear_schedule, expire,
+    first_frame, is_media_datagram, is_urgent, is_waiting, judge_peer, next_class, note_oldest, pop_frame, put_frame,
+    traffic_of, waiting_bytes,
 )
 from relay.plane.sources cimport (
     enter_source, leave_source, open_sources, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock,
@@ -187,6 +188,13 @@ cdef inline int watch(Engine* e, int operation, int fd, uint32_t events, uint64_
     return posix.epoll_ctl(e.epoll, operation, fd, &event)
 
 
+# True if something waits that TCP may be given, as far as is known; or else it is asked again.
+cdef inline bint may_write_waiting(Connection* c) noexcept nogil:
+    if not is_waiting(&c.schedule) or c.pace.behind:
+        return False
+    return not c.pace.holds_data or is_urgent(&c.schedule)
+
+
 # What epoll should tell of the client's socket, from what the connection waits for.
 cdef void watch_client(Engine* e, Connection* c) noexcept nogil:
     cdef uint32_t wanted = 0
@@ -194,7 +202,7 @@ cdef void watch_client(Engine* e, Connection* c) noexcept nogil:
         return
     if c.readable and not c.ended:
         wanted |= posix.EPOLLIN
-    if c.out.size or c.retry or (is_waiting(&c.schedule) and not c.behind):
+    if c.out.size or c.retry or may_write_waiting(c):
         wanted |= posix.EPOLLOUT
     if wanted != c.interest:
         c.interest = wanted
@@ -970,11 +978,11 @@ cdef void on_send_error(Engine* e, Connection* c, const uint8_t* unit, uint32_t 
     if not fault:
         count_up(e, c, unit, size)
     elif is_no_room(fault):
-        drop(c, DROP_UPLINK_FULL, class_of(c.carrier, unit, size))
+        drop(c, DROP_UPLINK_FULL, traffic_of(unit, size))
     elif fault == posix.EMSGSIZE:
-        drop(c, DROP_UPLINK_OVERSIZE, class_of(c.carrier, unit, size))
+        drop(c, DROP_UPLINK_OVERSIZE, traffic_of(unit, size))
     elif c.udp >= 0 and c.state == STATE_MEDIA:
-        drop(c, DROP_UPLINK_REFUSED, class_of(c.carrier, unit, size))
+        drop(c, DROP_UPLINK_REFUSED, traffic_of(unit, size))
 
 
 # What an error of ``send`` comes to: 0 if the datagram has gone in the end, or why it has not. If nobody listens at the
@@ -1193,10 +1201,13 @@ cdef uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, ui
     cdef uint32_t framed
     cdef uint8_t* frame
     cdef int traffic
-    if must_wait(e, c):
-        traffic = class_of(c.carrier, unit, size)
+    cdef bint from_peer
+    if must_wait(e, c) or (
+        (c.pace.holds_data or c.schedule.data_bytes) and traffic_of(unit, size) == TRAFFIC_DATA
+    ):
+        traffic, from_peer = traffic_of(unit, size), is_from_peer(c.carrier, unit)
         frame = frame_unit(c.carrier, unit, size, &framed)
-        let_wait(e, c, traffic, frame, size, framed)
+        let_wait(e, c, traffic, from_peer, frame, size, framed)
         return filled
     frame = frame_unit(c.carrier, unit, size, &framed)
     hand_over(e, c, unit, size, e.now_us)
@@ -1223,18 +1234,20 @@ cdef void reply(Engine* e, Connection* c, const uint8_t* message, uint32_t size)
 # Whole frames that are no units: first of what waits, and in no count.
 cdef void say(Engine* e, Connection* c, const uint8_t* frames, uint32_t size) noexcept nogil:
     if must_wait(e, c):
-        let_wait(e, c, TRAFFIC_CONTROL, frames, NO_UNIT, size)
+        let_wait(e, c, TRAFFIC_CONTROL, False, frames, NO_UNIT, size)
     else:
         write_client(e, c, frames, size)
 
 
+# Data waits in more cases than these.
 cdef inline bint must_wait(Engine* e, Connection* c) noexcept nogil:
-    return c.out.size != 0 or is_waiting(&c.schedule) or falls_behind(e, c)
+    return c.out.size != 0 or is_urgent(&c.schedule) or falls_behind(e, c)
 
 
 cdef void set_rules(Engine* e, Connection* c, Rules* rules) noexcept nogil:
-    rules.max_age_us = c.max_age_us
+    rules.max_age_us, rules.data_age_us = c.max_age_us, e.bounds.data_age_us
     rules.media_bytes, rules.control_bytes = e.bounds.media_bytes, e.bounds.control_bytes
+    rules.data_bytes = e.bounds.data_bytes
     memset(rules.old, 0, sizeof(rules.old))
     memset(rules.full, 0, sizeof(rules.full))
 
@@ -1248,28 +1261,41 @@ cdef void count_drops(Connection* c, const Rules* rules) noexcept nogil:
 
 
 cdef void let_wait(
-    Engine* e, Connection* c, int traffic, const uint8_t* frame, uint32_t size, uint32_t framed
+    Engine* e, Connection* c, int traffic, bint from_peer, const uint8_t* frame, uint32_t size, uint32_t framed
 ) noexcept nogil:
     cdef Rules rules
     cdef Put put
     set_rules(e, c, &rules)
+    if traffic == TRAFFIC_CONTROL and from_peer:
+        traffic = judge_peer(&c.schedule, &rules, e.now_us, framed)
     put = put_frame(&c.schedule, &rules, e.now_us, traffic, frame, size, framed)
     count_drops(c, &rules)
-    if put == PUT_REFUSED:
+    if put == PUT_REFUSED and from_peer:
+        # There was no memory: a peer must not end the connection.
+        drop(c, DROP_DOWNLINK_FULL, traffic)
+    elif put == PUT_REFUSED:
         end(e, c, REASON_SLOW_CLIENT)
     elif put == PUT_DONE:
+        if traffic == TRAFFIC_DATA and c.pace.holds_data:
+            ask_again(e, c)
         watch_client(e, c)
 
 
 # TCP has taken what it does not deliver: more would only grow old there, where nothing can be dropped.
 cdef bint falls_behind(Engine* e, Connection* c) noexcept nogil:
-    if not is_behind(&c.pace, c.fd, c.wire.given, c.link.least_rtt_us, e.now_us):
-        return False
+    if is_behind(&c.pace, c.fd, c.wire.given, c.link.least_rtt_us, e.now_us, c.schedule.data_bytes != 0):
+        ask_again(e, c)
+        return True
+    if c.pace.holds_data and c.schedule.data_bytes:
+        ask_again(e, c)
+    return False
+
+
+cdef inline void ask_again(Engine* e, Connection* c) noexcept nogil:
     if not c.behind:
         c.behind = True
         c.behind_next = e.behind
         e.behind = c
-    return True
 
 
 # Nothing tells when TCP has caught up, so it is asked.
@@ -1337,7 +1363,7 @@ cdef void write_client(Engine* e, Connection* c, const uint8_t* data, uint32_t s
     written = tls.SSL_write(c.ssl, data, size)
     c.spoken_us = e.now_us
     if written > 0:
-        note_write(&c.pace, c.wire.given, e.now_us)
+        note_write(&c.pace, c.wire.given, e.now_us, c.link.least_rtt_us)
         if not c.buffered:
             warm(c)
         e.sent_down += 1
@@ -1392,11 +1418,11 @@ cdef void on_writable(Engine* e, Connection* c) noexcept nogil:
             return
         c.retry = 0
         drop_front(&c.out, written)
-        note_write(&c.pace, c.wire.given, e.now_us)
+        note_write(&c.pace, c.wire.given, e.now_us, c.link.least_rtt_us)
     if c.state == STATE_CLOSING:
         finish(e, c)
         return
-    if is_waiting(&c.schedule) and not c.behind and not falls_behind(e, c):
+    if is_waiting(&c.schedule) and not falls_behind(e, c):
         write_waiting(e, c)
     if c.state in (STATE_CLOSING, STATE_DEAD):
         return
@@ -1416,7 +1442,7 @@ cdef void write_waiting(Engine* e, Connection* c) noexcept nogil:
     expire(&c.schedule, &rules, e.now_us)
     count_drops(c, &rules)
     traffic = next_class(&c.schedule)
-    while traffic != TRAFFICS:
+    while traffic != TRAFFICS and not (traffic == TRAFFIC_DATA and c.pace.holds_data):
         frame = first_frame(&c.schedule.queues[traffic])[0]
         if filled and filled + frame.padded > RECORD_BYTES:
             break
@@ -2432,9 +2458,11 @@ cdef class Worker:
         self.send(OP_TICKET_KEY, 0, -1, 0, key)
 
     def configure(
-        self, int64_t handshake_us, int64_t first_bytes_us, int64_t allocation_us, int64_t attach_us, int64_t silence_us, int64_t rto_us,
+        self, int64_t handshake_us, int64_t first_bytes_us, int64_t allocation_us, int64_t attach_us,
+        int64_t silence_us, int64_t rto_us,
         int64_t connections, int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes,
-        uint32_t control_bytes, int64_t playout_us, int64_t ping_us, list clocks not None,
+        uint32_t control_bytes, int64_t data_age_us, uint32_t data_bytes, int64_t playout_us, int64_t ping_us,
+        list clocks not None,
     ) -> None:
         """Use these bounds; ``clocks`` are those of relay.quality.meter.clock_table."""
         cdef Bounds bounds
@@ -2449,6 +2477,7 @@ cdef class Worker:
         bounds.connections_per_source = connections_per_source
         bounds.max_age_us, bounds.playout_us, bounds.ping_us = max_age_us, playout_us, ping_us
         bounds.media_bytes, bounds.control_bytes = media_bytes, control_bytes
+        bounds.data_age_us, bounds.data_bytes = data_age_us, data_bytes
         cdef bytes copied = (<char*> &bounds)[:sizeof(bounds)]
         self.send(OP_CONFIGURE, 0, -1, 0, copied)
 

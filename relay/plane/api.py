@@ -81,9 +81,10 @@ CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
 class Traffic(StrEnum):
     """What a packet is, by its first bytes (RFC 7983, RFC 5761): the order in which a slow client gets it."""
 
-    CONTROL = "control"  # STUN and DTLS: first, and never dropped by age
+    CONTROL = "control"  # STUN, and what sets DTLS up: first, and never dropped by age
     RTCP = "rtcp"
     MEDIA = "media"
+    DATA = "data"  # what DTLS carries (WebRTC's data channels), and what is of no known kind: last
 
 
 class DropReason(StrEnum):
@@ -165,8 +166,15 @@ class PlaneSettings:
     max_media_age_s: float = 0.2
     # And what is beyond this much of it, RTCP included, the oldest media first: a burst of 200 KB fits.
     downlink_media_bytes: int = 256 * 1024
-    # STUN and DTLS are not dropped by age, so a client that reads nothing at all is closed here.
+    # STUN of the upstream is not dropped, so a client that reads nothing at all is closed here. What a far peer sends
+    # as control takes half of it at most, and 16 KiB a second; what is more waits as data.
     downlink_control_bytes: int = 64 * 1024
+    # Data beyond this drops itself: SCTP sends faster until something is lost. 10 Mbit/s bring this much in 200 ms,
+    # which is the round trip of a slow path, and a queue as long as that keeps it busy.
+    downlink_data_bytes: int = 256 * 1024
+    # And what has waited for longer is dropped, the oldest first: SCTP has sent it again after a second
+    # (RFC 9260 section 16, RTO.Min).
+    max_data_age_s: float = 1.0
     # Proxies cut tunnels idle for 60 s, and TCP's keep-alive does not count: WebSocket pings are sent so often.
     # A client that has said nothing since two pings, not even a pong, is gone.
     websocket_ping_s: float = 20.0
@@ -243,10 +251,10 @@ class FlowSnapshot:
     """One flow as it is now, or as it was at its end. Times in seconds; ``heard_s`` since the upstream's last packet.
 
     ``username`` is that of the client's last Allocate that had one, which is in clear; the first 128 characters of it.
-    ``queued_bytes`` wait for the client, the oldest for ``queue_age_s``; never more than ``downlink_media_bytes`` and
-    ``downlink_control_bytes`` together. What was given to TLS is not among them: no more than one record of 1 KiB, or
-    one longer unit. What is too old leaves when the next packet comes or goes. ``queue_delay`` is how long those
-    waited that have left. RTCP is encrypted: it is counted only.
+    ``queued_bytes`` wait for the client, the oldest for ``queue_age_s``; never more than ``downlink_media_bytes``,
+    ``downlink_control_bytes`` and ``downlink_data_bytes`` together. What was given to TLS is not among them: no more
+    than one record of 1 KiB, or one longer unit. What is too old leaves when the next packet comes or goes.
+    ``queue_delay`` is how long those waited that have left. RTCP is encrypted: it is counted only.
     """
 
     connection: ConnectionId

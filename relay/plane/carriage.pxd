@@ -7,7 +7,6 @@ from libc.string cimport memcpy, memset, strlen
 
 from relay.plane.capsule cimport CAPSULE_NO_CONTEXT, Capsules, write_capsule_head
 from relay.plane.live cimport calloc
-from relay.plane.schedule cimport traffic_of, traffic_of_datagram
 from relay.plane.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_MAX_CONTROL_BYTES, WEB_PING, WEB_WORDS_BYTES, WebSocket, close_code_of, describe_fault,
     write_control_head, write_head,
@@ -76,8 +75,9 @@ cdef inline uint8_t* frame_unit(int carrier, uint8_t* unit, uint32_t size, uint3
     return unit - head
 
 
-cdef inline int class_of(int carrier, const uint8_t* unit, uint32_t size) noexcept nogil:
-    return traffic_of_datagram(unit, size) if carrier == CARRIER_CONNECT_UDP else traffic_of(unit, size)
+# True for what a far peer sends, False for a STUN message of the upstream's own.
+cdef inline bint is_from_peer(int carrier, const uint8_t* unit) noexcept nogil:
+    return carrier == CARRIER_CONNECT_UDP or unit[0] >= 0x40
 
 
 # False for one more text message than a client may send.

@@ -272,6 +272,8 @@ class CompiledPlane:
                 round(settings.max_media_age_s * 1e6),
                 settings.downlink_media_bytes,
                 settings.downlink_control_bytes,
+                round(settings.max_data_age_s * 1e6),
+                settings.downlink_data_bytes,
                 round(settings.playout_deadline_s * 1e6),
                 round(settings.websocket_ping_s * 1e6),
                 clocks,
@@ -592,18 +594,26 @@ class CompiledPlane:
         reason, fault, words, first_bytes = worker.closed(identity)
         server_name, _, _ = worker.opened(identity)
         connection, flow = self._known(identity), self._flows.get(identity)
+        described = (
+            None
+            if flow is None
+            else _describe(flow, _RECORD.unpack(worker.record(identity)), self._figures_of(identity))
+        )
+        detail = (
+            silence_detail(self._silence_s, fault)
+            if REASONS[reason] is CloseReason.UPSTREAM_SILENT
+            else _detail(REASONS[reason], fault, words, first_bytes)
+        )
+        if REASONS[reason] is CloseReason.SLOW_CLIENT and described is not None:
+            detail = f"{described.queued_bytes} bytes unread"
         closed = Closed(
             connection,
             REASONS[reason],
             self._client(worker, identity),
             server_name,
             _totals(worker.counters(identity)),
-            None
-            if flow is None
-            else _describe(flow, _RECORD.unpack(worker.record(identity)), self._figures_of(identity)),
-            silence_detail(self._silence_s, fault)
-            if REASONS[reason] is CloseReason.UPSTREAM_SILENT
-            else _detail(REASONS[reason], fault, words, first_bytes),
+            described,
+            detail,
             _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
         )
         if closed.handshake_failure is not None:

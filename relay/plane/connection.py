@@ -319,14 +319,20 @@ class Connection(asyncio.Protocol):
     def send_media(self, plain: bytes) -> None:
         """Encrypt and send, and remember when."""
         self._send_plain(plain)
-        self._pace.note_write(self._given, time.monotonic_ns() // 1000)
+        self._pace.note_write(self._given, time.monotonic_ns() // 1000, self._link.least_rtt_us)
 
-    def is_behind(self) -> bool:
+    def is_behind(self, *, beside_data: bool) -> bool:
         """True if TCP has more than it delivers."""
         if self._lost or not self._pace.is_much:
+            self._pace.holds_data = False
             return False
         acknowledged = self._given - self._transport.get_write_buffer_size() - self._link.unacknowledged()
-        return self._pace.is_behind(acknowledged, self._link.least_rtt_us, time.monotonic_ns() // 1000)
+        now_us = time.monotonic_ns() // 1000
+        return self._pace.is_behind(acknowledged, self._link.least_rtt_us, now_us, beside_data=beside_data)
+
+    def holds_data(self) -> bool:
+        """Whether data had to wait when ``is_behind`` was last asked."""
+        return self._pace.holds_data
 
     def is_blocked(self) -> bool:
         """True if the socket has not taken all there was."""

@@ -2,7 +2,7 @@
 
 A unit is written at once while the socket takes all there is, and TCP delivers it. What comes while it does not waits
 in the schedule, and leaves in small records, one each turn, as soon as it does again: what has been given to TLS must
-be sent, so as little as possible is given.
+be sent, so as little as possible is given. Data waits earlier than the rest does, and lets the rest pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from relay.plane.api import Totals, Traffic
 from relay.plane.delays import Delays
 from relay.plane.schedule import Frame, Schedule
-from relay.plane.traffic import rtp_packet
+from relay.plane.traffic import rtp_packet, traffic_of
 from relay.quality.meter import Meter
 
 # Nothing of a record can be read before all of it has come, nor what is more urgent behind it: at 64 kbit/s this much
@@ -36,10 +36,12 @@ class Downlink:
         *,
         write: Callable[[bytes], None],
         is_blocked: Callable[[], bool],
-        is_behind: Callable[[], bool],
+        is_behind: Callable[[bool], bool],
+        holds_data: Callable[[], bool],
     ) -> None:
         """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet, ``is_behind``
-        that TCP has, and does not deliver it.
+        that TCP has, and does not deliver it, and is told whether data waits. ``holds_data`` says whether the last
+        answer to that keeps data back.
 
         ``meter`` sees what leaves: to it a packet that was dropped is lost, and one that waited is late.
         """
@@ -51,12 +53,13 @@ class Downlink:
         self._write = write
         self._is_blocked = is_blocked
         self._is_behind = is_behind
+        self._holds_data = holds_data
         self._turn: asyncio.Handle | None = None
         self._closed = False
 
     def deliver(self, arrived: float, unit: bytes) -> bool:
         """Send a unit that came at ``arrived`` (time.monotonic), or let it wait. False: no room for more control."""
-        if self._must_wait():
+        if self._must_wait() or self._is_data_to_wait(unit):
             return self.schedule.put(arrived, unit)
         self._hand_over([self.schedule.framed(arrived, unit)])
         return True
@@ -70,17 +73,31 @@ class Downlink:
         return True
 
     def _must_wait(self) -> bool:
-        if self.schedule.waiting_bytes or self._is_blocked():
+        if self.schedule.is_urgent or self._is_blocked():
             return True
-        if self._is_behind():
-            self._turn = self._turn or self._loop.call_later(ASK_AGAIN_S, self._on_turn)
+        if self._is_behind(self.schedule.has_data):
+            self._ask_again()
             return True
         return False
 
+    def _is_data_to_wait(self, unit: bytes) -> bool:
+        """Data waits behind other data, and while it is held."""
+        if not (self._holds_data() or self.schedule.waiting_bytes) or traffic_of(unit) is not Traffic.DATA:
+            return False
+        self._ask_again()
+        return True
+
+    def _ask_again(self) -> None:
+        self._turn = self._turn or self._loop.call_later(ASK_AGAIN_S, self._on_turn)
+
     def wake(self) -> None:
         """The socket takes more."""
-        if self._turn is None and self.schedule.waiting_bytes and not self._closed:
-            self._turn = self._loop.call_soon(self._on_turn)
+        if self._closed or not self.schedule.waiting_bytes:
+            return
+        if self._holds_data() and not self.schedule.is_urgent:
+            self._ask_again()
+        else:
+            self._turn = self._turn or self._loop.call_soon(self._on_turn)
 
     def close(self) -> None:
         """Send nothing more; what waits is gone."""
@@ -92,10 +109,10 @@ class Downlink:
         self._turn = None
         if self._is_blocked():
             return
-        if self._is_behind():
-            self._turn = self._loop.call_later(ASK_AGAIN_S, self._on_turn)
+        if self._is_behind(self.schedule.has_data):
+            self._ask_again()
             return
-        if frames := self.schedule.take(time.monotonic(), RECORD_BYTES):
+        if frames := self.schedule.take(time.monotonic(), RECORD_BYTES, with_data=not self._holds_data()):
             self._hand_over(frames)
         if not self._is_blocked():
             self.wake()

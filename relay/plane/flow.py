@@ -18,21 +18,12 @@ from relay.plane.alternates import MAX_HOPS, redirected
 from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.source_ports import SourcePorts
 from relay.plane.tap import FlowTap
-from relay.plane.traffic import is_media, rtp_packet, traffic_of
+from relay.plane.traffic import find_attribute, is_media, is_whole_stun, rtp_packet, traffic_of
 from relay.plane.uplink import Fate, News, Uplink
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
 from relay.sockaddr import from_sockaddr
-from relay.wire.stun import (
-    HEADER_BYTES,
-    AttributeType,
-    MessageClass,
-    Method,
-    StunError,
-    is_stun,
-    message_type,
-    parse_message,
-)
+from relay.wire.stun import AttributeType, MessageClass, Method, StunError, message_type, parse_message
 
 # How long a port rests when the lifetime of what it left behind is not known (RFC 8656 section 3.2: the default).
 ALLOCATION_LIFETIME_S = 600.0
@@ -306,25 +297,6 @@ class Flow:
 
     def _rest(self, used: socket.socket, until: float) -> None:
         self._ports.rest(used.getsockname()[1], self.upstream.address, until)
-
-
-def is_whole_stun(datagram: bytes) -> bool:
-    """True if the datagram is one STUN message, and nothing else."""
-    size = len(datagram)
-    return is_stun(datagram) and not size & 3 and HEADER_BYTES + int.from_bytes(datagram[2:4]) == size
-
-
-def find_attribute(message: bytes, kind: int) -> bytes | None:
-    """The value of the first attribute of this type wherever it stands, as a server might see it; None without one."""
-    offset = HEADER_BYTES
-    while offset + 4 <= len(message):
-        length = int.from_bytes(message[offset + 2 : offset + 4])
-        if offset + 4 + length > len(message):
-            return None
-        if int.from_bytes(message[offset : offset + 2]) == kind:
-            return message[offset + 4 : offset + 4 + length]
-        offset += 4 + length + (-length & 3)
-    return None
 
 
 def error_code(response: bytes) -> int:

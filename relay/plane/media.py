@@ -43,11 +43,11 @@ from relay.plane.carriers import (
     websocket_fault,
 )
 from relay.plane.downlink import Downlink
-from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, REFRESH_REQUEST, Account, Flow, find_attribute
+from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, REFRESH_REQUEST, Account, Flow
 from relay.plane.pings import Pings
-from relay.plane.schedule import Schedule
+from relay.plane.schedule import Room, Schedule
 from relay.plane.tap import FlowTap
-from relay.plane.traffic import traffic_of
+from relay.plane.traffic import find_attribute, traffic_of
 from relay.plane.turn_flow import SessionFlow, TurnFlow
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
@@ -94,15 +94,21 @@ class Media:
             totals,
             Schedule(
                 settings.max_media_age_s,
-                settings.downlink_media_bytes,
-                settings.downlink_control_bytes,
+                Room(
+                    settings.downlink_media_bytes,
+                    settings.downlink_control_bytes,
+                    settings.downlink_data_bytes,
+                    settings.max_data_age_s,
+                ),
                 totals,
                 self._framing.frame,
+                from_peers=carrier is Carrier.CONNECT_UDP,
             ),
             self._new_meter(Direction.DOWNLINK),
             write=host.send_media,
             is_blocked=host.is_blocked,
-            is_behind=host.is_behind,
+            is_behind=lambda beside_data: host.is_behind(beside_data=beside_data),
+            holds_data=host.holds_data,
         )
         self._pings: Pings | None = None
         # Not of a session: whether that has an allocation is control's to know.

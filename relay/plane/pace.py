@@ -9,14 +9,20 @@ much of it, is never older than that: each acknowledgement takes the oldest away
 A slow link shows itself in the same way, and would take all that has waited at once as soon as it had delivered what
 came before. So after each such time no more than half of what was on its way may be, and with each acknowledgement as
 much more as it covers: the slow start of TCP (RFC 5681 section 3.1), for its sender's own queue.
+
+Data takes what voice leaves, and must not make voice wait in TCP or in the network. So once the oldest write is late,
+somewhat earlier than for voice, data goes only as what is on its way is delivered. That does not slow it down, as a
+window that narrows would where acknowledgements wait behind what the client itself sends.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-# Writes that are remembered one by one; what comes behind them is judged with the last.
+# Writes that are remembered one by one; what comes behind them is judged with the last. So is what comes within a
+# twelfth of the time that counts: all that may be on its way is remembered then.
 MARKS = 16
+MARKS_IN_TIME = 12
 # Less may be on its way without anything being wrong: a receiver acknowledges every second segment at least (RFC 9293
 # section 3.8.6.3), small ones perhaps later, and a single one only when its timer says so, 200 ms on some systems. To
 # wait for that would be to send one record each 200 ms.
@@ -28,12 +34,24 @@ BEHIND_US = 50_000
 # The bounds of the window: a record; and more than a burst of 200 KB.
 WINDOW_LEAST = 1024
 WINDOW_MOST = 256 * 1024
+# Data waits from here on: an acknowledgement that is delayed takes as long.
+DATA_BEHIND_US = 40_000
+# Seven packets of SCTP: of less an acknowledgement may be late for other reasons.
+DATA_WINDOW_LEAST = 8192
+# Where data waits the path is busy, and acknowledgements wait in it too. So voice is held only beyond the delay that
+# RFC 6817 section 2.5 allows to what must not disturb others, and not before this much more is on the way.
+BEHIND_BESIDE_DATA_US = 100_000
+VOICE_BESIDE_DATA_BYTES = 4096
 
 
 class Pace:
     """The writes of one connection that may not have been delivered yet. Positions count bytes from its start."""
 
     def __init__(self) -> None:
+        # Whether data had to wait when ``is_behind`` was last asked.
+        self.holds_data = False
+        self._data_window = 0
+        self._data_late = False
         self._marks: deque[tuple[int, int]] = deque()
         self._acknowledged = 0
         self._window: int | None = None
@@ -47,29 +65,45 @@ class Pace:
             len(marks) >= LARGE_WRITES and marks[-1][0] - self._acknowledged >= UNACKNOWLEDGED_BYTES
         )
 
-    def note_write(self, end: int, now_us: int) -> None:
+    def note_write(self, end: int, now_us: int, least_rtt_us: int) -> None:
         """All up to ``end`` has been given to TCP."""
         marks = self._marks
-        if len(marks) == MARKS:
+        near_us = (least_rtt_us + BEHIND_US) // MARKS_IN_TIME
+        if len(marks) == MARKS or (len(marks) >= UNACKNOWLEDGED_WRITES and now_us - marks[-1][1] < near_us):
             marks[-1] = (end, marks[-1][1])
         else:
             marks.append((end, now_us))
 
-    def is_behind(self, acknowledged: int, least_rtt_us: int, now_us: int) -> bool:
-        """Whether the client lacks something for too long, of which it has acknowledged so many bytes."""
+    def is_behind(self, acknowledged: int, least_rtt_us: int, now_us: int, *, beside_data: bool = False) -> bool:
+        """Whether the client lacks something for too long, of which it has acknowledged so many bytes.
+
+        ``beside_data``: data waits.
+        """
         marks = self._marks
         self._acknowledge(acknowledged)
+        self.holds_data = False
         if not self.is_much:
-            self._late = False
+            self._late = self._data_late = False
             return False
         on_the_way = marks[-1][0] - acknowledged
-        if now_us - marks[0][1] <= least_rtt_us + BEHIND_US:
+        late_us = now_us - marks[0][1] - least_rtt_us
+        self._judge_data(on_the_way, late_us > DATA_BEHIND_US)
+        if beside_data:
+            self._late = False
+            return late_us > BEHIND_BESIDE_DATA_US and on_the_way >= self._data_window + VOICE_BESIDE_DATA_BYTES
+        if late_us <= BEHIND_US:
             self._late = False
             return self._window is not None and on_the_way >= self._window
         if not self._late:
             self._late = True
             self._window = max(WINDOW_LEAST, on_the_way // 2)
         return True
+
+    def _judge_data(self, on_the_way: int, late: bool) -> None:
+        if late and not self._data_late:
+            self._data_window = max(DATA_WINDOW_LEAST, on_the_way)
+        self._data_late = late
+        self.holds_data = late and on_the_way >= self._data_window
 
     def _acknowledge(self, acknowledged: int) -> None:
         if self._window is not None and not self._late:

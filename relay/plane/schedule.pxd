@@ -7,22 +7,28 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from relay.plane.live cimport free, malloc
-from relay.plane.stun cimport DATA_INDICATION, load16
+from relay.plane.stun cimport ATTRIBUTE_DATA, DATA_INDICATION, datagram_unit, find_attribute, load16
 
 # In the order of relay.plane.api.Traffic.
 cdef enum:
     TRAFFIC_CONTROL
     TRAFFIC_RTCP
     TRAFFIC_MEDIA
+    TRAFFIC_DATA
     TRAFFICS
 
 cdef enum:
     CHUNK_BYTES = 4096
-    # The bound on what a flow holds, whatever the sizes of its frames: 320 KiB, which a burst of 200 KB fits into.
+    # The bounds on what a flow holds, whatever the sizes of its frames: 320 KiB, which a burst of 200 KB fits into, and
+    # 256 KiB of data.
     CHUNKS_A_FLOW = 80
+    DATA_CHUNKS_A_FLOW = 64
     FRAME_HEADER_BYTES = 16
     RTCP_TYPE_FIRST = 192       # RFC 5761 section 4
     RTCP_TYPE_LAST = 223
+    PEER_CONTROL_BYTES = 16384
+    PEER_CONTROL_PERIOD_US = 1000000
+    EARLY_DROP_US = 500000
 
 cdef enum Put:
     PUT_DONE
@@ -49,45 +55,56 @@ cdef packed struct Frame:
 cdef struct Queue:
     Chunk* head
     Chunk* tail
+    uint32_t chunks
     uint32_t start              # of the first frame, in head
     uint32_t end                # behind the last one, in tail
 
 cdef struct Schedule:
     Queue[TRAFFICS] queues
-    uint32_t chunks
+    uint32_t chunks             # of all queues
     uint32_t control_bytes      # as they stand on the stream, as those that follow
     uint32_t media_bytes        # RTCP included
+    uint32_t data_bytes
+    uint32_t peer_bytes         # that far peers have sent as control
+    int64_t peer_since_us       # since then
+    int64_t early_us            # when data was last dropped before there was no room
     int64_t oldest_us           # when the oldest frame came; 0 if none waits
 
 # The bounds of one flow, and where it counts what it drops.
 cdef struct Rules:
     int64_t max_age_us
+    int64_t data_age_us
     uint32_t media_bytes
     uint32_t control_bytes
+    uint32_t data_bytes
     uint64_t[TRAFFICS] old      # by class
     uint64_t[TRAFFICS] full
 
 
-# The class of a unit: STUN and DTLS are control, also inside ChannelData; Data indications are media.
+# The class of a unit, or of a datagram that is carried as it is: media may come bare.
 cdef inline int traffic_of(const uint8_t* unit, uint32_t size) noexcept nogil:
-    if unit[0] < 0x40:
-        return TRAFFIC_MEDIA if load16(unit) == DATA_INDICATION else TRAFFIC_CONTROL
-    if size > 4 and (unit[4] <= 3 or 20 <= unit[4] <= 63):
-        return TRAFFIC_CONTROL
-    if size > 5 and unit[4] >> 6 == 2 and RTCP_TYPE_FIRST <= unit[5] <= RTCP_TYPE_LAST:
-        return TRAFFIC_RTCP
-    return TRAFFIC_MEDIA
+    cdef const uint8_t* payload
+    cdef uint32_t length
+    if size >= 4 and unit[0] & 0xC0 == 0x40:
+        length = load16(unit + 2)
+        return kind_of(unit + 4, length if length < size - 4 else size - 4)
+    if size >= 2 and load16(unit) == DATA_INDICATION and datagram_unit(unit, size):
+        payload = find_attribute(unit, size, ATTRIBUTE_DATA, 0)
+        if payload != NULL and kind_of(payload, load16(payload - 2)) == TRAFFIC_DATA:
+            return TRAFFIC_DATA
+        return TRAFFIC_MEDIA
+    return kind_of(unit, size)
 
 
-# The class of a datagram that is carried as it is: media may come bare (RFC 7983).
-cdef inline int traffic_of_datagram(const uint8_t* data, uint32_t size) noexcept nogil:
-    if size < 2 or (data[0] & 0xC0 == 0x40 and size < 4):
-        return TRAFFIC_CONTROL if size and data[0] <= 63 else TRAFFIC_MEDIA
-    if data[0] & 0xC0 == 0x40 or data[0] <= 3:
-        return traffic_of(data, size)
-    if data[0] <= 63:
+# The class of what a peer has sent, or the upstream itself (RFC 7983, RFC 5761).
+cdef inline int kind_of(const uint8_t* payload, uint32_t size) noexcept nogil:
+    if not size:
+        return TRAFFIC_MEDIA
+    if 20 <= payload[0] <= 22 or (payload[0] < 0x40 and datagram_unit(payload, size)):
         return TRAFFIC_CONTROL
-    return TRAFFIC_RTCP if RTCP_TYPE_FIRST <= data[1] <= RTCP_TYPE_LAST else TRAFFIC_MEDIA
+    if payload[0] >> 6 != 2:
+        return TRAFFIC_DATA
+    return TRAFFIC_RTCP if size >= 2 and RTCP_TYPE_FIRST <= payload[1] <= RTCP_TYPE_LAST else TRAFFIC_MEDIA
 
 
 # What passes over CONNECT-UDP: STUN, DTLS, ChannelData, RTP and RTCP (RFC 7983), and the empty datagram.
@@ -99,8 +116,13 @@ cdef inline bint is_waiting(const Schedule* schedule) noexcept nogil:
     return schedule.chunks != 0
 
 
+# True if more than data waits.
+cdef inline bint is_urgent(const Schedule* schedule) noexcept nogil:
+    return (schedule.control_bytes | schedule.media_bytes) != 0
+
+
 cdef inline uint32_t waiting_bytes(const Schedule* schedule) noexcept nogil:
-    return schedule.control_bytes + schedule.media_bytes
+    return schedule.control_bytes + schedule.media_bytes + schedule.data_bytes
 
 
 # --- A queue ---
@@ -117,6 +139,7 @@ cdef inline void drop_head(Schedule* schedule, Queue* queue) noexcept nogil:
         queue.tail = NULL
     free(head)
     schedule.chunks -= 1
+    queue.chunks -= 1
 
 
 # How many chunks a frame of so many bytes needs beyond the last one.
@@ -141,6 +164,7 @@ cdef inline bint add_chunk(Schedule* schedule, Queue* queue) noexcept nogil:
     queue.tail = chunk
     queue.end = 0
     schedule.chunks += 1
+    queue.chunks += 1
     return True
 
 
@@ -173,6 +197,8 @@ cdef inline void pop_frame(Schedule* schedule, int traffic, uint8_t* out) noexce
     read_bytes(schedule, queue, out, padded)
     if traffic == TRAFFIC_CONTROL:
         schedule.control_bytes -= padded
+    elif traffic == TRAFFIC_DATA:
+        schedule.data_bytes -= padded
     else:
         schedule.media_bytes -= padded
     # The next frame's header is in this chunk, or at the beginning of the next one.
@@ -218,6 +244,7 @@ cdef inline void cut_back(Schedule* schedule, Queue* queue, Chunk* last, uint32_
         following = chunk.next
         free(chunk)
         schedule.chunks -= 1
+        queue.chunks -= 1
         chunk = following
     queue.tail, queue.end = last, end
     if last != NULL:
@@ -242,9 +269,11 @@ cdef inline void note_oldest(Schedule* schedule) noexcept nogil:
 # What is too old leaves, the oldest first.
 cdef inline void expire(Schedule* schedule, Rules* rules, int64_t now_us) noexcept nogil:
     cdef int traffic
+    cdef int64_t age_us
     for traffic in range(TRAFFIC_RTCP, TRAFFICS):
+        age_us = rules.data_age_us if traffic == TRAFFIC_DATA else rules.max_age_us
         while not is_empty(&schedule.queues[traffic]):
-            if now_us - first_frame(&schedule.queues[traffic]).arrived_us <= rules.max_age_us:
+            if now_us - first_frame(&schedule.queues[traffic]).arrived_us <= age_us:
                 break
             pop_frame(schedule, traffic, NULL)
             rules.old[traffic] += 1
@@ -262,6 +291,33 @@ cdef inline bint make_room(Schedule* schedule, Rules* rules) noexcept nogil:
     return True
 
 
+# The class of control that a far peer has sent: beyond its bounds it is data.
+cdef inline int judge_peer(Schedule* schedule, const Rules* rules, int64_t now_us, uint32_t padded) noexcept nogil:
+    if now_us - schedule.peer_since_us >= PEER_CONTROL_PERIOD_US:
+        schedule.peer_since_us, schedule.peer_bytes = now_us, 0
+    if schedule.peer_bytes + padded > PEER_CONTROL_BYTES or schedule.control_bytes + padded > rules.control_bytes // 2:
+        return TRAFFIC_DATA
+    schedule.peer_bytes += padded
+    return TRAFFIC_CONTROL
+
+
+# True once in a while where a quarter of the room for data is taken.
+cdef inline bint is_early_drop(Schedule* schedule, const Rules* rules, int64_t now_us) noexcept nogil:
+    if schedule.data_bytes <= rules.data_bytes // 4 or now_us - schedule.early_us < EARLY_DROP_US:
+        return False
+    schedule.early_us = now_us
+    return True
+
+
+# True if the chunks suffice for one more frame.
+cdef inline bint has_chunks(Schedule* schedule, int traffic, uint32_t padded) noexcept nogil:
+    cdef uint32_t needed = chunks_needed(&schedule.queues[traffic], padded)
+    cdef uint32_t data = schedule.queues[TRAFFIC_DATA].chunks
+    if traffic == TRAFFIC_DATA:
+        return data + needed <= DATA_CHUNKS_A_FLOW
+    return schedule.chunks - data + needed <= CHUNKS_A_FLOW
+
+
 # Lets a frame wait: ``padded`` bytes as they go to the client, with a unit of ``size`` bytes in it.
 cdef inline Put put_frame(
     Schedule* schedule, Rules* rules, int64_t now_us, int traffic, const uint8_t* frame, uint32_t size, uint32_t padded
@@ -271,6 +327,11 @@ cdef inline Put put_frame(
         if schedule.control_bytes + padded > rules.control_bytes:
             note_oldest(schedule)
             return PUT_REFUSED
+    elif traffic == TRAFFIC_DATA:
+        if schedule.data_bytes + padded > rules.data_bytes or is_early_drop(schedule, rules, now_us):
+            rules.full[traffic] += 1
+            note_oldest(schedule)
+            return PUT_DROPPED
     elif padded > rules.media_bytes:
         rules.full[traffic] += 1
         note_oldest(schedule)
@@ -278,11 +339,11 @@ cdef inline Put put_frame(
     else:
         while schedule.media_bytes + padded > rules.media_bytes:
             make_room(schedule, rules)
-    while schedule.chunks + chunks_needed(&schedule.queues[traffic], padded) > CHUNKS_A_FLOW:
+    while traffic != TRAFFIC_DATA and not has_chunks(schedule, traffic, padded):
         if not make_room(schedule, rules):
             break
     if (
-        schedule.chunks + chunks_needed(&schedule.queues[traffic], padded) > CHUNKS_A_FLOW
+        not has_chunks(schedule, traffic, padded)
         or not push_frame(schedule, traffic, now_us, frame, size, padded)
     ):
         note_oldest(schedule)
@@ -292,6 +353,8 @@ cdef inline Put put_frame(
         return PUT_DROPPED
     if traffic == TRAFFIC_CONTROL:
         schedule.control_bytes += padded
+    elif traffic == TRAFFIC_DATA:
+        schedule.data_bytes += padded
     else:
         schedule.media_bytes += padded
     note_oldest(schedule)

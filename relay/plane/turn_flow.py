@@ -20,10 +20,10 @@ from relay.plane.flow import (
     Account,
     Flow,
     error_code,
-    is_whole_stun,
 )
 from relay.plane.question import Judgement, Question
 from relay.plane.source_ports import SourcePorts
+from relay.plane.traffic import is_whole_stun
 from relay.plane.uplink import Fate, silence_detail
 from relay.turn.transactions import Answer, Transactions
 

@@ -21,7 +21,10 @@ from relay.plane.buffer cimport clear_buffer
 from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
 from relay.plane.live cimport LIVE_BUFFERS, alive, leave_blocks
 from relay.plane.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
-from relay.plane.schedule cimport CHUNK_ROOM, CHUNKS_A_FLOW, FRAME_HEADER_BYTES, PUT_REFUSED, TRAFFICS, Frame, Put, Rules
+from relay.plane.schedule cimport (
+    CHUNK_ROOM, CHUNKS_A_FLOW, DATA_CHUNKS_A_FLOW, FRAME_HEADER_BYTES, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFIC_DATA,
+    TRAFFICS, Frame, Put, Rules,
+)
 from relay.plane.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
 
 from relay.plane.api import Latency
@@ -212,7 +215,7 @@ def traffic_of_datagram(bytes datagram not None) -> object:
     """The place of its class in Traffic, None for what is no media."""
     cdef uint8_t* copy = exact(datagram)
     cdef uint32_t size = <uint32_t> len(datagram)
-    traffic = queues.traffic_of_datagram(copy, size) if queues.is_media_datagram(copy, size) else None
+    traffic = queues.traffic_of(copy, size) if queues.is_media_datagram(copy, size) else None
     free(copy)
     return traffic
 
@@ -369,7 +372,9 @@ cdef class Meter:
         )
 
 
-MOST_CHUNKS = CHUNKS_A_FLOW
+# In all, and of them with data.
+MOST_CHUNKS = CHUNKS_A_FLOW + DATA_CHUNKS_A_FLOW
+MOST_DATA_CHUNKS = DATA_CHUNKS_A_FLOW
 CHUNK_BYTES = CHUNK_ROOM
 HEADER_BYTES = FRAME_HEADER_BYTES
 
@@ -390,11 +395,15 @@ cdef class Schedule:
     cdef queues.Schedule schedule
     cdef Rules rules
 
-    def __cinit__(self, int64_t max_age_us, uint32_t media_bytes, uint32_t control_bytes):
+    def __cinit__(
+        self, int64_t max_age_us, uint32_t media_bytes, uint32_t control_bytes, uint32_t data_bytes,
+        int64_t data_age_us,
+    ):
         memset(&self.schedule, 0, sizeof(self.schedule))
         memset(&self.rules, 0, sizeof(self.rules))
-        self.rules.max_age_us = max_age_us
+        self.rules.max_age_us, self.rules.data_age_us = max_age_us, data_age_us
         self.rules.media_bytes, self.rules.control_bytes = media_bytes, control_bytes
+        self.rules.data_bytes = data_bytes
 
     def __dealloc__(self):
         queues.clear_schedule(&self.schedule)
@@ -435,13 +444,15 @@ cdef class Schedule:
         """Let a unit wait; False if it is refused."""
         padded = unit + bytes(-len(unit) & 3)
         cdef uint8_t* copy = exact(padded)
-        cdef uint32_t size = <uint32_t> len(unit)
-        cdef Put put = queues.put_frame(
-            &self.schedule, &self.rules, now_us, queues.traffic_of(copy, size), copy, size, <uint32_t> len(padded))
+        cdef uint32_t size = <uint32_t> len(unit), framed = <uint32_t> len(padded)
+        cdef int traffic = queues.traffic_of(copy, size)
+        if traffic == TRAFFIC_CONTROL and copy[0] >= 0x40:
+            traffic = queues.judge_peer(&self.schedule, &self.rules, now_us, framed)
+        cdef Put put = queues.put_frame(&self.schedule, &self.rules, now_us, traffic, copy, size, framed)
         free(copy)
         return put != PUT_REFUSED
 
-    def take(self, int64_t now_us, uint32_t room) -> list:
+    def take(self, int64_t now_us, uint32_t room, bint with_data=True) -> list:
         """(arrival, unit, the unit with its padding) of what leaves, as write_waiting of the plane takes it."""
         cdef list taken = []
         cdef uint32_t filled = 0
@@ -449,7 +460,7 @@ cdef class Schedule:
         cdef uint8_t* out
         queues.expire(&self.schedule, &self.rules, now_us)
         cdef int traffic = queues.next_class(&self.schedule)
-        while traffic != TRAFFICS:
+        while traffic != TRAFFICS and (with_data or traffic != TRAFFIC_DATA):
             frame = queues.first_frame(&self.schedule.queues[traffic])[0]
             if filled and filled + frame.padded > room:
                 break

@@ -14,6 +14,7 @@ from relay.plane.delays import Delays as ObviousDelays
 from relay.plane.hello import MAX_HELLO_BYTES, HelloFault
 from relay.plane.hello import Hello as ObviousHello
 from relay.plane.question import Question as ObviousQuestion
+from relay.plane.schedule import EARLY_DROP_PERIOD_S, PEER_CONTROL_PERIOD_S, Room
 from relay.plane.schedule import Schedule as ObviousSchedule
 from relay.plane.traffic import is_media, traffic_of
 from relay.quality.meter import Meter as ObviousMeter
@@ -36,9 +37,16 @@ PAYLOAD_CLOCKS = {96: 90_000, 101: 8_000}
 CLOCKS = (48_000, 8_000, 16_000, 90_000)
 DEADLINES_US = (60_000, 0, 20_000, 1_000_000)
 MAX_AGE_US = 200_000
-# Bytes of media and of control that may wait, and the least that a unit has. In each the obvious twin's bound is met
-# before the 80 chunks of the compiled one are full, which the header of each frame and the end of each chunk fill too.
-ROOMS = ((40_000, 20_000, 4), (200_000, 66_000, 1000), (12_000, 4_000, 4), (70_000, 66_000, 200))
+DATA_AGE_US = 1_000_000
+# Bytes of media, of control and of data that may wait, and the least that a unit has. In each the obvious twin's bound
+# is met before the chunks of the compiled one are full, 80 and 64 of data, which the header of each frame and the end
+# of each chunk fill too.
+ROOMS = (
+    (40_000, 20_000, 20_000, 4),
+    (200_000, 66_000, 100_000, 1000),
+    (12_000, 4_000, 4_000, 4),
+    (70_000, 66_000, 66_000, 200),
+)
 LONGEST_DATAGRAM_BYTES = 65_535
 # What a server says first: nothing, an alert, a ServerHello, a HelloRetryRequest (RFC 8446 section 4.1.3).
 RETRY = "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
@@ -293,11 +301,14 @@ def _compare_answers(obvious: ObviousTransactions, compiled: _leaves.Transaction
 class Queues:
     """Both twins of the schedule, and of the histogram of what waited in it; each step is compared."""
 
-    def __init__(self, media_bytes: int, control_bytes: int) -> None:
+    def __init__(self, media_bytes: int, control_bytes: int, data_bytes: int) -> None:
         self._totals = Totals()
         # With whole microseconds for seconds.
-        self._obvious = ObviousSchedule(MAX_AGE_US, media_bytes, control_bytes, self._totals)
-        self.compiled = _leaves.Schedule(MAX_AGE_US, media_bytes, control_bytes)
+        period_us = round(PEER_CONTROL_PERIOD_S * 1e6)
+        early_us = round(EARLY_DROP_PERIOD_S * 1e6)
+        room = Room(media_bytes, control_bytes, data_bytes, DATA_AGE_US, period_us, early_us)
+        self._obvious = ObviousSchedule(MAX_AGE_US, room, self._totals)
+        self.compiled = _leaves.Schedule(MAX_AGE_US, media_bytes, control_bytes, data_bytes, DATA_AGE_US)
         self._delays, self._compiled_delays = ObviousDelays(), _leaves.Delays()
         self.now_us = 1_000_000
 
@@ -305,9 +316,10 @@ class Queues:
         assert self.compiled.put(self.now_us, unit) == self._obvious.put(self.now_us, unit)
         self.compare()
 
-    def take(self, room: int) -> None:
-        taken = self._obvious.take(self.now_us, room)
-        assert self.compiled.take(self.now_us, room) == [(one.arrived, one.unit, one.framed) for one in taken]
+    def take(self, room: int, *, with_data: bool = True) -> None:
+        taken = self._obvious.take(self.now_us, room, with_data=with_data)
+        compiled = self.compiled.take(self.now_us, room, with_data)
+        assert compiled == [(one.arrived, one.unit, one.framed) for one in taken]
         for frame in taken:
             self._delays.record(round(self.now_us - frame.arrived))
             self._compiled_delays.record(round(self.now_us - frame.arrived))
@@ -336,19 +348,21 @@ def waiting_unit(traffic: Traffic, number: int, size: int) -> bytes:
     """A unit of the downlink, of ``size`` bytes but 4 at least, of a class if it has room for that, and its number."""
     if traffic is Traffic.CONTROL and size % 4 == 0 and number % 2 and size >= 20:
         return b"\x01\x01" + (size - 20).to_bytes(2) + COOKIE + (number.to_bytes(4) * (size // 4))[: size - 8]
-    first = {Traffic.CONTROL: b"\x16\xfe", Traffic.RTCP: b"\x80\xc8", Traffic.MEDIA: b"\x80\x6f"}[traffic]
+    # Of data one begins as STUN does.
+    data = b"\x17\xfe" if number % 2 else b"\0\1"
+    first = {Traffic.CONTROL: b"\x16\xfe", Traffic.RTCP: b"\x80\xc8", Traffic.MEDIA: b"\x80\x6f"}.get(traffic, data)
     content = first + number.to_bytes(4) * (size // 4)
     return b"\x40\x01" + (max(size, 4) - 4).to_bytes(2) + content[: max(size, 4) - 4]
 
 
 def compare_schedule(data: bytes) -> None:
     """Bytes: how much room there is, then steps of one byte for what happens and one for how much of it."""
-    media_bytes, control_bytes, least = ROOMS[data[0] % len(ROOMS)] if data else ROOMS[0]
-    queues = Queues(media_bytes, control_bytes)
+    *room, least = ROOMS[data[0] % len(ROOMS)] if data else ROOMS[0]
+    queues = Queues(*room)
     before, number = _leaves.live_buffers() - queues.compiled.chunks, 0
     for verb, what in _steps(data[1:]):
-        # Mostly media.
-        position = (2, 2, 1, 0)[verb % 4]
+        # Mostly media; what is not, by its size.
+        position = (2, (2, 3)[what % 2], 1, (0, 3)[what // 2 % 2])[verb % 4]
         traffic = tuple(Traffic)[position]
         number += 1
         if verb < 64:
@@ -359,8 +373,8 @@ def compare_schedule(data: bytes) -> None:
             queues.put(waiting_unit(traffic, number, max(least, chunks - 64 + what // 2)))
         elif verb < 128:
             # To the end of the last chunk, to where another header fits behind it, or a little beyond.
-            room = queues.compiled.room(position) - _leaves.HEADER_BYTES
-            queues.put(waiting_unit(traffic, number, max(least, room + what % 48 - 24)))
+            left = queues.compiled.room(position) - _leaves.HEADER_BYTES
+            queues.put(waiting_unit(traffic, number, max(least, left + what % 48 - 24)))
         elif verb < 144:
             # As large as datagrams become.
             queues.put(waiting_unit(traffic, number, max(least, LONGEST_DATAGRAM_BYTES - what * 256)))
@@ -369,7 +383,7 @@ def compare_schedule(data: bytes) -> None:
                 number += 1
                 queues.put(waiting_unit(traffic, number, least))
         elif verb < 184:
-            queues.take(what * 32)
+            queues.take(what * 32, with_data=verb % 2 == 0)
         elif verb < 200:
             queues.take(4096)
         elif verb < 208:

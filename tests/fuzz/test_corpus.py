@@ -84,7 +84,7 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "questions": ("relay.plane.question.Question.judge", lambda _self, _now, _since, _silence: None),
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
         "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
-        "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room: []),
+        "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room, **_with_data: []),
         "websocket": ("relay.wire.websocket.MessageCutter.feed", lambda _self, _data: []),
         "capsule": ("relay.wire.capsule.CapsuleCutter.feed", lambda _self, _data: []),
         "traffic": ("tests.fuzz.targets.traffic_of", lambda _data: Traffic.RTCP),

@@ -214,7 +214,7 @@ async def test_long_stun_waits_whole_for_a_slow_client(make: MakePlane, tmp_path
         # Nothing is read until media is dropped behind what waits.
         while not bench.plane.snapshot().totals.drops:
             bench.upstream.send(flow, long)
-            bench.upstream.send(flow, build_channel_data(0x4001, b"late"))
+            bench.upstream.send(flow, build_channel_data(0x4001, b"\x80ate"))
             sent += 1
             # No more of it than a flow may hold: each must have come before the next.
             while taken_down(bench) < sent * len(long):  # noqa: ASYNC110 - a plane is asked, it does not tell

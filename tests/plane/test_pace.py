@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from relay.plane.pace import BEHIND_US, MARKS, UNACKNOWLEDGED_WRITES, WINDOW_LEAST, WINDOW_MOST, Pace
+from relay.plane.pace import (
+    BEHIND_BESIDE_DATA_US,
+    BEHIND_US,
+    DATA_BEHIND_US,
+    DATA_WINDOW_LEAST,
+    MARKS,
+    UNACKNOWLEDGED_WRITES,
+    VOICE_BESIDE_DATA_BYTES,
+    WINDOW_LEAST,
+    WINDOW_MOST,
+    Pace,
+)
 
 VOICE = 240
 RTT_US = 40_000
@@ -14,14 +25,14 @@ def written(pace: Pace, count: int, size: int = VOICE, start_us: int = 0, end: i
     """So many writes, ten milliseconds apart; how many bytes they are."""
     for number in range(count):
         end += size
-        pace.note_write(end, start_us + number * 10_000)
+        pace.note_write(end, start_us + number * 10_000, RTT_US)
     return end
 
 
 def test_a_stream_that_is_acknowledged_is_never_held() -> None:
     pace = Pace()
     for number in range(1000):
-        pace.note_write(VOICE * (number + 1), number * 10_000)
+        pace.note_write(VOICE * (number + 1), number * 10_000, RTT_US)
         # A round trip and a delayed acknowledgement behind.
         assert not pace.is_behind(max(0, VOICE * (number - 5)), RTT_US, number * 10_000)
 
@@ -87,7 +98,7 @@ def test_the_window_opens_with_each_acknowledgement() -> None:
         before = end
         while not pace.is_behind(before, RTT_US, now) and end - before < 2 * WINDOW_MOST:
             end += WINDOW_LEAST
-            pace.note_write(end, now)
+            pace.note_write(end, now, RTT_US)
         sizes.append(end - before)
         now += RTT_US
     assert sizes[0] <= 4 * WINDOW_LEAST
@@ -98,3 +109,64 @@ def test_the_window_opens_with_each_acknowledgement() -> None:
 @pytest.mark.parametrize("acknowledged", [0, 1, VOICE, 10 * VOICE])
 def test_no_marks_is_never_behind(acknowledged: int) -> None:
     assert not Pace().is_behind(acknowledged, 0, 10**9)
+
+
+# ---- Data
+
+
+def holds_data(pace: Pace) -> bool:
+    """It changes with each question."""
+    return pace.holds_data
+
+
+def test_data_is_held_before_voice_and_goes_on_as_what_is_on_its_way_is_delivered() -> None:
+    pace = Pace()
+    end = written(pace, 20, size=1000)
+    late = RTT_US + DATA_BEHIND_US + 1
+    assert not pace.is_behind(0, RTT_US, late - 1)
+    assert not holds_data(pace)
+    assert not pace.is_behind(0, RTT_US, late)
+    assert holds_data(pace)
+    # Still late, with less on its way than when it became so.
+    assert not pace.is_behind(1000, RTT_US, late + 10_000)
+    assert not holds_data(pace)
+    pace.note_write(end + 1000, late + 10_000, RTT_US)
+    pace.is_behind(1000, RTT_US, late + 10_001)
+    assert holds_data(pace)
+    # No longer late.
+    pace.is_behind(end - 5000, RTT_US, late + 20_000)
+    assert not holds_data(pace)
+
+
+def test_little_that_is_late_does_not_hold_data() -> None:
+    pace = Pace()
+    written(pace, 10)
+    assert 10 * VOICE < DATA_WINDOW_LEAST
+    pace.is_behind(0, RTT_US, RTT_US + DATA_BEHIND_US + 1)
+    assert not holds_data(pace)
+
+
+def test_beside_data_voice_goes_on_for_longer_and_not_without_end() -> None:
+    pace = Pace()
+    end = written(pace, 20, size=1000)
+    now = RTT_US + BEHIND_BESIDE_DATA_US + 1
+    assert not pace.is_behind(0, RTT_US, now, beside_data=True)
+    for _ in range(VOICE_BESIDE_DATA_BYTES // 1024):
+        assert not pace.is_behind(0, RTT_US, now, beside_data=True)
+        end += 1024
+        pace.note_write(end, now, RTT_US)
+    assert pace.is_behind(0, RTT_US, now, beside_data=True)
+    assert holds_data(pace)
+    assert not pace.is_behind(2000, RTT_US, now, beside_data=True)
+
+
+@pytest.mark.parametrize("spacing_us", [10, 1000, 5000])
+def test_many_writes_on_a_long_way_are_told_apart_in_time(spacing_us: int) -> None:
+    """A stream that is acknowledged after the round trip is not late, however many writes that is."""
+    pace, rtt_us = Pace(), 200_000
+    for number in range(3 * rtt_us // spacing_us):
+        now = number * spacing_us
+        pace.note_write(1000 * (number + 1), now, rtt_us)
+        behind = pace.is_behind(1000 * max(0, number + 1 - rtt_us // spacing_us), rtt_us, now)
+        assert not behind
+        assert not holds_data(pace)

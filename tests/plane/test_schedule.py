@@ -28,7 +28,7 @@ from tests.support.waiting import becomes
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
 # Nothing is ever too old, or all that has waited at all.
-PATIENT = bounds(max_media_age_s=3600)
+PATIENT = bounds(max_media_age_s=3600, max_data_age_s=3600)
 HASTY = bounds(max_media_age_s=0.001)
 # More than a record can take out of a queue, so that what is put behind it waits.
 BACKLOG_BYTES = 20_000
@@ -55,7 +55,19 @@ def rtcp(number: int) -> bytes:
 
 
 def dtls(number: int, size: int = 64) -> bytes:
-    return build_channel_data(0x4001, b"\x17\xfe\xfd" + number.to_bytes(4) + bytes(size - 11))
+    return build_channel_data(0x4001, b"\x16\xfe\xfd" + number.to_bytes(4) + bytes(size - 11))
+
+
+def data(number: int, size: int = 64) -> bytes:
+    """What a data channel carries, and what is of no known kind."""
+    first = (b"\x17\xfe\xfd", b"\0\1\0", b"\xc3\0\0")[number % 3]
+    return build_channel_data(0x4001, first + number.to_bytes(4) + bytes(size - 11))
+
+
+def own_stun(number: int, size: int) -> bytes:
+    """What the upstream says itself, unasked."""
+    filler = (AttributeType.SOFTWARE, bytes(size - 24))
+    return build_message(Method.BINDING, MessageClass.INDICATION, number.to_bytes(12), [filler])
 
 
 def ice(number: int) -> bytes:
@@ -147,7 +159,7 @@ async def read_all(bench: Bench, client: TlsClient, last: bytes) -> list[bytes]:
 
 
 def ranks(units: list[bytes]) -> list[int]:
-    order = [Traffic.CONTROL, Traffic.RTCP, Traffic.MEDIA]
+    order = [Traffic.CONTROL, Traffic.RTCP, Traffic.MEDIA, Traffic.DATA]
     return [order.index(traffic_of(unit)) for unit in units]
 
 
@@ -250,17 +262,19 @@ async def test_what_waits_leaves_in_the_order_of_its_class(make: MakePlane, tmp_
         await bench.upstream.expect(request)
         sent = await stall(bench, flow)
         reply = answer(request)
-        waiting = [rtcp(1), dtls(1), voice(sent), reply, rtcp(2), ice(2), late_indication(3), voice(sent + 1)]
+        waiting = [rtcp(1), dtls(1), *(data(n) for n in range(3)), voice(sent)]
+        waiting += [reply, rtcp(2), ice(2), late_indication(3), voice(sent + 1)]
         before = only_flow(bench).queued_bytes
         for unit in waiting:
             bench.upstream.send(flow, unit)
         await until(bench, lambda s: s.flows[0].queued_bytes == before + sum(len(pad(unit)) for unit in waiting))
         given_away = only_flow(bench).totals.downlink_packets
-        units = await read_all(bench, client, voice(sent + 1))
+        units = await read_all(bench, client, data(2))
         assert len(units) == sent + len(waiting)
         behind = units[given_away:]
         assert ranks(behind) == sorted(ranks(behind))
         assert behind[:6] == [dtls(1), reply, ice(2), late_indication(3), rtcp(1), rtcp(2)]
+        assert behind[-3:] == [data(n) for n in range(3)]
         assert [unit for unit in units if len(unit) == FRAME_BYTES] == [voice(number) for number in range(sent + 2)]
         await becomes(lambda: bench.plane.snapshot().totals.drops, {})
 
@@ -342,7 +356,7 @@ async def test_a_unit_longer_than_the_room_drops_itself(make: MakePlane, tmp_pat
         assert await read_all(bench, client, voice(sent - 1)) == [voice(number) for number in range(sent)]
 
 
-async def test_a_flow_holds_no_more_than_320_kib(make: MakePlane, tmp_path: Path) -> None:
+async def test_a_flow_holds_no_more_than_576_kib(make: MakePlane, tmp_path: Path) -> None:
     """With the settings as they are but for the age, and a flood of everything."""
     async with deaf_flow(make, tmp_path, PATIENT) as (bench, _, flow):
         held = []
@@ -354,7 +368,7 @@ async def test_a_flow_holds_no_more_than_320_kib(make: MakePlane, tmp_path: Path
             held.append(only_flow(bench).queued_bytes)
             assert number < 100_000, "the kernel's buffers are larger than this"
         for n in range(63):
-            bench.upstream.send(flow, dtls(n, 1024))
+            bench.upstream.send(flow, own_stun(n, 1024))
             bench.upstream.send(flow, rtcp(n))
             bench.upstream.send(flow, voice(number))
             await asyncio.sleep(0.001)
@@ -362,6 +376,13 @@ async def test_a_flow_holds_no_more_than_320_kib(make: MakePlane, tmp_path: Path
         await until(bench, lambda s: s.flows[0].totals.dropped[Traffic.MEDIA] >= 150)
         held.append(only_flow(bench).queued_bytes)
         assert 300 * 1024 < max(held) <= 320 * 1024
+        while only_flow(bench).totals.dropped.get(Traffic.DATA, 0) < 100:
+            bench.upstream.send(flow, data(number))
+            bench.upstream.send(flow, dtls(number, 1000))
+            number += 1
+            await asyncio.sleep(0)
+            held.append(only_flow(bench).queued_bytes)
+        assert 500 * 1024 < max(held) <= 576 * 1024
 
 
 def taken(flow: FlowSnapshot) -> int:
@@ -408,13 +429,81 @@ async def test_control_beyond_its_bound_closes(make: MakePlane, tmp_path: Path) 
         await stall(bench, flow)
         before = only_flow(bench).queued_bytes
         for number in range(16):
-            bench.upstream.send(flow, dtls(number, 1024))
+            bench.upstream.send(flow, own_stun(number, 1024))
         await until(bench, lambda s: s.flows[0].queued_bytes == before + 16_384)
         bench.upstream.send(flow, stun(1, message_class=MessageClass.INDICATION))
         closed = await bench.closed()
         assert closed.reason is CloseReason.SLOW_CLIENT
         assert closed.flow is not None
         assert closed.flow.queued_bytes == before + 16_384
+        assert closed.detail == f"{before + 16_384} bytes unread"
+
+
+@pytest.mark.parametrize("make_one", [dtls, data, lambda n, size: build_channel_data(0x4001, own_stun(n, size - 4))])
+async def test_a_flood_of_a_peer_does_not_end_the_connection(
+    make: MakePlane, tmp_path: Path, make_one: Callable[[int, int], bytes]
+) -> None:
+    """Whatever it looks like: a peer with a permission cannot end a call, nor keep the upstream's answers back."""
+    settings = bounds(max_media_age_s=3600, downlink_control_bytes=16_384, downlink_data_bytes=30_000)
+    async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
+        request = stun(1)
+        await client.send(request)
+        await bench.upstream.expect(request)
+        await stall(bench, flow)
+        for number in range(200):
+            bench.upstream.send(flow, make_one(number, 1024))
+            if number % 32 == 0:
+                await asyncio.sleep(0.005)
+        await until(bench, lambda s: s.totals.drops.get(DropReason.DOWNLINK_FULL, 0) >= 100)
+        reply = answer(request)
+        bench.upstream.send(flow, reply)
+        async with reading(client) as units:
+            await until(bench, lambda s: reply in units and not s.flows[0].queued_bytes)
+        assert not bench.plane.snapshot().closed
+        totals = only_flow(bench).totals
+        assert set(totals.dropped) == {Traffic.DATA}
+        assert totals.dropped[Traffic.DATA] == sum(totals.drops.values())
+
+
+def data_that_came(flow: FlowSnapshot, before: int) -> int:
+    """How many packets of 1000 bytes wait or were dropped."""
+    return (flow.queued_bytes - before) // 1000 + flow.totals.dropped.get(Traffic.DATA, 0)
+
+
+async def test_data_that_is_too_much_drops_the_newest_and_voice_passes_it(make: MakePlane, tmp_path: Path) -> None:
+    settings = dataclasses.replace(PATIENT, downlink_data_bytes=20_000)
+    async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
+        sent = await stall(bench, flow)
+        before = only_flow(bench).queued_bytes
+        for number in range(40):
+            bench.upstream.send(flow, data(number, 1000))
+            while data_that_came(only_flow(bench), before) < number + 1:  # noqa: ASYNC110 - a plane is asked
+                await asyncio.sleep(0.001)
+        bench.upstream.send(flow, voice(sent))
+        await until(bench, lambda s: s.flows[0].queued_bytes == before + 20_000 + FRAME_BYTES)
+        totals = only_flow(bench).totals
+        assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 20}, {Traffic.DATA: 20})
+        async with reading(client) as units:
+            await until(bench, lambda s: len(units) == s.totals.downlink_packets and not s.flows[0].queued_bytes)
+        assert units[: sent + 1] == [voice(number) for number in range(sent + 1)]
+        kept = [number for number in range(40) if data(number, 1000) in units]
+        assert units[sent + 1 :] == [data(number, 1000) for number in kept]
+        # One beyond a quarter of the room, perhaps more where this took long; and what has come last.
+        assert kept[:7] == [0, 1, 2, 3, 4, 5, 7]
+        assert max(kept) < 30
+
+
+async def test_data_grows_old_too(make: MakePlane, tmp_path: Path) -> None:
+    settings = bounds(max_media_age_s=3600, max_data_age_s=0.001)
+    async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
+        sent = await stall(bench, flow)
+        bench.upstream.send(flow, data(0))
+        while not only_flow(bench).totals.dropped.get(Traffic.DATA):
+            bench.upstream.send(flow, voice(sent))
+            sent += 1
+            await asyncio.sleep(0.002)
+        assert only_flow(bench).totals.drops == {DropReason.DOWNLINK_OLD: 1}
+        assert await read_all(bench, client, voice(sent - 1)) == [voice(number) for number in range(sent)]
 
 
 # ---- Nothing stays behind
@@ -423,7 +512,9 @@ async def test_control_beyond_its_bound_closes(make: MakePlane, tmp_path: Path) 
 def any_unit(source: random.Random, number: int) -> bytes:
     """Of any class and length, the longest that a datagram carries among them."""
     size = source.choice((4, 5, 8, 20, 182, 182, 182, 1200, 1200, 4072, 4073, 4088, 16_380, 16_385, 20_001, 65_000))
-    first = source.choice((b"\x80\x00", b"\x80\xc8", b"\x16\xfe", b"\x80\x6f"))
+    first = source.choice((b"\x80\x00", b"\x80\xc8", b"", b"\x80\x6f", b"\x17\xfe"))
+    if not first:
+        return own_stun(number, max(24, size + -size % 4))
     return build_channel_data(0x4001, (first + number.to_bytes(4) * (size // 4))[: size - 4])
 
 
@@ -436,7 +527,9 @@ def came_to(flow: FlowSnapshot) -> int:
 async def test_a_client_that_reads_by_fits_and_starts_gets_all(make: MakePlane, tmp_path: Path, seed: int) -> None:
     """Wherever it stops and goes on, what waits is not forgotten: a wake-up that is lost would be a call that is."""
     source = random.Random(seed)
-    settings = dataclasses.replace(PATIENT, downlink_control_bytes=200_000, downlink_media_bytes=200_000)
+    settings = dataclasses.replace(
+        PATIENT, downlink_control_bytes=200_000, downlink_media_bytes=200_000, downlink_data_bytes=1_000_000
+    )
     async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
         sent: list[bytes] = []
         received: list[bytes] = []

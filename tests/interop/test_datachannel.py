@@ -1,0 +1,28 @@
+"""Chromium's data channel beside its voice, on a line of 10 Mbit/s and 40 ms, through the relay to coturn and back."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from loadtest.bench.datachannel import measure, parse_options
+from tests.support.browser import CHROMIUM
+from tests.support.wan import refusal
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(shutil.which("turnserver") is None, reason="coturn is not installed"),
+    pytest.mark.skipif(refusal() is not None, reason=str(refusal())),
+]
+
+
+@pytest.mark.parametrize("plane", ["compiled", "reference"])
+async def test_all_of_it_comes_and_the_call_goes_on(plane: str) -> None:
+    """More than waits anywhere: what was dropped SCTP has sent again, and nothing has ended."""
+    run = await measure("relay", parse_options(["--plane", plane, "--megabytes", "2"]), 1.0)
+    assert run["whole"], run
+    assert run["open"], run
+    assert run["states"] == [["connecting", "connected"]] * 2, run
+    assert run["closed"] == [], run
+    assert run["voice"]["packetsReceived"] > 0, run
