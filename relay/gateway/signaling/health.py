@@ -6,11 +6,15 @@ import asyncio
 import random
 import ssl
 
+import structlog
+
 from relay.config import Signaling
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
 from relay.gateway.signaling.upstreams import Pools, SignalingUpstream
 from relay.tasks import Tasks
 from relay.wire.http1 import AnswerError, build_head
+
+log = structlog.get_logger()
 
 # Probes are spread by this share of the interval, so that relays do not beat in time.
 JITTER = 0.1
@@ -49,6 +53,8 @@ class SignalingHealth:
                 upstream.on_failure("no answer in time", certain=False)
             except (Lost, AnswerError) as error:
                 upstream.on_failure(str(error), certain=False)
+            except Exception:  # a watch that has ended would leave its upstream as it was for ever
+                log.exception("signaling probe failed", upstream=upstream.url)
             else:
                 upstream.on_success()
             await asyncio.sleep(settings.health_interval_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
