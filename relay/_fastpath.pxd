@@ -236,9 +236,6 @@ cdef struct Connection:
     uint32_t username_size
     # The flow.
     Transactions* transactions
-    Uplink uplink
-    Question question           # what we ask of a silent upstream ourselves
-    int64_t doubt_since_us      # since when ICMP makes it doubtful that the upstream is there, 0 if it does not
     Counters counters
     Tap* tap                    # where its datagrams are copied to, or NULL
     int64_t opened_us
@@ -279,6 +276,10 @@ cdef struct Connection:
     Connection* owed_next
     Connection* behind_next
     Connection* free_next
+    # What no packet touches that can be sent at once, apart from what all of them do.
+    Uplink uplink
+    Question question           # what we ask of a silent upstream ourselves
+    int64_t doubt_since_us      # since when ICMP makes it doubtful that the upstream is there, 0 if it does not
 
 cdef enum:
     WHEEL_SLOTS = 1024

@@ -39,7 +39,8 @@ cdef inline Judgement judge(
     if quiet_since_us != question.quiet_since_us:
         if now_us < quiet_since_us + silence_us // 2:
             return JUDGEMENT_WAIT
-        question.quiet_since_us, question.first_us, question.wait_us = quiet_since_us, now_us, rto_us
+        question.quiet_since_us, question.first_us = quiet_since_us, now_us
+        question.wait_us = rto_us if rto_us < silence_us // 8 else silence_us // 8
     elif now_us >= question.first_us + silence_us // 2:
         return JUDGEMENT_GONE
     elif now_us < question.due_us:

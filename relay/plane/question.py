@@ -35,7 +35,10 @@ class Question:
     """One flow's. Times are the caller's clock in seconds; ``quiet_since`` is when the silence in question began."""
 
     def __init__(self, rto_s: float) -> None:
-        """The first question is asked again after ``rto_s``, then after twice as long, and so on."""
+        """The first question is asked again after ``rto_s``, then after twice as long, and so on.
+
+        Where little time is left it is asked sooner: three times at least.
+        """
         self._rto_s = rto_s
         self._prefix = secrets.token_bytes(PREFIX_BYTES)
         self._asked = 0
@@ -54,7 +57,8 @@ class Question:
         if quiet_since != self._quiet_since:
             if now < quiet_since + silence_s / 2:
                 return Judgement.WAIT
-            self._quiet_since, self._first, self._wait = quiet_since, now, self._rto_s
+            self._quiet_since, self._first = quiet_since, now
+            self._wait = min(self._rto_s, silence_s / 8)
         elif now >= self._first + silence_s / 2:
             return Judgement.GONE
         elif now < self._due:

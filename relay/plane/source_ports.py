@@ -116,8 +116,10 @@ class SourcePorts:
         try:
             self._configure(opened, family)
             source = self._settings.source_ipv6 if upstream.is_ipv6 else self._settings.source_ipv4
-            if source is not None or port:
-                opened.bind(("", port) if source is None else to_sockaddr(Address(source, port)))
+            if source is not None:
+                _bind(opened, Address(source, port))
+            elif port:
+                opened.bind(("", port))
             _connect_if_possible(opened, upstream)
         except OSError:
             opened.close()
@@ -126,13 +128,23 @@ class SourcePorts:
 
     def _configure(self, opened: socket.socket, family: socket.AddressFamily) -> None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        # A source address may be away for a while: with its link, or until it has been found to be nobody else's.
         if family is socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
-            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         else:
             opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-            opened.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+
+
+def _bind(opened: socket.socket, source: Address) -> None:
+    """Bind to a source address, also to one that is away for a while: with its link, or until it is known as ours."""
+    try:
+        opened.bind(to_sockaddr(source))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        ipv6 = opened.family == socket.AF_INET6
+        level, option = (socket.IPPROTO_IPV6, IPV6_FREEBIND) if ipv6 else (socket.IPPROTO_IP, IP_FREEBIND)
+        opened.setsockopt(level, option, 1)
+        opened.bind(to_sockaddr(source))
 
 
 def _connect_if_possible(opened: socket.socket, upstream: Address) -> None:

@@ -52,6 +52,16 @@ def test_half_of_the_time_passes_before_it_is_asked_and_half_after() -> None:
     assert seen == [(12.0, ask), (12.5, ask), (13.5, ask), (14.0, Judgement.GONE)]
 
 
+@pytest.mark.parametrize("rto_s", [0.5, 3600.0])
+def test_it_is_asked_three_times_however_little_time_there_is(rto_s: float) -> None:
+    asks, now = Question(rto_s), 0.0
+    seen: list[Judgement] = []
+    while not seen or seen[-1] is not Judgement.GONE:
+        now = asks.next_deadline(10.0, 1.0)
+        seen.append(asks.judge(now, 10.0, 1.0))
+    assert (seen, now) == ([*[Judgement.ASK] * 3, Judgement.GONE], 11.0)
+
+
 def test_a_sign_of_life_begins_anew() -> None:
     asks = Question(rto_s=0.5)
     assert asks.judge(12.0, 10.0, 4.0) is Judgement.ASK
@@ -196,4 +206,6 @@ async def test_a_tap_sees_the_question(make: MakePlane, tmp_path: Path) -> None:
         await client.send(frame_of(ignored))
         asked = await question(bench, apart_from=ignored)
         assert (await bench.closed()).reason is CloseReason.UPSTREAM_SILENT
-        assert [datagram.data for datagram in tap.take(10)] == [ignored, asked]
+        sent = [datagram.data for datagram in tap.take(10)]
+        assert sent[:2] == [ignored, asked]
+        assert [int.from_bytes(one[:2]) for one in sent[1:]] == [*QUESTIONS, QUESTIONS[0]]
