@@ -20,6 +20,8 @@ MAX_HELLO_RECORDS = 64
 # New keys after millions of records, an empty record before the first: a client needs one or two in an hour. Each costs
 # OpenSSL up to 20 us, and 16 no more than a handshake. One is forgotten each second.
 MAX_SILENT_RECORDS = 16
+# Of a whole handshake. OpenSSL skips early data that it does not want, and never stops at empty records of it.
+MAX_HANDSHAKE_RECORDS = MAX_HELLO_RECORDS + MAX_SILENT_RECORDS
 
 _RECORD_HEAD_BYTES, _MESSAGE_HEAD_BYTES = 5, 4
 _CHANGE_CIPHER_SPEC, _HANDSHAKE, _APPLICATION_DATA = 20, 22, 23

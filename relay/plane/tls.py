@@ -12,7 +12,14 @@ from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError, PeerError
 from relay.plane.api import Certificate, HandshakeFailure
-from relay.plane.hello import MAX_SILENT_RECORDS, Hello, HelloFault, RecordCutter, SilentRecords
+from relay.plane.hello import (
+    MAX_HANDSHAKE_RECORDS,
+    MAX_SILENT_RECORDS,
+    Hello,
+    HelloFault,
+    RecordCutter,
+    SilentRecords,
+)
 from relay.wire.client_hello import ClientHello, parse_client_hello
 
 # h2 is never offered: the hand-over to aiohttp is HTTP/1.1. RFC 7443 has the STUN names.
@@ -180,6 +187,7 @@ class TlsSession:
         # The client has said that it sends no more (close_notify).
         self.client_closed = False
         self._records = RecordCutter()
+        self._handshake_records = 0
         self._silent = SilentRecords()
         self._hello = Hello()
         # The wire of the client, until it is known that the session can stay what it is.
@@ -243,6 +251,9 @@ class TlsSession:
 
     def _take(self, piece: bytes, records: int, now: float) -> list[bytes]:
         if not self.established:
+            self._handshake_records += records
+            if self._handshake_records > MAX_HANDSHAKE_RECORDS:
+                raise HelloFault(HandshakeFailure.HELLO_TOO_LONG, "client hello in too many records")
             self._hello.take(piece)
             self._shake_hands(piece)
             return []

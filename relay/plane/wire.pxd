@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from relay.plane.buffer cimport Buffer, clear_buffer
-from relay.plane.hello cimport Hello, note_answer, take_hello
+from relay.plane.hello cimport HELLO_TOO_MANY_RECORDS, MAX_HELLO_RECORDS, Hello, note_answer, take_hello
 from relay.plane.live cimport free
 from relay.plane.openssl cimport (
     BIO, BIO_CTRL_EOF, BIO_CTRL_FLUSH, BIO_METHOD, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_get_data,
@@ -23,6 +23,8 @@ cdef enum:
     # New keys after millions of records, an empty record before the first: a client needs one or two in an hour. Each
     # costs up to 20 us, and 16 no more than a handshake.
     MAX_SILENT_RECORDS = 16
+    # Of a whole handshake. OpenSSL skips early data that it does not want, and never stops at empty records of it.
+    MAX_HANDSHAKE_RECORDS = MAX_HELLO_RECORDS + MAX_SILENT_RECORDS
     FORGIVE_EVERY_US = 1000000
 
 cdef struct Wire:
@@ -35,7 +37,7 @@ cdef struct Wire:
     uint32_t preread_used
     Hello hello
     bint counts                 # the handshake is done
-    uint32_t silent             # records that have begun and have given no data; one may be on its way
+    uint32_t silent             # records that have begun and have given no data; one may be on its way. Of a handshake: all
     int64_t forgiven_us         # when one was last forgotten
 
 
@@ -43,6 +45,9 @@ cdef inline int read_wire(BIO* bio, char* data, int size) noexcept nogil:
     cdef Wire* wire = <Wire*> BIO_get_data(bio)
     cdef ssize_t got
     BIO_clear_retry_flags(bio)
+    if is_lengthy(wire):
+        wire.hello.fault = HELLO_TOO_MANY_RECORDS
+        return -1
     if wire.preread != NULL:
         got = wire.preread_size - wire.preread_used
         got = got if got < size else size
@@ -100,6 +105,11 @@ cdef inline void on_tls_message(
 
 cdef inline bint is_flooded(const Wire* wire) noexcept nogil:
     return wire.counts and wire.silent > MAX_SILENT_RECORDS + 1
+
+
+# True for a handshake that takes more records than any does. OpenSSL is through with what it had, and has asked for more.
+cdef inline bint is_lengthy(const Wire* wire) noexcept nogil:
+    return not wire.counts and wire.silent > MAX_HANDSHAKE_RECORDS
 
 
 # A record has given data.

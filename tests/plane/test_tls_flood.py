@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.plane.api import CloseReason
+from relay.plane.api import CloseReason, HandshakeFailure
 from relay.plane.hello import MAX_SILENT_RECORDS, SilentRecords
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_bad_tls import forging_client
-from tests.plane.test_contract import HELLO, http_stream
-from tests.support.client_hello import build_client_hello
+from tests.plane.test_contract import HELLO, http_stream, raw_client
+from tests.support.client_hello import CHANGE_CIPHER_SPEC, build_client_hello, hello_with_early_data, record
 from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 from tests.support.plane import PLANES, MakePlane, plane_bench
 
@@ -118,6 +118,25 @@ async def test_a_few_do_no_harm(
         await asyncio.sleep(0)
         assert not bench.plane.snapshot().closed
         client.abort()
+
+
+@every_plane
+@pytest.mark.parametrize("with_key", [True, False], ids=["with a key", "asked again for one"])
+@pytest.mark.parametrize("before", [b"", CHANGE_CIPHER_SPEC], ids=["in clear", "after ChangeCipherSpec"])
+@pytest.mark.parametrize("size", [0, 1])
+async def test_a_flood_of_early_data(make: MakePlane, tmp_path: Path, with_key: bool, before: bytes, size: int) -> None:
+    """OpenSSL skips early data that was not accepted, 16 KiB of it, and of empty records as many as come."""
+    loop = asyncio.get_running_loop()
+    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (other, at_other):
+        with await raw_client(bench, record(hello_with_early_data(with_key=with_key))) as client:
+            assert await loop.sock_recv(client, 65536)
+            with contextlib.suppress(ConnectionError):
+                await loop.sock_sendall(client, before + record(bytes(size), APPLICATION_DATA) * 10 * MANY)
+            closed = await bench.closed()
+        assert closed.reason is CloseReason.HANDSHAKE_FAILED
+        # Where the client was asked again, OpenSSL has its own bound.
+        assert closed.handshake_failure is HandshakeFailure.HELLO_TOO_LONG or not with_key
+        await exchange(bench, other, at_other)
 
 
 def test_one_is_forgotten_each_second() -> None:
