@@ -209,3 +209,4 @@ async def test_a_tap_sees_the_question(make: MakePlane, tmp_path: Path) -> None:
         sent = [datagram.data for datagram in tap.take(10)]
         assert sent[:2] == [ignored, asked]
         assert [int.from_bytes(one[:2]) for one in sent[1:]] == [*QUESTIONS, QUESTIONS[0]]
+        tap.close()
