@@ -95,6 +95,12 @@ def _host_pattern(value: str) -> str:
     return value if value == "*" else _server_name(value)
 
 
+def _file_path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("expected a path, which has no character 0")
+    return path
+
+
 def _path_prefix(value: str) -> str:
     segments = value.split("/")
     if not value.startswith("/") or not {".", ".."}.isdisjoint(segments) or any(one in value for one in "?#%\\ "):
@@ -200,6 +206,9 @@ EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
 Token = Annotated[Secret, AfterValidator(_token)]
 # Strict: true is no number, and "5" is a text.
 Count = Annotated[int, Field(strict=True)]
+# More than one machine has descriptors or memory for, and what counts it in C has room for.
+MAX_COUNT = 10_000_000
+FilePath = Annotated[Path, AfterValidator(_file_path)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
 # Seven bits in the RTP header. Speech codecs have clocks of 8 to 48 kHz, video has 90 kHz.
 PayloadType = Annotated[int, Field(ge=0, le=127)]
@@ -237,8 +246,8 @@ class Listen(_Section):
 class CertificateFiles(_Section):
     """One certificate, chosen by the names in it; the first is the default."""
 
-    certificate: Path
-    private_key: Path
+    certificate: FilePath
+    private_key: FilePath
 
 
 # What an upstream is asked: see Health.probe.
@@ -292,9 +301,9 @@ class WebProxy(_Section):
     # A tunnel that carries nothing is closed: socket.io pings every 25 s, and proxies cut after 60 s to 300 s.
     idle_timeout_s: Seconds = 300.0
     # Connections of this face, tunnels and those that still ask; 0 is "no bound". Each tunnel takes two descriptors.
-    connections: Count = Field(default=2000, ge=0)
+    connections: Count = Field(default=2000, ge=0, le=MAX_COUNT)
     # A browser opens at most 32 to a proxy, and several may run on a desktop.
-    connections_per_source: Count = Field(default=128, ge=0)
+    connections_per_source: Count = Field(default=128, ge=0, le=MAX_COUNT)
 
     @model_validator(mode="after")
     def _literals(self) -> Self:
@@ -326,7 +335,7 @@ class Signaling(_Section):
     # An upstream given by name must not resolve to a private or special address, unless it lies in one of these.
     allowed_networks: tuple[Network, ...] = ()
     # PEM file of the authorities that https:// upstreams are checked against; the system's unless given.
-    ca_file: Path | None = None
+    ca_file: FilePath | None = None
     # For TCP and TLS towards an upstream: a handshake across an ocean takes half a second; then the next is tried.
     connect_timeout_s: Seconds = 5.0
     # How long an upstream may say nothing: polls are held for 45 s (pingInterval + pingTimeout), and a slow server's
@@ -410,7 +419,7 @@ class Quality(_Section):
     # RTP payload type to clock rate in Hz, where the clients use dynamic ones; those not named here are guessed.
     payload_types: dict[PayloadType, ClockRate] = {}
     # One JSON line for each call that ended is appended to this file; none unless given.
-    records: Path | None = None
+    records: FilePath | None = None
 
     @field_validator("records")
     @classmethod
@@ -472,13 +481,13 @@ class Entitlement(EntitledUsers):
     # is no part of the user. The upstream checks the whole name, so nobody gains by writing a number before his.
     rest_usernames: Annotated[bool, Field(strict=True)] = True
     # TOML, or JSON if its name ends so; looked at every two seconds, and read when it has changed.
-    file: Path | None = None
+    file: FilePath | None = None
     # Asked with ?user=…&region=…&client=…
     url: EndpointUrl | None = None
     # Sent as "Authorization: Bearer …".
     token: Token | None = None
     # The CA of the service; those of the system unless given.
-    ca: Path | None = None
+    ca: FilePath | None = None
     # From the question to the whole answer. The client waits for it, and the data plane no longer than 5 s.
     timeout_s: float = Field(default=2.0, strict=True, gt=0, le=4)
     # How long an answer is taken again: a user's calls come in bursts, and a revocation should not wait for long.
@@ -537,15 +546,15 @@ class Limits(_Section):
     """Bounds; 0 connections or sessions mean "no bound"."""
 
     # 20,000 connections take two to five descriptors each; the unit file allows 131,072.
-    connections: Count = Field(default=20_000, ge=0)
+    connections: Count = Field(default=20_000, ge=0, le=MAX_COUNT)
     # Off: behind a web proxy a whole firm comes from one address.
-    connections_per_source: Count = Field(default=0, ge=0)
+    connections_per_source: Count = Field(default=0, ge=0, le=MAX_COUNT)
     # Sessions (/media) of one source address (IPv6: of one /64), those that wait for a client that was cut included.
     # Behind a web proxy a floor of 300 desks has one address: four each, two calls and two that were cut. 0: no bound.
-    sessions_per_source: Count = Field(default=1200, ge=0)
+    sessions_per_source: Count = Field(default=1200, ge=0, le=MAX_COUNT)
     # And of one user, whom the upstream has proven, from all addresses. Where the whole floor shares one user name, one
     # session for each of its 300 desks and some to spare; where each has its own, 16 will do. 0: no bound.
-    sessions_per_user: Count = Field(default=400, ge=0)
+    sessions_per_user: Count = Field(default=400, ge=0, le=MAX_COUNT)
     handshake_timeout_s: Seconds = 10.0
     first_bytes_timeout_s: Seconds = 10.0
     # A flow holds a UDP socket; a client that has one gets its allocation within seconds.
@@ -560,7 +569,7 @@ class VendorCatalog(_Section):
     """The vendor's network requirements: the names that may be reached through the relay, and where media goes."""
 
     # A newer file than those that come with the relay; "relay catalog diff" says what is new in it.
-    path: Path | None = None
+    path: FilePath | None = None
 
     @field_validator("path")
     @classmethod
@@ -629,7 +638,8 @@ def load(path: Path) -> Config:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OperatorError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # Also a number of five thousand digits, or a thousand brackets.
+    except (ValueError, RecursionError) as error:
         raise OperatorError(f"{path}: no valid TOML: {error}") from None
     return parse(tree, folder=path.parent, source=str(path))
 

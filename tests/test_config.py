@@ -361,6 +361,11 @@ WRONG = [
     ("[health]\nrise = 1.5\n", "health.rise: 1.5: expected a valid integer"),
     ("[limits]\nhandshake_timeout_s = nan\n", "limits.handshake_timeout_s: nan: expected less than or equal to 86400"),
     ("[limits]\ndrain_timeout_s = -1\n", "limits.drain_timeout_s: -1: expected greater than or equal to 0"),
+    (
+        "[limits]\nconnections = 99999999999999999999\n",
+        "limits.connections: 99999999999999999999: expected less than or equal to 10000000",
+    ),
+    ('[quality]\nrecords = "a\\u0000b"\n', "quality.records: expected a path, which has no character 0"),
     ("[limits]\nconnections = true\n", "limits.connections: True: expected a valid integer"),
     ('[log]\nlevel = "loud"\n', "log.level: 'loud': expected 'debug', 'info', 'warning' or 'error'"),
     (

@@ -136,3 +136,6 @@ class _Signals:
         except OperatorError as error:
             for line in str(error).splitlines():
                 log.error("configuration not reloaded: the old one stays", cause=line)
+        except Exception:
+            # A mistake of ours. The next signal must find somebody who listens.
+            log.exception("configuration not reloaded")

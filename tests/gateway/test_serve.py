@@ -1,0 +1,37 @@
+"""The process around a gateway: a reload that fails in a way that nobody has foreseen is not the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from unittest import mock
+
+from structlog.testing import capture_logs
+
+from relay.gateway.serve import _Signals
+from relay.tasks import Tasks
+from tests.support.waiting import eventually
+
+
+async def test_a_reload_after_a_mistake_of_ours(tmp_path: Path) -> None:
+    signals, tasks, reloaded = _Signals(tmp_path / "relay.toml"), Tasks(), asyncio.Event()
+
+    def reload(_: Path) -> None:
+        if not lines:
+            raise OverflowError("a number that C has no room for")
+        reloaded.set()
+
+    signals.expect_hangup()
+    try:
+        with mock.patch("relay.gateway.serve.read_ahead", mock.AsyncMock()), capture_logs() as lines:
+            tasks.start(signals.reload(mock.Mock(reload=reload)), "reload")
+            os.kill(os.getpid(), signal.SIGHUP)
+            await eventually(lambda: lines)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await reloaded.wait()
+        assert [line["event"] for line in lines] == ["configuration not reloaded"]
+    finally:
+        await tasks.cancel()
+        signals.forget_hangup()
