@@ -247,6 +247,7 @@ cdef struct Connection:
     int64_t allocated_until_us  # 0: no allocation of its own
     bint allocating
     int64_t idle_since_us       # since when it has none, where it has none
+    bint both_families          # it has a relayed address of each
     int64_t heard_media_us      # CONNECT-UDP: something else than STUN
     int64_t first_byte_us       # of a first unit that is not whole yet
     int64_t allocation_due_us   # when it is looked whether there is one; 0 for a session, whose is control's

@@ -64,9 +64,9 @@ from relay.plane.sources cimport (
     pthread_mutex_unlock,
 )
 from relay.plane.stun cimport (
-    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_ALTERNATE_SERVER, ATTRIBUTE_LIFETIME, ATTRIBUTE_USERNAME, CLASS_BITS,
-    REFRESH_REQUEST, REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET,
-    datagram_unit, error_code, find_attribute, load16, load32,
+    ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_ALTERNATE_SERVER, ATTRIBUTE_LIFETIME,
+    ATTRIBUTE_USERNAME, ATTRIBUTE_XOR_RELAYED_ADDRESS, CLASS_BITS, REFRESH_REQUEST, REFRESH_SUCCESS, RESPONSE_BIT,
+    STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, count_attributes, datagram_unit, error_code, find_attribute, load16, load32,
 )
 from relay.plane.tap cimport (
     TAP_DOWNLINK, TAP_LOCAL, TAP_UPLINK, Tap, TapKind, TapRecord, copy_out, drop_tapped, end_tap, leave_tap, open_tap,
@@ -833,9 +833,10 @@ cdef bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t si
     return True
 
 
-# True if the message grants an allocation: control answers in its place. One at a time waits, and no server grants two.
-cdef bint must_wait_for_control(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
-    if load16(message) != ALLOCATE_SUCCESS:
+# True if the message grants an allocation, or brings one back: control answers in its place. One at a time waits, and
+# no server grants two.
+cdef bint must_wait_for_control(Engine* e, Connection* c, const uint8_t* message, uint32_t size, bint back) noexcept nogil:
+    if load16(message) != ALLOCATE_SUCCESS and not back:
         return False
     if c.admission.granted:
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
@@ -1100,6 +1101,7 @@ cdef uint32_t take_datagram(Engine* e, Connection* c, uint8_t* data, uint32_t si
 
 
 cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled) noexcept nogil:
+    cdef bint back = False
     if not is_media_datagram(data, size):
         c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
         return filled
@@ -1107,10 +1109,11 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
         if datagram_unit(data, size):
             if load16(data) == ALLOCATE_ERROR and is_redirected(e, c, data, size):
                 return filled       # the client sends its request again, as one does over UDP
+            back = brings_back(e, c, data, size)
             note_allocation(e, c, data, size)
         else:
             c.heard_media_us = e.now_us
-        if c.admission.asks and must_wait_for_control(e, c, data, size):
+        if c.admission.asks and must_wait_for_control(e, c, data, size, back):
             return filled
     else:
         c.heard_media_us = e.now_us
@@ -1121,6 +1124,7 @@ cdef uint32_t take_payload(Engine* e, Connection* c, uint8_t* data, uint32_t siz
 cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
     cdef Answer answer = ANSWER_UNKNOWN
+    cdef bint back
     if kind == ALLOCATE_ERROR and c.carrier != CARRIER_SESSION and not c.allocated_until_us:
         if is_stale(e, c, message, size) or is_redirected(e, c, message, size):
             return False
@@ -1139,8 +1143,19 @@ cdef bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t siz
         else:
             drop(c, DROP_DOWNLINK_FULL, traffic_of(message, size))
         return False
+    back = brings_back(e, c, message, size)
     note_allocation(e, c, message, size)
-    return not (c.admission.asks and must_wait_for_control(e, c, message, size))
+    return not (c.admission.asks and must_wait_for_control(e, c, message, size, back))
+
+
+# True for a Refresh that gives a lifetime to an allocation which had ended as far as we knew. coturn keeps one that was
+# given up for a second, and one that has run out may have been refreshed just before.
+cdef bint brings_back(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef const uint8_t* value
+    if load16(message) != REFRESH_SUCCESS or c.allocated_until_us > e.now_us:
+        return False
+    value = find_attribute(message, size, ATTRIBUTE_LIFETIME, 4)
+    return value == NULL or load32(value) != 0
 
 
 # How long the client's allocation lives, for whoever may have to release it.
@@ -1153,6 +1168,10 @@ cdef void note_allocation(Engine* e, Connection* c, const uint8_t* message, uint
     elif kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
         value = find_attribute(message, size, ATTRIBUTE_LIFETIME, 4)
         c.allocating = False
+        if kind == ALLOCATE_SUCCESS:
+            c.both_families = count_attributes(message, size, ATTRIBUTE_XOR_RELAYED_ADDRESS) > 1
+        elif c.both_families and value != NULL and not load32(value):
+            return      # one address may have been given up, and the other lives (RFC 8656 section 7.2)
         if value == NULL:
             c.allocated_until_us = e.now_us + ALLOCATION_LIFETIME_US
         else:

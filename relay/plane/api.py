@@ -134,7 +134,7 @@ class Upstream:
     # As in the settings of the plane; None for what they say.
     max_media_age_s: float | None = None
     # Report each Allocate of a user (AllocateRequested), and forward it when control has admitted it; report each one
-    # that the upstream has granted (AllocateGranted), and let control answer it.
+    # that the upstream has granted or brought back (AllocateGranted), and let control answer it.
     asks_for_users: bool = False
     # Who it may send the client on to (300 Try Alternate); None hands that answer to the client.
     alternates: RelayPolicy | None = None
@@ -406,6 +406,7 @@ class AllocateRequested:
 class AllocateGranted:
     """The upstream has granted an allocation. Its answer waits: ``answer`` with this response, or with another.
 
+    The same is told of a Refresh that brings one back which was given up, or had run out as far as the plane knows.
     Only where the upstream ``asks_for_users``. Everything else goes on meanwhile. Without an answer within
     ``attach_timeout_s`` the connection ends.
     """

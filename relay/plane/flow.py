@@ -35,7 +35,7 @@ ALLOCATE_REQUEST = message_type(Method.ALLOCATE, MessageClass.REQUEST)
 ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)
 ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
 REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
-_REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
+REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
 
 # A request that control may have to speak for (AllocationOrphaned) is kept while it is no longer than this: a name, a
 # realm and a nonce of the greatest length (RFC 8489 section 14) leave it far below.
@@ -99,6 +99,10 @@ class Flow:
         self._fail = fail
         self._allocated_until: float | None = None
         self._allocating = False
+        self._both_families = False
+        # The last answer with a lifetime was a Refresh, and the allocation had ended as far as we knew. coturn keeps
+        # one that was given up for a second, and one that has run out may have been refreshed just before.
+        self.brought_back = False
         self._authenticated = b""
         self._hops = 0
         if left is None:
@@ -257,17 +261,23 @@ class Flow:
         if kind == ALLOCATE_ERROR:
             # A port where another client's allocation is rests like one that has an allocation of its own.
             self._allocating = error_code(message) == ALLOCATION_MISMATCH
-        elif kind in {ALLOCATE_SUCCESS, _REFRESH_SUCCESS}:
-            self._on_lifetime(message)
+        elif kind in {ALLOCATE_SUCCESS, REFRESH_SUCCESS}:
+            self._on_lifetime(kind, message)
 
-    def _on_lifetime(self, message: bytes) -> None:
+    def _on_lifetime(self, kind: int, message: bytes) -> None:
         try:
-            lifetime_s = parse_message(message).uint32(AttributeType.LIFETIME)
+            answer = parse_message(message)
+            lifetime_s = answer.uint32(AttributeType.LIFETIME)
         except StunError:
             return  # the client's to judge
         if lifetime_s is None:
             lifetime_s = int(ALLOCATION_LIFETIME_S)
         self._allocating = False
+        if kind == ALLOCATE_SUCCESS:
+            self._both_families = len(answer.get_all(AttributeType.XOR_RELAYED_ADDRESS)) > 1
+        elif self._both_families and not lifetime_s:
+            return  # one address may have been given up, and the other lives (RFC 8656 section 7.2)
+        self.brought_back = kind == REFRESH_SUCCESS and lifetime_s > 0 and not self.allocated
         self.idle_since = self._loop.time()
         self._allocated_until = self.idle_since + lifetime_s if lifetime_s else None
 

@@ -43,7 +43,7 @@ from relay.plane.carriers import (
     websocket_fault,
 )
 from relay.plane.downlink import Downlink
-from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, REFRESH_REQUEST, Account, Flow
+from relay.plane.flow import ALLOCATE_REQUEST, ALLOCATE_SUCCESS, REFRESH_REQUEST, REFRESH_SUCCESS, Account, Flow
 from relay.plane.pings import Pings
 from relay.plane.schedule import Room, Schedule
 from relay.plane.tap import FlowTap
@@ -271,9 +271,10 @@ class Media:
         self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
 
     def _on_downlink(self, arrived: float, unit: bytes) -> None:
-        """Deliver a unit of the upstream, unless it grants an allocation that control has to know of first."""
+        """Deliver a unit of the upstream; control has to know first of what grants or brings back an allocation."""
         assert self.flow is not None
-        grants = len(unit) >= HEADER_BYTES and unit[0] << 8 | unit[1] == ALLOCATE_SUCCESS
+        kind = unit[0] << 8 | unit[1] if len(unit) >= HEADER_BYTES else 0
+        grants = kind == ALLOCATE_SUCCESS or (kind == REFRESH_SUCCESS and self.flow.brought_back)
         if self._closed or not grants or not self.flow.upstream.asks_for_users:
             self._deliver(arrived, unit)
         elif self._granted:

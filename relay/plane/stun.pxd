@@ -24,6 +24,7 @@ cdef enum:
     ATTRIBUTE_LIFETIME = 0x000D
     ATTRIBUTE_ALTERNATE_SERVER = 0x8023
     ATTRIBUTE_DATA = 0x0013
+    ATTRIBUTE_XOR_RELAYED_ADDRESS = 0x0016
     ATTRIBUTE_USERNAME = 0x0006
     ATTRIBUTE_MESSAGE_INTEGRITY = 0x0008
     ATTRIBUTE_MESSAGE_INTEGRITY_SHA256 = 0x001C
@@ -67,6 +68,16 @@ cdef inline const uint8_t* find_attribute(
             return message + offset + 4 if length >= least else NULL
         offset += 4 + ((length + 3) & ~<size_t> 3)
     return NULL
+
+
+# How many attributes of a type a message has.
+cdef inline int count_attributes(const uint8_t* message, size_t size, uint16_t kind) noexcept nogil:
+    cdef size_t offset = STUN_HEADER_BYTES
+    cdef int count = 0
+    while offset + 4 <= size:
+        count += load16(message + offset) == kind
+        offset += 4 + ((load16(message + offset + 2) + 3) & ~<size_t> 3)
+    return count
 
 
 # True if a request without USERNAME is authenticated all the same, or tries to be.

@@ -25,11 +25,12 @@ from relay.gateway import sessions
 from relay.gateway.entitlement.verdicts import Outcome
 from relay.gateway.flows import ResumeOutcome
 from relay.plane.api import CloseReason
-from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password, rest_username
-from relay.wire.stun import AttributeType, MessageClass, Method, build_message, parse_message
-from tests.support.coturn import open_coturn
+from relay.turn.credentials import RestCredentials, StaticCredentials, long_term_key, rest_password, rest_username
+from relay.wire.stun import AttributeType, Message, MessageClass, Method, build_message, parse_message
+from tests.support.coturn import Coturn, open_coturn
 from tests.support.gateway import SERVER_NAME, Relay, eventually, running_relay, write_config
 from tests.support.peers import open_echo, open_echo_pair
+from tests.support.tls_client import TlsClient
 from tests.support.uclient import run_uclient
 from tests.support.user_service import user_service
 from tests.support.waiting import becomes
@@ -333,6 +334,64 @@ async def test_a_running_call_cannot_go_over_to_another_user(tmp_path: Path, pla
                 await second.close()
             assert not ann.closed.done()
         await becomes(lambda: host.allocations, 0)
+
+
+def coturns_key(coturn: Coturn) -> bytes:
+    return long_term_key(coturn.username, coturn.realm, coturn.password)
+
+
+async def ask_as(relay: Relay, coturn: Coturn, name: bytes) -> Message:
+    """The answer to an Allocate that names ``name``, and is signed with the key of coturn's user."""
+    client = await TlsClient.open(relay.tls, relay.trust)
+    try:
+        transport = (AttributeType.REQUESTED_TRANSPORT, b"\x11\0\0\0")
+        await client.send(build_message(Method.ALLOCATE, MessageClass.REQUEST, TRANSACTION, [transport]))
+        asked = parse_message(await client.receive_unit())
+        told = [(kind, asked.get(kind) or b"") for kind in (AttributeType.REALM, AttributeType.NONCE)]
+        attributes = [transport, (AttributeType.USERNAME, name), *told]
+        key = coturns_key(coturn)
+        request = build_message(Method.ALLOCATE, MessageClass.REQUEST, b"second_asked", attributes, integrity_key=key)
+        await client.send(request)
+        return parse_message(await client.receive_unit())
+    finally:
+        await client.close()
+
+
+async def test_a_user_has_one_name(tmp_path: Path, plane: str) -> None:
+    """coturn reads a name up to its first NUL: each of these is the same user to it."""
+    entitlement = static({"user": "*", "calls": 1})
+    async with (
+        open_coturn() as coturn,
+        running_relay(tmp_path, coturn.address, listen={"plane": plane}, entitlement=entitlement) as relay,
+        await relay.open_turn(coturn.username, coturn.password) as first,
+    ):
+        await first.allocate()
+        for name, code in ((b"trader", 486), (b"trader\0", 400), (b"trader\0one", 400), (b"trader\0two", 400)):
+            answered = await ask_as(relay, coturn, name)
+            assert answered.error is not None
+            assert answered.error.code == code
+        assert relay.gateway.entitlement.calls == 1
+
+
+async def test_a_call_that_was_given_up_does_not_come_back_beyond_the_bound(tmp_path: Path, plane: str) -> None:
+    """coturn keeps an allocation for a second after it was given up, and a Refresh brings it back."""
+    entitlement = static({"user": "*", "calls": 1})
+    async with (
+        open_coturn() as coturn,
+        running_relay(tmp_path, coturn.address, listen={"plane": plane}, entitlement=entitlement) as relay,
+    ):
+        user, password = coturn.username, coturn.password
+        first, second = await relay.open_turn(user, password), await relay.open_turn(user, password)
+        await first.allocate()
+        assert await first.refresh(0) == 0
+        await second.allocate()
+        with pytest.raises(UpstreamError, match=r"486|437"):  # the second where a second has passed
+            await first.refresh()
+        assert relay.gateway.entitlement.calls == 1
+        assert await second.refresh() > 0
+        for client in (first, second):
+            with contextlib.suppress(UpstreamError):
+                await client.close()
 
 
 @pytest.mark.parametrize("carrier", [*CARRIERS, "session"])

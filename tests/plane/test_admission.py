@@ -26,7 +26,15 @@ from relay.plane.api import (
 )
 from relay.wire.capsule import build_datagram
 from relay.wire.channeldata import build_channel_data, pad
-from relay.wire.stun import AttributeType, MessageClass, Method, build_message
+from relay.wire.stun import (
+    AttributeType,
+    MessageClass,
+    Method,
+    build_message,
+    build_uint32,
+    build_xor_address,
+    parse_message,
+)
 from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.carriers import HELLO, Carried, binary, carried
 from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
@@ -507,6 +515,58 @@ async def test_a_refresh_that_takes_over_an_allocation_waits(make: MakePlane, tm
         client.refuse(response)
         assert await client.receive() == response
         await client.bench.upstream.expect(FRAME)
+
+
+def refresh(number: int, lifetime_s: int) -> tuple[bytes, bytes]:
+    """A Refresh, and the success for it."""
+    lifetime = (AttributeType.LIFETIME, build_uint32(lifetime_s))
+    request = build_message(Method.REFRESH, MessageClass.REQUEST, number.to_bytes(12), [lifetime])
+    return request, answer(request, lifetime)
+
+
+async def test_a_refresh_that_brings_an_allocation_back_waits(
+    make: MakePlane, tmp_path: Path, carrier: Carrier
+) -> None:
+    """coturn keeps an allocation that was given up for a second, while its place goes to another call."""
+    async with asking_client(make, tmp_path, carrier) as client:
+        request = allocate(1, "alice")
+        await client.allocate(request, allocated(request))
+        client.answer(allocated(request))
+        assert await client.receive() == allocated(request)
+        for number, lifetime_s, allocated_after in ((2, 600, True), (3, 0, False), (4, 0, False)):
+            again, response = refresh(number, lifetime_s)
+            await client.send(again)
+            await until(client, again)
+            client.bench.upstream.send(client.flow, response)
+            assert await client.receive() == response
+            assert client.is_allocated() == allocated_after
+        back, response = refresh(5, 600)
+        await client.send(back)
+        await until(client, back)
+        client.bench.upstream.send(client.flow, response)
+        await client.granted(response)
+        refusal = answer(back, error=486)
+        client.answer(refusal)
+        assert await client.receive() == refusal
+
+
+async def test_who_gives_up_one_address_of_two_keeps_the_allocation(
+    make: MakePlane, tmp_path: Path, carrier: Carrier
+) -> None:
+    """RFC 8656 section 7.2: a Refresh may end one family of an allocation, and its answer does not say which."""
+    async with asking_client(make, tmp_path, carrier) as client:
+        request = allocate(1, "alice")
+        ipv6 = build_xor_address(Address("2001:db8::1", 50000), request[8:20])
+        both = answer(request, *parse_message(allocated(request)).attributes, (AttributeType.XOR_RELAYED_ADDRESS, ipv6))
+        await client.allocate(request, both)
+        client.answer(both)
+        assert await client.receive() == both
+        again, response = refresh(2, 0)
+        await client.send(again)
+        await until(client, again)
+        client.bench.upstream.send(client.flow, response)
+        assert await client.receive() == response
+        assert client.is_allocated()
 
 
 @pytest.mark.parametrize("asks", [True, False])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import unicodedata
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,12 +36,15 @@ from relay.wire.stun import (
     build_message,
     message_type,
     parse_message,
+    split_message_type,
 )
 
 # A client that understands its refusal is gone by then; others learn it from the end of the connection.
 REFUSED_CLOSE_S = 1.0
 # Allocates of one connection whose answer may still come, the newest: clients send two or three. Each has up to 2 KiB.
 MAX_ASKED = 8
+# RFC 8489 section 14.3: USERNAME has fewer than 509 bytes.
+MAX_USERNAME_BYTES = 508
 _REFRESH = message_type(Method.REFRESH, MessageClass.REQUEST).to_bytes(2)
 # No answer comes later: a request is sent again for 39.5 s (RFC 8489 section 6.2.1).
 ASKED_S = 60.0
@@ -63,6 +67,8 @@ class _Flow:
     secret: str = field(repr=False)
     refusal: bytes = b""
     closing: asyncio.TimerHandle | None = None
+    # What its call was granted, which a Refresh may bring back.
+    granted: Verdict | None = None
     # By transaction id, the oldest first.
     asked: dict[bytes, _Asked] = field(default_factory=dict, repr=False)
 
@@ -152,11 +158,14 @@ class Admission:
         if flow is None:
             return
         asked = flow.asked.get(_transaction_id(granted.response))
-        if asked is None:  # the upstream wants no credentials, so nobody is named
+        # A place may have gone to another call since this one was given up.
+        wanted = flow.granted if _is_of_refresh(granted.response) else asked and asked.verdict
+        if wanted is None:  # the upstream wants no credentials, so nobody is named
             verdict = self._entitlement.bad_request(flow.region, flow.client)
         else:
-            verdict = self._entitlement.grant(connection, asked.verdict)
+            verdict = self._entitlement.grant(connection, wanted)
         if verdict.admitted:
+            flow.granted = wanted
             self._plane.answer(connection, granted.response)
             return
         request = None if asked is None else _parse(asked.request)
@@ -175,6 +184,10 @@ def _transaction_id(message: bytes) -> bytes:
     return message[8 : 8 + TRANSACTION_ID_BYTES]
 
 
+def _is_of_refresh(message: bytes) -> bool:
+    return split_message_type(int.from_bytes(message[:2]))[0] == Method.REFRESH
+
+
 def _parse(request: bytes) -> Message | None:
     try:
         return parse_message(request)
@@ -184,9 +197,13 @@ def _parse(request: bytes) -> Message | None:
 
 def _username(request: Message | None) -> str:
     try:
-        return "" if request is None else request.text(AttributeType.USERNAME) or ""
+        name = "" if request is None else request.text(AttributeType.USERNAME) or ""
     except StunError:
         return ""
+    # Servers in C read a name up to its first NUL, and some cut what is too long: one user would have any number of
+    # names here. No name holds control characters (RFC 8265 section 3.4).
+    good = len(name.encode()) <= MAX_USERNAME_BYTES and not any(unicodedata.category(one) == "Cc" for one in name)
+    return name if good else ""
 
 
 def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret: str = "") -> bytes:
@@ -199,7 +216,7 @@ def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret:
     transaction_id = _transaction_id(raw)
     attributes = [(AttributeType.ERROR_CODE, build_error_code(*error))]
     kind, key = _integrity(request, secret)
-    method = Method.REFRESH if raw[:2] == _REFRESH else Method.ALLOCATE
+    method = Method.REFRESH if _is_of_refresh(raw) else Method.ALLOCATE
     return build_message(method, MessageClass.ERROR, transaction_id, attributes, integrity_key=key, integrity_kind=kind)
 
 

@@ -116,6 +116,37 @@ def allocate(
     return build_message(Method.ALLOCATE, MessageClass.REQUEST, transaction, attributes, integrity_key=key, **given)
 
 
+@pytest.mark.parametrize("name", [b"ann\0", b"ann\0two", b"ann\n", b"ann\x7f", b"ann\xc2\x85", b"a" * 509])
+async def test_names_that_servers_may_shorten_are_refused(name: bytes) -> None:
+    """To them one user would have any number of names."""
+    async with bench(policy="static", users=[{"user": "*", "calls": 1}]) as it:
+        it.attach()
+        it.ask(name)
+        assert it.plane.refusal.error == ErrorCode(400, "Bad Request: expected an Allocate with a USERNAME")
+
+
+async def test_a_call_that_comes_back_needs_a_place() -> None:
+    async with bench(**STATIC) as it:
+        it.attach(ONE)
+        it.attach(TWO)
+        refreshed = build_message(Method.REFRESH, MessageClass.SUCCESS, b"refreshed...")
+        assert it.call("ann", ONE).message_class is MessageClass.SUCCESS
+        # It was given up, and the place is still there.
+        it.plane.ended = {ONE}
+        it.plane.told.clear()
+        it.admission.on_granted(AllocateGranted(ONE, refreshed))
+        assert it.plane.told == [("answer", ONE, parse_message(refreshed))]
+        assert it.call("ann", TWO).message_class is MessageClass.SUCCESS
+        it.plane.ended.clear()
+        it.plane.told.clear()
+        it.admission.on_granted(AllocateGranted(ONE, refreshed))
+        [(_, _, refusal), closed] = it.plane.told
+        assert (refusal.method, refusal.message_class) == (Method.REFRESH, MessageClass.ERROR)
+        assert (refusal.error.code, refusal.transaction_id) == (486, b"refreshed...")
+        assert closed == ("close", ONE, CloseReason.NOT_ENTITLED)
+        assert it.entitlement.calls == 1
+
+
 async def test_who_may_is_admitted_at_once() -> None:
     async with bench(**STATIC) as it:
         it.attach()
