@@ -29,7 +29,10 @@ cdef enum:
     SETTLE_US = 1000000
     JUMP_S = 2
     PAUSE_BUCKETS = 12
+    SILENT_STEP_US = 100000
     GUESS_US = 1000000
+    OTHER_PACKETS = 25
+    WELL_KNOWN_CLOCKS = 7
     NO_CANDIDATE = -1
 
 # Timestamps, transits and jitter are in units of the stream's clock; transits are modulo 2^32.
@@ -69,8 +72,11 @@ cdef struct Stream:
     # The guess of a clock: where this span began, what the one before gave, and what came of it
     uint32_t guess_timestamp
     int64_t guess_us
-    uint32_t guess_hz
-    uint32_t guessed_hz
+    uint32_t guess_last         # the timestamp of its last packet
+    uint8_t guess_others        # how many packets of other types came since
+    uint8_t guess_clock         # a well-known one by its number, 0 for none
+    uint8_t guessed_clock
+    uint8_t guessed_before      # the payload type that was guessed before, and has the same clock
 
 cdef struct Meter:
     uint32_t count              # of streams
@@ -119,15 +125,27 @@ cdef inline int pause_bucket(int64_t pause_us) noexcept nogil:
     return bucket if bucket < PAUSE_BUCKETS else PAUSE_BUCKETS - 1
 
 
-cdef inline uint32_t nearest_clock(int64_t measured_hz) noexcept nogil:
-    cdef int64_t[7] well_known = [8000, 16000, 24000, 32000, 44100, 48000, 90000]
-    cdef int64_t off
-    cdef int i
-    for i in range(7):
-        off = measured_hz - well_known[i]
-        if (off if off >= 0 else -off) * 25 <= well_known[i]:
-            return <uint32_t> well_known[i]
+# In Hz, by number from 1 on; 0 for 0.
+cdef inline uint32_t well_known_clock(uint32_t number) noexcept nogil:
+    cdef uint32_t[8] clocks = [0, 8000, 16000, 24000, 32000, 44100, 48000, 90000]
+    return clocks[number]
+
+
+# The number of the well-known clock within 4 % of a measured one, or 0.
+cdef inline uint8_t nearest_clock(int64_t measured_hz) noexcept nogil:
+    cdef int64_t clock_hz, off
+    cdef uint8_t number
+    for number in range(1, WELL_KNOWN_CLOCKS + 1):
+        clock_hz = well_known_clock(number)
+        off = measured_hz - clock_hz
+        if (off if off >= 0 else -off) * 25 <= clock_hz:
+            return number
     return 0
+
+
+# Whether a sender that was silent for so long makes a pause of this length.
+cdef inline bint explains(int64_t silence_us, int64_t pause_us) noexcept nogil:
+    return pause_us - silence_us <= STALL_US and 2 * silence_us >= pause_us
 
 
 cdef inline uint32_t read_u32(const uint8_t* data) noexcept nogil:
@@ -156,11 +174,13 @@ cdef inline int64_t deadline_of(const Stream* stream, const Rtp* rtp) noexcept n
 
 # --- 5. Late or not: timing (RFC 3550 section A.8) ---
 
-cdef inline void start_guess(Stream* stream, const Rtp* rtp, uint32_t clock_hz) noexcept nogil:
+cdef inline void start_guess(Stream* stream, const Rtp* rtp, uint8_t clock) noexcept nogil:
     stream.guess_us = rtp.now_us
-    stream.guess_timestamp = rtp.timestamp
-    stream.guess_payload_type = rtp.payload_type
-    stream.guess_hz = clock_hz
+    stream.guess_timestamp = stream.guess_last = rtp.timestamp
+    if rtp.payload_type != COMFORT_NOISE:
+        stream.guess_payload_type = rtp.payload_type
+    stream.guess_others = 0
+    stream.guess_clock = clock
 
 
 cdef inline void start_low(Stream* stream, int64_t now_us) noexcept nogil:
@@ -229,27 +249,69 @@ cdef inline bint is_late(Stream* stream, const Rtp* rtp, int64_t pause_us) noexc
 
 # In Hz; 0 if nobody can tell it yet.
 cdef inline uint32_t clock_of(const Stream* stream, const Rtp* rtp) noexcept nogil:
-    if stream.clock_hz and (rtp.payload_type == stream.payload_type or rtp.payload_type == COMFORT_NOISE):
+    if stream.clock_hz and rtp.payload_type == stream.payload_type:
+        return stream.clock_hz
+    if rtp.payload_type == COMFORT_NOISE and stream.payload_type != COMFORT_NOISE:
         return stream.clock_hz
     if rtp.clocks[rtp.payload_type]:
         return rtp.clocks[rtp.payload_type]
-    return stream.guessed_hz if rtp.payload_type == stream.guessed_payload_type else 0
+    if is_guessed(stream, rtp.payload_type):
+        return well_known_clock(stream.guessed_clock)
+    return 0
+
+
+# Whether the timestamp is of the clock that the stream is known to have.
+cdef inline bint has_clock(const Stream* stream, const Rtp* rtp) noexcept nogil:
+    return stream.clock_hz and clock_of(stream, rtp) == stream.clock_hz
+
+
+cdef inline bint is_guessed(const Stream* stream, uint8_t payload_type) noexcept nogil:
+    return payload_type == stream.guessed_payload_type or payload_type == stream.guessed_before
+
+
+# Whether a packet of another type leaves the guess that runs alone.
+cdef inline bint is_aside(const Stream* stream, const Rtp* rtp) noexcept nogil:
+    cdef uint8_t guessing = stream.guess_payload_type
+    if rtp.payload_type == guessing or rtp.payload_type == COMFORT_NOISE:
+        return False
+    return not rtp.clocks[guessing] and not is_guessed(stream, guessing) and stream.guess_others < OTHER_PACKETS
+
+
+cdef inline void on_guessed(Stream* stream, uint8_t clock) noexcept nogil:
+    stream.guessed_before = stream.guessed_payload_type if clock == stream.guessed_clock else stream.guess_payload_type
+    stream.guessed_payload_type = stream.guess_payload_type
+    stream.guessed_clock = clock
+
+
+# Whether the first span of a guess explains a pause in the second.
+cdef inline bint guess_explains(const Stream* stream, int32_t step, int64_t pause_us) noexcept nogil:
+    if stream.guess_clock == 0:
+        return True
+    return step > 0 and explains(<int64_t> step * 1000000 // well_known_clock(stream.guess_clock), pause_us)
 
 
 cdef inline void guess_clock(Stream* stream, const Rtp* rtp, int64_t pause_us) noexcept nogil:
+    cdef int32_t step = signed_difference(rtp.timestamp, stream.guess_last)
     cdef int64_t elapsed_us
-    cdef uint32_t clock_hz
-    if rtp.payload_type != stream.guess_payload_type or pause_us > STALL_US:
+    cdef uint8_t clock
+    if is_aside(stream, rtp):
+        stream.guess_others += 1
+        return
+    if rtp.payload_type != stream.guess_payload_type and rtp.payload_type != COMFORT_NOISE:
+        start_guess(stream, rtp, 0)
+        return
+    stream.guess_last = rtp.timestamp
+    stream.guess_others = 0
+    if pause_us > STALL_US and not guess_explains(stream, step, pause_us):
         start_guess(stream, rtp, 0)
         return
     elapsed_us = rtp.now_us - stream.guess_us
     if elapsed_us < GUESS_US:
         return
-    clock_hz = nearest_clock(<int64_t> (rtp.timestamp - stream.guess_timestamp) * 1000000 // elapsed_us)
-    if clock_hz and clock_hz == stream.guess_hz:
-        stream.guessed_hz = clock_hz
-        stream.guessed_payload_type = rtp.payload_type
-    start_guess(stream, rtp, clock_hz)
+    clock = nearest_clock(<int64_t> (rtp.timestamp - stream.guess_timestamp) * 1000000 // elapsed_us)
+    if clock and clock == stream.guess_clock:
+        on_guessed(stream, clock)
+    start_guess(stream, rtp, clock)
 
 
 cdef inline bint judge_next(Stream* stream, const Rtp* rtp, int64_t pause_us) noexcept nogil:
@@ -257,7 +319,7 @@ cdef inline bint judge_next(Stream* stream, const Rtp* rtp, int64_t pause_us) no
     cdef uint32_t transit
     cdef int32_t step
     if clock_hz == 0:
-        if stream.clock_hz == 0:
+        if stream.clock_hz == 0 and rtp.payload_type != COMFORT_NOISE:
             stream.payload_type = rtp.payload_type
         guess_clock(stream, rtp, pause_us)
         return False
@@ -282,7 +344,7 @@ cdef inline bint judge_next(Stream* stream, const Rtp* rtp, int64_t pause_us) no
 # A reordered packet counts where it can, and starts nothing anew.
 cdef inline void judge_reordered(Stream* stream, const Rtp* rtp) noexcept nogil:
     cdef uint32_t transit
-    if stream.clock_hz == 0 or clock_of(stream, rtp) != stream.clock_hz or step_of(stream, rtp) >= 0:
+    if not has_clock(stream, rtp) or step_of(stream, rtp) >= 0:
         return
     transit = transit_of(stream, rtp)
     if signed_difference(transit, stream.transit) < -JUMP_S * <int64_t> stream.clock_hz:
@@ -293,26 +355,29 @@ cdef inline void judge_reordered(Stream* stream, const Rtp* rtp) noexcept nogil:
 
 # --- 3. How long a pause ---
 
-cdef inline void on_pause(Stream* stream, int64_t pause_us) noexcept nogil:
+cdef inline void on_pause(Stream* stream, int64_t pause_us, bint may_stall) noexcept nogil:
     stream.pauses[pause_bucket(pause_us)] += 1
-    stream.stalls += pause_us > STALL_US
-    if pause_us > stream.longest_pause_us:
-        stream.longest_pause_us = pause_us
+    if may_stall:
+        stream.stalls += pause_us > STALL_US
+        if pause_us > stream.longest_pause_us:
+            stream.longest_pause_us = pause_us
 
 
 # How long since the highest packet by the timestamps; 0 if they do not tell.
 cdef inline int64_t step_us(const Stream* stream, const Rtp* rtp) noexcept nogil:
-    cdef uint32_t clock_hz = clock_of(stream, rtp)
     cdef int64_t step = step_of(stream, rtp)
-    if clock_hz == 0 or clock_hz != stream.clock_hz or step <= 0:
+    if step <= 0 or not has_clock(stream, rtp):
         return 0
-    return step * 1000000 // <int64_t> clock_hz
+    return step * 1000000 // <int64_t> stream.clock_hz
 
 
-# Whether the timestamp explains the pause: nothing was sent, so nothing stalled.
-cdef inline bint was_silent(const Stream* stream, const Rtp* rtp, int64_t pause_us) noexcept nogil:
-    cdef int64_t silence_us = step_us(stream, rtp)
-    return pause_us - silence_us <= STALL_US and 2 * silence_us >= pause_us
+# Whether a pause counts as a stall if it is long: timestamps tell, and not that the sender was silent.
+cdef inline bint may_stall(const Stream* stream, const Rtp* rtp, int64_t pause_us, uint32_t ahead) noexcept nogil:
+    cdef int64_t silence_us
+    if pause_us <= STALL_US or not has_clock(stream, rtp):
+        return pause_us <= STALL_US
+    silence_us = step_us(stream, rtp)
+    return not explains(silence_us, pause_us) or silence_us <= <int64_t> ahead * SILENT_STEP_US
 
 
 # --- 2. Where in the sequence (RFC 3550 section A.1) ---
@@ -335,10 +400,7 @@ cdef inline void on_next(Stream* stream, const Rtp* rtp, uint32_t ahead) noexcep
     stream.highest = rtp.sequence_number
     stream.seen = (stream.seen << ahead if ahead < SEEN_PACKETS else 0) | 1
     stream.span = <uint8_t> span if span < SEEN_PACKETS else SEEN_PACKETS
-    if pause_us > STALL_US and ahead == 1 and was_silent(stream, rtp, pause_us):
-        stream.pauses[pause_bucket(pause_us)] += 1
-    else:
-        on_pause(stream, pause_us)
+    on_pause(stream, pause_us, may_stall(stream, rtp, pause_us, ahead))
     late = judge_next(stream, rtp, pause_us)
     stream.missing_runs += (late or ahead > 1) and not stream.absent
     stream.absent = late
@@ -346,11 +408,12 @@ cdef inline void on_next(Stream* stream, const Rtp* rtp, uint32_t ahead) noexcep
 
 
 cdef inline void on_reordered(Stream* stream, const Rtp* rtp, uint32_t behind) noexcept nogil:
+    cdef int64_t pause_us = rtp.now_us - stream.last_us
     stream.packets += 1
     stream.reordered += 1
     stream.seen |= <uint64_t> 1 << behind
     stream.expected += behind >= stream.span
-    on_pause(stream, rtp.now_us - stream.last_us)
+    on_pause(stream, pause_us, pause_us <= STALL_US or has_clock(stream, rtp))
     judge_reordered(stream, rtp)
     stream.last_us = rtp.now_us
 

@@ -20,9 +20,14 @@ New clock   A timestamp that goes back from one packet to the next, or that runs
 Runs        of packets that were not there to be played, in the order of arrival: a gap is a run until the next packet,
             even where a reordered one fills it later.
 Pauses      between packets that are no duplicates. More than 200 ms is a stall, but not if the sender was silent: the
-            next number in sequence, with a timestamp that advanced as much, give or take 200 ms or the half.
-Clock       as configured for the payload type, else that of RFC 3551, else guessed: two spans of a second, one after
-            the other and without a pause, that agree within 4 % of one well-known clock.
+            timestamp advanced as much, give or take 200 ms or the half, and by more than 100 ms for each number in
+            sequence. So comfort noise may be lost, and the first packets of a talk spurt. While the clock is not known
+            nobody can tell silence from a stall, and nothing counts as one.
+Clock       as configured for the payload type, else the one of RFC 3551, else guessed: two spans of a second or more,
+            one after the other, that agree within 4 % of one well-known clock. Timestamps run on through silence
+            (RFC 3550 section 5.1), so a span may hold pauses. But the first span must explain those of the second:
+            after a stall, or a pause in which the timestamps stood still, the guess begins anew. Other payload types
+            in between (comfort noise, digits) do not disturb it; 25 such packets in a row are a new codec.
 Streams     16. Another one takes the place of the longest silent; if that was heard in the last 5 s and there are
             streams of a single packet, of the longest silent of those: noise does not drive out a call.
 """
@@ -64,7 +69,11 @@ SETTLE_US = 1_000_000
 JUMP_S = 2
 # The first ends at 1 ms, each other at twice the one before; the last has also what is longer.
 PAUSE_BUCKETS = 12
+# A sender is silent if it leaves more between its packets: those of voice hold 20 ms, seldom 60.
+SILENT_STEP_US = 100_000
 GUESS_US = 1_000_000
+# Half a second of voice, or ten seconds of comfort noise.
+OTHER_PACKETS = 25
 GUESSED_CLOCKS = (8_000, 16_000, 24_000, 32_000, 44_100, 48_000, 90_000)
 # Above, products of time and clock would not fit into 64 bits within a year.
 MAX_CLOCK_HZ = 192_000
@@ -180,27 +189,29 @@ class Meter:
         stream.seen = (stream.seen << ahead | 1) & (1 << SEEN_PACKETS) - 1
         stream.span = min(SEEN_PACKETS, stream.span + ahead)
         pause_us = now_us - stream.last_us
-        if pause_us > STALL_US and ahead == 1 and self._was_silent(stream, pause_us, header):
-            stream.pauses[pause_bucket(pause_us)] += 1
-        else:
-            stream.on_pause(pause_us)
+        stream.on_pause(pause_us, self._may_stall(stream, pause_us, header, ahead))
         late = self._judge_next(stream, now_us, header, pause_us)
         if (late or ahead > 1) and not stream.absent:
             stream.missing_runs += 1
         stream.absent = late
         stream.last_us = now_us
 
-    def _was_silent(self, stream: _Stream, pause_us: int, header: RtpHeader) -> bool:
-        """Whether the timestamp explains the pause: nothing was sent, so nothing stalled."""
+    def _may_stall(self, stream: _Stream, pause_us: int, header: RtpHeader, ahead: int) -> bool:
+        """Whether a pause counts as a stall if it is long: timestamps tell, and not that the sender was silent."""
+        if pause_us <= STALL_US or not self._has_clock(stream, header):
+            return pause_us <= STALL_US
         silence_us = self._step_us(stream, header)
-        return pause_us - silence_us <= STALL_US and 2 * silence_us >= pause_us
+        return not _explains(silence_us, pause_us) or silence_us <= ahead * SILENT_STEP_US
 
     def _step_us(self, stream: _Stream, header: RtpHeader) -> int:
         """How long since the highest packet by the timestamps; 0 if they do not tell."""
-        clock_hz = self._clock(stream, header.payload_type)
-        if not clock_hz or clock_hz != stream.clock_hz:
+        if not self._has_clock(stream, header):
             return 0
-        return max(0, stream.step(header.timestamp)) * 1_000_000 // clock_hz
+        return max(0, stream.step(header.timestamp)) * 1_000_000 // stream.clock_hz
+
+    def _has_clock(self, stream: _Stream, header: RtpHeader) -> bool:
+        """Whether the timestamp is of the clock that the stream is known to have."""
+        return stream.clock_hz > 0 and self._clock(stream, header.payload_type) == stream.clock_hz
 
     def _on_reordered(self, stream: _Stream, now_us: int, header: RtpHeader, behind: int) -> None:
         stream.packets += 1
@@ -209,7 +220,8 @@ class Meter:
         if behind >= stream.span:
             # From before the first one.
             stream.expected += 1
-        stream.on_pause(now_us - stream.last_us)
+        pause_us = now_us - stream.last_us
+        stream.on_pause(pause_us, pause_us <= STALL_US or self._has_clock(stream, header))
         self._judge_reordered(stream, now_us, header)
         stream.last_us = now_us
 
@@ -234,16 +246,27 @@ class Meter:
 
     def _clock(self, stream: _Stream, payload_type: int) -> int:
         """The clock of a payload type in Hz; 0 if nobody can tell it yet."""
-        if stream.clock_hz and payload_type in (stream.payload_type, COMFORT_NOISE):
-            # Comfort noise has the clock of the voice that it replaces (RFC 3389 section 4).
+        if stream.clock_hz and payload_type == stream.payload_type:
+            return stream.clock_hz
+        if payload_type == COMFORT_NOISE and stream.payload_type != COMFORT_NOISE:
+            # It has the clock of the voice that it replaces (RFC 3389 section 4), also if that is not known yet.
             return stream.clock_hz
         if self._clocks[payload_type]:
             return self._clocks[payload_type]
-        return stream.guessed_hz if payload_type == stream.guessed_payload_type else 0
+        return stream.guessed_hz if payload_type in stream.guessed_payload_types else 0
 
     def _guess(self, stream: _Stream, now_us: int, header: RtpHeader, pause_us: int) -> None:
         """Measure one span after another until two agree."""
-        if header.payload_type != stream.guess_payload_type or pause_us > STALL_US:
+        if self._is_aside(stream, header.payload_type):
+            stream.guess_others += 1
+            return
+        if header.payload_type not in (stream.guess_payload_type, COMFORT_NOISE):
+            stream.start_guess(now_us, header, 0)
+            return
+        step = max(0, _signed(header.timestamp - stream.guess_last))
+        stream.guess_last = header.timestamp
+        stream.guess_others = 0
+        if pause_us > STALL_US and stream.guess_hz and not _explains(step * 1_000_000 // stream.guess_hz, pause_us):
             stream.start_guess(now_us, header, 0)
             return
         elapsed_us = now_us - stream.guess_us
@@ -252,9 +275,16 @@ class Meter:
         advance = (header.timestamp - stream.guess_timestamp) % _MODULUS
         clock_hz = nearest_clock(advance * 1_000_000 // elapsed_us)
         if clock_hz and clock_hz == stream.guess_hz:
-            stream.guessed_hz = clock_hz
-            stream.guessed_payload_type = header.payload_type
+            stream.on_guessed(clock_hz)
         stream.start_guess(now_us, header, clock_hz)
+
+    def _is_aside(self, stream: _Stream, payload_type: int) -> bool:
+        """Whether a packet of another type leaves the guess that runs alone."""
+        guessing = stream.guess_payload_type
+        if payload_type in (guessing, COMFORT_NOISE):
+            return False
+        is_running = not self._clocks[guessing] and guessing not in stream.guessed_payload_types
+        return is_running and stream.guess_others < OTHER_PACKETS
 
     # Timing (RFC 3550 section A.8)
 
@@ -278,7 +308,7 @@ class Meter:
         """Whether the packet is late."""
         clock_hz = self._clock(stream, header.payload_type)
         if not clock_hz:
-            if not stream.clock_hz:
+            if not stream.clock_hz and header.payload_type != COMFORT_NOISE:
                 stream.payload_type = header.payload_type
             self._guess(stream, now_us, header, pause_us)
             return False
@@ -301,7 +331,7 @@ class Meter:
 
     def _judge_reordered(self, stream: _Stream, now_us: int, header: RtpHeader) -> None:
         """A reordered packet counts where it can, and starts nothing anew."""
-        if not stream.clock_hz or self._clock(stream, header.payload_type) != stream.clock_hz:
+        if not self._has_clock(stream, header):
             return
         transit = stream.transit_of(now_us, header.timestamp)
         beyond = _signed(transit - stream.transit)
@@ -364,12 +394,14 @@ class _Stream:
     stalls: int = 0
     longest_pause_us: int = 0
     pauses: list[int] = field(default_factory=lambda: [0] * PAUSE_BUCKETS)
-    # The guess of a clock: where this span began, and what the one before gave
+    # The guess of a clock: where this span began, what the one before gave, and what came of it
     guess_us: int = 0
     guess_timestamp: int = 0
+    guess_last: int = 0  # the timestamp of its last packet
     guess_payload_type: int = 0
+    guess_others: int = 0  # how many packets of other types came since
     guess_hz: int = 0
-    guessed_payload_type: int = 0
+    guessed_payload_types: tuple[int, int] = (0, 0)  # the last two of this clock: voice and its comfort noise, say
     guessed_hz: int = 0
 
     def is_seen(self, behind: int) -> bool:
@@ -411,14 +443,22 @@ class _Stream:
 
     def start_guess(self, now_us: int, header: RtpHeader, clock_hz: int) -> None:
         self.guess_us = now_us
-        self.guess_timestamp = header.timestamp
-        self.guess_payload_type = header.payload_type
+        self.guess_timestamp = self.guess_last = header.timestamp
+        if header.payload_type != COMFORT_NOISE:
+            self.guess_payload_type = header.payload_type
+        self.guess_others = 0
         self.guess_hz = clock_hz
 
-    def on_pause(self, pause_us: int) -> None:
+    def on_guessed(self, clock_hz: int) -> None:
+        before = self.guessed_payload_types[0] if clock_hz == self.guessed_hz else self.guess_payload_type
+        self.guessed_payload_types = (self.guess_payload_type, before)
+        self.guessed_hz = clock_hz
+
+    def on_pause(self, pause_us: int, may_stall: bool) -> None:
         self.pauses[pause_bucket(pause_us)] += 1
-        self.stalls += pause_us > STALL_US
-        self.longest_pause_us = max(self.longest_pause_us, pause_us)
+        if may_stall:
+            self.stalls += pause_us > STALL_US
+            self.longest_pause_us = max(self.longest_pause_us, pause_us)
 
     def read(self, now_us: int, direction: Direction) -> RtpStream:
         return RtpStream(
@@ -462,6 +502,11 @@ def _extension_fits(packet: bytes, header: RtpHeader) -> bool:
     if len(packet) < start + 4:
         return False
     return len(packet) >= start + 4 + 4 * int.from_bytes(packet[start + 2 : start + 4])
+
+
+def _explains(silence_us: int, pause_us: int) -> bool:
+    """Whether a sender that was silent for so long makes a pause of this length."""
+    return pause_us - silence_us <= STALL_US and 2 * silence_us >= pause_us
 
 
 def _signed(difference: int) -> int:

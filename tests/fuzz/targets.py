@@ -31,8 +31,8 @@ COOKIE = b"\x21\x12\xa4\x42"
 # Beyond, a scenario is longer but not different.
 MAX_STEPS = 600
 MAX_PACKETS = 4000
-# One that nobody knows, G.711, the meter's own word for silence, two that are configured.
-PAYLOAD_TYPES = (111, 0, 13, 96, 101)
+# Two that nobody knows, G.711, the meter's own word for silence, two that are configured.
+PAYLOAD_TYPES = (111, 0, 13, 96, 101, 105)
 PAYLOAD_CLOCKS = {96: 90_000, 101: 8_000}
 CLOCKS = (48_000, 8_000, 16_000, 90_000)
 DEADLINES_US = (60_000, 0, 20_000, 1_000_000)

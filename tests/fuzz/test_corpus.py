@@ -37,11 +37,14 @@ BEGINNINGS = {
     "transactions": (),
     # Behind a first question, and behind the last one before a sign of life.
     "questions": (b"\xc8\0", b"\xc8\0" * 3 + b"\x70\1"),
-    # In the middle of a call of Opus, of one of G.711, and behind its stall; with more senders than have a place.
+    # In the middle of a call of Opus, of one of G.711, and behind its stall; after words of 1.2 s with silence between
+    # them, and with noise of a type of its own in it; with more senders than have a place.
     "meter": (
         b"\0\x7f\x7f",
         b"\0\xc8\1\xcc\1\x7f\x7f",
         b"\0\xc8\1\xcc\1\x7f\x7f\x86\x64",
+        b"\0" + b"\x64\x3c\xb0\x10" * 3,
+        b"\0" + b"\x64\x3c\xb0\4\xc8\5\1\x80\xb0\4\1\x80\xc8\0" * 4,
         b"\0" + b"".join(bytes([190, sender, 0, 128, 0, 128]) for sender in range(20)),
     ),
     # Voice, a chunk filled to its end, a burst in large frames, a flood of the smallest ones.
