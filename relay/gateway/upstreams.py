@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from relay.addresses import Address
@@ -60,6 +61,13 @@ class RiseAndFall:
         return changed
 
 
+@dataclass
+class Load:
+    """What an upstream carries. Flows of before a reload go on, so it is the name's, whatever its address is now."""
+
+    flows: int = 0
+
+
 class UpstreamState:
     """One upstream. It is healthy if it answers, and serves an Allocate where we have credentials for it.
 
@@ -75,9 +83,18 @@ class UpstreamState:
         self.life = RiseAndFall(health)
         self.allocate = RiseAndFall(health) if self._allocates else None
         self.rtt_s: float | None = None
-        self.flows = 0
+        self.load = Load()
         # Addresses that new flows have left because they did not answer.
         self._dead: set[Address] = set()
+
+    @property
+    def flows(self) -> int:
+        """How many flows go to the upstream of this name, now."""
+        return self.load.flows
+
+    @flows.setter
+    def flows(self, count: int) -> None:
+        self.load.flows = count
 
     @property
     def name(self) -> str:
@@ -168,6 +185,8 @@ class Upstreams:
 
     def __init__(self) -> None:
         self._states: dict[str, UpstreamState] = {}
+        # By name, of all that there ever were: an operator writes few of them.
+        self._loads: dict[str, Load] = {}
 
     def __iter__(self) -> Iterator[UpstreamState]:
         return iter(self._states.values())
@@ -183,6 +202,7 @@ class Upstreams:
             state = before.get(settings.name)
             if state is None or state.settings.address != settings.address:
                 state = UpstreamState(settings, health)
+                state.load = self._loads.setdefault(settings.name, state.load)
             state.configure(settings, health)
             self._states[settings.name] = state
 

@@ -9,7 +9,9 @@ import pytest
 from relay.addresses import Address
 from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
+from relay.gateway.flows import Flows, Wanted
 from relay.gateway.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
+from relay.plane.api import Carrier, ConnectionId
 
 SETTINGS = HealthSettings(rise=2, fall=3)
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
@@ -143,6 +145,25 @@ def test_new_list_keeps_what_is_known() -> None:
         ("stays", UP),
     ]
     assert upstreams.get("stays") is before["stays"]
+
+
+def test_flows_of_before_a_reload_still_count() -> None:
+    upstreams = upstreams_of(server())
+    flows = Flows(upstreams)
+    [before] = upstreams
+    before.life.on_success()
+    flows.begin(Wanted(ConnectionId(1), "", Carrier.TURN), lambda _: None)
+    for address in ("192.0.2.9:3478", "192.0.2.7:3478"):
+        upstreams.configure([server(address=address)], SETTINGS)
+        [state] = upstreams
+        assert (state is before, state.flows) == (False, 1)
+    # Away, and back before its flow has ended.
+    upstreams.configure([], SETTINGS)
+    upstreams.configure([server()], SETTINGS)
+    [state] = upstreams
+    assert state.flows == 1
+    flows.end(ConnectionId(1))
+    assert state.flows == 0
 
 
 def test_new_settings_of_the_same_address() -> None:
