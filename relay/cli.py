@@ -86,7 +86,12 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
         check_folder(settings.quality.records)
     open_trust(settings.signaling)
     check_entitlement(settings.entitlement)
-    typer.echo(f"{config_file}: ok ({len(settings.upstreams)} upstreams, {len(settings.routes)} routes)")
+    found = f"{_counted(len(settings.upstreams), 'upstream')}, {_counted(len(settings.routes), 'route')}"
+    typer.echo(f"{config_file}: ok ({found})")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @app.command()

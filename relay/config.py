@@ -7,6 +7,8 @@ Relative paths count from the configuration file.
 from __future__ import annotations
 
 import ipaddress
+import json
+import re
 import tomllib
 import unicodedata
 from pathlib import Path
@@ -61,7 +63,19 @@ def _literal_only(address: Address) -> Address:
 def _server_port(address: Address) -> Address:
     if not address.port:
         raise ValueError(f"{str(address)!r}: expected a server's port, 1 to 65535")
+    if not address.is_literal and not _could_be_a_host(address.host):
+        example = "turn.example.com:3478, 192.0.2.7:3478 or [2001:db8::7]:3478"
+        raise ValueError(f"{str(address)!r}: expected a host name or an IP address, for example {example}")
     return _with_zone(address)
+
+
+def _could_be_a_host(host: str) -> bool:
+    """False for a pattern, and for what was meant to be an IPv4 address: no top-level domain is a number."""
+    try:
+        name = _server_name(host)
+    except ValueError:
+        return False
+    return "*" not in name and not name.rpartition(".")[2].isdigit()
 
 
 def _literal_host(value: str) -> str:
@@ -125,6 +139,14 @@ def _http_origin(value: str) -> str:
     else:
         _server_name(host)
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+
+
+def _user_name(value: str) -> str:
+    # What Basic authentication can carry (RFC 7617): no colon and no control character. Directories have names such as
+    # user@firm.example, FIRM\user and "Jörg Müller".
+    if not 1 <= len(value) <= 128 or any(one == ":" or unicodedata.category(one) == "Cc" for one in value):
+        raise ValueError("expected a user name of 1 to 128 characters, without colons and control characters")
+    return value
 
 
 def _user_pattern(value: str) -> str:
@@ -196,9 +218,7 @@ PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-# What Basic authentication can carry (RFC 7617): no colon and no control character. Directories have names such as
-# user@firm.example, FIRM\user and "Jörg Müller".
-UserName = Annotated[str, Field(pattern=r"^[^:\x00-\x1f\x7f-\x9f]{1,128}$")]
+UserName = Annotated[str, AfterValidator(_user_name)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 # The longest that RFC 8489 section 14.3 allows.
 UserPattern = Annotated[str, Field(max_length=508), AfterValidator(_user_pattern)]
@@ -680,7 +700,7 @@ _MESSAGES = {
 
 def _explain(error: Any) -> str:
     # A key that is wrong itself is named by pydantic, too.
-    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    key = ".".join(_shown_key(str(part)) for part in error["loc"] if part != "[key]")
     kind, value = error["type"], error["input"]
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     message = _MESSAGES.get(kind, message)
@@ -688,5 +708,14 @@ def _explain(error: Any) -> str:
     told = kind in {"value_error", "extra_forbidden", "missing"} or not isinstance(value, str | int | float)
     secret = {"password", "secret", "token"} & set(error["loc"]) or error["loc"][:2] == ("web_proxy", "users")
     if not told and not secret:
-        message = f"{value!r}: {message}"
+        # As TOML has it: true, not True.
+        message = f"{str(value).lower() if isinstance(value, bool) else repr(value)}: {message}"
     return f"{key}: {message}" if key else message
+
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _shown_key(part: str) -> str:
+    """A key as it is written in TOML: in quotes, unless it is a bare one. Nothing in it can steer a terminal."""
+    return part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=not part.isprintable())

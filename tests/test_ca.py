@@ -496,7 +496,7 @@ def test_the_relay_takes_what_show_prints(tmp_path: Path) -> None:
     ]
     path = tmp_path / "relay.toml"
     path.write_text(blocks + '\n[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n')
-    assert ok("check-config", path) == f"{path}: ok (1 upstreams, 0 routes)\n"
+    assert ok("check-config", path) == f"{path}: ok (1 upstream, 0 routes)\n"
 
 
 def test_show_prints_paths_of_the_relays_machine(tmp_path: Path) -> None:

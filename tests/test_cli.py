@@ -435,7 +435,7 @@ async def test_check_config(tmp_path: Path) -> None:
     write_config(path, tree)
     write_config(wrong, {**tree, "upstreams": [{"name": "a", "address": "::1:3478"}], "health": {"fall": 0}})
     good, bad = await asyncio.gather(run("check-config", path), run("check-config", wrong))
-    assert good == (0, f"{path}: ok (1 upstreams, 0 routes)\n", "")
+    assert good == (0, f"{path}: ok (1 upstream, 0 routes)\n", "")
     assert bad == (
         2,
         "",
@@ -464,7 +464,11 @@ async def test_check_config_reads_the_authorities_of_signaling(tmp_path: Path) -
     path, tree = tmp_path / "relay.toml", settings_tree(Authority(tmp_path), NO_UPSTREAM)
     write_config(path, {**tree, "signaling": {"upstreams": ["https://192.0.2.7"], "ca_file": "missing.pem"}})
     status, _, said = await run("check-config", path)
-    assert (status, said.partition(": [")[0]) == (2, f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}")
+    assert (status, said) == (2, f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}: No such file or directory\n")
+    (tmp_path / "missing.pem").write_text("no PEM")
+    status, _, said = await run("check-config", path)
+    assert (status, "[Errno" in said) == (2, False)
+    assert said.startswith(f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}: ")
 
 
 async def test_version_and_help() -> None:

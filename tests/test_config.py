@@ -114,6 +114,9 @@ def test_web_proxy(tmp_path: Path) -> None:
     assert "sesame" not in repr(settings)
 
 
+NAMED = "of 1 to 128 characters, without colons and control characters"
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -125,7 +128,10 @@ def test_web_proxy(tmp_path: Path) -> None:
         ('allow = ["10.0.0.1"]', "web_proxy: allow.0: 10.0.0.1 is special: expected it in allowed_networks, too"),
         ('allow = ["[::ffff:10.0.0.1]:80"]', "web_proxy: allow.0: ::ffff:a00:1 is special"),
         ('allowed_networks = ["10.0.0.1/8"]', "web_proxy.allowed_networks.0: "),
-        ('users = { "a:b" = "x" }', "web_proxy.users.a:b: "),
+        *(
+            (f"users = {{ {key} = 'x' }}", f"web_proxy.users.{key}: expected a user name {NAMED}")
+            for key in ('"a:b"', '""', r'"a\u001b[2J"', f'"{"ä" * 129}"')
+        ),
         ('users = { alice = "" }', "web_proxy.users.alice: expected at least one character"),
         ("users = { alice = 123456 }", "web_proxy.users.alice: "),
         ('advertise = "proxy.firm.example"', "web_proxy.advertise: "),
@@ -366,7 +372,7 @@ WRONG = [
         "limits.connections: 99999999999999999999: expected less than or equal to 10000000",
     ),
     ('[quality]\nrecords = "a\\u0000b"\n', "quality.records: expected a path, which has no character 0"),
-    ("[limits]\nconnections = true\n", "limits.connections: True: expected a valid integer"),
+    ("[limits]\nconnections = true\n", "limits.connections: true: expected a valid integer"),
     ('[log]\nlevel = "loud"\n', "log.level: 'loud': expected 'debug', 'info', 'warning' or 'error'"),
     (
         '[[routes]]\nserver_name = "*"\nregion = "default"\n',
@@ -445,6 +451,7 @@ def test_one_line_for_each_mistake(tmp_path: Path, addition: str, line: str) -> 
     assert mistakes(tmp_path, text) == [line]
 
 
+HOSTS = "an IP address, for example turn.example.com:3478, 192.0.2.7:3478 or [2001:db8::7]:3478"
 WRONG_UPSTREAMS = [
     (
         'address = "192.0.2.7"',
@@ -460,6 +467,10 @@ WRONG_UPSTREAMS = [
         "upstreams.0.address: '2001:db8::7:3478': an IPv6 address needs brackets, for example [::1]:443",
     ),
     ('address = "stun 1:3478"', "upstreams.0.address: 'stun 1:3478': a host has no spaces and no control characters"),
+    *(
+        (f'address = "{host}:3478"', f"upstreams.0.address: '{host}:3478': expected a host name or {HOSTS}")
+        for host in ("192.0.2.999", "*.example.com", "192.0.2.7%eth0", "bücher.example", "a..example", "300")
+    ),
     ("", "upstreams.0.address: required, but not there"),
     (
         'address = "a:1"\nregion = "a b"',

@@ -45,7 +45,7 @@ def bundled() -> tuple[str, ...]:
 
 def load(path: Path | None = None) -> Catalog:
     """The catalog in a file (TOML; JSON if its name ends so), or the newest bundled one. Raises OperatorError."""
-    return _load_bundled(bundled()[-1]) if path is None else _load_file(path)
+    return _load_bundled(bundled()[-1]) if path is None else _load_file(path, " (catalog.path)")
 
 
 def load_version(version: str) -> Catalog:
@@ -64,7 +64,8 @@ def _load_bundled(version: str) -> Catalog:
     return parse(tomllib.loads(text), source=name)
 
 
-def _load_file(path: Path) -> Catalog:
+def _load_file(path: Path, key: str = "") -> Catalog:
+    """``key`` is where an operator has the path from, for the text of what cannot be read at all."""
     read: Callable[[str], Any] = json.loads if path.suffix == ".json" else tomllib.loads
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
@@ -74,7 +75,7 @@ def _load_file(path: Path) -> Catalog:
             raise OperatorError(f"{path}: expected a catalog of at most {_MAX_FILE_BYTES} bytes")
         tree = read(content.decode("utf-8"))
     except OSError as error:
-        raise OperatorError(f"{path}: {error.strerror or error}") from None
+        raise OperatorError(f"{path}{key}: {error.strerror or error}") from None
     # Both kinds of decoders raise heirs of ValueError; a file of brackets alone nests too deep for either.
     except (ValueError, RecursionError) as error:
         raise OperatorError(f"{path}: no valid {kind}: {error}") from None

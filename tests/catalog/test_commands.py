@@ -63,6 +63,7 @@ def test_check_config_reads_the_catalog(tmp_path: Path) -> None:
         f'[[certificates]]\ncertificate = "{issued.chain}"\nprivate_key = "{issued.private_key}"\n'
         '[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n[catalog]\npath = "bad.toml"\n'
     )
+    assert run_here("check-config", path) == (2, "", f"relay: {bad} (catalog.path): No such file or directory\n")
     bad.write_text("as_of = 5\ndomains = []\n")
     status, stdout, stderr = run_here("check-config", path)
     assert (status, stdout) == (2, "")
@@ -70,7 +71,7 @@ def test_check_config_reads_the_catalog(tmp_path: Path) -> None:
     assert stderr.count("\n") == 5
     other_catalog(tmp_path / "newer.json")
     path.write_text(path.read_text().replace("bad.toml", "newer.json"))
-    assert run_here("check-config", path) == (0, f"{path}: ok (1 upstreams, 0 routes)\n", "")
+    assert run_here("check-config", path) == (0, f"{path}: ok (1 upstream, 0 routes)\n", "")
 
 
 def test_show_names_everything() -> None:

@@ -196,6 +196,8 @@ def open_trust(settings: Signaling) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if settings.ca_file is None else str(settings.ca_file))
     except (OSError, ssl.SSLError) as error:
-        raise OperatorError(f"signaling.ca_file: {settings.ca_file}: {error}") from None
+        # An SSLError has a text of its own, where the system has one for what the file system says.
+        why = error if isinstance(error, ssl.SSLError) else error.strerror or error
+        raise OperatorError(f"signaling.ca_file: {settings.ca_file}: {why}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
