@@ -110,7 +110,9 @@ class Resolver:
         permitted = [_canonical(answer) for answer in answers if self.policy.permits(answer)]
         if not permitted:
             refused = [shown(answer) for answer in answers]
-            detail = f"{shown(host)}: {', '.join(refused)} may not be relayed to (allowed_networks)"
+            detail = f"{', '.join(refused)} may not be relayed to (allowed_networks)"
+            if refused != [shown(host)]:
+                detail = f"{shown(host)}: {detail}"
             raise ResolveError(ResolveFailure.DESTINATION_IP_PROHIBITED, detail, refused)
         return [Address(one, port) for one in dict.fromkeys(permitted)]
 

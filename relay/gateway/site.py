@@ -72,6 +72,13 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
+def _found_by_parser(error: BaseException | None) -> str:
+    """What is wrong with a request. The parser says so, and shows the client's bytes after it, which are left out."""
+    found, shown, _ = str(getattr(error, "message", "")).partition(":\n\n")
+    words = " ".join(found.split())
+    return f"bad request: {words}" if shown and words else "bad request"
+
+
 # Given a connection and why its request is not served, makes the answer.
 OnBadHead = Callable[[web.RequestHandler, Refused], web.Response]
 
@@ -180,7 +187,7 @@ class _Handler(web.RequestHandler):
         elif exc is not None and exc.args == _TOO_MANY:
             refused = Refused(431, f"there are more than {MAX_FIELDS} headers")
         else:
-            refused = Refused(status, "bad request")
+            refused = Refused(status, _found_by_parser(exc))
         response = self._on_bad_head(self, refused)
         response.headers["Server"] = SERVER
         return response

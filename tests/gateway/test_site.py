@@ -186,8 +186,10 @@ async def test_deadline_of_the_first_request_ends_with_it(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("request_bytes", "status", "reason"),
     [
-        (b"GET / HTTP/1.1\r\nBroken\r\n\r\n", "400 Bad Request", "bad request"),
-        (b"GET / HTTP/9.9\r\n\r\n", "400 Bad Request", "bad request"),
+        (b"GET / HTTP/1.1\r\nBroken\r\n\r\n", "400 Bad Request", "bad request: Invalid header token"),
+        (b"GET / HTTP/9.9\r\n\r\n", "400 Bad Request", "bad request: Bad status line: Invalid HTTP version"),
+        (b"GET /r\xe9sum\xe9 HTTP/1.1\r\n\r\n", "400 Bad Request", "bad request: Invalid char in url path"),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request", "bad request"),
         (
             b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
             "414 Request-URI Too Long",
@@ -211,9 +213,9 @@ async def test_deadline_of_the_first_request_ends_with_it(tmp_path: Path, monkey
         (
             b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             "400 Bad Request",
-            "bad request",
+            "bad request: Transfer-Encoding can't be present with Content-Length",
         ),
-        (GET + b"GARBAGE\x00\r\n\r\n", "400 Bad Request", "bad request"),
+        (GET + b"GARBAGE\x00\r\n\r\n", "400 Bad Request", "bad request: Invalid method encountered"),
     ],
 )
 async def test_bad_request_is_refused_without_a_traceback(

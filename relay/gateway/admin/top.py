@@ -17,6 +17,8 @@ from relay.logs import printable
 INTERVAL_S = 1.0
 # The listener is near, and answers in milliseconds.
 TIMEOUT_S = 5.0
+# Against DNS rebinding the listener answers few names (421).
+OTHER_NAME = "use an address, or add it to listen.admin_hosts"
 # Of a list of 1,000 nobody reads more on a terminal.
 ROWS_MOST = 200
 # Of a frame that is printed once, by a script that has no screen.
@@ -78,6 +80,8 @@ async def _get(session: aiohttp.ClientSession, url: str, query: dict[str, str]) 
     """Raises OperatorError if there is no such JSON."""
     try:
         async with session.get(url, params=query) as answer:
+            if answer.status == 421:
+                raise OperatorError(f"{url} is not answered under this name: {OTHER_NAME}")
             if answer.status != 200:
                 raise OperatorError(f"{url} answers {answer.status}: is this the relay's admin listener?")
             found = await answer.json()

@@ -68,6 +68,8 @@ PAC_PATHS = ("/proxy.pac", "/wpad.dat", "/wpad.da")
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
 # Of a Host field, what may be written into proxy.pac.
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+# Why a user is refused, whatever they ask for.
+_OF_ONE_USER = frozenset({Outcome.CREDENTIALS_WRONG, Outcome.TOO_MANY_GUESSES})
 
 
 @dataclass(slots=True)
@@ -209,7 +211,9 @@ class WebProxy:
         if refused.outcome is Outcome.CREDENTIALS_MISSING:
             return
         now, reason, wanted = asyncio.get_running_loop().time(), refused.outcome.value, shown(target)
-        if self._host_lines.allows(now, f"{reason} {wanted}"):
+        # Who asks from here with a wrong password is one trouble, who does from there is another.
+        of_whom = source_of(client.host) if refused.outcome in _OF_ONE_USER else ""
+        if self._host_lines.allows(now, f"{reason} {wanted} {of_whom}"):
             told = {"client": str(client), "target": wanted, "reason": reason, "cause": refused.text}
             self._lines.info("web proxy refused", reason, **told)
 
@@ -233,9 +237,9 @@ class WebProxy:
                 raise _failed(Outcome.PORT_REFUSED, 403, text, "http_request_denied")
             case Way.REFUSE_HOST:
                 text = (
-                    f"This relay connects to the hosts of the voice service only, and {wanted.host} is none. Configure "
-                    "your browser with this relay's /proxy.pac, so that it asks others for the rest; or ask the "
-                    f'operator of the relay to add "{wanted}" to web_proxy.allow.'
+                    f"This relay connects to the hosts of the voice service only, and {wanted.host} is not one of "
+                    "them. Configure your browser with this relay's /proxy.pac, so that it asks others for the rest; "
+                    f'or ask the operator of the relay to add "{wanted}" to web_proxy.allow.'
                 )
                 raise _failed(Outcome.HOST_REFUSED, 403, text, "http_request_denied")
 
@@ -249,7 +253,8 @@ class WebProxy:
         # length of 0 says the same to all, and Windows' own client sends it.
         lengths = request.headers.getall("Content-Length", [])
         if lengths not in ([], ["0"]) or "Transfer-Encoding" in request.headers:
-            raise Refused(Outcome.BAD_REQUEST, 400, "A CONNECT has no content: expected no length of it.")
+            text = "A CONNECT has no content: expected no Content-Length but 0, and no Transfer-Encoding."
+            raise Refused(Outcome.BAD_REQUEST, 400, text)
         await self._authenticate(request, client)
         if self._draining:
             raise Refused(Outcome.DRAINING, 503, "This relay is about to stop. Try again, or use another one.")
@@ -264,7 +269,8 @@ class WebProxy:
         if not given:
             raise Refused(Outcome.CREDENTIALS_MISSING, 407, text, fields)
         if len(given) > 1 or not await self._is_permitted(given[0], client):
-            raise Refused(Outcome.CREDENTIALS_WRONG, 407, text, fields)
+            wrong = "Name or password is wrong, or not sent as Basic authentication. The operator hands them out."
+            raise Refused(Outcome.CREDENTIALS_WRONG, 407, wrong, fields)
 
     async def _is_permitted(self, given: str, client: Address) -> bool:
         """Whether name and password are good; who guesses has to wait for it. Raises Refused."""
@@ -337,8 +343,8 @@ class WebProxy:
         """Answer what is not CONNECT: proxy.pac, or a page."""
         if "://" in request.path:
             text = (
-                "This relay takes CONNECT only, and passes on no plain http:// request. Ask for https://, or configure "
-                "your browser with this relay's /proxy.pac, so that it asks others for the rest."
+                "This relay takes CONNECT only, and does not pass on plain http:// requests. Ask for https://, or "
+                "configure your browser with this relay's /proxy.pac, so that it asks others for the rest."
             )
             raise Refused(Outcome.PLAIN_HTTP, 403, text)
         if request.method not in {"GET", "HEAD"}:

@@ -563,6 +563,21 @@ async def test_who_guesses_passwords_waits_and_nobody_else(tmp_path: Path, monke
         }
 
 
+async def test_a_wrong_password_is_told_for_each_client(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    with capture_logs() as lines:
+        async with proxying(tmp_path, web_proxy={"users": {"alice": "sesame"}}) as relay:
+            for source in ("127.0.0.1", "127.0.0.8", "127.0.0.1"):
+                with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+                    client.bind((source, 0))
+                    await loop.sock_connect(client, proxy_of(relay))
+                    await loop.sock_sendall(client, connect_request(GRANTED, basic("alice:wrong")))
+                    assert (await loop.sock_recv(client, 4096)).startswith(b"HTTP/1.1 407 ")
+    told = [line for line in lines if line["event"] == "web proxy refused"]
+    assert [line["client"].partition(":")[0] for line in told] == ["127.0.0.1", "127.0.0.8"]
+    assert told[0]["cause"].startswith("Name or password is wrong")
+
+
 @pytest.mark.parametrize("name", ["user@firm.example", "FIRM\\user", "FIRM\\Jörg Müller", "O'Neill, Ann"])
 async def test_names_of_a_directory_and_passwords_as_clients_encode_them(tmp_path: Path, name: str) -> None:
     async with proxying(tmp_path, web_proxy={"users": {name: "geheim ß é"}}) as relay:
