@@ -8,6 +8,7 @@ late.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -20,9 +21,11 @@ MAX_WAIT_S = 4.0
 MAX_WAITING = 4
 # Without a wrong password for this long, all is as at first.
 FORGET_S = 300.0
-# Addresses, and names of each; those unheard for the longest go first. Some 20 MB, if a botnet fills them.
+# Names of each address, and addresses and names in all; what was unheard for the longest goes first. To have one name
+# forgotten takes as many wrong ones from its address, each answered late. Some 20 MB, if a botnet fills them.
+MAX_NAMES = 1024
 MAX_SOURCES = 4096
-MAX_NAMES = 32
+MAX_NAMES_IN_ALL = 65_536
 
 
 @dataclass(slots=True)
@@ -44,7 +47,8 @@ class _Tries:
 @dataclass(slots=True)
 class _Source:
     all: _Tries = field(default_factory=_Tries)
-    names: OrderedDict[str, _Tries] = field(default_factory=OrderedDict)
+    # By hash: a name may have a kilobyte, and is the client's to choose.
+    names: OrderedDict[bytes, _Tries] = field(default_factory=OrderedDict)
 
 
 class Guesses:
@@ -52,6 +56,7 @@ class Guesses:
 
     def __init__(self) -> None:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
+        self._names = 0
 
     def begin(self, now: float, source: str, name: str) -> float | None:
         """How long an attempt must wait before its password is looked at; None if too many wait already.
@@ -59,7 +64,7 @@ class Guesses:
         Unless it is None or 0, ``end`` must follow when it has waited.
         """
         known = self._sources.get(source)
-        tries = None if known is None else known.names.get(name)
+        tries = None if known is None else known.names.get(_key(name))
         wait_s = 0.0 if tries is None else tries.wait_s(now, FREE_OF_NAME)
         if tries is None or not wait_s:
             return 0.0
@@ -71,8 +76,9 @@ class Guesses:
     def end(self, source: str, name: str) -> None:
         """An attempt has waited."""
         known = self._sources.get(source)
-        if known is not None and name in known.names:
-            known.names[name].waiting = max(0, known.names[name].waiting - 1)
+        tries = None if known is None else known.names.get(_key(name))
+        if tries is not None:
+            tries.waiting = max(0, tries.waiting - 1)
 
     def fail(self, now: float, source: str, name: str) -> float:
         """The password was wrong; how long to wait before saying so."""
@@ -80,18 +86,28 @@ class Guesses:
         self._sources.move_to_end(source)
         wait_s = known.all.wait_s(now, FREE_OF_SOURCE)
         known.all.fail(now)
-        known.names.setdefault(name, _Tries()).fail(now)
-        known.names.move_to_end(name)
+        self._fail_name(now, known, _key(name))
+        while len(self._sources) > MAX_SOURCES or self._names > MAX_NAMES_IN_ALL:
+            _, oldest = self._sources.popitem(last=False)
+            self._names -= len(oldest.names)
+        return wait_s
+
+    def _fail_name(self, now: float, known: _Source, key: bytes) -> None:
+        self._names += key not in known.names
+        known.names.setdefault(key, _Tries()).fail(now)
+        known.names.move_to_end(key)
         if len(known.names) > MAX_NAMES:
             known.names.popitem(last=False)
-        if len(self._sources) > MAX_SOURCES:
-            self._sources.popitem(last=False)
-        return wait_s
+            self._names -= 1
 
     def succeed(self, source: str, name: str) -> None:
         """The password was right: what was wrong before it was a person's."""
         known = self._sources.get(source)
         if known is not None:
-            known.names.pop(name, None)
+            self._names -= known.names.pop(_key(name), None) is not None
             if not known.names:
                 del self._sources[source]
+
+
+def _key(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()

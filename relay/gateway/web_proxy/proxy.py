@@ -164,7 +164,7 @@ class WebProxy:
     # One connection
 
     async def _serve(self, accepted: socket.socket, client: Address) -> None:
-        totals, source = self.totals, client.host
+        totals, source = self.totals, source_of(client.host)
         totals.connections += 1
         self._per_source[source] += 1
         try:
@@ -195,11 +195,11 @@ class WebProxy:
             await send_last(accepted, build_page(refused))
 
     def _admit(self, client: Address) -> None:
-        settings, of_source = self._settings, self._per_source[client.host]
-        source = f"This relay has as many connections of {client.host} as it may. Close some, or try again later."
+        settings, source = self._settings, source_of(client.host)
+        told = f"This relay has as many connections of {source} as it may. Close some, or try again later."
         for bound, count, text in (
             (settings.connections, self.totals.connections, FULL),
-            (settings.connections_per_source, of_source, source),
+            (settings.connections_per_source, self._per_source[source], told),
         ):
             if 0 < bound < count - TOLD_WHY:
                 raise ClientGone(Outcome.TOO_MANY_CONNECTIONS)

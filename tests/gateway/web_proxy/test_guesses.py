@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from relay.gateway.web_proxy import guesses as module
 from relay.gateway.web_proxy.guesses import (
     FIRST_WAIT_S,
     FORGET_S,
@@ -85,6 +86,26 @@ def test_what_is_remembered_is_bounded(many: str) -> None:
     for number in range(2 * MAX_SOURCES):
         guesses.fail(0, f"host{number}" if many == "sources" else HERE, f"user{number}")
     assert len(guesses._sources) <= MAX_SOURCES
+    assert guesses._names == sum(len(source.names) for source in guesses._sources.values())
     assert all(len(source.names) <= MAX_NAMES for source in guesses._sources.values())
     guesses.end("forgotten", "ann")
+    guesses.end(HERE, "forgotten")
     guesses.succeed("forgotten", "ann")
+
+
+def test_names_in_all_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_NAMES_IN_ALL", 10)
+    guesses = Guesses()
+    for number in range(100):
+        guesses.fail(0, f"host{number % 7}", f"user{number}")
+        assert guesses._names == sum(len(source.names) for source in guesses._sources.values()) <= 10
+
+
+def test_other_names_do_not_make_one_forgotten() -> None:
+    """Each of them is answered late: to forget one name takes longer than to wait for it."""
+    guesses = Guesses()
+    fail(guesses, FREE_OF_NAME)
+    waited = sum(guesses.fail(0, HERE, f"user{number}") for number in range(MAX_NAMES - 1))
+    assert guesses.begin(0, HERE, "ann") == FIRST_WAIT_S
+    # With as many connections at once as one address may have.
+    assert waited / 128 > FREE_OF_NAME * MAX_WAIT_S / MAX_WAITING

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from relay.addresses import Address
+from relay.addresses import Address, source_of
 from relay.client.turn import open_turn_tls
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.web_proxy import guesses, tunnel
@@ -542,7 +542,7 @@ async def test_who_guesses_passwords_waits_and_nobody_else(tmp_path: Path, monke
                 # The right one among them: it is not even looked at.
                 await loop.sock_sendall(one, connect_request(GRANTED, basic("alice:sesame")))
             source = relay.gateway.web_proxy._guesses._sources["127.0.0.1"]
-            await becomes(lambda: source.names["alice"].waiting, guesses.MAX_WAITING)
+            await becomes(lambda: source.names[guesses._key("alice")].waiting, guesses.MAX_WAITING)
             for guess in ("wrong", "sesame"):
                 answer = await refused(proxy, GRANTED, basic(f"alice:{guess}"))
                 assert (answer.status, answer.fields["retry-after"]) == (429, "4")
@@ -712,6 +712,21 @@ async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str, mo
                 assert await receive_all(told_nothing) == b""
         await eventually(lambda: totals.connections == 0)
         assert (await ask(proxy, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+
+
+async def test_a_network_of_ipv6_is_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    # This machine has one IPv6 address of its own: two of IPv4 stand for a network.
+    monkeypatch.setattr(webproxy, "source_of", lambda host: source_of(host.replace("127.0.0.", "2001:db8::")))
+    async with proxying(tmp_path, web_proxy={"connections_per_source": 1}) as relay:
+        proxy, totals = proxy_of(relay), relay.gateway.web_proxy.totals
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as neighbour:
+            neighbour.bind(("127.0.0.9", 0))
+            await loop.sock_connect(neighbour, proxy)
+            await eventually(lambda: totals.connections == 1)
+            answer = await ask(proxy)
+        assert answer.status == 503
+        assert "2001:db8::/" in answer.body
 
 
 async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
