@@ -28,12 +28,16 @@ TOLD_BY_US = frozenset(b"forwarded,x-forwarded-for,x-forwarded-proto,x-forwarded
 # What proxies and content networks say of a client: its address, the name and scheme it used, its certificate, who has
 # logged in. Servers believe it, so only trusted proxies may say it.
 TOLD_BY_PROXIES = frozenset(
-    b"x-real-ip,x-client-ip,x-cluster-client-ip,true-client-ip,client-ip,http-client-ip,remote-addr,remote-user,"
+    b"x-client-ip,x-cluster-client-ip,true-client-ip,client-ip,http-client-ip,remote-addr,remote-user,"
     b"x-remote-ip,x-remote-addr,x-remote-user,x-originating-ip,x-proxyuser-ip,x-appengine-user-ip,x-client,x-forwarded,"
     b"forwarded-for,forwarded-for-ip,fastly-client-ip,fly-client-ip,do-connecting-ip,incap-client-ip,proxy-client-ip,"
-    b"wl-proxy-client-ip,x-nf-client-connection-ip,x-vercel-ip,x-sucuri-clientip,x-arr-clientcert,x-arr-ssl,"
+    b"x-nf-client-connection-ip,x-vercel-ip,x-sucuri-clientip,x-arr-clientcert,x-arr-ssl,"
     b"x-client-cert,x-client-dn,x-client-verify,client-cert,client-cert-chain,front-end-https,x-url-scheme,x-scheme,"
-    b"x-host,x-http-host-override,x-rewrite-url,cloudfront-forwarded-proto".split(b",")
+    b"x-host,x-http-host-override,x-rewrite-url,cloudfront-forwarded-proto,ali-cdn-real-ip,cdn-real-ip,real-ip,"
+    b"x-true-client-ip,x-appengine-remote-addr,forwarded-host,forwarded-proto,x-client-certificate,x-webauth-user,"
+    b"remote-name,remote-email,remote-groups,x-remote-group,x-remote-groups,"
+    # CGI hands it to a program as HTTP_PROXY, which is a setting of its own there (httpoxy).
+    b"proxy".split(b",")
 )
 _TOLD_PREFIXES = (
     b"cf-",
@@ -45,6 +49,17 @@ _TOLD_PREFIXES = (
     b"x-ssl-",
     b"ssl-client-",
     b"cloudfront-viewer-",
+    b"wl-proxy-",
+    b"x-real-",
+    b"x-tls-client-",
+    b"x-amzn-mtls-",
+    b"x-amzn-oidc-",
+    b"x-auth-request-",
+    b"x-authentik-",
+    b"x-goog-authenticated-user-",
+    b"x-goog-iap-",
+    b"x-ms-client-principal",
+    b"x-ms-token-",
 )
 
 
@@ -75,6 +90,9 @@ _TARGET = re.compile(rb"[!\"$-~\x80-\xff]+")
 _OVERLONG = re.compile(
     rb"\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]|(?i:%u(?:002[ef]|005c|ff0[ef]|ff3c))"
 )
+# Some servers leave control characters out, and take what comes after these marks for something else than path.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MARKS = re.compile(r"[;?#]")
 # Each decoding of a path costs a look at all of it; what is encoded more often was not meant to be a path.
 MAX_DECODINGS = 5
 # Each is looked at several times. Node takes 2,000, haproxy 101.
@@ -205,7 +223,7 @@ def _leads_elsewhere(path: bytes) -> bool:
         return True
     # Full-width dots and slashes are plain ones to some.
     text = unicodedata.normalize("NFKC", path.decode("utf-8", "surrogateescape")).replace("\\", "/")
-    segments = (segment.partition(";")[0].strip() for segment in text.split("/"))
+    segments = (_MARKS.split(segment, maxsplit=1)[0].strip() for segment in _CONTROL.sub("", text).split("/"))
     return not {".", ".."}.isdisjoint(segments)
 
 

@@ -85,6 +85,9 @@ SPOOFED += b"Forwarded: for=192.0.2.1\r\nX-Real-IP: 192.0.2.1\r\nX-Forwarded-Por
 # What content networks and other proxies say.
 # fmt: off
 SPOOFED_LIKEWISE = [
+    "proxy", "x-real-port", "x-true-client-ip", "ali-cdn-real-ip", "wl-proxy-ssl", "x-tls-client-cert", "remote-groups",
+    "x-webauth-user", "x-auth-request-user", "x-authentik-username", "x-amzn-oidc-identity",
+    "x-ms-client-principal-name", "x-goog-authenticated-user-email",
     "cf-connecting-ip", "cf-ipcountry", "true-client-ip", "fastly-client-ip", "fly-client-ip", "x-azure-clientip",
     "x-envoy-external-address", "x-cluster-client-ip", "x-original-url", "x-rewrite-url",
     "x-original-forwarded-for", "x-forwarded-user", "x-forwarded-prefix", "x-forwarded-client-cert",
