@@ -18,7 +18,7 @@ from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import SignalingCollector
 from relay.gateway.admin.view import View
-from relay.gateway.calls import Calls
+from relay.gateway.calls import Calls, EndedCall
 from relay.gateway.entitlement.admission import Admission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.flows import Flows, Refused, Wanted
@@ -57,6 +57,7 @@ from relay.plane.api import (
 from relay.plane.compiled import CompiledPlane
 from relay.plane.reference import ReferencePlane
 from relay.tasks import Tasks
+from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
 
@@ -67,6 +68,8 @@ SILENT_FLOW_S = 2.0
 CLOSED_LINES_PER_S = 20
 # A floor that hangs up at once. Packets that look like voice are enough for a call, so anybody can end many.
 CALL_LINES_PER_S = 500
+# Records of flows that no upstream did anything for. Ending many takes no password, and each is 600 bytes on the disk.
+UNSERVED_RECORDS_PER_S = 20
 # What a reload leaves as it is: sockets are bound, and the log is set up, at the start.
 FIXED_SECTIONS = ("listen", "log")
 # Ends that say nothing about trouble; they are logged for those who look closely.
@@ -130,6 +133,7 @@ class Gateway:
         self._admin = Admin(view, self.captures, SignalingCollector(self.signaling), hosts=settings.listen.admin_hosts)
         self._closed_lines = Lines(CLOSED_LINES_PER_S)
         self._call_lines = Lines(CALL_LINES_PER_S)
+        self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self) -> Plane:
@@ -282,11 +286,17 @@ class Gateway:
         self._sessions.on_closed(closed)
         ended = self.calls.on_closed(closed)
         if ended is not None:
-            self.records.write(record_of(ended))
+            self._record(ended)
         if ended is not None and ended.carried_rtp:
             self._call_lines.info("call_ended", **record_of(ended))
         else:
             self._log_closed(closed)
+
+    def _record(self, ended: EndedCall) -> None:
+        if ended.was_served or self._unserved.allows(asyncio.get_running_loop().time(), ""):
+            self.records.write(record_of(ended))
+        else:
+            self.records.leave_out()
 
     def _log_closed(self, closed: Closed) -> None:
         if closed.reason in _QUIET:

@@ -107,6 +107,11 @@ class EndedCall:
         return self.call.flow is not None
 
     @property
+    def was_served(self) -> bool:
+        """Whether its upstream did something for it: anybody can send what looks like voice."""
+        return self.flow.allocated or any(one.direction is Direction.DOWNLINK for one in self.flow.streams)
+
+    @property
     def mos_min(self) -> float | None:
         """Of the worse direction."""
         return worse(self.call.uplink.mos_min, self.call.downlink.mos_min)

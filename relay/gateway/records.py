@@ -118,6 +118,11 @@ class Records:
         except queue.Full:
             self.lost += 1
 
+    def leave_out(self) -> None:
+        """Count a record as lost that is not worth its room."""
+        if self.path is not None:
+            self.lost += 1
+
     async def stop(self) -> None:
         """Write what waits, if that is soon done; nothing is written any more."""
         self._stopping = True

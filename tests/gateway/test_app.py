@@ -23,9 +23,10 @@ from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
-from relay.gateway.app import Gateway
+from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway
 from relay.gateway.upstreams import Health
 from relay.plane.api import CloseReason, ConnectionId
+from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay, settings_tree, write_config
 from tests.support.made_up import MadeUpCall
@@ -353,6 +354,23 @@ async def test_every_flow_leaves_a_record(tmp_path: Path) -> None:
                 await stack.aclose()
         assert [told["reason"] for told in records(moved)] == ["client_closed", "stopped"]
         assert len(records(path)) == 1
+
+
+async def test_flows_that_nobody_served_do_not_fill_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    async with running_relay(tmp_path, NO_UPSTREAM, quality={"records": str(path)}) as relay:
+        strangers, callers = ([MadeUpCall(ConnectionId(first + n)) for n in range(100)] for first in (0, 1000))
+        for one in strangers:
+            one.talk(directions=[Direction.UPLINK])
+        for one in callers:
+            one.talk()
+        relay.gateway._on_events([one.closed(CloseReason.CLIENT_CLOSED) for one in (*strangers, *callers)])
+        written = relay.gateway.records
+        await eventually(lambda: written.written + written.lost == 200)
+        told = [int(one["connection"]) >= 1000 for one in records(path)]
+        assert told.count(True) == 100
+        assert UNSERVED_RECORDS_PER_S <= told.count(False) < 100
+        assert written.lost == 100 - told.count(False)
 
 
 async def test_a_call_ends_with_one_line_in_the_log(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class RelayCollector(Collector):
         yield from _collect_calls(self._view.calls)
         records = self._view.records
         yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
-        yield _counter("relay_call_records_lost", "Call records that could not be written.", records.lost)
+        yield _counter("relay_call_records_lost", "Call records that were not written.", records.lost)
         yield _counter("relay_log_lines_lost", "Log lines that nobody read in time.", logs.lines_lost())
         yield from _collect_web_proxy(self._view.web_proxy)
         entitlement = self._view.entitlement
