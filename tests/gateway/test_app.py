@@ -169,7 +169,7 @@ async def test_bad_certificate_is_refused_before_anything_starts(tmp_path: Path)
 async def test_a_missing_file_is_refused_before_anything_starts(tmp_path: Path, sections: dict[str, Any]) -> None:
     tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, **sections)
     before = set(threading.enumerate())
-    with pytest.raises(OperatorError, match=r"missing\.(toml|pem)( \(entitlement\.ca\))?: "):
+    with pytest.raises(OperatorError, match=r"missing\.(toml|pem)( \((entitlement\.ca|catalog\.path)\))?: "):
         Gateway(config.parse(tree, folder=tmp_path, source="test"))
     assert set(threading.enumerate()) == before
 
