@@ -75,6 +75,12 @@ class Parking:
         self._held[holder] += 1
         return True
 
+    def has_room(self, seat: Seat, holder: Holder) -> bool:
+        """Whether ``hold`` would succeed. It takes nothing from anybody."""
+        most = self.most[holder.kind]
+        free = not most or self._held[holder] < most or bool(self._tokens.get(holder))
+        return free or holder in self._holders.get(seat, ())
+
     def release(self, seat: Seat) -> None:
         """The session has ended. May be repeated."""
         for holder in self._holders.pop(seat, ()):

@@ -302,8 +302,9 @@ class Sessions:
         """
         region = self._upstreams.region_of(allocation.upstream.name)
         self._admitted.pop(session, None)
-        if (refusal := self._hold(allocation, source_of(session.opened.client.host))) is not None:
-            session.on_verdict(allocation, refusal)
+        source = source_of(session.opened.client.host)
+        if not self._parking.has_room(allocation.seat, source):
+            session.on_verdict(allocation, self._too_many(source))
             return
         if not self._entitlement.asks_for_users or allocation.seat.region == region:
             allocation.seat.region = region
@@ -323,10 +324,15 @@ class Sessions:
     def granted(self, session: Session, allocation: Allocation) -> ErrorCode | None:
         """Give a call that the upstream has granted its place; why there is none, if others took it meanwhile."""
         verdict = self._admitted.pop(session, None)
-        # Only now is it known that the user is who they say.
-        user = user_of(prepared(allocation.asked.username))
-        if user and (refusal := self._hold(allocation, Holder(Kind.USER, user))) is not None:
-            return refusal
+        # Only now is it known that the user is who they say: a stranger makes nobody's session give way.
+        holders = [source_of(session.opened.client.host)]
+        if user := user_of(prepared(allocation.asked.username)):
+            holders.append(Holder(Kind.USER, user))
+        for holder in holders:
+            if not self._parking.has_room(allocation.seat, holder):
+                return self._too_many(holder)
+        for holder in holders:
+            self._parking.hold(allocation.seat, holder)
         if verdict is None:
             return None  # a call that has its place, or nobody is asked
         verdict = self._entitlement.grant(allocation.seat, verdict)
@@ -334,10 +340,8 @@ class Sessions:
             allocation.seat.region = verdict.region
         return verdict.error
 
-    def _hold(self, allocation: Allocation, holder: Holder) -> ErrorCode | None:
-        """Count the session for a source or a user; why not, if they have too many."""
-        if self._parking.hold(allocation.seat, holder):
-            return None
+    def _too_many(self, holder: Holder) -> ErrorCode:
+        """What a session is told whose source or user has too many."""
         most = self._parking.most[holder.kind]
         text = f"too many sessions of one {holder.kind}: expected at most {most} (limits.sessions_per_{holder.kind})"
         return ErrorCode(486, text)

@@ -50,12 +50,12 @@ async def ask_to_open(session: RawSession, user: str = "ann", password: str = "s
     return await session.ask(type="open", username=user, password=password)
 
 
-async def cut_one(relay: Relay, user: str = "ann", source: str = HERE) -> str:
-    """Open a session and cut it; its token."""
+async def cut_one(relay: Relay, user: str = "ann", source: str = HERE, *, remain: int = 0) -> str:
+    """Open a session and cut it; its token. Others ``remain``."""
     async with raw_session(relay, source) as session:
         token = (await ask_to_open(session, user))["token"]
         session.cut()
-        await eventually(lambda: not len(relay.gateway._sessions))
+        await eventually(lambda: len(relay.gateway._sessions) == remain)
     return str(token)
 
 
@@ -115,14 +115,25 @@ async def test_user_has_as_many_from_all_addresses_and_under_all_expiries(tmp_pa
         await one.say_goodbye()
 
 
-async def test_name_that_the_upstream_has_not_proven_pushes_nobody_out(tmp_path: Path) -> None:
-    async with relay_with(tmp_path, sessions_per_user=1) as relay:
+@pytest.mark.parametrize(("bound", "source"), [("sessions_per_user", THERE), ("sessions_per_source", HERE)])
+async def test_name_that_the_upstream_has_not_proven_pushes_nobody_out(tmp_path: Path, bound: str, source: str) -> None:
+    async with relay_with(tmp_path, **{bound: 1}) as relay:
         token = await cut_one(relay, "ann")
         for _ in range(3):
-            async with raw_session(relay, THERE) as stranger:
+            async with raw_session(relay, source) as stranger:
                 assert (await ask_to_open(stranger, "ann", "wrong"))["code"] == 401
         await eventually(lambda: not relay.connections)
         assert await comes_back(relay, token)
+
+
+async def test_who_has_too_many_of_their_own_pushes_no_neighbour_out(tmp_path: Path) -> None:
+    async with relay_with(tmp_path, sessions_per_source=2, sessions_per_user=1) as relay, raw_session(relay) as one:
+        assert (await ask_to_open(one, "bob"))["type"] == "opened"
+        token = await cut_one(relay, "ann", remain=1)
+        async with raw_session(relay) as another:
+            assert (await ask_to_open(another, "bob"))["code"] == 486
+        assert await comes_back(relay, token)
+        await one.say_goodbye()
 
 
 async def test_one_source_cannot_push_out_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
