@@ -960,24 +960,41 @@ cdef inline void count_up(Engine* e, Connection* c, const uint8_t* unit, uint32_
     e.sent_up += 1
 
 
+# A request that control or a timer sends. What control asks for a session is in no count, as its answers are not; a
+# tap sees it like all that leaves.
+cdef void send_request(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    if posix.send(c.udp, message, size, posix.MSG_DONTWAIT) >= 0:
+        count_sent(e, c, message, size)
+    else:
+        on_send_error(e, c, message, size, posix.errno)
+
+
+# For the slow ways up. Of a session only media counts; send_up, which each packet takes, is given nothing else of one.
+cdef void count_sent(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    if c.carrier != CARRIER_SESSION or unit[0] >= 0x40:
+        count_up(e, c, unit, size)
+    elif c.tap != NULL:
+        copy_datagram(c, TAP_UPLINK, unit, size)
+
+
 # The same for a copy of a request. A long one may have met a router that drops it and says nothing: it goes in fragments.
 cdef void send_up_again(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     cdef int fault
     c.counters.retransmissions += 1
     if not is_unsure(unit, size) or c.uplink.target_size:
-        send_up(e, c, unit, size)
+        send_request(e, c, unit, size)
         return
     fault = send_in_fragments(c.udp, unit, size)
     if fault:
         on_send_error(e, c, unit, size, fault)
     else:
-        count_up(e, c, unit, size)
+        count_sent(e, c, unit, size)
 
 
 cdef void on_send_error(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int fault) noexcept nogil:
     fault = settle(e, c, unit, size, fault)
     if not fault:
-        count_up(e, c, unit, size)
+        count_sent(e, c, unit, size)
     elif is_no_room(fault):
         drop(c, DROP_UPLINK_FULL, traffic_of(unit, size))
     elif fault == posix.EMSGSIZE:
@@ -1921,7 +1938,7 @@ cdef bint on_flow_command(Engine* e, Connection* c, Command* command) noexcept n
     elif command.op == OP_REQUEST:
         if c.udp >= 0:
             remember(e, c, <const uint8_t*> command.data, command.size)
-            send_up(e, c, <const uint8_t*> command.data, command.size)
+            send_request(e, c, <const uint8_t*> command.data, command.size)
     else:
         return False
     return True

@@ -188,7 +188,10 @@ class PlaneSettings:
 class Totals:
     """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
 
-    ``retransmissions`` are part of the uplink packets. ``drops`` by reason and ``dropped`` by traffic count the same
+    Both ways count what passes between client and upstream. What the relay asks itself is in neither count, nor are
+    the answers: the STUN that control speaks for a session, and what a flow asks of a silent upstream.
+    ``retransmissions`` are requests sent again: they are part of the uplink packets, except those of a session, which
+    are the relay's own. ``drops`` by reason and ``dropped`` by traffic count the same
     packets, but for malformed ones, which are of no kind, and for those whose kind nobody kept: that only ICMP told of,
     or that were too long for a capsule.
     """

@@ -162,10 +162,13 @@ class Flow:
         """Send a unit and count it, or why it was not sent. ``again`` as for ``Uplink.send``."""
         fate = self._transmit(unit, again=again)
         if fate is Fate.SENT:
-            self.totals.uplink_packets += 1
-            self.totals.uplink_bytes += len(unit)
+            self._count_sent(unit)
         elif fate is not Fate.GONE:
             self.totals.drop(_DROPS[fate], traffic)
+
+    def _count_sent(self, unit: bytes) -> None:
+        self.totals.uplink_packets += 1
+        self.totals.uplink_bytes += len(unit)
 
     def _transmit(self, unit: bytes, *, again: bool = False) -> Fate:
         """Send a unit that is in no count; ``GONE`` has ended the flow."""

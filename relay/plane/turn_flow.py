@@ -222,6 +222,11 @@ class SessionFlow(TurnFlow):
             left=left,
         )
 
+    def _count_sent(self, unit: bytes) -> None:
+        # What control asks is in no count, as the answers that it hears are not.
+        if unit[0] >= 0x40:
+            super()._count_sent(unit)
+
     def _on_stun(self, arrived: float, message: bytes, answer: Answer) -> None:
         self._tell(message, answer is Answer.FIRST)
 

@@ -265,6 +265,8 @@ async def test_a_long_request_of_a_session_arrives(make: MakePlane, tmp_path: Pa
                 await bench.upstream.expect(request)
             bench.upstream.send(flow, answer(request))
             assert (await bench.event(StunReceived)).message == answer(request)
+            # Its copies go in fragments, and are in no count either.
+            assert (the_flow(bench).totals.uplink_packets, the_flow(bench).totals.uplink_bytes) == (0, 0)
 
     await in_namespace(main)
 

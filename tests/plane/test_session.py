@@ -83,7 +83,7 @@ async def test_no_channel_number(make: MakePlane, tmp_path: Path, message: bytes
         await client.expect_close(1007, "no channel number")
         closed = await bench.closed()
         assert (closed.reason, closed.detail) == (CloseReason.BROKEN_FRAME, "websocket: no channel number")
-        assert closed.totals.uplink_packets == 2  # HELLO is the bench's
+        assert closed.totals.uplink_packets == 1  # what control asks is in no count
 
 
 async def test_every_split_across_tls_records(make: MakePlane, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_what_control_sees(make: MakePlane, tmp_path: Path) -> None:
         (snapshot,) = bench.plane.snapshot().flows
         assert (snapshot.carrier, snapshot.upstream) == (Carrier.SESSION, bench.target)
         totals = snapshot.totals
-        assert (totals.uplink_packets, totals.uplink_bytes) == (2, len(HELLO + FRAME))
+        assert (totals.uplink_packets, totals.uplink_bytes) == (1, len(FRAME))
         assert (totals.downlink_packets, totals.downlink_bytes) == (1, len(FRAME))
         assert {stream.direction for stream in snapshot.streams} == {"uplink", "downlink"}
         assert [one.data for one in tap.take(9)] == [FRAME, FRAME]
@@ -212,6 +212,37 @@ async def test_requests_are_sent_again_and_copies_of_answers_dropped(make: MakeP
         assert not bench.events
         totals = bench.plane.snapshot().totals
         assert (totals.retransmissions, totals.drops) == (2, {DropReason.DOWNLINK_DUPLICATE: 2})
+        # Of all this nothing is the client's: neither the requests and their copies nor the answers count.
+        assert (totals.uplink_packets, totals.uplink_bytes) == (0, 0)
+        assert (totals.downlink_packets, totals.downlink_bytes) == (0, 0)
+
+
+async def test_totals_count_the_same_both_ways(make: MakePlane, tmp_path: Path) -> None:
+    """What the client and its peer say, and nothing that control or the flow itself asks, or hears of it."""
+    settings = bounds(initial_rto_s=0.05, upstream_silence_s=2.0)
+    async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, flow):
+        tap = await tapped(bench, client.connection, flow)
+        refresh = stun(1, Method.REFRESH)
+        bench.plane.request(client.connection, refresh)
+        asked = refresh
+        while asked == refresh:  # and its copies, until the flow asks by itself
+            asked, _ = await bench.upstream.receive()
+        bench.upstream.send(flow, answer(asked, error=400))
+        bench.upstream.send(flow, answer(refresh))
+        await receive_stun(bench, answer(refresh))
+        for _ in range(3):
+            await client.send(binary(MESSAGE))
+            bench.upstream.send(flow, FRAME)
+            assert await client.binary() == MESSAGE
+        await becomes(lambda: bench.plane.snapshot().totals.uplink_packets, 3)
+        # A tap sees all of it.
+        seen = [one.data for one in tap.take(100)]
+        assert (seen.count(FRAME), asked in seen, answer(refresh) in seen) == (6, True, True)
+        await client.send(masked(Opcode.CLOSE))
+        totals = (await bench.closed()).totals
+        assert (totals.uplink_packets, totals.uplink_bytes) == (3, 3 * len(FRAME))
+        assert (totals.downlink_packets, totals.downlink_bytes) == (3, 3 * len(FRAME))
+        assert totals.retransmissions > 0
 
 
 async def test_stun_that_nobody_asked_for_does_not_flood_control(make: MakePlane, tmp_path: Path) -> None:
@@ -262,7 +293,7 @@ async def test_an_unreachable_upstream_is_told_and_the_client_stays(make: MakePl
             await receive_text(bench, "still here")
             bench.plane.request(client.connection, stun(1))
             (snapshot,) = bench.plane.snapshot().flows
-            assert (snapshot.upstream, snapshot.totals.uplink_packets, snapshot.totals.drops) == (gone, 2, {})
+            assert (snapshot.upstream, snapshot.totals.uplink_packets, snapshot.totals.drops) == (gone, 1, {})
             assert bench.plane.tap(client.connection) is None
             bench.plane.tell(client.connection, "wait")
             await client.expect(Opcode.TEXT, b"wait")
@@ -344,7 +375,7 @@ async def test_a_move_takes_counters_along_and_forgets_requests(make: MakePlane,
         other.send(second, answer(pending))
         await receive_stun(bench, answer(pending))
         (snapshot,) = bench.plane.snapshot().flows
-        assert (snapshot.upstream.name, snapshot.totals.uplink_packets) == ("other", 5)
+        assert (snapshot.upstream.name, snapshot.totals.uplink_packets) == ("other", 2)
         # The first socket is closed.
         bench.upstream.send(first, FRAME)
         other.send(second, build_channel_data(0x4001, b"only this"))
@@ -352,7 +383,7 @@ async def test_a_move_takes_counters_along_and_forgets_requests(make: MakePlane,
         await client.send(masked(Opcode.CLOSE))
         closed = await bench.closed()
         assert closed.flow is not None
-        assert (closed.flow.upstream.name, closed.totals.uplink_packets) == ("other", 5)
+        assert (closed.flow.upstream.name, closed.totals.uplink_packets) == ("other", 2)
 
 
 async def left_behind(bench: Bench, client: Carried) -> AllocationOrphaned:
