@@ -40,6 +40,7 @@ from relay.plane.client_link import LinkProbe
 from relay.plane.delays import Delays
 from relay.plane.first_bytes import FirstBytes, decide
 from relay.plane.handover import Handover
+from relay.plane.intake import Intake
 from relay.plane.media import Media, SessionMedia
 from relay.plane.pace import Pace
 from relay.plane.reserve import Reserve
@@ -84,6 +85,8 @@ class Connection(asyncio.Protocol):
         self._given = 0
         self._plane = plane
         self._preread = preread
+        # None before there is a transport, and for a client that is refused at once.
+        self._intake: Intake | None = None
         # For the UDP socket of the flow, or for the pair to control.
         self.reserve = reserve
         self._tls = TlsSession(plane.contexts)
@@ -117,11 +120,16 @@ class Connection(asyncio.Protocol):
         _configure(connected)
         self._link = LinkProbe(connected)
         self.set_deadline(settings.handshake_timeout_s, self._on_handshake_timeout)
+        self._intake = Intake(self._plane.loop, self._transport, self._take)
         if self._preread:
             self.data_received(self._preread)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the wire."""
+        if self._state is not State.CLOSED and self._intake is not None:
+            self._intake.receive(data)
+
+    def _take(self, data: bytes) -> None:
         if self._state is State.CLOSED:
             return
         try:
@@ -176,8 +184,8 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self, paused: bool) -> None:
         """Take nothing more of the client for now."""
-        if self._state is not State.CLOSED and self._transport.is_reading() == paused:
-            (self._transport.pause_reading if paused else self._transport.resume_reading)()
+        if self._state is not State.CLOSED and self._intake is not None:
+            self._intake.pause(paused)
 
     # Deadlines: one at a time, that of the state
 
@@ -388,7 +396,7 @@ class Connection(asyncio.Protocol):
         if farewell:
             self._say_farewell(farewell)
         self._write(self._tls.close())
-        if farewell:
+        if farewell or reason is CloseReason.HTTP_CLOSED:
             self._linger()
         else:
             self._transport.close()
@@ -403,7 +411,7 @@ class Connection(asyncio.Protocol):
             self._write(self._tls.send(plain))
 
     def _linger(self) -> None:
-        """Listen for the client's end, and forget what it says: a reset would take the farewell with it."""
+        """Listen for the client's end, and forget what it says: a reset would take our last words with it."""
         self._transport.write_eof()
         if not self._transport.is_closing() and not self._transport.is_reading():
             self._transport.resume_reading()
@@ -412,6 +420,8 @@ class Connection(asyncio.Protocol):
         self._state = State.CLOSED
         self.set_deadline(None)
         self._early = b""
+        if self._intake is not None:
+            self._intake.close()
         self.reserve.give_up()
         if self._handover is not None:
             self._handover.close()
