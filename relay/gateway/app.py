@@ -246,26 +246,33 @@ class Gateway:
 
     def _on_events(self, events: Sequence[Event]) -> None:
         for event in events:
-            match event:
-                case TurnOpened():
-                    self._on_turn_opened(event)
-                case HttpOpened():
-                    self._site.open(event)
-                case AllocateRequested():
-                    self._admission.on_requested(event)
-                case AllocateGranted():
-                    self._admission.on_granted(event)
-                case TextReceived():
-                    self._sessions.on_text(event)
-                case StunReceived():
-                    self._sessions.on_stun(event)
-                case UpstreamLost():
-                    self._sessions.on_upstream_lost(event)
-                case AllocationOrphaned():
-                    if not self._sessions.on_orphan(event):
-                        self._releaser.release(event, self.upstreams.get(event.upstream.name))
-                case Closed():
-                    self._on_closed(event)
+            try:
+                self._on_event(event)
+            except Exception:
+                # A mistake of ours. The events that come with it are of other clients.
+                log.exception("event failed", kind=type(event).__name__, connection=event.connection)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case TurnOpened():
+                self._on_turn_opened(event)
+            case HttpOpened():
+                self._site.open(event)
+            case AllocateRequested():
+                self._admission.on_requested(event)
+            case AllocateGranted():
+                self._admission.on_granted(event)
+            case TextReceived():
+                self._sessions.on_text(event)
+            case StunReceived():
+                self._sessions.on_stun(event)
+            case UpstreamLost():
+                self._sessions.on_upstream_lost(event)
+            case AllocationOrphaned():
+                if not self._sessions.on_orphan(event):
+                    self._releaser.release(event, self.upstreams.get(event.upstream.name))
+            case Closed():
+                self._on_closed(event)
 
     def _on_turn_opened(self, opened: TurnOpened) -> None:
         connection = opened.connection

@@ -499,33 +499,46 @@ class CompiledPlane:
 
     def _take_events(self, worker: Worker) -> None:
         events: list[Event] = []
-        for notice, identity, message, move, error in worker.take_events():
-            if notice == ADOPTED:
-                ticket = worker.ticket(identity)
-                self._tickets[ticket], self._known_as[identity] = identity, ticket
-                reason = self._adopting.pop(ticket)
-                if reason is not None:
-                    self.close(ConnectionId(ticket), reason)
-            elif notice == TURN_OPENED:
-                events.append(self._on_turn_opened(worker, identity))
-            elif notice == HTTP_OPENED:
-                events.append(self._on_http_opened(worker, identity))
-            elif notice == STALE:
-                self._on_stale(worker, identity)
-            elif notice == CLOSED:
-                events.extend(self._on_closed(worker, identity))
-            elif notice == ALLOCATE:
-                events.append(AllocateRequested(self._known(identity), message))
-            elif notice == GRANTED:
-                events.append(AllocateGranted(self._known(identity), message))
-            elif notice == ALTERNATE:
-                self._on_alternate(worker, identity, message)
-            elif notice == TEXT:
-                events.append(TextReceived(self._known(identity), message.decode()))
-            else:
-                events.extend(self._of_upstream(notice, identity, message, move, error))
+        for told in worker.take_events():
+            try:
+                events.extend(self._events_of(worker, told))
+            except Exception as error:
+                # A mistake of ours. The notices that come with it are of other clients.
+                self.loop.call_exception_handler({"message": f"notice {told[0]} failed", "exception": error})
         if events:
             self._on_events(events)
+
+    def _events_of(self, worker: Worker, told: tuple[int, int, bytes, int, int]) -> Sequence[Event]:
+        """What a notice of a worker comes to for control."""
+        notice, identity, message, move, error = told
+        if notice == ADOPTED:
+            self._on_adopted(worker, identity)
+        elif notice == TURN_OPENED:
+            return [self._on_turn_opened(worker, identity)]
+        elif notice == HTTP_OPENED:
+            return [self._on_http_opened(worker, identity)]
+        elif notice == STALE:
+            self._on_stale(worker, identity)
+        elif notice == CLOSED:
+            return self._on_closed(worker, identity)
+        elif notice == ALLOCATE:
+            return [AllocateRequested(self._known(identity), message)]
+        elif notice == GRANTED:
+            return [AllocateGranted(self._known(identity), message)]
+        elif notice == ALTERNATE:
+            self._on_alternate(worker, identity, message)
+        elif notice == TEXT:
+            return [TextReceived(self._known(identity), message.decode())]
+        else:
+            return self._of_upstream(notice, identity, message, move, error)
+        return []
+
+    def _on_adopted(self, worker: Worker, identity: int) -> None:
+        ticket = worker.ticket(identity)
+        self._tickets[ticket], self._known_as[identity] = identity, ticket
+        reason = self._adopting.pop(ticket)
+        if reason is not None:
+            self.close(ConnectionId(ticket), reason)
 
     def _client(self, worker: Worker, identity: int) -> Address:
         ipv6, port, packed = worker.client(identity)

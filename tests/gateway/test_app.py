@@ -25,7 +25,7 @@ from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway
 from relay.gateway.upstreams import Health
-from relay.plane.api import CloseReason, ConnectionId
+from relay.plane.api import CloseReason, ConnectionId, TextReceived
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
 from tests.support.gateway import Relay, eventually, running_relay, settings_tree, write_config
@@ -104,6 +104,26 @@ async def test_start_and_stop(tmp_path: Path) -> None:
     await gateway.stop()
     await gateway.stop()
     assert not any(listens(address) for address in bound)
+
+
+async def test_an_event_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake of ours is logged; the events of other clients, which came in the same batch, are heard."""
+    gateway = gateway_of(tmp_path)
+    heard: list[str] = []
+
+    def on_text(event: TextReceived) -> None:
+        heard.append(event.text)
+        if event.text == "two":
+            raise KeyError("a mistake")
+
+    monkeypatch.setattr(gateway._sessions, "on_text", on_text)
+    with capture_logs() as lines:
+        gateway._on_events([TextReceived(ConnectionId(n), text) for n, text in enumerate(("one", "two", "three"))])
+    await gateway.stop()
+    assert heard == ["one", "two", "three"]
+    assert [(line["event"], line["kind"], line["connection"]) for line in lines] == [
+        ("event failed", "TextReceived", 1)
+    ]
 
 
 async def test_stop_without_a_start(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -31,10 +32,11 @@ from relay.plane.api import (
     EventSink,
     HandshakeFailure,
     PlaneSettings,
+    TextReceived,
     TurnOpened,
     Upstream,
 )
-from relay.plane.compiled import CompiledPlane
+from relay.plane.compiled import TEXT, CompiledPlane
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import exchange
@@ -342,7 +344,7 @@ import asyncio, sys, uvloop
 from pathlib import Path
 from relay.addresses import Address
 from relay.plane.api import Certificate, PlaneSettings
-from relay.plane.compiled import CompiledPlane
+from relay.plane.compiled import TEXT, CompiledPlane
 
 async def main():
     # A slow machine is no mistake of ours.
@@ -405,3 +407,22 @@ async def test_a_second_plane_on_the_port_is_refused(tmp_path: Path) -> None:
         await exchange(bench, client, flow)
         async with bench.flow(HELLO):
             pass
+
+
+async def test_a_notice_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
+    """A mistake of ours reaches the loop's handler; what the worker has told of others in the same batch is heard."""
+    failures: list[object] = []
+    loop = asyncio.get_running_loop()
+    async with plane_bench(make_with(1), tmp_path) as bench:
+        plane, worker = bench.plane, mock.Mock()
+        assert isinstance(plane, CompiledPlane)
+        # A worker passes on no text that is not UTF-8.
+        worker.take_events.return_value = [(TEXT, n, text, 0, 0) for n, text in enumerate((b"one", b"\xff", b"three"))]
+        before = loop.get_exception_handler()
+        loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        try:
+            plane._take_events(worker)
+        finally:
+            loop.set_exception_handler(before)
+        assert [type(failure) for failure in failures] == [UnicodeDecodeError]
+        assert [(await bench.event(TextReceived)).text for _ in range(2)] == ["one", "three"]
