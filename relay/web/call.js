@@ -17,7 +17,9 @@ export class CallPage {
       const place = h("div", { class: "chart" });
       const made = new Chart(place, { sync: "call", height: 140, ...options });
       this.charts.push(made);
-      return [h("section", { class: "panel" }, h("h2", {}, title), place), made];
+      // The axis has numbers alone, and the legend names their unit under a pointer only.
+      const heading = options.unit ? `${title} (${options.unit})` : title;
+      return [h("section", { class: "panel" }, h("h2", {}, heading), place), made];
     };
     const [mos, mosChart] = chart("MOS, worst stream", { lines: TWO_WAYS, digits: 2, ...ofMos });
     const [missing, missingChart] = chart("Missing: lost and late", {

@@ -147,6 +147,12 @@ async def test_in_a_browser() -> None:
         assert await page.run("document.querySelector('.who').textContent") == HOSTILE
         await page.until("document.querySelectorAll('.call canvas').length === 4")
         assert "encrypted" in await page.run("document.querySelector('.assumptions').textContent")
+        headings = await page.run("[...document.querySelectorAll('.call h2')].map((e) => e.textContent)")
+        assert headings[1:4] == [
+            "Missing: lost and late (%)",
+            "Jitter, worst stream (ms)",
+            "Queue to the client (p95), and its round trip (ms)",
+        ]
         await page.press("Escape")
         await page.until("document.querySelector('#calls')")
 
