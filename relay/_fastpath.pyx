@@ -53,7 +53,7 @@ from relay.plane.question cimport (
 from relay.plane.reserve cimport (
     RESERVED_DESCRIPTORS, clear_reserve, fill, give_up, hand_on,
 )
-from relay.plane.ring cimport close_ring, open_ring, put, relay_add, relay_load, relay_store, take
+from relay.plane.ring cimport close_ring, is_half_full, open_ring, put, relay_add, relay_load, relay_store, take
 from relay.plane.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFIC_DATA, TRAFFICS, Frame, Put, Rules, clear_schedule, expire,
     first_frame, is_media_datagram, is_urgent, is_waiting, judge_peer, next_class, note_oldest, pop_frame, put_frame,
@@ -859,6 +859,7 @@ cdef void report(
 ) noexcept nogil:
     cdef Event event
     cdef uint64_t one = 1
+    cdef int64_t most = MESSAGES_BYTES // 2 if notice == NOTICE_TEXT else MESSAGES_BYTES
     event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
     event.notice, event.number, event.fault, event.size, event.data = notice, number, fault, size, NULL
     if size:
@@ -867,7 +868,10 @@ cdef void report(
             end(e, c, REASON_NO_DESCRIPTORS)
             return
         memcpy(event.data, data, size)
-    if relay_add(&e.message_bytes, size) > MESSAGES_BYTES or not put(&e.events, &event):
+    # Anyone may send texts. They leave half of the room to what upstreams say and what clients ask of control.
+    if notice == NOTICE_TEXT and is_half_full(&e.events):
+        most = 0
+    if relay_add(&e.message_bytes, size) > most or not put(&e.events, &event):
         relay_add(&e.message_bytes, -<int64_t> size)
         free(event.data)
         end(e, c, REASON_CONTROL_TIMEOUT)

@@ -46,6 +46,10 @@ cdef inline bint put(Ring* ring, const void* item) noexcept nogil:
     return True
 
 
+cdef inline bint is_half_full(Ring* ring) noexcept nogil:
+    return ring.tail - relay_load(&ring.head) >= ring.capacity // 2
+
+
 # False if the ring is empty.
 cdef inline bint take(Ring* ring, void* item) noexcept nogil:
     cdef uint32_t head = ring.head

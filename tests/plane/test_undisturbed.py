@@ -32,6 +32,7 @@ from relay.plane.api import (
     EventSink,
     HandshakeFailure,
     PlaneSettings,
+    StunReceived,
     TextReceived,
     TurnOpened,
     Upstream,
@@ -39,8 +40,10 @@ from relay.plane.api import (
 from relay.plane.compiled import TEXT, CompiledPlane
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
+from relay.wire.stun import MessageClass, Method
 from tests.plane.test_bad_input import exchange
-from tests.plane.test_contract import HELLO
+from tests.plane.test_contract import HELLO, stun
+from tests.support.carriers import carried, moved_session
 from tests.support.plane import Bench, bounds, plane_bench
 from tests.support.scripted_upstream import scripted_upstream
 from tests.support.tls_client import TlsClient
@@ -49,6 +52,9 @@ BLOCK_S = 3.0
 CALLS = 10
 CROWD = 1500
 SOCKET_TIMEOUT_S = 30.0
+# The longest text, of 64 KiB, and how many of them a client may send between two pings: 8 MiB.
+MASKED_TEXT = b"\x81\xff" + (65_536).to_bytes(8)
+TEXTS_AT_ONCE = 128
 
 
 def make_with(workers: int) -> type[CompiledPlane]:
@@ -426,3 +432,33 @@ async def test_a_notice_that_fails_takes_no_other_with_it(tmp_path: Path) -> Non
             loop.set_exception_handler(before)
         assert [type(failure) for failure in failures] == [UnicodeDecodeError]
         assert [(await bench.event(TextReceived)).text for _ in range(2)] == ["one", "three"]
+
+
+def hang_until_one_is_closed(bench: Bench) -> None:
+    """Block the thread of the loop meanwhile."""
+    deadline = time.monotonic() + SOCKET_TIMEOUT_S
+    while not bench.plane.snapshot().closed and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+async def test_texts_leave_room_for_what_upstreams_say(tmp_path: Path) -> None:
+    """While Python hangs: who sends more texts than may wait ends, and a call beside them does not."""
+    text = MASKED_TEXT + bytes(4) + b"x" * 65_536
+    async with (
+        plane_bench(make_with(1), tmp_path) as bench,
+        moved_session(bench) as (call, flow),
+        carried(bench, Carrier.SESSION) as one,
+        carried(bench, Carrier.SESSION) as other,
+    ):
+        for client in (one, other):
+            client.tls.socket.settimeout(SOCKET_TIMEOUT_S)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(TEXTS_AT_ONCE):
+                    client.tls.socket.sendall(client.tls.record(text))
+        hang_until_one_is_closed(bench)
+        indication = stun(7, Method.DATA, MessageClass.INDICATION)
+        bench.upstream.send(flow, indication)
+        assert (await bench.event(StunReceived)).message == indication
+        closed = await bench.closed()
+        assert (closed.connection, closed.reason) == (other.connection, CloseReason.CONTROL_TIMEOUT)
+        assert call.connection in [flow.connection for flow in bench.plane.snapshot().flows]
