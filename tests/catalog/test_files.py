@@ -154,9 +154,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, mi
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match=f"{tmp_path}: {os.strerror(21)}"):
+    with pytest.raises(OperatorError, match=rf"{tmp_path} \(catalog.path\): {os.strerror(21)}"):
         catalog.load(tmp_path)
-    with pytest.raises(OperatorError, match=r"gone.toml: No such file or directory"):
+    with pytest.raises(OperatorError, match=r"gone.toml \(catalog.path\): No such file or directory"):
         catalog.load(tmp_path / "gone.toml")
     with pytest.raises(OperatorError, match="1999-01: no such version of the catalog; there are: 2026-11"):
         load_version("1999-01")

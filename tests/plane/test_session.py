@@ -243,6 +243,7 @@ async def test_totals_count_the_same_both_ways(make: MakePlane, tmp_path: Path) 
         assert (totals.uplink_packets, totals.uplink_bytes) == (3, 3 * len(FRAME))
         assert (totals.downlink_packets, totals.downlink_bytes) == (3, 3 * len(FRAME))
         assert totals.retransmissions > 0
+        tap.close()
 
 
 async def test_stun_that_nobody_asked_for_does_not_flood_control(make: MakePlane, tmp_path: Path) -> None:

@@ -417,20 +417,20 @@ async def test_a_second_plane_on_the_port_is_refused(tmp_path: Path) -> None:
 
 async def test_a_notice_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     """A mistake of ours reaches the loop's handler; what the worker has told of others in the same batch is heard."""
-    failures: list[object] = []
+    failures: list[type[BaseException]] = []
     loop = asyncio.get_running_loop()
     async with plane_bench(make_with(1), tmp_path) as bench:
-        plane, worker = bench.plane, mock.Mock()
-        assert isinstance(plane, CompiledPlane)
+        worker = mock.Mock()
+        assert isinstance(bench.plane, CompiledPlane)
         # A worker passes on no text that is not UTF-8.
         worker.take_events.return_value = [(TEXT, n, text, 0, 0) for n, text in enumerate((b"one", b"\xff", b"three"))]
         before = loop.get_exception_handler()
-        loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        loop.set_exception_handler(lambda _, context: failures.append(type(context["exception"])))
         try:
-            plane._take_events(worker)
+            bench.plane._take_events(worker)
         finally:
             loop.set_exception_handler(before)
-        assert [type(failure) for failure in failures] == [UnicodeDecodeError]
+        assert failures == [UnicodeDecodeError]
         assert [(await bench.event(TextReceived)).text for _ in range(2)] == ["one", "three"]
 
 
@@ -460,5 +460,7 @@ async def test_texts_leave_room_for_what_upstreams_say(tmp_path: Path) -> None:
         bench.upstream.send(flow, indication)
         assert (await bench.event(StunReceived)).message == indication
         closed = await bench.closed()
-        assert (closed.connection, closed.reason) == (other.connection, CloseReason.CONTROL_TIMEOUT)
+        # They speak at the same time: either may be the one that finds no more room.
+        assert closed.connection in {one.connection, other.connection}
+        assert closed.reason is CloseReason.CONTROL_TIMEOUT
         assert call.connection in [flow.connection for flow in bench.plane.snapshot().flows]
