@@ -20,7 +20,7 @@ BIN      := $(VENV)/bin
 ASAN     := build/asan
 # A larger benchmark that may lie beside the repository.
 COMPARE  := ../shared/perf/compare.py
-SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/*.pxd)
+SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd)
 
 .PHONY: help demo test test-plane test-gateway test-interop test-others lint fuzz test-asan bench bench-wan clean
 .DELETE_ON_ERROR:
@@ -108,9 +108,9 @@ endef
 $(VENV)/.demo-installed: $(SOURCES)
 	$(call install,$(BUILD_PACKAGES),emulator,$@)
 
-$(VENV)/.test-installed: $(SOURCES) tests/support/node/package-lock.json
+$(VENV)/.test-installed: $(SOURCES) tests/support/peers/node/package-lock.json
 	$(call install,$(TEST_PACKAGES),dev,$@)
-	@$(BIN)/python -m tests.support.socketio
+	@$(BIN)/python -m tests.support.peers.socketio
 
 $(VENV)/.bench-installed: $(SOURCES)
 	$(call install,$(BENCH_PACKAGES),loadtest,$@)

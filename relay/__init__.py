@@ -19,18 +19,20 @@ plane       an implementation of the data-plane contract
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
 addresses, sockaddr, errors         addresses and who may be relayed to; the same as sockets have them; the error tree
-writing, config                     whole files; the settings
+writing, rate_limit, timer          whole files; token buckets; one deadline that moves
+config/     the settings, one file for each topic
 catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them
 wire/       codecs: bytes to values and back; no I/O and no clock
 turn/       TURN state machines, client and server; no I/O, ``now`` is an argument
 quality/    the meter of RTP; delay and loss to R factor and MOS
 output, tasks, logs         printing without waiting for a reader; background tasks that are kept and awaited; one line
                             of log for each change of state
-plane/      the data plane: the contract (``api``); ``compiled``, threads of ``_fastpath``; ``reference``, on asyncio
+plane/      the data plane: the contract (``api``); ``compiled/``, threads of ``_fastpath``; ``reference/``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo
-gateway/    the control plane: routes, health, sessions, calls, drain; ``entitlement``, ``signaling``, ``web_proxy`` and
-            ``admin`` are folders in it; it decides, and no packet waits for it
+gateway/    the control plane, in floors of its own: routing, calls, entitlement, signaling, sessions, http, web_proxy,
+            admin; it decides, and no packet waits for it
+console/    ``relay top`` and ``relay capture``, which ask a running relay
 emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
 cli         serve, top, capture, demo, check-config, allowlist, catalog, ca

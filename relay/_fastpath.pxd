@@ -6,25 +6,25 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from relay.plane.admission cimport Admission
-from relay.plane.buffer cimport Buffer
-from relay.plane.carriage cimport Carriage
-from relay.plane.contexts cimport Contexts, TicketKeys
-from relay.plane.delays cimport Delays
-from relay.plane.histogram cimport Histogram
-from relay.plane.meter cimport PAYLOAD_TYPES, Meter
-from relay.plane.openssl cimport SSL
-from relay.plane.pace cimport Pace
-from relay.plane.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
-from relay.plane.question cimport Question
-from relay.plane.reserve cimport Reserve
-from relay.plane.ring cimport Ring
-from relay.plane.schedule cimport TRAFFICS, Schedule
-from relay.plane.sources cimport SOURCE_BYTES, Sources, pthread_mutex_t
-from relay.plane.tap cimport Tap
-from relay.plane.transactions cimport Transactions
-from relay.plane.uplink cimport SOCKADDR_BYTES, Uplink
-from relay.plane.wire cimport Wire
+from relay.plane.compiled.leaves.admission cimport Admission
+from relay.plane.compiled.leaves.buffer cimport Buffer
+from relay.plane.compiled.leaves.carriage cimport Carriage
+from relay.plane.compiled.leaves.contexts cimport Contexts, TicketKeys
+from relay.plane.compiled.leaves.delays cimport Delays
+from relay.plane.compiled.leaves.histogram cimport Histogram
+from relay.plane.compiled.leaves.meter cimport PAYLOAD_TYPES, Meter
+from relay.plane.compiled.leaves.openssl cimport SSL
+from relay.plane.compiled.leaves.pace cimport Pace
+from relay.plane.compiled.leaves.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
+from relay.plane.compiled.leaves.question cimport Question
+from relay.plane.compiled.leaves.reserve cimport Reserve
+from relay.plane.compiled.leaves.ring cimport Ring
+from relay.plane.compiled.leaves.schedule cimport TRAFFICS, Schedule
+from relay.plane.compiled.leaves.sources cimport SOURCE_BYTES, Sources, pthread_mutex_t
+from relay.plane.compiled.leaves.tap cimport Tap
+from relay.plane.compiled.leaves.transactions cimport Transactions
+from relay.plane.compiled.leaves.uplink cimport SOCKADDR_BYTES, Uplink
+from relay.plane.compiled.leaves.wire cimport Wire
 
 cdef enum State:
     STATE_FREE
@@ -295,10 +295,10 @@ cdef enum:
     PLAIN_BYTES = 16384         # one TLS record
     MAX_HOPS = 3                # more 300s in a row are a loop
     TRY_ALTERNATE = 300
-    MAX_FRESH_PORTS = 256       # with the reasons in relay.plane.turn_flow
+    MAX_FRESH_PORTS = 256       # with the reasons in relay.plane.reference.turn_flow
     FRESH_PORTS_US = 5000000
     ALLOCATION_MISMATCH = 437   # RFC 8656 section 7.2
-    MAX_KEPT_REQUEST_BYTES = 4096   # with the reason in relay.plane.flow
+    MAX_KEPT_REQUEST_BYTES = 4096   # with the reason in relay.plane.reference.flow
     USERNAME_BYTES = 512        # 128 characters, which are shown
 
 # Shared by all workers; changed at accept and close only.

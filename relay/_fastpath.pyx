@@ -24,68 +24,68 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memmove, memset, strcmp
 
-from relay.plane cimport openssl as tls
-from relay.plane cimport posix
-from relay.plane.admission cimport MAX_ASKED_BYTES, clear_admission, is_to_ask, is_turn_datagram, is_waiting_for_control, take_asked
-from relay.plane.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
-from relay.plane.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
-from relay.plane.carriage cimport (
+from relay.plane.compiled.leaves cimport openssl as tls
+from relay.plane.compiled.leaves cimport posix
+from relay.plane.compiled.leaves.admission cimport MAX_ASKED_BYTES, clear_admission, is_to_ask, is_turn_datagram, is_waiting_for_control, take_asked
+from relay.plane.compiled.leaves.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
+from relay.plane.compiled.leaves.capsule cimport CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule
+from relay.plane.compiled.leaves.carriage cimport (
     CARRIER_CONNECT_UDP, CARRIER_SESSION, CARRIER_TURN, FAREWELL_BYTES, Carriage, admit_text, admit_unasked,
     frame_unit, is_from_peer, note_capsule_fault, note_close, note_web_fault, open_carriage, write_farewell, write_ping,
 )
-from relay.plane.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
-from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
-from relay.plane.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
-from relay.plane.delays cimport Delays, add_delays, record_delay
-from relay.plane.figures cimport delays_of, histogram_of, streams_of
-from relay.plane.hello cimport HELLO_GOOD, take_hello, words_of
-from relay.plane.histogram cimport record_many_us
-from relay.plane.live cimport (
+from relay.plane.compiled.leaves.contexts cimport Contexts, TicketKey, build_contexts, free_contexts, lower, text_of
+from relay.plane.compiled.leaves.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN, FirstBytes, decide
+from relay.plane.compiled.leaves.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
+from relay.plane.compiled.leaves.delays cimport Delays, add_delays, record_delay
+from relay.plane.compiled.leaves.figures cimport delays_of, histogram_of, streams_of
+from relay.plane.compiled.leaves.hello cimport HELLO_GOOD, take_hello, words_of
+from relay.plane.compiled.leaves.histogram cimport record_many_us
+from relay.plane.compiled.leaves.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live,
     free, malloc, realloc,
 )
-from relay.plane.meter cimport PAYLOAD_TYPES, Meter, meter_packet
-from relay.plane.pace cimport is_behind, note_write
-from relay.plane.question cimport (
+from relay.plane.compiled.leaves.meter cimport PAYLOAD_TYPES, Meter, meter_packet
+from relay.plane.compiled.leaves.pace cimport is_behind, note_write
+from relay.plane.compiled.leaves.question cimport (
     JUDGEMENT_ASK, JUDGEMENT_GONE, QUESTION_BYTES, Judgement, answers_question, judge, next_question_us,
     write_question,
 )
-from relay.plane.reserve cimport (
+from relay.plane.compiled.leaves.reserve cimport (
     RESERVED_DESCRIPTORS, clear_reserve, fill, give_up, hand_on,
 )
-from relay.plane.ring cimport close_ring, is_half_full, open_ring, put, relay_add, relay_load, relay_store, take
-from relay.plane.schedule cimport (
+from relay.plane.compiled.leaves.ring cimport close_ring, is_half_full, open_ring, put, relay_add, relay_load, relay_store, take
+from relay.plane.compiled.leaves.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFIC_DATA, TRAFFICS, Frame, Put, Rules, clear_schedule, expire,
     first_frame, is_media_datagram, is_urgent, is_waiting, judge_peer, next_class, note_oldest, pop_frame, put_frame,
     traffic_of, waiting_bytes,
 )
-from relay.plane.sources cimport (
+from relay.plane.compiled.leaves.sources cimport (
     enter_source, leave_source, open_sources, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock,
     pthread_mutex_unlock,
 )
-from relay.plane.stun cimport (
+from relay.plane.compiled.leaves.stun cimport (
     ALLOCATE_ERROR, ALLOCATE_REQUEST, ALLOCATE_SUCCESS, ATTRIBUTE_ALTERNATE_SERVER, ATTRIBUTE_LIFETIME,
     ATTRIBUTE_USERNAME, ATTRIBUTE_XOR_RELAYED_ADDRESS, CLASS_BITS, REFRESH_REQUEST, REFRESH_SUCCESS, RESPONSE_BIT,
     STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, count_attributes, datagram_unit, error_code, find_attribute, load16, load32,
 )
-from relay.plane.tap cimport (
+from relay.plane.compiled.leaves.tap cimport (
     TAP_DOWNLINK, TAP_LOCAL, TAP_UPLINK, Tap, TapKind, TapRecord, copy_out, drop_tapped, end_tap, leave_tap, open_tap,
     peek_tapped, put_tapped,
 )
-from relay.plane.transactions cimport (
+from relay.plane.compiled.leaves.transactions cimport (
     ANSWER_DUPLICATE, ANSWER_FIRST, ANSWER_UNKNOWN, Answer, Pending, Transactions,
     clear_transactions, find_pending, next_due_us, on_request, on_response, take_due, waiting_since_us,
 )
-from relay.plane.uplink cimport (
+from relay.plane.compiled.leaves.uplink cimport (
     NEWS_DOUBT, NEWS_NONE, NEWS_OVERSIZE, SOCKADDR_BYTES, News, is_no_room, is_proof, is_unsure, news_of, send_after_all,
     send_in_fragments,
 )
-from relay.plane.websocket cimport (
+from relay.plane.compiled.leaves.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_MAX_HEAD_BYTES, WEB_NEEDS_MORE, WEB_NO_CHANNEL_NUMBER, WEB_NO_TURN_MESSAGE, WEB_PART,
     WEB_PING, WEB_PONG, WEB_ROOM, WEB_TEXT, WEB_TOO_MANY_TEXTS, WEB_WHOLE, Message, read_message, write_control_head,
     write_head,
 )
-from relay.plane.wire cimport (
+from relay.plane.compiled.leaves.wire cimport (
     clear_wire, end_hello, forgive, is_flooded, lay_wire, new_wire_method, note_data,
 )
 

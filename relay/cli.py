@@ -74,10 +74,10 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
+    from relay.gateway.calls.records import check_folder
     from relay.gateway.entitlement.verdicts import check as check_entitlement
-    from relay.gateway.records import check_folder
     from relay.gateway.signaling.upstreams import open_trust
-    from relay.plane.tls import ServerContexts
+    from relay.plane.reference.tls import ServerContexts
 
     settings = config.load(config_file)
     ServerContexts(certificates(settings))
@@ -101,7 +101,7 @@ def top(
     match: Annotated[str, typer.Option(help="Show flows of which user, client, server name or upstream fit.")] = "",
 ) -> None:
     """Show the calls of a running relay, the worst first; Ctrl-C ends it."""
-    from relay.gateway.admin.top import show, show_once
+    from relay.console.top import show, show_once
 
     try:
         _run((show_once if once else show)(url, match, Console()))
@@ -117,7 +117,7 @@ def capture(
     url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
 ) -> None:
     """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
-    from relay.gateway.admin.capture_file import capture as take
+    from relay.console.capture import capture as take
 
     try:
         captured = _run(take(url, flow, seconds, output))

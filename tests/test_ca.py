@@ -23,8 +23,8 @@ from relay.ca.certificates import Issuer, certificate_pem, key_pem, new_authorit
 from relay.ca.folder import HOST_LIFETIME, RENEW_BEFORE
 from relay.errors import OperatorError
 from relay.plane.api import Certificate
-from relay.plane.tls import ServerContexts, certificate_names
-from tests.support.commands import run_here
+from relay.plane.reference.tls import ServerContexts, certificate_names
+from tests.support.benches.commands import run_here
 
 CATALOG = catalog.load()
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)

@@ -27,9 +27,9 @@ from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
-from tests.support.connect import refused
-from tests.support.gateway import settings_tree, write_config
+from tests.support.benches.gateway import settings_tree, write_config
 from tests.support.pcapng import Packet, read_capture
+from tests.support.peers.connect import refused
 
 PROJECT = Path(__file__).parent.parent
 PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")

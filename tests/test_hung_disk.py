@@ -13,7 +13,7 @@ from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.gateway import read_ahead as module
-from tests.support.gateway import settings_tree, write_config
+from tests.support.benches.gateway import settings_tree, write_config
 from tests.support.waiting import eventually
 from tests.test_cli import Served, open_host, serving
 

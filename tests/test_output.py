@@ -27,9 +27,9 @@ from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHost
 from relay.output import Output
 from relay.turn.credentials import StaticCredentials
-from tests.support.gateway import settings_tree, write_config
-from tests.support.peers import Inbox, open_echo
-from tests.support.ports import reserved_address
+from tests.support.benches.gateway import settings_tree, write_config
+from tests.support.network.ports import reserved_address
+from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.waiting import eventually
 
 PROJECT = Path(__file__).parent.parent

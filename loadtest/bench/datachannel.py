@@ -5,8 +5,8 @@
 
 Both peer connections have a TURN server and nothing else (``iceTransportPolicy: "relay"``). Voice runs both ways all
 the time; then one sends the other so many bytes over a data channel, and gets as many back. The WAN is
-``tests.support.wan``: it needs root. Prints a table in Markdown and, as the last line, one JSON object. Status: 0 all
-that README.md promises holds, 1 it does not, 2 it could not start.
+``tests.support.network.wan``: it needs root. Prints a table in Markdown and, as the last line, one JSON object. Status:
+0 all that README.md promises holds, 1 it does not, 2 it could not start.
 
     python -m loadtest.bench.datachannel --stall 0,3
 """
@@ -32,9 +32,9 @@ from loadtest.bench.wan_servers import ROOT, START_TIMEOUT_S, WanError
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.plane.api import Certificate
-from tests.support.browser import CHROMIUM, Page, browser
-from tests.support.netns import Namespace
-from tests.support.wan import Link, Wan, open_wan, refusal
+from tests.support.network.netns import Namespace
+from tests.support.network.wan import Link, Wan, open_wan, refusal
+from tests.support.peers.browser import CHROMIUM, Page, browser
 
 PAGE = Path(__file__).with_name("datachannel.html")
 SERVER_NAME = "datachannel.test"

@@ -28,8 +28,8 @@ from loadtest.bench import bench
 from loadtest.bench.bench import HOST, Bench, BenchError, Server
 from relay.addresses import Address
 from relay.wire.stun import MessageClass, Method, build_message
-from tests.support.client_hello import build_client_hello
-from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
+from tests.support.peers.client_hello import build_client_hello
+from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 
 MAX_RATIO = 3.0
 ALERT = 21

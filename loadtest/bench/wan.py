@@ -3,9 +3,9 @@
     client --TLS over the WAN--> relay  --UDP--> source    (the source is the relay's upstream)
     client --TLS over the WAN--> coturn --UDP--> source    (the source is coturn's peer)
 
-The WAN is ``tests.support.wan``: it needs root. Servers and source are at its far end, with nothing between them.
-Prints a table in Markdown and, as the last line, one JSON object. Status: 0 measured, 1 a frame or a connection was
-broken, 2 it could not start. README.md beside this file says what the figures mean.
+The WAN is ``tests.support.network.wan``: it needs root. Servers and source are at its far end, with nothing between
+them. Prints a table in Markdown and, as the last line, one JSON object. Status: 0 measured, 1 a frame or a connection
+was broken, 2 it could not start. README.md beside this file says what the figures mean.
 
     python -m loadtest.bench.wan --server all --scenario a,b,c,d,e
 """
@@ -42,7 +42,7 @@ from loadtest.bench.wan_call import (
 from loadtest.bench.wan_servers import KIB, SERVER_PORT, SERVERS, Server, WanError, installed, open_server
 from relay.addresses import Address
 from relay.demo.authority import Authority
-from tests.support.wan import Link, Wan, open_wan, refusal
+from tests.support.network.wan import Link, Wan, open_wan, refusal
 
 SERVER_NAME = "wan.test"
 WARM_UP_S = 2.0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from relay.addresses import Address
 from relay.plane.api import Certificate
-from tests.support.netns import Namespace
+from tests.support.network.netns import Namespace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The namespace is empty: any port is free.

@@ -9,7 +9,7 @@ from typing import ParamSpec
 import structlog
 
 from relay.errors import UpstreamError
-from relay.turn.rate_limit import RateLimit
+from relay.rate_limit import RateLimit
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from relay._fastpath import StreamCutter
 from relay.addresses import Address
 from relay.client.connect import Proxy, TlsProtocol, connect_tls
 from relay.errors import UpstreamError
-from relay.plane.uplink import Fate, Uplink
+from relay.plane.reference.uplink import Fate, Uplink
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.channeldata import pad
 

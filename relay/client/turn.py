@@ -26,8 +26,8 @@ from relay.client.application import Ending, guarded
 from relay.client.connect import Proxy, as_proxy
 from relay.client.links import MAX_DATA_BYTES, Link, UdpLink, open_tls_link, open_udp_link
 from relay.client.requests import AwaitedRequests, TurnRequestError
-from relay.client.timer import DeadlineTimer
 from relay.errors import UpstreamError
+from relay.timer import DeadlineTimer
 from relay.turn.client import (
     MAX_PEERS_PER_RENEWAL,
     AllocationCreated,

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Self
 
 from relay.addresses import LOOPBACK, Address, RelayPolicy
-from relay.client.timer import DeadlineTimer
 from relay.errors import OperatorError
 from relay.sockaddr import from_sockaddr, to_sockaddr
+from relay.timer import DeadlineTimer
 from relay.turn.credentials import CredentialStore, NonceMint
 from relay.turn.server import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer, ServerSettings, TurnServer
 

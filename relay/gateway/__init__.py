@@ -1,14 +1,18 @@
-"""The control plane: it decides where flows go, watches upstreams, and answers HTTP. It never sees a media packet.
+"""The control plane: it decides where flows go, watches upstreams, and answers HTTP.
 
-serve, app            the process; all that follows put together, started, drained, stopped and reloaded
-flows, routes         which upstream a new flow gets
-upstreams, resolve    what is known of the TURN servers; names to addresses that may be connected to
-health, release       the probes; allocations given back for clients that vanished
-site, upgrades        HTTP on the TLS port, and what leaves it for the data plane
-session, sessions     one session of media.v1, and all of them
-call, calls, records  how each call sounds, and what is kept of it
-admin/                what operators see
-entitlement/          who may have voice
-signaling/            the reverse proxy for socket.io and REST
-web_proxy/            CONNECT and proxy.pac
+serve, app       the process; all that follows put together, started, drained, stopped and reloaded
+read_ahead       the configuration's files, read before a reload
+admin/           what operators see
+web_proxy/       CONNECT and proxy.pac
+http/            HTTP on the TLS port, and what leaves it for the data plane
+sessions/        sessions of media.v1
+signaling/       the reverse proxy for socket.io and REST
+entitlement/     who may place calls
+routing/         which upstream a new flow gets; upstreams, their names and their health
+calls/           how each call sounds, and what is kept of it
+lines            log lines that clients cause, limited
+
+These are floors, from the top down: each imports only what stands below it in this list, and ``signaling`` and
+``entitlement``, ``routing`` and ``calls`` do not know each other. A media packet is seen here in one case only, when an
+operator captures a flow.
 """

@@ -18,23 +18,23 @@ from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import SignalingCollector
 from relay.gateway.admin.view import View
-from relay.gateway.calls import Calls, EndedCall
+from relay.gateway.calls.calls import Calls, EndedCall
+from relay.gateway.calls.records import Records, check_path, record_of
 from relay.gateway.entitlement.admission import Admission
 from relay.gateway.entitlement.verdicts import Entitlement
-from relay.gateway.flows import Flows, Refused, Wanted
-from relay.gateway.health import HealthMonitor
+from relay.gateway.http.site import Site
+from relay.gateway.http.upgrades import Upgrades
 from relay.gateway.lines import Lines
-from relay.gateway.lookups import Lookup, SystemLookup
-from relay.gateway.records import Records, check_path, record_of
-from relay.gateway.release import AllocationReleaser
-from relay.gateway.resolve import Resolver
-from relay.gateway.routes import Routes
-from relay.gateway.sessions import Sessions
+from relay.gateway.routing.flows import Flows, Refused, Wanted
+from relay.gateway.routing.health import HealthMonitor
+from relay.gateway.routing.lookups import Lookup, SystemLookup
+from relay.gateway.routing.release import AllocationReleaser
+from relay.gateway.routing.resolve import Resolver
+from relay.gateway.routing.routes import Routes
+from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
+from relay.gateway.sessions.sessions import Sessions
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.gateway.signaling.upstreams import open_trust
-from relay.gateway.site import Site
-from relay.gateway.upgrades import Upgrades
-from relay.gateway.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.web_proxy.proxy import WebProxy
 from relay.plane.api import (
     AllocateGranted,
@@ -54,10 +54,10 @@ from relay.plane.api import (
     TurnOpened,
     UpstreamLost,
 )
-from relay.plane.compiled import CompiledPlane
-from relay.plane.reference import ReferencePlane
+from relay.plane.compiled.plane import CompiledPlane
+from relay.plane.reference.plane import ReferencePlane
+from relay.rate_limit import RateLimit
 from relay.tasks import Tasks
-from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import structlog
 
-from relay.turn.rate_limit import MAX_SOURCES, RateLimit
+from relay.rate_limit import MAX_SOURCES, RateLimit
 
 log = structlog.get_logger()
 

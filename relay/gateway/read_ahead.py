@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from relay import config
 from relay.errors import OperatorError
-from relay.gateway.records import check_path
+from relay.gateway.calls.records import check_path
 from relay.tasks import in_daemon_thread
 
 # A network's file system that does not answer within this time will not soon.

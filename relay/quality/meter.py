@@ -1,7 +1,7 @@
 """The RTP meter: what the packets of one direction of a flow tell of its streams. SRTP leaves the RTP header in clear,
 and nothing else is looked at; RTCP is encrypted and only counted.
 
-It is the obvious twin of ``relay/plane/meter.pxd``: the same integers, so that both agree exactly. What was chosen:
+It is the obvious twin of ``meter.pxd``: the same integers, so that both agree exactly. What was chosen:
 
 Sequence    RFC 3550 section A.1, without its probation: the first packet seen of a stream begins what is expected, so a
             call that is joined in the middle lost nothing. A packet from before the first adds just itself. A jump

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.addresses import Address
+from relay.rate_limit import RateLimit
 from relay.turn.credentials import CredentialStore, NonceMint, long_term_keys
-from relay.turn.rate_limit import RateLimit
 from relay.wire.stun import AttributeType, Message
 
 _INTEGRITY_BY_PREFERENCE = (AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.MESSAGE_INTEGRITY)

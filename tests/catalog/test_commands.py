@@ -11,7 +11,7 @@ import pytest
 from relay import catalog
 from relay.catalog import Format, render_allowlist
 from relay.demo.authority import Authority
-from tests.support.commands import run_here
+from tests.support.benches.commands import run_here
 
 CATALOG = catalog.load()
 

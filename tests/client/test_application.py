@@ -23,10 +23,10 @@ from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
 from tests.client.test_session import opened as opened_session
 from tests.client.test_session import relay_and_hosts
-from tests.support.connect_proxy import connect_proxy
-from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.peers import Inbox, open_echo
-from tests.support.scripted_relay import OPENED, Line, scripted_relay
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.connect_proxy import connect_proxy
+from tests.support.peers.scripted_relay import OPENED, Line, scripted_relay
 
 CARRIERS = ("tls", "websocket", "connect-udp", "session")
 USER = ("trader", "secret")

@@ -20,10 +20,10 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials
-from tests.support.connect_proxy import connect_proxy
-from tests.support.coturn import PASSWORD, USERNAME, open_coturn
-from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.peers import Inbox, echo_all_sizes, open_echo
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
+from tests.support.peers.connect_proxy import connect_proxy
+from tests.support.peers.coturn import PASSWORD, USERNAME, open_coturn
 from tests.support.waiting import becomes
 
 CARRIERS = ("tls", "websocket", "connect-udp")

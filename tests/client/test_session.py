@@ -19,14 +19,14 @@ from relay.client.upgraded import WebSocketClosed
 from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHosts
 from relay.errors import UpstreamError
-from relay.gateway import sessions as relay_sessions
+from relay.gateway.sessions import sessions as relay_sessions
 from relay.turn.credentials import StaticCredentials
 from relay.wire.upgrade import build_websocket_response
 from relay.wire.websocket import CloseCode, Opcode, build_close, build_frame
-from tests.support.connect_proxy import connect_proxy
-from tests.support.coturn import open_coturn
-from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.peers import SIZES, Inbox, open_echo
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.peers.behind_turn import SIZES, Inbox, open_echo
+from tests.support.peers.connect_proxy import connect_proxy
+from tests.support.peers.coturn import open_coturn
 
 PLANES = ("compiled", "reference")
 

@@ -17,9 +17,9 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import NonceMint, StaticCredentials
 from relay.wire.stun import Method
-from tests.support.coturn import open_coturn
-from tests.support.peers import Inbox, echo_all_sizes, open_echo
-from tests.support.ports import reserved_address
+from tests.support.network.ports import reserved_address
+from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
+from tests.support.peers.coturn import open_coturn
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 

@@ -10,8 +10,8 @@ import pytest
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
-from relay.plane.tls import certificate_names
-from tests.support.gateway import running_relay
+from relay.plane.reference.tls import certificate_names
+from tests.support.benches.gateway import running_relay
 
 
 def test_files_are_named_after_the_first_name(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from relay.errors import OperatorError
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
 from relay.wire.stun import AttributeType
-from tests.support.peers import Inbox, open_echo
-from tests.support.uclient import run_uclient
+from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.uclient import run_uclient
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 ANY_PORT = Address("127.0.0.1", 0)

@@ -1,8 +1,8 @@
 from collections.abc import Sequence
 
 from relay.plane.api import Latency
-from relay.plane.first_bytes import FirstBytes
-from relay.plane.question import Judgement
+from relay.plane.reference.first_bytes import FirstBytes
+from relay.plane.reference.question import Judgement
 from relay.quality.stream import Direction, RtpStream
 from relay.turn.transactions import Answer
 

@@ -8,29 +8,29 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from relay.plane cimport capsule as capsules
-from relay.plane cimport delays as histogram
-from relay.plane cimport first_bytes
-from relay.plane cimport hello as leaf_hello
-from relay.plane cimport meter as leaf
-from relay.plane cimport schedule as queues
-from relay.plane cimport question as questions
-from relay.plane cimport transactions as table
-from relay.plane cimport websocket as web
-from relay.plane.buffer cimport clear_buffer
-from relay.plane.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
-from relay.plane.live cimport LIVE_BUFFERS, alive, leave_blocks
-from relay.plane.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
-from relay.plane.schedule cimport (
+from relay.plane.compiled.leaves cimport capsule as capsules
+from relay.plane.compiled.leaves cimport delays as histogram
+from relay.plane.compiled.leaves cimport first_bytes
+from relay.plane.compiled.leaves cimport hello as leaf_hello
+from relay.plane.compiled.leaves cimport meter as leaf
+from relay.plane.compiled.leaves cimport schedule as queues
+from relay.plane.compiled.leaves cimport question as questions
+from relay.plane.compiled.leaves cimport transactions as table
+from relay.plane.compiled.leaves cimport websocket as web
+from relay.plane.compiled.leaves.buffer cimport clear_buffer
+from relay.plane.compiled.leaves.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
+from relay.plane.compiled.leaves.live cimport LIVE_BUFFERS, alive, leave_blocks
+from relay.plane.compiled.leaves.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
+from relay.plane.compiled.leaves.schedule cimport (
     CHUNK_ROOM, CHUNKS_A_FLOW, DATA_CHUNKS_A_FLOW, FRAME_HEADER_BYTES, PUT_REFUSED, TRAFFIC_CONTROL, TRAFFIC_DATA,
     TRAFFICS, Frame, Put, Rules,
 )
-from relay.plane.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
+from relay.plane.compiled.leaves.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
 
 from relay.plane.api import Latency
-from relay.plane.first_bytes import FirstBytes
+from relay.plane.reference.first_bytes import FirstBytes
 from relay.quality.stream import RtpStream
-from relay.plane.question import Judgement
+from relay.plane.reference.question import Judgement
 from relay.turn.transactions import Answer
 
 
@@ -44,7 +44,7 @@ cdef uint8_t* exact(bytes data) except NULL:
 
 
 def decide(bytes data not None) -> object:
-    """The verdict of relay.plane.first_bytes.decide without ALPN."""
+    """The verdict of relay.plane.reference.first_bytes.decide without ALPN."""
     cdef uint8_t* copy = exact(data)
     cdef first_bytes.FirstBytes verdict = first_bytes.decide(copy, len(data))
     free(copy)
@@ -56,7 +56,7 @@ def decide(bytes data not None) -> object:
 
 
 cdef class Hello:
-    """What a client may say before its handshake is done, as relay.plane.hello.Hello has it."""
+    """What a client may say before its handshake is done, as relay.plane.reference.hello.Hello has it."""
 
     cdef leaf_hello.Hello hello
 
@@ -270,7 +270,7 @@ cdef class Transactions:
 
 
 cdef class Question:
-    """The rule of relay.plane.question; time is in microseconds, and never 0."""
+    """The rule of relay.plane.reference.question; time is in microseconds, and never 0."""
 
     cdef questions.Question question
     cdef int64_t rto_us
@@ -390,7 +390,7 @@ def leave_memory(int64_t blocks) -> None:
 
 
 cdef class Schedule:
-    """The queues of relay.plane.schedule; time is in microseconds, and never 0."""
+    """The queues of relay.plane.reference.schedule; time is in microseconds, and never 0."""
 
     cdef queues.Schedule schedule
     cdef Rules rules
@@ -475,7 +475,7 @@ cdef class Schedule:
 
 
 cdef class Delays:
-    """The histogram of relay.plane.delays."""
+    """The histogram of relay.plane.reference.delays."""
 
     cdef histogram.Delays delays
 

@@ -8,15 +8,15 @@ from itertools import islice, pairwise
 
 import relay._fastpath
 import relay.wire.stream
-from relay.plane import first_bytes
 from relay.plane.api import DropReason, Totals, Traffic
-from relay.plane.delays import Delays as ObviousDelays
-from relay.plane.hello import MAX_HELLO_BYTES, HelloFault
-from relay.plane.hello import Hello as ObviousHello
-from relay.plane.question import Question as ObviousQuestion
-from relay.plane.schedule import EARLY_DROP_PERIOD_S, PEER_CONTROL_PERIOD_S, Room
-from relay.plane.schedule import Schedule as ObviousSchedule
-from relay.plane.traffic import is_media, traffic_of
+from relay.plane.reference import first_bytes
+from relay.plane.reference.delays import Delays as ObviousDelays
+from relay.plane.reference.hello import MAX_HELLO_BYTES, HelloFault
+from relay.plane.reference.hello import Hello as ObviousHello
+from relay.plane.reference.question import Question as ObviousQuestion
+from relay.plane.reference.schedule import EARLY_DROP_PERIOD_S, PEER_CONTROL_PERIOD_S, Room
+from relay.plane.reference.schedule import Schedule as ObviousSchedule
+from relay.plane.reference.traffic import is_media, traffic_of
 from relay.quality.meter import Meter as ObviousMeter
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction

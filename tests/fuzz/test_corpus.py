@@ -82,12 +82,12 @@ def test_a_difference_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """A comparison that never fails proves nothing: with a twin that always says the same it must."""
     broken: dict[str, tuple[str, object]] = {
         "framing": ("relay.wire.stream.StreamCutter.feed", lambda _self, _data: []),
-        "first_bytes": ("relay.plane.first_bytes.decide", lambda _data, _alpn: None),
-        "hello": ("relay.plane.hello.Hello.take", lambda _self, _data: None),
-        "questions": ("relay.plane.question.Question.judge", lambda _self, _now, _since, _silence: None),
+        "first_bytes": ("relay.plane.reference.first_bytes.decide", lambda _data, _alpn: None),
+        "hello": ("relay.plane.reference.hello.Hello.take", lambda _self, _data: None),
+        "questions": ("relay.plane.reference.question.Question.judge", lambda _self, _now, _since, _silence: None),
         "transactions": ("relay.turn.transactions.Transactions.on_response", lambda _self, _identity: None),
         "meter": ("relay.quality.meter.Meter.on_packet", lambda _self, _now_us, _packet: None),
-        "schedule": ("relay.plane.schedule.Schedule.take", lambda _self, _now, _room, **_with_data: []),
+        "schedule": ("relay.plane.reference.schedule.Schedule.take", lambda _self, _now, _room, **_with_data: []),
         "websocket": ("relay.wire.websocket.MessageCutter.feed", lambda _self, _data: []),
         "capsule": ("relay.wire.capsule.CapsuleCutter.feed", lambda _self, _data: []),
         "traffic": ("tests.fuzz.targets.traffic_of", lambda _data: Traffic.RTCP),

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relay.plane.api import Traffic
-from relay.plane.traffic import traffic_of
+from relay.plane.reference.traffic import traffic_of
 from tests.fuzz import _leaves
 from tests.fuzz.targets import DATA_AGE_US, MAX_AGE_US, ROOMS, Queues, waiting_unit
 from tests.support.properties import repeatable

@@ -24,14 +24,14 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway
-from relay.gateway.upstreams import Health
+from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason, ConnectionId, TextReceived
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
-from tests.support.gateway import Relay, eventually, running_relay, settings_tree, write_config
-from tests.support.made_up import MadeUpCall
-from tests.support.peers import Inbox, open_echo
-from tests.support.tls_client import TlsClient
+from tests.support.benches.gateway import Relay, eventually, running_relay, settings_tree, write_config
+from tests.support.benches.made_up import MadeUpCall
+from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
@@ -414,7 +414,7 @@ async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> 
 
 
 async def test_calls_are_looked_at_while_the_relay_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.gateway.calls.WINDOW_S", 0.01)
+    monkeypatch.setattr("relay.gateway.calls.calls.WINDOW_S", 0.01)
     async with running_relay(tmp_path, NO_UPSTREAM) as relay:
         await eventually(lambda: len(relay.gateway.calls.history) >= 2)
 

@@ -13,16 +13,16 @@ import pytest
 
 from relay._fastpath import live_objects
 from relay.addresses import Address
-from relay.gateway.call import Call, Heard
-from relay.gateway.calls import Calls
+from relay.gateway.calls.call import Call, Heard
+from relay.gateway.calls.calls import Calls
 from relay.plane.api import FlowSnapshot
 from relay.quality.emodel import mos
 from relay.quality.stream import Direction, RtpStream
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
 from tests.plane.test_contract import HELLO
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.gateway.lines import Lines
-from relay.turn.rate_limit import MAX_SOURCES
+from relay.rate_limit import MAX_SOURCES
 
 
 async def test_some_of_each_kind_and_then_how_many_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection, open_turn_udp
 from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
-from tests.support.gateway import Relay, running_relay
-from tests.support.refusing import in_namespace, run
+from tests.support.benches.gateway import Relay, running_relay
+from tests.support.network.refusing import in_namespace, run
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 # The ports from which Linux picks, and how many are free of another client's allocation.

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aioice import turn
 
-from tests.support.coturn import open_coturn
-from tests.support.gateway import running_relay
-from tests.support.peers import open_echo
+from tests.support.benches.gateway import running_relay
+from tests.support.peers.behind_turn import open_echo
+from tests.support.peers.coturn import open_coturn
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 

@@ -18,10 +18,10 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
 from tests.client.test_carriers import open_turn
-from tests.support.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
-from tests.support.coturn import PASSWORD, USERNAME
-from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.peers import Inbox, open_echo
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.peers.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
+from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.coturn import PASSWORD, USERNAME
 
 CARRIERS = ("websocket", "connect-udp", "session")
 

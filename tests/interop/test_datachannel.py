@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from loadtest.bench.datachannel import measure, parse_options
-from tests.support.browser import CHROMIUM
-from tests.support.wan import refusal
+from tests.support.network.wan import refusal
+from tests.support.peers.browser import CHROMIUM
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),

@@ -21,18 +21,18 @@ from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
-from relay.gateway import sessions
 from relay.gateway.entitlement.verdicts import Outcome
-from relay.gateway.flows import ResumeOutcome
+from relay.gateway.routing.flows import ResumeOutcome
+from relay.gateway.sessions import sessions
 from relay.plane.api import CloseReason
 from relay.turn.credentials import RestCredentials, StaticCredentials, long_term_key, rest_password, rest_username
 from relay.wire.stun import AttributeType, Message, MessageClass, Method, build_message, parse_message
-from tests.support.coturn import Coturn, open_coturn
-from tests.support.gateway import SERVER_NAME, Relay, eventually, running_relay, write_config
-from tests.support.peers import open_echo, open_echo_pair
-from tests.support.tls_client import TlsClient
-from tests.support.uclient import run_uclient
-from tests.support.user_service import user_service
+from tests.support.benches.gateway import SERVER_NAME, Relay, eventually, running_relay, write_config
+from tests.support.peers.behind_turn import open_echo, open_echo_pair
+from tests.support.peers.coturn import Coturn, open_coturn
+from tests.support.peers.tls_client import TlsClient
+from tests.support.peers.uclient import run_uclient
+from tests.support.peers.user_service import user_service
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])

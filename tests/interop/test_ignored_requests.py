@@ -10,8 +10,8 @@ import pytest
 from relay.plane.api import Tap
 from relay.quality.stream import Direction
 from relay.wire.stun import MessageClass, Method, build_message
-from tests.support.coturn import PASSWORD, USERNAME, open_coturn
-from tests.support.gateway import running_relay
+from tests.support.benches.gateway import running_relay
+from tests.support.peers.coturn import PASSWORD, USERNAME, open_coturn
 from tests.support.waiting import eventually
 
 SILENCE_S = 1.0

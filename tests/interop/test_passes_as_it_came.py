@@ -14,9 +14,9 @@ import pytest
 from relay.addresses import Address
 from relay.wire.http1 import AnswerError, AnswerHead, body_of, parse_answer_head
 from tests.interop.http_table import ANSWERS, REQUESTS, Row
-from tests.support.gateway import running_relay
-from tests.support.raw_http import RecordingUpstream, recording_upstream
-from tests.support.reverse_proxies import needs_reverse_proxies, open_haproxy, open_nginx
+from tests.support.benches.gateway import running_relay
+from tests.support.peers.raw_http import RecordingUpstream, recording_upstream
+from tests.support.peers.reverse_proxies import needs_reverse_proxies, open_haproxy, open_nginx
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
 PATIENT_S = 30.0

@@ -12,9 +12,9 @@ import pytest
 
 from relay.addresses import Address, AddressFamily
 from relay.client.session import Session, SessionError, open_session
-from tests.support.coturn import Coturn, open_coturn
-from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.peers import Inbox, open_echo
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.coturn import Coturn, open_coturn
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 BOTH_FAMILIES = ("relay-ip=::1",)  # beside the one of its own address

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from relay.plane.api import CloseReason, HandshakeFailure
-from tests.support.coturn import open_coturn
-from tests.support.gateway import eventually, running_relay
-from tests.support.peers import Inbox, open_echo
+from tests.support.benches.gateway import eventually, running_relay
+from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.coturn import open_coturn
 
 CROWD = 10_000
 # What is in use besides: of the test itself, of the relay and of its upstream.
@@ -39,7 +39,7 @@ async def test_10000_silent_connections(tmp_path: Path, plane: str) -> None:
         await turn.allocate()
         await turn.bind_channel(peer)
         crowd = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.silent_crowd"),
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.peers.silent_crowd"),
             *(str(relay.tls.port), str(CROWD)),
             stdout=asyncio.subprocess.PIPE,
         )

@@ -10,12 +10,12 @@ import pytest
 
 from relay import config
 from relay.addresses import Address
-from relay.gateway import site
+from relay.gateway.http import site
 from relay.gateway.signaling.polling_only import SEVERAL_SESSIONS
-from tests.support.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
-from tests.support.gateway import running_relay
-from tests.support.ports import reserved_address
-from tests.support.socketio import (
+from tests.support.benches.gateway import running_relay
+from tests.support.network.ports import reserved_address
+from tests.support.peers.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
+from tests.support.peers.socketio import (
     needs_node,
     python_socketio_server,
     socketio_client,

@@ -29,8 +29,8 @@ from relay.wire.stun import (
     build_xor_address,
     parse_message,
 )
-from tests.support.background import Background
-from tests.support.coturn import PASSWORD, REALM, USERNAME, open_coturn
+from tests.support.benches.background import Background
+from tests.support.peers.coturn import PASSWORD, REALM, USERNAME, open_coturn
 
 pytestmark = pytest.mark.skipif(shutil.which("turnserver") is None, reason="coturn is not installed")
 

@@ -10,10 +10,10 @@ from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
-from tests.support.coturn import open_coturn
-from tests.support.gateway import running_relay
-from tests.support.peers import open_echo_pair
-from tests.support.uclient import UclientReport, run_uclient
+from tests.support.benches.gateway import running_relay
+from tests.support.peers.behind_turn import open_echo_pair
+from tests.support.peers.coturn import open_coturn
+from tests.support.peers.uclient import UclientReport, run_uclient
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])

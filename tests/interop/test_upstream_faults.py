@@ -13,13 +13,13 @@ import pytest
 from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
-from relay.gateway.upstreams import Health
+from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import MessageClass, is_stun, split_message_type
-from tests.support.gateway import eventually, running_relay
-from tests.support.peers import Inbox, open_echo
-from tests.support.ports import reserved_address
+from tests.support.benches.gateway import eventually, running_relay
+from tests.support.network.ports import reserved_address
+from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])

@@ -21,7 +21,7 @@ import pytest
 from loadtest.bench import bench
 from relay.addresses import Address
 from relay.wire.stun import AttributeType, MessageClass, build_message, build_uint32, is_stun, parse_message
-from tests.support.gateway import Relay, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 
 CALLS = 5
 PPS = 50

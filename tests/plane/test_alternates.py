@@ -18,9 +18,9 @@ from relay.wire.capsule import build_datagram
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, Method, build_plain_address
 from tests.plane.test_contract import allocated, answer, stun
-from tests.support.carriers import binary, carried
-from tests.support.plane import PLANES, Bench, MakePlane, plane_bench
-from tests.support.scripted_upstream import ScriptedUpstream, scripted_upstream
+from tests.support.benches.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.peers.carriers import binary, carried
+from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 
 POLICY = RelayPolicy([ipaddress.ip_network("127.0.0.0/8")])
 FRAME = build_channel_data(0x4001, b"voice and more..")

@@ -13,8 +13,8 @@ from relay.plane.api import CloseReason, DropReason
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, MessageClass, build_message
 from tests.plane.test_contract import HELLO, VOICE, answer, stun
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

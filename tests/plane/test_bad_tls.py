@@ -17,13 +17,13 @@ from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError
 from relay.plane.api import Certificate, CloseReason, HandshakeFailure, TurnOpened
-from relay.plane.compiled import CompiledPlane
+from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_contract import HELLO, raw_client
-from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
+from tests.support.peers.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 

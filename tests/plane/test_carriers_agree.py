@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from relay.addresses import Address
 from relay.plane.api import Carrier, CloseReason, StunReceived, TextReceived, Totals
-from relay.plane.carriers import new_framing
-from relay.plane.traffic import traffic_of
+from relay.plane.reference.carriers import new_framing
+from relay.plane.reference.traffic import traffic_of
 from relay.wire.capsule import CapsuleCutter, build_capsule, build_datagram, build_varint
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import MessageCutter, Opcode, build_close, build_frame
 from tests.plane.test_contract import answer, stun
 from tests.plane.test_planes_agree import pieces
-from tests.support.carriers import HELLO, Carried, carried, masked, move
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.carriers import HELLO, Carried, carried, masked, move
 from tests.support.properties import repeatable
 
 # What the upstream sends last, and nobody else ever: all before it has been delivered or dropped.

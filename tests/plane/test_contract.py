@@ -24,7 +24,7 @@ from relay.plane.api import (
     Traffic,
     TurnOpened,
 )
-from relay.plane.turn_flow import MAX_FRESH_PORTS
+from relay.plane.reference.turn_flow import MAX_FRESH_PORTS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import (
     AttributeType,
@@ -36,9 +36,9 @@ from relay.wire.stun import (
     build_xor_address,
     parse_message,
 )
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.scripted_upstream import scripted_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.scripted_upstream import scripted_upstream
+from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

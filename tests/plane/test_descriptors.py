@@ -18,9 +18,9 @@ from relay.demo.authority import Authority
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_contract import HELLO
-from tests.support.plane import PLANES
-from tests.support.scripted_upstream import ScriptedUpstream, scripted_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES
+from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
+from tests.support.peers.tls_client import TlsClient
 
 SPARE_DESCRIPTORS = 12
 NEWCOMERS = 40
@@ -66,7 +66,7 @@ async def far_plane(name: str, folder: Path) -> AsyncIterator[Far]:
     async with scripted_upstream() as upstream:
         arguments = [str(certificate.chain), str(certificate.private_key), str(upstream.address.port)]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.plane_process"),
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.benches.plane_process"),
             *(name, str(SPARE_DESCRIPTORS), *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -22,13 +22,13 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
-from relay.plane.reference import ReferencePlane
+from relay.plane.reference.plane import ReferencePlane
 from relay.wire.channeldata import build_channel_data
 from tests.plane.test_bad_input import PATIENT, exchange, flood
 from tests.plane.test_contract import HELLO, VOICE, http_stream, raw_client
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.scripted_upstream import scripted_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.scripted_upstream import scripted_upstream
+from tests.support.peers.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 

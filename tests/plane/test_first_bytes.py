@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.plane.first_bytes import FirstBytes, decide
+from relay.plane.reference.first_bytes import FirstBytes, decide
 from relay.wire.stun import MessageClass, Method, build_message
 
 BINDING = build_message(Method.BINDING, MessageClass.REQUEST, bytes(12))

@@ -11,12 +11,12 @@ import pytest
 
 from relay._fastpath import live_objects
 from relay.plane.api import CloseReason, HandshakeFailure
-from relay.plane.hello import MAX_HELLO_BYTES, MAX_HELLO_RECORDS
+from relay.plane.reference.hello import MAX_HELLO_BYTES, MAX_HELLO_RECORDS
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_contract import HELLO, raw_client
-from tests.support.client_hello import CHANGE_CIPHER_SPEC, hello_without_key, record
-from tests.support.plane import PLANES, MakePlane, plane_bench
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, MakePlane, plane_bench
+from tests.support.peers.client_hello import CHANGE_CIPHER_SPEC, hello_without_key, record
+from tests.support.peers.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 

@@ -27,12 +27,12 @@ from relay.plane.api import (
     HttpOpened,
     Upstream,
 )
-from relay.plane.media import MAX_UNITS_PER_TURN
+from relay.plane.reference.media import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, build_message
-from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
+from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
 every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

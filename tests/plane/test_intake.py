@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from relay.plane.intake import PIECE_BYTES, Intake
+from relay.plane.reference.intake import PIECE_BYTES, Intake
 
 DATA = bytes(range(256)) * (PIECE_BYTES // 100)
 

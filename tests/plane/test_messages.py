@@ -25,13 +25,13 @@ from relay.plane.api import (
     Upstream,
     UpstreamLost,
 )
-from relay.plane.compiled import CompiledPlane
+from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import MAX_TEXT_BYTES, Opcode
 from tests.plane.test_contract import answer, stun
-from tests.support.carriers import Carried, carried, masked, move, moved_session, text
-from tests.support.plane import Bench, plane_bench
-from tests.support.scripted_upstream import scripted_upstream
+from tests.support.benches.plane import Bench, plane_bench
+from tests.support.peers.carriers import Carried, carried, masked, move, moved_session, text
+from tests.support.peers.scripted_upstream import scripted_upstream
 
 # So that all connections share one queue.
 ONE_WORKER = functools.partial(CompiledPlane, workers=1)
@@ -174,8 +174,8 @@ async def test_the_loss_of_an_upstream_that_was_left_already_is_not_told(tmp_pat
     [
         ("REASON", CloseReason, "_fastpath.pxd"),
         ("DROP", DropReason, "_fastpath.pxd"),
-        ("CARRIER", Carrier, "plane/carriage.pxd"),
-        ("TRAFFIC", Traffic, "plane/schedule.pxd"),
+        ("CARRIER", Carrier, "plane/compiled/leaves/carriage.pxd"),
+        ("TRAFFIC", Traffic, "plane/compiled/leaves/schedule.pxd"),
     ],
 )
 def test_enumerations_have_one_order_on_both_sides(prefix: str, meant: type[StrEnum], file: str) -> None:

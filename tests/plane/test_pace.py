@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.plane.pace import (
+from relay.plane.reference.pace import (
     BEHIND_BESIDE_DATA_US,
     BEHIND_US,
     DATA_BEHIND_US,

@@ -12,14 +12,14 @@ from hypothesis import Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 
 from relay.plane.api import CloseReason, Totals, Traffic
-from relay.plane.traffic import traffic_of
+from relay.plane.reference.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stream import StreamCutter
 from relay.wire.stun import MAGIC_COOKIE_BYTES, MessageClass, Method
 from tests.plane.test_contract import HELLO, answer, stun
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.tls_client import TlsClient
 from tests.support.properties import repeatable
-from tests.support.tls_client import TlsClient
 
 # Media that is never sent by the upstream otherwise: what came before it has been delivered or dropped.
 MARKER = build_channel_data(0x7FFF, b"that is all")

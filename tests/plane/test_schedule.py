@@ -15,14 +15,14 @@ import pytest
 from relay._fastpath import live_objects
 from relay.addresses import Address
 from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, PlaneSettings, Snapshot, Totals, Traffic
-from relay.plane.traffic import traffic_of
+from relay.plane.reference.traffic import traffic_of
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
 from tests.plane.test_contract import HELLO, VOICE, answer, http_stream, stun
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

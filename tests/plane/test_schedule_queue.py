@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.plane.api import DropReason, Totals, Traffic
-from relay.plane.schedule import PEER_CONTROL_BYTES, Room, Schedule
-from relay.plane.traffic import traffic_of
+from relay.plane.reference.schedule import PEER_CONTROL_BYTES, Room, Schedule
+from relay.plane.reference.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
 from tests.support.properties import repeatable

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from relay.plane.api import CloseReason, HandshakeFailure
-from relay.plane.hello import MAX_SILENT_RECORDS, SilentRecords
+from relay.plane.reference.hello import MAX_SILENT_RECORDS, SilentRecords
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_bad_tls import forging_client
 from tests.plane.test_contract import HELLO, http_stream, raw_client
-from tests.support.client_hello import CHANGE_CIPHER_SPEC, build_client_hello, hello_with_early_data, record
-from tests.support.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
-from tests.support.plane import PLANES, MakePlane, plane_bench
+from tests.support.benches.plane import PLANES, MakePlane, plane_bench
+from tests.support.peers.client_hello import CHANGE_CIPHER_SPEC, build_client_hello, hello_with_early_data, record
+from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 
 every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 

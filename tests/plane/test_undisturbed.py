@@ -37,16 +37,16 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
-from relay.plane.compiled import TEXT, CompiledPlane
+from relay.plane.compiled.plane import TEXT, CompiledPlane
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
 from tests.plane.test_bad_input import exchange
 from tests.plane.test_contract import HELLO, stun
-from tests.support.carriers import carried, moved_session
-from tests.support.plane import Bench, bounds, plane_bench
-from tests.support.scripted_upstream import scripted_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.benches.plane import Bench, bounds, plane_bench
+from tests.support.peers.carriers import carried, moved_session
+from tests.support.peers.scripted_upstream import scripted_upstream
+from tests.support.peers.tls_client import TlsClient
 
 BLOCK_S = 3.0
 CALLS = 10
@@ -350,7 +350,7 @@ import asyncio, sys, uvloop
 from pathlib import Path
 from relay.addresses import Address
 from relay.plane.api import Certificate, PlaneSettings
-from relay.plane.compiled import TEXT, CompiledPlane
+from relay.plane.compiled.plane import TEXT, CompiledPlane
 
 async def main():
     # A slow machine is no mistake of ours.

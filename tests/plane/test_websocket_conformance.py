@@ -17,8 +17,8 @@ import pytest
 from relay.plane.api import Carrier, TextReceived
 from relay.wire.channeldata import build_channel_data
 from relay.wire.websocket import Message, Opcode, build_close
-from tests.support.carriers import Carried, masked, upgrade
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.peers.carriers import Carried, masked, upgrade
 
 B, T, PING, PONG, CLOSE, MORE = (
     Opcode.BINARY,

@@ -16,7 +16,7 @@ LAYERS = [
     {"addresses"},
     {"sockaddr"},
     {"errors"},
-    {"writing"},
+    {"writing", "rate_limit", "timer"},
     {"config"},
     {"catalog"},
     {"wire"},
@@ -27,13 +27,25 @@ LAYERS = [
     {"plane", "_fastpath"},
     {"ca"},
     {"client"},
-    {"gateway", "emulator"},
+    {"gateway", "console", "emulator"},
     {"demo"},
     {"cli"},
     {"__main__"},
 ]
-# Folders within the gateway.
-ROOMS = {"admin", "entitlement", "signaling", "web_proxy"}
+# The floors of the gateway, from the bottom up; what stands in one line does not know each other.
+FLOORS = [
+    {"lines"},
+    {"calls", "routing"},
+    {"entitlement", "signaling"},
+    {"sessions"},
+    {"http"},
+    {"web_proxy"},
+    {"admin"},
+    {"read_ahead"},
+    {"app"},
+    {"serve"},
+]
+HEIGHTS = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 # What the front door leaves to those who are inside.
 UNLISTED = {"_fastpath", "__main__", "output", "logs", "tasks"}
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -118,7 +130,7 @@ def test_the_list_is_that_of_the_front_door() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in RELATIVE if name.startswith(("catalog/", "wire/", "turn/", "quality/"))]
+    "name", [name for name in RELATIVE if name.startswith(("catalog/", "wire/", "turn/", "quality/", "rate_limit."))]
 )
 def test_protocol_code_has_no_io(name: str) -> None:
     roots = {module.partition(".")[0] for module in imports_of(ROOT / name)}
@@ -133,20 +145,29 @@ def test_gateway_and_emulator_do_not_know_each_other() -> None:
 
 
 def rooms_of(modules: set[str]) -> set[str]:
-    """The folders of ``gateway`` that are among the imported modules."""
-    return {room for module in modules for room in ROOMS if f"{module}.".startswith(f"relay.gateway.{room}.")}
+    """The folders and files of ``gateway`` that are among the imported modules."""
+    return {
+        rest.partition(".")[0]
+        for module in modules
+        for rest in [module.removeprefix("relay.gateway.")]
+        if rest != module
+    }
 
 
-def test_folders_of_the_gateway_do_not_know_each_other() -> None:
-    """But ``admin``, which shows them all; and into that one only ``app`` looks, which puts everything together."""
-    assert {path.name for path in (ROOT / "gateway").iterdir() if (path / "__init__.py").exists()} == ROOMS
-    for path in (ROOT / "gateway").rglob("*.py"):
-        room = path.parent.name if path.parent.name in ROOMS else None
-        rooms = rooms_of(imports_of(path)) - {room}
-        if room is not None and room != "admin":
-            assert rooms == set(), path
-        if path.stem != "app":
-            assert "admin" not in rooms, path
+def room_of(path: Path) -> str:
+    """The folder or file of ``gateway`` that a file belongs to."""
+    return path.relative_to(ROOT / "gateway").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RELATIVE if name.startswith("gateway/") and name != "gateway/__init__.py"]
+)
+def test_each_room_of_the_gateway_imports_only_lower_floors(name: str) -> None:
+    path = ROOT / name
+    room = room_of(path)
+    assert room in HEIGHTS, "a new room needs its floor"
+    above = {other for other in rooms_of(imports_of(path)) - {room} if HEIGHTS[other] >= HEIGHTS[room]}
+    assert above == set()
 
 
 # The proof proves nothing if it cannot see
@@ -154,7 +175,7 @@ def test_folders_of_the_gateway_do_not_know_each_other() -> None:
 
 def test_rooms_are_seen() -> None:
     assert rooms_of({"relay.gateway.admin", "relay.gateway.signaling.proxy.SignalingProxy"}) == {"admin", "signaling"}
-    assert rooms_of({"relay.gateway.site", "relay.gateway.admission"}) == set()
+    assert rooms_of({"relay.gateway", "relay.plane.api", "aiohttp"}) == set()
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ PUBLIC = "8.8.8.8"
 
 
 class FakeDns:
-    """A resolver that a test can inject (``relay.gateway.resolve.Lookup``).
+    """A resolver that a test can inject (``relay.gateway.routing.resolve.Lookup``).
 
     Each name has a row of answers, one for each time it is asked, the last one again and again. ``asked`` are the
     names in order. A name without answers does not exist.

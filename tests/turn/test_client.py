@@ -35,8 +35,7 @@ from relay.wire.stun import (
     build_xor_address,
     parse_message,
 )
-from tests.support.properties import repeatable
-from tests.support.turn_bench import (
+from tests.support.benches.turn import (
     ANN,
     PEER,
     Attributes,
@@ -46,6 +45,7 @@ from tests.support.turn_bench import (
     new_client,
     numbered_ids,
 )
+from tests.support.properties import repeatable
 
 OTHER = Address("8.0.0.2", 4000)
 RELAYED = Address("192.0.2.1", 50000)

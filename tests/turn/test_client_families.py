@@ -19,7 +19,7 @@ from relay.wire.stun import (
     build_xor_address,
     parse_message,
 )
-from tests.support.turn_bench import ANN, Attributes
+from tests.support.benches.turn import ANN, Attributes
 
 V4, V6 = Address("192.0.2.1", 50000), Address("2001:db8::1", 50002)
 NOTHING = Address("0.0.0.0", 0)

@@ -6,7 +6,7 @@ import random
 
 from relay.addresses import Address
 from relay.turn.relayed_ports import FIRST_PORT, LAST_PORT, RESERVATION_LIFETIME_S, RelayedPorts
-from tests.support.turn_bench import FixedPorts
+from tests.support.benches.turn import FixedPorts
 
 HOST = "192.0.2.1"
 

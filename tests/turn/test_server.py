@@ -34,9 +34,7 @@ from relay.wire.stun import (
     parse_message,
     parse_xor_address,
 )
-from tests.support.properties import repeatable
-from tests.support.stun_vectors import SAMPLE_REQUEST
-from tests.support.turn_bench import (
+from tests.support.benches.turn import (
     ANN,
     BOB,
     EPOCH,
@@ -49,6 +47,8 @@ from tests.support.turn_bench import (
     code_of,
     lifetime,
 )
+from tests.support.properties import repeatable
+from tests.support.stun_vectors import SAMPLE_REQUEST
 
 DONT_FRAGMENT: Attributes = (0x001A, b"")
 EVEN_PORT: Attributes = (AttributeType.EVEN_PORT, b"\x00")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import eventually
-from tests.support.netns import Namespace, refusal
+from tests.support.benches.gateway import eventually
+from tests.support.network.netns import Namespace, refusal
 
 needs_namespaces = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -173,7 +173,7 @@ async def test_a_process_that_does_not_listen_is_killed() -> None:
 async def test_nothing_outlives_an_owner_that_is_killed() -> None:
     program = """
 import asyncio, os, sys
-from tests.support.wan import wan
+from tests.support.network.wan import wan
 
 async def main():
     async with wan() as line, line.server_ns.process("sleep", "600"):
@@ -195,7 +195,7 @@ asyncio.run(main())
 
 @needs_namespaces
 def test_where_it_is_not_permitted_it_says_why() -> None:
-    program = "from tests.support.netns import refusal; print(refusal())"
+    program = "from tests.support.network.netns import refusal; print(refusal())"
     done = subprocess.run(
         [*WITHOUT, sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -14,9 +14,9 @@ from relay.addresses import Address
 from relay.plane.api import DropReason
 from tests.plane.test_contract import HELLO
 from tests.plane.test_schedule import number_of, only_flow, voice
-from tests.support.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.tls_client import TlsClient
-from tests.support.wan import Link, Wan, permitted, refusal, wan
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.network.wan import Link, Wan, permitted, refusal, wan
+from tests.support.peers.tls_client import TlsClient
 
 pytestmark = [
     pytest.mark.skipif(not permitted(), reason=refusal() or ""),

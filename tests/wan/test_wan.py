@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import eventually
-from tests.support.wan import Link, LinkCounters, Wan, parse_link, permitted, refusal, wan
-from tests.support.wan_link import LinkModel
+from tests.support.benches.gateway import eventually
+from tests.support.network.wan import Link, LinkCounters, Wan, parse_link, permitted, refusal, wan
+from tests.support.network.wan_link import LinkModel
 from tests.wan.test_netns import devices, identity, inhabitants
 
 pytestmark = pytest.mark.skipif(not permitted(), reason=refusal() or "")
@@ -273,7 +273,7 @@ async def test_many_at_once_do_not_see_each_other() -> None:
 
 
 async def test_it_serves_programs_until_its_input_ends() -> None:
-    command = [sys.executable, "-m", "tests.support.wan", "--uplink", "delay_s=0.001", "--downlink", "loss=1"]
+    command = [sys.executable, "-m", "tests.support.network.wan", "--uplink", "delay_s=0.001", "--downlink", "loss=1"]
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, cwd=ROOT)
     assert process.stdin is not None
     assert process.stdout is not None

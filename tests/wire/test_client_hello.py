@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from relay.wire.client_hello import ClientHello, parse_client_hello
-from tests.support.client_hello import build_client_hello, extension
+from tests.support.peers.client_hello import build_client_hello, extension
 
 RECORD_HEAD_BYTES = 5
 

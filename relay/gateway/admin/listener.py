@@ -18,7 +18,7 @@ from relay.gateway.admin.events import Events
 from relay.gateway.admin.hosts import check_host
 from relay.gateway.admin.metrics import Metrics, RelayCollector
 from relay.gateway.admin.view import View
-from relay.gateway.site import SHUTDOWN_TIMEOUT_S, name_server, on_healthz
+from relay.gateway.http.site import SHUTDOWN_TIMEOUT_S, name_server, on_healthz
 from relay.sockaddr import from_sockaddr
 
 

@@ -24,11 +24,11 @@ from prometheus_client.registry import Collector
 
 from relay import __version__, logs
 from relay.gateway.admin.view import View
-from relay.gateway.calls import Calls, Histogram
+from relay.gateway.calls.calls import Calls, Histogram
 from relay.gateway.entitlement.verdicts import Outcome
-from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
+from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
+from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.proxy import Refusal, SignalingProxy
-from relay.gateway.upstreams import Health
 from relay.gateway.web_proxy.http import Outcome as ProxyOutcome
 from relay.gateway.web_proxy.proxy import WebProxyTotals
 from relay.gateway.web_proxy.tunnel import TunnelEnd

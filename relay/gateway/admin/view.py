@@ -13,12 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 from relay import __version__
-from relay.gateway.call import Call, Heard, Window
-from relay.gateway.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
+from relay.gateway.calls.call import Call, Heard, Window
+from relay.gateway.calls.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
+from relay.gateway.calls.records import Records, iso
 from relay.gateway.entitlement.verdicts import Entitlement
-from relay.gateway.flows import Tally
-from relay.gateway.records import Records, iso
-from relay.gateway.upstreams import Health, Upstreams, UpstreamState
+from relay.gateway.routing.flows import Tally
+from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.web_proxy.proxy import WebProxyTotals
 from relay.plane.api import Carrier, ConnectionId, FlowSnapshot, Snapshot, Totals
 from relay.quality import emodel

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict
-from relay.gateway.flows import Wanted
-from relay.gateway.upstreams import UpstreamState
+from relay.gateway.routing.flows import Wanted
+from relay.gateway.routing.upstreams import UpstreamState
 from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (

@@ -19,8 +19,8 @@ import structlog
 
 from relay.config import EntitledUser, parse_users
 from relay.errors import OperatorError, RelayError
+from relay.rate_limit import RateLimit
 from relay.tasks import Tasks, in_daemon_thread
-from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
 

@@ -20,7 +20,8 @@ from aiohttp import web
 from relay.config import Health as HealthSettings
 from relay.config import Signaling as SignalingSettings
 from relay.gateway.lines import Lines
-from relay.gateway.lookups import Lookup
+from relay.gateway.routing.lookups import Lookup
+from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling import engineio
 from relay.gateway.signaling.answer import PassedOn, pass_informational, pass_switch
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost, UpstreamConnection
@@ -30,7 +31,6 @@ from relay.gateway.signaling.polling_only import PollingOnly
 from relay.gateway.signaling.splice import Splice
 from relay.gateway.signaling.upload import Upload
 from relay.gateway.signaling.upstreams import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream, open_trust
-from relay.gateway.upstreams import Health
 from relay.wire.http1 import AnswerError, AnswerHead, Body, body_of, build_head
 
 # More servers than this are not asked for one request: the client has its own patience.

@@ -17,8 +17,8 @@ from relay.addresses import IpNetwork, RelayPolicy
 from relay.config import Health as HealthSettings
 from relay.config import Signaling
 from relay.errors import OperatorError
-from relay.gateway.lookups import RESOLVE_TIMEOUT_S, Lookup
-from relay.gateway.upstreams import Health, RiseAndFall
+from relay.gateway.routing.lookups import RESOLVE_TIMEOUT_S, Lookup
+from relay.gateway.routing.upstreams import Health, RiseAndFall
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from relay.gateway.site import SERVER
+from relay.gateway.http.site import SERVER
 
 # Against slow headers. Browsers send theirs at once, in one segment.
 HEAD_TIMEOUT_S = 10.0

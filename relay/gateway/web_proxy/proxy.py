@@ -26,8 +26,8 @@ from relay.catalog import Catalog, render_pac
 from relay.config import WebProxy as WebProxySettings
 from relay.errors import OperatorError
 from relay.gateway.lines import Lines
-from relay.gateway.lookups import Lookup
-from relay.gateway.resolve import ResolveError, Resolver, shown
+from relay.gateway.routing.lookups import Lookup
+from relay.gateway.routing.resolve import ResolveError, Resolver, shown
 from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
 from relay.gateway.web_proxy.destinations import Destinations, Way, parse_authority
 from relay.gateway.web_proxy.guesses import MAX_WAIT_S, Guesses
@@ -43,10 +43,10 @@ from relay.gateway.web_proxy.http import (
 )
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Certificate, Plane
-from relay.plane.tls import certificate_names
+from relay.plane.reference.tls import certificate_names
+from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.tasks import Tasks
-from relay.turn.rate_limit import RateLimit
 
 log = structlog.get_logger()
 

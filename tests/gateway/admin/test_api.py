@@ -12,11 +12,11 @@ import pytest
 
 from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
-from relay.gateway.records import record_of
+from relay.gateway.calls.records import record_of
 from relay.plane.api import CloseReason, Upstream
 from relay.turn.credentials import StaticCredentials
-from tests.support.gateway import eventually, running_relay
-from tests.support.made_up import MadeUpRelay
+from tests.support.benches.gateway import eventually, running_relay
+from tests.support.benches.made_up import MadeUpRelay
 
 PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "api.md"
 EXAMPLES = [

@@ -22,21 +22,21 @@ from relay import __version__
 from relay._fastpath import live_objects
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
+from relay.console.capture import capture
 from relay.emulator.turnhost import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.gateway.admin import capture as capture_module
 from relay.gateway.admin.capture import MAX_CAPTURES
-from relay.gateway.admin.capture_file import capture
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import is_stun
 from tests.plane.test_contract import HELLO
-from tests.support.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, eventually, running_relay
 from tests.support.pcapng import CaptureFile, read_capture
-from tests.support.peers import Inbox, echo_all_sizes, open_echo
-from tests.support.scripted_upstream import ScriptedUpstream, scripted_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
+from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
+from tests.support.peers.tls_client import TlsClient
 
 PLANES = ["compiled", "reference"]
 ALLOWED = {"allowed": True}
@@ -443,7 +443,7 @@ async def test_the_relay_stops(tmp_path: Path) -> None:
 
 
 async def test_a_reload_that_forbids_it_ends_it(tmp_path: Path) -> None:
-    from tests.support.gateway import write_config
+    from tests.support.benches.gateway import write_config
 
     async with relay_with_a_flow(tmp_path, allowed=True) as bench, capturing(bench) as running:
         write_config(bench.relay.config_file, {**bench.relay.tree, "capture": {"allowed": False}})

@@ -14,8 +14,8 @@ import pytest
 from relay.addresses import Address
 from relay.gateway.admin.dashboard import FOLDER
 from relay.plane.api import CloseReason
-from tests.support.browser import CHROMIUM, Page, browser
-from tests.support.made_up import MadeUpRelay
+from tests.support.benches.made_up import MadeUpRelay
+from tests.support.peers.browser import CHROMIUM, Page, browser
 
 PROJECT = Path(__file__).parent.parent.parent.parent
 # It would run if anything parsed it as markup.

@@ -17,10 +17,10 @@ from relay.config import UpstreamServer
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.admin.metrics import Metrics, RelayCollector
 from relay.gateway.admin.view import View
-from relay.gateway.calls import Calls
-from relay.gateway.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
-from relay.gateway.records import Records
-from relay.gateway.upstreams import Upstreams
+from relay.gateway.calls.calls import Calls
+from relay.gateway.calls.records import Records
+from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
+from relay.gateway.routing.upstreams import Upstreams
 from relay.plane.api import (
     Carrier,
     CloseReason,
@@ -34,9 +34,9 @@ from relay.plane.api import (
     Upstream,
 )
 from relay.turn.credentials import StaticCredentials
-from tests.support.gateway import Relay, eventually, running_relay
-from tests.support.made_up import MadeUpCall, MadeUpRelay, nobody_asked
-from tests.support.peers import Inbox, open_echo
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.made_up import MadeUpCall, MadeUpRelay, nobody_asked
+from tests.support.peers.behind_turn import Inbox, open_echo
 
 Samples = dict[tuple[str, str], float]
 

@@ -16,8 +16,8 @@ from relay.config import UpstreamServer
 from relay.gateway.entitlement import admission as module
 from relay.gateway.entitlement.admission import Admission
 from relay.gateway.entitlement.verdicts import Entitlement, Outcome
-from relay.gateway.flows import Wanted
-from relay.gateway.upstreams import UpstreamState
+from relay.gateway.routing.flows import Wanted
+from relay.gateway.routing.upstreams import UpstreamState
 from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
@@ -29,8 +29,8 @@ from relay.wire.stun import (
     build_message,
     parse_message,
 )
-from tests.support.gateway import eventually
-from tests.support.user_service import user_service
+from tests.support.benches.gateway import eventually
+from tests.support.peers.user_service import user_service
 
 CLIENT = "192.0.2.1"
 TRANSACTION = b"transaction!"

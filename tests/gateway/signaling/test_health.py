@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 
 from relay.config import Health as HealthSettings
 from relay.config import Signaling
+from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.health import SignalingHealth
 from relay.gateway.signaling.upstreams import Pools
-from relay.gateway.upstreams import Health
 
 
 async def test_a_watch_survives_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

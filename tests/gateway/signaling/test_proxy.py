@@ -16,11 +16,11 @@ from aiohttp import web
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
+from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.proxy import Refusal
-from relay.gateway.upstreams import Health
-from tests.support.gateway import Relay, eventually, running_relay, write_config
-from tests.support.raw_http import OK, RecordingUpstream, ask, receive_all, receive_head, recording_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.benches.gateway import Relay, eventually, running_relay, write_config
+from tests.support.peers.raw_http import OK, RecordingUpstream, ask, receive_all, receive_head, recording_upstream
+from tests.support.peers.tls_client import TlsClient
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
 NOBODY = "http://127.0.0.1:1"

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from relay.gateway.signaling.proxy import Refusal
 from tests.gateway.signaling.test_proxy import GET, proxying
-from tests.support.raw_http import ask
+from tests.support.peers.raw_http import ask
 
 
 async def test_large_heads(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from relay.addresses import Address
-from tests.support.gateway import eventually, running_relay
-from tests.support.raw_http import OK, ask, receive_all, receive_head, recording_upstream
-from tests.support.tls_client import TlsClient
+from tests.support.benches.gateway import eventually, running_relay
+from tests.support.peers.raw_http import OK, ask, receive_all, receive_head, recording_upstream
+from tests.support.peers.tls_client import TlsClient
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
 MARK = b"smuggled"

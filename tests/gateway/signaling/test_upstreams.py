@@ -11,8 +11,8 @@ import pytest
 
 from relay.config import Health as HealthSettings
 from relay.config import Signaling
+from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.upstreams import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream
-from relay.gateway.upstreams import Health
 
 ONE, TWO, THREE = "http://192.0.2.1:80", "http://192.0.2.2:80", "http://192.0.2.3:80"
 

@@ -37,8 +37,10 @@ from relay.gateway.web_proxy.proxy import PAC_TYPE
 from relay.gateway.web_proxy.tunnel import TunnelEnd
 from relay.turn.credentials import StaticCredentials
 from tests.interop.test_aioice import Received, closed
-from tests.support.browser import CHROMIUM, browser
-from tests.support.connect import (
+from tests.support.benches.gateway import Relay, eventually, running_relay, write_config
+from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
+from tests.support.peers.browser import CHROMIUM, browser
+from tests.support.peers.connect import (
     Listener,
     ask,
     behind_proxy,
@@ -50,8 +52,6 @@ from tests.support.connect import (
     refused,
     same_port,
 )
-from tests.support.gateway import Relay, eventually, running_relay, write_config
-from tests.support.peers import Inbox, echo_all_sizes, open_echo
 from tests.support.ssrf_table import PROHIBITED, PROHIBITED_LITERALS, FakeDns
 from tests.support.waiting import becomes
 

@@ -1,0 +1,1 @@
+"""Programs for operators that ask a running relay over its admin listener: ``top`` and ``capture``."""

@@ -1,0 +1,173 @@
+"""The record of a call that ended: what it says, and the file of JSON lines it goes to for billing and audit.
+
+The file is written by a thread of its own behind a bounded queue: a disk that is full or hangs costs records, which
+are counted, and never a call. It is opened for each write, so a rotated file needs no signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from relay.errors import OperatorError
+from relay.gateway.calls.calls import EndedCall, whole
+
+log = structlog.get_logger()
+
+# A thousand calls may end in one moment, and the disk be busy with them: about a megabyte.
+WAITING_RECORDS = 1000
+# At the end the thread has this long for what still waits.
+FLUSH_TIMEOUT_S = 2.0
+
+
+def record_of(ended: EndedCall) -> dict[str, Any]:
+    """Who, where, how long, how much, how it sounded, and why it ended. Percentages, ms and MOS may be None."""
+    flow, totals = ended.flow, ended.flow.totals
+    return {
+        "connection": str(ended.connection),
+        "client": str(flow.client),
+        "username": flow.username,
+        "server_name": flow.server_name,
+        "region": ended.call.region,
+        "upstream": flow.upstream.name,
+        "carrier": flow.carrier.value,
+        "started_at": iso(ended.ended_at - flow.age_s),
+        "ended_at": iso(ended.ended_at),
+        "duration_s": round(flow.age_s, 3),
+        "uplink": {
+            "packets": totals.uplink_packets,
+            "bytes": totals.uplink_bytes,
+            **whole(ended.call.uplink),
+        },
+        "downlink": {
+            "packets": totals.downlink_packets,
+            "bytes": totals.downlink_bytes,
+            **whole(ended.call.downlink),
+        },
+        "retransmissions": totals.retransmissions,
+        "drops": {reason.value: count for reason, count in totals.drops.items()},
+        "reason": ended.reason.value,
+        "detail": ended.detail,
+    }
+
+
+def iso(unix_s: float) -> str:
+    """A time as RFC 3339 has it, UTC, in milliseconds."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def check_folder(path: Path) -> None:
+    """Look whether the file could be there, and leave nothing behind. Raises OperatorError."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise OperatorError(f"{path} (quality.records): expected a file in a folder that is there")
+
+
+def check_path(path: Path | None) -> None:
+    """Open the file for writing, and close it. Raises OperatorError if that does not work."""
+    if path is None:
+        return
+    try:
+        os.close(_open(path))
+    except OSError as error:
+        raise OperatorError(
+            f"cannot write {path} (quality.records): {(error.strerror or str(error)).lower()}"
+        ) from None
+
+
+def _open(path: Path) -> int:
+    # Who called whom is nobody's business but the operator's. A pipe that nobody reads is an error, and no wait.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+
+
+class Records:
+    """Appends records to ``path``, which may change. ``written`` and ``lost`` count them."""
+
+    def __init__(self, path: Path | None) -> None:
+        """None for no file: then ``write`` does nothing."""
+        self.written = 0
+        self.lost = 0
+        self.path = path
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_RECORDS)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        # Both are the thread's own: the last write failed, and it left a part of a line behind.
+        self._failing = False
+        self._torn = False
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Have a record written; returns at once. It is lost, and counted, if too many wait."""
+        if self.path is None:
+            return
+        if self._thread is None and not self._stopping:
+            # A daemon: a disk that hangs for ever does not keep the process.
+            self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+            self._thread.start()
+        try:
+            if self._stopping:
+                raise queue.Full
+            self._waiting.put_nowait(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        except queue.Full:
+            self.lost += 1
+
+    def leave_out(self) -> None:
+        """Count a record as lost that is not worth its room."""
+        if self.path is not None:
+            self.lost += 1
+
+    async def stop(self) -> None:
+        """Write what waits, if that is soon done; nothing is written any more."""
+        self._stopping = True
+        if self._thread is None:
+            return
+        # If there is no room for the word to end, it is not asleep.
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error("call records not written", waiting=self._waiting.qsize())
+
+    # In the thread
+
+    def _run(self) -> None:
+        while not (self._stopping and self._waiting.empty()):
+            lines = [self._waiting.get()]
+            while not self._waiting.empty():
+                lines.append(self._waiting.get_nowait())
+            if (path := self.path) is not None:
+                self._append(path, [line for line in lines if line is not None])
+
+    def _append(self, path: Path, lines: list[bytes]) -> None:
+        before, failure = self.written, ""
+        try:
+            descriptor = _open(path)
+            try:
+                for line in lines:
+                    self._write_line(descriptor, line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            failure = error.strerror or str(error)
+        # Calls on the loop count what found no room; both are rare, and a lost count would be no lost call.
+        self.lost += len(lines) - (self.written - before)
+        if failure and not self._failing:
+            log.error("call records are lost", path=str(path), cause=failure)
+        elif self._failing and not failure and lines:
+            log.warning("call records are written again", path=str(path), lost=self.lost)
+        self._failing = bool(failure) or (self._failing and not lines)
+
+    def _write_line(self, descriptor: int, line: bytes) -> None:
+        rest = b"\n" + line if self._torn else line
+        while rest:
+            count = os.write(descriptor, rest)
+            rest = rest[count:]
+            self._torn = bool(rest)
+        self.written += 1

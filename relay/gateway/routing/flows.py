@@ -1,0 +1,199 @@
+"""Where flows go: chooses the upstream of each, starts it there, counts it, and knows when the last has ended.
+
+All carriers pass through ``Flows.begin``: TURN from its first bytes, the others from their upgrade, sessions each time
+they move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from relay.addresses import Address, RelayPolicy
+from relay.errors import UpstreamError
+from relay.gateway.routing.routes import Routes, choose
+from relay.gateway.routing.upstreams import Upstreams, UpstreamState
+from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
+
+Start = Callable[[Upstream], None]
+# Addresses of upstreams, with the names. A name alone may have moved to a new address meanwhile, or have another one.
+Avoided = frozenset[tuple[str, Address]]
+
+
+def _nobody_asks(_: Wanted, __: UpstreamState | None) -> None:
+    """Nobody wants to know."""
+
+
+class Refused(UpstreamError):
+    """A flow cannot begin; ``reason`` is what its connection would be closed for."""
+
+    def __init__(self, reason: CloseReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A flow that is to begin, or to go on elsewhere."""
+
+    connection: ConnectionId
+    server_name: str
+    carrier: Carrier
+    # What the client itself asks for, within its route.
+    region: str | None = None
+    # Where it must go: CONNECT-UDP names its target, a session comes back to its allocation.
+    target: Upstream | None = None
+    # Where it must not go: where an upstream has just been lost.
+    avoid: Avoided = frozenset()
+    # The IP address of its client, for who decides about users.
+    client: str = ""
+
+
+class UpgradeOutcome(StrEnum):
+    """What became of a request to leave HTTP."""
+
+    ACCEPTED = "accepted"
+    BAD_REQUEST = "bad_request"
+    FORBIDDEN = "forbidden"  # the origin, or the target
+    UNRESOLVED = "unresolved"  # the target's name
+    UNREACHABLE = "unreachable"  # the target
+    NO_UPSTREAM = "no_upstream"
+    DRAINING = "draining"
+
+
+class ResumeOutcome(StrEnum):
+    """What became of a session's token."""
+
+    RESUMED = "resumed"
+    UNKNOWN = "unknown"  # wrong, used or late
+    EXPIRED = "expired"  # nobody came with it
+
+
+class FailoverOutcome(StrEnum):
+    """What became of a session that lost its upstream."""
+
+    MOVED = "moved"
+    NO_UPSTREAM = "no_upstream"
+
+
+@dataclass
+class Tally:
+    """What happened to carriers since the start."""
+
+    upgrades: Counter[tuple[Carrier, UpgradeOutcome]] = field(default_factory=Counter)
+    resumptions: Counter[ResumeOutcome] = field(default_factory=Counter)
+    failovers: Counter[FailoverOutcome] = field(default_factory=Counter)
+    # Sessions whose client may still come back.
+    parked: int = 0
+
+
+class Flows:
+    """The flows of one gateway; ``draining`` takes no new ones."""
+
+    def __init__(self, upstreams: Upstreams) -> None:
+        self.routes = Routes(())
+        # Who may is asked by the user name in Allocate (``admission``); a session asks by itself.
+        self.asks_for_users = False
+        # Told of each flow and its upstream, just before it starts.
+        self.on_begun: Callable[[Wanted, UpstreamState | None], None] = _nobody_asks
+        # Where an upstream may send a flow on to (300 Try Alternate).
+        self.policy = RelayPolicy()
+        self.draining = False
+        self.tally = Tally()
+        self._upstreams = upstreams
+        # None for those that go to no configured upstream.
+        self._states: dict[ConnectionId, UpstreamState | None] = {}
+        self._addresses: dict[ConnectionId, Address] = {}
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def state_of(self, connection: ConnectionId) -> UpstreamState | None:
+        """The upstream of a flow; None if there is no such flow, or it goes elsewhere."""
+        return self._states.get(connection)
+
+    def begin(self, wanted: Wanted, start: Start) -> Upstream:
+        """Choose an upstream, have ``start`` attach, upgrade or move the connection to it, and count it there.
+
+        Where the connection has a flow already, that one moves. Raises Refused.
+        """
+        if self.draining and wanted.connection not in self._states:
+            raise Refused(CloseReason.DRAINING, "the relay is about to stop, and takes no new calls")
+        route = self.routes.match(wanted.server_name)
+        region = wanted.region if route is None else route.region
+        if wanted.region not in {None, region}:
+            raise Refused(CloseReason.NO_UPSTREAM, f"this name serves the region {region}, and no other")
+        age_s = None if route is None or route.max_media_age_ms is None else route.max_media_age_ms / 1000
+        state, upstream = self._place(wanted, region)
+        self._count(wanted.connection, state)
+        self._addresses[wanted.connection] = upstream.address
+        asks = self.asks_for_users and wanted.carrier is not Carrier.SESSION
+        # A session follows by itself.
+        alternates = None if state is None or wanted.carrier is Carrier.SESSION else self.policy
+        upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks, alternates=alternates)
+        self.on_begun(wanted, state)
+        start(upstream)
+        return upstream
+
+    def _place(self, wanted: Wanted, region: str | None) -> tuple[UpstreamState | None, Upstream]:
+        if wanted.target is not None:
+            # An address that its name has left, or that a 300 has led to, is its upstream's all the same.
+            return self._upstreams.get(wanted.target.name), wanted.target
+        usable = (state for state in self._upstreams if (state.name, state.address) not in wanted.avoid)
+        if (state := choose(usable, region)) is not None:
+            return state, state.for_plane()
+        if (elsewhere := self._other_address(wanted.avoid, region)) is not None:
+            return elsewhere
+        where = "no upstream" if region is None else f"no upstream of the region {region}"
+        raise Refused(CloseReason.NO_UPSTREAM, f"{where} is up")
+
+    def _other_address(self, avoid: Avoided, region: str | None) -> tuple[UpstreamState, Upstream] | None:
+        """Another address of a name whose own is to be avoided; probes may not have found out yet."""
+        for state in sorted(self._upstreams, key=lambda one: one.flows):
+            if region not in {None, state.settings.region} or (state.name, state.address) not in avoid:
+                continue
+            for address in state.others([one for name, one in avoid if name == state.name]):
+                if not state.is_down(address):
+                    return state, state.for_plane(address)
+        return None
+
+    def may_reach(self, server_name: str, state: UpstreamState) -> bool:
+        """Whether the route of a name leads to the region of this upstream."""
+        region = self.routes.region(server_name)
+        return region in {None, state.settings.region}
+
+    def _count(self, connection: ConnectionId, state: UpstreamState | None) -> None:
+        before = self._states.get(connection)
+        if before is not None:
+            before.flows -= 1
+        if state is not None:
+            state.flows += 1
+        self._states[connection] = state
+        self._none_left.clear()
+
+    def end(self, connection: ConnectionId) -> UpstreamState | None:
+        """Forget a flow, if there is one; its upstream, if it went to one."""
+        self._addresses.pop(connection, None)
+        state = self._states.pop(connection, None)
+        if state is not None:
+            state.flows -= 1
+        if not self._states:
+            self._none_left.set()
+        return state
+
+    def has_lost(self, state: UpstreamState) -> bool:
+        """Whether a flow has gone to an address of this upstream that probes have found dead since."""
+        return any(
+            state.is_down(address)
+            for connection, address in self._addresses.items()
+            if self._states[connection] is state
+        )
+
+    async def wait_ended(self) -> None:
+        """Wait until there is no flow."""
+        await self._none_left.wait()

@@ -1,0 +1,133 @@
+"""Allocations whose client was cut and may come back, and how many sessions each source and each user has.
+
+Every session has a seat for as long as it lives, connected or waiting. Beyond a bound the oldest one that waits gives
+way, and always one of the same source or user: nobody can push out somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NamedTuple
+
+from relay import addresses
+from relay.gateway.sessions.session import Allocation, Seat
+
+# A proxy that restarts cuts all its clients at once; each waits as one descriptor.
+MAX_PARKED = 4096
+
+
+class Kind(StrEnum):
+    """Of whom sessions are counted."""
+
+    SOURCE = "source"
+    USER = "user"
+
+
+class Holder(NamedTuple):
+    """A source or a user."""
+
+    kind: Kind
+    name: str
+
+
+class Parked(NamedTuple):
+    """An allocation that waits for its client, and its socket, which is owned; None if it was lost just before."""
+
+    allocation: Allocation
+    socket: socket.socket | None
+    expiry: asyncio.TimerHandle
+
+
+class Parking:
+    """Who holds which seat, and what waits under which token. ``give_up`` takes what nobody came back for in time."""
+
+    def __init__(self, give_up: Callable[[Allocation, socket.socket | None], None]) -> None:
+        # Sessions of one source, and of one user; 0 for no bound.
+        self.most = {Kind.SOURCE: 0, Kind.USER: 0}
+        self._give_up = give_up
+        self._loop = asyncio.get_running_loop()
+        self._holders: dict[Seat, set[Holder]] = {}
+        self._held: Counter[Holder] = Counter()
+        self._parked: OrderedDict[bytes, Parked] = OrderedDict()
+        # The tokens of each holder, oldest first.
+        self._tokens: dict[Holder, dict[bytes, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    # Seats
+
+    def hold(self, seat: Seat, holder: Holder) -> bool:
+        """Count the seat as the holder's; False if there is no room, and nothing that waits and could give way."""
+        if holder in self._holders.get(seat, ()):
+            return True
+        most = self.most[holder.kind]
+        while most and self._held[holder] >= most:
+            tokens = self._tokens.get(holder)
+            if not tokens:
+                return False
+            self.expire(next(iter(tokens)))
+        self._holders.setdefault(seat, set()).add(holder)
+        self._held[holder] += 1
+        return True
+
+    def has_room(self, seat: Seat, holder: Holder) -> bool:
+        """Whether ``hold`` would succeed. It takes nothing from anybody."""
+        most = self.most[holder.kind]
+        free = not most or self._held[holder] < most or bool(self._tokens.get(holder))
+        return free or holder in self._holders.get(seat, ())
+
+    def release(self, seat: Seat) -> None:
+        """The session has ended. May be repeated."""
+        for holder in self._holders.pop(seat, ()):
+            self._held[holder] -= 1
+            if not self._held[holder]:
+                del self._held[holder]
+
+    # What waits
+
+    def park(self, token: bytes, allocation: Allocation, left: socket.socket | None, within_s: float) -> None:
+        """Keep an allocation for as long as its client may come back."""
+        self._parked[token] = Parked(allocation, left, self._loop.call_later(within_s, self.expire, token))
+        for holder in self._holders.get(allocation.seat, ()):
+            self._tokens.setdefault(holder, {})[token] = None
+        if len(self._parked) > MAX_PARKED:
+            self.expire(self._one_too_many())
+
+    def _one_too_many(self) -> bytes:
+        """The oldest of the source that has most."""
+        sources = [tokens for holder, tokens in self._tokens.items() if holder.kind is Kind.SOURCE]
+        most: dict[bytes, None] = max(sources, key=len, default={})
+        return next(iter(most or self._parked))
+
+    def take(self, token: bytes) -> Parked | None:
+        """What waits under the token, if anything does; it waits no longer."""
+        parked = self._parked.pop(token, None)
+        if parked is None:
+            return None
+        parked.expiry.cancel()
+        for holder in self._holders.get(parked.allocation.seat, ()):
+            tokens = self._tokens.get(holder, {})
+            tokens.pop(token, None)
+            if not tokens:
+                self._tokens.pop(holder, None)
+        return parked
+
+    def expire(self, token: bytes) -> None:
+        """Nobody has come back for this, or it gives way to another."""
+        if (parked := self.take(token)) is not None:
+            self._give_up(parked.allocation, parked.socket)
+
+    def stop(self) -> None:
+        """Nobody comes back any more."""
+        for token in list(self._parked):
+            self.expire(token)
+
+
+def source_of(host: str) -> Holder:
+    """Whom sessions from this address are counted for: the address, or the network of an IPv6 one."""
+    return Holder(Kind.SOURCE, addresses.source_of(host))

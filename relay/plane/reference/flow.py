@@ -1,0 +1,326 @@
+"""The UDP leg of a flow in the reference plane: its socket, its counters, and what it leaves behind.
+
+Uplink: a unit comes, an Allocate in it is noted, it is sent. Downlink: a datagram comes, a new lifetime is noted, it is
+delivered. ``Flow`` passes any datagram of media; what a gateway from TURN/TCP to TURN/UDP owes besides is
+``turn_flow``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relay.plane.alternates import MAX_HOPS, redirected
+from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
+from relay.plane.reference.tap import FlowTap
+from relay.plane.reference.traffic import find_attribute, is_media, is_whole_stun, rtp_packet, traffic_of
+from relay.plane.reference.uplink import Fate, News, Uplink
+from relay.plane.source_ports import SourcePorts
+from relay.quality.meter import Meter
+from relay.quality.stream import Direction
+from relay.sockaddr import from_sockaddr
+from relay.wire.stun import AttributeType, MessageClass, Method, StunError, message_type, parse_message
+
+# How long a port rests when the lifetime of what it left behind is not known (RFC 8656 section 3.2: the default).
+ALLOCATION_LIFETIME_S = 600.0
+_MAX_DATAGRAM_BYTES = 65_535
+# So much of a user name is shown: it is the client's to choose.
+MAX_USERNAME_CHARACTERS = 128
+
+ALLOCATE_REQUEST = message_type(Method.ALLOCATE, MessageClass.REQUEST)
+ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)
+ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
+REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
+REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
+
+# A request that control may have to speak for (AllocationOrphaned) is kept while it is no longer than this: a name, a
+# realm and a nonce of the greatest length (RFC 8489 section 14) leave it far below.
+MAX_KEPT_REQUEST_BYTES = 4096
+# The error of an Allocate that met another client's allocation (RFC 8656 section 7.2).
+ALLOCATION_MISMATCH = 437
+
+_DROPS = {
+    Fate.FULL: DropReason.UPLINK_FULL,
+    Fate.OVERSIZE: DropReason.UPLINK_OVERSIZE,
+    Fate.REFUSED: DropReason.UPLINK_REFUSED,
+}
+
+# One datagram is received at a time, on the one thread of the loop, and copied out at once.
+_datagram = memoryview(bytearray(_MAX_DATAGRAM_BYTES))
+
+
+@dataclass
+class Account:
+    """What is counted of one client's media: a session goes on with it when it moves to another upstream."""
+
+    # Sees the uplink as it comes.
+    meter: Meter
+    opened_at: float
+    totals: Totals = field(default_factory=Totals)
+    # That of the last Allocate that named one.
+    username: str = ""
+
+
+class Flow:
+    """One client's UDP socket towards its upstream; this one carries datagrams as they are (CONNECT-UDP)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        upstream: Upstream,
+        account: Account,
+        *,
+        ports: SourcePorts,
+        deliver: Callable[[float, bytes], None],
+        fail: Callable[[CloseReason, str], None],
+        left: socket.socket | None = None,
+    ) -> None:
+        """Opens a socket, or goes on with one that an earlier flow has ``left``. Raises OSError.
+
+        ``deliver`` takes a whole unit of the downlink and when it came (time.monotonic); ``fail`` is called once, when
+        the upstream is gone.
+        """
+        self.upstream = upstream
+        self.account = account
+        self.totals = account.totals
+        # Where its datagrams are copied to, if anywhere.
+        self.tap: FlowTap | None = None
+        self.heard_at = loop.time()
+        # Since when it has no allocation, where it has none; and when something else than STUN came.
+        self.idle_since = self.heard_at
+        self.heard_media_at: float | None = None
+        self._loop = loop
+        self._ports = ports
+        self._deliver = deliver
+        self._fail = fail
+        self._allocated_until: float | None = None
+        self._allocating = False
+        self._both_families = False
+        # The last answer with a lifetime was a Refresh, and the allocation had ended as far as we knew. coturn keeps
+        # one that was given up for a second, and one that has run out may have been refreshed just before.
+        self.brought_back = False
+        self._authenticated = b""
+        self._hops = 0
+        if left is None:
+            self._use(self._ports.open_socket(self.heard_at, upstream.address))
+        else:
+            # Its lifetime was another flow's to know.
+            self._allocated_until = self.heard_at + ALLOCATION_LIFETIME_S
+            self._use(left)
+
+    @property
+    def is_open(self) -> bool:
+        """True until ``close``."""
+        return self._socket.fileno() >= 0
+
+    @property
+    def allocated(self) -> bool:
+        """True while there is an allocation, as far as its lifetime says."""
+        return self._allocated_until is not None and self._loop.time() < self._allocated_until
+
+    @property
+    def allocation_ends_at(self) -> float | None:
+        """When the allocation ends, as far as its lifetime says; None without one."""
+        return self._allocated_until
+
+    def _use(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self._uplink = Uplink(opened, self.upstream.address)
+        self._watch()
+
+    def _watch(self) -> None:
+        # Before it is connected it would hear anybody.
+        if self.is_open and self._uplink.connected:
+            self._loop.remove_reader(self._socket)
+            self._loop.add_reader(self._socket, self._on_readable)
+
+    # Uplink
+
+    def send(self, arrived: float, unit: bytes) -> None:
+        """Forward one unit of the client that came at ``arrived`` (time.monotonic), ChannelData without its padding."""
+        if is_whole_stun(unit):
+            self._on_stun_uplink(unit)
+        elif (packet := rtp_packet(unit)) is not None:
+            self.account.meter.on_packet(round(arrived * 1e6), packet)
+        self._send(unit, traffic_of(unit))
+
+    def _on_stun_uplink(self, message: bytes) -> None:
+        kind = message[0] << 8 | message[1]
+        if kind == ALLOCATE_REQUEST:
+            self._allocating = True
+            name = (username(message) or b"").decode(errors="replace")
+            self.account.username = name[:MAX_USERNAME_CHARACTERS] or self.account.username
+        keeps = self.upstream.releases_allocations and kind in {ALLOCATE_REQUEST, REFRESH_REQUEST}
+        if keeps and len(message) <= MAX_KEPT_REQUEST_BYTES:
+            self._authenticated = message
+
+    def _send(self, unit: bytes, traffic: Traffic, *, again: bool = False) -> None:
+        """Send a unit and count it, or why it was not sent. ``again`` as for ``Uplink.send``."""
+        fate = self._transmit(unit, again=again)
+        if fate is Fate.SENT:
+            self._count_sent(unit)
+        elif fate is not Fate.GONE:
+            self.totals.drop(_DROPS[fate], traffic)
+
+    def _count_sent(self, unit: bytes) -> None:
+        self.totals.uplink_packets += 1
+        self.totals.uplink_bytes += len(unit)
+
+    def _transmit(self, unit: bytes, *, again: bool = False) -> Fate:
+        """Send a unit that is in no count; ``GONE`` has ended the flow."""
+        connected = self._uplink.connected
+        fate, news, code = self._uplink.send(self._loop.time(), unit, again=again)
+        if fate is Fate.GONE:
+            self._fail(CloseReason.UPSTREAM_UNREACHABLE, os.strerror(code))
+            return fate
+        self._on_news(news)
+        if fate is Fate.SENT:
+            self._copy(Direction.UPLINK, unit)
+        if not connected:
+            self._watch()
+        elif fate is not Fate.SENT or news is not News.NONE:
+            # uvloop lets go of a socket with an error: listen again, once it has.
+            self._loop.call_soon(self._watch)
+        return fate
+
+    def _on_news(self, news: News) -> None:
+        """ICMP has said something of an earlier datagram."""
+        if news is News.OVERSIZE:
+            self.totals.drop(DropReason.UPLINK_OVERSIZE)
+        elif news is News.DOUBT:
+            self._on_doubt()
+
+    def _on_doubt(self) -> None:
+        """The upstream may be gone: what would tell is the client's to send."""
+
+    def _copy(self, direction: Direction, datagram: bytes) -> None:
+        if self.tap is not None:
+            self.tap.put(direction, from_sockaddr(self._socket.getsockname()), datagram)
+
+    # Downlink
+
+    def _on_readable(self) -> None:
+        # One datagram a turn: voice comes one at a time, and a second recv would mostly find nothing.
+        try:
+            size = self._socket.recv_into(_datagram)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._on_receive_error(error.errno or 0)
+            return
+        # The loop's own clock stands still for a turn, and knows milliseconds only.
+        arrived = time.monotonic()
+        self.heard_at = self._loop.time()
+        datagram = bytes(_datagram[:size])
+        self._copy(Direction.DOWNLINK, datagram)
+        self._on_datagram(arrived, datagram)
+
+    def _on_receive_error(self, code: int) -> None:
+        fate, news, _ = self._uplink.judge(self._loop.time(), code)
+        if fate is Fate.GONE:
+            self._fail(CloseReason.UPSTREAM_UNREACHABLE, os.strerror(code))
+            return
+        self._on_news(news)
+        self._loop.call_soon(self._watch)
+
+    def _on_datagram(self, arrived: float, datagram: bytes) -> None:
+        if not is_media(datagram):
+            self.totals.drop(DropReason.DOWNLINK_MALFORMED)
+            return
+        if is_whole_stun(datagram):
+            if self._follow(datagram):
+                return  # the client sends its request again, as one does over UDP
+            self._note_answer(datagram)
+        else:
+            self.heard_media_at = self._loop.time()
+        self._deliver(arrived, datagram)
+
+    def _follow(self, answer: bytes, request: bytes = b"") -> bool:
+        """Go on at the server that a 300 names, and send it ``request``; False if the answer is the client's."""
+        if answer[0] << 8 | answer[1] != ALLOCATE_ERROR or self._allocated_until is not None or self._hops >= MAX_HOPS:
+            return False
+        before, upstream = self._socket, redirected(self.upstream, answer)
+        if upstream is None:
+            return False
+        try:
+            opened = self._ports.open_socket(self._loop.time(), upstream.address)
+        except OSError:
+            return False
+        self._hops += 1
+        self._loop.remove_reader(before)
+        before.close()
+        self.upstream = upstream
+        self._use(opened)
+        if request:
+            self._send(request, Traffic.CONTROL)
+        return True
+
+    def _note_answer(self, message: bytes) -> None:
+        kind = message[0] << 8 | message[1]
+        if kind == ALLOCATE_ERROR:
+            # A port where another client's allocation is rests like one that has an allocation of its own.
+            self._allocating = error_code(message) == ALLOCATION_MISMATCH
+        elif kind in {ALLOCATE_SUCCESS, REFRESH_SUCCESS}:
+            self._on_lifetime(kind, message)
+
+    def _on_lifetime(self, kind: int, message: bytes) -> None:
+        try:
+            answer = parse_message(message)
+            lifetime_s = answer.uint32(AttributeType.LIFETIME)
+        except StunError:
+            return  # the client's to judge
+        if lifetime_s is None:
+            lifetime_s = int(ALLOCATION_LIFETIME_S)
+        self._allocating = False
+        if kind == ALLOCATE_SUCCESS:
+            self._both_families = len(answer.get_all(AttributeType.XOR_RELAYED_ADDRESS)) > 1
+        elif self._both_families and not lifetime_s:
+            return  # one address may have been given up, and the other lives (RFC 8656 section 7.2)
+        self.brought_back = kind == REFRESH_SUCCESS and lifetime_s > 0 and not self.allocated
+        self.idle_since = self._loop.time()
+        self._allocated_until = self.idle_since + lifetime_s if lifetime_s else None
+
+    # The end
+
+    def close(self) -> None:
+        """Close the socket. May be repeated."""
+        self._stop()
+        self._socket.close()
+
+    def leave(self) -> tuple[int, bytes] | None:
+        """End; if an allocation stays behind that control can release, give up (fd, the client's last request)."""
+        leaves = self.is_open and self._authenticated and self._allocated_until is not None
+        self._stop()
+        if leaves:
+            return self._socket.detach(), self._authenticated
+        self._socket.close()
+        return None
+
+    def _stop(self) -> None:
+        if self.tap is not None:
+            self.tap.end()
+        if self.is_open:
+            self._loop.remove_reader(self._socket)
+            if self._allocated_until is not None or self._allocating:
+                self._rest(self._socket, self._allocated_until or self._loop.time() + ALLOCATION_LIFETIME_S)
+
+    def _rest(self, used: socket.socket, until: float) -> None:
+        self._ports.rest(used.getsockname()[1], self.upstream.address, until)
+
+
+def error_code(response: bytes) -> int:
+    """The number in ERROR-CODE; 0 where there is none that can be read."""
+    value = find_attribute(response, AttributeType.ERROR_CODE)
+    return 0 if value is None or len(value) < 4 else (value[2] & 7) * 100 + value[3]
+
+
+def username(request: bytes) -> bytes | None:
+    """The value of USERNAME, or None; None too for what cannot be read, which is the upstream's to refuse."""
+    try:
+        return parse_message(request).get(AttributeType.USERNAME)
+    except StunError:
+        return None

@@ -1,0 +1,268 @@
+"""The reference plane: the contract of ``api`` on asyncio, obvious before it is fast.
+
+It owns the listening sockets, the connections (``connection``) and through them the flows (``flow``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+
+from relay.addresses import Address
+from relay.errors import OperatorError
+from relay.plane.api import (
+    Carrier,
+    Certificate,
+    Closed,
+    CloseReason,
+    ConnectionId,
+    Event,
+    EventSink,
+    HandshakeFailure,
+    PlaneSettings,
+    Snapshot,
+    Tap,
+    Totals,
+    Upstream,
+)
+from relay.plane.listening import Listener, open_listeners
+from relay.plane.reference.connection import Connection
+from relay.plane.reference.delays import Delays
+from relay.plane.reference.media import Media, SessionMedia
+from relay.plane.reference.tls import ServerContexts
+from relay.plane.reserve import Reserve
+from relay.plane.source_ports import SourcePorts
+from relay.quality.meter import clock_table
+from relay.tasks import Tasks
+
+
+class ReferencePlane:
+    """Runs on the loop that creates it; ``on_events`` is called on that loop too."""
+
+    def __init__(self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink) -> None:
+        """Raises OperatorError for a certificate that cannot be used, ValueError for a payload clock that cannot be."""
+        clock_table(settings.payload_clocks)
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.ports = SourcePorts(settings)
+        self.contexts = ServerContexts(certificates)
+        self._on_events = on_events
+        self._events: list[Event] = []
+        self._listeners: list[Listener] = []
+        self._connections: dict[ConnectionId, Connection] = {}
+        self._per_source: Counter[str] = Counter()
+        self._adoptions = Tasks()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
+        self._accepted = 0
+        self._ended = Totals()
+        self._ended_delays = Delays()
+        self._closed: Counter[CloseReason] = Counter()
+        self._handshake_failures: Counter[HandshakeFailure] = Counter()
+        # Adopted connections whose transport is not there yet, and why they are to be closed already.
+        self._adopting: dict[ConnectionId, CloseReason | None] = {}
+
+    # Verbs
+
+    async def listen(self, address: Address) -> Address:
+        """Accept clients on a literal address, port 0 for a free one."""
+        try:
+            (listening,) = open_listeners(address, 1)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
+        listener = Listener(self.loop, listening, self._welcome)
+        self._listeners.append(listener)
+        return listener.address
+
+    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
+        connection = self._new_connection(reserve=reserve)
+        self._adoptions.start(self._connect(connection, accepted), "accept")
+
+    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+        """Use these for new connections."""
+        self.contexts = ServerContexts(certificates)
+
+    def configure(self, settings: PlaneSettings) -> None:
+        """Use these bounds from now on. Raises ValueError for a payload clock that cannot be, and keeps the old."""
+        clock_table(settings.payload_clocks)
+        self.settings = settings
+        self.ports.configure(settings)
+
+    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
+        """Take over an accepted TCP connection."""
+        connection = self._new_connection(preread)
+        self._adopting[connection.identity] = None
+        self._adoptions.start(self._connect(connection, socket.socket(fileno=fd)), "adopt")
+        return connection.identity
+
+    async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, accepted)
+        except OSError as error:
+            accepted.close()
+            connection.connection_lost(error)
+        reason = self._adopting.pop(connection.identity, None)
+        if reason is not None:
+            connection.close(reason)
+
+    def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
+        """Start the flow of a connection that has reported TurnOpened."""
+        if (known := self._connections.get(connection)) is not None:
+            known.attach(upstream)
+
+    def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
+        """Take an HTTP connection back and go on as media. Raises ValueError for a session with an upstream."""
+        if (upstream is None) is not (carrier is Carrier.SESSION):
+            raise ValueError(f"{carrier}: expected {'no' if upstream else 'an'} upstream")
+        if (known := self._connections.get(connection)) is not None:
+            known.upgrade(response, carrier, upstream)
+
+    def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
+        """Have a session go on at this upstream."""
+        left = None if fd < 0 else socket.socket(fileno=fd)
+        if (session := self._session(connection)) is not None:
+            session.move(upstream, left)
+        elif left is not None:
+            left.close()
+
+    def tell(self, connection: ConnectionId, text: str) -> None:
+        """Send the client of a session a text message."""
+        if (session := self._session(connection)) is not None:
+            session.tell(text)
+
+    def request(self, connection: ConnectionId, message: bytes) -> None:
+        """Send the upstream of a session a STUN message."""
+        if (session := self._session(connection)) is not None:
+            session.request(message)
+
+    def admit(self, connection: ConnectionId) -> None:
+        """Forward the Allocate that waits, and go on."""
+        if (media := self._media(connection)) is not None:
+            media.admit()
+
+    def refuse(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that waits, and go on."""
+        if (media := self._media(connection)) is not None:
+            media.refuse(response)
+
+    def answer(self, connection: ConnectionId, response: bytes) -> None:
+        """Answer the Allocate that was granted."""
+        if (media := self._media(connection)) is not None:
+            media.answer(response)
+
+    def allocated(self, connection: ConnectionId) -> bool:
+        """True while a flow has an allocation."""
+        media = self._media(connection)
+        return media is not None and media.flow is not None and media.flow.allocated
+
+    def _media(self, connection: ConnectionId) -> Media | None:
+        known = self._connections.get(connection)
+        return None if known is None else known.media
+
+    def _session(self, connection: ConnectionId) -> SessionMedia | None:
+        media = self._media(connection)
+        return media if isinstance(media, SessionMedia) else None
+
+    def close(self, connection: ConnectionId, reason: CloseReason) -> None:
+        """End a connection."""
+        if connection in self._adopting:
+            self._adopting[connection] = reason
+        elif (known := self._connections.get(connection)) is not None:
+            known.close(reason)
+
+    def tap(self, connection: ConnectionId) -> Tap | None:
+        """Copy a flow's datagrams; None if there is no such flow."""
+        known = self._connections.get(connection)
+        return None if known is None else known.tap()
+
+    def drain(self) -> None:
+        """Accept nobody any more."""
+        for listener in self._listeners:
+            listener.close()
+
+    async def stop(self) -> None:
+        """End all connections and let go of every descriptor."""
+        self._stopped = True
+        self.drain()
+        await self._adoptions.finish()
+        for connection in list(self._connections.values()):
+            connection.close(CloseReason.STOPPED)
+        # Bounded: a closed connection is aborted after CLOSE_TIMEOUT_S.
+        await self._idle.wait()
+        self._deliver()
+
+    def snapshot(self) -> Snapshot:
+        """All counters and flows as they are now."""
+        now = self.loop.time()
+        flows = tuple(flow for c in self._connections.values() if (flow := c.snapshot(now)) is not None)
+        totals = Totals()
+        totals.add(self._ended)
+        for flow in flows:
+            totals.add(flow.totals)
+        delays = Delays()
+        delays.add(self._ended_delays)
+        for connection in self._connections.values():
+            if (of_flow := connection.delays()) is not None:
+                delays.add(of_flow)
+        return Snapshot(
+            connections=len(self._connections),
+            flows=flows,
+            totals=totals,
+            accepted=self._accepted,
+            closed=dict(self._closed),
+            handshake_failures=dict(self._handshake_failures),
+            queue_delay=delays.latency(),
+        )
+
+    # Called by connections
+
+    def _new_connection(self, preread: bytes = b"", reserve: Reserve | None = None) -> Connection:
+        self._accepted += 1
+        return Connection(self, ConnectionId(self._accepted), preread, reserve or Reserve())
+
+    def enter(self, connection: Connection) -> bool:
+        """Enter a connection in the table; False where a bound is reached or the plane has stopped."""
+        source, settings = connection.client.host, self.settings
+        full = 0 < settings.max_connections <= len(self._connections)
+        source_full = 0 < settings.max_connections_per_source <= self._per_source[source]
+        self._connections[connection.identity] = connection
+        self._per_source[source] += 1
+        self._idle.clear()
+        return not (full or source_full or self._stopped)
+
+    def forget(self, connection: Connection) -> None:
+        """The transport is gone: take the connection out of the table."""
+        if self._connections.pop(connection.identity, None) is None:
+            return
+        source = connection.client.host
+        self._per_source[source] -= 1
+        if not self._per_source[source]:
+            del self._per_source[source]
+        if not self._connections:
+            self._idle.set()
+
+    def on_closed(self, closed: Closed, delays: Delays) -> None:
+        """Count the end of a connection and how long its packets waited, and report it."""
+        self._ended.add(closed.totals)
+        self._ended_delays.add(delays)
+        self._closed[closed.reason] += 1
+        if closed.handshake_failure is not None:
+            self._handshake_failures[closed.handshake_failure] += 1
+        self.emit(closed)
+
+    def emit(self, event: Event) -> None:
+        """Report an event in the next turn of the loop, together with others."""
+        if not self._events:
+            self.loop.call_soon(self._deliver)
+        self._events.append(event)
+
+    def _deliver(self) -> None:
+        events, self._events = self._events, []
+        if events:
+            self._on_events(events)

@@ -1,0 +1,342 @@
+"""TLS of the reference plane: contexts chosen by server name, and one session between two memory buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import sys
+from collections.abc import Iterator, Sequence
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from relay.errors import OperatorError, PeerError
+from relay.plane.api import Certificate, HandshakeFailure
+from relay.plane.reference.hello import (
+    MAX_HANDSHAKE_RECORDS,
+    MAX_SILENT_RECORDS,
+    Hello,
+    HelloFault,
+    RecordCutter,
+    SilentRecords,
+)
+from relay.wire.client_hello import ClientHello, parse_client_hello
+
+# h2 is never offered: the hand-over to aiohttp is HTTP/1.1. RFC 7443 has the STUN names.
+ALPN_PROTOCOLS = ["http/1.1", "stun.turn", "stun.nat-discovery"]
+# Forward secrecy and AEAD only; TLS 1.3 brings its own.
+TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_READ_BYTES = 16 * 1024
+# RFC 7301 section 3.2. Python's server has no word for it, and would go on without a protocol.
+_ALERT_NO_APPLICATION_PROTOCOL = 120
+
+# OpenSSL's reasons, by what an operator would do about them.
+HANDSHAKE_FAILURES = {
+    "UNSUPPORTED_PROTOCOL": HandshakeFailure.UNSUPPORTED_PROTOCOL,
+    "TLSV1_ALERT_PROTOCOL_VERSION": HandshakeFailure.UNSUPPORTED_PROTOCOL,
+    "NO_SHARED_CIPHER": HandshakeFailure.NO_SHARED_CIPHER,
+    "HTTP_REQUEST": HandshakeFailure.PLAIN_HTTP,
+    "HTTPS_PROXY_REQUEST": HandshakeFailure.PLAIN_HTTP,
+    "STUN_IN_CLEAR": HandshakeFailure.PLAIN_STUN,
+    "CLIENT_HELLO_TOO_LONG": HandshakeFailure.HELLO_TOO_LONG,
+    "CLIENT_HELLO_IN_TOO_MANY_RECORDS": HandshakeFailure.HELLO_TOO_LONG,
+    "WRONG_VERSION_NUMBER": HandshakeFailure.NOT_TLS,
+    "PACKET_LENGTH_TOO_LONG": HandshakeFailure.NOT_TLS,
+    "UNKNOWN_PROTOCOL": HandshakeFailure.NOT_TLS,
+    "TLSV1_ALERT_UNKNOWN_CA": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_BAD_CERTIFICATE": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": HandshakeFailure.CERTIFICATE_REFUSED,
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": HandshakeFailure.CERTIFICATE_REFUSED,
+}
+
+
+class TlsError(PeerError):
+    """The client broke TLS. ``failure`` says how, for a handshake."""
+
+    def __init__(self, failure: HandshakeFailure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
+
+
+class TlsFlood(TlsError):
+    """The client sends records without data, more than it needs."""
+
+    def __init__(self) -> None:
+        super().__init__(HandshakeFailure.OTHER, "records without data")
+
+
+class _ServerObject(ssl.SSLObject):
+    # What the session goes by: that of the session before it, where TLS 1.2 goes on with one. None before it is known.
+    server_name: str | None = None
+    # What the client has asked for, once that is whole and can be read.
+    hello: ClientHello | None = None
+    speaks_nothing_of_ours: bool = False
+
+
+class ServerContexts:
+    """One context for each set of names: exact names first, then wildcards, then the first certificate."""
+
+    def __init__(self, certificates: Sequence[Certificate]) -> None:
+        self._by_name: dict[str, ssl.SSLContext] = {}
+        by_names: dict[frozenset[str], ssl.SSLContext] = {}
+        for certificate in certificates:
+            names = certificate_names(certificate)
+            context = by_names.setdefault(names, _new_context())
+            _load(context, certificate)
+            for name in names:
+                self._by_name.setdefault(name, context)
+        self.default = next(iter(by_names.values()))
+        # The same, for a handshake that must not go on with an earlier session.
+        self.without_sessions = _new_context()
+        self.without_sessions.options |= ssl.OP_NO_TICKET
+        first = certificate_names(certificates[0])
+        for certificate in certificates:
+            if certificate_names(certificate) == first:
+                _load(self.without_sessions, certificate)
+        # Called for every handshake; the context that a session starts with is always one of these.
+        self.default.sni_callback = self.without_sessions.sni_callback = self._on_server_name
+
+    def choose(self, server_name: str) -> ssl.SSLContext:
+        """The context for a name: exact, then wildcard of one label, then the first."""
+        name = server_name.lower().rstrip(".")
+        wildcard = "*." + name.partition(".")[2]
+        return self._by_name.get(name) or self._by_name.get(wildcard) or self.default
+
+    def _on_server_name(self, connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> int | None:
+        assert isinstance(connection, _ServerObject)
+        connection.server_name = (server_name or "").lower()
+        connection.context = self.choose(connection.server_name)
+        offered = None if connection.hello is None else connection.hello.protocols
+        if offered is not None and not any(protocol.encode() in offered for protocol in ALPN_PROTOCOLS):
+            connection.speaks_nothing_of_ours = True
+            return _ALERT_NO_APPLICATION_PROTOCOL
+        return None
+
+
+def certificate_names(certificate: Certificate) -> frozenset[str]:
+    """The DNS names of the leaf, in lower case; its common name if it has none. Raises OperatorError."""
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate.chain.read_bytes())[0]
+    except OSError as error:
+        raise OperatorError(f"certificate {certificate.chain}: {error.strerror}") from None
+    except (ValueError, IndexError):
+        raise OperatorError(f"certificate {certificate.chain}: no PEM certificate in it") from None
+    try:
+        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = alternatives.get_values_for_type(x509.DNSName)
+    except ValueError as error:
+        raise OperatorError(f"certificate {certificate.chain}: its extensions cannot be read: {error}") from None
+    except x509.ExtensionNotFound:
+        names = [str(attribute.value) for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return frozenset(name.lower() for name in names)
+
+
+def _new_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_ciphers(TLS12_CIPHERS)
+    context.set_alpn_protocols(ALPN_PROTOCOLS)
+    context.sslobject_class = _ServerObject
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Certificate) -> None:
+    try:
+        certificate.private_key.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"private key {certificate.private_key}: {error.strerror}") from None
+    try:
+        # The callback keeps OpenSSL from asking for a pass phrase on the terminal.
+        context.load_cert_chain(certificate.chain, certificate.private_key, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise OperatorError(
+            f"private key {certificate.private_key}: expected the unencrypted PEM key of {certificate.chain}"
+            f" ({error.reason or 'unreadable'})"
+        ) from None
+
+
+def _tls_error(error: ssl.SSLError) -> TlsError:
+    return TlsError(HANDSHAKE_FAILURES.get(error.reason or "", HandshakeFailure.OTHER), error.reason or str(error))
+
+
+@contextlib.contextmanager
+def _names_in_silence() -> Iterator[None]:
+    # A server name that is not ASCII fails the handshake, but before that CPython writes a traceback to stderr: a
+    # client could fill the log with them.
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+class TlsSession:
+    """The server's side of one TLS connection; bytes in, bytes out, no socket."""
+
+    def __init__(self, contexts: ServerContexts) -> None:
+        self._contexts = contexts
+        self.established = False
+        # The client has said that it sends no more (close_notify).
+        self.client_closed = False
+        self._records = RecordCutter()
+        self._handshake_records = 0
+        self._silent = SilentRecords()
+        self._hello = Hello()
+        # The wire of the client, until it is known that the session can stay what it is.
+        self._said: bytes | None = b""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # Made when the ClientHello is whole: it takes 40 KiB, and who begins a hello and does not end it must not have
+        # them.
+        self._session: _ServerObject | None = None
+
+    def _begin(self, context: ssl.SSLContext) -> _ServerObject:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        assert isinstance(session, _ServerObject)
+        if self._hello.message is not None:
+            session.hello = parse_client_hello(self._hello.message)
+        self._session = session
+        return session
+
+    @property
+    def server_name(self) -> str:
+        """The name that the client asked for, in lower case, or an empty text."""
+        return "" if self._session is None else self._session.server_name or ""
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol agreed on, or None."""
+        return None if self._session is None else self._session.selected_alpn_protocol()
+
+    @property
+    def version(self) -> str:
+        """For example ``TLSv1.3``."""
+        return "" if self._session is None else self._session.version() or ""
+
+    def receive(self, data: bytes, now: float = 0.0) -> bytes:
+        """Take bytes of the wire, give what they say in plain; none behind close_notify.
+
+        ``now`` is any clock in seconds. Raises TlsError, TlsFlood for a client that says nothing all the time.
+        """
+        if self.client_closed:
+            return b""  # OpenSSL would not take them, and they would pile up
+        try:
+            chunks = self._take_all(data, now)
+        except HelloFault as fault:
+            raise TlsError(fault.failure, str(fault)) from None
+        except ssl.SSLZeroReturnError:  # in the handshake
+            self.client_closed = True
+            return b""
+        except ssl.SSLError as error:
+            if self._session is not None and self._session.speaks_nothing_of_ours:
+                raise TlsError(HandshakeFailure.OTHER, "no application protocol") from None
+            raise _tls_error(error) from None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _take_all(self, data: bytes, now: float) -> list[bytes]:
+        chunks: list[bytes] = []
+        for piece, records in self._records.cut(data):
+            chunks += self._take(piece, records, now)
+            if self.client_closed:
+                break
+        return chunks
+
+    def _take(self, piece: bytes, records: int, now: float) -> list[bytes]:
+        if not self.established:
+            self._handshake_records += records
+            if self._handshake_records > MAX_HANDSHAKE_RECORDS:
+                raise HelloFault(HandshakeFailure.HELLO_TOO_LONG, "client hello in too many records")
+            self._hello.take(piece)
+            self._shake_hands(piece)
+            return []
+        self._incoming.write(piece)
+        chunks = self._read()
+        # Each read gives the data of one record.
+        if not self.client_closed and not self._silent.add(max(0, records - len(chunks)), now):
+            raise TlsFlood
+        return chunks
+
+    def _shake_hands(self, piece: bytes) -> None:
+        if self._said is not None:
+            self._said += piece
+        if self._session is not None:
+            self._go_on(self._session, piece)
+        elif self._hello.whole and self._said is not None:
+            self._go_on(self._begin(self._contexts.default), self._said)
+
+    def _go_on(self, session: _ServerObject, wire: bytes) -> None:
+        self._incoming.write(wire)
+        try:
+            with _names_in_silence():
+                session.do_handshake()
+        except ssl.SSLWantReadError:
+            self._stay_or_begin_anew(session)
+        else:
+            self.established = True
+            self._records.most = MAX_SILENT_RECORDS
+
+    def _stay_or_begin_anew(self, session: _ServerObject) -> None:
+        """Throw away the answer to the first message if it goes on with a session that has another name.
+
+        A session of TLS 1.2 belongs to the name that it began with, and goes on under no other (RFC 6066 section 3):
+        else the client would be taken to where the old name leads. TLS 1.3 hears the name each time anew.
+        """
+        hello, said = session.hello, self._said
+        if session.server_name is None:
+            return
+        self._said = None
+        if hello is None or session.server_name == hello.server_name.lower().decode(errors="replace"):
+            return
+        if said is None:  # it was begun anew, and the client made an identifier of such a session up
+            raise HelloFault(HandshakeFailure.OTHER, "session of another name")
+        self._go_on(self._begin(self._contexts.without_sessions), said)
+
+    def _read(self) -> list[bytes]:
+        session, incoming = self._session, self._incoming
+        assert session is not None
+        chunks: list[bytes] = []
+        try:
+            # Asking once more only to hear SSLWantReadError would cost as much as a small record.
+            while incoming.pending or session.pending():
+                chunk = session.read(_READ_BYTES)
+                if not chunk:
+                    self.client_closed = True
+                    break
+                chunks.append(chunk)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.client_closed = True
+        return chunks
+
+    def send(self, plain: bytes) -> bytes:
+        """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before. Raises TlsError."""
+        assert self._session is not None
+        try:
+            self._session.write(plain)
+        except ssl.SSLError as error:
+            # WantRead: the client has begun a KeyUpdate and not ended it, and nothing can be said before it does.
+            raise _tls_error(error) from None
+        return self._outgoing.read()
+
+    def take_output(self) -> bytes:
+        """What TLS itself has to say: handshake messages, alerts, tickets."""
+        output = self._outgoing.read() if self._outgoing.pending else b""
+        self._hello.note_answer(output)
+        return output
+
+    def close(self) -> bytes:
+        """The close_notify, if the session has one to send."""
+        if self.established and self._session is not None:
+            # WantRead is raised: the client's close_notify is not waited for.
+            with contextlib.suppress(ssl.SSLError):
+                self._session.unwrap()
+        return self.take_output()

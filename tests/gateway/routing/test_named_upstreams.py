@@ -1,0 +1,159 @@
+"""Upstreams given by name, under running calls: names with two addresses, and names that move."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.addresses import Address
+from relay.emulator.turnhost import TurnHost
+from relay.errors import UpstreamError
+from relay.gateway.routing import health
+from relay.gateway.routing.upstreams import Health, UpstreamState
+from relay.plane.api import CloseReason
+from relay.turn.credentials import StaticCredentials
+from tests.gateway.sessions.test_sessions import OPEN, echoes, fall_silent, raw_session
+from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.peers.behind_turn import open_echo
+from tests.support.ssrf_table import FakeDns
+
+CREDENTIALS = StaticCredentials({"trader": "secret"})
+NAME = "stun.test"
+# So far apart that no probe but the first is seen.
+PATIENT = {"interval_s": 3600.0, "resolve_interval_s": 3600.0}
+EAGER = {"interval_s": 0.05, "timeout_s": 0.2, "fall": 2}
+pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
+
+
+@contextlib.asynccontextmanager
+async def two_hosts() -> AsyncIterator[tuple[TurnHost, TurnHost]]:
+    """On one port, as the addresses of one name are."""
+    async with (
+        TurnHost(Address("127.0.1.1", 0), CREDENTIALS, allow_loopback_peers=True) as first,
+        TurnHost(Address("127.0.1.2", first.address.port), CREDENTIALS, allow_loopback_peers=True) as second,
+    ):
+        yield first, second
+
+
+@contextlib.asynccontextmanager
+async def named_relay(
+    folder: Path, plane: str, dns: FakeDns, port: int, **keys: Any
+) -> AsyncIterator[tuple[Relay, UpstreamState]]:
+    upstream = {"name": "stun1", "address": f"{NAME}:{port}"}
+    sections = {"listen": {"plane": plane}, "media": {"allowed_networks": ["127.0.0.0/8"]}, "health": keys}
+    async with running_relay(folder, upstream, lookup=dns, **sections) as relay:
+        (state,) = relay.gateway.upstreams
+        await eventually(lambda: state.health is Health.UP)
+        yield relay, state
+
+
+async def test_a_session_goes_on_at_the_other_address(tmp_path: Path, plane: str) -> None:
+    """Probes do not know yet that the first one is dead."""
+    async with open_echo() as peer, two_hosts() as (first, second):
+        dns = FakeDns({NAME: [["127.0.1.1", "127.0.1.2"]]})
+        async with (
+            named_relay(tmp_path, plane, dns, first.address.port, **PATIENT) as (relay, state),
+            raw_session(relay) as session,
+        ):
+            assert (await session.ask(**OPEN))["relayed"].startswith("127.0.1.1:")
+            await session.ask(type="bind", peer=str(peer))
+            await first.stop()
+            await session.say(type="bind", peer="127.0.0.1:9")
+            while (moved := await session.hear())["type"] != "moved":
+                pass
+            assert (moved["upstream"], moved["relayed"].partition(":")[0]) == ("stun1", "127.0.1.2")
+            await echoes(session, 0x4000)
+            (flow,) = relay.gateway.plane.snapshot().flows
+            assert flow.upstream.address == second.address
+            assert relay.gateway.flows.state_of(flow.connection) is state
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections)
+
+
+async def test_a_session_follows_a_name_that_has_moved(tmp_path: Path, plane: str) -> None:
+    async with open_echo() as peer, two_hosts() as (first, second):
+        dns = FakeDns({NAME: [["127.0.1.1"]]})
+        keys = {"interval_s": 3600.0, "resolve_interval_s": 0.01}
+        async with (
+            named_relay(tmp_path, plane, dns, first.address.port, **keys) as (relay, state),
+            raw_session(relay) as session,
+        ):
+            await session.ask(**OPEN)
+            await session.ask(type="bind", peer=str(peer))
+            dns.answer(NAME, "127.0.1.2")
+            await eventually(lambda: state.address == second.address)
+            # It runs on where it is, until that ends.
+            await echoes(session, 0x4000)
+            await first.stop()
+            await session.say(type="bind", peer="127.0.0.1:9")
+            while (moved := await session.hear())["type"] != "moved":
+                pass
+            assert moved["relayed"].startswith("127.0.1.2:")
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections)
+
+
+async def test_probes_take_sessions_and_newcomers_to_the_other_address(tmp_path: Path, plane: str) -> None:
+    """Nothing is asked of the silent one, and nothing comes: only the probes know."""
+    async with open_echo() as peer, two_hosts() as (first, second):
+        dns = FakeDns({NAME: [["127.0.1.1", "127.0.1.2"]]})
+        async with (
+            named_relay(tmp_path, plane, dns, first.address.port, **EAGER) as (relay, state),
+            raw_session(relay) as session,
+        ):
+            await session.ask(**OPEN)
+            await session.ask(type="bind", peer=str(peer))
+            fall_silent(first)
+            moved = await session.hear()
+            assert (moved["type"], moved["relayed"].partition(":")[0]) == ("moved", "127.0.1.2")
+            await echoes(session, 0x4000)
+            assert (state.address, state.health) == (second.address, Health.UP)
+            async with await relay.open_turn("trader", "secret") as turn:
+                assert (await turn.allocate()).host == "127.0.1.2"
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections)
+
+
+async def test_calls_at_a_dead_address_are_closed(tmp_path: Path, plane: str) -> None:
+    """So that their clients come back to the one that lives; although the name is up, and was never down."""
+    async with two_hosts() as (first, second):
+        dns = FakeDns({NAME: [["127.0.1.1", "127.0.1.2"]]})
+        async with (
+            named_relay(tmp_path, plane, dns, first.address.port, **EAGER) as (relay, state),
+            await relay.open_turn("trader", "secret") as turn,
+        ):
+            assert (await turn.allocate()).host == "127.0.1.1"
+            fall_silent(first)
+            with pytest.raises(UpstreamError):
+                await turn.closed
+            assert relay.gateway.plane.snapshot().closed[CloseReason.UPSTREAM_SILENT] == 1
+            assert (state.address, state.health) == (second.address, Health.UP)
+
+
+async def test_a_session_waits_for_a_name_that_is_about_to_move(
+    tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has moved, and nobody knows yet: that its call is lost makes the relay look."""
+    monkeypatch.setattr(health, "RESOLVE_AGAIN_S", 0.0)
+    async with open_echo() as peer, two_hosts() as (first, _):
+        dns = FakeDns({NAME: [["127.0.1.1"]]})
+        async with (
+            named_relay(tmp_path, plane, dns, first.address.port, **PATIENT) as (relay, _),
+            raw_session(relay) as session,
+        ):
+            await session.ask(**OPEN)
+            await session.ask(type="bind", peer=str(peer))
+            dns.answer(NAME, "127.0.1.2")
+            await first.stop()
+            await session.say(type="bind", peer="127.0.0.1:9")
+            while (moved := await session.hear())["type"] != "moved":
+                pass
+            assert moved["relayed"].startswith("127.0.1.2:")
+            await echoes(session, 0x4000)
+            await session.say_goodbye()
+            await eventually(lambda: not relay.connections)

@@ -1,0 +1,167 @@
+"""A plane under test, with a policy that the test chooses and events that it can wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import AsyncIterator, Callable, Sequence, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relay._fastpath import live_objects
+from relay.addresses import Address
+from relay.demo.authority import Authority
+from relay.plane.api import (
+    AllocationOrphaned,
+    Certificate,
+    Closed,
+    Event,
+    EventSink,
+    HttpOpened,
+    Plane,
+    PlaneSettings,
+    TurnOpened,
+    Upstream,
+)
+from relay.plane.compiled.plane import CompiledPlane
+from relay.plane.reference.plane import ReferencePlane
+from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
+from tests.support.peers.tls_client import TlsClient
+
+_Kind = TypeVar("_Kind", bound=Event)
+MakePlane = Callable[[PlaneSettings, Sequence[Certificate], EventSink], Plane]
+
+# Every plane passes the same contract.
+PLANES: dict[str, MakePlane] = {"reference": ReferencePlane, "compiled": CompiledPlane}
+
+
+# As good as never.
+FAR_OFF_S = 3600.0
+_FAR_OFF = PlaneSettings(
+    handshake_timeout_s=FAR_OFF_S,
+    first_bytes_timeout_s=FAR_OFF_S,
+    allocation_timeout_s=FAR_OFF_S,
+    attach_timeout_s=FAR_OFF_S,
+    upstream_silence_s=FAR_OFF_S,
+    initial_rto_s=FAR_OFF_S,
+    max_media_age_s=FAR_OFF_S,
+)
+
+
+def bounds(**those: Any) -> PlaneSettings:
+    """These settings, and every deadline that is not among them far off.
+
+    So a machine that stands still for a second does not have a request sent again, or media dropped for its age.
+    """
+    return replace(_FAR_OFF, **those)
+
+
+@dataclass
+class Bench:
+    """The plane, an upstream that does what the test says, and what is needed to connect."""
+
+    plane: Plane
+    server: Address
+    authority: Authority
+    certificate: Certificate
+    upstream: ScriptedUpstream
+    target: Upstream
+    # Attach every TURN connection to ``target`` as soon as it opens.
+    attaches: bool = True
+    events: list[Event] = field(default_factory=list)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.events.append(event)
+            if isinstance(event, TurnOpened) and self.attaches:
+                self.plane.attach(event.connection, self.target)
+        self._arrived.set()
+
+    async def event(self, kind: type[_Kind], where: Callable[[_Kind], bool] = lambda _: True) -> _Kind:
+        """The next event of this kind that fits; it is taken out."""
+        while True:
+            for event in self.events:
+                if isinstance(event, kind) and where(event):
+                    self.events.remove(event)
+                    return event
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def closed(self) -> Closed:
+        """The next end of a connection."""
+        return await self.event(Closed)
+
+    async def connect(self, server_name: str | None = "relay.test", **options: object) -> TlsClient:
+        """A client whose handshake is done."""
+        context = self.authority.client_context()
+        return await TlsClient.open(self.server, context, server_name, **options)  # type: ignore[arg-type]
+
+    @contextlib.asynccontextmanager
+    async def client(self, **options: object) -> AsyncIterator[TlsClient]:
+        """A client that is closed with the block."""
+        client = await self.connect(**options)  # type: ignore[arg-type]
+        try:
+            yield client
+        finally:
+            client.abort()
+
+    @contextlib.asynccontextmanager
+    async def flow(self, hello: bytes) -> AsyncIterator[tuple[TlsClient, Address]]:
+        """A client that has sent ``hello``, and the address of its flow as the upstream sees it."""
+        async with self.client() as client:
+            await client.send(hello)
+            yield client, await self.upstream.expect(hello)
+
+
+@contextlib.asynccontextmanager
+async def plane_bench(
+    make: MakePlane,
+    folder: Path,
+    settings: PlaneSettings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    releases_allocations: bool = False,
+) -> AsyncIterator[Bench]:
+    """A listening plane with one certificate for relay.test. Descriptors in unread events are closed at the end.
+
+    Without ``settings`` it has no deadline that comes: see ``bounds``.
+
+    A debug build counts what is alive: nothing is, once the plane has gone.
+    """
+    authority = Authority(folder)
+    certificate = authority.issue("relay.test", host)
+    benches: list[Bench] = []
+
+    def on_events(events: Sequence[Event]) -> None:
+        benches[0].on_events(events)
+
+    plane = make(settings or bounds(), [certificate], on_events)
+    async with scripted_upstream(host) as upstream:
+        target = Upstream("scripted", upstream.address, releases_allocations=releases_allocations)
+        bench = Bench(plane, await plane.listen(Address(host, 0)), authority, certificate, upstream, target)
+        benches.append(bench)
+        try:
+            yield bench
+        finally:
+            await plane.stop()
+            for event in bench.events:
+                if isinstance(event, HttpOpened | AllocationOrphaned):
+                    os.close(event.fd)
+    assert_nothing_is_alive(apart_from={"buffers", "contexts"})
+    del plane, bench.plane
+    assert_nothing_is_alive()
+
+
+def assert_nothing_is_alive(apart_from: Set[str] = frozenset()) -> None:
+    """``apart_from`` what the workers keep until they are collected themselves."""
+
+    def alive() -> dict[str, int]:
+        return {kind: count for kind, count in live_objects().items() if count and kind not in apart_from}
+
+    if alive():
+        gc.collect()
+    assert not alive()
