@@ -77,10 +77,10 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     from relay.gateway.calls.records import check_folder
     from relay.gateway.entitlement.verdicts import check as check_entitlement
     from relay.gateway.signaling.upstreams import open_trust
-    from relay.plane.reference.tls import ServerContexts
+    from relay.plane.certificates import check_certificates
 
     settings = config.load(config_file)
-    ServerContexts(certificates(settings))
+    check_certificates(certificates(settings))
     load_catalog(settings.catalog.path)
     if settings.quality.records is not None:
         check_folder(settings.quality.records)

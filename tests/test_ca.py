@@ -23,7 +23,8 @@ from relay.ca.certificates import Issuer, certificate_pem, key_pem, new_authorit
 from relay.ca.folder import HOST_LIFETIME, RENEW_BEFORE
 from relay.errors import OperatorError
 from relay.plane.api import Certificate
-from relay.plane.reference.tls import ServerContexts, certificate_names
+from relay.plane.certificates import certificate_names
+from relay.plane.reference.tls import ServerContexts
 from tests.support.benches.commands import run_here
 
 CATALOG = catalog.load()

@@ -14,13 +14,13 @@ import sys
 import termios
 from typing import Any, Protocol, cast
 
-from relay._fastpath import StreamCutter
 from relay.addresses import Address
 from relay.client.connect import Proxy, TlsProtocol, connect_tls
 from relay.errors import UpstreamError
-from relay.plane.reference.uplink import Fate, Uplink
+from relay.plane.uplink import Fate, Uplink
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.channeldata import pad
+from relay.wire.stream import StreamCutter
 
 # The longest datagram there is: nothing is cut off in reception.
 MAX_DATAGRAM_BYTES = 65535

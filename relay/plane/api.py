@@ -21,6 +21,9 @@ from relay.turn.transactions import RTO_S
 
 ConnectionId = NewType("ConnectionId", int)
 
+# So much of a user name is shown: it is the client's to choose.
+MAX_USERNAME_CHARACTERS = 128
+
 
 class Carrier(StrEnum):
     """How media is framed on the client's side."""

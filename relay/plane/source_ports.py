@@ -24,6 +24,9 @@ from relay.addresses import Address
 from relay.plane.api import PlaneSettings
 from relay.sockaddr import to_sockaddr
 
+# How long a port rests when the lifetime of what it left behind is not known (RFC 8656 section 3.2: the default).
+ALLOCATION_LIFETIME_S = 600.0
+
 # From Linux's in.h and in6.h; Python 3.11 does not name them.
 IP_MTU_DISCOVER = 10
 IP_PMTUDISC_DO = 2

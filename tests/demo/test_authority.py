@@ -10,7 +10,7 @@ import pytest
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
-from relay.plane.reference.tls import certificate_names
+from relay.plane.certificates import certificate_names
 from tests.support.benches.gateway import running_relay
 
 

@@ -15,7 +15,8 @@ from cryptography.x509.oid import ExtensionOID
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.plane.api import Certificate
-from relay.plane.reference.tls import ServerContexts, TlsSession, certificate_names
+from relay.plane.certificates import certificate_names
+from relay.plane.reference.tls import ServerContexts, TlsSession
 
 
 def test_nothing_is_kept_of_what_comes_behind_close_notify(tmp_path: Path) -> None:

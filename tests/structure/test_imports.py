@@ -170,12 +170,34 @@ def test_each_room_of_the_gateway_imports_only_lower_floors(name: str) -> None:
     assert above == set()
 
 
+def planes_of(modules: set[str]) -> set[str]:
+    """Which planes are among the imported modules; the compiled one has two names."""
+    names = {f"{module}." for module in modules}
+    compiled = ("relay.plane.compiled.", "relay._fastpath.")
+    found = {"compiled"} if any(name.startswith(compiled) for name in names) else set()
+    return found | ({"reference"} if any(name.startswith("relay.plane.reference.") for name in names) else set())
+
+
+@pytest.mark.parametrize("name", [name for name in RELATIVE if name.startswith(("plane/", "_fastpath"))])
+def test_neither_plane_imports_the_other(name: str) -> None:
+    """And what both share knows neither."""
+    own = {"reference"} if name.startswith("plane/reference/") else set()
+    own |= {"compiled"} if name.startswith(("plane/compiled/", "_fastpath")) else set()
+    assert planes_of(imports_of(ROOT / name)) - own == set()
+
+
 # The proof proves nothing if it cannot see
 
 
 def test_rooms_are_seen() -> None:
     assert rooms_of({"relay.gateway.admin", "relay.gateway.signaling.proxy.SignalingProxy"}) == {"admin", "signaling"}
     assert rooms_of({"relay.gateway", "relay.plane.api", "aiohttp"}) == set()
+
+
+def test_planes_are_seen() -> None:
+    assert planes_of({"relay.plane.compiled.plane", "relay.plane.api"}) == {"compiled"}
+    assert planes_of({"relay._fastpath", "relay.plane.reference.tls.ServerContexts"}) == {"compiled", "reference"}
+    assert planes_of({"relay.plane.api", "relay.plane.source_ports"}) == set()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from relay.gateway.web_proxy.http import (
 )
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Certificate, Plane
-from relay.plane.reference.tls import certificate_names
+from relay.plane.certificates import certificate_names
 from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.tasks import Tasks

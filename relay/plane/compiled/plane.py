@@ -26,6 +26,7 @@ from relay.addresses import Address
 from relay.errors import OperatorError
 from relay.plane.alternates import redirected
 from relay.plane.api import (
+    MAX_USERNAME_CHARACTERS,
     AllocateGranted,
     AllocateRequested,
     AllocationOrphaned,
@@ -54,11 +55,10 @@ from relay.plane.api import (
     Upstream,
     UpstreamLost,
 )
+from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, certificate_names, check_certificates
 from relay.plane.listening import open_listeners
-from relay.plane.reference.flow import ALLOCATION_LIFETIME_S, MAX_USERNAME_CHARACTERS
-from relay.plane.reference.tls import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, ServerContexts, certificate_names
-from relay.plane.reference.uplink import silence_detail
-from relay.plane.source_ports import SourcePorts, target_of
+from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts, target_of
+from relay.plane.uplink import silence_detail
 from relay.quality.meter import clock_table
 from relay.quality.stream import Direction, RtpStream
 from relay.sockaddr import from_sockaddr
@@ -235,7 +235,7 @@ class CompiledPlane:
 
     def set_certificates(self, certificates: Sequence[Certificate]) -> None:
         """Use these for new connections. Raises OperatorError and keeps the old."""
-        ServerContexts(certificates)  # says what is wrong with them, in words
+        check_certificates(certificates)
         groups: dict[frozenset[str], list[tuple[bytes, bytes]]] = {}
         for certificate in certificates:
             files = (os.fsencode(certificate.chain), os.fsencode(certificate.private_key))

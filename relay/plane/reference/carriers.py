@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from relay._fastpath import StreamCutter
 from relay.plane.api import Carrier
 from relay.plane.reference.traffic import is_media
 from relay.wire.capsule import CapsuleCutter, build_datagram
@@ -22,6 +21,7 @@ from relay.wire.channeldata import (
     is_channel_data,
     pad,
 )
+from relay.wire.stream import StreamCutter
 from relay.wire.stun import HEADER_BYTES as STUN_HEADER_BYTES
 from relay.wire.stun import is_stun
 from relay.wire.websocket import (

@@ -15,21 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relay.plane.alternates import MAX_HOPS, redirected
-from relay.plane.api import CloseReason, DropReason, Totals, Traffic, Upstream
+from relay.plane.api import MAX_USERNAME_CHARACTERS, CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.reference.tap import FlowTap
 from relay.plane.reference.traffic import find_attribute, is_media, is_whole_stun, rtp_packet, traffic_of
-from relay.plane.reference.uplink import Fate, News, Uplink
-from relay.plane.source_ports import SourcePorts
+from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
+from relay.plane.uplink import Fate, News, Uplink
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
 from relay.sockaddr import from_sockaddr
 from relay.wire.stun import AttributeType, MessageClass, Method, StunError, message_type, parse_message
 
-# How long a port rests when the lifetime of what it left behind is not known (RFC 8656 section 3.2: the default).
-ALLOCATION_LIFETIME_S = 600.0
 _MAX_DATAGRAM_BYTES = 65_535
-# So much of a user name is shown: it is the client's to choose.
-MAX_USERNAME_CHARACTERS = 128
 
 ALLOCATE_REQUEST = message_type(Method.ALLOCATE, MessageClass.REQUEST)
 ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from relay.plane.api import CloseReason, DropReason, Traffic, Upstream
 from relay.plane.reference.flow import (
     ALLOCATE_ERROR,
-    ALLOCATION_LIFETIME_S,
     ALLOCATION_MISMATCH,
     Account,
     Flow,
@@ -23,8 +22,8 @@ from relay.plane.reference.flow import (
 )
 from relay.plane.reference.question import Judgement, Question
 from relay.plane.reference.traffic import is_whole_stun
-from relay.plane.reference.uplink import Fate, silence_detail
-from relay.plane.source_ports import SourcePorts
+from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
+from relay.plane.uplink import Fate, silence_detail
 from relay.turn.transactions import Answer, Transactions
 
 # How many fresh ports are tried for one client, and for how long. After a restart the upstream may still hold the

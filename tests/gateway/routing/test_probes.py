@@ -26,7 +26,7 @@ from relay.gateway.routing import health
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.probe import Asker, Verdict
 from relay.gateway.routing.upstreams import Health
-from relay.plane.reference.uplink import Uplink
+from relay.plane.uplink import Uplink
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import Method
 from tests.gateway.routing.test_health import (

@@ -136,7 +136,7 @@ cdef inline void note_answer(Hello* hello, const uint8_t* data, uint32_t size) n
     ) == 0
 
 
-# For the log, and the names of relay.plane.reference.tls.HANDSHAKE_FAILURES.
+# For the log, and the names of relay.plane.certificates.HANDSHAKE_FAILURES.
 cdef inline const char* words_of(HelloFault fault) noexcept nogil:
     if fault == HELLO_PLAIN_HTTP:
         return b"http request"

@@ -1,4 +1,4 @@
-# The last step up, where ``send`` has failed: the compiled twin of relay.plane.reference.uplink, where the rules and their reasons
+# The last step up, where ``send`` has failed: the compiled twin of relay.plane.uplink, where the rules and their reasons
 # stand. What can be sent at once never comes here.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
