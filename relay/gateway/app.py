@@ -20,12 +20,12 @@ from relay.gateway.admin.metrics import SignalingCollector
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls, EndedCall
 from relay.gateway.calls.records import Records, check_path, record_of
-from relay.gateway.entitlement.admission import Admission
+from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
 from relay.gateway.http.upgrades import Upgrades
 from relay.gateway.lines import Lines
-from relay.gateway.routing.flows import Flows, Refused, Wanted
+from relay.gateway.routing.flows import FlowRefused, Flows, Wanted
 from relay.gateway.routing.health import HealthMonitor
 from relay.gateway.routing.lookups import Lookup, SystemLookup
 from relay.gateway.routing.release import AllocationReleaser
@@ -100,7 +100,7 @@ class Gateway:
         self.plane = self._make_plane()
         self._names = SystemLookup()
         lookup = lookup or self._names
-        self._admission = Admission(self.plane, self.entitlement)
+        self._admission = TurnAdmission(self.plane, self.entitlement)
         self.flows.on_begun = self._admission.on_begun
         self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
@@ -281,7 +281,7 @@ class Gateway:
                 Wanted(connection, opened.server_name, Carrier.TURN, client=opened.client.host),
                 lambda upstream: self.plane.attach(connection, upstream),
             )
-        except Refused as refused:
+        except FlowRefused as refused:
             self.plane.close(connection, refused.reason)
 
     def _on_closed(self, closed: Closed) -> None:

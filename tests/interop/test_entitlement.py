@@ -21,7 +21,7 @@ from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
-from relay.gateway.entitlement.verdicts import Outcome
+from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import ResumeOutcome
 from relay.gateway.sessions import sessions
 from relay.plane.api import CloseReason
@@ -606,7 +606,7 @@ async def check_shown(relay: Relay, trouble: str) -> None:
         assert (shown["policy"], shown["trouble"]) == ("http", trouble)
         async with session.get(f"http://{relay.admin}/metrics") as response:
             lines = (await response.text()).splitlines()
-    for outcome in Outcome:
+    for outcome in VerdictOutcome:
         count = shown["verdicts"][outcome.value]
         assert f'relay_entitlement_total{{verdict="{outcome.value}"}} {count:.1f}' in lines
     assert "relay_entitlement_trouble 1.0" in lines

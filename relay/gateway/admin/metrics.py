@@ -25,11 +25,11 @@ from prometheus_client.registry import Collector
 from relay import __version__, logs
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls, Histogram
-from relay.gateway.entitlement.verdicts import Outcome
+from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.signaling.proxy import Refusal, SignalingProxy
-from relay.gateway.web_proxy.http import Outcome as ProxyOutcome
+from relay.gateway.signaling.proxy import RefusalReason, SignalingProxy
+from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.gateway.web_proxy.proxy import WebProxyTotals
 from relay.gateway.web_proxy.tunnel import TunnelEnd
 from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, HandshakeFailure, Latency, Traffic
@@ -72,7 +72,7 @@ class RelayCollector(Collector):
         yield from _collect_web_proxy(self._view.web_proxy)
         entitlement = self._view.entitlement
         text = "Decisions on who may have voice."
-        yield _by_reason("relay_entitlement", text, "verdict", Outcome, entitlement.counts)
+        yield _by_reason("relay_entitlement", text, "verdict", VerdictOutcome, entitlement.counts)
         text = "1 while the list or the service of users cannot be read or asked."
         yield _gauge("relay_entitlement_trouble", text, float(bool(entitlement.trouble)))
         yield from self._collect_upstreams()
@@ -133,7 +133,7 @@ class SignalingCollector(Collector):
             up.add_metric([upstream.url], float(upstream.health is Health.UP))
         yield from (answers, upgrades, websockets, up)
         text = "Requests answered by the relay itself."
-        yield _by_reason("relay_signaling_refusals", text, "reason", Refusal, proxy.refusals)
+        yield _by_reason("relay_signaling_refusals", text, "reason", RefusalReason, proxy.refusals)
         yield _counter(
             "relay_signaling_swallowed_upgrades", "WebSockets whose frames a middlebox swallowed.", proxy.watchdog_hits
         )

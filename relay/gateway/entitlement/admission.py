@@ -80,7 +80,7 @@ class _Flow:
         return len(self.asked) < MAX_ASKED if before is None else before.verdict.user == user
 
 
-class Admission:
+class TurnAdmission:
     """Answers AllocateRequested (``admit`` or ``refuse``) and AllocateGranted (``answer``) of a plane."""
 
     def __init__(self, plane: Plane, entitlement: Entitlement) -> None:

@@ -42,7 +42,7 @@ LINES_PER_S = 20
 MAX_SHOWN_CHARACTERS = 128
 
 
-class Outcome(StrEnum):
+class VerdictOutcome(StrEnum):
     """What was decided: a label of metrics and a word of the log, so the set is closed."""
 
     ADMITTED = "admitted"
@@ -58,12 +58,12 @@ class Outcome(StrEnum):
 # What a TURN client is told. 403 is what RFC 8656 has for administrative reasons, 486 for a user's quota. A 400 is
 # what RFC 8489 has for requests that cannot be read.
 STUN_ERRORS = {
-    Outcome.NOT_ENTITLED: ErrorCode(403, "Forbidden: not entitled to voice through this relay"),
-    Outcome.REGION: ErrorCode(403, "Forbidden: not entitled to this region"),
-    Outcome.TOO_MANY_CALLS: ErrorCode(486, "Allocation Quota Reached: too many calls at once"),
-    Outcome.UNAVAILABLE: ErrorCode(403, "Forbidden: entitlement cannot be checked now"),
-    Outcome.MOBILITY: ErrorCode(405, "Mobility Forbidden: an allocation stays on its connection here"),
-    Outcome.BAD_REQUEST: ErrorCode(400, "Bad Request: expected an Allocate with a USERNAME"),
+    VerdictOutcome.NOT_ENTITLED: ErrorCode(403, "Forbidden: not entitled to voice through this relay"),
+    VerdictOutcome.REGION: ErrorCode(403, "Forbidden: not entitled to this region"),
+    VerdictOutcome.TOO_MANY_CALLS: ErrorCode(486, "Allocation Quota Reached: too many calls at once"),
+    VerdictOutcome.UNAVAILABLE: ErrorCode(403, "Forbidden: entitlement cannot be checked now"),
+    VerdictOutcome.MOBILITY: ErrorCode(405, "Mobility Forbidden: an allocation stays on its connection here"),
+    VerdictOutcome.BAD_REQUEST: ErrorCode(400, "Bad Request: expected an Allocate with a USERNAME"),
 }
 
 
@@ -71,7 +71,7 @@ STUN_ERRORS = {
 class Verdict:
     """A decision on one request. ``user`` is whose calls are counted, ``calls`` the most at once, None for any."""
 
-    outcome: Outcome
+    outcome: VerdictOutcome
     user: str
     region: str
     client: str
@@ -80,7 +80,7 @@ class Verdict:
     @property
     def admitted(self) -> bool:
         """True if he may."""
-        return self.outcome in {Outcome.ADMITTED, Outcome.ADMITTED_UNASKED}
+        return self.outcome in {VerdictOutcome.ADMITTED, VerdictOutcome.ADMITTED_UNASKED}
 
     @property
     def error(self) -> ErrorCode | None:
@@ -97,7 +97,7 @@ class Entitlement:
         allocated: Callable[[Hashable], bool],
     ) -> None:
         """Raises OperatorError for a CA that cannot be used. ``allocated`` is for Places."""
-        self.counts = dict.fromkeys(Outcome, 0)
+        self.counts = dict.fromkeys(VerdictOutcome, 0)
         self._settings = settings
         self._places = Places(allocated)
         self._lines = Lines(LINES_PER_S)
@@ -207,24 +207,24 @@ class Entitlement:
         return Question(unicodedata.normalize("NFC", user), region, client)
 
     def _judge(self, rule: Rule, question: Question, username: str) -> Verdict:
-        outcome = Outcome.ADMITTED
+        outcome = VerdictOutcome.ADMITTED
         if not rule.allowed:
-            outcome = Outcome.NOT_ENTITLED
+            outcome = VerdictOutcome.NOT_ENTITLED
         elif rule.regions is not None and question.region not in rule.regions:
-            outcome = Outcome.REGION
+            outcome = VerdictOutcome.REGION
         return self._say(Verdict(outcome, question.user, question.region, question.client, rule.calls), username)
 
     def _on_unavailable(self, question: Question, username: str) -> Verdict:
-        outcome = Outcome.ADMITTED_UNASKED if self._settings.fail == "open" else Outcome.UNAVAILABLE
+        outcome = VerdictOutcome.ADMITTED_UNASKED if self._settings.fail == "open" else VerdictOutcome.UNAVAILABLE
         return self._say(Verdict(outcome, question.user, question.region, question.client), username)
 
     def bad_request(self, region: str, client: str) -> Verdict:
         """An Allocate that names nobody."""
-        return self._say(Verdict(Outcome.BAD_REQUEST, "", region, client), "")
+        return self._say(Verdict(VerdictOutcome.BAD_REQUEST, "", region, client), "")
 
     def mobility(self, region: str, client: str) -> Verdict:
         """A Refresh with a MOBILITY-TICKET (RFC 8016)."""
-        return self._say(Verdict(Outcome.MOBILITY, "", region, client), "")
+        return self._say(Verdict(VerdictOutcome.MOBILITY, "", region, client), "")
 
     def _say(self, verdict: Verdict, username: str) -> Verdict:
         """Count and log a refusal."""
@@ -247,7 +247,7 @@ class Entitlement:
         """Refuse an admitted user who has too many calls already, those of the holder not counted. Takes no place."""
         if not verdict.admitted or self._places.has_room(holder, verdict.user, verdict.calls):
             return verdict
-        return self._say(replace(verdict, outcome=Outcome.TOO_MANY_CALLS), verdict.user)
+        return self._say(replace(verdict, outcome=VerdictOutcome.TOO_MANY_CALLS), verdict.user)
 
     def grant(self, holder: Hashable, verdict: Verdict) -> Verdict:
         """Give a call that has its allocation a place, which the holder keeps until ``release``; or refuse it.
@@ -255,7 +255,7 @@ class Entitlement:
         A holder has one place: a second grant takes the first one back. A call that is refused must not go on.
         """
         if not self._places.take(holder, verdict.user, verdict.calls):
-            return self._say(replace(verdict, outcome=Outcome.TOO_MANY_CALLS), verdict.user)
+            return self._say(replace(verdict, outcome=VerdictOutcome.TOO_MANY_CALLS), verdict.user)
         self.counts[verdict.outcome] += 1
         return verdict
 

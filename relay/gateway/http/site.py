@@ -23,7 +23,7 @@ from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
-from relay.gateway.signaling.http_rules import MAX_FIELDS, Refused
+from relay.gateway.signaling.http_rules import MAX_FIELDS, BadRequest
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
@@ -80,7 +80,7 @@ def _found_by_parser(error: BaseException | None) -> str:
 
 
 # Given a connection and why its request is not served, makes the answer.
-OnBadHead = Callable[[web.RequestHandler, Refused], web.Response]
+OnBadHead = Callable[[web.RequestHandler, BadRequest], web.Response]
 
 
 class _Handler(web.RequestHandler):
@@ -181,13 +181,13 @@ class _Handler(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         if isinstance(exc, LineTooLong):
             if exc.args[1] == MAX_TARGET_BYTES:
-                refused = Refused(414, f"the request target is larger than {MAX_TARGET_BYTES} bytes")
+                refused = BadRequest(414, f"the request target is larger than {MAX_TARGET_BYTES} bytes")
             else:
-                refused = Refused(431, f"the headers are larger than {self._max_header_bytes} bytes")
+                refused = BadRequest(431, f"the headers are larger than {self._max_header_bytes} bytes")
         elif exc is not None and exc.args == _TOO_MANY:
-            refused = Refused(431, f"there are more than {MAX_FIELDS} headers")
+            refused = BadRequest(431, f"there are more than {MAX_FIELDS} headers")
         else:
-            refused = Refused(status, _found_by_parser(exc))
+            refused = BadRequest(status, _found_by_parser(exc))
         response = self._on_bad_head(self, refused)
         response.headers["Server"] = SERVER
         return response
@@ -249,7 +249,7 @@ class Site:
         self._deadlines[opened.connection] = loop.call_later(FIRST_REQUEST_TIMEOUT_S, handler.force_close)
         self._tasks.start(self._serve(opened.fd, handler), "http")
 
-    def _on_bad_head(self, handler: web.RequestHandler, refused: Refused) -> web.Response:
+    def _on_bad_head(self, handler: web.RequestHandler, refused: BadRequest) -> web.Response:
         opened = self._opened.get(handler)
         return self._signaling.refuse_bad(refused, "" if opened is None else opened.client.host)
 

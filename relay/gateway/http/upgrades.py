@@ -16,7 +16,7 @@ from relay.addresses import Address, canonical_host
 from relay.catalog import Catalog
 from relay.gateway.http.site import OPENED, SERVER, Site
 from relay.gateway.lines import Lines
-from relay.gateway.routing.flows import Flows, Refused, UpgradeOutcome, Wanted
+from relay.gateway.routing.flows import FlowRefused, Flows, UpgradeOutcome, Wanted
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver, shown
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
@@ -37,7 +37,7 @@ REFUSED_LINES_PER_S = 5
 _PROXY_STATUS = "Proxy-Status"
 
 
-class _Refusal(Exception):
+class UpgradeRefused(Exception):
     """What is answered instead of a 101."""
 
     def __init__(
@@ -50,8 +50,8 @@ class _Refusal(Exception):
         self.headers = headers or {}
 
 
-def _bad(text: str, status: int = 400, headers: Mapping[str, str] | None = None) -> _Refusal:
-    return _Refusal(UpgradeOutcome.BAD_REQUEST, status, text, headers)
+def _bad(text: str, status: int = 400, headers: Mapping[str, str] | None = None) -> UpgradeRefused:
+    return UpgradeRefused(UpgradeOutcome.BAD_REQUEST, status, text, headers)
 
 
 class Upgrades:
@@ -104,10 +104,10 @@ class Upgrades:
             return await self._open_websocket(request, opened, carrier)
         except web.HTTPBadRequest as early:
             return self._refuse(opened, carrier, _bad(early.text or "bad request\n"))
-        except _Refusal as refusal:
+        except UpgradeRefused as refusal:
             return self._refuse(opened, carrier, refusal)
 
-    def _refuse(self, opened: HttpOpened, carrier: Carrier, refusal: _Refusal) -> web.Response:
+    def _refuse(self, opened: HttpOpened, carrier: Carrier, refusal: UpgradeRefused) -> web.Response:
         self._flows.tally.upgrades[carrier, refusal.outcome] += 1
         self._lines.info(
             "upgrade refused",
@@ -143,7 +143,7 @@ class Upgrades:
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and self._origins and origin.lower() not in self._origins:
-            raise _Refusal(
+            raise UpgradeRefused(
                 UpgradeOutcome.FORBIDDEN, 403, f"the page {shown(origin)} may not connect here (media.origins)\n"
             )
 
@@ -160,7 +160,7 @@ class Upgrades:
 
         try:
             self._flows.begin(wanted, start)
-        except Refused as refused:
+        except FlowRefused as refused:
             raise _unavailable(refused) from None
         self._flows.tally.upgrades[wanted.carrier, UpgradeOutcome.ACCEPTED] += 1
 
@@ -213,7 +213,7 @@ class Upgrades:
         except ResolveError as error:
             outcomes = {ResolveFailure.DESTINATION_IP_PROHIBITED: UpgradeOutcome.FORBIDDEN}
             outcome = outcomes.get(error.failure, UpgradeOutcome.UNRESOLVED)
-            raise _Refusal(outcome, error.status, f"{error}\n", {_PROXY_STATUS: error.proxy_status}) from None
+            raise UpgradeRefused(outcome, error.status, f"{error}\n", {_PROXY_STATUS: error.proxy_status}) from None
         networks = [one.network for one in self._vendor().networks]
         for address in found:
             if any(ipaddress.ip_address(address.host) in network for network in networks):
@@ -232,7 +232,7 @@ def _tokens(request: web.Request, name: str) -> list[str]:
 
 
 def _check_upgrade(request: web.Request, protocol: str) -> None:
-    """Raises _Refusal unless this is a whole HTTP/1.1 request to go on as ``protocol``."""
+    """Raises UpgradeRefused unless this is a whole HTTP/1.1 request to go on as ``protocol``."""
     told: dict[str, str] = {hdrs.UPGRADE: protocol, hdrs.CONNECTION: "Upgrade, close"}
     wanted = [token.lower() for token in _tokens(request, hdrs.UPGRADE)]
     if request.version < HttpVersion11:
@@ -248,7 +248,7 @@ def _check_upgrade(request: web.Request, protocol: str) -> None:
 
 
 def _check_websocket(request: web.Request, subprotocol: str) -> str:
-    """The key of a good opening handshake (RFC 6455 section 4.2.1). Raises _Refusal."""
+    """The key of a good opening handshake (RFC 6455 section 4.2.1). Raises UpgradeRefused."""
     _check_upgrade(request, "websocket")
     versions = request.headers.getall(hdrs.SEC_WEBSOCKET_VERSION, ())
     if list(versions) != [codec.WEBSOCKET_VERSION]:
@@ -266,7 +266,7 @@ def _check_websocket(request: web.Request, subprotocol: str) -> str:
 
 
 def _check_connect_udp(request: web.Request) -> tuple[str, int]:
-    """Host and port of a good request (RFC 9298 section 3.2). Raises _Refusal."""
+    """Host and port of a good request (RFC 9298 section 3.2). Raises UpgradeRefused."""
     _check_upgrade(request, "connect-udp")
     # RFC 9297 section 3.4: what is no boolean counts as not there; some clients leave it out.
     if [value.strip() for value in request.headers.getall("Capsule-Protocol", ("?1",))] == ["?0"]:
@@ -288,7 +288,7 @@ def _canonical(host: str) -> str:
 
 
 def _reachable(address: Address) -> Upstream:
-    """Ask the kernel for a route, which sends nothing. Raises _Refusal."""
+    """Ask the kernel for a route, which sends nothing. Raises UpgradeRefused."""
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -299,25 +299,25 @@ def _reachable(address: Address) -> Upstream:
     return Upstream(str(address), address)
 
 
-def _failed(outcome: UpgradeOutcome, status: int, error: str, text: str) -> _Refusal:
+def _failed(outcome: UpgradeOutcome, status: int, error: str, text: str) -> UpgradeRefused:
     headers = {_PROXY_STATUS: f"relay; error={error}"}
     if status == 503:
         headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
-    return _Refusal(outcome, status, f"{text}\n", headers)
+    return UpgradeRefused(outcome, status, f"{text}\n", headers)
 
 
-def _prohibited(text: str) -> _Refusal:
+def _prohibited(text: str) -> UpgradeRefused:
     return _failed(UpgradeOutcome.FORBIDDEN, 403, "destination_ip_prohibited", text)
 
 
-def _draining() -> _Refusal:
+def _draining() -> UpgradeRefused:
     text = "the relay is about to stop, and takes no new calls\n"
     headers: dict[str, str] = {hdrs.RETRY_AFTER: str(RETRY_AFTER_S)}
-    return _Refusal(UpgradeOutcome.DRAINING, 503, text, headers)
+    return UpgradeRefused(UpgradeOutcome.DRAINING, 503, text, headers)
 
 
-def _unavailable(refused: Refused) -> _Refusal:
+def _unavailable(refused: FlowRefused) -> UpgradeRefused:
     if refused.reason is CloseReason.DRAINING:
         return _draining()
     headers: dict[str, str] = {hdrs.RETRY_AFTER: str(RETRY_AFTER_S)}
-    return _Refusal(UpgradeOutcome.NO_UPSTREAM, 503, f"{refused}\n", headers)
+    return UpgradeRefused(UpgradeOutcome.NO_UPSTREAM, 503, f"{refused}\n", headers)

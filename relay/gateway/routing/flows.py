@@ -27,7 +27,7 @@ def _nobody_asks(_: Wanted, __: UpstreamState | None) -> None:
     """Nobody wants to know."""
 
 
-class Refused(UpstreamError):
+class FlowRefused(UpstreamError):
     """A flow cannot begin; ``reason`` is what its connection would be closed for."""
 
     def __init__(self, reason: CloseReason, detail: str) -> None:
@@ -120,14 +120,14 @@ class Flows:
     def begin(self, wanted: Wanted, start: Start) -> Upstream:
         """Choose an upstream, have ``start`` attach, upgrade or move the connection to it, and count it there.
 
-        Where the connection has a flow already, that one moves. Raises Refused.
+        Where the connection has a flow already, that one moves. Raises FlowRefused.
         """
         if self.draining and wanted.connection not in self._states:
-            raise Refused(CloseReason.DRAINING, "the relay is about to stop, and takes no new calls")
+            raise FlowRefused(CloseReason.DRAINING, "the relay is about to stop, and takes no new calls")
         route = self.routes.match(wanted.server_name)
         region = wanted.region if route is None else route.region
         if wanted.region not in {None, region}:
-            raise Refused(CloseReason.NO_UPSTREAM, f"this name serves the region {region}, and no other")
+            raise FlowRefused(CloseReason.NO_UPSTREAM, f"this name serves the region {region}, and no other")
         age_s = None if route is None or route.max_media_age_ms is None else route.max_media_age_ms / 1000
         state, upstream = self._place(wanted, region)
         self._count(wanted.connection, state)
@@ -150,7 +150,7 @@ class Flows:
         if (elsewhere := self._other_address(wanted.avoid, region)) is not None:
             return elsewhere
         where = "no upstream" if region is None else f"no upstream of the region {region}"
-        raise Refused(CloseReason.NO_UPSTREAM, f"{where} is up")
+        raise FlowRefused(CloseReason.NO_UPSTREAM, f"{where} is up")
 
     def _other_address(self, avoid: Avoided, region: str | None) -> tuple[UpstreamState, Upstream] | None:
         """Another address of a name whose own is to be avoided; probes may not have found out yet."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from relay.addresses import Address
 from relay.gateway.lines import Lines
-from relay.gateway.routing.flows import Avoided, FailoverOutcome, Refused
+from relay.gateway.routing.flows import Avoided, FailoverOutcome, FlowRefused
 from relay.plane.api import CloseReason, HttpOpened, Upstream
 from relay.timer import DeadlineTimer
 from relay.turn.client import (
@@ -113,11 +113,11 @@ class Owner(Protocol):
         ...
 
     def place(self, session: Session, region: str | None, avoid: Avoided) -> Upstream:
-        """Have the plane go on at a fresh socket of another upstream. Raises Refused."""
+        """Have the plane go on at a fresh socket of another upstream. Raises FlowRefused."""
         ...
 
     def follow(self, session: Session, upstream: Upstream, alternate: Address) -> Upstream:
-        """Have the plane go on at the address that an upstream names instead of its own. Raises Refused."""
+        """Have the plane go on at the address that an upstream names instead of its own. Raises FlowRefused."""
         ...
 
     def ask(self, session: Session, allocation: Allocation) -> None:
@@ -177,7 +177,7 @@ class Session:
         self._avoid: tuple[tuple[str, Address], ...] = ()
         self._hops = 0
         # Why it waits for an upstream, if it does.
-        self._refused: Refused | None = None
+        self._refused: FlowRefused | None = None
         self._stale_ports = 0
         self._request_id: media_v1.RequestId = None
         # Binds that are not answered yet, each with the ids of those who ask.
@@ -279,9 +279,9 @@ class Session:
         self._hops = 0
         try:
             if self._attempts > MAX_ATTEMPTS:
-                raise Refused(CloseReason.NO_UPSTREAM, f"{MAX_ATTEMPTS} upstreams have been tried, and none serves")
+                raise FlowRefused(CloseReason.NO_UPSTREAM, f"{MAX_ATTEMPTS} upstreams have been tried, and none serves")
             upstream = self._place(asked.region, seat)
-        except Refused as refused:
+        except FlowRefused as refused:
             self._on_refused(refused)
             return
         self._refused = None
@@ -290,7 +290,7 @@ class Session:
         self.allocation = Allocation(asked, turn, upstream, channels, seat)
         self._owner.ask(self, self.allocation)
 
-    def _on_refused(self, refused: Refused) -> None:
+    def _on_refused(self, refused: FlowRefused) -> None:
         """A call that runs waits for an upstream to come back; a client that begins one is told at once."""
         if self._without_family:
             self._give_up(FAMILY_NOT_SUPPORTED, self._no_family, CloseReason.NOT_ENTITLED)
@@ -317,11 +317,11 @@ class Session:
             self._go_elsewhere(tuple(one for one in self._avoid if one != (name, address)))
 
     def _place(self, region: str | None, seat: Seat) -> Upstream:
-        """A call that runs stays in its region if it can: its user may not be entitled to others. Raises Refused."""
+        """A call that runs stays in its region if it can: its user may have no right to others. Raises FlowRefused."""
         if region is None and seat.region and self._attempts == 1:
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(FlowRefused):
                 return self._owner.place(self, seat.region, self._without_family.union(self._avoid))
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(FlowRefused):
             return self._owner.place(self, region, self._without_family.union(self._avoid))
         # All have been in vain: those before the last may be back.
         return self._owner.place(self, region, self._without_family.union(self._avoid[-1:]))
@@ -364,9 +364,9 @@ class Session:
         assert allocation is not None
         try:
             if self._hops >= MAX_HOPS or (allocation.upstream.name, alternate) in self._avoid:
-                raise Refused(CloseReason.NO_UPSTREAM, f"{allocation.upstream.name}: it leads nowhere")
+                raise FlowRefused(CloseReason.NO_UPSTREAM, f"{allocation.upstream.name}: it leads nowhere")
             upstream = self._owner.follow(self, allocation.upstream, alternate)
-        except Refused as refused:
+        except FlowRefused as refused:
             self._log("session not sent on", upstream=allocation.upstream.name, cause=str(refused))
             self._leave_here()
             return

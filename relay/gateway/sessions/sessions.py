@@ -18,7 +18,7 @@ from dataclasses import replace
 from relay.addresses import Address
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict, user_of
 from relay.gateway.lines import Lines
-from relay.gateway.routing.flows import Avoided, FailoverOutcome, Flows, Refused, ResumeOutcome, Wanted
+from relay.gateway.routing.flows import Avoided, FailoverOutcome, FlowRefused, Flows, ResumeOutcome, Wanted
 from relay.gateway.routing.health import HealthMonitor, credentials_for
 from relay.gateway.routing.release import AllocationReleaser
 from relay.gateway.routing.upstreams import Upstreams, UpstreamState
@@ -209,7 +209,7 @@ class Sessions:
                 allocation.upstream = self._flows.begin(
                     wanted, lambda upstream: self._plane.move(connection, upstream, left.detach())
                 )
-            except Refused:  # draining
+            except FlowRefused:  # draining
                 self._release(allocation, left)
                 session.on_nothing_left()
                 return
@@ -272,15 +272,15 @@ class Sessions:
         self._plane.request(session.opened.connection, message)
 
     def place(self, session: Session, region: str | None, avoid: Avoided) -> Upstream:
-        """Have the plane go on at a fresh socket of another upstream. Raises Refused."""
+        """Have the plane go on at a fresh socket of another upstream. Raises FlowRefused."""
         wanted = self._wanted(session, region=region, avoid=avoid)
         return self._flows.begin(wanted, lambda upstream: self._plane.move(session.opened.connection, upstream))
 
     def follow(self, session: Session, upstream: Upstream, alternate: Address) -> Upstream:
-        """Have the plane go on at the address that an upstream names instead of its own. Raises Refused."""
+        """Have the plane go on at the address that an upstream names instead of its own. Raises FlowRefused."""
         if not self._flows.policy.permits(alternate.host):
             detail = f"{upstream.name}: it leads to {alternate}, which may not be relayed to (media.allowed_networks)"
-            raise Refused(CloseReason.NO_UPSTREAM, detail)
+            raise FlowRefused(CloseReason.NO_UPSTREAM, detail)
         wanted = self._wanted(session, target=replace(upstream, address=alternate))
         return self._flows.begin(wanted, lambda upstream: self._plane.move(session.opened.connection, upstream))
 

@@ -102,7 +102,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
-class Refused(Exception):
+class BadRequest(Exception):
     """A request that is not forwarded: the status to answer with, and why in a sentence."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -130,26 +130,26 @@ class Accepted(NamedTuple):
 
 
 def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: int) -> Accepted:
-    """Look at the whole head of a request. Raises Refused."""
+    """Look at the whole head of a request. Raises BadRequest."""
     headers: RawHeaders = request.raw_headers
     if request.method in {"CONNECT", "TRACE"}:
-        raise Refused(405, f"{request.method} is not served here")
+        raise BadRequest(405, f"{request.method} is not served here")
     if request.version not in {(1, 0), (1, 1)}:
-        raise Refused(505, "expected HTTP/1.1")
+        raise BadRequest(505, "expected HTTP/1.1")
     if sum(len(name) + len(value) + 4 for name, value in headers) > max_header_bytes:
-        raise Refused(431, f"the headers are larger than {max_header_bytes} bytes")
+        raise BadRequest(431, f"the headers are larger than {max_header_bytes} bytes")
     if len(headers) > MAX_FIELDS:
-        raise Refused(431, f"there are more than {MAX_FIELDS} headers")
+        raise BadRequest(431, f"there are more than {MAX_FIELDS} headers")
     for name, value in headers:
         _check_field(name, value)
     host = _single(headers, b"host", required=True)
     if not _HOST.fullmatch(host):
-        raise Refused(400, "Host is no host name")
+        raise BadRequest(400, "Host is no host name")
     target = _origin_form(request.raw_path.encode("utf-8", "surrogateescape"), host)
     raw_path, _, query = target.partition(b"?")
     body_bytes = _check_framing(headers, chunks_allowed=request.version == (1, 1))
     if body_bytes is not None and body_bytes > max_body_bytes:
-        raise Refused(413, f"the body is larger than {max_body_bytes} bytes")
+        raise BadRequest(413, f"the body is larger than {max_body_bytes} bytes")
     upgrades = _check_upgrade(request, body_bytes)
     return Accepted(
         target,
@@ -165,12 +165,12 @@ def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: in
 
 def _check_field(name: bytes, value: bytes) -> None:
     if not _TOKEN.fullmatch(name):
-        raise Refused(400, "a header's name is no token")
+        raise BadRequest(400, "a header's name is no token")
     if not _VALUE.fullmatch(value):
-        raise Refused(400, "a header holds control characters")
+        raise BadRequest(400, "a header holds control characters")
     plain = name.lower().replace(b"_", b"-")
     if b"_" in name and (plain in _NO_ALIAS or tells_of_the_client(plain)):
-        raise Refused(400, "a header's name, with _ for -, may be taken for another")
+        raise BadRequest(400, "a header's name, with _ for -, may be taken for another")
 
 
 def _values(headers: RawHeaders, wanted: bytes) -> list[bytes]:
@@ -180,7 +180,7 @@ def _values(headers: RawHeaders, wanted: bytes) -> list[bytes]:
 def _single(headers: RawHeaders, wanted: bytes, *, required: bool = False) -> str:
     values = _values(headers, wanted)
     if len(values) > 1 or (required and not values):
-        raise Refused(400, f"expected {wanted.decode().title()} once")
+        raise BadRequest(400, f"expected {wanted.decode().title()} once")
     return values[0].decode("latin-1") if values else ""
 
 
@@ -190,14 +190,14 @@ def _elements(headers: RawHeaders, wanted: bytes) -> list[bytes]:
 
 def _origin_form(target: bytes, host: str) -> bytes:
     if not _TARGET.fullmatch(target):
-        raise Refused(400, "the request target holds what a URL does not")
+        raise BadRequest(400, "the request target holds what a URL does not")
     if target.startswith(b"/"):
         return target
     # RFC 9112 section 3.2.2: to be accepted, but it must say the same as Host.
     scheme, _, rest = target.partition(b"://")
     authority = re.split(rb"[/?]", rest, maxsplit=1)[0]
     if scheme.lower() not in {b"http", b"https"} or authority.lower() != host.lower().encode("latin-1"):
-        raise Refused(400, "the request target and Host do not say the same")
+        raise BadRequest(400, "the request target and Host do not say the same")
     path = rest[len(authority) :]
     return path if path.startswith(b"/") else b"/" + path
 
@@ -208,12 +208,12 @@ def _check_path(raw: bytes) -> str:
     decoded, once = raw, unquote_to_bytes(raw)
     for _ in range(MAX_DECODINGS + 1):
         if _leads_elsewhere(decoded):
-            raise Refused(400, "the path holds . or .. segments, or NUL")
+            raise BadRequest(400, "the path holds . or .. segments, or NUL")
         if (more := unquote_to_bytes(decoded)) == decoded:
             break
         decoded = more
     else:
-        raise Refused(400, f"the path is encoded more than {MAX_DECODINGS} times")
+        raise BadRequest(400, f"the path is encoded more than {MAX_DECODINGS} times")
     # What is not UTF-8 is in no route, but goes where the rest of the path says.
     return once.decode("utf-8", "surrogateescape")
 
@@ -231,16 +231,16 @@ def _check_framing(headers: RawHeaders, *, chunks_allowed: bool) -> int | None:
     lengths, codings = _values(headers, b"content-length"), _values(headers, b"transfer-encoding")
     if codings:
         if lengths:
-            raise Refused(400, "Transfer-Encoding and Content-Length contradict each other")
+            raise BadRequest(400, "Transfer-Encoding and Content-Length contradict each other")
         if codings[0].lower() != b"chunked" or len(codings) > 1:
-            raise Refused(400, "expected Transfer-Encoding: chunked and no other coding")
+            raise BadRequest(400, "expected Transfer-Encoding: chunked and no other coding")
         if not chunks_allowed:
-            raise Refused(400, "HTTP/1.0 has no Transfer-Encoding")
+            raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
         return None
     if not lengths:
         return 0
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
-        raise Refused(400, "expected one Content-Length, in digits")
+        raise BadRequest(400, "expected one Content-Length, in digits")
     return int(lengths[0])
 
 
@@ -248,13 +248,13 @@ def _check_upgrade(request: web.BaseRequest, body_bytes: int | None) -> bool:
     headers: RawHeaders = request.raw_headers
     options, protocols = _elements(headers, b"connection"), _elements(headers, b"upgrade")
     if any(option in _NOT_HOP_BY_HOP for option in options):
-        raise Refused(400, "Connection names a header that is not hop-by-hop")
+        raise BadRequest(400, "Connection names a header that is not hop-by-hop")
     if b"websocket" not in protocols:
         return False
     if protocols != [b"websocket"] or b"upgrade" not in options:
-        raise Refused(400, "expected Connection: Upgrade with Upgrade: websocket, or neither")
+        raise BadRequest(400, "expected Connection: Upgrade with Upgrade: websocket, or neither")
     if request.method != "GET" or request.version != (1, 1) or body_bytes != 0:
-        raise Refused(400, "an upgrade to WebSocket is a GET of HTTP/1.1 without a body")
+        raise BadRequest(400, "an upgrade to WebSocket is a GET of HTTP/1.1 without a body")
     return True
 
 

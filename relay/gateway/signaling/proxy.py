@@ -26,7 +26,7 @@ from relay.gateway.signaling import engineio
 from relay.gateway.signaling.answer import PassedOn, pass_informational, pass_switch
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost, UpstreamConnection
 from relay.gateway.signaling.health import SignalingHealth
-from relay.gateway.signaling.http_rules import Accepted, Forwarding, Refused, check
+from relay.gateway.signaling.http_rules import Accepted, BadRequest, Forwarding, check
 from relay.gateway.signaling.polling_only import PollingOnly
 from relay.gateway.signaling.splice import Splice
 from relay.gateway.signaling.upload import Upload
@@ -45,7 +45,7 @@ _BAD_REQUEST = '{"code":3,"message":"Bad request"}'
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
-class Refusal(StrEnum):
+class RefusalReason(StrEnum):
     """Why the front answered by itself."""
 
     BAD_REQUEST = "bad_request"
@@ -68,7 +68,7 @@ class SignalingProxy:
         self.pools = Pools()
         self.sessions = Sessions()
         self.polling_only = PollingOnly()
-        self.refusals: Counter[Refusal] = Counter()
+        self.refusals: Counter[RefusalReason] = Counter()
         self.watchdog_hits = 0
         self._settings = SignalingSettings()
         self._trust: ssl.SSLContext | None = None
@@ -131,7 +131,7 @@ class SignalingProxy:
     async def on_request(self, request: web.Request) -> web.StreamResponse:
         """Answer a request: with what an upstream says, or with why there is no answer."""
         if self._stopped:  # of a connection that is still open
-            return self.refuse(Refusal.UNREACHABLE, 503, "the relay is about to stop")
+            return self.refuse(RefusalReason.UNREACHABLE, 503, "the relay is about to stop")
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -142,21 +142,21 @@ class SignalingProxy:
                 max_body_bytes=self._settings.max_body_bytes,
             )
             return await _Exchange(self, request, accepted).run()
-        except Refused as refused:
+        except BadRequest as refused:
             return self.refuse_bad(refused, request.remote or "")
         finally:
             self._running.discard(task)
 
-    def refuse_bad(self, refused: Refused, client: str) -> web.Response:
+    def refuse_bad(self, refused: BadRequest, client: str) -> web.Response:
         """The page for a request that is not forwarded, with a line in the log, if there have not been many."""
         large = refused.status in {413, 414, 431}
-        refusal = Refusal.TOO_LARGE if large else Refusal.BAD_REQUEST
+        refusal = RefusalReason.TOO_LARGE if large else RefusalReason.BAD_REQUEST
         self._lines.info(
             "signaling request refused", refusal.value, cause=refused.reason, client=client, status=refused.status
         )
         return self.refuse(refusal, refused.status, refused.reason)
 
-    def refuse(self, refusal: Refusal, status: int, reason: str, *, json: str = "") -> web.Response:
+    def refuse(self, refusal: RefusalReason, status: int, reason: str, *, json: str = "") -> web.Response:
         """A plain page that says why; the connection ends with it, and what has come behind is not read."""
         self.refusals[refusal] += 1
         text, content_type = (json, "application/json") if json else (f"{status}: {reason}\n", "text/plain")
@@ -223,12 +223,12 @@ class _Exchange:
         accepted, proxy = self._accepted, self._proxy
         pool = proxy.pools.match(accepted.host, accepted.path)
         if pool is None:
-            return proxy.refuse(Refusal.NO_ROUTE, 404, "no signaling upstream serves this host and path")
+            return proxy.refuse(RefusalReason.NO_ROUTE, 404, "no signaling upstream serves this host and path")
         if not accepted.upgrades and engineio.asks_for_websocket(accepted.query):
             # Some web proxy has taken the upgrade away: socket.io stays with polling then.
-            return proxy.refuse(Refusal.NO_UPGRADE, 400, "no Upgrade", json=_BAD_REQUEST)
+            return proxy.refuse(RefusalReason.NO_UPGRADE, 400, "no Upgrade", json=_BAD_REQUEST)
         if accepted.upgrades and self._stays_with_polling(pool):
-            return proxy.refuse(Refusal.POLLING_ONLY, 400, "polling only", json=_BAD_REQUEST)
+            return proxy.refuse(RefusalReason.POLLING_ONLY, 400, "polling only", json=_BAD_REQUEST)
         return await self._try_upstreams(pool)
 
     @property
@@ -262,13 +262,13 @@ class _Exchange:
             except TimeoutError:
                 upstream.answers["failed"] += 1
                 reason = f"the signaling upstream said nothing for {self._settings.response_timeout_s:g} s"
-                return proxy.refuse(Refusal.TIMEOUT, 504, reason)
+                return proxy.refuse(RefusalReason.TIMEOUT, 504, reason)
             except (Lost, AnswerError) as error:
                 upstream.answers["failed"] += 1
-                return proxy.refuse(Refusal.UNREACHABLE, 502, f"signaling upstream: {error}")
+                return proxy.refuse(RefusalReason.UNREACHABLE, 502, f"signaling upstream: {error}")
             finally:
                 upstream.requests -= 1
-        return proxy.refuse(Refusal.UNREACHABLE, 502, f"no signaling upstream could be reached: {cause}")
+        return proxy.refuse(RefusalReason.UNREACHABLE, 502, f"no signaling upstream could be reached: {cause}")
 
     async def _ask(self, pool: Pool, upstream: SignalingUpstream) -> web.StreamResponse:
         idle = self._proxy.connections.find_idle(upstream.origin, self._proxy.trust)
@@ -323,7 +323,7 @@ class _Exchange:
     # The answer
 
     async def _await_answer(self, connection: UpstreamConnection, upload: Upload) -> AnswerHead:
-        """The final head, or that of a 101. Raises Lost, AnswerError, TimeoutError, and Refused for a bad body."""
+        """The final head, or that of a 101. Raises Lost, AnswerError, TimeoutError, and BadRequest for a bad body."""
         for _ in range(MAX_INFORMATIONAL):
             head = await self._await_head(connection, upload)
             if head.status >= 200 or head.status == 101:
@@ -412,7 +412,7 @@ class _Exchange:
         self, pool: Pool, upstream: SignalingUpstream, connection: UpstreamConnection, head: AnswerHead
     ) -> web.StreamResponse:
         if not self._accepted.upgrades or head.elements(b"upgrade") != [b"websocket"]:
-            return self._proxy.refuse(Refusal.UNREACHABLE, 502, "signaling upstream: unexpected 101")
+            return self._proxy.refuse(RefusalReason.UNREACHABLE, 502, "signaling upstream: unexpected 101")
         done = PassedOn(self._request, head, Body(0), last=True)
         client = self._request.protocol
         try:

@@ -9,7 +9,7 @@ from aiohttp import ClientError, web
 
 from relay.config import Signaling as SignalingSettings
 from relay.gateway.signaling.connections import Lost, UpstreamConnection
-from relay.gateway.signaling.http_rules import Accepted, Refused
+from relay.gateway.signaling.http_rules import Accepted, BadRequest
 from relay.tasks import Tasks
 
 
@@ -21,7 +21,7 @@ class Upload:
 
     def __init__(self, request: web.BaseRequest, accepted: Accepted, settings: SignalingSettings) -> None:
         # What was wrong with the body. Then the connection is of no more use, and the upstream has not heard an end.
-        self.fault: Refused | None = None
+        self.fault: BadRequest | None = None
         # The upstream has not taken the body in time.
         self.stalled = False
         self.complete = accepted.body_bytes == 0
@@ -61,7 +61,7 @@ class Upload:
             if chunked:
                 connection.write(b"0\r\n\r\n")
             self.complete = True
-        except Refused as fault:
+        except BadRequest as fault:
             self.fault = fault
             connection.abort()
         except TimeoutError:
@@ -75,7 +75,7 @@ class Upload:
             raise
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Refused."""
+        """The body as it comes. Raises BadRequest."""
         settings, sent = self._settings, 0
         # A client that has asked whether it may go on waits for the upstream first.
         wait_s = settings.body_timeout_s + (settings.response_timeout_s if self._accepted.expects else 0.0)
@@ -88,9 +88,9 @@ class Upload:
                 self.begun, wait_s = True, settings.body_timeout_s
                 sent += len(piece)
                 if sent > settings.max_body_bytes:
-                    raise Refused(413, f"the body is larger than {settings.max_body_bytes} bytes")
+                    raise BadRequest(413, f"the body is larger than {settings.max_body_bytes} bytes")
                 yield piece
         except TimeoutError:
-            raise Refused(408, "the body did not come in time") from None
+            raise BadRequest(408, "the body did not come in time") from None
         except (ClientError, web.RequestPayloadError, ValueError) as error:
-            raise Refused(400, f"the body is broken: {type(error).__name__}") from None
+            raise BadRequest(400, f"the body is broken: {type(error).__name__}") from None

@@ -36,7 +36,7 @@ LINGER_BYTES = 256 * 1024
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-class Outcome(StrEnum):
+class ProxyOutcome(StrEnum):
     """What became of a connection to the web proxy: a label of metrics, so the set is closed."""
 
     ADOPTED = "adopted"
@@ -63,10 +63,10 @@ class Outcome(StrEnum):
     DRAINING = "draining"
 
 
-class Refused(Exception):
+class ProxyRefusal(Exception):
     """A request that is not served: its outcome, the status to answer with, and why, and what to do about it."""
 
-    def __init__(self, outcome: Outcome, status: int, text: str, fields: Mapping[str, str] | None = None) -> None:
+    def __init__(self, outcome: ProxyOutcome, status: int, text: str, fields: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
         self.outcome = outcome
         self.status = status
@@ -77,13 +77,13 @@ class Refused(Exception):
 class ClientGone(Exception):
     """The client closed, or sent nothing whole in time: there is nobody to answer."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: ProxyOutcome) -> None:
         super().__init__(outcome)
         self.outcome = outcome
 
 
 async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]:
-    """The first request, and the bytes behind its head that came with it. Raises Refused or ClientGone."""
+    """The first request, and the bytes behind its head that came with it. Raises ProxyRefusal or ClientGone."""
     loop = asyncio.get_running_loop()
     # The bound is ours, for all of the head together.
     parser = HttpRequestParser(
@@ -100,7 +100,7 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
             while received < MAX_HEAD_BYTES:
                 data = await loop.sock_recv(connected, min(READ_BYTES, MAX_HEAD_BYTES - received))
                 if not data:
-                    raise ClientGone(Outcome.CLIENT_CLOSED)
+                    raise ClientGone(ProxyOutcome.CLIENT_CLOSED)
                 received += len(data)
                 messages, _, behind = parser.feed_data(data)
                 if messages:
@@ -111,14 +111,14 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                     return request, behind
             else:
                 text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
-                raise Refused(Outcome.HEAD_TOO_LONG, 431, text)
+                raise ProxyRefusal(ProxyOutcome.HEAD_TOO_LONG, 431, text)
     except TimeoutError:
-        raise ClientGone(Outcome.HEAD_TIMEOUT) from None
+        raise ClientGone(ProxyOutcome.HEAD_TIMEOUT) from None
     except OSError:
-        raise ClientGone(Outcome.CLIENT_CLOSED) from None
+        raise ClientGone(ProxyOutcome.CLIENT_CLOSED) from None
     except (HttpProcessingError, ValueError):
         pass  # its message would show the client's bytes
-    raise Refused(Outcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.")
+    raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.")
 
 
 def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:
@@ -136,7 +136,7 @@ def build_response(status: int, body: bytes, content_type: str, fields: Mapping[
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
-def build_page(refused: Refused) -> bytes:
+def build_page(refused: ProxyRefusal) -> bytes:
     """The answer to a request that is not served: plain text, which no browser takes for anything else."""
     text = f"{refused.status} {HTTPStatus(refused.status).phrase}\n\n{refused.text}\n"
     fields = {"Cache-Control": "no-store", **refused.fields}

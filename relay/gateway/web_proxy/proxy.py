@@ -34,8 +34,8 @@ from relay.gateway.web_proxy.guesses import MAX_WAIT_S, Guesses
 from relay.gateway.web_proxy.http import (
     ESTABLISHED,
     ClientGone,
-    Outcome,
-    Refused,
+    ProxyOutcome,
+    ProxyRefusal,
     build_page,
     build_response,
     read_head,
@@ -69,7 +69,7 @@ PAC_TYPE = "application/x-ns-proxy-autoconfig"
 # Of a Host field, what may be written into proxy.pac.
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 # Why a user is refused, whatever they ask for.
-_OF_ONE_USER = frozenset({Outcome.CREDENTIALS_WRONG, Outcome.TOO_MANY_GUESSES})
+_OF_ONE_USER = frozenset({ProxyOutcome.CREDENTIALS_WRONG, ProxyOutcome.TOO_MANY_GUESSES})
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class WebProxyTotals:
 
     connections: int = 0
     tunnels: int = 0
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    outcomes: Counter[ProxyOutcome] = field(default_factory=Counter)
     ends: Counter[TunnelEnd] = field(default_factory=Counter)
     bytes: TunnelBytes = field(default_factory=TunnelBytes)
 
@@ -189,7 +189,7 @@ class WebProxy:
                 await self._send_pac(accepted, request)
         except ClientGone as gone:
             self.totals.outcomes[gone.outcome] += 1
-        except Refused as refused:
+        except ProxyRefusal as refused:
             self.totals.outcomes[refused.outcome] += 1
             self._log_refused(refused, client, target)
             await send_last(accepted, build_page(refused))
@@ -202,13 +202,13 @@ class WebProxy:
             (settings.connections_per_source, self._per_source[source], told),
         ):
             if 0 < bound < count - TOLD_WHY:
-                raise ClientGone(Outcome.TOO_MANY_CONNECTIONS)
+                raise ClientGone(ProxyOutcome.TOO_MANY_CONNECTIONS)
             if 0 < bound < count:
-                raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
+                raise _failed(ProxyOutcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
 
-    def _log_refused(self, refused: Refused, client: Address, target: str) -> None:
+    def _log_refused(self, refused: ProxyRefusal, client: Address, target: str) -> None:
         # A browser begins without credentials: that is how it hears that it needs some.
-        if refused.outcome is Outcome.CREDENTIALS_MISSING:
+        if refused.outcome is ProxyOutcome.CREDENTIALS_MISSING:
             return
         now, reason, wanted = asyncio.get_running_loop().time(), refused.outcome.value, shown(target)
         # Who asks from here with a wrong password is one trouble, who does from there is another.
@@ -234,30 +234,32 @@ class WebProxy:
                     f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If that is wanted, the "
                     f'operator of the relay adds "{wanted}" to web_proxy.allow.'
                 )
-                raise _failed(Outcome.PORT_REFUSED, 403, text, "http_request_denied")
+                raise _failed(ProxyOutcome.PORT_REFUSED, 403, text, "http_request_denied")
             case Way.REFUSE_HOST:
                 text = (
                     f"This relay connects to the hosts of the voice service only, and {wanted.host} is not one of "
                     "them. Configure your browser with this relay's /proxy.pac, so that it asks others for the rest; "
                     f'or ask the operator of the relay to add "{wanted}" to web_proxy.allow.'
                 )
-                raise _failed(Outcome.HOST_REFUSED, 403, text, "http_request_denied")
+                raise _failed(ProxyOutcome.HOST_REFUSED, 403, text, "http_request_denied")
 
     async def _judge(self, request: RawRequestMessage, client: Address) -> Address:
         """Where a CONNECT wants to go, if this client may ask at all."""
         try:
             wanted = parse_authority(request.path)
         except ValueError as error:
-            raise Refused(Outcome.BAD_REQUEST, 400, f"This request cannot be read: {error}.") from None
+            raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, f"This request cannot be read: {error}.") from None
         # RFC 9110 section 9.3.6: a CONNECT has no content. What some hop takes for content, another takes for more; a
         # length of 0 says the same to all, and Windows' own client sends it.
         lengths = request.headers.getall("Content-Length", [])
         if lengths not in ([], ["0"]) or "Transfer-Encoding" in request.headers:
             text = "A CONNECT has no content: expected no Content-Length but 0, and no Transfer-Encoding."
-            raise Refused(Outcome.BAD_REQUEST, 400, text)
+            raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, text)
         await self._authenticate(request, client)
         if self._draining:
-            raise Refused(Outcome.DRAINING, 503, "This relay is about to stop. Try again, or use another one.")
+            raise ProxyRefusal(
+                ProxyOutcome.DRAINING, 503, "This relay is about to stop. Try again, or use another one."
+            )
         return wanted
 
     async def _authenticate(self, request: RawRequestMessage, client: Address) -> None:
@@ -267,20 +269,20 @@ class WebProxy:
         text = "This relay asks for a name and password (Basic authentication). Its operator hands them out."
         fields = {"Proxy-Authenticate": CHALLENGE}
         if not given:
-            raise Refused(Outcome.CREDENTIALS_MISSING, 407, text, fields)
+            raise ProxyRefusal(ProxyOutcome.CREDENTIALS_MISSING, 407, text, fields)
         if len(given) > 1 or not await self._is_permitted(given[0], client):
             wrong = "Name or password is wrong, or not sent as Basic authentication. The operator hands them out."
-            raise Refused(Outcome.CREDENTIALS_WRONG, 407, wrong, fields)
+            raise ProxyRefusal(ProxyOutcome.CREDENTIALS_WRONG, 407, wrong, fields)
 
     async def _is_permitted(self, given: str, client: Address) -> bool:
-        """Whether name and password are good; who guesses has to wait for it. Raises Refused."""
+        """Whether name and password are good; who guesses has to wait for it. Raises ProxyRefusal."""
         loop, source, name = asyncio.get_running_loop(), source_of(client.host), self._auth.name_of(given)
         if not name:
             return False  # and nothing was guessed
         wait_s = self._guesses.begin(loop.time(), source, name)
         if wait_s is None:
             text = f"Too many wrong passwords for this name came from {source}. Wait some seconds, and try again."
-            raise Refused(Outcome.TOO_MANY_GUESSES, 429, text, {"Retry-After": str(math.ceil(MAX_WAIT_S))})
+            raise ProxyRefusal(ProxyOutcome.TOO_MANY_GUESSES, 429, text, {"Retry-After": str(math.ceil(MAX_WAIT_S))})
         if wait_s:
             try:
                 await asyncio.sleep(wait_s)
@@ -293,14 +295,14 @@ class WebProxy:
         return False
 
     async def _adopt(self, accepted: socket.socket, behind: bytes) -> None:
-        self.totals.outcomes[Outcome.ADOPTED] += 1
+        self.totals.outcomes[ProxyOutcome.ADOPTED] += 1
         await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
         self._plane.adopt(accepted.detach(), behind)
 
     async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, behind: bytes) -> None:
         totals, loop = self.totals, asyncio.get_running_loop()
         with await self._open(client, wanted) as server:
-            totals.outcomes[Outcome.TUNNEL] += 1
+            totals.outcomes[ProxyOutcome.TUNNEL] += 1
             totals.tunnels += 1
             end = TunnelEnd.STOPPED
             try:
@@ -317,25 +319,25 @@ class WebProxy:
                 log.debug("tunnel ended", target=str(wanted), reason=end.value)
 
     async def _open(self, client: Address, wanted: Address) -> socket.socket:
-        """Connect to an address that was judged, never to the name. Raises Refused."""
+        """Connect to an address that was judged, never to the name. Raises ProxyRefusal."""
         try:
             addresses = await self._resolver.resolve(*wanted, client.host)
         except ResolveError as error:
-            raise _failed(Outcome(error.failure.value), error.status, f"{error}.", error.failure.value) from None
+            raise _failed(ProxyOutcome(error.failure.value), error.status, f"{error}.", error.failure.value) from None
         try:
             return await connect_any(addresses, CONNECT_TIMEOUT_S)
         except TimeoutError:
             text = f"{wanted} does not answer."
-            raise _failed(Outcome.CONNECTION_TIMEOUT, 504, text, "connection_timeout") from None
+            raise _failed(ProxyOutcome.CONNECTION_TIMEOUT, 504, text, "connection_timeout") from None
         except ConnectionRefusedError:
             text = f"{wanted} refuses the connection."
-            raise _failed(Outcome.CONNECTION_REFUSED, 502, text, "connection_refused") from None
+            raise _failed(ProxyOutcome.CONNECTION_REFUSED, 502, text, "connection_refused") from None
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
-                raise _failed(Outcome.TOO_MANY_CONNECTIONS, 503, FULL, "connection_limit_reached") from None
+                raise _failed(ProxyOutcome.TOO_MANY_CONNECTIONS, 503, FULL, "connection_limit_reached") from None
             # Not the error's own text: of uvloop's it is the call that failed.
             text = f"{wanted} cannot be reached: {os.strerror(error.errno or 0).lower()}."
-            raise _failed(Outcome.CONNECTION_FAILED, 502, text, "destination_unavailable") from None
+            raise _failed(ProxyOutcome.CONNECTION_FAILED, 502, text, "destination_unavailable") from None
 
     # proxy.pac
 
@@ -346,17 +348,17 @@ class WebProxy:
                 "This relay takes CONNECT only, and does not pass on plain http:// requests. Ask for https://, or "
                 "configure your browser with this relay's /proxy.pac, so that it asks others for the rest."
             )
-            raise Refused(Outcome.PLAIN_HTTP, 403, text)
+            raise ProxyRefusal(ProxyOutcome.PLAIN_HTTP, 403, text)
         if request.method not in {"GET", "HEAD"}:
             text = "This relay takes CONNECT, and GET of /proxy.pac and /wpad.dat."
-            raise Refused(Outcome.METHOD_REFUSED, 405, text, {"Allow": "CONNECT, GET, HEAD"})
+            raise ProxyRefusal(ProxyOutcome.METHOD_REFUSED, 405, text, {"Allow": "CONNECT, GET, HEAD"})
         if request.path.partition("?")[0].lower() not in PAC_PATHS:
             text = "This is the web proxy of a voice relay. There is nothing here but /proxy.pac and /wpad.dat."
-            raise Refused(Outcome.PLAIN_HTTP, 403, text)
+            raise ProxyRefusal(ProxyOutcome.PLAIN_HTTP, 403, text)
         local = from_sockaddr(accepted.getsockname())
         body = self.pac(request.headers.get("Host", ""), local).encode("ascii")
         response = build_response(200, body, PAC_TYPE)
-        self.totals.outcomes[Outcome.PAC] += 1
+        self.totals.outcomes[ProxyOutcome.PAC] += 1
         await send_last(accepted, response.removesuffix(body) if request.method == "HEAD" else response)
 
     def pac(self, host: str, local: Address) -> str:
@@ -385,8 +387,8 @@ class WebProxy:
         return web.Response(text=text, content_type=PAC_TYPE)
 
 
-def _failed(outcome: Outcome, status: int, text: str, error: str) -> Refused:
-    return Refused(outcome, status, text, {"Proxy-Status": f"relay; error={error}"})
+def _failed(outcome: ProxyOutcome, status: int, text: str, error: str) -> ProxyRefusal:
+    return ProxyRefusal(outcome, status, text, {"Proxy-Status": f"relay; error={error}"})
 
 
 def _bind(address: Address) -> socket.socket:

@@ -14,8 +14,8 @@ from relay.addresses import Address
 from relay.config import Health as HealthSettings
 from relay.config import UpstreamServer
 from relay.gateway.entitlement import admission as module
-from relay.gateway.entitlement.admission import Admission
-from relay.gateway.entitlement.verdicts import Entitlement, Outcome
+from relay.gateway.entitlement.admission import TurnAdmission
+from relay.gateway.entitlement.verdicts import Entitlement, VerdictOutcome
 from relay.gateway.routing.flows import Wanted
 from relay.gateway.routing.upstreams import UpstreamState
 from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
@@ -72,7 +72,7 @@ class Bench:
     def __init__(self, settings: config.Entitlement) -> None:
         self.plane = WrittenDown()
         self.entitlement = Entitlement(settings, lambda holder: holder not in self.plane.ended)
-        self.admission = Admission(cast("Plane", self.plane), self.entitlement)
+        self.admission = TurnAdmission(cast("Plane", self.plane), self.entitlement)
 
     def attach(self, connection: ConnectionId = ONE, region: str = "use1", secret: str | None = None) -> None:
         keys: dict[str, Any] = {} if secret is None else {"secret": secret}
@@ -153,11 +153,11 @@ async def test_who_may_is_admitted_at_once() -> None:
         it.ask("1795358992:ann")
         assert it.plane.told == [("admit", ONE)]
         # Whoever it is: the upstream has not said so yet.
-        assert (it.entitlement.counts[Outcome.ADMITTED], it.entitlement.calls) == (0, 0)
+        assert (it.entitlement.counts[VerdictOutcome.ADMITTED], it.entitlement.calls) == (0, 0)
         it.grant()
         [_, (verb, connection, answered)] = it.plane.told
         assert (verb, connection, answered.message_class) == ("answer", ONE, MessageClass.SUCCESS)
-        assert (it.entitlement.counts[Outcome.ADMITTED], it.entitlement.calls) == (1, 1)
+        assert (it.entitlement.counts[VerdictOutcome.ADMITTED], it.entitlement.calls) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ async def test_a_request_that_names_nobody(request_bytes: bytes) -> None:
         it.attach()
         it.admission.on_requested(AllocateRequested(ONE, request_bytes))
         assert it.plane.refusal.transaction_id == TRANSACTION
-        assert it.entitlement.counts[Outcome.BAD_REQUEST] == 1
+        assert it.entitlement.counts[VerdictOutcome.BAD_REQUEST] == 1
 
 
 async def test_who_is_refused_is_closed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ async def test_a_request_that_comes_again_is_answered_again_and_counted_once() -
         it.ask("bob")
         it.ask("bob")
         assert it.plane.told[0] == it.plane.told[1]
-        assert it.entitlement.counts[Outcome.NOT_ENTITLED] == 1
+        assert it.entitlement.counts[VerdictOutcome.NOT_ENTITLED] == 1
 
 
 async def test_calls_at_once_until_one_ends() -> None:
@@ -313,7 +313,10 @@ async def test_of_two_allocates_at_once_the_second_that_succeeds_is_one_too_many
         assert (verb, connection, refused.error, refused.transaction_id) == ("answer", ONE, TOO_MANY, TRANSACTION)
         # At once: the upstream would serve it, and the plane leaves the allocation to be released.
         assert end == ("close", ONE, CloseReason.NOT_ENTITLED)
-        assert (it.entitlement.counts[Outcome.ADMITTED], it.entitlement.counts[Outcome.TOO_MANY_CALLS]) == (1, 1)
+        assert (
+            it.entitlement.counts[VerdictOutcome.ADMITTED],
+            it.entitlement.counts[VerdictOutcome.TOO_MANY_CALLS],
+        ) == (1, 1)
         it.admission.on_closed(ONE)
         assert it.entitlement.calls == 1
 

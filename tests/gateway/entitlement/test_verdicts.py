@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from relay import config
 from relay.errors import OperatorError
-from relay.gateway.entitlement.verdicts import Entitlement, Outcome, Verdict, check, user_of
+from relay.gateway.entitlement.verdicts import Entitlement, Verdict, VerdictOutcome, check, user_of
 from tests.support.benches.gateway import eventually
 from tests.support.peers.user_service import user_service
 
@@ -38,7 +38,7 @@ async def entitled(**keys: Any) -> AsyncIterator[Entitlement]:
         await entitlement.stop()
 
 
-def outcome(entitlement: Entitlement, username: str, region: str = "use1") -> Outcome:
+def outcome(entitlement: Entitlement, username: str, region: str = "use1") -> VerdictOutcome:
     verdict = entitlement.decide_now(username, region, CLIENT)
     assert verdict is not None
     return verdict.outcome
@@ -68,21 +68,21 @@ async def test_without_a_policy_nobody_is_asked() -> None:
     async with entitled() as entitlement:
         assert (entitlement.asks_for_users, entitlement.policy, entitlement.trouble) == (False, "none", "")
         # A flow may ask still, that began under another policy.
-        assert outcome(entitlement, "anybody") is Outcome.ADMITTED
+        assert outcome(entitlement, "anybody") is VerdictOutcome.ADMITTED
         assert (await entitlement.decide("anybody", "", CLIENT)).admitted
 
 
 async def test_user_region_and_calls() -> None:
     async with entitled(**STATIC) as entitlement:
         assert entitlement.asks_for_users
-        assert outcome(entitlement, "ann") is Outcome.ADMITTED
-        assert outcome(entitlement, "Ann") is Outcome.NOT_ENTITLED
-        assert outcome(entitlement, "bob") is Outcome.NOT_ENTITLED
-        assert outcome(entitlement, "cid@desk.example") is Outcome.ADMITTED
-        assert outcome(entitlement, "cid@desk.example", "euc1") is Outcome.REGION
-        assert outcome(entitlement, "bob", "euc1") is Outcome.NOT_ENTITLED
-        assert entitlement.counts[Outcome.NOT_ENTITLED] == 3
-        assert entitlement.counts[Outcome.ADMITTED] == 0  # nobody was granted anything
+        assert outcome(entitlement, "ann") is VerdictOutcome.ADMITTED
+        assert outcome(entitlement, "Ann") is VerdictOutcome.NOT_ENTITLED
+        assert outcome(entitlement, "bob") is VerdictOutcome.NOT_ENTITLED
+        assert outcome(entitlement, "cid@desk.example") is VerdictOutcome.ADMITTED
+        assert outcome(entitlement, "cid@desk.example", "euc1") is VerdictOutcome.REGION
+        assert outcome(entitlement, "bob", "euc1") is VerdictOutcome.NOT_ENTITLED
+        assert entitlement.counts[VerdictOutcome.NOT_ENTITLED] == 3
+        assert entitlement.counts[VerdictOutcome.ADMITTED] == 0  # nobody was granted anything
 
 
 async def test_calls_at_once_over_all_names_of_a_user() -> None:
@@ -92,38 +92,41 @@ async def test_calls_at_once_over_all_names_of_a_user() -> None:
         second = await entitlement.decide("2:ann", "use1", CLIENT)
         refused = entitlement.grant("session", second)
         assert (refused.outcome, refused.error) == (
-            Outcome.TOO_MANY_CALLS,
+            VerdictOutcome.TOO_MANY_CALLS,
             (486, "Allocation Quota Reached: too many calls at once"),
         )
         assert entitlement.calls == 1
         for _ in range(2):
             entitlement.release(1)
         assert entitlement.grant("session", second).admitted
-        assert (entitlement.counts[Outcome.ADMITTED], entitlement.counts[Outcome.TOO_MANY_CALLS]) == (2, 1)
+        assert (entitlement.counts[VerdictOutcome.ADMITTED], entitlement.counts[VerdictOutcome.TOO_MANY_CALLS]) == (
+            2,
+            1,
+        )
 
 
 async def test_names_may_be_taken_as_they_are() -> None:
     async with entitled(**STATIC, rest_usernames=False) as entitlement:
-        assert outcome(entitlement, "ann") is Outcome.ADMITTED
-        assert outcome(entitlement, "1:ann") is Outcome.NOT_ENTITLED
+        assert outcome(entitlement, "ann") is VerdictOutcome.ADMITTED
+        assert outcome(entitlement, "1:ann") is VerdictOutcome.NOT_ENTITLED
 
 
 async def test_composed_and_decomposed_letters_are_the_same() -> None:
     async with entitled(policy="static", users=[{"user": "j\u00f6rg"}]) as entitlement:
-        assert outcome(entitlement, "jo\u0308rg") is Outcome.ADMITTED
+        assert outcome(entitlement, "jo\u0308rg") is VerdictOutcome.ADMITTED
 
 
 CODES = {
-    Outcome.NOT_ENTITLED: 403,
-    Outcome.REGION: 403,
-    Outcome.TOO_MANY_CALLS: 486,
-    Outcome.UNAVAILABLE: 403,
-    Outcome.BAD_REQUEST: 400,
+    VerdictOutcome.NOT_ENTITLED: 403,
+    VerdictOutcome.REGION: 403,
+    VerdictOutcome.TOO_MANY_CALLS: 486,
+    VerdictOutcome.UNAVAILABLE: 403,
+    VerdictOutcome.BAD_REQUEST: 400,
 }
 
 
 @pytest.mark.parametrize(("outcome", "code"), CODES.items())
-def test_each_refusal_has_an_error(outcome: Outcome, code: int) -> None:
+def test_each_refusal_has_an_error(outcome: VerdictOutcome, code: int) -> None:
     verdict = Verdict(outcome, "ann", "use1", CLIENT)
     assert not verdict.admitted
     assert verdict.error is not None
@@ -133,7 +136,7 @@ def test_each_refusal_has_an_error(outcome: Outcome, code: int) -> None:
 
 
 def test_every_outcome_admits_or_refuses() -> None:
-    for one in Outcome:
+    for one in VerdictOutcome:
         verdict = Verdict(one, "", "", "")
         assert verdict.admitted is (verdict.error is None)
 
@@ -141,16 +144,20 @@ def test_every_outcome_admits_or_refuses() -> None:
 # Failures
 
 
-@pytest.mark.parametrize(("fail", "expected"), [("closed", Outcome.UNAVAILABLE), ("open", Outcome.ADMITTED_UNASKED)])
-async def test_a_file_that_was_never_good(tmp_path: Path, fail: str, expected: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("fail", "expected"), [("closed", VerdictOutcome.UNAVAILABLE), ("open", VerdictOutcome.ADMITTED_UNASKED)]
+)
+async def test_a_file_that_was_never_good(tmp_path: Path, fail: str, expected: VerdictOutcome) -> None:
     async with entitled(policy="file", file=tmp_path / "absent.toml", fail=fail) as entitlement:
         assert outcome(entitlement, "ann") is expected
         assert (await entitlement.decide("ann", "use1", CLIENT)).outcome is expected
         assert "no such file" in entitlement.trouble
 
 
-@pytest.mark.parametrize(("fail", "expected"), [("closed", Outcome.UNAVAILABLE), ("open", Outcome.ADMITTED_UNASKED)])
-async def test_a_service_that_fails(fail: str, expected: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("fail", "expected"), [("closed", VerdictOutcome.UNAVAILABLE), ("open", VerdictOutcome.ADMITTED_UNASKED)]
+)
+async def test_a_service_that_fails(fail: str, expected: VerdictOutcome) -> None:
     async with user_service() as service, entitled(policy="http", url=service.url, fail=fail) as entitlement:
         service.says({}, 500)
         assert entitlement.decide_now("ann", "use1", CLIENT) is None
@@ -181,7 +188,7 @@ async def test_refusals_are_logged_with_who_and_where_and_not_without_end() -> N
                 await entitlement.decide("7:" + "b" * 200, "use1", CLIENT)
             entitlement.grant(1, await entitlement.decide("ann", "use1", CLIENT))
             entitlement.grant(2, await entitlement.decide("ann", "use1", CLIENT))
-        assert entitlement.counts[Outcome.NOT_ENTITLED] == 500
+        assert entitlement.counts[VerdictOutcome.NOT_ENTITLED] == 500
         assert lines[0] == {
             "event": "not entitled",
             "log_level": "info",
@@ -203,21 +210,21 @@ async def test_other_settings_count_from_now_on(tmp_path: Path) -> None:
     async with entitled(**STATIC) as entitlement:
         assert entitlement.grant(1, await entitlement.decide("ann", "use1", CLIENT)).admitted
         entitlement.configure(config.Entitlement(policy="file", file=users))
-        assert outcome(entitlement, "cid") is Outcome.ADMITTED
-        assert outcome(entitlement, "ann") is Outcome.NOT_ENTITLED
+        assert outcome(entitlement, "cid") is VerdictOutcome.ADMITTED
+        assert outcome(entitlement, "ann") is VerdictOutcome.NOT_ENTITLED
         assert entitlement.calls == 1  # who has been admitted stays so
         # The same file, and it is bad now: the list stays.
         users.write_text("[[users]]\nname = 'dan'")
         settings = config.Entitlement(policy="file", file=users)
         entitlement.check(settings)
         entitlement.configure(settings)
-        assert outcome(entitlement, "cid") is Outcome.ADMITTED
+        assert outcome(entitlement, "cid") is VerdictOutcome.ADMITTED
         # Another one that is bad is a mistake in the configuration.
         with pytest.raises(OperatorError, match=r"other\.toml"):
             entitlement.check(config.Entitlement(policy="file", file=tmp_path / "other.toml"))
         users.write_text("[[users]]\nuser = 'dan'")
         entitlement.configure(settings)
-        assert outcome(entitlement, "dan") is Outcome.ADMITTED
+        assert outcome(entitlement, "dan") is VerdictOutcome.ADMITTED
         entitlement.configure(config.Entitlement())
         assert not entitlement.asks_for_users
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.gateway.signaling.polling_only import SEVERAL_SESSIONS, PollingOnly
-from relay.gateway.signaling.proxy import Refusal
+from relay.gateway.signaling.proxy import RefusalReason
 from tests.gateway.signaling.test_proxy import GET, SWITCH, UPGRADE, open_websocket, proxying
 from tests.support.benches.gateway import Relay, eventually
 from tests.support.peers.raw_http import ask, receive_all, receive_head
@@ -65,7 +65,7 @@ async def test_a_session_whose_frames_were_swallowed_stays_with_polling(tmp_path
         assert said.startswith(b"HTTP/1.1 400 ")
         assert said.endswith(b'{"code":3,"message":"Bad request"}')
         assert len(upstream.received) == seen
-        assert signaling.refusals[Refusal.POLLING_ONLY] == 1
+        assert signaling.refusals[RefusalReason.POLLING_ONLY] == 1
         # Its neighbours behind the same proxy are left alone.
         client = await open_websocket(relay, b"&sid=other")
         assert (await receive_head(client)).startswith(b"HTTP/1.1 101 ")

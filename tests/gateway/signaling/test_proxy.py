@@ -17,7 +17,7 @@ from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.signaling.proxy import Refusal
+from relay.gateway.signaling.proxy import RefusalReason
 from tests.support.benches.gateway import Relay, eventually, running_relay, write_config
 from tests.support.peers.raw_http import OK, RecordingUpstream, ask, receive_all, receive_head, recording_upstream
 from tests.support.peers.tls_client import TlsClient
@@ -244,7 +244,7 @@ async def test_nobody_there_is_502(tmp_path: Path) -> None:
         said = await ask(relay, GET + b"\r\n")
         assert said.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
         assert said.endswith(b"502: no signaling upstream could be reached: connection refused\n")
-        assert relay.gateway.signaling.refusals[Refusal.UNREACHABLE] == 1
+        assert relay.gateway.signaling.refusals[RefusalReason.UNREACHABLE] == 1
 
 
 async def test_silence_is_504(tmp_path: Path) -> None:

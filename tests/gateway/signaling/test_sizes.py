@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from relay.gateway.signaling.proxy import Refusal
+from relay.gateway.signaling.proxy import RefusalReason
 from tests.gateway.signaling.test_proxy import GET, proxying
 from tests.support.peers.raw_http import ask
 
@@ -25,7 +25,7 @@ async def test_large_heads(tmp_path: Path) -> None:
                 said = await ask(relay, GET + b"X: " + b"A" * (33_000 + number) + b"\r\n\r\n")
                 assert said.startswith(b"HTTP/1.1 431 ")
                 assert said.endswith(b"431: the headers are larger than 32768 bytes\n")
-        assert relay.gateway.signaling.refusals[Refusal.TOO_LARGE] == 20
+        assert relay.gateway.signaling.refusals[RefusalReason.TOO_LARGE] == 20
         said = await ask(relay, GET + b"A: b\r\n" * 1100 + b"\r\n")
         assert said.endswith(b"431: there are more than 1000 headers\n")
         told = [line for line in lines if line["event"] == "signaling request refused"]

@@ -32,7 +32,7 @@ from relay.gateway.web_proxy import guesses, tunnel
 from relay.gateway.web_proxy import http as proxy_http
 from relay.gateway.web_proxy import proxy as webproxy
 from relay.gateway.web_proxy.destinations import parse_authority
-from relay.gateway.web_proxy.http import Outcome
+from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.gateway.web_proxy.proxy import PAC_TYPE
 from relay.gateway.web_proxy.tunnel import TunnelEnd
 from relay.turn.credentials import StaticCredentials
@@ -82,7 +82,7 @@ def proxy_of(relay: Relay) -> Address:
     return relay.gateway.web_proxy.addresses[0]
 
 
-def outcomes(relay: Relay) -> dict[Outcome, int]:
+def outcomes(relay: Relay) -> dict[ProxyOutcome, int]:
     return dict(relay.gateway.web_proxy.totals.outcomes)
 
 
@@ -134,7 +134,7 @@ async def test_call_of_a_client_that_believes_it_talks_to_the_vendor(tmp_path: P
             assert flow.username == "trader"
             # The plane has it: nothing of it is the web proxy's any more.
             await eventually(lambda: not relay.gateway.web_proxy.totals.connections)
-        assert outcomes(relay) == {Outcome.ADOPTED: 1}
+        assert outcomes(relay) == {ProxyOutcome.ADOPTED: 1}
 
 
 @PLANES
@@ -166,7 +166,7 @@ async def test_the_relays_own_page(tmp_path: Path, plane: str) -> None:
                 async with session.get(url, proxy=f"http://{proxy_of(relay)}", ssl=relay.trust) as response:
                     assert response.status == 200
                     assert "voice relay" in await response.text()
-        assert outcomes(relay) == {Outcome.ADOPTED: 3}
+        assert outcomes(relay) == {ProxyOutcome.ADOPTED: 3}
 
 
 @PLANES
@@ -184,7 +184,7 @@ async def test_a_wildcard_certificate_does_not_end_the_vendors_other_services(tm
         (await open_connect(proxy_of(relay), f"{MEDIA_HOST}:443")).close()
         # It would have been passed on, had its name another address.
         assert (await refused(proxy_of(relay), "c9rest.xhoot.com:443")).status == 403
-        assert outcomes(relay) == {Outcome.ADOPTED: 1, Outcome.DESTINATION_IP_PROHIBITED: 1}
+        assert outcomes(relay) == {ProxyOutcome.ADOPTED: 1, ProxyOutcome.DESTINATION_IP_PROHIBITED: 1}
 
 
 async def test_without_a_certificate_a_media_host_is_passed_on(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ async def test_ssrf_table_behind_names(tmp_path: Path) -> None:
                 answer = await refused(proxy_of(relay), f"n{number}.ssrf.test:{port}")
                 assert answer.status == 403, row
                 assert answer.fields["proxy-status"] == "relay; error=destination_ip_prohibited"
-            assert outcomes(relay) == {Outcome.DESTINATION_IP_PROHIBITED: len(PROHIBITED_LITERALS)}
+            assert outcomes(relay) == {ProxyOutcome.DESTINATION_IP_PROHIBITED: len(PROHIBITED_LITERALS)}
         assert len(dns.asked) == len(PROHIBITED_LITERALS)
         assert server.untouched
 
@@ -448,7 +448,7 @@ async def test_nothing_behind_a_refusal_is_parsed(tmp_path: Path, head: bytes, *
         # One answer: parse() checks that nothing stands behind it.
         assert received.status in {200, 400, 403, 405}
         assert (received.status == 200) == head.startswith(b"GET /proxy.pac")
-        assert Outcome.ADOPTED not in outcomes(relay)
+        assert ProxyOutcome.ADOPTED not in outcomes(relay)
         assert sum(outcomes(relay).values()) == 1
 
 
@@ -520,8 +520,11 @@ async def test_users(tmp_path: Path) -> None:
             # A browser has no name yet when it fetches this.
             assert (await ask(proxy, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
             found = outcomes(relay)
-            assert found[Outcome.ADOPTED] == 2
-            assert (found[Outcome.CREDENTIALS_MISSING], found[Outcome.CREDENTIALS_WRONG]) == (3, len(fields) - 2)
+            assert found[ProxyOutcome.ADOPTED] == 2
+            assert (found[ProxyOutcome.CREDENTIALS_MISSING], found[ProxyOutcome.CREDENTIALS_WRONG]) == (
+                3,
+                len(fields) - 2,
+            )
     told = repr(lines)
     assert [line["reason"] for line in lines if line["event"] == "web proxy refused"] == ["credentials_wrong"]
     assert "sesame" not in told
@@ -557,9 +560,9 @@ async def test_who_guesses_passwords_waits_and_nobody_else(tmp_path: Path, monke
             for one in waiting:
                 one.close()
         assert outcomes(relay) == {
-            Outcome.CREDENTIALS_WRONG: guesses.FREE_OF_NAME,
-            Outcome.TOO_MANY_GUESSES: 2,
-            Outcome.ADOPTED: 2,
+            ProxyOutcome.CREDENTIALS_WRONG: guesses.FREE_OF_NAME,
+            ProxyOutcome.TOO_MANY_GUESSES: 2,
+            ProxyOutcome.ADOPTED: 2,
         }
 
 
@@ -772,7 +775,7 @@ async def test_slow_and_long_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             with await open_socket(proxy) as slow:
                 await asyncio.get_running_loop().sock_sendall(slow, first)
                 assert await receive_all(slow) == b""
-        assert outcomes(relay)[Outcome.HEAD_TIMEOUT] == 3
+        assert outcomes(relay)[ProxyOutcome.HEAD_TIMEOUT] == 3
 
 
 @given(
@@ -791,7 +794,7 @@ def test_whatever_comes_is_a_request_or_refused(data: bytes) -> None:
             ours.setblocking(False)
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(proxy_http.Refused, proxy_http.ClientGone):
+            with contextlib.suppress(proxy_http.ProxyRefusal, proxy_http.ClientGone):
                 request, _ = await proxy_http.read_head(ours)
                 if request.method == "CONNECT":
                     with contextlib.suppress(ValueError):
@@ -818,7 +821,7 @@ async def test_log_of_refusals(tmp_path: Path) -> None:
             for number in range(50):
                 await refused(proxy_of(relay), f"h{number}.example.com:443")
             await ask(proxy_of(relay), b"GET http://a/\xff\x80" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert outcomes(relay)[Outcome.HOST_REFUSED] == 55
+            assert outcomes(relay)[ProxyOutcome.HOST_REFUSED] == 55
     told = [line for line in lines if line["event"] == "web proxy refused"]
     [first] = [line for line in told if line["target"] == "www.example.com:443"]
     assert first["reason"] == "host_refused"
@@ -901,7 +904,7 @@ async def test_curl(tmp_path: Path) -> None:
         assert await curl(f"https://{MEDIA_HOST}/healthz", *user) == (0, "ok\n")
         # It asks first without a name, is told 407, and comes again.
         assert await curl(f"https://{MEDIA_HOST}/healthz", "--proxy-anyauth", *user) == (0, "ok\n")
-        assert outcomes(relay) == {Outcome.ADOPTED: 2, Outcome.CREDENTIALS_MISSING: 1}
+        assert outcomes(relay) == {ProxyOutcome.ADOPTED: 2, ProxyOutcome.CREDENTIALS_MISSING: 1}
         code, said = await curl("https://www.example.com/", *user)
         assert (code, "403" in said) == (56, True)
         code, said = await curl("http://www.example.com/", *user)
@@ -919,5 +922,5 @@ async def test_chromium(tmp_path: Path, *, by_pac: bool) -> None:
             await page.open(f"https://{MEDIA_HOST}/")
             await page.until("document.querySelector('h1').textContent === 'cloud9-relay'")
         found = outcomes(relay)
-        assert found[Outcome.ADOPTED] >= 1
-        assert (Outcome.PAC in found) == by_pac
+        assert found[ProxyOutcome.ADOPTED] >= 1
+        assert (ProxyOutcome.PAC in found) == by_pac
