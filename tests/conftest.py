@@ -19,7 +19,7 @@ import uvloop
 
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
-MOST_LINES = 40
+MAX_LINES = 40
 # What pytest keeps of each test makes the collections of those after it slower, unless it is put aside.
 FREEZE_EVERY = 50
 # c-ares closes its descriptors in a thread of its own, which nobody can wait for.
@@ -81,7 +81,7 @@ def pytest_configure() -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Of what a failed test has logged the end is shown: a crowd leaves thousands of lines."""
     report = yield
-    report.sections = [(title, "\n".join(text.splitlines()[-MOST_LINES:])) for title, text in report.sections]
+    report.sections = [(title, "\n".join(text.splitlines()[-MAX_LINES:])) for title, text in report.sections]
     return report
 
 

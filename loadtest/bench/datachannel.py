@@ -53,7 +53,7 @@ LOOK_EVERY_S = 0.25
 # A transfer that has made no progress for so long has ended.
 PROGRESS_TIMEOUT_S = 40.0
 # What is promised: at least this much of coturn's throughput.
-LEAST_SHARE = 0.8
+MIN_SHARE = 0.8
 # Two runs of the same differ by this much.
 CONCEALED_TOLERANCE_S = 0.5
 # What Opus is decoded to.
@@ -277,7 +277,7 @@ def complaints(runs: Sequence[Run]) -> list[str]:
         other = coturns.get(run["stall_s"])
         if run["server"] != "relay" or other is None:
             continue
-        if run["mbit_s"] < LEAST_SHARE * other["mbit_s"]:
+        if run["mbit_s"] < MIN_SHARE * other["mbit_s"]:
             said.append(f"{where}: {run['mbit_s']} Mbit/s, coturn {other['mbit_s']}")
         if run["concealed_s"] > other["concealed_s"] + CONCEALED_TOLERANCE_S:
             said.append(f"{where}: {run['concealed_s']} s of voice concealed, coturn {other['concealed_s']} s")

@@ -186,8 +186,8 @@ def main() -> int:
     parser.add_argument("--carrier", choices=bench.CARRIERS, default="turn", help="of the calls (turn)")
     options = bench.with_defaults(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     try:
         found = asyncio.run(measure(options))
     except BenchError as error:

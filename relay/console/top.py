@@ -20,7 +20,7 @@ TIMEOUT_S = 5.0
 # Against DNS rebinding the listener answers few names (421).
 OTHER_NAME = "use an address, or add it to listen.admin_hosts"
 # Of a list of 1,000 nobody reads more on a terminal.
-ROWS_MOST = 200
+MAX_ROWS = 200
 # Of a frame that is printed once, by a script that has no screen.
 ROWS_ONCE = 20
 # Title, figures, upstreams, drops, head of the table, and the line for the cursor.
@@ -67,7 +67,7 @@ def _open(url: str) -> aiohttp.ClientSession:
 
 
 def _rows(console: Console) -> int:
-    return max(1, min(ROWS_MOST, console.size.height - LINES_BESIDE))
+    return max(1, min(MAX_ROWS, console.size.height - LINES_BESIDE))
 
 
 async def _read(session: aiohttp.ClientSession, url: str, match: str, limit: int) -> tuple[Json, Json]:

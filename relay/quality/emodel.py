@@ -18,8 +18,8 @@ R_WITH_DEFAULTS = 93.2
 # G.107 section 7.4: up to here delay alone costs nothing.
 DELAY_WITHOUT_IMPAIRMENT_MS = 100.0
 # G.107 Annex B.
-MOS_LEAST = 1.0
-MOS_MOST = 4.5
+MIN_MOS = 1.0
+MAX_MOS = 4.5
 
 # --- chosen here ---
 # The length of the voice in one packet: what the clients send, 50 packets a second.
@@ -96,8 +96,8 @@ def r_factor(codec: Codec, mouth_to_ear_ms: float, missing_percent: float, burst
 def mos(r: float) -> float:
     """MOS-CQE of an R factor (G.107 Annex B): 1 to 4.5."""
     if r <= 0:
-        return MOS_LEAST
+        return MIN_MOS
     if r >= 100:
-        return MOS_MOST
+        return MAX_MOS
     # Between 0 and about 6.5 the polynomial dips below 1, which is no score.
-    return max(MOS_LEAST, 1 + 0.035 * r + 7e-6 * r * (r - 60) * (100 - r))
+    return max(MIN_MOS, 1 + 0.035 * r + 7e-6 * r * (r - 60) * (100 - r))

@@ -61,7 +61,7 @@ MAX_STREAMS = 16
 ALIVE_US = 5_000_000
 # As many packets behind the highest are known one by one.
 SEEN_PACKETS = 64
-LEAST_PACKET_US = 1_000
+MIN_PACKET_US = 1_000
 STALL_US = 200_000
 LOW_WINDOW_US = 15_000_000
 STALE_US = 3 * LOW_WINDOW_US
@@ -178,7 +178,7 @@ class Meter:
             return ahead == 1
         if ahead < MAX_MISORDER:
             return True
-        return ahead * LEAST_PACKET_US <= max(now_us - stream.last_us, self._step_us(stream, header))
+        return ahead * MIN_PACKET_US <= max(now_us - stream.last_us, self._step_us(stream, header))
 
     def _on_next(self, stream: _Stream, now_us: int, header: RtpHeader, ahead: int) -> None:
         """A packet beyond the highest, behind a gap unless ``ahead`` is 1."""

@@ -24,7 +24,7 @@ from relay.quality.playout import DEFAULT_DEADLINE_MS, scored_r
 from relay.quality.stream import RtpStream
 
 # 0.2 s of voice.
-LEAST_EXPECTED = 10
+MIN_EXPECTED = 10
 # RFC 3551: PCMU and PCMA.
 _G711_PAYLOAD_TYPES = frozenset({0, 8})
 
@@ -87,7 +87,7 @@ def stream_window(
     missing_percent = 100 * missing / expected if expected else None
     bursts = _burst_ratio(expected, missing, runs)
     mouth_to_ear_ms = emodel.mouth_to_ear_ms(network_ms, deadline_ms, packetisation_ms)
-    is_known = expected >= LEAST_EXPECTED and later.clock_hz > 0
+    is_known = expected >= MIN_EXPECTED and later.clock_hz > 0
     r = scored_r(codec, mouth_to_ear_ms, missing_percent if is_known else None, bursts)
     return StreamWindow(
         expected=expected,

@@ -185,22 +185,22 @@ class _Fields:
     def has(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def text(self, key: str, most: int, default: str | None = None) -> str:
+    def text(self, key: str, maximum: int, default: str | None = None) -> str:
         value = self._values.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, str) or not 0 < len(value) <= most:
-            raise self.fail(f"{key}: expected a text of 1 to {most} characters")
+        if not isinstance(value, str) or not 0 < len(value) <= maximum:
+            raise self.fail(f"{key}: expected a text of 1 to {maximum} characters")
         try:
             value.encode()
         except UnicodeEncodeError:
             raise self.fail(f"{key}: half a surrogate pair") from None
         return value
 
-    def number(self, key: str, least: int, most: int) -> int:
+    def number(self, key: str, minimum: int, maximum: int) -> int:
         value = self._values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise self.fail(f"{key}: expected a number from {least} to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise self.fail(f"{key}: expected a number from {minimum} to {maximum}")
         return value
 
     def seconds(self, key: str) -> float:

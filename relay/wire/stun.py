@@ -103,7 +103,7 @@ class AttributeType(IntEnum):
     MOBILITY_TICKET = 0x8030
 
 
-# The length of a value in bytes, where the specification fixes it: (least, most).
+# The length of a value in bytes, where the specification fixes it: (minimum, maximum).
 VALUE_BYTES: dict[int, tuple[int, int]] = {
     AttributeType.MESSAGE_INTEGRITY: (20, 20),
     # Section 14.6 lets usages truncate it; TURN does not.
@@ -338,8 +338,10 @@ def _parse_attribute(data: bytes, offset: int) -> tuple[Attribute, int]:
 
 def _length_fault(attribute: Attribute) -> str:
     kind, length = attribute.type, len(attribute.value)
-    least, most = VALUE_BYTES.get(kind, (0, length))
-    return "" if least <= length <= most else f"attribute 0x{kind:04x} has {length} bytes, expected {least} to {most}"
+    minimum, maximum = VALUE_BYTES.get(kind, (0, length))
+    if minimum <= length <= maximum:
+        return ""
+    return f"attribute 0x{kind:04x} has {length} bytes, expected {minimum} to {maximum}"
 
 
 def _check_fingerprint(data: bytes, offset: int, after: int, value: bytes) -> None:

@@ -150,7 +150,7 @@ async def test_broken_framing_ends_the_connection(authority: Authority, certific
 
 
 # Frames of 1 KiB; more than any kernel buffers.
-MOST_FRAMES = 16384
+MAX_FRAMES = 16384
 
 
 async def test_data_is_dropped_behind_a_backlog(authority: Authority, certificate: Certificate) -> None:
@@ -159,11 +159,11 @@ async def test_data_is_dropped_behind_a_backlog(authority: Authority, certificat
         turn = await open_turn_tls(address, ssl_context=authority.client_context())
         turn._timeout_s = 0.05  # of requests, and not of the handshake
         frames = 0
-        while not turn.dropped and frames < MOST_FRAMES:
+        while not turn.dropped and frames < MAX_FRAMES:
             turn.send(nobody, bytes(1000))
             frames += 1
         # It is not dropped before the bound of 64 KiB, heads and TLS included, and nothing waits beyond.
-        assert 56 < frames < MOST_FRAMES
+        assert 56 < frames < MAX_FRAMES
         assert 56 * 1024 < cast("TlsLink", turn._link).backlog_bytes <= 64 * 1024
         # STUN is not dropped: it waits.
         with pytest.raises(TurnRequestError, match="no answer"):

@@ -14,7 +14,7 @@ from relay.quality import emodel
 from relay.quality.meter import Meter
 from relay.quality.playout import play
 from relay.quality.stream import Direction, RtpStream
-from relay.quality.window import LEAST_EXPECTED, CallScore, StreamWindow, call_score, codec_of, stream_window
+from relay.quality.window import MIN_EXPECTED, CallScore, StreamWindow, call_score, codec_of, stream_window
 from relay.wire.rtp import RtpHeader, build_packet
 from tests.support.properties import repeatable
 
@@ -120,10 +120,10 @@ def test_nothing_expected_is_not_known() -> None:
 
 
 def test_too_few_packets_have_no_score() -> None:
-    few = stream_window(FIRST, after(FIRST, 1, LEAST_EXPECTED - 1, runs=1))
+    few = stream_window(FIRST, after(FIRST, 1, MIN_EXPECTED - 1, runs=1))
     assert few.missing_percent == pytest.approx(100 * 8 / 9)
     assert (few.r, few.mos) == (None, None)
-    assert stream_window(FIRST, after(FIRST, LEAST_EXPECTED, LEAST_EXPECTED)).r == 93.2
+    assert stream_window(FIRST, after(FIRST, MIN_EXPECTED, MIN_EXPECTED)).r == 93.2
 
 
 def test_without_a_clock_there_is_no_score() -> None:

@@ -9,7 +9,7 @@ from relay.plane.api import ConnectionId
 
 # A list is some 700 bytes a flow: without a limit it is this many flows, and never more than the second figure.
 FLOWS_SHOWN = 1000
-FLOWS_MOST = 10_000
+MAX_FLOWS = 10_000
 # Longer than any name that is looked for.
 MATCH_CHARACTERS = 200
 
@@ -35,9 +35,9 @@ class Api:
     async def _on_flows(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", str(FLOWS_SHOWN))
         if not (limit.isascii() and limit.isdigit() and len(limit) <= 9):
-            return _answer({"error": f"limit: expected a number from 0 to {FLOWS_MOST}"}, 400)
+            return _answer({"error": f"limit: expected a number from 0 to {MAX_FLOWS}"}, 400)
         match = request.query.get("match", "")[:MATCH_CHARACTERS]
-        return _answer(await self._view.flows(min(int(limit), FLOWS_MOST), match))
+        return _answer(await self._view.flows(min(int(limit), MAX_FLOWS), match))
 
     async def _on_flow(self, request: web.Request) -> web.Response:
         given = request.match_info["connection"]

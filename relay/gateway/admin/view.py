@@ -33,7 +33,7 @@ ENDED_SHOWN = 20
 # The last two minutes of MOS in a row of the list.
 TRAIL_WINDOWS = 24
 # Rates over less than this say more about the moment of asking than about the traffic.
-RATE_LEAST_S = 0.5
+MIN_RATE_INTERVAL_S = 0.5
 MINUTE_S = 60.0
 
 
@@ -120,8 +120,8 @@ class View:
             self._reading = _Reading(past.at, past.uplink_packets, past.downlink_packets)
         before = self._reading or reading
         elapsed_s = now - before.at
-        if not 0 <= elapsed_s < RATE_LEAST_S:
-            elapsed_s = max(elapsed_s, RATE_LEAST_S)  # the clock was set back
+        if not 0 <= elapsed_s < MIN_RATE_INTERVAL_S:
+            elapsed_s = max(elapsed_s, MIN_RATE_INTERVAL_S)  # the clock was set back
             self._rates = {
                 "uplink": round(max(0, reading.uplink_packets - before.uplink_packets) / elapsed_s, 1),
                 "downlink": round(max(0, reading.downlink_packets - before.downlink_packets) / elapsed_s, 1),

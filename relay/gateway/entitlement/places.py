@@ -26,21 +26,21 @@ class Places:
         """How many places a user holds."""
         return len(self._holders.get(user, ()))
 
-    def has_room(self, holder: Hashable, user: str, most: int | None) -> bool:
-        """Whether the user has fewer than ``most`` places, the holder's own not counted."""
-        if most is None or self._others(holder, user) < most:
+    def has_room(self, holder: Hashable, user: str, max_calls: int | None) -> bool:
+        """Whether the user has fewer than ``max_calls`` places, the holder's own not counted."""
+        if max_calls is None or self._others(holder, user) < max_calls:
             return True
         for one in [one for one in self._holders[user] if one != holder and not self._allocated(one)]:
             self.release(one)
-        return self._others(holder, user) < most
+        return self._others(holder, user) < max_calls
 
     def _others(self, holder: Hashable, user: str) -> int:
         holders = self._holders.get(user, set())
         return len(holders) - (holder in holders)
 
-    def take(self, holder: Hashable, user: str, most: int | None) -> bool:
+    def take(self, holder: Hashable, user: str, max_calls: int | None) -> bool:
         """Give the holder a place of this user instead of the one it has, if there is room. Returns True if so."""
-        if not self.has_room(holder, user, most):
+        if not self.has_room(holder, user, max_calls):
             return False
         self.release(holder)
         self._places[holder] = user

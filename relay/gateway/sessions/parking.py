@@ -47,7 +47,7 @@ class Parking:
 
     def __init__(self, give_up: Callable[[Allocation, socket.socket | None], None]) -> None:
         # Sessions of one source, and of one user; 0 for no bound.
-        self.most = {Kind.SOURCE: 0, Kind.USER: 0}
+        self.bounds = {Kind.SOURCE: 0, Kind.USER: 0}
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
         self._holders: dict[Seat, set[Holder]] = {}
@@ -65,8 +65,8 @@ class Parking:
         """Count the seat as the holder's; False if there is no room, and nothing that waits and could give way."""
         if holder in self._holders.get(seat, ()):
             return True
-        most = self.most[holder.kind]
-        while most and self._held[holder] >= most:
+        bound = self.bounds[holder.kind]
+        while bound and self._held[holder] >= bound:
             tokens = self._tokens.get(holder)
             if not tokens:
                 return False
@@ -77,8 +77,8 @@ class Parking:
 
     def has_room(self, seat: Seat, holder: Holder) -> bool:
         """Whether ``hold`` would succeed. It takes nothing from anybody."""
-        most = self.most[holder.kind]
-        free = not most or self._held[holder] < most or bool(self._tokens.get(holder))
+        bound = self.bounds[holder.kind]
+        free = not bound or self._held[holder] < bound or bool(self._tokens.get(holder))
         return free or holder in self._holders.get(seat, ())
 
     def release(self, seat: Seat) -> None:
@@ -101,8 +101,8 @@ class Parking:
     def _one_too_many(self) -> bytes:
         """The oldest of the source that has most."""
         sources = [tokens for holder, tokens in self._tokens.items() if holder.kind is Kind.SOURCE]
-        most: dict[bytes, None] = max(sources, key=len, default={})
-        return next(iter(most or self._parked))
+        largest: dict[bytes, None] = max(sources, key=len, default={})
+        return next(iter(largest or self._parked))
 
     def take(self, token: bytes) -> Parked | None:
         """What waits under the token, if anything does; it waits no longer."""

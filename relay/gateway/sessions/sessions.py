@@ -91,7 +91,7 @@ class Sessions:
     def configure(self, *, own_credentials: bool, per_source: int, per_user: int) -> None:
         """Take these from now on. The bounds are for new sessions; 0 is no bound."""
         self.own_credentials = own_credentials
-        self._parking.most = {Kind.SOURCE: per_source, Kind.USER: per_user}
+        self._parking.bounds = {Kind.SOURCE: per_source, Kind.USER: per_user}
 
     def __contains__(self, connection: ConnectionId) -> bool:
         return connection in self._sessions
@@ -342,8 +342,8 @@ class Sessions:
 
     def _too_many(self, holder: Holder) -> ErrorCode:
         """What a session is told whose source or user has too many."""
-        most = self._parking.most[holder.kind]
-        text = f"too many sessions of one {holder.kind}: expected at most {most} (limits.sessions_per_{holder.kind})"
+        bound = self._parking.bounds[holder.kind]
+        text = f"too many sessions of one {holder.kind}: expected at most {bound} (limits.sessions_per_{holder.kind})"
         return ErrorCode(486, text)
 
     def credentials(self, upstream: Upstream) -> tuple[str, str]:

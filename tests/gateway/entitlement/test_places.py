@@ -23,23 +23,23 @@ class Holders:
         self.looks += 1
         return holder not in self.ended
 
-    def take(self, holder: Hashable, user: str = "ann", most: int | None = 1) -> bool:
-        return self.places.take(holder, user, most)
+    def take(self, holder: Hashable, user: str = "ann", max_calls: int | None = 1) -> bool:
+        return self.places.take(holder, user, max_calls)
 
 
 def test_as_many_as_allowed() -> None:
     holders = Holders()
-    assert [holders.take(holder, most=2) for holder in (1, 2, 3)] == [True, True, False]
-    assert holders.take(4, "bob", most=2)
+    assert [holders.take(holder, max_calls=2) for holder in (1, 2, 3)] == [True, True, False]
+    assert holders.take(4, "bob", max_calls=2)
     holders.places.release(1)
-    assert holders.take(3, most=2)
+    assert holders.take(3, max_calls=2)
     assert (holders.places.count("ann"), holders.places.count("bob"), len(holders.places)) == (2, 1, 3)
 
 
 def test_without_a_bound_calls_are_counted_all_the_same() -> None:
     holders = Holders()
-    assert all(holders.take(holder, most=None) for holder in range(9))
-    assert not holders.take(9, most=9)
+    assert all(holders.take(holder, max_calls=None) for holder in range(9))
+    assert not holders.take(9, max_calls=9)
 
 
 def test_to_look_for_room_takes_no_place() -> None:
@@ -88,9 +88,9 @@ def test_a_place_whose_allocation_has_ended_is_free() -> None:
 
 def test_nobody_looks_at_calls_while_there_is_room() -> None:
     holders = Holders()
-    assert [holders.take(holder, most=3) for holder in range(3)] == [True] * 3
+    assert [holders.take(holder, max_calls=3) for holder in range(3)] == [True] * 3
     assert holders.looks == 0
-    assert not holders.take(3, most=3)
+    assert not holders.take(3, max_calls=3)
     assert holders.looks == 3
 
 
@@ -105,11 +105,11 @@ def test_one_user_who_asks_often_keeps_nobody_else_from_a_place_that_is_free() -
 
 def test_a_bound_that_was_lowered() -> None:
     holders = Holders()
-    assert [holders.take(holder, most=3) for holder in range(3)] == [True] * 3
+    assert [holders.take(holder, max_calls=3) for holder in range(3)] == [True] * 3
     holders.ended = {0}
-    assert not holders.take(3, most=1)
+    assert not holders.take(3, max_calls=1)
     holders.ended = {0, 1, 2}
-    assert holders.take(3, most=1)
+    assert holders.take(3, max_calls=1)
 
 
 STEPS = st.lists(
@@ -123,14 +123,14 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(1, 3))
-def test_never_more_than_allowed_and_no_call_loses_its_place(steps: list[tuple[str, int, str]], most: int) -> None:
+def test_never_more_than_allowed_and_no_call_loses_its_place(steps: list[tuple[str, int, str]], max_calls: int) -> None:
     holders = Holders()
     calls = dict[Hashable, str]()
     for step, holder, user in steps:
         if step == "take":
             others = [one for one, name in calls.items() if name == user and one != holder]
-            assert holders.take(holder, user, most) is (len(others) < most)
-            if len(others) < most:
+            assert holders.take(holder, user, max_calls) is (len(others) < max_calls)
+            if len(others) < max_calls:
                 calls[holder] = user
                 holders.ended.discard(holder)
         elif step == "release":
@@ -140,14 +140,14 @@ def test_never_more_than_allowed_and_no_call_loses_its_place(steps: list[tuple[s
             holders.ended.add(holder)
             calls.pop(holder, None)
         for name in ("ann", "bob"):
-            assert list(calls.values()).count(name) <= min(most, holders.places.count(name))
+            assert list(calls.values()).count(name) <= min(max_calls, holders.places.count(name))
     assert len(holders.places) >= len(calls)
 
 
-@pytest.mark.parametrize("most", [1, 5])
-def test_memory_is_that_of_the_holders(most: int) -> None:
+@pytest.mark.parametrize("max_calls", [1, 5])
+def test_memory_is_that_of_the_holders(max_calls: int) -> None:
     holders = Holders()
     for number in range(1000):
-        holders.take(number, f"user{number}", most)
+        holders.take(number, f"user{number}", max_calls)
         holders.places.release(number)
     assert (len(holders.places), len(holders.places._holders)) == (0, 0)

@@ -170,7 +170,7 @@ async def test_floor_behind_one_web_proxy() -> None:
     given_up: list[object] = []
     parked = Parking(lambda one, _: given_up.append(one))
     limits = Limits()
-    parked.most = {Kind.SOURCE: limits.sessions_per_source, Kind.USER: limits.sessions_per_user}
+    parked.bounds = {Kind.SOURCE: limits.sessions_per_source, Kind.USER: limits.sessions_per_user}
     desks = [allocation() for _ in range(300)]
     for number, desk in enumerate(desks):
         assert parked.hold(desk.seat, source_of("192.0.2.7"))
