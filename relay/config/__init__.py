@@ -246,7 +246,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
 
 
-class Listen(_Section):
+class ListenSettings(_Section):
     """Where the relay is reached."""
 
     # HTTPS, WebSocket and TURN/TLS, all on this port. [::] takes IPv6 only; list both for both.
@@ -270,7 +270,7 @@ class CertificateFiles(_Section):
     private_key: FilePath
 
 
-# What an upstream is asked: see Health.probe.
+# What an upstream is asked: see HealthSettings.probe.
 Probe = Literal["auto", "binding", "allocate", "none"]
 
 
@@ -307,7 +307,7 @@ class Route(_Section):
     max_media_age_ms: VoiceMilliseconds | None = None
 
 
-class WebProxy(_Section):
+class WebProxySettings(_Section):
     """Who may use ``listen.web_proxy``, and where to; hosts of the catalog need not be listed."""
 
     # Further hosts, with a port where it is not 443; * stands for one label or more.
@@ -344,7 +344,7 @@ class SignalingRoute(_Section):
     upstreams: Some[HttpOrigin]
 
 
-class Signaling(_Section):
+class SignalingSettings(_Section):
     """The socket.io and REST servers behind the same name."""
 
     # For all hosts and paths that no route of signaling.routes takes.
@@ -401,7 +401,7 @@ class Signaling(_Section):
         return bool(self.upstreams or self.routes)
 
 
-class Media(_Section):
+class MediaSettings(_Section):
     """The UDP side."""
 
     # The routable source address towards upstreams, one for each family; by default the kernel's choice.
@@ -431,7 +431,7 @@ class Media(_Section):
         return next((host for host in self.source_addresses if ipaddress.ip_address(host).version == version), None)
 
 
-class Quality(_Section):
+class QualitySettings(_Section):
     """How calls are judged, and where their records go."""
 
     # A packet that comes later than this behind the fastest of its stream was not there to be played.
@@ -447,7 +447,7 @@ class Quality(_Section):
         return None if records is None else _folder(info) / records
 
 
-class Capture(_Section):
+class CaptureSettings(_Section):
     """Recording of a flow's packets, as ``relay capture`` asks for it."""
 
     # A capture says who talks to whom and when, though not what: whether anybody may take one is the operator's to say.
@@ -490,7 +490,7 @@ class EntitledUsers(_Section):
 _POLICY_KEYS = {"static": "users", "file": "file", "http": "url"}
 
 
-class Entitlement(EntitledUsers):
+class EntitlementSettings(EntitledUsers):
     """Who may have voice through this relay: "Voice via Web Proxy" per user."""
 
     # none asks for nobody's name; static is the list here, file a list of its own, http a service of the firm.
@@ -541,7 +541,7 @@ def _keeps_secrets(url: str) -> bool:
     return parts.scheme == "https" or parts.hostname in {"localhost", "127.0.0.1", "::1"}
 
 
-class Health(_Section):
+class HealthSettings(_Section):
     """How upstreams are watched. Defaults find a dead one within 4.5 s: three probes, a second apart."""
 
     interval_s: Seconds = 1.0
@@ -562,7 +562,7 @@ class Health(_Section):
     resolve_interval_s: Seconds = 60.0
 
 
-class Limits(_Section):
+class LimitsSettings(_Section):
     """Bounds; 0 connections or sessions mean "no bound"."""
 
     # 20,000 connections take two to five descriptors each; the unit file allows 131,072.
@@ -585,7 +585,7 @@ class Limits(_Section):
     drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)
 
 
-class VendorCatalog(_Section):
+class CatalogSettings(_Section):
     """The vendor's network requirements: the names that may be reached through the relay, and where media goes."""
 
     # A newer file than those that come with the relay; "relay catalog diff" says what is new in it.
@@ -597,7 +597,7 @@ class VendorCatalog(_Section):
         return None if path is None else _folder(info) / path
 
 
-class Log(_Section):
+class LogSettings(_Section):
     """What is logged on stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -607,20 +607,20 @@ class Log(_Section):
 class Config(_Section):
     """The whole tree; deploy/relay.toml has every setting of it."""
 
-    listen: Listen = Listen()
+    listen: ListenSettings = ListenSettings()
     certificates: Some[CertificateFiles]
     upstreams: Some[UpstreamServer]
     routes: tuple[Route, ...] = ()
-    signaling: Signaling = Signaling()
-    web_proxy: WebProxy = WebProxy()
-    media: Media = Media()
-    quality: Quality = Quality()
-    capture: Capture = Capture()
-    entitlement: Entitlement = Entitlement()
-    health: Health = Health()
-    limits: Limits = Limits()
-    catalog: VendorCatalog = VendorCatalog()
-    log: Log = Log()
+    signaling: SignalingSettings = SignalingSettings()
+    web_proxy: WebProxySettings = WebProxySettings()
+    media: MediaSettings = MediaSettings()
+    quality: QualitySettings = QualitySettings()
+    capture: CaptureSettings = CaptureSettings()
+    entitlement: EntitlementSettings = EntitlementSettings()
+    health: HealthSettings = HealthSettings()
+    limits: LimitsSettings = LimitsSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    log: LogSettings = LogSettings()
 
     @field_validator("certificates")
     @classmethod

@@ -99,8 +99,8 @@ async def _fetch(taken: _Taken, url: str, seconds: float) -> None:
     timeout = aiohttp.ClientTimeout(total=seconds + LATE_S, sock_connect=CONNECT_TIMEOUT_S)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(url, params={"seconds": f"{seconds:.3f}"}) as answer,
+            aiohttp.ClientSession(timeout=timeout) as http_client,
+            http_client.post(url, params={"seconds": f"{seconds:.3f}"}) as answer,
         ):
             if answer.status != 200:
                 raise OperatorError(f"{url} answers {answer.status}: {await _reason(answer)}")

@@ -39,14 +39,14 @@ Json = dict[str, Any]
 
 async def show_once(url: str, match: str, console: Console) -> None:
     """Print one frame. Raises OperatorError if the listener does not answer as it should."""
-    async with _open(url) as session:
-        console.print(frame(*await _read(session, url, match, ROWS_ONCE), console.width))
+    async with _open(url) as http_client:
+        console.print(frame(*await _read(http_client, url, match, ROWS_ONCE), console.width))
 
 
 async def show(url: str, match: str, console: Console) -> None:
     """Draw a frame each second until cancelled. Raises OperatorError if there is no first one; then it waits."""
-    async with _open(url) as session:
-        summary, flows = await _read(session, url, match, _rows(console))
+    async with _open(url) as http_client:
+        summary, flows = await _read(http_client, url, match, _rows(console))
         with Live(
             frame(summary, flows, console.width), console=console, screen=console.is_terminal, auto_refresh=False
         ) as live:
@@ -54,7 +54,7 @@ async def show(url: str, match: str, console: Console) -> None:
                 await asyncio.sleep(INTERVAL_S)
                 lost = None
                 try:
-                    summary, flows = await _read(session, url, match, _rows(console))
+                    summary, flows = await _read(http_client, url, match, _rows(console))
                 except OperatorError as error:
                     lost = str(error)
                 live.update(frame(summary, flows, console.width, lost), refresh=True)
@@ -70,16 +70,16 @@ def _rows(console: Console) -> int:
     return max(1, min(MAX_ROWS, console.size.height - LINES_BESIDE))
 
 
-async def _read(session: aiohttp.ClientSession, url: str, match: str, limit: int) -> tuple[Json, Json]:
-    summary = await _get(session, f"{url.rstrip('/')}/api/summary", {})
-    flows = await _get(session, f"{url.rstrip('/')}/api/flows", {"limit": str(limit), "match": match})
+async def _read(http_client: aiohttp.ClientSession, url: str, match: str, limit: int) -> tuple[Json, Json]:
+    summary = await _get(http_client, f"{url.rstrip('/')}/api/summary", {})
+    flows = await _get(http_client, f"{url.rstrip('/')}/api/flows", {"limit": str(limit), "match": match})
     return summary, flows
 
 
-async def _get(session: aiohttp.ClientSession, url: str, query: dict[str, str]) -> Json:
+async def _get(http_client: aiohttp.ClientSession, url: str, query: dict[str, str]) -> Json:
     """Raises OperatorError if there is no such JSON."""
     try:
-        async with session.get(url, params=query) as answer:
+        async with http_client.get(url, params=query) as answer:
             if answer.status == 421:
                 raise OperatorError(f"{url} is not answered under this name: {OTHER_NAME}")
             if answer.status != 200:

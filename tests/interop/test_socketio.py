@@ -95,7 +95,7 @@ async def test_polls_that_say_nothing_until_the_servers_ping(tmp_path: Path, ver
 
 def test_polls_are_held_longer_than_any_server_holds_them() -> None:
     # pingInterval 25 s and pingTimeout 20 s are the defaults of Engine.IO 4, and 45 s together those of 3 at most.
-    signaling = config.Signaling()
+    signaling = config.SignalingSettings()
     for patience_s in (signaling.response_timeout_s, signaling.session_idle_s, signaling.websocket_idle_timeout_s):
         assert patience_s >= 45 + 15
     # The relay's own end of the connection does not end a request either.

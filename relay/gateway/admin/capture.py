@@ -17,7 +17,7 @@ from aiohttp import web
 
 from relay import __version__
 from relay.addresses import Address
-from relay.config import Capture as Settings
+from relay.config import CaptureSettings
 from relay.logs import printable
 from relay.plane.api import ConnectionId, Tap, TappedDatagram
 from relay.quality.stream import Direction
@@ -116,7 +116,7 @@ class _Running:
 class Captures:
     """The captures that run, each asked for by ``POST /api/flows/{connection}/capture?seconds=N``."""
 
-    def __init__(self, tap: Callable[[ConnectionId], Tap | None], settings: Settings) -> None:
+    def __init__(self, tap: Callable[[ConnectionId], Tap | None], settings: CaptureSettings) -> None:
         self._tap = tap
         self._settings = settings
         self._running: dict[ConnectionId, _Running] = {}
@@ -125,7 +125,7 @@ class Captures:
     def __len__(self) -> int:
         return len(self._running)
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: CaptureSettings) -> None:
         """Use these from now on; if captures are allowed no more, those that run end."""
         self._settings = settings
         if not settings.allowed:
@@ -153,7 +153,7 @@ class Captures:
             return _refuse(400, f"seconds: expected a number up to {settings.max_seconds:g} (capture.max_seconds)")
         return await self._open(request, settings, seconds)
 
-    async def _open(self, request: web.Request, settings: Settings, seconds: float) -> web.StreamResponse:
+    async def _open(self, request: web.Request, settings: CaptureSettings, seconds: float) -> web.StreamResponse:
         given = request.match_info["connection"]
         # 20 digits hold 64 bits.
         connection = ConnectionId(int(given)) if given.isascii() and given.isdigit() and len(given) <= 20 else None

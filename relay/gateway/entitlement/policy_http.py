@@ -19,7 +19,7 @@ from yarl import URL
 
 from relay import __version__
 from relay.addresses import source_of
-from relay.config import Entitlement, Name
+from relay.config import EntitlementSettings, Name
 from relay.errors import OperatorError
 from relay.gateway.entitlement.policies import PolicyUnavailable, Question, Rule, Trouble
 from relay.tasks import Tasks
@@ -72,7 +72,7 @@ class _Source:
 class UserService:
     """The service at ``entitlement.url``. Clients that ask the same at the same time share one request."""
 
-    def __init__(self, settings: Entitlement) -> None:
+    def __init__(self, settings: EntitlementSettings) -> None:
         """Raises OperatorError for a CA that cannot be used."""
         self._settings = settings
         self._url = URL(settings.url or "")
@@ -84,7 +84,7 @@ class UserService:
         # By client address, those that ask now.
         self._sources: dict[str, _Source] = {}
         self._tasks = Tasks()
-        self._session: aiohttp.ClientSession | None = None
+        self._http_client: aiohttp.ClientSession | None = None
 
     @property
     def trouble(self) -> str:
@@ -146,7 +146,7 @@ class UserService:
 
     async def _ask(self, question: Question) -> Rule:
         url = self._url.update_query(user=question.user, region=question.region, client=question.client)
-        async with self._open_session().get(url, allow_redirects=False) as response:
+        async with self._open_http_client().get(url, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"expected status 200, but it is {response.status}")
             content = b""
@@ -157,14 +157,14 @@ class UserService:
         answer = _Answer.model_validate_json(content)
         return Rule(answer.allowed, answer.calls, None if answer.regions is None else frozenset(answer.regions))
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _open_http_client(self) -> aiohttp.ClientSession:
+        if self._http_client is None:
             headers = {"Accept": "application/json", "User-Agent": f"cloud9-relay/{__version__}"}
             # A small answer, compressed, could be a very large one.
             headers["Accept-Encoding"] = "identity"
             if self._settings.token is not None:
                 headers["Authorization"] = "Bearer " + self._settings.token.get_secret_value()
-            self._session = aiohttp.ClientSession(
+            self._http_client = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._trust, limit=MAX_CONNECTIONS),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -173,7 +173,7 @@ class UserService:
                 timeout=aiohttp.ClientTimeout(),
                 trust_env=False,
             )
-        return self._session
+        return self._http_client
 
     def _remember(self, question: Question, rule: Rule | None) -> None:
         settings = self._settings
@@ -189,8 +189,8 @@ class UserService:
     async def close(self) -> None:
         """Wait for the questions under way; each has a deadline."""
         await self._tasks.finish()
-        if self._session is not None:
-            await self._session.close()
+        if self._http_client is not None:
+            await self._http_client.close()
 
 
 def _cause(error: Exception) -> str:

@@ -93,7 +93,7 @@ class Entitlement:
 
     def __init__(
         self,
-        settings: config.Entitlement,
+        settings: config.EntitlementSettings,
         allocated: Callable[[Hashable], bool],
     ) -> None:
         """Raises OperatorError for a CA that cannot be used. ``allocated`` is for Places."""
@@ -126,13 +126,13 @@ class Entitlement:
 
     # Settings
 
-    def check(self, settings: config.Entitlement) -> None:
+    def check(self, settings: config.EntitlementSettings) -> None:
         """Look whether ``configure`` would work. Raises OperatorError."""
         if settings.policy == "file" and settings.file == self._settings.file:
             return  # a bad list leaves the old one
         check(settings)
 
-    def configure(self, settings: config.Entitlement) -> None:
+    def configure(self, settings: config.EntitlementSettings) -> None:
         """Decide by these from now on; who has been admitted stays so. Files are read anew, answers asked anew.
 
         Raises OperatorError for a CA that cannot be used.
@@ -153,7 +153,7 @@ class Entitlement:
         await self._tasks.finish()
         await self._policy.close()
 
-    def _make_policy(self, settings: config.Entitlement, before: Policy | None) -> Policy:
+    def _make_policy(self, settings: config.EntitlementSettings, before: Policy | None) -> Policy:
         if settings.policy == "static":
             return UserList(settings.users)
         if settings.policy == "http":
@@ -270,7 +270,7 @@ def user_of(username: str) -> str:
     return user if colon and expires.isascii() and expires.isdigit() else username
 
 
-def check(settings: config.Entitlement) -> None:
+def check(settings: config.EntitlementSettings) -> None:
     """Look whether the files that the settings name can be used. Raises OperatorError."""
     if settings.policy == "file" and settings.file is not None:
         load_users(settings.file)

@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from relay.addresses import Address, RelayPolicy
-from relay.config import Health as HealthSettings
-from relay.config import Media as MediaSettings
-from relay.config import UpstreamServer
+from relay.config import HealthSettings, MediaSettings, UpstreamServer
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.probe import Asker, Finding, Verdict
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from relay.addresses import Address
-from relay.config import Health as HealthSettings
-from relay.config import UpstreamServer
+from relay.config import HealthSettings, UpstreamServer
 from relay.plane import api
 
 # A new round-trip time counts an eighth, as in TCP (RFC 6298).

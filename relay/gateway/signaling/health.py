@@ -8,7 +8,7 @@ import ssl
 
 import structlog
 
-from relay.config import Signaling
+from relay.config import SignalingSettings
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
 from relay.gateway.signaling.upstreams import Pools, SignalingUpstream
 from relay.tasks import Tasks
@@ -29,7 +29,7 @@ class SignalingHealth:
         self._tasks = Tasks()
         self._running: list[asyncio.Task[None]] = []
 
-    def configure(self, settings: Signaling, trust: ssl.SSLContext) -> None:
+    def configure(self, settings: SignalingSettings, trust: ssl.SSLContext) -> None:
         """Ask the upstreams as they are now."""
         for task in self._running:
             task.cancel()
@@ -42,7 +42,7 @@ class SignalingHealth:
         """Ask nobody any more."""
         await self._tasks.cancel()
 
-    async def _watch(self, upstream: SignalingUpstream, settings: Signaling, trust: ssl.SSLContext) -> None:
+    async def _watch(self, upstream: SignalingUpstream, settings: SignalingSettings, trust: ssl.SSLContext) -> None:
         while True:
             try:
                 async with asyncio.timeout(settings.connect_timeout_s):
@@ -59,7 +59,7 @@ class SignalingHealth:
                 upstream.on_success()
             await asyncio.sleep(settings.health_interval_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
 
-    async def _probe(self, upstream: SignalingUpstream, settings: Signaling, trust: ssl.SSLContext) -> None:
+    async def _probe(self, upstream: SignalingUpstream, settings: SignalingSettings, trust: ssl.SSLContext) -> None:
         origin = upstream.origin
         connection = await self._connections.open(origin, trust, settings.connect_timeout_s)
         try:

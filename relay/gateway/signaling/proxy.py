@@ -17,8 +17,7 @@ from zlib import crc32
 
 from aiohttp import web
 
-from relay.config import Health as HealthSettings
-from relay.config import Signaling as SignalingSettings
+from relay.config import HealthSettings, SignalingSettings
 from relay.gateway.lines import Lines
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.upstreams import Health

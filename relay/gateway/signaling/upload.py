@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import ClientError, web
 
-from relay.config import Signaling as SignalingSettings
+from relay.config import SignalingSettings
 from relay.gateway.signaling.connections import Lost, UpstreamConnection
 from relay.gateway.signaling.http_rules import Accepted, BadRequest
 from relay.tasks import Tasks

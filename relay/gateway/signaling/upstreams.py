@@ -14,8 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from relay.addresses import IpNetwork, RelayPolicy
-from relay.config import Health as HealthSettings
-from relay.config import Signaling
+from relay.config import HealthSettings, SignalingSettings
 from relay.errors import OperatorError
 from relay.gateway.routing.lookups import RESOLVE_TIMEOUT_S, Lookup
 from relay.gateway.routing.upstreams import Health, RiseAndFall
@@ -79,7 +78,7 @@ class Pools:
     def __iter__(self) -> Iterator[SignalingUpstream]:
         return iter(self._upstreams.values())
 
-    def configure(self, settings: Signaling, health: HealthSettings) -> None:
+    def configure(self, settings: SignalingSettings, health: HealthSettings) -> None:
         """Take new routes; a server whose URL is as before keeps what is known of it."""
         before, self._upstreams = self._upstreams, {}
         self._pools = {}
@@ -191,7 +190,7 @@ def _result(host: str, answer: str, port: int) -> ResolveResult:
     return ResolveResult(hostname=host, host=answer, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
 
 
-def open_trust(settings: Signaling) -> ssl.SSLContext:
+def open_trust(settings: SignalingSettings) -> ssl.SSLContext:
     """What https:// upstreams are checked against. Raises OperatorError for a file that cannot be used."""
     try:
         context = ssl.create_default_context(cafile=None if settings.ca_file is None else str(settings.ca_file))

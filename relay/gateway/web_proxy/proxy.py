@@ -23,7 +23,7 @@ from aiohttp.http import RawRequestMessage
 
 from relay.addresses import Address, RelayPolicy, source_of
 from relay.catalog import Catalog, render_pac
-from relay.config import WebProxy as WebProxySettings
+from relay.config import WebProxySettings
 from relay.errors import OperatorError
 from relay.gateway.lines import Lines
 from relay.gateway.routing.lookups import Lookup

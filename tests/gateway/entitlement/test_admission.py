@@ -11,8 +11,7 @@ import pytest
 
 from relay import config
 from relay.addresses import Address
-from relay.config import Health as HealthSettings
-from relay.config import UpstreamServer
+from relay.config import HealthSettings, UpstreamServer
 from relay.gateway.entitlement import admission as module
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement, VerdictOutcome
@@ -69,7 +68,7 @@ class WrittenDown:
 class Bench:
     """A plane, and what decides for it."""
 
-    def __init__(self, settings: config.Entitlement) -> None:
+    def __init__(self, settings: config.EntitlementSettings) -> None:
         self.plane = WrittenDown()
         self.entitlement = Entitlement(settings, lambda holder: holder not in self.plane.ended)
         self.admission = TurnAdmission(cast("Plane", self.plane), self.entitlement)
@@ -99,7 +98,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(**keys: Any) -> AsyncIterator[Bench]:
-    opened = Bench(config.Entitlement(**keys))
+    opened = Bench(config.EntitlementSettings(**keys))
     opened.entitlement.start()
     try:
         yield opened

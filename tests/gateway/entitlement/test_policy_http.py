@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from relay.config import Entitlement
+from relay.config import EntitlementSettings
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.gateway.entitlement import policy_http
@@ -29,7 +29,7 @@ BOB = Question("bob", "use1", "192.0.2.1")
 
 @contextlib.asynccontextmanager
 async def asking(url: str, **keys: Any) -> AsyncIterator[UserService]:
-    policy = UserService(Entitlement(policy="http", url=url, **keys))
+    policy = UserService(EntitlementSettings(policy="http", url=url, **keys))
     try:
         yield policy
     finally:
@@ -287,7 +287,7 @@ def test_a_ca_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("")
     for path in (tmp_path / "absent.pem", tmp_path / "empty.pem"):
         with pytest.raises(OperatorError, match=r"pem \(entitlement.ca\)"):
-            UserService(Entitlement(policy="http", url="https://a.test/", ca=path))
+            UserService(EntitlementSettings(policy="http", url="https://a.test/", ca=path))
 
 
 async def test_questions_under_way_are_answered_at_the_end() -> None:

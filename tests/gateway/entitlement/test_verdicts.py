@@ -30,7 +30,7 @@ STATIC = {
 
 @contextlib.asynccontextmanager
 async def entitled(**keys: Any) -> AsyncIterator[Entitlement]:
-    entitlement = Entitlement(config.Entitlement(**keys), lambda _: True)
+    entitlement = Entitlement(config.EntitlementSettings(**keys), lambda _: True)
     entitlement.start()
     try:
         yield entitlement
@@ -209,29 +209,29 @@ async def test_other_settings_count_from_now_on(tmp_path: Path) -> None:
     users.write_text("[[users]]\nuser = 'cid'")
     async with entitled(**STATIC) as entitlement:
         assert entitlement.grant(1, await entitlement.decide("ann", "use1", CLIENT)).admitted
-        entitlement.configure(config.Entitlement(policy="file", file=users))
+        entitlement.configure(config.EntitlementSettings(policy="file", file=users))
         assert outcome(entitlement, "cid") is VerdictOutcome.ADMITTED
         assert outcome(entitlement, "ann") is VerdictOutcome.NOT_ENTITLED
         assert entitlement.calls == 1  # who has been admitted stays so
         # The same file, and it is bad now: the list stays.
         users.write_text("[[users]]\nname = 'dan'")
-        settings = config.Entitlement(policy="file", file=users)
+        settings = config.EntitlementSettings(policy="file", file=users)
         entitlement.check(settings)
         entitlement.configure(settings)
         assert outcome(entitlement, "cid") is VerdictOutcome.ADMITTED
         # Another one that is bad is a mistake in the configuration.
         with pytest.raises(OperatorError, match=r"other\.toml"):
-            entitlement.check(config.Entitlement(policy="file", file=tmp_path / "other.toml"))
+            entitlement.check(config.EntitlementSettings(policy="file", file=tmp_path / "other.toml"))
         users.write_text("[[users]]\nuser = 'dan'")
         entitlement.configure(settings)
         assert outcome(entitlement, "dan") is VerdictOutcome.ADMITTED
-        entitlement.configure(config.Entitlement())
+        entitlement.configure(config.EntitlementSettings())
         assert not entitlement.asks_for_users
 
 
 async def test_answers_are_asked_anew_after_a_reload_and_none_is_lost() -> None:
     async with user_service() as service, entitled(policy="http", url=service.url) as entitlement:
-        settings = config.Entitlement(policy="http", url=service.url)
+        settings = config.EntitlementSettings(policy="http", url=service.url)
         assert (await entitlement.decide("ann", "use1", CLIENT)).admitted
         service.hang()
         waiting = asyncio.ensure_future(entitlement.decide("bob", "use1", CLIENT))
@@ -246,10 +246,10 @@ async def test_answers_are_asked_anew_after_a_reload_and_none_is_lost() -> None:
     "tree", [{"policy": "file", "file": "absent"}, {"policy": "http", "url": "https://a.test/", "ca": "absent"}]
 )
 def test_check_names_the_file(tmp_path: Path, tree: dict[str, Any]) -> None:
-    settings = config.Entitlement.model_validate(tree, context={"folder": tmp_path})
+    settings = config.EntitlementSettings.model_validate(tree, context={"folder": tmp_path})
     with pytest.raises(OperatorError, match=f"{tmp_path}/absent"):
         check(settings)
 
 
 def test_nothing_to_check() -> None:
-    check(config.Entitlement())
+    check(config.EntitlementSettings())

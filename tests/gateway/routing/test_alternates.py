@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.addresses import Address
-from relay.config import Media
+from relay.config import MediaSettings
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.routing.upstreams import Health
 from relay.turn.credentials import StaticCredentials
@@ -152,7 +152,7 @@ async def test_the_probe_follows_as_far_as_it_may() -> None:
         front = Front(host.address)
         async with open_responder(front) as first:
             async with open_responder(Front(first)) as second:
-                media = Media.model_validate({"allowed_networks": LOOPBACK})
+                media = MediaSettings.model_validate({"allowed_networks": LOOPBACK})
                 async with watching(server(second, **KEYS), media=media, fall=1) as watched:
                     assert await watched.probes(1) == [Health.UP]
                 assert front.asked == 1
@@ -169,7 +169,7 @@ async def test_the_probe_is_sent_in_circles() -> None:
     front = Front()
     async with open_responder(front) as address:
         front._alternates = (address,)
-        media = Media.model_validate({"allowed_networks": LOOPBACK})
+        media = MediaSettings.model_validate({"allowed_networks": LOOPBACK})
         async with watching(server(address, **KEYS), media=media, fall=1, allocate_interval_s=3600) as watched:
             assert await watched.probes(1) == [Health.DOWN]
     assert front.asked >= 4

@@ -15,8 +15,7 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.client.turn import open_turn_udp
-from relay.config import Health as HealthSettings
-from relay.config import Media, UpstreamServer
+from relay.config import HealthSettings, MediaSettings, UpstreamServer
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing import health
@@ -75,10 +74,10 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watching(*servers: UpstreamServer, media: Media | None = None, **keys: Any) -> AsyncIterator[Watched]:
+async def watching(*servers: UpstreamServer, media: MediaSettings | None = None, **keys: Any) -> AsyncIterator[Watched]:
     watched = Watched(*servers)
     watched.upstreams.configure(servers, settings(**keys))
-    watched.monitor.configure(settings(**keys), media or Media())
+    watched.monitor.configure(settings(**keys), media or MediaSettings())
     try:
         yield watched
     finally:
@@ -251,7 +250,7 @@ async def test_probe_comes_from_the_configured_source() -> None:
             heard.set()
 
         loop.add_reader(opened.fileno(), on_readable)
-        media = Media(source_addresses=("127.0.0.9",))
+        media = MediaSettings(source_addresses=("127.0.0.9",))
         async with watching(server(Address(*opened.getsockname())), media=media):
             await heard.wait()
         loop.remove_reader(opened.fileno())
@@ -325,7 +324,7 @@ async def test_name_of_a_private_address_is_refused_unless_allowed() -> None:
         assert lines[0]["event"] == "upstream address refused"
         assert "127.0.0.1" in lines[0]["addresses"]
 
-        media = Media.model_validate({"allowed_networks": ["127.0.0.0/8"]})
+        media = MediaSettings.model_validate({"allowed_networks": ["127.0.0.0/8"]})
         async with watching(named, media=media) as watched:
             assert await watched.probes(2) == [UP, UP]
             assert watched.only.address == address
@@ -335,7 +334,7 @@ async def test_name_that_moves_to_a_private_address_is_given_up() -> None:
     async with open_responder(success) as address:
         watched = Watched(server(Address("localhost", address.port)))
         watched.only.address = address
-        watched.monitor.configure(settings(), Media())
+        watched.monitor.configure(settings(), MediaSettings())
         assert await watched.probes(1) == [DOWN]
         await watched.monitor.stop()
     assert watched.only.address is None
@@ -344,7 +343,7 @@ async def test_name_that_moves_to_a_private_address_is_given_up() -> None:
 @pytest.mark.parametrize("answer", PROHIBITED_LITERALS.values(), ids=PROHIBITED_LITERALS)
 async def test_name_of_what_is_never_relayed_to(answer: str) -> None:
     watched = Watched(server(Address("stun.test", 3478)), lookup=FakeDns({"stun.test": [[answer]]}))
-    watched.monitor.configure(settings(), Media())
+    watched.monitor.configure(settings(), MediaSettings())
     assert await watched.probes(1) == [DOWN]
     await watched.monitor.stop()
     assert watched.only.address is None
@@ -355,7 +354,7 @@ async def test_name_whose_answer_changes_is_judged_again() -> None:
     async with open_responder(success) as address:
         dns = FakeDns({"stun.test": [[address.host], ["127.9.9.9", address.host]]})
         watched = Watched(server(Address("stun.test", address.port)), lookup=dns)
-        media = Media.model_validate({"allowed_networks": ["127.0.0.1/32"]})
+        media = MediaSettings.model_validate({"allowed_networks": ["127.0.0.1/32"]})
         watched.monitor.configure(settings(resolve_interval_s=AT_ONCE_S), media)
         await watched.until(lambda: len(dns.asked) > 2)
         assert set(watched.history) == {("stun1", UP)}
@@ -372,7 +371,7 @@ async def test_address_is_kept_when_a_name_is_not_found_again() -> None:
         watched = Watched(named)
         watched.only.address = address
         with capture_logs() as lines:
-            watched.monitor.configure(settings(), Media())
+            watched.monitor.configure(settings(), MediaSettings())
             assert await watched.probes(2) == [UP, UP]
             await watched.monitor.stop()
     assert [line["event"] for line in lines] == ["upstream name not resolved", "upstream up"]
@@ -398,7 +397,7 @@ async def test_new_settings_are_watched_from_now_on() -> None:
     ):
         await watched.probes(1)
         watched.upstreams.configure([server(second, "second")], settings())
-        watched.monitor.configure(settings(), Media())
+        watched.monitor.configure(settings(), MediaSettings())
         watched.history.clear()
         await watched.probes(3)
         assert watched.history == [("second", UP)] * len(watched.history)

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address, RelayPolicy
 from relay.client.turn import open_turn_udp
-from relay.config import Media
+from relay.config import MediaSettings
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing import health
@@ -49,7 +49,7 @@ from tests.support.ssrf_table import FakeDns
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
 CREDENTIALS = StaticCredentials({"probe": "secret"})
-LOOPBACK = Media.model_validate({"allowed_networks": ["127.0.0.0/8"]})
+LOOPBACK = MediaSettings.model_validate({"allowed_networks": ["127.0.0.0/8"]})
 # Where answers come from loopback within a millisecond, or not at all.
 SOON_S = 0.2
 
@@ -199,7 +199,7 @@ async def test_a_burst_of_suspicions_is_one_probe(monkeypatch: pytest.MonkeyPatc
 async def test_a_source_that_is_missing_says_nothing_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_responder(success) as address, watching(server(address), fall=1) as watched:
         assert await watched.probes(1) == [UP]
-        watched.monitor.configure(settings(fall=1), Media(source_addresses=("192.0.2.77",)))
+        watched.monitor.configure(settings(fall=1), MediaSettings(source_addresses=("192.0.2.77",)))
         seen = len(watched.history)
         assert set(await watched.probes(seen + 10)) == {UP}
         # Where nobody can be reached for long, it is better to say so.
@@ -292,7 +292,7 @@ async def test_a_watch_survives_whatever_happens_in_it() -> None:
 
         watched.monitor._on_probe = on_probe
         with capture_logs() as lines:
-            watched.monitor.configure(settings(), Media())
+            watched.monitor.configure(settings(), MediaSettings())
             assert await watched.probes(2) == [UP, UP]
             await watched.monitor.stop()
     assert [line["event"] for line in lines] == ["upstream up", "probe failed"]

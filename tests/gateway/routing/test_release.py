@@ -15,8 +15,7 @@ from structlog.testing import capture_logs
 from relay.addresses import Address
 from relay.client.links import TlsLink
 from relay.client.turn import TurnConnection
-from relay.config import Health as HealthSettings
-from relay.config import UpstreamServer
+from relay.config import HealthSettings, UpstreamServer
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.routing import release
 from relay.gateway.routing.release import AllocationReleaser

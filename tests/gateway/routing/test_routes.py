@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.config import Health as HealthSettings
-from relay.config import Route, UpstreamServer
+from relay.config import HealthSettings, Route, UpstreamServer
 from relay.gateway.routing.routes import RTT_TIE_S, Routes, choose
 from relay.gateway.routing.upstreams import UpstreamState
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from relay.addresses import Address
-from relay.config import Health as HealthSettings
-from relay.config import UpstreamServer
+from relay.config import HealthSettings, UpstreamServer
 from relay.gateway.routing.flows import Flows, Wanted
 from relay.gateway.routing.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
 from relay.plane.api import Carrier, ConnectionId

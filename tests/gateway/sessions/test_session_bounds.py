@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from relay.addresses import Address
-from relay.config import Limits
+from relay.config import LimitsSettings
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.sessions import parking
 from relay.gateway.sessions.parking import Holder, Kind, Parking, source_of
@@ -169,7 +169,7 @@ async def test_floor_behind_one_web_proxy() -> None:
     """300 desks with one address and one user name, each with a session: the proxy restarts, and all come back."""
     given_up: list[object] = []
     parked = Parking(lambda one, _: given_up.append(one))
-    limits = Limits()
+    limits = LimitsSettings()
     parked.bounds = {Kind.SOURCE: limits.sessions_per_source, Kind.USER: limits.sessions_per_user}
     desks = [allocation() for _ in range(300)]
     for number, desk in enumerate(desks):

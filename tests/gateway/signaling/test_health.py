@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from relay.config import Health as HealthSettings
-from relay.config import Signaling
+from relay.config import HealthSettings, SignalingSettings
 from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.health import SignalingHealth
 from relay.gateway.signaling.upstreams import Pools
 
 
 async def test_a_watch_survives_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Signaling.model_validate({"upstreams": ["http://127.0.0.1:9"], "health_interval_s": 0.001})
+    settings = SignalingSettings.model_validate({"upstreams": ["http://127.0.0.1:9"], "health_interval_s": 0.001})
     pools = Pools()
     pools.configure(settings, HealthSettings())
     probed, answers = asyncio.Event(), iter([RuntimeError("a mistake of ours")])

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from relay.config import Health as HealthSettings
-from relay.config import Signaling
+from relay.config import HealthSettings, SignalingSettings
 from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.upstreams import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream
 
@@ -19,7 +18,7 @@ ONE, TWO, THREE = "http://192.0.2.1:80", "http://192.0.2.2:80", "http://192.0.2.
 
 def pools_of(**settings: Any) -> Pools:
     pools = Pools()
-    pools.configure(Signaling.model_validate(settings), HealthSettings())
+    pools.configure(SignalingSettings.model_validate(settings), HealthSettings())
     return pools
 
 
@@ -71,7 +70,7 @@ def test_what_is_known_survives_a_reload() -> None:
     pools = pools_of(upstreams=[ONE, TWO])
     one, two = pools
     one.on_success()
-    pools.configure(Signaling(upstreams=(ONE, THREE)), HealthSettings())
+    pools.configure(SignalingSettings(upstreams=(ONE, THREE)), HealthSettings())
     kept, new = pools
     assert kept is one
     assert (kept.health, new.health) == (Health.UP, Health.UNKNOWN)

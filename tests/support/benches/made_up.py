@@ -8,10 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from relay.addresses import Address
-from relay.config import Capture as CaptureSettings
-from relay.config import Entitlement as EntitlementSettings
-from relay.config import Health as HealthSettings
-from relay.config import UpstreamServer
+from relay.config import CaptureSettings, EntitlementSettings, HealthSettings, UpstreamServer
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.view import View
