@@ -176,13 +176,18 @@ def test_shipped_files_load(path: Path) -> None:
     config.load(path)
 
 
-def test_the_blocks_of_the_readme_load(tmp_path: Path) -> None:
-    """The first is whole; the others are added to it, or stand instead of its tables."""
-    blocks = re.findall(r"```toml\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
-    trees = [tomllib.loads(block) for block in blocks]
-    assert len(trees) > 1
-    for tree in trees:
-        config.parse({**trees[0], **tree}, folder=tmp_path, source="README.md")
+def toml_blocks(page: Path) -> list[dict[str, Any]]:
+    return [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+
+
+def test_the_examples_of_the_pages_load(tmp_path: Path) -> None:
+    """The first in configuration.md is whole. The others are added to it, or replace its tables."""
+    [whole] = toml_blocks(PROJECT / "docs" / "configuration.md")
+    pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    examples = [(page, tree) for page in pages for tree in toml_blocks(page)]
+    assert len(examples) > 3
+    for page, tree in examples:
+        config.parse({**whole, **tree}, folder=tmp_path, source=page.name)
 
 
 def fields_below(model: type[BaseModel]) -> set[str]:
