@@ -9,11 +9,7 @@ import os
 import re
 import signal
 import socket
-import ssl
 import struct
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +17,15 @@ import aiohttp
 import pytest
 
 from relay import __version__
-from relay.addresses import Address, parse_address
-from relay.client.turn import TurnConnection, open_turn_tls
+from relay.addresses import Address
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
-from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import settings_tree, write_config
+from tests.support.benches.serving import PATIENT, Served, kill, open_host, serving, start
 from tests.support.pcapng import Packet, read_capture
 from tests.support.peers.connect import refused
 
-PROJECT = Path(__file__).parent.parent
-PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
-CREDENTIALS = StaticCredentials({"trader": "secret"})
 NO_UPSTREAM = Address("127.0.0.1", 9)
-PATIENT = {"drain_timeout_s": 3600}
-
-
-async def start(*arguments: str | Path) -> Process:
-    return await asyncio.create_subprocess_exec(*PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
 
 
 async def run(*arguments: str | Path) -> tuple[int | None, str, str]:
@@ -55,76 +41,6 @@ async def run(*arguments: str | Path) -> tuple[int | None, str, str]:
 def reported(stderr: bytes) -> str:
     """Standard error without what asyncio says in debug mode of a machine that is slow."""
     return re.sub(r"^(\S+ \[warning +\] )?Executing <.*\n", "", stderr.decode(), flags=re.MULTILINE)
-
-
-async def kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
-
-
-class Served:
-    """A running ``relay serve`` that logs in JSON."""
-
-    def __init__(self, process: Process, path: Path, tree: dict[str, Any], trust: ssl.SSLContext) -> None:
-        self.path = path
-        self.tree = tree
-        self.tls = self.admin = Address("", 0)
-        self._process = process
-        self._trust = trust
-        self.web_proxies: list[Address] = []
-        self.log: list[dict[str, Any]] = []
-
-    async def ready(self) -> None:
-        assert self._process.stdout is not None
-        line = (await self._process.stdout.readline()).decode()
-        found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)(?: web_proxy=(\S+))?\n", line)
-        assert found, (line, await self._rest_of_stderr())
-        self.tls, self.admin = parse_address(found[1]), parse_address(found[2])
-        self.web_proxies = [parse_address(one) for one in (found[3] or "").split(",") if one]
-
-    async def _rest_of_stderr(self) -> str:
-        assert self._process.stderr is not None
-        return (await self._process.stderr.read()).decode()
-
-    async def open_turn(self) -> TurnConnection:
-        turn = await open_turn_tls(self.tls, "trader", "secret", ssl_context=self._trust, server_hostname="relay.test")
-        await turn.allocate()
-        return turn
-
-    def send_signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    async def logged(self, event: str) -> dict[str, Any]:
-        """Wait for a line of the log; what is no such line fails the test."""
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
-            self.log.append(json.loads(line))
-            if self.log[-1]["event"] == event:
-                return self.log[-1]
-        raise AssertionError(f"{event!r} was not logged: {self.log}")
-
-    async def ended(self) -> int | None:
-        """Wait for the end: nothing more on stdout, and nothing but log lines on stderr."""
-        assert self._process.stdout is not None
-        assert await self._process.stdout.read() == b""
-        self.log += [json.loads(line) for line in (await self._rest_of_stderr()).splitlines()]
-        assert not [line for line in self.log if line["level"] == "error"]
-        return await self._process.wait()
-
-
-@contextlib.asynccontextmanager
-async def serving(folder: Path, upstream: Address, **sections: Any) -> AsyncIterator[Served]:
-    authority, path = Authority(folder), folder / "relay.toml"
-    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, **sections})
-    write_config(path, tree)
-    process = await start("serve", "--config", path)
-    served = Served(process, path, tree, authority.client_context())
-    try:
-        await served.ready()
-        yield served
-    finally:
-        await kill(process)
 
 
 async def test_top_shows_a_running_relay(tmp_path: Path) -> None:
@@ -224,10 +140,6 @@ def held(path: Path) -> list[Packet]:
     with contextlib.suppress(AssertionError, struct.error):
         return [packet for part in parts for packet in read_capture(part.read_bytes()).packets]
     return []
-
-
-def open_host() -> TurnHost:
-    return TurnHost(Address("127.0.0.1", 0), CREDENTIALS)
 
 
 # Signals

@@ -14,8 +14,8 @@ from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.gateway import read_ahead as module
 from tests.support.benches.gateway import settings_tree, write_config
+from tests.support.benches.serving import Served, open_host, serving
 from tests.support.waiting import eventually
-from tests.test_cli import Served, open_host, serving
 
 
 def replace_by_pipe(path: Path) -> None:

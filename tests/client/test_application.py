@@ -21,12 +21,12 @@ from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection, open_turn_tls
 from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
-from tests.client.test_session import opened as opened_session
-from tests.client.test_session import relay_and_hosts
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, relay_with_hosts, running_relay
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.connect_proxy import connect_proxy
+from tests.support.peers.own_clients import opened_session
 from tests.support.peers.scripted_relay import OPENED, Line, scripted_relay
+from tests.support.waiting import eventually
 
 CARRIERS = ("tls", "websocket", "connect-udp", "session")
 USER = ("trader", "secret")
@@ -168,7 +168,7 @@ async def test_on_moved_that_fails(tmp_path: Path) -> None:
         raise RuntimeError(f"no signaling for {relayed}")
 
     inbox = Inbox()
-    async with relay_and_hosts(tmp_path) as (relay, hosts), open_echo() as peer:
+    async with relay_with_hosts(tmp_path) as (relay, hosts), open_echo() as peer:
         async with await opened_session(relay, inbox, on_moved=on_moved) as session:
             await session.bind(peer)
             before = session.upstream
@@ -233,7 +233,7 @@ async def test_wait_for_the_end_that_is_given_up(tmp_path: Path, carrier: str) -
 
 async def test_all_the_channels_at_once(tmp_path: Path) -> None:
     inbox = Inbox()
-    async with relay_and_hosts(tmp_path) as (relay, _), open_echo() as peer:
+    async with relay_with_hosts(tmp_path) as (relay, _), open_echo() as peer:
         async with await opened_session(relay, inbox) as session:
             peers = [peer, *(Address("127.0.1.1", 20_000 + number) for number in range(63))]
             numbers = await asyncio.gather(*map(session.bind, peers))
@@ -246,7 +246,7 @@ async def test_all_the_channels_at_once(tmp_path: Path) -> None:
 
 
 async def test_sending_over_a_channel_that_is_not_bound(tmp_path: Path) -> None:
-    async with relay_and_hosts(tmp_path) as (relay, _), open_echo() as peer:
+    async with relay_with_hosts(tmp_path) as (relay, _), open_echo() as peer:
         async with await opened_session(relay, Inbox()) as session:
             await session.bind(Address(f"::ffff:{peer.host}", peer.port))
             session.send(Address(f"::ffff:{peer.host}", peer.port), b"voice")

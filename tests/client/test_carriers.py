@@ -7,49 +7,28 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from relay.addresses import Address
-from relay.client.carriers import Endpoint, open_turn_connect_udp, open_turn_websocket
+from relay.client.carriers import Endpoint, open_turn_websocket
 from relay.client.connect import Proxy
-from relay.client.turn import OnData, TurnConnection, open_turn_tls
+from relay.client.turn import TurnConnection
 from relay.client.upgraded import WebSocketClosed
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
 from tests.support.peers.connect_proxy import connect_proxy
 from tests.support.peers.coturn import PASSWORD, USERNAME, open_coturn
-from tests.support.waiting import becomes
+from tests.support.peers.own_clients import open_turn
+from tests.support.waiting import becomes, eventually
 
 CARRIERS = ("tls", "websocket", "connect-udp")
 PLANES = ("compiled", "reference")
 NOBODY = Address("127.0.0.1", 9)
-
-
-async def open_turn(
-    carrier: str,
-    relay: Relay,
-    upstream: Address,
-    *,
-    on_data: OnData = lambda *_: None,
-    proxy: str | None = None,
-    server: Address | None = None,
-    timeout_s: float = 10.0,
-) -> TurnConnection:
-    """A connection over a carrier to a relay, or to what stands in for it."""
-    where = server or relay.tls
-    trusted: dict[str, Any] = {"ssl_context": relay.trust, "server_hostname": "relay.test", "timeout_s": timeout_s}
-    more: dict[str, Any] = {**trusted, "on_data": on_data, "proxy": proxy}
-    if carrier == "tls":
-        return await open_turn_tls(where, USERNAME, PASSWORD, **more)
-    if carrier == "websocket":
-        return await open_turn_websocket(f"wss://{where}/turn", USERNAME, PASSWORD, **more)
-    return await open_turn_connect_udp(f"https://{where}", upstream, USERNAME, PASSWORD, **more)
 
 
 @asynccontextmanager

@@ -20,9 +20,9 @@ from relay.client.turn import TurnConnection, open_turn_tls
 from relay.errors import UpstreamError
 from relay.tasks import Tasks
 from relay.wire.websocket import Opcode
-from tests.support.benches.gateway import eventually
 from tests.support.peers.connect_proxy import connect_proxy
 from tests.support.peers.scripted_relay import OPENED, Line, Script, scripted_relay
+from tests.support.waiting import eventually
 
 USER: dict[str, Any] = {"username": "trader", "password": "secret"}
 PEER = Address("192.0.2.7", 16384)

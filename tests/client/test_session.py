@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,35 +14,18 @@ from relay.client import upgraded
 from relay.client.session import Session, SessionError, open_session
 from relay.client.upgraded import WebSocketClosed
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHosts
 from relay.errors import UpstreamError
 from relay.gateway.sessions import sessions as relay_sessions
-from relay.turn.credentials import StaticCredentials
 from relay.wire.upgrade import build_websocket_response
 from relay.wire.websocket import CloseCode, Opcode, build_close, build_frame
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import relay_with_hosts, running_relay
 from tests.support.peers.behind_turn import SIZES, Inbox, open_echo
 from tests.support.peers.connect_proxy import connect_proxy
 from tests.support.peers.coturn import open_coturn
+from tests.support.peers.own_clients import opened_session
+from tests.support.waiting import eventually
 
 PLANES = ("compiled", "reference")
-
-
-@asynccontextmanager
-async def relay_and_hosts(folder: Path, plane: str = "compiled") -> AsyncIterator[tuple[Relay, TurnHosts]]:
-    credentials = StaticCredentials({"trader": "secret"})
-    async with TurnHosts({"use1": ["stun1", "stun2"]}, credentials, allow_loopback_peers=True) as hosts:
-        upstreams = [{"name": host.name, "region": "use1", "address": host.address} for host in hosts]
-        async with running_relay(folder, *upstreams, listen={"plane": plane}) as relay:
-            await eventually(lambda: all(one.health == "up" for one in relay.gateway.upstreams))
-            yield relay, hosts
-
-
-async def opened(relay: Relay, inbox: Inbox, **more: Any) -> Session:
-    given: dict[str, Any] = {"username": "trader", "password": "secret", "on_data": inbox.put, **more}
-    return await open_session(
-        f"wss://{relay.tls}/media", ssl_context=relay.trust, server_hostname="relay.test", **given
-    )
 
 
 async def echo(session: Session, inbox: Inbox, peer: Address, data: bytes = b"voice") -> None:
@@ -73,7 +53,7 @@ async def test_call_through_coturn_and_a_web_proxy(tmp_path: Path, plane: str) -
         running_relay(tmp_path, coturn.address, listen={"plane": plane}) as relay,
     ):
         given = {"username": coturn.username, "password": coturn.password, "proxy": proxy.url}
-        async with await opened(relay, inbox, **given) as session:
+        async with await opened_session(relay, inbox, **given) as session:
             assert session.upstream == "stun1"
             assert session.mapped_address is not None
             assert await session.bind(peer) == 0x4000
@@ -102,8 +82,8 @@ async def test_call_through_coturn_and_a_web_proxy(tmp_path: Path, plane: str) -
 @pytest.mark.parametrize("plane", PLANES)
 async def test_cuts_are_survived_by_themselves(tmp_path: Path, plane: str) -> None:
     inbox = Inbox()
-    async with relay_and_hosts(tmp_path, plane) as (relay, hosts), open_echo() as peer, connect_proxy() as proxy:
-        async with await opened(relay, inbox, proxy=proxy.url) as session:
+    async with relay_with_hosts(tmp_path, plane) as (relay, hosts), open_echo() as peer, connect_proxy() as proxy:
+        async with await opened_session(relay, inbox, proxy=proxy.url) as session:
             await session.bind(peer)
             await echo(session, inbox, peer)
             relayed = session.relayed_address
@@ -120,8 +100,8 @@ async def test_cuts_are_survived_by_themselves(tmp_path: Path, plane: str) -> No
 @pytest.mark.parametrize("plane", PLANES)
 async def test_upstream_dies(tmp_path: Path, plane: str) -> None:
     inbox, moved = Inbox(), list[Address]()
-    async with relay_and_hosts(tmp_path, plane) as (relay, hosts), open_echo() as peer:
-        async with await opened(relay, inbox, on_moved=moved.append) as session:
+    async with relay_with_hosts(tmp_path, plane) as (relay, hosts), open_echo() as peer:
+        async with await opened_session(relay, inbox, on_moved=moved.append) as session:
             await session.bind(peer)
             await echo(session, inbox, peer)
             before = session.upstream
@@ -138,8 +118,8 @@ async def test_upstream_dies(tmp_path: Path, plane: str) -> None:
 
 async def test_bind_waits_for_the_return(tmp_path: Path) -> None:
     inbox = Inbox()
-    async with relay_and_hosts(tmp_path) as (relay, _), open_echo() as peer:
-        async with await opened(relay, inbox) as session:
+    async with relay_with_hosts(tmp_path) as (relay, _), open_echo() as peer:
+        async with await opened_session(relay, inbox) as session:
             assert session._link is not None
             session._link._transport.abort()
             await eventually(lambda: not session._connected.is_set())
@@ -153,9 +133,9 @@ async def test_relay_that_has_given_the_session_up(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(relay_sessions, "RESUME_WITHIN_S", 0.0)
     monkeypatch.setattr(session_module, "RETRY_S", 0.05)
     async with (
-        relay_and_hosts(tmp_path) as (relay, _),
+        relay_with_hosts(tmp_path) as (relay, _),
         connect_proxy() as proxy,
-        await opened(relay, Inbox(), proxy=proxy.url) as session,
+        await opened_session(relay, Inbox(), proxy=proxy.url) as session,
     ):
         # It is kept from coming back until the relay has let go.
         proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
@@ -169,9 +149,9 @@ async def test_relay_that_has_given_the_session_up(tmp_path: Path, monkeypatch: 
 async def test_proxy_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "RETRY_S", 0.02)
     async with (
-        relay_and_hosts(tmp_path) as (relay, _),
+        relay_with_hosts(tmp_path) as (relay, _),
         connect_proxy() as proxy,
-        await opened(relay, Inbox(), proxy=proxy.url) as session,
+        await opened_session(relay, Inbox(), proxy=proxy.url) as session,
     ):
         session._resume_within_s = 0.2
         proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
@@ -181,8 +161,8 @@ async def test_proxy_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_close_while_coming_back(tmp_path: Path) -> None:
-    async with relay_and_hosts(tmp_path) as (relay, _), connect_proxy() as proxy:
-        session = await opened(relay, Inbox(), proxy=proxy.url)
+    async with relay_with_hosts(tmp_path) as (relay, _), connect_proxy() as proxy:
+        session = await opened_session(relay, Inbox(), proxy=proxy.url)
         proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
         proxy.cut()
         await eventually(lambda: not session._connected.is_set())
@@ -194,8 +174,8 @@ async def test_connection_that_carries_nothing_any_more(tmp_path: Path, monkeypa
     """No end of TCP says so: the pings do; and the relay, which still believes in the old one, lets the new one in."""
     monkeypatch.setattr(upgraded, "SILENCE_S", 1.0)
     inbox = Inbox()
-    async with relay_and_hosts(tmp_path) as (relay, _), open_echo() as peer:
-        async with await opened(relay, inbox) as session:
+    async with relay_with_hosts(tmp_path) as (relay, _), open_echo() as peer:
+        async with await opened_session(relay, inbox) as session:
             await session.bind(peer)
             link = session._link
             assert link is not None
@@ -228,11 +208,11 @@ async def test_relay_that_closes_with_its_101(tmp_path: Path) -> None:
 
 
 async def test_relay_that_refuses(tmp_path: Path) -> None:
-    async with relay_and_hosts(tmp_path) as (relay, _):
+    async with relay_with_hosts(tmp_path) as (relay, _):
         with pytest.raises(SessionError, match="401 the upstream refuses: wrong username or password"):
-            await opened(relay, Inbox(), password="wrong")
+            await opened_session(relay, Inbox(), password="wrong")
         with pytest.raises(SessionError, match="401 open: expected username and password"):
-            await opened(relay, Inbox(), username="", password="")
+            await opened_session(relay, Inbox(), username="", password="")
         with pytest.raises(SessionError, match="503 no upstream of the region mars is up"):
-            await opened(relay, Inbox(), region="mars")
+            await opened_session(relay, Inbox(), region="mars")
         await eventually(lambda: not relay.connections)

@@ -25,9 +25,10 @@ from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.capture import LONG_S, NO_PROBES, capturing, copies, relay_with_a_flow
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.pcapng import read_capture
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
+from tests.support.waiting import eventually
 
 UP, DOWN = Direction.UPLINK, Direction.DOWNLINK
 LOOPBACK = Address("127.0.0.1", 0)

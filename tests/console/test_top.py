@@ -13,8 +13,8 @@ from rich.console import Console
 from relay.console import top
 from relay.errors import OperatorError
 from relay.plane.api import CloseReason
-from tests.support.benches.gateway import eventually
 from tests.support.benches.made_up import MadeUpRelay
+from tests.support.waiting import eventually
 
 # It would colour what follows red, move the cursor, and be a tag of rich besides.
 HOSTILE = "[bold]\x1b[31m\x07\r\n\u202e[/bold]<b>"

@@ -28,11 +28,11 @@ from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason, ConnectionId, TextReceived
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay, settings_tree, write_config
+from tests.support.benches.gateway import Relay, running_relay, settings_tree, write_config
 from tests.support.benches.made_up import MadeUpCall
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.tls_client import TlsClient
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 NO_UPSTREAM = Address("127.0.0.1", 9)

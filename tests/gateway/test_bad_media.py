@@ -20,8 +20,8 @@ from relay.quality.emodel import mos
 from relay.quality.stream import Direction, RtpStream
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
-from tests.plane.test_contract import HELLO
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.messages import HELLO
 from tests.support.peers.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

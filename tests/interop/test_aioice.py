@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aioice import turn
 
 from tests.support.benches.gateway import running_relay
+from tests.support.peers.aioice_client import Received, closed
 from tests.support.peers.behind_turn import open_echo
 from tests.support.peers.coturn import open_coturn
 
@@ -18,16 +17,6 @@ pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
 DATAGRAMS = 500
 LONGEST = 1400
-
-
-class Received(asyncio.DatagramProtocol):
-    """What the peer sent back."""
-
-    def __init__(self) -> None:
-        self.data: asyncio.Queue[bytes] = asyncio.Queue()
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        self.data.put_nowait(data)
 
 
 async def test_500_datagrams_of_all_sizes_byte_exact(tmp_path: Path, plane: str) -> None:
@@ -55,11 +44,3 @@ async def test_500_datagrams_of_all_sizes_byte_exact(tmp_path: Path, plane: str)
         finally:
             transport.close()
             await closed(transport)
-
-
-async def closed(transport: Any) -> None:
-    """aioice deletes its allocation in a task of its own: wait for what it leaves behind."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    mine = [task for task in others if "aioice" in repr(task)]
-    if mine:
-        await asyncio.wait(mine)

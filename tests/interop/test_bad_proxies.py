@@ -17,11 +17,12 @@ from relay.client.turn import TurnConnection
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
-from tests.client.test_carriers import open_turn
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.bad_proxies import BadProxy, CutsAtIdle, HoldsBack, StripsUpgrade, SwallowsFrames, bad_proxy
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.coturn import PASSWORD, USERNAME
+from tests.support.peers.own_clients import open_turn
+from tests.support.waiting import eventually
 
 CARRIERS = ("websocket", "connect-udp", "session")
 

@@ -27,13 +27,13 @@ from relay.gateway.sessions import sessions
 from relay.plane.api import CloseReason
 from relay.turn.credentials import RestCredentials, StaticCredentials, long_term_key, rest_password, rest_username
 from relay.wire.stun import AttributeType, Message, MessageClass, Method, build_message, parse_message
-from tests.support.benches.gateway import SERVER_NAME, Relay, eventually, running_relay, write_config
+from tests.support.benches.gateway import SERVER_NAME, Relay, running_relay, write_config
 from tests.support.peers.behind_turn import open_echo, open_echo_pair
 from tests.support.peers.coturn import Coturn, open_coturn
 from tests.support.peers.tls_client import TlsClient
 from tests.support.peers.uclient import run_uclient
 from tests.support.peers.user_service import user_service
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 

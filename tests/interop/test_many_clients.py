@@ -12,11 +12,11 @@ from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
 from tests.conftest import open_descriptors
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.coturn import open_coturn
 from tests.support.peers.tls_client import TlsClient
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 

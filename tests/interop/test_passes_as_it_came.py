@@ -13,8 +13,8 @@ import pytest
 
 from relay.addresses import Address
 from relay.wire.http1 import AnswerError, AnswerHead, body_of, parse_answer_head
-from tests.interop.http_table import ANSWERS, REQUESTS, Row
 from tests.support.benches.gateway import running_relay
+from tests.support.http_table import ANSWERS, REQUESTS, Row
 from tests.support.peers.raw_http import RecordingUpstream, recording_upstream
 from tests.support.peers.reverse_proxies import needs_reverse_proxies, open_haproxy, open_nginx
 

@@ -13,8 +13,9 @@ from relay.client.session import Session, open_session
 from relay.demo.softphone import PACKETS_PER_SECOND, Softphone, Stream
 from relay.emulator.turnhost import TurnHosts
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.connect_proxy import ConnectProxy, connect_proxy
+from tests.support.waiting import eventually
 
 USERNAME, PASSWORD = "trader", "a-password-that-no-log-has"
 PLANES = ("compiled", "reference")

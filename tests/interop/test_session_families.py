@@ -12,9 +12,10 @@ import pytest
 
 from relay.addresses import Address, AddressFamily
 from relay.client.session import Session, SessionError, open_session
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.coturn import Coturn, open_coturn
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 BOTH_FAMILIES = ("relay-ip=::1",)  # beside the one of its own address

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from relay.plane.api import CloseReason, HandshakeFailure
-from tests.support.benches.gateway import eventually, running_relay
+from tests.support.benches.gateway import running_relay
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.coturn import open_coturn
+from tests.support.waiting import eventually
 
 CROWD = 10_000
 # What is in use besides: of the test itself, of the relay and of its upstream.

@@ -22,11 +22,12 @@ from relay.client.connect import Proxy
 from relay.client.session import open_session
 from relay.client.turn import TurnConnection, open_turn_tls
 from relay.errors import UpstreamError
-from tests.support.benches.gateway import SERVER_NAME, Relay, eventually, running_relay
+from tests.support.benches.gateway import SERVER_NAME, Relay, running_relay
 from tests.support.peers.behind_turn import SIZES, Inbox, echo_all_sizes, open_echo
 from tests.support.peers.coturn import Coturn, open_coturn
 from tests.support.peers.socketio import needs_node, socketio_server
 from tests.support.peers.squid import Squid, needs_squid, open_squid, shared_memory
+from tests.support.waiting import eventually
 
 pytestmark = needs_squid
 PLANES = pytest.mark.parametrize("plane", ["compiled", "reference"])

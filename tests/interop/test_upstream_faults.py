@@ -17,10 +17,10 @@ from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import MessageClass, is_stun, split_message_type
-from tests.support.benches.gateway import eventually, running_relay
+from tests.support.benches.gateway import running_relay
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import Inbox, open_echo
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 

@@ -16,7 +16,7 @@ from websockets.protocol import Event
 
 from relay.plane.api import Carrier, CloseReason
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_websocket_conformance import echoing_bench
+from tests.support.benches.echoing import echoing_bench
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds
 from tests.support.peers.socketio import Peer, needs_node
 from tests.support.peers.upgrades import READY, SUBPROTOCOLS, answered_upgrades

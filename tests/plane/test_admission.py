@@ -35,9 +35,9 @@ from relay.wire.stun import (
     build_xor_address,
     parse_message,
 )
-from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.peers.carriers import HELLO, Carried, binary, carried
+from tests.support.messages import HELLO, VOICE, allocated, answer, stun
+from tests.support.peers.carriers import Carried, binary, carried
 from tests.support.waiting import becomes
 
 FRAME = build_channel_data(0x4001, VOICE)

@@ -15,8 +15,8 @@ from relay.plane.api import Carrier, CloseReason, TurnOpened
 from relay.wire.capsule import build_datagram
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message, build_uint32
-from tests.plane.test_contract import HELLO, allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.messages import HELLO, allocated, answer, stun
 from tests.support.peers.carriers import binary, carried
 from tests.support.peers.tls_client import TlsClient
 

@@ -17,8 +17,8 @@ from relay.plane.api import Carrier
 from relay.wire.capsule import build_datagram
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, Method, build_plain_address
-from tests.plane.test_contract import allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, plane_bench
+from tests.support.messages import allocated, answer, stun
 from tests.support.peers.carriers import binary, carried
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 

@@ -8,28 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from relay.addresses import Address
 from relay.plane.api import CloseReason, DropReason
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import AttributeType, MessageClass, build_message
-from tests.plane.test_contract import HELLO, VOICE, answer, stun
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.peers.tls_client import TlsClient
+from tests.support.benches.plane import PATIENT, PLANES, Bench, MakePlane, bounds, exchange, flood, plane_bench
+from tests.support.messages import HELLO, VOICE, answer, stun
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
 # Datagrams that a UDP socket surely takes before it is read.
 BATCH = 40
-
-
-async def exchange(bench: Bench, client: TlsClient, flow: Address, text: bytes = b"ping") -> None:
-    """One packet up and one down: the call is alive, and whatever was sent before has been seen by the plane."""
-    frame = build_channel_data(0x4001, text, padded=True)
-    await client.send(frame)
-    await bench.upstream.expect(frame[: 4 + len(text)])
-    bench.upstream.send(flow, frame)
-    assert await client.receive_exactly(len(frame)) == frame
 
 
 # ---- Units and records
@@ -235,9 +224,6 @@ async def test_long_stun_waits_whole_for_a_slow_client(make: MakePlane, tmp_path
 
 # ---- Clients that do not read
 
-# Media is dropped because there is too much of it, not because the test took long.
-PATIENT = bounds(max_media_age_s=3600)
-
 
 async def test_a_client_that_never_reads(make: MakePlane, tmp_path: Path) -> None:
     """Media for it is dropped and STUN is kept up to the limit; then it goes, and others never noticed."""
@@ -263,16 +249,6 @@ async def test_a_client_that_never_reads(make: MakePlane, tmp_path: Path) -> Non
         closed = await bench.closed()
         assert closed.reason is CloseReason.SLOW_CLIENT
         await exchange(bench, other, at_other)
-
-
-async def flood(bench: Bench, flow: Address, datagram: bytes, drop: DropReason, count: int) -> None:
-    """Send to a flow until so many were dropped."""
-    sent = 0
-    while bench.plane.snapshot().totals.drops.get(drop, 0) < count:
-        bench.upstream.send(flow, datagram)
-        sent += 1
-        await asyncio.sleep(0)
-        assert sent < 100_000, "the kernel's buffers are larger than this"
 
 
 async def test_a_client_that_resets_in_the_middle_of_a_write(make: MakePlane, tmp_path: Path) -> None:

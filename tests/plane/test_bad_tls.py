@@ -19,10 +19,18 @@ from relay.errors import OperatorError
 from relay.plane.api import Certificate, CloseReason, HandshakeFailure, TurnOpened
 from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_bad_input import exchange
-from tests.plane.test_contract import HELLO, raw_client
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
+from tests.support.benches.plane import (
+    PLANES,
+    Bench,
+    MakePlane,
+    bounds,
+    exchange,
+    forging_client,
+    plane_bench,
+    raw_client,
+)
+from tests.support.messages import HELLO
+from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE
 from tests.support.peers.tls_client import TlsClient
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
@@ -239,10 +247,6 @@ async def test_a_key_update_of_a_client_that_does_not_read(make: MakePlane, tmp_
             assert await client.receive_unit() == frame
         assert not bench.plane.snapshot().closed
         client.abort()
-
-
-async def forging_client(bench: Bench, version: ssl.TLSVersion, folder: Path) -> ForgingClient:
-    return await ForgingClient.open_forging(bench.server, bench.authority.client_context(), version, folder)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -24,11 +24,10 @@ from relay.wire.capsule import CapsuleCutter, build_capsule, build_datagram, bui
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import MessageCutter, Opcode, build_close, build_frame
-from tests.plane.test_contract import answer, stun
-from tests.plane.test_planes_agree import pieces
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
-from tests.support.peers.carriers import HELLO, Carried, carried, masked, move
-from tests.support.properties import repeatable
+from tests.support.messages import HELLO, answer, stun
+from tests.support.peers.carriers import Carried, carried, masked, move
+from tests.support.properties import pieces, repeatable
 
 # What the upstream sends last, and nobody else ever: all before it has been delivered or dropped.
 MARKER = build_channel_data(0x4FFF, b"that is all")

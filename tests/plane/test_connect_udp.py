@@ -19,10 +19,10 @@ from relay.plane.api import (
 from relay.wire.capsule import build_capsule, build_datagram, build_varint
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import AttributeType, Method, build_uint32
-from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.benches.taps import tapped
-from tests.support.peers.carriers import HELLO, Carried, carried
+from tests.support.messages import HELLO, VOICE, allocated, answer, stun
+from tests.support.peers.carriers import Carried, carried
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

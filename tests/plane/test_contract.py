@@ -19,7 +19,6 @@ from relay.plane.api import (
     ConnectionId,
     DropReason,
     HandshakeFailure,
-    HttpOpened,
     PlaneSettings,
     Traffic,
     TurnOpened,
@@ -30,46 +29,17 @@ from relay.wire.stun import (
     AttributeType,
     MessageClass,
     Method,
-    build_error_code,
     build_message,
     build_uint32,
-    build_xor_address,
-    parse_message,
 )
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, http_stream, plane_bench, raw_client
+from tests.support.messages import HELLO, VOICE, allocated, answer, stun
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
-VOICE = b"\x80" + bytes(range(1, 160)) + b"0123456789ab"
-
-
-def stun(number: int, method: int = Method.BINDING, message_class: MessageClass = MessageClass.REQUEST) -> bytes:
-    """A message whose transaction id says its number."""
-    return build_message(method, message_class, number.to_bytes(12))
-
-
-def answer(request: bytes, *attributes: tuple[int, bytes], error: int = 0) -> bytes:
-    """The upstream's answer to a request."""
-    parsed = parse_message(request)
-    kind = MessageClass.ERROR if error else MessageClass.SUCCESS
-    coded = [(AttributeType.ERROR_CODE, build_error_code(error))] if error else []
-    return build_message(parsed.method, kind, parsed.transaction_id, [*coded, *attributes])
-
-
-def allocated(request: bytes, lifetime_s: int = 600) -> bytes:
-    """A success for an Allocate request."""
-    relayed = build_xor_address(Address("192.0.2.1", 50000), parse_message(request).transaction_id)
-    return answer(
-        request,
-        (AttributeType.XOR_RELAYED_ADDRESS, relayed),
-        (AttributeType.LIFETIME, build_uint32(lifetime_s)),
-    )
-
-
-HELLO = stun(0, message_class=MessageClass.INDICATION)
 
 # ---- Forwarding
 
@@ -498,15 +468,6 @@ async def test_verbs_that_come_too_late_do_nothing(make: MakePlane, tmp_path: Pa
         assert list(bench.plane.snapshot().flows) == []
 
 
-async def http_stream(bench: Bench, client: TlsClient, request: bytes) -> tuple[HttpOpened, socket.socket]:
-    """The client sends a request; control's end of it."""
-    await client.send(request)
-    opened = await bench.event(HttpOpened)
-    stream = socket.socket(fileno=opened.fd)
-    stream.setblocking(False)
-    return opened, stream
-
-
 async def test_http_is_handed_over_and_back(make: MakePlane, tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     async with plane_bench(make, tmp_path) as bench, bench.client() as client:
@@ -659,16 +620,6 @@ async def test_tls_1_2_is_welcome(make: MakePlane, tmp_path: Path) -> None:
         await client.send(HELLO)
         await bench.upstream.expect(HELLO)
         client.abort()
-
-
-async def raw_client(bench: Bench, data: bytes) -> socket.socket:
-    """A TCP connection that has sent these bytes."""
-    connected = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(connected, bench.server)
-    if data:
-        await loop.sock_sendall(connected, data)
-    return connected
 
 
 @pytest.mark.parametrize(

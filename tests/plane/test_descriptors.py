@@ -17,8 +17,8 @@ from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_contract import HELLO
 from tests.support.benches.plane import PLANES
+from tests.support.messages import HELLO
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.peers.tls_client import TlsClient
 

@@ -24,9 +24,19 @@ from relay.plane.api import (
 )
 from relay.plane.reference.plane import ReferencePlane
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_bad_input import PATIENT, exchange, flood
-from tests.plane.test_contract import HELLO, VOICE, http_stream, raw_client
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import (
+    PATIENT,
+    PLANES,
+    Bench,
+    MakePlane,
+    bounds,
+    exchange,
+    flood,
+    http_stream,
+    plane_bench,
+    raw_client,
+)
+from tests.support.messages import HELLO, VOICE
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
 

@@ -12,9 +12,8 @@ import pytest
 from relay._fastpath import live_objects
 from relay.plane.api import CloseReason, HandshakeFailure
 from relay.plane.reference.hello import MAX_HELLO_BYTES, MAX_HELLO_RECORDS
-from tests.plane.test_bad_input import exchange
-from tests.plane.test_contract import HELLO, raw_client
-from tests.support.benches.plane import PLANES, MakePlane, plane_bench
+from tests.support.benches.plane import PLANES, MakePlane, exchange, plane_bench, raw_client
+from tests.support.messages import HELLO
 from tests.support.peers.client_hello import CHANGE_CIPHER_SPEC, hello_without_key, record
 from tests.support.peers.tls_client import TlsClient
 

@@ -29,8 +29,8 @@ from relay.plane.api import (
 )
 from relay.plane.reference.media import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
-from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.messages import HELLO
 from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
@@ -38,7 +38,6 @@ from tests.support.waiting import becomes
 every_plane = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 reference_plane = pytest.mark.parametrize("make", [PLANES["reference"]], ids=["reference"])
 
-HELLO = build_message(Method.BINDING, MessageClass.INDICATION, bytes(12))
 VOICE = build_channel_data(0x4001, b"\x80" + bytes(171))
 REQUEST = b"GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n"
 

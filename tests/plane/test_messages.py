@@ -28,8 +28,8 @@ from relay.plane.api import (
 from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import MAX_TEXT_BYTES, Opcode
-from tests.plane.test_contract import answer, stun
 from tests.support.benches.plane import Bench, plane_bench
+from tests.support.messages import answer, stun
 from tests.support.peers.carriers import Carried, carried, masked, move, moved_session, text
 from tests.support.peers.scripted_upstream import scripted_upstream
 

@@ -16,10 +16,10 @@ from relay.plane.reference.traffic import traffic_of
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stream import StreamCutter
 from relay.wire.stun import MAGIC_COOKIE_BYTES, MessageClass, Method
-from tests.plane.test_contract import HELLO, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.messages import HELLO, answer, stun
 from tests.support.peers.tls_client import TlsClient
-from tests.support.properties import repeatable
+from tests.support.properties import pieces, repeatable
 
 # Media that is never sent by the upstream otherwise: what came before it has been delivered or dropped.
 MARKER = build_channel_data(0x7FFF, b"that is all")
@@ -91,21 +91,6 @@ scripts = st.builds(
     datagrams=st.lists(st.one_of(media, answers, indications, broken_datagrams), max_size=20),
     last=garbage,
 )
-
-
-# Of the pieces of a chosen size: 100 KB one byte at a time take seconds, and prove no more.
-MOST_PIECES = 300
-
-
-def pieces(data: bytes, sizes: list[int], longest: int) -> list[bytes]:
-    """Cut into pieces of these sizes, over and over; what is left of it in the longest ones."""
-    cut: list[bytes] = []
-    at = 0
-    while at < len(data):
-        turn = len(cut)
-        cut.append(data[at : at + (sizes[turn % len(sizes)] if turn < MOST_PIECES else longest)])
-        at += len(cut[-1])
-    return cut
 
 
 async def play(make: MakePlane, folder: Path, script: Script) -> Outcome:

@@ -10,9 +10,9 @@ from relay.plane.api import Carrier, CloseReason, StunReceived, UpstreamLost
 from relay.plane.reference.question import Judgement, Question
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, message_type, parse_message
-from tests.plane.test_contract import HELLO, VOICE, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.benches.taps import tapped
+from tests.support.messages import HELLO, VOICE, answer, stun
 from tests.support.peers.carriers import binary as frame_of
 from tests.support.peers.carriers import carried, moved_session
 from tests.support.peers.tls_client import TlsClient

@@ -12,8 +12,8 @@ from relay.plane.api import FlowSnapshot
 from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.channeldata import build_channel_data
 from relay.wire.rtp import RtpHeader, build_packet
-from tests.plane.test_contract import HELLO
 from tests.support.benches.plane import plane_bench
+from tests.support.messages import HELLO
 from tests.support.waiting import becomes
 
 

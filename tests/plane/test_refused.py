@@ -24,8 +24,8 @@ from relay.plane.api import (
 from relay.wire.capsule import build_datagram
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method, message_type
-from tests.plane.test_contract import HELLO, VOICE, allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.messages import HELLO, VOICE, allocated, answer, stun
 from tests.support.network.refusing import WAYS, allow, in_namespace, refuse, run
 from tests.support.peers.carriers import binary as frame_of
 from tests.support.peers.carriers import carried, move, moved_session

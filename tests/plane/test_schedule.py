@@ -20,8 +20,8 @@ from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
-from tests.plane.test_contract import HELLO, VOICE, answer, http_stream, stun
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, http_stream, only_flow, plane_bench
+from tests.support.messages import FRAME_BYTES, HELLO, SSRC, VOICE, answer, number_of, stun, voice
 from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
@@ -32,22 +32,8 @@ PATIENT = bounds(max_media_age_s=3600, max_data_age_s=3600)
 HASTY = bounds(max_media_age_s=0.001)
 # More than a record can take out of a queue, so that what is put behind it waits.
 BACKLOG_BYTES = 20_000
-FRAME_BYTES = 1200
-SSRC = 7
 # A minute of a call in three seconds.
 HURRY = 20
-
-
-def voice(number: int, size: int = FRAME_BYTES) -> bytes:
-    """An RTP packet in ChannelData, ``size`` bytes together, that says its number."""
-    payload = number.to_bytes(4) + bytes(size - 20)
-    # 2 ms of G.711 each: the clock of a stream goes no faster than these tests send.
-    return build_channel_data(0x4001, build_packet(RtpHeader(0, number & 0xFFFF, 16 * number, SSRC), payload))
-
-
-def number_of(unit: bytes) -> int:
-    """The number of ``voice``."""
-    return int.from_bytes(unit[16:20])
 
 
 def rtcp(number: int) -> bytes:
@@ -72,11 +58,6 @@ def own_stun(number: int, size: int) -> bytes:
 
 def ice(number: int) -> bytes:
     return build_channel_data(0x4001, stun(number))
-
-
-def only_flow(bench: Bench) -> FlowSnapshot:
-    (flow,) = bench.plane.snapshot().flows
-    return flow
 
 
 def passed_on(flow: FlowSnapshot) -> int:

@@ -30,10 +30,10 @@ from relay.plane.api import (
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import Message, Opcode, build_close, build_frame
-from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.benches.taps import tapped
-from tests.support.peers.carriers import HELLO, Carried, binary, carried, masked, move, moved_session, text
+from tests.support.messages import HELLO, VOICE, allocated, answer, stun
+from tests.support.peers.carriers import Carried, binary, carried, masked, move, moved_session, text
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.waiting import becomes
 

@@ -13,9 +13,9 @@ from relay.addresses import Address
 from relay.plane.api import CloseReason, ConnectionId, DropReason, Tap, TappedDatagram
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_contract import HELLO, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.benches.taps import is_tapped
+from tests.support.messages import HELLO, answer, stun
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())

@@ -12,10 +12,16 @@ import pytest
 
 from relay.plane.api import CloseReason, HandshakeFailure
 from relay.plane.reference.hello import MAX_SILENT_RECORDS, SilentRecords
-from tests.plane.test_bad_input import exchange
-from tests.plane.test_bad_tls import forging_client
-from tests.plane.test_contract import HELLO, http_stream, raw_client
-from tests.support.benches.plane import PLANES, MakePlane, plane_bench
+from tests.support.benches.plane import (
+    PLANES,
+    MakePlane,
+    exchange,
+    forging_client,
+    http_stream,
+    plane_bench,
+    raw_client,
+)
+from tests.support.messages import HELLO
 from tests.support.peers.client_hello import CHANGE_CIPHER_SPEC, build_client_hello, hello_with_early_data, record
 from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 

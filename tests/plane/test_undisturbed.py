@@ -41,9 +41,8 @@ from relay.plane.compiled.plane import TEXT, CompiledPlane
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
-from tests.plane.test_bad_input import exchange
-from tests.plane.test_contract import HELLO, stun
-from tests.support.benches.plane import Bench, bounds, plane_bench
+from tests.support.benches.plane import Bench, bounds, exchange, plane_bench
+from tests.support.messages import HELLO, stun
 from tests.support.peers.carriers import carried, moved_session
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient

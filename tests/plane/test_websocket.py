@@ -22,10 +22,10 @@ from relay.plane.api import (
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import MessageClass, Method
 from relay.wire.websocket import Message, Opcode, build_close, build_frame
-from tests.plane.test_contract import VOICE, allocated, answer, stun
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.benches.taps import tapped
-from tests.support.peers.carriers import HELLO, RESPONSE, Carried, binary, carried, masked, text
+from tests.support.messages import HELLO, VOICE, allocated, answer, stun
+from tests.support.peers.carriers import RESPONSE, Carried, binary, carried, masked, text
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.waiting import becomes
 

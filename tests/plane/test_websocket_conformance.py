@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
-from relay.plane.api import Carrier, TextReceived
+from relay.plane.api import Carrier
 from relay.wire.channeldata import build_channel_data
 from relay.wire.websocket import Message, Opcode, build_close
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.echoing import echoing_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane
 from tests.support.peers.carriers import Carried, masked, upgrade
 
 B, T, PING, PONG, CLOSE, MORE = (
@@ -367,30 +368,6 @@ CARRIERS = [Carrier.WEBSOCKET, Carrier.SESSION]
 
 
 # ---- The examiner
-
-
-@contextlib.asynccontextmanager
-async def echoing_bench(make: MakePlane, folder: Path) -> AsyncIterator[Bench]:
-    """A plane whose upstream sends datagrams back, and whose control sends texts back."""
-    async with plane_bench(make, folder, bounds(websocket_ping_s=3600)) as bench:
-
-        async def echo_datagrams() -> None:
-            while True:
-                data, sender = await bench.upstream.receive()
-                bench.upstream.send(sender, data)
-
-        async def echo_texts() -> None:
-            while True:
-                event = await bench.event(TextReceived)
-                bench.plane.tell(event.connection, event.text)
-
-        echoes = [asyncio.ensure_future(echo_datagrams()), asyncio.ensure_future(echo_texts())]
-        try:
-            yield bench
-        finally:
-            for echo in echoes:
-                echo.cancel()
-            await asyncio.gather(*echoes, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
 import relay
+from tests.support.imports import cython_imported_modules, imported_modules
 
 ROOT = Path(relay.__file__).parent
 # From the bottom up, as the front door lists them; what stands in one line is one layer.
@@ -52,25 +52,6 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Whoever imports one of these has a socket, or a loop to wait in.
 IO = {"asyncio", "socket", "ssl", "select", "selectors", "socketserver", "uvloop", "aiohttp", "threading", "subprocess"}
 CLOCK = {"time", "datetime", "logging", "structlog"}
-
-
-def imported_modules(source: str, package: str) -> set[str]:
-    """The absolute names of all that a Python source imports, also inside functions; ``package`` is its own."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return names
-
-
-def cython_imported_modules(source: str) -> set[str]:
-    """The same for Cython, which ``ast`` cannot read: one import in a line, absolute."""
-    found = re.findall(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", source, re.MULTILINE)
-    return {first or second for first, second in found}
 
 
 def part_of(module: str) -> str | None:

@@ -1,0 +1,14 @@
+"""What tests share. Nothing here is a test, and nothing here imports one; benchmarks use it as well.
+
+benches/        what is tested, set up: a plane, a gateway, a process
+network/        ports, namespaces, and a bad WAN
+peers/          who talks to the relay: clients, upstreams, proxies, services; real ones and scripted ones
+http_table      requests and answers that a reverse proxy passes on, byte by byte
+imports         which modules a source imports
+messages        STUN messages, the answers to them, and voice in ChannelData
+pcapng          a strict reader of captures
+properties      what property tests share
+ssrf_table      addresses that must never be connected to
+stun_vectors    the test vectors of the RFCs
+waiting         wait for what another thread, process or socket does
+"""

@@ -13,35 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.benches.gateway import eventually
-from tests.support.network.netns import Namespace, refusal
+from tests.support.network.netns import Namespace, devices, identity, inhabitants, refusal
+from tests.support.waiting import eventually
 
 needs_namespaces = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # setpriv's words for "root, but not over the network".
 WITHOUT = ["setpriv", "--bounding-set=-sys_admin,-net_admin", "--inh-caps=-sys_admin,-net_admin"]
-
-
-def devices() -> set[str]:
-    """The network devices of this thread's namespace."""
-    lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
-    return {line.partition(":")[0].strip() for line in lines}
-
-
-def identity(namespace: Namespace) -> int:
-    return os.stat(namespace.path).st_ino
-
-
-def inhabitants(number: int) -> list[str]:
-    """The processes in a namespace."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "ns/net").stat().st_ino == number:
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
 
 
 @needs_namespaces

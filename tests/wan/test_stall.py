@@ -12,9 +12,8 @@ import pytest
 
 from relay.addresses import Address
 from relay.plane.api import DropReason
-from tests.plane.test_contract import HELLO
-from tests.plane.test_schedule import number_of, only_flow, voice
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, only_flow, plane_bench
+from tests.support.messages import HELLO, number_of, voice
 from tests.support.network.wan import Link, Wan, permitted, refusal, wan
 from tests.support.peers.tls_client import TlsClient
 

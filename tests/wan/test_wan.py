@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.benches.gateway import eventually
+from tests.support.network.netns import devices, identity, inhabitants
 from tests.support.network.wan import Link, LinkCounters, Wan, parse_link, permitted, refusal, wan
 from tests.support.network.wan_link import LinkModel
-from tests.wan.test_netns import devices, identity, inhabitants
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not permitted(), reason=refusal() or "")
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -15,8 +15,9 @@ from relay.emulator.turnhost import TurnHost
 from relay.gateway.calls.records import record_of
 from relay.plane.api import CloseReason, Upstream
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import eventually, running_relay
+from tests.support.benches.gateway import running_relay
 from tests.support.benches.made_up import MadeUpRelay
+from tests.support.waiting import eventually
 
 PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "api.md"
 EXAMPLES = [

@@ -16,12 +16,13 @@ from relay.gateway.admin import capture as capture_module
 from relay.gateway.admin.capture import MAX_CAPTURES
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data
-from tests.plane.test_contract import HELLO
 from tests.support.benches.capture import LONG_S, NO_PROBES, Bench, capturing, relay_with_a_flow
-from tests.support.benches.gateway import eventually, running_relay, write_config
+from tests.support.benches.gateway import running_relay, write_config
+from tests.support.messages import HELLO
 from tests.support.pcapng import CaptureFile, read_capture
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
 PLANES = ["compiled", "reference"]
 ALLOWED = {"allowed": True}

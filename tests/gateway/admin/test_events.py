@@ -13,8 +13,8 @@ import pytest
 from relay.addresses import Address
 from relay.gateway.admin import events as module
 from relay.gateway.admin.listener import Admin
-from tests.support.benches.gateway import eventually
 from tests.support.benches.made_up import NO_CAPTURES, MadeUpRelay
+from tests.support.waiting import eventually
 
 
 async def next_event(stream: aiohttp.StreamReader) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.admin.listener import Admin
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.benches.made_up import NO_CAPTURES, MadeUpRelay
+from tests.support.waiting import eventually
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 

@@ -33,9 +33,10 @@ from relay.plane.api import (
     Upstream,
 )
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.benches.made_up import MadeUpCall, MadeUpRelay, nobody_asked
 from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.waiting import eventually
 
 Samples = dict[tuple[str, str], float]
 

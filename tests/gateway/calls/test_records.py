@@ -15,8 +15,8 @@ from relay.errors import OperatorError
 from relay.gateway.calls import records as module
 from relay.gateway.calls.records import Records, check_path, record_of
 from relay.plane.api import CloseReason
-from tests.support.benches.gateway import eventually
 from tests.support.benches.made_up import MadeUpRelay
+from tests.support.waiting import eventually
 
 DEADLINE_S = 60
 

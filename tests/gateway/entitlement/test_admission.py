@@ -28,8 +28,8 @@ from relay.wire.stun import (
     build_message,
     parse_message,
 )
-from tests.support.benches.gateway import eventually
 from tests.support.peers.user_service import user_service
+from tests.support.waiting import eventually
 
 CLIENT = "192.0.2.1"
 TRANSACTION = b"transaction!"

@@ -15,7 +15,7 @@ from relay.config import parse_users
 from relay.errors import OperatorError
 from relay.gateway.entitlement import policies
 from relay.gateway.entitlement.policies import NOBODY, PolicyUnavailable, Question, Rule, UserFile, UserList, load_users
-from tests.support.benches.gateway import eventually
+from tests.support.waiting import eventually
 
 
 def listed(*users: dict[str, Any]) -> UserList:

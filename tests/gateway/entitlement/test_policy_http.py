@@ -20,8 +20,8 @@ from relay.errors import OperatorError
 from relay.gateway.entitlement import policy_http
 from relay.gateway.entitlement.policies import NOBODY, PolicyUnavailable, Question, Rule
 from relay.gateway.entitlement.policy_http import UserService
-from tests.support.benches.gateway import eventually
 from tests.support.peers.user_service import user_service
+from tests.support.waiting import eventually
 
 ANN = Question("ann", "use1", "192.0.2.1")
 BOB = Question("bob", "use1", "192.0.2.1")

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from relay import config
 from relay.errors import OperatorError
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict, VerdictOutcome, check, user_of
-from tests.support.benches.gateway import eventually
 from tests.support.peers.user_service import user_service
+from tests.support.waiting import eventually
 
 CLIENT = "192.0.2.1"
 STATIC = {

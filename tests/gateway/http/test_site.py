@@ -17,10 +17,10 @@ from relay import __version__
 from relay.addresses import Address
 from relay.gateway.http import site
 from relay.plane.api import CloseReason
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.raw_http import ask
 from tests.support.peers.tls_client import TlsClient
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
 GET = b"GET /healthz HTTP/1.1\r\nHost: relay.test\r\n\r\n"

@@ -17,10 +17,10 @@ from relay.plane.api import Carrier, CloseReason
 from relay.turn.credentials import StaticCredentials
 from relay.wire.upgrade import Response, build_websocket_request, check_websocket, parse_response
 from relay.wire.websocket import Opcode, build_frame
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HOST = "Host: relay.test"

@@ -24,11 +24,13 @@ from relay.wire.stun import (
     build_plain_address,
     parse_message,
 )
-from tests.gateway.routing.test_health import open_responder, server, success, watching
-from tests.gateway.sessions.test_sessions import echoes, raw_session
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
+from tests.support.benches.health import server, watching
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.coturn import Coturn, open_coturn
+from tests.support.peers.raw_session import echoes, raw_session
+from tests.support.peers.responder import open_responder, success
+from tests.support.waiting import eventually
 
 LOOPBACK = ["127.0.0.0/8"]
 CREDENTIALS = StaticCredentials({"trader": "secret"})

@@ -7,7 +7,6 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,128 +14,22 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.client.turn import open_turn_udp
-from relay.config import HealthSettings, MediaSettings, UpstreamServer
+from relay.config import MediaSettings
 from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing import health
-from relay.gateway.routing.health import HealthMonitor, credentials_for
-from relay.gateway.routing.lookups import Lookup
-from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
+from relay.gateway.routing.health import credentials_for
+from relay.gateway.routing.upstreams import Health, UpstreamState
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password
 from relay.wire.stun import MAGIC_COOKIE_BYTES, Method
+from tests.support.benches.health import AT_ONCE_S, Watched, server, settings, watching
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import open_echo
+from tests.support.peers.responder import Answer, open_responder, refusal, refused_allocate, script, silence, success
 from tests.support.ssrf_table import PROHIBITED_LITERALS, FakeDns
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
 CREDENTIALS = StaticCredentials({"probe": "secret"})
-# Long enough that only a test that wants it runs into it.
-PATIENT_S = 60.0
-AT_ONCE_S = 0.001
-
-Answer = Callable[[bytes], bytes | None]
-
-
-def settings(**keys: Any) -> HealthSettings:
-    """Probes without a pause between them, unless told otherwise."""
-    return HealthSettings.model_validate({"interval_s": AT_ONCE_S, "timeout_s": PATIENT_S, "jitter": 0, **keys})
-
-
-class Watched:
-    """What the monitor told of its upstreams, in order; ``history`` are the names and healths after each probe."""
-
-    def __init__(self, *servers: UpstreamServer, lookup: Lookup | None = None) -> None:
-        self.upstreams = Upstreams()
-        self.upstreams.configure(servers, settings())
-        self.monitor = HealthMonitor(self.upstreams, self._on_probe, lookup or FakeDns({"localhost": [["127.0.0.1"]]}))
-        self.history: list[tuple[str, Health]] = []
-        self._probed = asyncio.Event()
-
-    @property
-    def only(self) -> UpstreamState:
-        [state] = self.upstreams
-        return state
-
-    def _on_probe(self, state: UpstreamState) -> None:
-        self.history.append((state.name, state.health))
-        self._probed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a probe after which the condition holds."""
-        while not condition():
-            self._probed.clear()
-            await self._probed.wait()
-
-    async def probes(self, count: int) -> list[Health]:
-        """The healths after the first so many probes."""
-        await self.until(lambda: len(self.history) >= count)
-        return [known for _, known in self.history[:count]]
-
-
-@contextlib.asynccontextmanager
-async def watching(*servers: UpstreamServer, media: MediaSettings | None = None, **keys: Any) -> AsyncIterator[Watched]:
-    watched = Watched(*servers)
-    watched.upstreams.configure(servers, settings(**keys))
-    watched.monitor.configure(settings(**keys), media or MediaSettings())
-    try:
-        yield watched
-    finally:
-        await watched.monitor.stop()
-
-
-def server(address: Address, name: str = "stun1", **keys: str) -> UpstreamServer:
-    return UpstreamServer.model_validate({"name": name, "address": str(address), **keys})
-
-
-def success(request: bytes) -> bytes:
-    """A Binding success without a single attribute."""
-    return b"\x01\x01\x00\x00" + request[4:20]
-
-
-def refusal(request: bytes) -> bytes:
-    """A Binding error: 500 Server Error."""
-    return b"\x01\x11\x00\x08" + request[4:20] + bytes.fromhex("00090004 00000500")
-
-
-def silence(_: bytes) -> None:
-    """No answer."""
-
-
-def refused_allocate(request: bytes) -> bytes:
-    """An Allocate error: 508 Insufficient Capacity."""
-    return b"\x01\x13\x00\x08" + request[4:20] + bytes.fromhex("00090004 00000508")
-
-
-@contextlib.asynccontextmanager
-async def open_responder(answer: Answer, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Address]:
-    """A UDP server that answers each datagram as it is told."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as opened:
-        opened.bind((host, port))
-
-        def on_readable() -> None:
-            request, sender = opened.recvfrom(1500)
-            if (answered := answer(request)) is not None:
-                opened.sendto(answered, sender)
-
-        loop = asyncio.get_running_loop()
-        loop.add_reader(opened.fileno(), on_readable)
-        try:
-            yield Address(*opened.getsockname())
-        finally:
-            loop.remove_reader(opened.fileno())
-
-
-def script(*answers: Answer) -> Answer:
-    """One answer after the other, to as many transactions; the last one again and again."""
-    following: Iterator[Answer] = iter(answers)
-    seen: dict[bytes, Answer] = {}
-
-    def answer(request: bytes) -> bytes | None:
-        if request[8:20] not in seen:
-            seen[request[8:20]] = next(following, answers[-1])
-        return seen[request[8:20]](request)
-
-    return answer
 
 
 # Binding

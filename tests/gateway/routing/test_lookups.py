@@ -15,8 +15,8 @@ import pytest
 
 from relay.gateway.routing import lookups
 from relay.gateway.routing.lookups import MAX_LOOKUPS, RESOLVE_TIMEOUT_S, TRIES, TRY_S, SystemLookup
-from tests.support.benches.gateway import eventually
 from tests.support.peers.dns import dns_server
+from tests.support.waiting import eventually
 
 NAMES = {
     "server.test": ["192.0.2.7", "192.0.2.8"],

@@ -16,10 +16,11 @@ from relay.gateway.routing import health
 from relay.gateway.routing.upstreams import Health, UpstreamState
 from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials
-from tests.gateway.sessions.test_sessions import OPEN, echoes, fall_silent, raw_session
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, fall_silent, running_relay
 from tests.support.peers.behind_turn import open_echo
+from tests.support.peers.raw_session import OPEN, echoes, raw_session
 from tests.support.ssrf_table import FakeDns
+from tests.support.waiting import eventually
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 NAME = "stun.test"

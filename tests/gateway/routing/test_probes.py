@@ -29,22 +29,12 @@ from relay.gateway.routing.upstreams import Health
 from relay.plane.uplink import Uplink
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import Method
-from tests.gateway.routing.test_health import (
-    AT_ONCE_S,
-    Answer,
-    Watched,
-    open_responder,
-    refusal,
-    server,
-    settings,
-    silence,
-    success,
-    watching,
-)
+from tests.support.benches.health import AT_ONCE_S, Watched, server, settings, watching
 from tests.support.network.netns import Namespace
 from tests.support.network.netns import refusal as netns_refusal
 from tests.support.network.ports import reserved_address
 from tests.support.peers.coturn import open_coturn
+from tests.support.peers.responder import Answer, open_responder, refusal, silence, success
 from tests.support.ssrf_table import FakeDns
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN

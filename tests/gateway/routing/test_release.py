@@ -22,8 +22,8 @@ from relay.gateway.routing.release import AllocationReleaser
 from relay.gateway.routing.upstreams import Health, UpstreamState
 from relay.plane.api import AllocationOrphaned, CloseReason, ConnectionId, Upstream
 from relay.turn.credentials import RestCredentials, rest_password, rest_username
-from tests.support.benches.gateway import Relay, eventually, running_relay
-from tests.support.waiting import becomes
+from tests.support.benches.gateway import Relay, running_relay
+from tests.support.waiting import becomes, eventually
 
 SECRET = "shared"
 ALICE = rest_username("alice", int(time.time()) + 3600)

@@ -11,10 +11,11 @@ from pathlib import Path
 from relay.addresses import Address
 from relay.gateway.routing.lookups import SystemLookup
 from relay.gateway.routing.resolve import MAX_OF_SOURCE
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.connect import Listener, connect_request
 from tests.support.peers.dns import DnsServer, dns_server
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
 CONNECT_UDP = "Host: relay.test\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
 NO_UPSTREAM = Address("127.0.0.1", 9)

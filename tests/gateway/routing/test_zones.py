@@ -15,9 +15,10 @@ from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
 from relay.plane.api import Certificate, PlaneSettings
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import eventually, running_relay
+from tests.support.benches.gateway import running_relay
 from tests.support.benches.plane import PLANES
 from tests.support.network.netns import Namespace, refusal
+from tests.support.waiting import eventually
 
 ZONED = "fe80::1%lo"
 CREDENTIALS = StaticCredentials({"trader": "secret"})

@@ -16,8 +16,9 @@ from relay.gateway.sessions import parking
 from relay.gateway.sessions.parking import Holder, Kind, Parking, source_of
 from relay.gateway.sessions.session import Allocation, Seat
 from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.raw_session import RawSession
+from tests.support.waiting import eventually
 
 USERS = {"ann": "secret", "bob": "secret", "1999999999:cat": "secret", "1999999998:cat": "secret"}
 HERE, THERE, ELSEWHERE = "127.0.0.1", "127.0.0.2", "127.0.0.3"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -20,42 +18,13 @@ from relay.gateway.sessions import parking
 from relay.gateway.sessions import session as session_module
 from relay.gateway.sessions import sessions as sessions_module
 from relay.plane.api import Carrier, CloseReason, TappedDatagram
-from relay.turn.credentials import StaticCredentials
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import CREDENTIALS, Relay, fall_silent, relay_with_hosts, running_relay
 from tests.support.peers.behind_turn import SIZES, open_echo
-from tests.support.peers.raw_session import Json, RawSession
+from tests.support.peers.raw_session import OPEN, Json, RawSession, echoes, raw_session
 from tests.support.peers.scripted_upstream import scripted_upstream
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
-CREDENTIALS = StaticCredentials({"trader": "secret"})
-OPEN = {"type": "open", "username": "trader", "password": "secret"}
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
-
-
-@contextlib.asynccontextmanager
-async def relay_with_hosts(
-    folder: Path, plane: str, count: int = 2, **sections: Any
-) -> AsyncIterator[tuple[Relay, TurnHosts]]:
-    names = [f"stun{number}" for number in range(1, count + 1)]
-    async with TurnHosts({"use1": names}, CREDENTIALS, allow_loopback_peers=True) as hosts:
-        upstreams = [{"name": host.name, "region": "use1", "address": host.address} for host in hosts]
-        async with running_relay(folder, *upstreams, listen={"plane": plane}, **sections) as relay:
-            await eventually(lambda: all(one.health == "up" for one in relay.gateway.upstreams))
-            yield relay, hosts
-
-
-@contextlib.asynccontextmanager
-async def raw_session(relay: Relay, server_name: str = "relay.test") -> AsyncIterator[RawSession]:
-    session = await RawSession.open(relay, server_name)
-    try:
-        yield session
-    finally:
-        session.abort()
-
-
-async def echoes(session: RawSession, channel: int, data: bytes = b"voice") -> None:
-    await session.send(channel, data)
-    assert await session.hear_media() == channel.to_bytes(2) + data
 
 
 async def ended(relay: Relay, hosts: TurnHosts) -> None:
@@ -305,11 +274,6 @@ async def test_upstream_that_falls_silent(tmp_path: Path, plane: str) -> None:
                 await echoes(session, 0x4000)
                 await session.say_goodbye()
             await eventually(lambda: not relay.connections)
-
-
-def fall_silent(host: TurnHost) -> None:
-    """From now on it answers nothing, and no ICMP says so."""
-    host._loop.remove_reader(host._socket.fileno())
 
 
 async def test_upstream_that_falls_silent_in_the_middle_of_a_call(tmp_path: Path, plane: str) -> None:

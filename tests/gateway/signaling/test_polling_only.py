@@ -9,10 +9,11 @@ import pytest
 
 from relay.gateway.signaling.polling_only import SEVERAL_SESSIONS, PollingOnly
 from relay.gateway.signaling.proxy import RefusalReason
-from tests.gateway.signaling.test_proxy import GET, SWITCH, UPGRADE, open_websocket, proxying
-from tests.support.benches.gateway import Relay, eventually
+from tests.support.benches.gateway import Relay
+from tests.support.benches.signaling import GET, SWITCH, UPGRADE, open_websocket, proxying
 from tests.support.peers.raw_http import ask, receive_all, receive_head
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
 
 def test_tables_are_bounded() -> None:

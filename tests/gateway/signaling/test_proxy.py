@@ -7,42 +7,22 @@ import gzip
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.proxy import RefusalReason
-from tests.support.benches.gateway import Relay, eventually, running_relay, write_config
-from tests.support.peers.raw_http import OK, RecordingUpstream, ask, receive_all, receive_head, recording_upstream
+from tests.support.benches.gateway import running_relay, write_config
+from tests.support.benches.signaling import GET, NO_UPSTREAM, SWITCH, UPGRADE, open_websocket, proxying
+from tests.support.peers.raw_http import OK, ask, receive_all, receive_head, recording_upstream
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
-NO_UPSTREAM = Address("127.0.0.1", 9)
 NOBODY = "http://127.0.0.1:1"
-GET = b"GET /a HTTP/1.1\r\nHost: relay.test\r\nConnection: close\r\n"
-UPGRADE = (
-    b"GET /socket.io/?EIO=4&transport=websocket%s HTTP/1.1\r\nHost: relay.test\r\nConnection: keep-alive, Upgrade\r\n"
-)
-UPGRADE += b"Upgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-SWITCH += b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
-
-
-@contextlib.asynccontextmanager
-async def proxying(
-    tmp_path: Path, answer: bytes = OK, **settings: Any
-) -> AsyncIterator[tuple[Relay, RecordingUpstream]]:
-    """A relay in front of a recording upstream that answers each head with the same bytes."""
-    async with (
-        recording_upstream(lambda received: answer if b"\r\n\r\n" in received else b"") as upstream,
-        running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [upstream.url], **settings}) as relay,
-    ):
-        yield relay, upstream
 
 
 def fields_of(head: bytes) -> dict[str, list[str]]:
@@ -465,12 +445,6 @@ async def test_reload(tmp_path: Path) -> None:
 
 
 # WebSockets
-
-
-async def open_websocket(relay: Relay, query: bytes = b"") -> TlsClient:
-    client = await TlsClient.open(relay.tls, relay.trust)
-    await client.send(UPGRADE % query)
-    return client
 
 
 async def test_bytes_behind_a_101_are_untouched(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.gateway.signaling.proxy import RefusalReason
-from tests.gateway.signaling.test_proxy import GET, proxying
+from tests.support.benches.signaling import GET, proxying
 from tests.support.peers.raw_http import ask
 
 

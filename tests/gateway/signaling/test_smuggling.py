@@ -13,9 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from relay.addresses import Address
-from tests.support.benches.gateway import eventually, running_relay
+from tests.support.benches.gateway import running_relay
 from tests.support.peers.raw_http import OK, ask, receive_all, receive_head, recording_upstream
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
 NO_UPSTREAM = Address("127.0.0.1", 9)
 MARK = b"smuggled"

@@ -12,10 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.gateway.signaling.upload import Upload
-from tests.gateway.signaling.test_proxy import GET, NO_UPSTREAM
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
+from tests.support.benches.signaling import GET, NO_UPSTREAM
 from tests.support.peers.raw_http import OK, receive_all, receive_head, recording_upstream
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
 
 @contextlib.asynccontextmanager

@@ -36,8 +36,8 @@ from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.gateway.web_proxy.proxy import PAC_TYPE
 from relay.gateway.web_proxy.tunnel import TunnelEnd
 from relay.turn.credentials import StaticCredentials
-from tests.interop.test_aioice import Received, closed
-from tests.support.benches.gateway import Relay, eventually, running_relay, write_config
+from tests.support.benches.gateway import Relay, running_relay, write_config
+from tests.support.peers.aioice_client import Received, closed
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
 from tests.support.peers.browser import CHROMIUM, browser
 from tests.support.peers.connect import (
@@ -53,7 +53,7 @@ from tests.support.peers.connect import (
     same_port,
 )
 from tests.support.ssrf_table import PROHIBITED, PROHIBITED_LITERALS, FakeDns
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 NO_UPSTREAM = Address("127.0.0.1", 9)

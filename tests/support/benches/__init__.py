@@ -1,0 +1,16 @@
+"""What is tested, set up and taken down again.
+
+background      an event loop in a thread, for servers that outlive one test
+capture         a relay with one flow, and captures of it
+commands        a command of the command line, without a process
+echoing         a plane whose upstream and control send everything back
+gateway         a whole relay in the test's loop
+health          the health monitor, and what it found out
+made_up         the admin's parts, with calls that are made up
+plane           a plane with a scripted upstream, its clients, and its traffic
+plane_process   a plane in a process, with few descriptors
+serving         ``relay serve`` in a process
+signaling       a relay in front of an upstream that records
+taps            taps that copy already
+turn            a TURN server and a client in memory, with a clock that the test moves
+"""

@@ -13,11 +13,12 @@ import aiohttp
 from relay.addresses import Address
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import is_stun
-from tests.plane.test_contract import HELLO
-from tests.support.benches.gateway import Relay, eventually, running_relay
+from tests.support.benches.gateway import Relay, running_relay
+from tests.support.messages import HELLO
 from tests.support.pcapng import CaptureFile, read_capture
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import eventually
 
 # Longer than any test: another end comes first.
 LONG_S = 60

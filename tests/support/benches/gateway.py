@@ -14,12 +14,17 @@ from relay import config
 from relay.addresses import Address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
+from relay.emulator.turnhost import TurnHost, TurnHosts
 from relay.gateway.app import Gateway
-from tests.support.waiting import eventually as eventually  # noqa: PLC0414 - many tests take it from here
+from relay.turn.credentials import StaticCredentials
+from tests.support.waiting import eventually
 
 SERVER_NAME = "relay.test"
 # The certificate's names: one name, a name of any region, and the addresses that tests listen on.
 CERTIFICATE_NAMES = (SERVER_NAME, "*.relay.test", "127.0.0.1", "::1")
+
+# What the TURN hosts of the tests know.
+CREDENTIALS = StaticCredentials({"trader": "secret"})
 
 Section = Mapping[str, Any]
 
@@ -125,3 +130,21 @@ async def running_relay(
         yield Relay(gateway, path, tree, authority, authority.client_context())
     finally:
         await gateway.stop()
+
+
+@contextlib.asynccontextmanager
+async def relay_with_hosts(
+    folder: Path, plane: str = "compiled", count: int = 2, **sections: Any
+) -> AsyncIterator[tuple[Relay, TurnHosts]]:
+    """A relay whose region ``use1`` has this many TURN hosts, all of them up."""
+    names = [f"stun{number}" for number in range(1, count + 1)]
+    async with TurnHosts({"use1": names}, CREDENTIALS, allow_loopback_peers=True) as hosts:
+        upstreams = [{"name": host.name, "region": "use1", "address": host.address} for host in hosts]
+        async with running_relay(folder, *upstreams, listen={"plane": plane}, **sections) as relay:
+            await eventually(lambda: all(one.health == "up" for one in relay.gateway.upstreams))
+            yield relay, hosts
+
+
+def fall_silent(host: TurnHost) -> None:
+    """From now on it answers nothing, and no ICMP says so."""
+    host._loop.remove_reader(host._socket.fileno())

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +20,10 @@ from relay.plane.api import (
     AllocationOrphaned,
     Certificate,
     Closed,
+    DropReason,
     Event,
     EventSink,
+    FlowSnapshot,
     HttpOpened,
     Plane,
     PlaneSettings,
@@ -28,6 +32,8 @@ from relay.plane.api import (
 )
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
+from relay.wire.channeldata import build_channel_data
+from tests.support.peers.forging_client import ForgingClient
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.peers.tls_client import TlsClient
 
@@ -57,6 +63,10 @@ def bounds(**those: Any) -> PlaneSettings:
     So a machine that stands still for a second does not have a request sent again, or media dropped for its age.
     """
     return replace(_FAR_OFF, **those)
+
+
+# Media is dropped because there is too much of it, not because the test took long.
+PATIENT = bounds(max_media_age_s=3600)
 
 
 @dataclass
@@ -165,3 +175,52 @@ def assert_nothing_is_alive(apart_from: Set[str] = frozenset()) -> None:
     if alive():
         gc.collect()
     assert not alive()
+
+
+def only_flow(bench: Bench) -> FlowSnapshot:
+    """The one flow that the plane has."""
+    (flow,) = bench.plane.snapshot().flows
+    return flow
+
+
+async def http_stream(bench: Bench, client: TlsClient, request: bytes) -> tuple[HttpOpened, socket.socket]:
+    """The client sends a request; control's end of it."""
+    await client.send(request)
+    opened = await bench.event(HttpOpened)
+    stream = socket.socket(fileno=opened.fd)
+    stream.setblocking(False)
+    return opened, stream
+
+
+async def raw_client(bench: Bench, data: bytes) -> socket.socket:
+    """A TCP connection that has sent these bytes."""
+    connected = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connected, bench.server)
+    if data:
+        await loop.sock_sendall(connected, data)
+    return connected
+
+
+async def exchange(bench: Bench, client: TlsClient, flow: Address, text: bytes = b"ping") -> None:
+    """One packet up and one down: the call is alive, and whatever was sent before has been seen by the plane."""
+    frame = build_channel_data(0x4001, text, padded=True)
+    await client.send(frame)
+    await bench.upstream.expect(frame[: 4 + len(text)])
+    bench.upstream.send(flow, frame)
+    assert await client.receive_exactly(len(frame)) == frame
+
+
+async def flood(bench: Bench, flow: Address, datagram: bytes, drop: DropReason, count: int) -> None:
+    """Send to a flow until this many were dropped."""
+    sent = 0
+    while bench.plane.snapshot().totals.drops.get(drop, 0) < count:
+        bench.upstream.send(flow, datagram)
+        sent += 1
+        await asyncio.sleep(0)
+        assert sent < 100_000, "the kernel's buffers are larger than this"
+
+
+async def forging_client(bench: Bench, version: ssl.TLSVersion, folder: Path) -> ForgingClient:
+    """A client of the bench that writes its own records; its keys are written to ``folder``."""
+    return await ForgingClient.open_forging(bench.server, bench.authority.client_context(), version, folder)

@@ -1,0 +1,9 @@
+"""The network that tests run on.
+
+bursts          room in UDP sockets
+netns           network namespaces without names
+ports           addresses that nobody else takes
+refusing        a kernel that refuses to send
+wan             two namespaces with a bad line between them
+wan_link        one direction of that line, as a model
+"""

@@ -1,0 +1,34 @@
+"""Who talks to the relay, on either side of it. What is real runs as a process; the rest does what a test says.
+
+Clients
+    aioice_client      what clients of aioice need
+    browser            Chromium
+    carriers           WebSocket and capsules, byte by byte
+    client_hello       ClientHellos that are made up
+    connect            a client of a web proxy
+    forging_client     TLS records that no library would send
+    own_clients        the product's own clients
+    raw_http           HTTP as bytes, and an upstream that records them
+    raw_session        a session of media.v1, message by message
+    silent_crowd       connections that say nothing
+    tls_client         TLS, record by record
+    uclient            coturn's load client
+
+Upstreams and what is near them
+    behind_turn        peers that echo
+    coturn             the real TURN server
+    dns                a DNS server
+    responder          a UDP server that answers from a script
+    scripted_upstream  a UDP socket that does what the test says
+
+Servers, proxies and services
+    bad_proxies        web proxies that spoil what passes
+    connect_proxy      a web proxy that opens tunnels
+    python_socketio    python-socketio's server
+    reverse_proxies    haproxy and nginx
+    scripted_relay     a server in a relay's place
+    socketio           the official socket.io servers and clients, from ``node/``
+    squid              a firm's web proxy
+    upgrades           control's part of a WebSocket handshake
+    user_service       a firm's service of users
+"""

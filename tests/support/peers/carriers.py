@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator
 from relay.addresses import Address
 from relay.plane.api import Carrier, ConnectionId, HttpOpened, Upstream
 from relay.wire.capsule import CapsuleCutter
-from relay.wire.stun import MessageClass, Method, build_message
 from relay.wire.websocket import Message, MessageCutter, Opcode, build_close, build_frame
 from tests.support.benches.plane import Bench
+from tests.support.messages import HELLO
 from tests.support.peers.scripted_upstream import ScriptedUpstream
 from tests.support.peers.tls_client import TlsClient
 
 RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-HELLO = build_message(Method.BINDING, MessageClass.INDICATION, bytes(12))
 MASK = b"\x37\xfa\x21\x3d"
 
 

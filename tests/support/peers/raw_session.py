@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+from collections.abc import AsyncIterator
 from typing import Any
 
 from relay.plane.api import ConnectionId
@@ -13,6 +15,8 @@ from tests.support.benches.gateway import Relay
 from tests.support.peers.tls_client import TlsClient
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+OPEN = {"type": "open", "username": "trader", "password": "secret"}
+
 Json = dict[str, Any]
 
 
@@ -105,3 +109,19 @@ class RawSession:
 def connection_of(relay: Relay, index: int = -1) -> ConnectionId:
     """The number of a flow that runs."""
     return sorted(flow.connection for flow in relay.gateway.plane.snapshot().flows)[index]
+
+
+@contextlib.asynccontextmanager
+async def raw_session(relay: Relay, server_name: str = "relay.test") -> AsyncIterator[RawSession]:
+    """A session that has said nothing yet, closed with the block."""
+    session = await RawSession.open(relay, server_name)
+    try:
+        yield session
+    finally:
+        session.abort()
+
+
+async def echoes(session: RawSession, channel: int, data: bytes = b"voice") -> None:
+    """Send media to a peer that echoes, and hear it."""
+    await session.send(channel, data)
+    assert await session.hear_media() == channel.to_bytes(2) + data

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address
-from tests.support.benches.gateway import eventually
 from tests.support.network.ports import reserved_address
+from tests.support.waiting import eventually
 
 # Debian keeps them where users other than root do not look.
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")

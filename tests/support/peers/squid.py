@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address
-from tests.support.benches.gateway import eventually
 from tests.support.network.ports import reserved_address
+from tests.support.waiting import eventually
 
 USERNAME = "desk"
 PASSWORD = "open sesame"

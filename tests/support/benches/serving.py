@@ -1,0 +1,110 @@
+"""``relay serve`` as a process of its own: its log, its addresses, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import ssl
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from relay.addresses import Address, parse_address
+from relay.client.turn import TurnConnection, open_turn_tls
+from relay.demo.authority import Authority
+from relay.emulator.turnhost import TurnHost
+from tests.support.benches.gateway import CREDENTIALS, settings_tree, write_config
+
+PROJECT = Path(__file__).parents[3]
+PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
+# Limits of a relay that waits for its flows as long as the test wants.
+PATIENT = {"drain_timeout_s": 3600}
+
+
+async def start(*arguments: str | Path) -> Process:
+    """``relay`` with these arguments; what it prints is read by the caller."""
+    return await asyncio.create_subprocess_exec(*PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
+
+
+async def kill(process: Process) -> None:
+    """End it, if it runs still."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+class Served:
+    """A running ``relay serve`` that logs in JSON."""
+
+    def __init__(self, process: Process, path: Path, tree: dict[str, Any], trust: ssl.SSLContext) -> None:
+        self.path = path
+        self.tree = tree
+        self.tls = self.admin = Address("", 0)
+        self._process = process
+        self._trust = trust
+        self.web_proxies: list[Address] = []
+        self.log: list[dict[str, Any]] = []
+
+    async def ready(self) -> None:
+        """Wait until it serves, and take its addresses."""
+        assert self._process.stdout is not None
+        line = (await self._process.stdout.readline()).decode()
+        found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)(?: web_proxy=(\S+))?\n", line)
+        assert found, (line, await self._rest_of_stderr())
+        self.tls, self.admin = parse_address(found[1]), parse_address(found[2])
+        self.web_proxies = [parse_address(one) for one in (found[3] or "").split(",") if one]
+
+    async def _rest_of_stderr(self) -> str:
+        assert self._process.stderr is not None
+        return (await self._process.stderr.read()).decode()
+
+    async def open_turn(self) -> TurnConnection:
+        """A client with an allocation."""
+        turn = await open_turn_tls(self.tls, "trader", "secret", ssl_context=self._trust, server_hostname="relay.test")
+        await turn.allocate()
+        return turn
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """Wait for a line of the log; a line that is not JSON fails the test."""
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self.log.append(json.loads(line))
+            if self.log[-1]["event"] == event:
+                return self.log[-1]
+        raise AssertionError(f"{event!r} was not logged: {self.log}")
+
+    async def ended(self) -> int | None:
+        """Wait for the end: nothing more on stdout, and nothing but log lines on stderr."""
+        assert self._process.stdout is not None
+        assert await self._process.stdout.read() == b""
+        self.log += [json.loads(line) for line in (await self._rest_of_stderr()).splitlines()]
+        assert not [line for line in self.log if line["level"] == "error"]
+        return await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, upstream: Address, **sections: Any) -> AsyncIterator[Served]:
+    """``relay serve`` while the block runs."""
+    authority, path = Authority(folder), folder / "relay.toml"
+    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, **sections})
+    write_config(path, tree)
+    process = await start("serve", "--config", path)
+    served = Served(process, path, tree, authority.client_context())
+    try:
+        await served.ready()
+        yield served
+    finally:
+        await kill(process)
+
+
+def open_host() -> TurnHost:
+    """A TURN host on loopback that knows ``CREDENTIALS``."""
+    return TurnHost(Address("127.0.0.1", 0), CREDENTIALS)
