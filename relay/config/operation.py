@@ -1,0 +1,60 @@
+"""What the operator sets up around the calls: addresses to listen on, certificates, captures, the catalog, the log."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from relay.addresses import Address
+from relay.config.values import Count, FilePath, Flag, HostPattern, ListenAddress, Seconds, Section, Some
+
+
+class ListenSettings(Section):
+    """``[listen]``: where the relay is reached."""
+
+    # HTTPS, WebSocket and TURN/TLS, all on this port. [::] takes IPv6 only; list 0.0.0.0 as well for both.
+    tls: Some[ListenAddress] = (Address("0.0.0.0", 443),)  # noqa: S104
+    # The explicit web proxy (CONNECT and PAC).
+    web_proxy: tuple[ListenAddress, ...] = ()
+    # Plain HTTP for operators. On loopback, because it has no authentication.
+    admin: ListenAddress = Address("127.0.0.1", 9443)
+    # The names by which operators and their tools ask for the admin listener. Addresses, localhost and this machine's
+    # name always work. Any other name could be a page's own name that resolves to this machine (DNS rebinding). *. is
+    # one label or more; * alone is every name.
+    admin_hosts: tuple[HostPattern, ...] = ()
+    # Data-plane threads; 0 is one for each core. The reference plane runs on the loop and has none.
+    workers: Count = Field(default=0, ge=0, le=256)
+    plane: Literal["compiled", "reference"] = "compiled"
+
+
+class CertificateFiles(Section):
+    """One of ``[[certificates]]``. The names in it say which clients get it; the first is the default."""
+
+    certificate: FilePath
+    private_key: FilePath
+
+
+class CaptureSettings(Section):
+    """``[capture]``: recording the packets of a flow, as ``relay capture`` asks for it."""
+
+    # A capture tells who talks to whom and when, though not what they say. So only the operator can allow captures.
+    allowed: Flag = False
+    # Trouble with a call shows within minutes.
+    max_seconds: Seconds = 300.0
+    # Of one file: half an hour of voice both ways is 40 MB. The smallest bound has room for one packet of any size.
+    max_bytes: Count = Field(default=64 * 1024 * 1024, ge=128 * 1024, le=4 * 1024**3)
+
+
+class CatalogSettings(Section):
+    """``[catalog]``: the vendor's network requirements, which say what names clients may reach and where media goes."""
+
+    # A newer file than those that come with the relay. "relay catalog diff" says what is new in it.
+    path: FilePath | None = None
+
+
+class LogSettings(Section):
+    """``[log]``: what is logged on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"

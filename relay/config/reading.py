@@ -1,0 +1,78 @@
+"""From a file to checked settings. Mistakes become lines that tell the operator the key, the value and what to write.
+
+``check_tree`` serves any model: the whole configuration, and files of their own such as lists of users.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from relay.errors import OperatorError
+
+# What pydantic says in the words of Python, in the operator's words.
+_MESSAGES = {
+    "extra_forbidden": "unknown key",
+    "missing": "required, but not there",
+    "model_type": "expected a table of keys and values",
+    "dict_type": "expected a table of keys and values",
+    "int_parsing": "expected a number",
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one character",
+    "path_type": "expected the path of a file",
+    "string_pattern_mismatch": "expected at most 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+}
+# These name the value in their own text, or there is no value to name.
+_SELF_EXPLAINED = {"value_error", "extra_forbidden", "missing"}
+# The values of these keys are never shown, whatever is wrong with them.
+_SECRET_KEYS = {"password", "secret", "token"}
+_SECRET_TABLE = ("web_proxy", "users")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a file without checking what its keys are. Raises OperatorError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror or error}") from None
+    # tomllib raises these two also for a number of five thousand digits, and for a thousand brackets.
+    except (ValueError, RecursionError) as error:
+        raise OperatorError(f"{path}: no valid TOML: {error}") from None
+
+
+def check_tree(model: type[_Model], tree: object, *, folder: Path, source: str) -> _Model:
+    """Check a tree of settings; relative paths in it count from ``folder``.
+
+    Raises OperatorError with one line for each mistake. Each line begins with ``source``.
+    """
+    try:
+        return model.model_validate(tree, context={"folder": folder})
+    except ValidationError as invalid:
+        raise OperatorError("\n".join(f"{source}: {_explain(error)}" for error in invalid.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    # Where a key of a table is wrong, rather than its value, pydantic adds "[key]".
+    key = ".".join(_shown_key(str(part)) for part in error["loc"] if part != "[key]")
+    kind, value = error["type"], error["input"]
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    message = _MESSAGES.get(kind, message)
+    told = kind in _SELF_EXPLAINED or not isinstance(value, str | int | float)
+    secret = _SECRET_KEYS & set(error["loc"]) or error["loc"][:2] == _SECRET_TABLE
+    if not told and not secret:
+        # As TOML has it: true, not True.
+        message = f"{str(value).lower() if isinstance(value, bool) else repr(value)}: {message}"
+    return f"{key}: {message}" if key else message
+
+
+def _shown_key(part: str) -> str:
+    """A key as TOML writes it: in quotes, unless it is a bare key. Nothing in it can steer a terminal."""
+    return part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=not part.isprintable())
