@@ -23,6 +23,7 @@ from relay.plane.api import (
     Traffic,
     TurnOpened,
 )
+from relay.plane.certificates import ALPN_PROTOCOLS
 from relay.plane.reference.turn_flow import MAX_FRESH_PORTS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import (
@@ -415,6 +416,17 @@ async def test_unknown_first_bytes_close(make: MakePlane, tmp_path: Path, first:
         await client.send(first)
         assert await client.closed_by_server()
         assert (await bench.closed()).reason is CloseReason.FIRST_BYTES_UNKNOWN
+
+
+@pytest.mark.parametrize("protocol", ALPN_PROTOCOLS)
+async def test_control_is_told_the_protocol(make: MakePlane, tmp_path: Path, protocol: str) -> None:
+    async with plane_bench(make, tmp_path) as bench:
+        context = bench.authority.client_context()
+        context.set_alpn_protocols([protocol])
+        client = await TlsClient.open(bench.server, context)
+        await client.send(HELLO)
+        assert (await bench.event(TurnOpened)).alpn == protocol
+        await client.close()
 
 
 async def test_turn_by_alpn_needs_no_first_byte(make: MakePlane, tmp_path: Path) -> None:

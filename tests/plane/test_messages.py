@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 import socket
-from enum import StrEnum
 from pathlib import Path
 
-import pytest
-
-import relay
 from relay.addresses import Address
 from relay.plane.api import (
     AllocationOrphaned,
@@ -63,7 +58,7 @@ def stop_listening(bench: Bench) -> None:
 
 def listen_again(bench: Bench) -> None:
     plane, event_fd = workers(bench)
-    plane.loop.add_reader(event_fd, plane._take_events, plane._workers[0])
+    plane.loop.add_reader(event_fd, plane._notices.read, plane._workers[0])
 
 
 async def test_who_speaks_while_control_hangs_is_let_go_at_8_mib(tmp_path: Path) -> None:
@@ -164,21 +159,3 @@ async def test_the_loss_of_an_upstream_that_was_left_already_is_not_told(tmp_pat
         await client.send(text("still here"))
         await bench.event(TextReceived)
         assert not [event for event in bench.events if isinstance(event, UpstreamLost)]
-
-
-# ---- The numbers of the data dictionary
-
-
-@pytest.mark.parametrize(
-    ("prefix", "meant", "file"),
-    [
-        ("REASON", CloseReason, "_fastpath.pxd"),
-        ("DROP", DropReason, "_fastpath.pxd"),
-        ("CARRIER", Carrier, "plane/compiled/leaves/carriage.pxd"),
-        ("TRAFFIC", Traffic, "plane/compiled/leaves/schedule.pxd"),
-    ],
-)
-def test_enumerations_have_one_order_on_both_sides(prefix: str, meant: type[StrEnum], file: str) -> None:
-    dictionary = Path(relay.__file__).parent.joinpath(file).read_text()
-    names = re.findall(rf"^    {prefix}_(\w+)\b", dictionary, re.MULTILINE)
-    assert names == [member.name for member in meant]

@@ -50,7 +50,7 @@ async def test_a_flow_of_an_old_snapshot_is_not_read_once_its_end_has_been(tmp_p
             watched = [WatchedWorker(worker) for worker in plane._workers]
             plane._workers[:] = watched  # type: ignore[assignment]
             for worker in watched:
-                plane.loop.add_reader(worker.event_fd, plane._take_events, worker)  # type: ignore[arg-type]
+                plane.loop.add_reader(worker.event_fd, plane._notices.read, worker)  # type: ignore[arg-type]
             for sender in (client, other):
                 await sender.send(rtp(1, 7))
                 await bench.upstream.expect(rtp(1, 7))
@@ -70,7 +70,7 @@ async def test_a_flow_of_an_old_snapshot_is_not_read_once_its_end_has_been(tmp_p
             # The plane's, and nobody else's: what a worker holds is freed with it.
             plane._workers[:] = [worker._worker for worker in watched]
             for worker in watched:
-                plane.loop.add_reader(worker.event_fd, plane._take_events, worker._worker)
+                plane.loop.add_reader(worker.event_fd, plane._notices.read, worker._worker)
             watched.clear()
             del worker, plane
 

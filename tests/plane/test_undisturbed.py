@@ -37,7 +37,8 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
-from relay.plane.compiled.plane import TEXT, CompiledPlane
+from relay.plane.compiled.numbers import Notice
+from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
@@ -349,7 +350,7 @@ import asyncio, sys, uvloop
 from pathlib import Path
 from relay.addresses import Address
 from relay.plane.api import Certificate, PlaneSettings
-from relay.plane.compiled.plane import TEXT, CompiledPlane
+from relay.plane.compiled.plane import CompiledPlane
 
 async def main():
     # A slow machine is no mistake of ours.
@@ -422,11 +423,13 @@ async def test_a_notice_that_fails_takes_no_other_with_it(tmp_path: Path) -> Non
         worker = mock.Mock()
         assert isinstance(bench.plane, CompiledPlane)
         # A worker passes on no text that is not UTF-8.
-        worker.take_events.return_value = [(TEXT, n, text, 0, 0) for n, text in enumerate((b"one", b"\xff", b"three"))]
+        worker.take_events.return_value = [
+            (Notice.TEXT, n, text, 0, 0) for n, text in enumerate((b"one", b"\xff", b"three"))
+        ]
         before = loop.get_exception_handler()
         loop.set_exception_handler(lambda _, context: failures.append(type(context["exception"])))
         try:
-            bench.plane._take_events(worker)
+            bench.plane._notices.read(worker)
         finally:
             loop.set_exception_handler(before)
         assert failures == [UnicodeDecodeError]

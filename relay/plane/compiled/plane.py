@@ -1,189 +1,48 @@
 """The compiled plane: the contract of ``api`` on the workers of ``relay._fastpath``, one thread each.
 
-This side of it runs on asyncio and no packet passes through it: it opens listening and UDP sockets, turns the workers'
-notices into events, lets source ports rest, and hands on the copies of a tap.
+Python runs on asyncio, and no packet passes through it. This file has the verbs: it opens listening and UDP sockets,
+and gives the workers their commands. What they tell comes back through ``events``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import os
 import secrets
 import socket
-import struct
-import sys
 import threading
-import weakref
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from collections.abc import Sequence
 
 from relay._fastpath import SharedState, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
-from relay.plane.alternates import redirected
 from relay.plane.api import (
-    MAX_USERNAME_CHARACTERS,
-    AllocateGranted,
-    AllocateRequested,
-    AllocationOrphaned,
     Carrier,
     Certificate,
-    ClientLink,
-    Closed,
     CloseReason,
     ConnectionId,
-    DropReason,
-    Event,
     EventSink,
-    FlowSnapshot,
-    HandshakeFailure,
-    HttpOpened,
-    Latency,
     PlaneSettings,
     Snapshot,
-    StunReceived,
     Tap,
-    TappedDatagram,
-    TextReceived,
-    Totals,
-    Traffic,
-    TurnOpened,
     Upstream,
-    UpstreamLost,
 )
-from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, certificate_names, check_certificates
+from relay.plane.certificates import certificate_names, check_certificates
+from relay.plane.compiled.connections import Connections, Flow
+from relay.plane.compiled.events import NoticeReader, client_of
+from relay.plane.compiled.numbers import CARRIERS, REASONS
+from relay.plane.compiled.snapshots import Snapshots
+from relay.plane.compiled.tap import FlowTap
 from relay.plane.listening import open_listeners
-from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts, target_of
-from relay.plane.uplink import silence_detail
+from relay.plane.source_ports import SourcePorts, target_of
 from relay.quality.meter import clock_table
-from relay.quality.stream import Direction, RtpStream
 from relay.sockaddr import from_sockaddr
-from relay.wire.stream import FramingFault
 
-if TYPE_CHECKING:
-    from relay._fastpath import TapReader, _Histogram
-    from relay._fastpath import _Flow as _FlowFigures
-
-# A name, an AES-256 key and an HMAC key. A ticket is good until its key has been replaced twice: long enough for a
-# client that comes back after lunch, short enough that a stolen key opens little.
+# A name, an AES-256 key and an HMAC key. A session ticket is good until its key has been replaced twice: long enough
+# for a client that comes back after lunch, short enough that a stolen key opens little.
 TICKET_KEY_BYTES = 80
 TICKET_KEY_LIFETIME_S = 4 * 3600
-
-ADOPTED, TURN_OPENED, HTTP_OPENED, STALE, CLOSED = 1, 2, 4, 8, 16
-ALLOCATE, TEXT, STUN, SILENT, UNREACHABLE, GRANTED, ALTERNATE = 32, 64, 128, 256, 512, 1024, 2048
-CARRIERS = tuple(Carrier)
-REASONS = tuple(CloseReason)
-DROPS = tuple(DropReason)
-TRAFFICS = tuple(Traffic)
-# FlowRecord of _fastpath.pxd: number, age, time since the upstream was heard, and the counters.
-_RECORD = struct.Struct(f"=Qqqq{5 + len(DROPS) + len(TRAFFICS)}Q")
-# TapKind of tap.pxd.
-TAP_WAYS = (Direction.UPLINK, Direction.DOWNLINK)
-TAP_LOCAL = 2
-FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingFault.MAGIC_COOKIE)
-
-
-@dataclass(slots=True)
-class _Flow:
-    """What this side remembers of a flow."""
-
-    connection: ConnectionId
-    client: Address
-    server_name: str
-    carrier: Carrier
-    upstream: Upstream
-    port: int
-    # Of a session: how often it has moved, and from where, as long as its worker may not have come so far.
-    moves: int = 0
-    lost: bool = False
-    before: _Flow | None = None
-
-
-class _Tap:
-    """What a worker copies, as the contract has it."""
-
-    def __init__(self, reader: TapReader, flow: _Flow) -> None:
-        self.client = flow.client
-        self.server_name = flow.server_name
-        self.upstream = flow.upstream
-        self._reader = reader
-        self._local = Address("", 0)
-
-    @property
-    def missed(self) -> int:
-        return self._reader.missed
-
-    @property
-    def ended(self) -> bool:
-        return self._reader.ended
-
-    def take(self, most: int) -> list[TappedDatagram]:
-        taken = []
-        for kind, at_us, missed, data in self._reader.take(most):
-            if kind == TAP_LOCAL:
-                self._local = _address(data)
-            else:
-                taken.append(TappedDatagram(at_us, TAP_WAYS[kind], self._local, missed, data))
-        return taken
-
-    def close(self) -> None:
-        self._reader.close()
-
-
-def _address(sockaddr: bytes) -> Address:
-    """Of a sockaddr_in or sockaddr_in6."""
-    family, port = int.from_bytes(sockaddr[:2], sys.byteorder), int.from_bytes(sockaddr[2:4])
-    if family != socket.AF_INET6:
-        return Address(socket.inet_ntop(family, sockaddr[4:8]), port)
-    return from_sockaddr(
-        (socket.inet_ntop(family, sockaddr[8:24]), port, 0, int.from_bytes(sockaddr[24:28], sys.byteorder))
-    )
-
-
-_Record = tuple[int, ...]
-
-
-# Of a flow that ended while a snapshot was read.
-NOTHING_KNOWN: _FlowFigures = (b"", 0, 0, ([], 0), None, 0, [], 0, [])
-
-
-class _Flows(Sequence[FlowSnapshot]):
-    """The flows of a snapshot: their counters copied at once, the rest read when they are looked at.
-
-    It does not keep the plane alive: of a plane that has gone nothing is left to be read.
-    """
-
-    def __init__(self, known: dict[int, _Flow], records: bytes, figures_of: Callable[[int], _FlowFigures]) -> None:
-        self._known = known
-        self._records = records
-        self._figures_of = weakref.WeakMethod(figures_of)
-
-    @functools.cached_property
-    def _flows(self) -> list[tuple[_Flow, _Record]]:
-        known = self._known
-        return [(known[record[0]], record) for record in _RECORD.iter_unpack(self._records) if record[0] in known]
-
-    def __len__(self) -> int:
-        return len(self._flows)
-
-    @overload
-    def __getitem__(self, index: int) -> FlowSnapshot: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[FlowSnapshot]: ...
-    def __getitem__(self, index: int | slice) -> FlowSnapshot | Sequence[FlowSnapshot]:
-        figures_of = self._figures_of() or _forgotten
-        if isinstance(index, slice):
-            return [_describe(flow, record, figures_of(record[0])) for flow, record in self._flows[index]]
-        flow, record = self._flows[index]
-        return _describe(flow, record, figures_of(record[0]))
-
-
-def _forgotten(_identity: int) -> _FlowFigures:
-    return NOTHING_KNOWN
 
 
 class CompiledPlane:
@@ -194,19 +53,12 @@ class CompiledPlane:
     ) -> None:
         """Raises OperatorError for a certificate that cannot be used."""
         self.loop = asyncio.get_running_loop()
-        self._on_events = on_events
         self._ports = SourcePorts(settings)
         self._shared = SharedState()
         self._workers = [Worker(number, self._shared) for number in range(workers or os.cpu_count() or 1)]
-        self._flows: dict[int, _Flow] = {}
-        self._sessions: set[int] = set()
-        self._tickets: dict[int, int] = {}  # of adopted connections: Python's number to the worker's
-        # Those that no worker has taken yet, and why they are to be closed already.
-        self._adopting: dict[int, CloseReason | None] = {}
-        self._known_as: dict[int, int] = {}  # and back
-        self._next_ticket = 1 << 60
-        self._handshake_failures: Counter[HandshakeFailure] = Counter()
-        self._listening: list[Address] = []
+        self._connections = Connections()
+        self._snapshots = Snapshots(self._workers, self._connections.flows)
+        self._notices = NoticeReader(on_events, self._connections, self._ports, self._snapshots)
         self._stopped = False
         self.set_certificates(certificates)
         self.configure(settings)
@@ -216,7 +68,7 @@ class CompiledPlane:
             for number, worker in enumerate(self._workers)
         ]
         for worker, thread in zip(self._workers, self._threads, strict=True):
-            self.loop.add_reader(worker.event_fd, self._take_events, worker)
+            self.loop.add_reader(worker.event_fd, self._notices.read, worker)
             thread.start()
 
     # Verbs
@@ -258,7 +110,7 @@ class CompiledPlane:
         """Use these bounds from now on. Raises ValueError for a payload type or clock that cannot be."""
         clocks = list(clock_table(settings.payload_clocks))
         self._ports.configure(settings)
-        self._silence_s = settings.upstream_silence_s
+        self._notices.silence_s = settings.upstream_silence_s
         for worker in self._workers:
             worker.configure(
                 round(settings.handshake_timeout_s * 1e6),
@@ -282,13 +134,13 @@ class CompiledPlane:
     def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
         """Take over an accepted TCP connection."""
         os.set_blocking(fd, False)
-        self._next_ticket += 1
+        connection = self._connections.adoptions.new_id()
         if self._stopped:
             os.close(fd)
-            return ConnectionId(self._next_ticket)
-        self._adopting[self._next_ticket] = None
-        self._workers[self._next_ticket % len(self._workers)].adopt(fd, preread, self._next_ticket)
-        return ConnectionId(self._next_ticket)
+            return connection
+        self._connections.adoptions.await_worker(connection)
+        self._workers[connection % len(self._workers)].adopt(fd, preread, connection)
+        return connection
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
         """Start the flow of a connection that has reported TurnOpened."""
@@ -303,10 +155,10 @@ class CompiledPlane:
             raise ValueError("a session has no upstream before it moves, all others have one")
         number = CARRIERS.index(carrier)
         if upstream is None:
-            identity = self._tickets.get(connection, connection)
+            identity = self._identity_of(connection)
             if self._awaits(identity, http=True):
-                self._sessions.add(identity)
-                self._worker(identity).upgrade(identity, response, number, -1, b"", False, False, False, -1)
+                self._connections.sessions.add(identity)
+                self._worker(identity).upgrade(identity, response, number, -1, b"", *_NO_RULES)
             return
         opened = self._open_flow(connection, carrier, upstream, http=True, response=response)
         if opened is not None:
@@ -315,14 +167,15 @@ class CompiledPlane:
 
     def _awaits(self, identity: int, *, http: bool) -> bool:
         """Whether a connection may become a flow now."""
-        taken = identity in self._flows or identity in self._sessions
-        return not taken and self._is_known(identity) and self._worker(identity).awaits(identity, http)
+        if self._connections.is_taken(identity) or not self._is_known(identity):
+            return False
+        return self._worker(identity).awaits(identity, http)
 
     def _open_flow(
         self, connection: ConnectionId, carrier: Carrier, upstream: Upstream, *, http: bool, response: bytes = b""
     ) -> tuple[int, int, bytes] | None:
         """Open a flow's socket: the connection's number, the descriptor, and where it is to be connected to."""
-        identity = self._tickets.get(connection, connection)
+        identity = self._identity_of(connection)
         if not self._awaits(identity, http=http):
             return None
         try:
@@ -330,13 +183,11 @@ class CompiledPlane:
         except OSError as error:
             if carrier is Carrier.WEBSOCKET:
                 # It can be told why only in a Close frame.
-                self._worker(identity).upgrade(
-                    identity, response, CARRIERS.index(carrier), -1, b"", False, False, False, -1
-                )
+                self._worker(identity).upgrade(identity, response, CARRIERS.index(carrier), -1, b"", *_NO_RULES)
             exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
             self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
             return None
-        self._flows[identity] = self._new_flow(identity, carrier, upstream, udp.getsockname()[1])
+        self._connections.flows[identity] = self._new_flow(identity, carrier, upstream, udp.getsockname()[1])
         target = target_of(udp, upstream.address)
         return identity, udp.detach(), target
 
@@ -346,15 +197,16 @@ class CompiledPlane:
             self._worker(identity).give_up_reserve(identity)
             return self._ports.open_socket(self.loop.time(), upstream.address)
 
-    def _new_flow(self, identity: int, carrier: Carrier, upstream: Upstream, port: int) -> _Flow:
+    def _new_flow(self, identity: int, carrier: Carrier, upstream: Upstream, port: int) -> Flow:
         worker = self._worker(identity)
         server_name, _, _ = worker.opened(identity)
-        return _Flow(self._known(identity), self._client(worker, identity), server_name, carrier, upstream, port)
+        connection = self._connections.adoptions.connection_of(identity)
+        return Flow(connection, client_of(worker, identity), server_name, carrier, upstream, port)
 
     def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
         """Have a session go on at this upstream."""
-        identity = self._tickets.get(connection, connection)
-        if identity not in self._sessions:
+        identity = self._identity_of(connection)
+        if identity not in self._connections.sessions:
             if fd >= 0:
                 os.close(fd)
             return
@@ -370,66 +222,61 @@ class CompiledPlane:
             code = error.errno or errno.EHOSTUNREACH
         worker = self._worker(identity)
         flow = self._new_flow(identity, Carrier.SESSION, upstream, port)
-        flow.before = self._flows.get(identity)
-        if flow.before is not None:
-            flow.moves = flow.before.moves
-            self._rest_port(flow.before)
-            if worker.moves(identity) == flow.before.moves:
-                flow.before.before = None
-        flow.moves += 1
-        self._flows[identity] = flow
+        before = self._connections.flows.get(identity)
+        if before is not None:
+            before.rest_port(self._ports, self.loop.time())
+        flow.follow(before, worker.moves(identity))
+        self._connections.flows[identity] = flow
         worker.move(identity, fd, target, code, _age_us(upstream), flow.moves)
 
     def tell(self, connection: ConnectionId, text: str) -> None:
         """Send the client of a session a text message."""
-        identity = self._tickets.get(connection, connection)
-        if identity in self._sessions:
+        identity = self._identity_of(connection)
+        if identity in self._connections.sessions:
             self._worker(identity).tell(identity, text.encode())
 
     def request(self, connection: ConnectionId, message: bytes) -> None:
-        """Send the upstream of a session a STUN message. Raises ValueError if it is none."""
-        identity = self._tickets.get(connection, connection)
-        if identity in self._sessions:
+        """Send the upstream of a session a STUN message. Raises ValueError if it is not one."""
+        identity = self._identity_of(connection)
+        if identity in self._connections.sessions:
             self._worker(identity).request(identity, message)
 
     def admit(self, connection: ConnectionId) -> None:
         """Forward the Allocate that waits."""
-        identity = self._tickets.get(connection, connection)
-        if identity in self._flows:
+        identity = self._identity_of(connection)
+        if identity in self._connections.flows:
             self._worker(identity).admit(identity)
 
     def refuse(self, connection: ConnectionId, response: bytes) -> None:
-        """Answer the Allocate that waits. Raises ValueError if the answer is no STUN message."""
-        identity = self._tickets.get(connection, connection)
-        if identity in self._flows:
+        """Answer the Allocate that waits. Raises ValueError if the answer is not a STUN message."""
+        identity = self._identity_of(connection)
+        if identity in self._connections.flows:
             self._worker(identity).refuse(identity, response)
 
     def answer(self, connection: ConnectionId, response: bytes) -> None:
         """Answer the Allocate that was granted. Raises ValueError if the answer is not a STUN message."""
-        identity = self._tickets.get(connection, connection)
-        if identity in self._flows:
+        identity = self._identity_of(connection)
+        if identity in self._connections.flows:
             self._worker(identity).answer(identity, response)
 
     def allocated(self, connection: ConnectionId) -> bool:
         """True while a flow has an allocation."""
-        identity = self._tickets.get(connection, connection)
-        return identity in self._flows and self._worker(identity).allocated(identity)
+        identity = self._identity_of(connection)
+        return identity in self._connections.flows and self._worker(identity).allocated(identity)
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""
-        identity = self._tickets.get(connection, connection)
-        if connection in self._adopting:
-            self._adopting[connection] = reason
-        elif self._is_known(identity):
+        identity = self._identity_of(connection)
+        if not self._connections.adoptions.close_when_taken(connection, reason) and self._is_known(identity):
             self._worker(identity).close(identity, REASONS.index(reason))
 
     def tap(self, connection: ConnectionId) -> Tap | None:
         """Copy a flow's datagrams; None if there is no such flow."""
-        identity = self._tickets.get(connection, connection)
-        flow = self._flows.get(identity)
+        identity = self._identity_of(connection)
+        flow = self._connections.flows.get(identity)
         if flow is None or flow.lost or self._stopped:
             return None
-        return _Tap(self._worker(identity).tap(identity), flow)
+        return FlowTap(self._worker(identity).tap(identity), flow)
 
     def drain(self) -> None:
         """Accept nobody any more."""
@@ -441,44 +288,24 @@ class CompiledPlane:
         if self._stopped:
             return
         self._stopped = True
+        self._notices.stop()
         self._rotation.cancel()
         for worker in self._workers:
             worker.stop()
         for worker, thread in zip(self._workers, self._threads, strict=True):
             await asyncio.to_thread(thread.join)
-            self._take_events(worker)
+            self._notices.read(worker)
             worker.let_go()
             self.loop.remove_reader(worker.event_fd)
 
     def snapshot(self) -> Snapshot:
         """All counters and flows as they are now."""
-        connections = accepted = 0
-        closed: Counter[CloseReason] = Counter()
-        totals = Totals()
-        for worker in self._workers:
-            live, taken, reasons = worker.figures()
-            connections += live
-            accepted += taken
-            closed.update({REASONS[reason]: count for reason, count in enumerate(reasons) if count})
-        records, delays = [], []
-        for worker in self._workers:
-            copied, counters, waited = worker.flows()
-            records.append(copied)
-            delays.append(waited)
-            totals.add(_totals(counters))
-        flows = _Flows(self._flows.copy(), b"".join(records), self._figures_of)
-        uplink, downlink = (_latency(one) for one in zip(*(w.histograms() for w in self._workers), strict=True))
-        failures = dict(self._handshake_failures)
-        return Snapshot(
-            connections, flows, totals, accepted, dict(closed), failures, uplink, downlink, _latency(delays)
-        )
-
-    def _figures_of(self, identity: int) -> _FlowFigures:
-        # Once control has read its end, the worker frees it at any moment.
-        known = self._worker(identity).flow(identity) if identity in self._flows else None
-        return known or NOTHING_KNOWN
+        return self._snapshots.take(self._notices.handshake_failures)
 
     # Numbers
+
+    def _identity_of(self, connection: ConnectionId) -> int:
+        return self._connections.adoptions.identity_of(connection)
 
     def _worker(self, identity: int) -> Worker:
         return self._workers[identity >> 56]
@@ -491,221 +318,6 @@ class CompiledPlane:
         except KeyError:
             return False
         return True
-
-    def _known(self, identity: int) -> ConnectionId:
-        return ConnectionId(self._known_as.get(identity, identity))
-
-    # Events
-
-    def _take_events(self, worker: Worker) -> None:
-        events: list[Event] = []
-        for told in worker.take_events():
-            try:
-                events.extend(self._events_of(worker, told))
-            except Exception as error:
-                # A mistake of ours. The notices that come with it are of other clients.
-                self.loop.call_exception_handler({"message": f"notice {told[0]} failed", "exception": error})
-        if events:
-            self._on_events(events)
-
-    def _events_of(self, worker: Worker, told: tuple[int, int, bytes, int, int]) -> Sequence[Event]:
-        """What a notice of a worker comes to for control."""
-        notice, identity, message, move, error = told
-        if notice == ADOPTED:
-            self._on_adopted(worker, identity)
-        elif notice == TURN_OPENED:
-            return [self._on_turn_opened(worker, identity)]
-        elif notice == HTTP_OPENED:
-            return [self._on_http_opened(worker, identity)]
-        elif notice == STALE:
-            self._on_stale(worker, identity)
-        elif notice == CLOSED:
-            return self._on_closed(worker, identity)
-        elif notice == ALLOCATE:
-            return [AllocateRequested(self._known(identity), message)]
-        elif notice == GRANTED:
-            return [AllocateGranted(self._known(identity), message)]
-        elif notice == ALTERNATE:
-            self._on_alternate(worker, identity, message)
-        elif notice == TEXT:
-            return [TextReceived(self._known(identity), message.decode())]
-        else:
-            return self._of_upstream(notice, identity, message, move, error)
-        return []
-
-    def _on_adopted(self, worker: Worker, identity: int) -> None:
-        ticket = worker.ticket(identity)
-        self._tickets[ticket], self._known_as[identity] = identity, ticket
-        reason = self._adopting.pop(ticket)
-        if reason is not None:
-            self.close(ConnectionId(ticket), reason)
-
-    def _client(self, worker: Worker, identity: int) -> Address:
-        ipv6, port, packed = worker.client(identity)
-        return Address(socket.inet_ntop(socket.AF_INET6 if ipv6 else socket.AF_INET, packed), port)
-
-    def _on_turn_opened(self, worker: Worker, identity: int) -> TurnOpened:
-        server_name, alpn, _ = worker.opened(identity)
-        chosen = ALPN_PROTOCOLS[alpn - 1] if alpn else None
-        return TurnOpened(self._known(identity), self._client(worker, identity), server_name, chosen)
-
-    def _on_http_opened(self, worker: Worker, identity: int) -> HttpOpened:
-        server_name, _, version = worker.opened(identity)
-        fd = worker.take_pipe(identity)
-        return HttpOpened(self._known(identity), fd, self._client(worker, identity), server_name, version)
-
-    def _on_stale(self, worker: Worker, identity: int) -> None:
-        flow = self._flows.get(identity)
-        if flow is None:
-            return
-        self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + ALLOCATION_LIFETIME_S)
-        try:
-            udp = self._ports.open_fresh_socket(self.loop.time(), flow.upstream.address)
-        except OSError:
-            worker.replace(identity, -1, b"")
-            return
-        flow.port = udp.getsockname()[1]
-        target = target_of(udp, flow.upstream.address)
-        worker.replace(identity, udp.detach(), target)
-
-    def _on_alternate(self, worker: Worker, identity: int, answer: bytes) -> None:
-        """Go on at the server that a 300 names; where that may not be, the client gets the answer."""
-        flow = self._flows.get(identity)
-        if flow is None:
-            return
-        upstream = redirected(flow.upstream, answer)
-        try:
-            udp = None if upstream is None else self._ports.open_socket(self.loop.time(), upstream.address)
-        except OSError:
-            udp = None
-        if upstream is None or udp is None:
-            worker.replace(identity, -1, b"")
-            return
-        flow.upstream, flow.port = upstream, udp.getsockname()[1]
-        target = target_of(udp, upstream.address)
-        worker.replace(identity, udp.detach(), target)
-
-    def _of_upstream(self, notice: int, identity: int, message: bytes, move: int, error: int) -> list[Event]:
-        """What a session's upstream has sent, or that it is lost; nothing if the session has left it meanwhile."""
-        flow = self._flows.get(identity)
-        if flow is None or flow.moves != move:
-            return []
-        if notice == STUN:
-            return [StunReceived(flow.connection, message)]
-        self._rest_port(flow)
-        flow.lost = True
-        if notice == SILENT:
-            detail = silence_detail(self._silence_s, error)
-            return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_SILENT, detail)]
-        return [UpstreamLost(flow.connection, CloseReason.UPSTREAM_UNREACHABLE, os.strerror(error))]
-
-    def _rest_port(self, flow: _Flow) -> None:
-        """Of an allocation that may have been left there."""
-        self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + ALLOCATION_LIFETIME_S)
-
-    def _on_closed(self, worker: Worker, identity: int) -> list[Event]:
-        reason, fault, words, first_bytes = worker.closed(identity)
-        server_name, _, _ = worker.opened(identity)
-        connection, flow = self._known(identity), self._flows.get(identity)
-        described = (
-            None
-            if flow is None
-            else _describe(flow, _RECORD.unpack(worker.record(identity)), self._figures_of(identity))
-        )
-        detail = (
-            silence_detail(self._silence_s, fault)
-            if REASONS[reason] is CloseReason.UPSTREAM_SILENT
-            else _detail(REASONS[reason], fault, words, first_bytes)
-        )
-        if REASONS[reason] is CloseReason.SLOW_CLIENT and described is not None:
-            detail = f"{described.queued_bytes} bytes unread"
-        closed = Closed(
-            connection,
-            REASONS[reason],
-            self._client(worker, identity),
-            server_name,
-            _totals(worker.counters(identity)),
-            described,
-            detail,
-            _failure(words) if REASONS[reason] is CloseReason.HANDSHAKE_FAILED else None,
-        )
-        if closed.handshake_failure is not None:
-            self._handshake_failures[closed.handshake_failure] += 1
-        self._flows.pop(identity, None)
-        self._sessions.discard(identity)
-        events: list[Event] = [closed]
-        orphan = self._take_flow(worker, identity, connection, flow)
-        if orphan is not None:
-            events.insert(0, orphan)
-        self._tickets.pop(self._known_as.pop(identity, 0), None)
-        pipe = worker.take_pipe(identity)
-        if pipe >= 0:
-            os.close(pipe)
-        if not self._stopped:  # or else the worker takes no more commands
-            worker.release(identity)
-        return events
-
-    def _take_flow(
-        self, worker: Worker, identity: int, connection: ConnectionId, flow: _Flow | None
-    ) -> AllocationOrphaned | None:
-        fd, left_us, allocating, request, moves = worker.take_flow(identity)
-        if fd < 0:
-            return None
-        if flow is not None and flow.carrier is Carrier.SESSION:
-            # That of the newest upstream which the worker has heard of.
-            while flow.moves > moves and flow.before is not None:
-                flow = flow.before
-            self._rest_port(flow)
-            return AllocationOrphaned(connection, fd, flow.upstream, b"")
-        if flow is not None and (left_us > 0 or allocating):
-            lifetime_s = left_us / 1e6 if left_us > 0 else ALLOCATION_LIFETIME_S
-            self._ports.rest(flow.port, flow.upstream.address, self.loop.time() + lifetime_s)
-            if left_us > 0 and request:
-                return AllocationOrphaned(connection, fd, flow.upstream, request)
-        os.close(fd)
-        return None
-
-
-def _describe(flow: _Flow, record: _Record, figures: _FlowFigures) -> FlowSnapshot:
-    _, age_us, heard_us, allocated_us, *counters = record
-    name, queued, oldest_us, (delays, waited_us), link, uplink_rtcp, uplink, downlink_rtcp, downlink = figures
-    return FlowSnapshot(
-        flow.connection,
-        flow.client,
-        flow.server_name,
-        flow.carrier,
-        flow.upstream,
-        age_us / 1e6,
-        heard_us / 1e6,
-        _totals(counters),
-        username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
-        allocated=allocated_us > 0,
-        queued_bytes=queued,
-        queue_age_s=oldest_us / 1e6,
-        queue_delay=Latency(delays, waited_us),
-        link=None if link is None else ClientLink(*link),
-        uplink_rtcp=uplink_rtcp,
-        downlink_rtcp=downlink_rtcp,
-        streams=(
-            *(RtpStream(Direction.UPLINK, *stream) for stream in uplink),
-            *(RtpStream(Direction.DOWNLINK, *stream) for stream in downlink),
-        ),
-    )
-
-
-def _latency(histograms: Sequence[_Histogram]) -> Latency:
-    counts: Counter[int] = Counter()
-    for buckets, _ in histograms:
-        counts.update(dict(buckets))
-    return Latency(sorted(counts.items()), sum(sum_us for _, sum_us in histograms))
-
-
-def _totals(counters: Sequence[int]) -> Totals:
-    first_dropped = 5 + len(DROPS)
-    drops = {reason: count for reason, count in zip(DROPS, counters[5:first_dropped], strict=True) if count}
-    dropped = {traffic: count for traffic, count in zip(TRAFFICS, counters[first_dropped:], strict=True) if count}
-    uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions = counters[:5]
-    return Totals(uplink_packets, uplink_bytes, downlink_packets, downlink_bytes, retransmissions, drops, dropped)
 
 
 def _age_us(upstream: Upstream) -> int:
@@ -725,22 +337,11 @@ def _look_at(fd: int, upstream: Address) -> tuple[int, bytes]:
         udp.detach()
 
 
-def _rules(upstream: Upstream) -> tuple[bool, bool, bool, int]:
+_Rules = tuple[bool, bool, bool, int]
+_NO_RULES: _Rules = (False, False, False, -1)
+
+
+def _rules(upstream: Upstream) -> _Rules:
+    """What an upstream asks of a worker: releases, asks, follows, and how old media may grow in microseconds."""
     follows = upstream.alternates is not None
     return upstream.releases_allocations, upstream.asks_for_users, follows, _age_us(upstream)
-
-
-def _failure(words: str) -> HandshakeFailure:
-    if words == "timeout":
-        return HandshakeFailure.TIMEOUT
-    if not words:
-        return HandshakeFailure.CLIENT_CLOSED
-    return HANDSHAKE_FAILURES.get(words.upper().replace(" ", "_"), HandshakeFailure.OTHER)
-
-
-def _detail(reason: CloseReason, fault: int, words: str, first_bytes: bytes) -> str:
-    if reason is CloseReason.BROKEN_FRAME and not words:
-        return FAULTS[-fault - 1]
-    if reason is CloseReason.FIRST_BYTES_UNKNOWN:
-        return f"first bytes {first_bytes[:fault].hex(' ')}"
-    return words or (os.strerror(fault) if fault > 0 else "")

@@ -1,0 +1,125 @@
+"""What Python remembers of the workers' connections: their flows, the sessions among them, and the adopted ones."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from relay.addresses import Address
+from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
+from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
+
+# Far above the workers' own numbers, which carry the number of the worker in the top byte.
+FIRST_ADOPTION_ID = 1 << 60
+
+
+@dataclass(slots=True)
+class Flow:
+    """What is known of a flow: how the connection came, and where it goes.
+
+    A session can move to another upstream, and here the move counts at once. Its worker learns of it from a command,
+    and may say something about the upstream before that, or end the connection, until it has taken the command::
+
+        Python   ── flow 1 ──┬ move ── flow 2 ────────────── notice: of move 1? ──▶
+                             └───────── command ──────┐          ▲
+        worker   ── flow 1 ───────── says something ──│──────────┘
+                                                      └ flow 2 ───────────────────▶
+
+    So each notice carries the count of moves as its worker knew it. What a worker says of an upstream that the session
+    has left is dropped. At an end it leaves the socket of the newest upstream that it knew of: ``before`` leads back to
+    it. The chain stays short, because ``follow`` cuts it where the worker has come so far.
+    """
+
+    connection: ConnectionId
+    client: Address
+    server_name: str
+    carrier: Carrier
+    upstream: Upstream
+    port: int
+    # Of a session: how often it has moved, whether its upstream is lost, and the flow before the move.
+    moves: int = 0
+    lost: bool = False
+    before: Flow | None = None
+
+    def follow(self, before: Flow | None, moves_of_worker: int) -> None:
+        """Come after a flow by a move, while the worker has come to this many moves."""
+        self.before = before
+        self.moves = 1
+        if before is not None:
+            self.moves += before.moves
+            if moves_of_worker == before.moves:
+                before.before = None
+
+    def after(self, moves: int) -> Flow:
+        """The flow as a worker knew it after this many moves."""
+        flow = self
+        while flow.moves > moves and flow.before is not None:
+            flow = flow.before
+        return flow
+
+    def rest_port(self, ports: SourcePorts, now: float) -> None:
+        """Keep other flows away from its port: it may have left an allocation there."""
+        ports.rest(self.port, self.upstream.address, now + ALLOCATION_LIFETIME_S)
+
+
+class Adoptions:
+    """The ids of adopted connections. Control gets one at once, the worker's own number comes with a notice."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(FIRST_ADOPTION_ID + 1)
+        self._identities: dict[int, int] = {}
+        self._known_as: dict[int, int] = {}  # and back
+        # Those that no worker has taken yet, and why they are to be closed already.
+        self._waiting: dict[int, CloseReason | None] = {}
+
+    def new_id(self) -> ConnectionId:
+        """The id of one more adopted connection."""
+        return ConnectionId(next(self._ids))
+
+    def await_worker(self, adoption_id: int) -> None:
+        """The connection is on its way to a worker."""
+        self._waiting[adoption_id] = None
+
+    def close_when_taken(self, connection: ConnectionId, reason: CloseReason) -> bool:
+        """Remember to close a connection that no worker has taken yet. Returns False for any other."""
+        if connection not in self._waiting:
+            return False
+        self._waiting[connection] = reason
+        return True
+
+    def on_taken(self, adoption_id: int, identity: int) -> CloseReason | None:
+        """A worker has taken the connection. Returns why it is to be closed already, if it is."""
+        self._identities[adoption_id], self._known_as[identity] = identity, adoption_id
+        return self._waiting.pop(adoption_id)
+
+    def identity_of(self, connection: ConnectionId) -> int:
+        """The worker's number of a connection."""
+        return self._identities.get(connection, connection)
+
+    def connection_of(self, identity: int) -> ConnectionId:
+        """The id under which control knows a connection of a worker."""
+        return ConnectionId(self._known_as.get(identity, identity))
+
+    def forget(self, identity: int) -> None:
+        """The connection has ended."""
+        self._identities.pop(self._known_as.pop(identity, 0), None)
+
+
+class Connections:
+    """All of them, by the worker's number."""
+
+    def __init__(self) -> None:
+        self.flows: dict[int, Flow] = {}
+        # Connections that are sessions, from before their first upstream.
+        self.sessions: set[int] = set()
+        self.adoptions = Adoptions()
+
+    def is_taken(self, identity: int) -> bool:
+        """True for a connection that carries media already."""
+        return identity in self.flows or identity in self.sessions
+
+    def forget(self, identity: int) -> Flow | None:
+        """The connection has ended. Returns its flow, if it had one."""
+        self.sessions.discard(identity)
+        self.adoptions.forget(identity)
+        return self.flows.pop(identity, None)

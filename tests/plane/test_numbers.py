@@ -1,0 +1,167 @@
+"""Numbers that stand on both sides of the Cython border: what Python means by each is what the workers mean."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import relay
+from relay.plane.api import Carrier, CloseReason, DropReason, Totals, Traffic
+from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
+from relay.plane.compiled.numbers import CARRIERS, DROPS, FAULTS, REASONS, TAP_DIRECTIONS, TAP_LOCAL, TRAFFICS, Notice
+from relay.wire.stream import FramingFault
+
+ROOT = Path(relay.__file__).parent
+DICTIONARIES = sorted(ROOT.rglob("*.pxd"))
+# A marker that is not one of the kinds: the last of the facts.
+NO_NOTICE = {"LAST"}
+TWINS = {path.stem: path for path in (ROOT / "plane/reference").glob("*.py")} | {
+    path.stem: path for path in (ROOT / "plane").glob("*.py")
+}
+
+
+def enumerated(source: str) -> list[tuple[str, int]]:
+    """The members of all enumerations of a Cython source whose values are plain numbers, in order."""
+    found: list[tuple[str, int]] = []
+    for block in re.findall(r"^cdef enum\b.*:.*\n((?:    .*\n|\n)*)", source, re.MULTILINE):
+        value: int | None = -1
+        for name, given in re.findall(r"^    ([A-Z]\w*)(?: *= *([^#\n]*[^#\s]))?", block, re.MULTILINE):
+            value = number(given) if given else None if value is None else value + 1
+            if value is not None:
+                found.append((name, value))
+    return found
+
+
+def number(text: str) -> int | None:
+    shifted = re.fullmatch(r"(\w+) << (\w+)", text)
+    try:
+        return int(shifted[1], 0) << int(shifted[2], 0) if shifted else int(text, 0)
+    except ValueError:  # made of other names
+        return None
+
+
+def prefixed(prefix: str) -> dict[str, int]:
+    """The members that begin with a prefix, in whichever dictionary they stand, without it."""
+    members = [member for path in DICTIONARIES for member in enumerated(path.read_text())]
+    return {name.removeprefix(prefix): value for name, value in members if name.startswith(prefix)}
+
+
+SOURCE = """
+cdef enum Kind:
+    ONE_A    # why
+
+    # B
+    ONE_B
+    TWO = 1 << 4
+    X = A + 1
+cdef enum:
+    N = -3
+"""
+
+
+def test_enumerations_are_read() -> None:
+    assert enumerated(SOURCE) == [("ONE_A", 0), ("ONE_B", 1), ("TWO", 16), ("N", -3)]
+
+
+# ---- Enumerations
+
+
+@pytest.mark.parametrize(
+    ("prefix", "meant", "order"),
+    [
+        ("REASON_", CloseReason, REASONS),
+        ("DROP_", DropReason, DROPS),
+        ("CARRIER_", Carrier, CARRIERS),
+        ("TRAFFIC_", Traffic, TRAFFICS),
+    ],
+)
+def test_enumerations_have_one_order_on_both_sides(
+    prefix: str, meant: type[CloseReason | DropReason | Carrier | Traffic], order: tuple[object, ...]
+) -> None:
+    assert list(prefixed(prefix).items()) == [(member.name, place) for place, member in enumerate(meant)]
+    assert list(meant) == list(order)
+
+
+def test_notices_have_one_number_on_both_sides() -> None:
+    notices = {name: value for name, value in prefixed("NOTICE_").items() if name not in NO_NOTICE}
+    assert notices == {notice.name: notice.value for notice in Notice}
+
+
+def test_framing_faults_have_one_number_on_both_sides() -> None:
+    assert prefixed("FAULT_") == {fault.name: -place for place, fault in enumerate(FAULTS, 1)}
+    assert list(FramingFault) == list(FAULTS)
+
+
+def test_kinds_of_tapped_datagrams_have_one_number_on_both_sides() -> None:
+    kinds = {name: value for name, value in prefixed("TAP_").items() if name != "BYTES"}
+    assert kinds == {direction.name: place for place, direction in enumerate(TAP_DIRECTIONS)} | {"LOCAL": TAP_LOCAL}
+
+
+# ---- Lists and layouts
+
+
+def test_both_sides_offer_the_same_protocols() -> None:
+    """And number them in the order of the list, by their lengths."""
+    offered = b"".join(bytes([len(protocol)]) + protocol.encode() for protocol in ALPN_PROTOCOLS)
+    source = (ROOT / "plane/compiled/leaves/contexts.pxd").read_text()
+    (literal,) = re.findall(r'ours = b"([^"]*)"', source)
+    assert literal.encode().decode("unicode_escape").encode("latin-1") == offered
+    assert f"ours, {len(offered)}," in source
+    assert len({len(protocol) for protocol in ALPN_PROTOCOLS}) == len(ALPN_PROTOCOLS)
+
+
+def test_counters_are_in_the_order_of_totals() -> None:
+    (fields,) = (
+        found
+        for path in DICTIONARIES
+        for found in re.findall(r"cdef struct Counters:\n((?:    .*\n)*)", path.read_text())
+    )
+    assert re.findall(r"^    uint64_t\S* (\w+)", fields, re.MULTILINE) == list(Totals.__dataclass_fields__)
+
+
+def test_the_words_for_a_bad_hello_are_known() -> None:
+    """What the workers say of it is looked up in Python."""
+    source = (ROOT / "plane/compiled/leaves/hello.pxd").read_text()
+    words = re.findall(r'return b"(.*)"$', source, re.MULTILINE)
+    assert len(words) > 3
+    assert {word.upper().replace(" ", "_") for word in words} - set(HANDSHAKE_FAILURES) <= {"WRONG_VERSION_NUMBER"}
+
+
+# ---- Constants of a module and of its compiled twin
+
+
+def constants(module: ModuleType) -> dict[str, int]:
+    """The numbers of a module, times in microseconds, without the underscore of what is its own."""
+    found: dict[str, int] = {}
+    for name, value in vars(module).items():
+        if name.isupper() and isinstance(value, int | float):
+            own = name.lstrip("_")
+            found[own.removesuffix("_S") + "_US" if own.endswith("_S") else own] = (
+                round(value * 1e6) if own.endswith("_S") else int(value)
+            )
+    return found
+
+
+def module_of(path: Path) -> ModuleType:
+    """The Python twin of a dictionary."""
+    return importlib.import_module(".".join(TWINS[path.stem].relative_to(ROOT.parent).with_suffix("").parts))
+
+
+def in_common(path: Path) -> dict[str, tuple[int, int]]:
+    """The constants that a dictionary and its twin both have, as the two have them."""
+    compiled, obvious = dict(enumerated(path.read_text())), constants(module_of(path))
+    return {name: (compiled[name], obvious[name]) for name in compiled.keys() & obvious.keys()}
+
+
+@pytest.mark.parametrize("path", [path for path in DICTIONARIES if path.stem in TWINS], ids=lambda path: path.stem)
+def test_constants_of_twins_are_equal(path: Path) -> None:
+    assert {name: values for name, values in in_common(path).items() if len(set(values)) > 1} == {}
+
+
+def test_constants_of_twins_are_seen() -> None:
+    seen = {name for path in DICTIONARIES if path.stem in TWINS for name in in_common(path)}
+    assert seen >= {"BEHIND_US", "MAX_HELLO_BYTES", "METHOD_BYTES", "PEER_CONTROL_PERIOD_US", "SURE_BYTES"}
