@@ -194,9 +194,9 @@ class Totals:
     Both ways count what passes between client and upstream. What the relay asks itself is in neither count, nor are
     the answers: the STUN that control speaks for a session, and what a flow asks of a silent upstream.
     ``retransmissions`` are requests sent again: they are part of the uplink packets, except those of a session, which
-    are the relay's own. ``drops`` by reason and ``dropped`` by traffic count the same
-    packets, but for malformed ones, which are of no kind, and for those whose kind nobody kept: that only ICMP told of,
-    or that were too long for a capsule.
+    are the relay's own. ``drops`` (by reason) and ``drops_by_traffic`` count the same packets, with two exceptions:
+    malformed packets are of no kind, and of some nobody kept the kind (only ICMP told of them, or they were too long
+    for a capsule).
     """
 
     uplink_packets: int = 0
@@ -205,13 +205,13 @@ class Totals:
     downlink_bytes: int = 0
     retransmissions: int = 0
     drops: dict[DropReason, int] = field(default_factory=dict)
-    dropped: dict[Traffic, int] = field(default_factory=dict)
+    drops_by_traffic: dict[Traffic, int] = field(default_factory=dict)
 
     def drop(self, reason: DropReason, traffic: Traffic | None = None) -> None:
         """Count one packet that was not forwarded."""
         self.drops[reason] = self.drops.get(reason, 0) + 1
         if traffic is not None:
-            self.dropped[traffic] = self.dropped.get(traffic, 0) + 1
+            self.drops_by_traffic[traffic] = self.drops_by_traffic.get(traffic, 0) + 1
 
     def add(self, other: Totals) -> None:
         """Add another's counters to these."""
@@ -222,8 +222,8 @@ class Totals:
         self.retransmissions += other.retransmissions
         for reason, count in other.drops.items():
             self.drops[reason] = self.drops.get(reason, 0) + count
-        for traffic, count in other.dropped.items():
-            self.dropped[traffic] = self.dropped.get(traffic, 0) + count
+        for traffic, count in other.drops_by_traffic.items():
+            self.drops_by_traffic[traffic] = self.drops_by_traffic.get(traffic, 0) + count
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ export class CallPage {
       Object.entries(counts).map(([name, number]) =>
         h("tr", {}, h("td", {}, what, words(name)), h("td", { class: "number" }, count(number))),
       );
-    const all = [...rows(call.drops, ""), ...rows(call.dropped, "of kind: ")];
+    const all = [...rows(call.drops, ""), ...rows(call.drops_by_traffic, "of kind: ")];
     if (call.retransmissions) all.push(...rows({ "STUN requests sent again": call.retransmissions }, ""));
     this.drops.replaceChildren(
       h("h2", {}, "Drops"),

@@ -333,7 +333,7 @@ class Queues:
         reasons = {DropReason.DOWNLINK_OLD: sum(old), DropReason.DOWNLINK_FULL: sum(full)}
         traffics = {traffic: old[at] + full[at] for at, traffic in enumerate(Traffic)}
         assert {reason: count for reason, count in reasons.items() if count} == self._totals.drops
-        assert {traffic: count for traffic, count in traffics.items() if count} == self._totals.dropped
+        assert {traffic: count for traffic, count in traffics.items() if count} == self._totals.drops_by_traffic
         assert self._compiled_delays.latency() == self._delays.latency()
         assert self.compiled.chunks <= _leaves.MOST_CHUNKS
 

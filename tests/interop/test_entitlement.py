@@ -608,7 +608,7 @@ async def check_shown(relay: Relay, trouble: str) -> None:
             lines = (await response.text()).splitlines()
     for outcome in VerdictOutcome:
         count = shown["verdicts"][outcome.value]
-        assert f'relay_entitlement_total{{verdict="{outcome.value}"}} {count:.1f}' in lines
+        assert f'relay_entitlement_verdicts_total{{verdict="{outcome.value}"}} {count:.1f}' in lines
     assert "relay_entitlement_trouble 1.0" in lines
 
 

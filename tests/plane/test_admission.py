@@ -371,7 +371,7 @@ async def test_an_allocate_may_be_2048_bytes_long(make: MakePlane, tmp_path: Pat
         await client.send(too_long, FRAME)
         await until(client, FRAME)
         totals = client.bench.plane.snapshot().totals
-        assert (totals.drops, totals.dropped) == ({DropReason.UPLINK_OVERSIZE: 1}, {Traffic.CONTROL: 1})
+        assert (totals.drops, totals.drops_by_traffic) == ({DropReason.UPLINK_OVERSIZE: 1}, {Traffic.CONTROL: 1})
         assert not [event for event in client.bench.events if isinstance(event, AllocateRequested)]
 
 

@@ -99,7 +99,7 @@ async def test_too_long_payloads_are_skipped_and_counted(make: MakePlane, tmp_pa
         await client.send(build_datagram(VOICE))
         await bench.upstream.expect(VOICE)
         totals = bench.plane.snapshot().totals
-        assert (totals.drops, totals.dropped) == ({DropReason.UPLINK_OVERSIZE: 2}, {})
+        assert (totals.drops, totals.drops_by_traffic) == ({DropReason.UPLINK_OVERSIZE: 2}, {})
         # VOICE, which is counted when it has been sent.
         await becomes(lambda: bench.plane.snapshot().totals.uplink_packets, 1)
 
@@ -154,7 +154,7 @@ async def test_only_media_passes(make: MakePlane, tmp_path: Path) -> None:
             assert await client.payload() == bytes([first]) + b"xyz"
         totals = bench.plane.snapshot().totals
         assert totals.drops == {DropReason.UPLINK_MALFORMED: others, DropReason.DOWNLINK_MALFORMED: others}
-        assert totals.dropped == {}
+        assert totals.drops_by_traffic == {}
 
 
 # ---- No gateway: the client believes that this is UDP
@@ -291,4 +291,4 @@ async def test_a_slow_client_gets_what_is_urgent_first(make: MakePlane, tmp_path
             received.append(await client.payload())
         assert [received[-1], await client.payload(), await client.payload()] == [DTLS, HELLO, RTCP]
         assert await client.payload() in {media, last}
-        assert set(bench.plane.snapshot().totals.dropped) == {Traffic.MEDIA}
+        assert set(bench.plane.snapshot().totals.drops_by_traffic) == {Traffic.MEDIA}

@@ -785,7 +785,7 @@ async def test_no_way_to_the_upstream(make: MakePlane, tmp_path: Path) -> None:
         assert closed.totals.retransmissions >= 1
         lost = closed.totals.retransmissions + 1
         assert closed.totals.drops == {DropReason.UPLINK_REFUSED: lost}
-        assert closed.totals.dropped == {Traffic.CONTROL: lost}
+        assert closed.totals.drops_by_traffic == {Traffic.CONTROL: lost}
 
 
 async def test_a_session_is_resumed(make: MakePlane, tmp_path: Path) -> None:

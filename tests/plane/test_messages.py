@@ -103,7 +103,7 @@ async def test_stun_that_nobody_asked_for_does_not_flood_control(tmp_path: Path)
         await bench.event(StunReceived, lambda received: received.message == answer(request))
         assert len([event for event in bench.events if isinstance(event, StunReceived)]) == UNASKED_A_PING
         totals = bench.plane.snapshot().totals
-        assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 3}, {Traffic.MEDIA: 3})
+        assert (totals.drops, totals.drops_by_traffic) == ({DropReason.DOWNLINK_FULL: 3}, {Traffic.MEDIA: 3})
 
 
 # ---- Moves that the worker has not heard of yet

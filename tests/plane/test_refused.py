@@ -67,8 +67,8 @@ async def test_a_running_call_goes_on(make: MakePlane, tmp_path: Path, way: str)
             refresh = stun(1, Method.REFRESH)
             await client.send(VOICE_FRAME, refresh, VOICE_FRAME)
             refused = await until_refused(bench, 4)  # three, and one copy of the request at least
-            assert refused.totals.dropped[Traffic.MEDIA] == 2
-            assert refused.totals.dropped[Traffic.CONTROL] >= 2
+            assert refused.totals.drops_by_traffic[Traffic.MEDIA] == 2
+            assert refused.totals.drops_by_traffic[Traffic.CONTROL] >= 2
             assert set(refused.totals.drops) == {DropReason.UPLINK_REFUSED}
             assert refused.totals.uplink_packets == 1
             assert bench.upstream.received.empty()
@@ -249,7 +249,7 @@ async def test_a_long_request_arrives_and_is_sent_again(make: MakePlane, tmp_pat
             bench.upstream.send(flow, answer(request))
             assert await client.receive_unit() == answer(request)
             totals = the_flow(bench).totals
-            assert (totals.drops, totals.dropped) == ({DropReason.UPLINK_OVERSIZE: 1}, {Traffic.MEDIA: 1})
+            assert (totals.drops, totals.drops_by_traffic) == ({DropReason.UPLINK_OVERSIZE: 1}, {Traffic.MEDIA: 1})
 
     await in_namespace(main)
 

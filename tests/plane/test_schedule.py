@@ -145,7 +145,7 @@ def ranks(units: list[bytes]) -> list[int]:
 
 
 def is_dropped_consistently(totals: Totals) -> bool:
-    return sum(totals.drops.values()) == sum(totals.dropped.values())
+    return sum(totals.drops.values()) == sum(totals.drops_by_traffic.values())
 
 
 # ---- Age
@@ -173,7 +173,7 @@ async def test_media_that_is_too_old_is_never_delivered(make: MakePlane, tmp_pat
         assert len([number for number in numbers if number < first_live]) == given_away
         totals = only_flow(bench).totals
         assert set(totals.drops) == {DropReason.DOWNLINK_OLD}
-        assert totals.dropped == {Traffic.MEDIA: totals.drops[DropReason.DOWNLINK_OLD]}
+        assert totals.drops_by_traffic == {Traffic.MEDIA: totals.drops[DropReason.DOWNLINK_OLD]}
         # To the ear it is lost.
         (stream,) = only_flow(bench).streams
         assert (stream.packets, stream.lost) == (len(units), last + 1 - len(units))
@@ -192,7 +192,7 @@ async def test_control_is_never_too_old(make: MakePlane, tmp_path: Path) -> None
         async with reading(client) as units:
             await until(bench, lambda _: control[-1] in units)
         assert [unit for unit in units if traffic_of(unit) is Traffic.CONTROL] == control
-        assert set(only_flow(bench).totals.dropped) == {Traffic.MEDIA}
+        assert set(only_flow(bench).totals.drops_by_traffic) == {Traffic.MEDIA}
 
 
 def late_indication(number: int) -> bytes:
@@ -204,11 +204,11 @@ async def test_rtcp_grows_old_too(make: MakePlane, tmp_path: Path) -> None:
         number = await stall_until_old(bench, flow)
         for n in range(10):
             bench.upstream.send(flow, rtcp(n))
-        while only_flow(bench).totals.dropped.get(Traffic.RTCP, 0) + only_flow(bench).downlink_rtcp < 10:
+        while only_flow(bench).totals.drops_by_traffic.get(Traffic.RTCP, 0) + only_flow(bench).downlink_rtcp < 10:
             bench.upstream.send(flow, voice(number))
             await asyncio.sleep(0.005)
         totals = only_flow(bench).totals
-        assert totals.dropped[Traffic.RTCP] >= 9
+        assert totals.drops_by_traffic[Traffic.RTCP] >= 9
         assert set(totals.drops) == {DropReason.DOWNLINK_OLD}
         assert is_dropped_consistently(totals)
 
@@ -324,7 +324,7 @@ async def test_the_oldest_media_makes_room(make: MakePlane, tmp_path: Path) -> N
         assert units == [voice(n) for n in [*range(given_away), *range(last + 1 - kept, last + 1)]]
         totals = only_flow(bench).totals
         assert totals.drops == {DropReason.DOWNLINK_FULL: last + 1 - len(units)}
-        assert totals.dropped == {Traffic.MEDIA: last + 1 - len(units)}
+        assert totals.drops_by_traffic == {Traffic.MEDIA: last + 1 - len(units)}
 
 
 async def test_a_unit_longer_than_the_room_drops_itself(make: MakePlane, tmp_path: Path) -> None:
@@ -354,10 +354,10 @@ async def test_a_flow_holds_no_more_than_576_kib(make: MakePlane, tmp_path: Path
             bench.upstream.send(flow, voice(number))
             await asyncio.sleep(0.001)
             held.append(only_flow(bench).queued_bytes)
-        await until(bench, lambda s: s.flows[0].totals.dropped[Traffic.MEDIA] >= 150)
+        await until(bench, lambda s: s.flows[0].totals.drops_by_traffic[Traffic.MEDIA] >= 150)
         held.append(only_flow(bench).queued_bytes)
         assert 300 * 1024 < max(held) <= 320 * 1024
-        while only_flow(bench).totals.dropped.get(Traffic.DATA, 0) < 100:
+        while only_flow(bench).totals.drops_by_traffic.get(Traffic.DATA, 0) < 100:
             bench.upstream.send(flow, data(number))
             bench.upstream.send(flow, dtls(number, 1000))
             number += 1
@@ -442,8 +442,8 @@ async def test_a_flood_of_a_peer_does_not_end_the_connection(
             await until(bench, lambda s: reply in units and not s.flows[0].queued_bytes)
         assert not bench.plane.snapshot().closed
         totals = only_flow(bench).totals
-        assert set(totals.dropped) == {Traffic.DATA}
-        assert totals.dropped[Traffic.DATA] == sum(totals.drops.values())
+        assert set(totals.drops_by_traffic) == {Traffic.DATA}
+        assert totals.drops_by_traffic[Traffic.DATA] == sum(totals.drops.values())
 
 
 def bytes_kept(flow: FlowSnapshot) -> int:
@@ -453,7 +453,7 @@ def bytes_kept(flow: FlowSnapshot) -> int:
 
 def data_that_came(flow: FlowSnapshot, before: int) -> int:
     """How many packets of 1000 bytes were kept or dropped since so many bytes were kept."""
-    return (bytes_kept(flow) - before) // 1000 + flow.totals.dropped.get(Traffic.DATA, 0)
+    return (bytes_kept(flow) - before) // 1000 + flow.totals.drops_by_traffic.get(Traffic.DATA, 0)
 
 
 async def test_data_that_is_too_much_drops_the_newest_and_voice_passes_it(make: MakePlane, tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ async def test_data_that_is_too_much_drops_the_newest_and_voice_passes_it(make: 
         bench.upstream.send(flow, voice(sent))
         await until(bench, lambda s: bytes_kept(s.flows[0]) == before + 20_000 + FRAME_BYTES)
         totals = only_flow(bench).totals
-        assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 20}, {Traffic.DATA: 20})
+        assert (totals.drops, totals.drops_by_traffic) == ({DropReason.DOWNLINK_FULL: 20}, {Traffic.DATA: 20})
         async with reading(client) as units:
             await until(bench, lambda s: len(units) == s.totals.downlink_packets and not s.flows[0].queued_bytes)
         assert units[: sent + 1] == [voice(number) for number in range(sent + 1)]
@@ -484,7 +484,7 @@ async def test_data_grows_old_too(make: MakePlane, tmp_path: Path) -> None:
     async with deaf_flow(make, tmp_path, settings) as (bench, client, flow):
         sent = await stall(bench, flow)
         bench.upstream.send(flow, data(0))
-        while not only_flow(bench).totals.dropped.get(Traffic.DATA):
+        while not only_flow(bench).totals.drops_by_traffic.get(Traffic.DATA):
             bench.upstream.send(flow, voice(sent))
             sent += 1
             await asyncio.sleep(0.002)
@@ -739,7 +739,7 @@ async def test_a_client_that_floods_does_not_lose_its_requests(make: MakePlane, 
         await sending
         # A packet is counted when it has been sent.
         await becomes(lambda: sent_once(only_flow(bench).totals), 1 + 8 * 1001)
-        assert Traffic.CONTROL not in only_flow(bench).totals.dropped
+        assert Traffic.CONTROL not in only_flow(bench).totals.drops_by_traffic
 
 
 def sent_once(totals: Totals) -> int:

@@ -119,7 +119,7 @@ def test_what_is_exactly_as_old_as_allowed_stays() -> None:
     assert (schedule.oldest_age(1.5), schedule.waiting_bytes, totals.drops) == (0.5, 400, {})
     schedule.put(1.75, media(3))
     assert totals.drops == {DropReason.DOWNLINK_OLD: 2}
-    assert totals.dropped == {Traffic.RTCP: 1, Traffic.MEDIA: 1}
+    assert totals.drops_by_traffic == {Traffic.RTCP: 1, Traffic.MEDIA: 1}
     assert [frame.unit for frame in schedule.take(9.0, 10_000)] == [dtls(1)]
     assert totals.drops == {DropReason.DOWNLINK_OLD: 4}
     assert schedule.oldest_age(9.0) == 0.0
@@ -130,10 +130,10 @@ def test_the_oldest_media_makes_room_and_rtcp_only_where_there_is_no_media() -> 
     schedule = new_schedule(totals, room=400)
     for unit in (rtcp(1), media(1), media(2), media(3), media(4)):
         schedule.put(0.0, unit)
-    assert totals.dropped == {Traffic.MEDIA: 1}
+    assert totals.drops_by_traffic == {Traffic.MEDIA: 1}
     for number in (2, 3, 4, 5):
         schedule.put(0.0, rtcp(number))
-    assert totals.dropped == {Traffic.MEDIA: 4, Traffic.RTCP: 1}
+    assert totals.drops_by_traffic == {Traffic.MEDIA: 4, Traffic.RTCP: 1}
     assert totals.drops == {DropReason.DOWNLINK_FULL: 5}
     assert [frame.unit for frame in schedule.take(0.0, 1000)] == [rtcp(2), rtcp(3), rtcp(4), rtcp(5)]
 
@@ -162,14 +162,14 @@ def test_data_drops_the_newest_where_it_is_too_much_and_the_oldest_where_it_is_t
     schedule.put(0.0, media(1))
     for number in range(6):
         assert schedule.put(0.0, data(number))
-    assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 2}, {Traffic.DATA: 2})
+    assert (totals.drops, totals.drops_by_traffic) == ({DropReason.DOWNLINK_FULL: 2}, {Traffic.DATA: 2})
     assert schedule.put(0.0, data(6, 404))
     assert [frame.unit for frame in schedule.take(0.0, 300)] == [media(1), data(0), data(1)]
     assert schedule.oldest_age(2.5) == 2.5
     assert [frame.unit for frame in schedule.take(3.0, 100)] == [data(2)]
     assert schedule.take(3.5, 1000) == []
     assert totals.drops == {DropReason.DOWNLINK_FULL: 3, DropReason.DOWNLINK_OLD: 1}
-    assert totals.dropped == {Traffic.DATA: 4}
+    assert totals.drops_by_traffic == {Traffic.DATA: 4}
     assert schedule.waiting_bytes == 0
 
 
@@ -219,7 +219,7 @@ def test_control_of_a_peer_takes_half_of_the_room_and_never_fills_it() -> None:
     assert not schedule.put(9.0, own_stun(2))
     assert all(schedule.put(10.0, dtls(number)) for number in range(9))
     # What became data grew too old or found no room.
-    assert set(totals.dropped) == {Traffic.DATA}
+    assert set(totals.drops_by_traffic) == {Traffic.DATA}
     assert [frame.traffic for frame in schedule.take(10.0, 400)][:4] == [Traffic.CONTROL] * 4
 
 
@@ -347,6 +347,6 @@ def test_it_does_what_the_model_does(script: list[tuple[int, Put | Take]]) -> No
         for (reason, traffic), count in model.drops.items():
             reasons[reason] += count
             traffics[traffic] += count
-        assert (totals.drops, totals.dropped) == (dict(reasons), dict(traffics))
+        assert (totals.drops, totals.drops_by_traffic) == (dict(reasons), dict(traffics))
         # Nothing is lost without a reason.
         assert put == gone + len(model.waiting) + sum(totals.drops.values())

@@ -258,7 +258,7 @@ async def test_stun_that_nobody_asked_for_does_not_flood_control(make: MakePlane
         await bench.event(StunReceived, lambda received: received.message == answer(request))
         assert len([event for event in bench.events if isinstance(event, StunReceived)]) == 256
         totals = bench.plane.snapshot().totals
-        assert (totals.drops, totals.dropped) == ({DropReason.DOWNLINK_FULL: 3}, {Traffic.MEDIA: 3})
+        assert (totals.drops, totals.drops_by_traffic) == ({DropReason.DOWNLINK_FULL: 3}, {Traffic.MEDIA: 3})
 
 
 async def test_437_is_controls_to_judge(make: MakePlane, tmp_path: Path) -> None:

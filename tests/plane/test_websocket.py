@@ -374,7 +374,7 @@ async def test_a_slow_client_gets_pongs_before_media(make: MakePlane, tmp_path: 
         # The media that had waited comes behind it.
         for _ in range(30):
             assert await client.binary() == unit
-        dropped = bench.plane.snapshot().totals.dropped
+        dropped = bench.plane.snapshot().totals.drops_by_traffic
         assert set(dropped) == {Traffic.MEDIA}
 
 

@@ -52,27 +52,41 @@ class RelayCollector(Collector):
         yield InfoMetricFamily("relay", "What runs here.", value={"version": __version__})
         yield _gauge("relay_draining", "1 while no new flows are taken.", float(self._view.draining()))
         yield _gauge("relay_connections", "Open TCP connections.", snapshot.connections)
-        yield _counter("relay_connections_accepted", "TCP connections accepted.", snapshot.accepted)
-        yield _by_reason("relay_connections_closed", "Connections ended.", "reason", CloseReason, snapshot.closed)
+        yield _counter("relay_connections_accepted_total", "TCP connections accepted.", snapshot.accepted)
+        yield _by_reason("relay_connections_closed_total", "Connections ended.", "reason", CloseReason, snapshot.closed)
         failures = snapshot.handshake_failures
-        yield _by_reason("relay_handshake_failures", "TLS handshakes failed.", "cause", HandshakeFailure, failures)
-        yield _two_ways("relay_packets", "Packets forwarded.", totals.uplink_packets, totals.downlink_packets)
-        yield _two_ways("relay_bytes", "UDP payload forwarded.", totals.uplink_bytes, totals.downlink_bytes)
-        yield _by_reason("relay_drops", "Packets not forwarded.", "reason", DropReason, totals.drops)
-        yield _by_reason("relay_dropped", "The same by what they were.", "traffic", Traffic, totals.dropped)
-        yield _counter("relay_retransmissions", "STUN requests sent again.", totals.retransmissions)
-        yield _latency("relay_uplink_seconds", "Time of uplink packets in the relay.", snapshot.uplink_latency)
-        yield _latency("relay_downlink_seconds", "Time of downlink packets in the relay.", snapshot.downlink_latency)
-        yield _latency("relay_queue_seconds", "Time that packets waited for slow clients.", snapshot.queue_delay)
+        yield _by_reason(
+            "relay_handshake_failures_total", "TLS handshakes failed.", "cause", HandshakeFailure, failures
+        )
+        yield _two_ways("relay_packets_total", "Packets forwarded.", totals.uplink_packets, totals.downlink_packets)
+        yield _two_ways("relay_bytes_total", "UDP payload forwarded.", totals.uplink_bytes, totals.downlink_bytes)
+        yield _by_reason("relay_drops_total", "Packets not forwarded, by reason.", "reason", DropReason, totals.drops)
+        yield _by_reason(
+            "relay_drops_by_traffic_total",
+            "Packets not forwarded, by what they were.",
+            "traffic",
+            Traffic,
+            totals.drops_by_traffic,
+        )
+        yield _counter("relay_retransmissions_total", "STUN requests sent again.", totals.retransmissions)
+        yield _latency(
+            "relay_uplink_latency_seconds", "Time that uplink packets spent in the relay.", snapshot.uplink_latency
+        )
+        yield _latency(
+            "relay_downlink_latency_seconds",
+            "Time that downlink packets spent in the relay.",
+            snapshot.downlink_latency,
+        )
+        yield _latency("relay_queue_delay_seconds", "Time that packets waited for slow clients.", snapshot.queue_delay)
         yield from _collect_calls(self._view.calls)
         records = self._view.records
-        yield _counter("relay_call_records_written", "Call records written to the file.", records.written)
-        yield _counter("relay_call_records_lost", "Call records that were not written.", records.lost)
-        yield _counter("relay_log_lines_lost", "Log lines that nobody read in time.", logs.lines_lost())
+        yield _counter("relay_call_records_written_total", "Call records written to the file.", records.written)
+        yield _counter("relay_call_records_lost_total", "Call records that were not written.", records.lost)
+        yield _counter("relay_log_lines_lost_total", "Log lines that nobody read in time.", logs.lines_lost())
         yield from _collect_web_proxy(self._view.web_proxy)
         entitlement = self._view.entitlement
-        text = "Decisions on who may have voice."
-        yield _by_reason("relay_entitlement", text, "verdict", VerdictOutcome, entitlement.counts)
+        text = "Decisions on who may place calls."
+        yield _by_reason("relay_entitlement_verdicts_total", text, "verdict", VerdictOutcome, entitlement.counts)
         text = "1 while the list or the service of users cannot be read or asked."
         yield _gauge("relay_entitlement_trouble", text, float(bool(entitlement.trouble)))
         yield from self._collect_upstreams()
@@ -120,9 +134,9 @@ class SignalingCollector(Collector):
         """All metrics of signaling."""
         proxy = self._proxy
         answers = CounterMetricFamily(
-            "relay_signaling_requests", "Requests sent on.", labels=["upstream", "status_class"]
+            "relay_signaling_requests_total", "Requests sent on.", labels=["upstream", "status_class"]
         )
-        upgrades = CounterMetricFamily("relay_signaling_upgrades", "WebSockets opened.", labels=["upstream"])
+        upgrades = CounterMetricFamily("relay_signaling_upgrades_total", "WebSockets opened.", labels=["upstream"])
         websockets = GaugeMetricFamily("relay_signaling_websockets", "WebSockets open.", labels=["upstream"])
         up = GaugeMetricFamily("relay_signaling_upstream_up", "1 if it takes connections.", labels=["upstream"])
         for upstream in proxy.pools:
@@ -133,9 +147,11 @@ class SignalingCollector(Collector):
             up.add_metric([upstream.url], float(upstream.health is Health.UP))
         yield from (answers, upgrades, websockets, up)
         text = "Requests answered by the relay itself."
-        yield _by_reason("relay_signaling_refusals", text, "reason", RefusalReason, proxy.refusals)
+        yield _by_reason("relay_signaling_refusals_total", text, "reason", RefusalReason, proxy.refusals)
         yield _counter(
-            "relay_signaling_swallowed_upgrades", "WebSockets whose frames a middlebox swallowed.", proxy.watchdog_hits
+            "relay_signaling_swallowed_upgrades_total",
+            "WebSockets whose frames a middlebox swallowed.",
+            proxy.watchdog_hits,
         )
         yield _gauge("relay_signaling_sessions", "socket.io sessions whose upstream is known.", len(proxy.sessions))
 
@@ -169,10 +185,10 @@ def _latency(name: str, text: str, latency: Latency) -> Metric:
 def _collect_calls(calls: Calls) -> Iterator[Metric]:
     """Calls now, and all windows that could be judged."""
     yield _gauge("relay_calls", "Flows that carry RTP.", len(calls))
-    text = "Of the windows of 5 s of all calls: "
-    mos = HistogramMetricFamily("relay_call_mos", text + "MOS-CQE of the worst stream.", labels=["direction"])
-    missing = HistogramMetricFamily("relay_call_missing_ratio", text + "lost and late packets.", labels=["direction"])
-    jitter = HistogramMetricFamily("relay_call_jitter_seconds", text + "RFC 3550 jitter.", labels=["direction"])
+    windows = " in each window of 5 s of each call."
+    mos = HistogramMetricFamily("relay_call_mos", "MOS-CQE of the worst stream" + windows, labels=["direction"])
+    missing = HistogramMetricFamily("relay_call_missing_ratio", "Lost and late packets" + windows, labels=["direction"])
+    jitter = HistogramMetricFamily("relay_call_jitter_seconds", "RFC 3550 jitter" + windows, labels=["direction"])
     for direction, histograms in calls.histograms.items():
         for family, histogram in (
             (mos, histograms.mos),
@@ -184,27 +200,27 @@ def _collect_calls(calls: Calls) -> Iterator[Metric]:
 
 
 def _collect_tally(tally: Tally) -> Iterator[Metric]:
-    """What happened to carriers beside TURN."""
+    """What happened to the carriers other than TURN."""
     text = "Requests to leave HTTP."
-    upgrades = CounterMetricFamily("relay_upgrades", text, labels=["carrier", "outcome"])
+    upgrades = CounterMetricFamily("relay_upgrades_total", text, labels=["carrier", "outcome"])
     for carrier in (Carrier.WEBSOCKET, Carrier.SESSION, Carrier.CONNECT_UDP):
         for outcome in UpgradeOutcome:
             upgrades.add_metric([carrier.value, outcome.value], tally.upgrades[carrier, outcome])
     yield upgrades
     text = "Sessions that came back, or did not."
-    yield _by_reason("relay_session_resumptions", text, "outcome", ResumeOutcome, tally.resumptions)
+    yield _by_reason("relay_session_resumptions_total", text, "outcome", ResumeOutcome, tally.resumptions)
     text = "Sessions that lost their upstream."
-    yield _by_reason("relay_session_failovers", text, "outcome", FailoverOutcome, tally.failovers)
+    yield _by_reason("relay_session_failovers_total", text, "outcome", FailoverOutcome, tally.failovers)
     yield _gauge("relay_sessions_parked", "Sessions whose client may still come back.", tally.parked)
 
 
 def _collect_web_proxy(totals: WebProxyTotals) -> Iterator[Metric]:
     yield _gauge("relay_web_proxy_connections", "Connections of the web proxy, tunnels included.", totals.connections)
     yield _gauge("relay_web_proxy_tunnels", "Byte tunnels of the web proxy.", totals.tunnels)
-    text = "Connections to the web proxy, by what became of them."
-    yield _by_reason("relay_web_proxy_requests", text, "outcome", ProxyOutcome, totals.outcomes)
-    yield _by_reason("relay_web_proxy_tunnels_closed", "Byte tunnels ended.", "reason", TunnelEnd, totals.ends)
-    yield _two_ways("relay_web_proxy_bytes", "Bytes through tunnels.", totals.bytes.up, totals.bytes.down)
+    text = "Requests to the web proxy, by outcome."
+    yield _by_reason("relay_web_proxy_requests_total", text, "outcome", ProxyOutcome, totals.outcomes)
+    yield _by_reason("relay_web_proxy_tunnels_closed_total", "Byte tunnels ended.", "reason", TunnelEnd, totals.ends)
+    yield _two_ways("relay_web_proxy_bytes_total", "Bytes through tunnels.", totals.bytes.up, totals.bytes.down)
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

@@ -97,7 +97,9 @@ class View:
             ],
             "packets_per_s": self._packets_per_s(now, snapshot.totals),
             "drops": {reason.value: count for reason, count in snapshot.totals.drops.items() if count},
-            "dropped": {traffic.value: count for traffic, count in snapshot.totals.dropped.items() if count},
+            "drops_by_traffic": {
+                traffic.value: count for traffic, count in snapshot.totals.drops_by_traffic.items() if count
+            },
             "drops_last_minute": self._drops_last_minute(now, snapshot.totals),
             "regions": _regions(upstreams),
             "upstreams": upstreams,
@@ -216,7 +218,9 @@ class View:
         return {
             "streams": [_describe_stream(stream) for stream in flow.streams],
             "rtcp": {"uplink": flow.uplink_rtcp, "downlink": flow.downlink_rtcp},
-            "dropped": {traffic.value: count for traffic, count in flow.totals.dropped.items() if count},
+            "drops_by_traffic": {
+                traffic.value: count for traffic, count in flow.totals.drops_by_traffic.items() if count
+            },
             "queued_bytes": flow.queued_bytes,
             "queue_age_ms": round(flow.queue_age_s * 1000, 3),
             "link": None

@@ -24,7 +24,7 @@ EXAMPLES = [
     json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 ]
 # Their keys are reasons and kinds of traffic: not every one is there.
-COUNTS = {"drops", "dropped", "drops_last_minute"}
+COUNTS = {"drops", "drops_by_traffic", "drops_last_minute"}
 BIG = (5 << 56) + 3
 
 
@@ -195,7 +195,7 @@ async def test_summary() -> None:
     ]
     assert [one["connection"] for one in summary["ended_badly"]] == ["1"]
     assert summary["drops"] == {"downlink_old": 6}
-    assert summary["dropped"] == {"media": 6}
+    assert summary["drops_by_traffic"] == {"media": 6}
     assert summary["looked_at"] <= summary["at"]
 
 

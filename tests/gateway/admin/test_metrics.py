@@ -75,7 +75,7 @@ NOTHING = Snapshot(0, (), Totals(), 0, {}, {})
         ("relay_connections_closed_total", CloseReason),
         ("relay_handshake_failures_total", HandshakeFailure),
         ("relay_drops_total", DropReason),
-        ("relay_dropped_total", Traffic),
+        ("relay_drops_by_traffic_total", Traffic),
     ],
 )
 def test_every_reason_is_there_from_the_start(name: str, values: type[StrEnum]) -> None:
@@ -96,7 +96,7 @@ def test_every_figure_is_there_from_the_start() -> None:
         "relay_call_records_written_total",
         "relay_call_records_lost_total",
         "relay_log_lines_lost_total",
-        "relay_queue_seconds_count",
+        "relay_queue_delay_seconds_count",
     ):
         assert samples[name, ""] == 0
     assert samples["relay_info", __version__] == 1
@@ -121,12 +121,12 @@ def test_figures_are_those_of_the_snapshot() -> None:
         ("relay_connections_closed_total", "slow_client"): 9,
         ("relay_handshake_failures_total", "not_tls"): 10,
         ("relay_draining", ""): 1,
-        ("relay_dropped_total", "media"): 11,
-        ("relay_queue_seconds_bucket", "0.0001"): 2,
-        ("relay_queue_seconds_bucket", "0.0002"): 5,
-        ("relay_queue_seconds_bucket", "1.0"): 5,
-        ("relay_queue_seconds_bucket", "+Inf"): 6,
-        ("relay_queue_seconds_sum", ""): 2.0009,
+        ("relay_drops_by_traffic_total", "media"): 11,
+        ("relay_queue_delay_seconds_bucket", "0.0001"): 2,
+        ("relay_queue_delay_seconds_bucket", "0.0002"): 5,
+        ("relay_queue_delay_seconds_bucket", "1.0"): 5,
+        ("relay_queue_delay_seconds_bucket", "+Inf"): 6,
+        ("relay_queue_delay_seconds_sum", ""): 2.0009,
     }
     assert {key: samples[key] for key in expected} == expected
 
