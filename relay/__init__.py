@@ -18,7 +18,8 @@ plane       an implementation of the data-plane contract
 
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
-addresses, sockaddr, errors         addresses and who may be relayed to; the same as sockets have them; the error tree
+addresses, name_patterns            addresses and who may be relayed to; what ``*.`` matches at the front of a name
+sockaddr, errors                    addresses as sockets have them; the error tree
 writing, rate_limit, timer          whole files; token buckets; one deadline that moves
 config/     the settings, one file for each topic
 catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from relay.catalog.model import Catalog, Host, Network, Ports, Protocol, Service, Status, canonical_name
 from relay.errors import OperatorError
+from relay.name_patterns import WILDCARD
 
 _PREFIX, _SUFFIX = "cloud9-", ".toml"
 _AS_OF = re.compile(r"\d{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?")
@@ -175,11 +176,11 @@ class _Reader:
 
 
 def _domain(value: object) -> str:
-    if isinstance(value, str) and value.startswith("*."):
-        parent = canonical_name(value[2:])
+    if isinstance(value, str) and value.startswith(WILDCARD):
+        parent = canonical_name(value.removeprefix(WILDCARD))
         # A wildcard of a top-level domain would be the Internet.
         if parent is not None and "." in parent:
-            return f"*.{parent}"
+            return WILDCARD + parent
     raise _Mistake(f"{value!r}: expected a wildcard such as '*.xhoot.com'")
 
 

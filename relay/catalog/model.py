@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from relay.addresses import IpNetwork
+from relay.name_patterns import WILDCARD, one_label_wildcard
 
 # RFC 1123 section 2.1: letters, digits and hyphens; RFC 1035 section 2.3.4: 63 octets a label, 255 a name on the wire.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -88,7 +89,7 @@ class Catalog:
 
     @cached_property
     def _parents(self) -> frozenset[str]:
-        return frozenset(domain.removeprefix("*.") for domain in self.domains)
+        return frozenset(domain.removeprefix(WILDCARD) for domain in self.domains)
 
     def find(self, name: str) -> Host | None:
         """The listed host of this name, whatever its case and with or without a trailing dot."""
@@ -107,7 +108,7 @@ class Catalog:
 
     def within_domains(self, canonical: str) -> bool:
         """True for a name, in its canonical form, with exactly one label before one of the domains."""
-        return canonical.partition(".")[2] in self._parents
+        return one_label_wildcard(canonical) in self.domains
 
     @cached_property
     def media_hosts(self) -> tuple[Host, ...]:

@@ -12,6 +12,7 @@ from string import Template
 from relay.addresses import parse_address
 from relay.catalog.model import Catalog
 from relay.errors import OperatorError
+from relay.name_patterns import WILDCARD
 
 _SCHEMES = re.compile(r"(PROXY|HTTP|HTTPS|SOCKS|SOCKS4|SOCKS5) (\S+)")
 
@@ -38,7 +39,7 @@ def render_pac(catalog: Catalog, proxy: str, *, hosts_only: bool = False) -> str
 
     With ``hosts_only`` the vendor's wildcards are left out. Raises OperatorError for what is no proxy.
     """
-    domains = [] if hosts_only else [domain.removeprefix("*.") for domain in catalog.domains]
+    domains = [] if hosts_only else [domain.removeprefix(WILDCARD) for domain in catalog.domains]
     # What a domain covers need not be listed again.
     names = [host.name for host in catalog.hosts if hosts_only or not catalog.within_domains(host.name)]
     return _TEMPLATE.substitute(

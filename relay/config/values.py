@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from relay.addresses import Address, IpNetwork, parse_address
+from relay.name_patterns import ANY, WILDCARD
 
 
 class Section(BaseModel):
@@ -65,14 +66,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 def _server_name(value: str) -> str:
     name = value.lower().rstrip(".")
-    labels = name.removeprefix("*.").split(".")
+    labels = name.removeprefix(WILDCARD).split(".")
     if not name.isascii() or not all(label.replace("-", "").replace("_", "").isalnum() for label in labels):
         raise ValueError(f"{value!r}: expected a host name such as relay.example.com or *.example.com")
     return name
 
 
 def _host_pattern(value: str) -> str:
-    return value if value == "*" else _server_name(value)
+    return value if value == ANY else _server_name(value)
 
 
 # A host name, or one with *. in front.

@@ -14,6 +14,8 @@ from collections.abc import Collection
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from relay.name_patterns import ANY, matches
+
 # They say nothing that is worth hiding, and balancers ask under names of their own.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?")
@@ -46,11 +48,5 @@ def _is_known(given: str, known: Collection[str]) -> bool:
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return any(_fits(host, name) for name in known)
+        return any(name == ANY or matches(host, name) for name in known)
     return True
-
-
-def _fits(host: str, name: str) -> bool:
-    if name in {"*", host}:
-        return True
-    return name.startswith("*.") and host.endswith(name[1:]) and host != name[1:]

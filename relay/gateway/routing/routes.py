@@ -6,15 +6,16 @@ from collections.abc import Iterable
 
 from relay.config import Route
 from relay.gateway.routing.upstreams import Health, UpstreamState
+from relay.name_patterns import patterns_of
 
 # Round-trip times this close count as equal: nobody hears 10 ms, but everybody hears an overloaded server.
 RTT_TIE_S = 0.010
 
 
 class Routes:
-    """The configured routes. An exact name goes before a wildcard, a longer wildcard before a shorter one.
+    """The configured routes. An exact name goes before a wildcard, and a longer wildcard before a shorter one.
 
-    A wildcard stands for one label or more: ``*.xhoot.com`` takes stun1.use1.prod1.xhoot.com too.
+    A wildcard is one label or more: ``*.xhoot.com`` matches stun1.use1.prod1.xhoot.com too.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -24,14 +25,8 @@ class Routes:
 
     def match(self, server_name: str) -> Route | None:
         """The route for a name, or None if it may go anywhere."""
-        name = server_name.lower().rstrip(".")
-        if name in self._routes:
-            return self._routes[name]
-        while "." in name:
-            name = name.partition(".")[2]
-            if (route := self._routes.get("*." + name)) is not None:
-                return route
-        return None
+        found = (self._routes.get(pattern) for pattern in patterns_of(server_name.lower().rstrip(".")))
+        return next((route for route in found if route is not None), None)
 
     def region(self, server_name: str) -> str | None:
         """The region for a name, or None for any."""

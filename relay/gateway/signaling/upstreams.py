@@ -18,6 +18,7 @@ from relay.config import HealthSettings, SignalingSettings
 from relay.errors import OperatorError
 from relay.gateway.routing.lookups import RESOLVE_TIMEOUT_S, Lookup
 from relay.gateway.routing.upstreams import Health, RiseAndFall
+from relay.name_patterns import ANY, patterns_of
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ class Pools:
         self._pools = {}
         routes = [(route.host, route.path, route.upstreams) for route in settings.routes]
         if settings.upstreams:
-            routes.append(("*", "", settings.upstreams))
+            routes.append((ANY, "", settings.upstreams))
         for host, path, urls in routes:
             states = []
             for url in dict.fromkeys(urls):
@@ -98,19 +99,11 @@ class Pools:
 
     def match(self, host: str, path: str) -> Pool | None:
         """The pool for a host (lower case, without port) and a decoded path; None if it has none."""
-        for pattern in _patterns(host):
+        for pattern in (*patterns_of(host), ANY):
             for pool in self._pools.get(pattern, ()):
                 if _lies_below(path, pool.path):
                     return pool
         return None
-
-
-def _patterns(host: str) -> Iterator[str]:
-    yield host
-    while "." in host:
-        host = host.partition(".")[2]
-        yield "*." + host
-    yield "*"
 
 
 def _lies_below(path: str, prefix: str) -> bool:

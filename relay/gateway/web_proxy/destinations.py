@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from relay.addresses import Address
 from relay.catalog import Catalog, Service
+from relay.name_patterns import matches, one_label_wildcard
 
 HTTPS_PORT = 443
 # RFC 9112 section 3.2.3: the authority form, host and port and nothing else.
@@ -57,7 +58,7 @@ class Destinations:
         # Firefox asks for an address where it was given one.
         if wanted in {*self.tls, *(Address(reached, address.port) for address in self.tls)}:
             return Way.ADOPT
-        listed = {port for host, port in self.allowed if _fits(wanted.host, host)}
+        listed = {port for host, port in self.allowed if matches(wanted.host, host)}
         if self.catalog.covers(wanted.host):
             listed.add(HTTPS_PORT)
         if wanted.port in listed:
@@ -75,9 +76,4 @@ class Destinations:
         listed = self.catalog.find(name)
         if listed is not None and listed.service is not Service.MEDIA:
             return False
-        return "*." + name.partition(".")[2] in self.certified
-
-
-def _fits(name: str, pattern: str) -> bool:
-    """As in routes: ``*.`` stands for one label or more."""
-    return name.endswith(pattern[1:]) and name != pattern[1:] if pattern.startswith("*.") else name == pattern
+        return one_label_wildcard(name) in self.certified

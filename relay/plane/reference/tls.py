@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from relay.errors import PeerError
+from relay.name_patterns import one_label_wildcard
 from relay.plane.api import Certificate, HandshakeFailure
 from relay.plane.certificates import (
     ALPN_PROTOCOLS,
@@ -80,8 +81,7 @@ class ServerContexts:
     def choose(self, server_name: str) -> ssl.SSLContext:
         """The context for a name: exact, then wildcard of one label, then the first."""
         name = server_name.lower().rstrip(".")
-        wildcard = "*." + name.partition(".")[2]
-        return self._by_name.get(name) or self._by_name.get(wildcard) or self.default
+        return self._by_name.get(name) or self._by_name.get(one_label_wildcard(name)) or self.default
 
     def _on_server_name(self, connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> int | None:
         assert isinstance(connection, _ServerObject)
