@@ -8,12 +8,12 @@ from relay.plane.reference.pace import (
     BEHIND_BESIDE_DATA_US,
     BEHIND_US,
     DATA_BEHIND_US,
-    DATA_WINDOW_LEAST,
+    MIN_DATA_WINDOW,
     MARKS,
     UNACKNOWLEDGED_WRITES,
     VOICE_BESIDE_DATA_BYTES,
-    WINDOW_LEAST,
-    WINDOW_MOST,
+    MIN_WINDOW,
+    MAX_WINDOW,
     Pace,
 )
 
@@ -53,9 +53,9 @@ def test_few_small_writes_may_be_on_their_way_for_long() -> None:
 
 def test_one_large_write_may_wait_for_a_delayed_acknowledgement_and_two_may_not() -> None:
     pace = Pace()
-    end = written(pace, 1, size=WINDOW_LEAST)
+    end = written(pace, 1, size=MIN_WINDOW)
     assert not pace.is_behind(0, RTT_US, 10**6)
-    written(pace, 1, size=WINDOW_LEAST, start_us=1, end=end)
+    written(pace, 1, size=MIN_WINDOW, start_us=1, end=end)
     assert pace.is_behind(0, RTT_US, 10**6)
 
 
@@ -81,9 +81,9 @@ def test_behind_a_slow_link_no_more_is_given_than_it_delivers() -> None:
     assert pace.is_behind(0, RTT_US, 10**6)
     assert not pace.is_behind(end, RTT_US, 10**6)
     before = end
-    end = written(pace, 2, size=WINDOW_LEAST, start_us=10**6, end=end)
+    end = written(pace, 2, size=MIN_WINDOW, start_us=10**6, end=end)
     assert not pace.is_behind(end, RTT_US, 10**6 + 1)
-    end = written(pace, 5, size=WINDOW_LEAST, start_us=10**6, end=before)
+    end = written(pace, 5, size=MIN_WINDOW, start_us=10**6, end=before)
     assert pace.is_behind(before, RTT_US, 10**6 + 10_001)
 
 
@@ -96,14 +96,14 @@ def test_the_window_opens_with_each_acknowledgement() -> None:
     for _ in range(12):
         assert not pace.is_behind(end, RTT_US, now)
         before = end
-        while not pace.is_behind(before, RTT_US, now) and end - before < 2 * WINDOW_MOST:
-            end += WINDOW_LEAST
+        while not pace.is_behind(before, RTT_US, now) and end - before < 2 * MAX_WINDOW:
+            end += MIN_WINDOW
             pace.note_write(end, now, RTT_US)
         sizes.append(end - before)
         now += RTT_US
-    assert sizes[0] <= 4 * WINDOW_LEAST
+    assert sizes[0] <= 4 * MIN_WINDOW
     assert sizes == sorted(sizes)
-    assert sizes[-1] == 2 * WINDOW_MOST
+    assert sizes[-1] == 2 * MAX_WINDOW
 
 
 @pytest.mark.parametrize("acknowledged", [0, 1, VOICE, 10 * VOICE])
@@ -141,7 +141,7 @@ def test_data_is_held_before_voice_and_goes_on_as_what_is_on_its_way_is_delivere
 def test_little_that_is_late_does_not_hold_data() -> None:
     pace = Pace()
     written(pace, 10)
-    assert 10 * VOICE < DATA_WINDOW_LEAST
+    assert 10 * VOICE < MIN_DATA_WINDOW
     pace.is_behind(0, RTT_US, RTT_US + DATA_BEHIND_US + 1)
     assert not holds_data(pace)
 

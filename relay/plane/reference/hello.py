@@ -43,7 +43,7 @@ class RecordCutter:
 
     def __init__(self) -> None:
         # Records in a piece, at most; it may change from one piece to the next.
-        self.most = 1
+        self.max_records = 1
         self._head = b""
         self._left = 0
 
@@ -54,7 +54,7 @@ class RecordCutter:
             at += self._advance(data, at)
             if not self._left and not self._head:
                 records += 1
-                if records >= self.most:
+                if records >= self.max_records:
                     yield data[start:at], records
                     start, records = at, 0
         if start < at:

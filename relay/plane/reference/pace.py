@@ -32,12 +32,12 @@ LARGE_WRITES = 2
 # Beyond the least round trip. Acknowledgements are delayed by 40 ms where a client says nothing itself.
 BEHIND_US = 50_000
 # The bounds of the window: a record; and more than a burst of 200 KB.
-WINDOW_LEAST = 1024
-WINDOW_MOST = 256 * 1024
+MIN_WINDOW = 1024
+MAX_WINDOW = 256 * 1024
 # Data waits from here on: an acknowledgement that is delayed takes as long.
 DATA_BEHIND_US = 40_000
 # Seven packets of SCTP: of less an acknowledgement may be late for other reasons.
-DATA_WINDOW_LEAST = 8192
+MIN_DATA_WINDOW = 8192
 # Where data waits the path is busy, and acknowledgements wait in it too. So voice is held only beyond the delay that
 # RFC 6817 section 2.5 allows to what must not disturb others, and not before this much more is on the way.
 BEHIND_BESIDE_DATA_US = 100_000
@@ -96,19 +96,19 @@ class Pace:
             return self._window is not None and on_the_way >= self._window
         if not self._late:
             self._late = True
-            self._window = max(WINDOW_LEAST, on_the_way // 2)
+            self._window = max(MIN_WINDOW, on_the_way // 2)
         return True
 
     def _judge_data(self, on_the_way: int, late: bool) -> None:
         if late and not self._data_late:
-            self._data_window = max(DATA_WINDOW_LEAST, on_the_way)
+            self._data_window = max(MIN_DATA_WINDOW, on_the_way)
         self._data_late = late
         self.holds_data = late and on_the_way >= self._data_window
 
     def _acknowledge(self, acknowledged: int) -> None:
         if self._window is not None and not self._late:
             self._window += acknowledged - self._acknowledged
-            if self._window > WINDOW_MOST:
+            if self._window > MAX_WINDOW:
                 self._window = None
         self._acknowledged = acknowledged
         while self._marks and self._marks[0][0] <= acknowledged:

@@ -224,7 +224,7 @@ class TlsSession:
             self._stay_or_begin_anew(session)
         else:
             self.established = True
-            self._records.most = MAX_SILENT_RECORDS
+            self._records.max_records = MAX_SILENT_RECORDS
 
     def _stay_or_begin_anew(self, session: _ServerObject) -> None:
         """Throw away the answer to the first message if it goes on with a session that has another name.

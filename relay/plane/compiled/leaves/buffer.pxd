@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memmove
 from relay.plane.compiled.leaves.live cimport free, realloc
 
 cdef enum:
-    BUFFER_LEAST_BYTES = 512
+    MIN_BUFFER_BYTES = 512
 
 cdef struct Buffer:
     uint8_t* memory
@@ -27,7 +27,7 @@ cdef inline bint append(Buffer* buffer, const uint8_t* data, uint32_t size) noex
         memmove(buffer.memory, front(buffer), buffer.size)
         buffer.start = 0
     if buffer.size + size > room:
-        room = room if room else BUFFER_LEAST_BYTES
+        room = room if room else MIN_BUFFER_BYTES
         while room < buffer.size + size:
             room *= 2
         larger = <uint8_t*> realloc(buffer.memory, room)

@@ -22,7 +22,7 @@ cdef enum:
     MAX_STREAMS = 16
     ALIVE_US = 5000000
     SEEN_PACKETS = 64
-    LEAST_PACKET_US = 1000
+    MIN_PACKET_US = 1000
     STALL_US = 200000
     LOW_WINDOW_US = 15000000
     STALE_US = 45000000
@@ -384,7 +384,7 @@ cdef inline bint may_stall(const Stream* stream, const Rtp* rtp, int64_t pause_u
 
 # Whether so many packets can have been sent since the last one. Behind a stray only the next one will do.
 cdef inline bint is_plausible(const Stream* stream, const Rtp* rtp, uint32_t ahead) noexcept nogil:
-    cdef int64_t needed_us = <int64_t> ahead * LEAST_PACKET_US
+    cdef int64_t needed_us = <int64_t> ahead * MIN_PACKET_US
     if ahead == 1 or stream.candidate != NO_CANDIDATE:
         return ahead == 1
     return ahead < MAX_MISORDER or needed_us <= rtp.now_us - stream.last_us or needed_us <= step_us(stream, rtp)

@@ -11,12 +11,12 @@ cdef enum:
     UNACKNOWLEDGED_BYTES = 1024
     LARGE_WRITES = 2
     BEHIND_US = 50000           # beyond the least round trip
-    WINDOW_LEAST = 1024
-    WINDOW_MOST = 262144
+    MIN_WINDOW = 1024
+    MAX_WINDOW = 262144
     BEHIND_BESIDE_DATA_US = 100000
     VOICE_BESIDE_DATA_BYTES = 4096
     DATA_BEHIND_US = 40000
-    DATA_WINDOW_LEAST = 8192
+    MIN_DATA_WINDOW = 8192
 
 # Writes that TCP may not have delivered yet: up to which byte, and when. Counts of bytes wrap.
 cdef struct Pace:
@@ -52,7 +52,7 @@ cdef inline void note_write(Pace* pace, uint32_t end, int64_t now_us, uint32_t r
 cdef inline void acknowledge(Pace* pace, uint32_t acknowledged) noexcept nogil:
     if pace.window and not pace.late:
         pace.window += acknowledged - pace.acknowledged
-        if pace.window > WINDOW_MOST:
+        if pace.window > MAX_WINDOW:
             pace.window = 0
     pace.acknowledged = acknowledged
     while pace.count and <int> (acknowledged - pace.end[pace.first]) >= 0:
@@ -93,12 +93,12 @@ cdef inline void judge(Pace* pace, uint32_t queued, int64_t late_us, bint beside
     else:
         if not pace.late:
             pace.late = True
-            pace.window = queued // 2 if queued > 2 * WINDOW_LEAST else WINDOW_LEAST
+            pace.window = queued // 2 if queued > 2 * MIN_WINDOW else MIN_WINDOW
         pace.behind = True
 
 
 cdef inline void judge_data(Pace* pace, uint32_t queued, bint late) noexcept nogil:
     if late and not pace.data_late:
-        pace.data_window = queued if queued > DATA_WINDOW_LEAST else DATA_WINDOW_LEAST
+        pace.data_window = queued if queued > MIN_DATA_WINDOW else MIN_DATA_WINDOW
     pace.data_late = late
     pace.holds_data = late and queued >= pace.data_window

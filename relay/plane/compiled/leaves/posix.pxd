@@ -78,7 +78,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
-    int epoll_wait(int epoll, epoll_event* events, int most, int timeout_ms)
+    int epoll_wait(int epoll, epoll_event* events, int max_events, int timeout_ms)
 
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void* data, size_t size, unsigned int flags)

@@ -56,7 +56,7 @@ cdef inline size_t datagram_unit(const uint8_t* data, size_t size) noexcept nogi
 
 # The first attribute of a type: its value of at least so many bytes, or NULL. Its length stands two bytes before it.
 cdef inline const uint8_t* find_attribute(
-    const uint8_t* message, size_t size, uint16_t kind, size_t least
+    const uint8_t* message, size_t size, uint16_t kind, size_t min_bytes
 ) noexcept nogil:
     cdef size_t offset = STUN_HEADER_BYTES
     cdef size_t length
@@ -65,7 +65,7 @@ cdef inline const uint8_t* find_attribute(
         if offset + 4 + length > size:
             return NULL
         if load16(message + offset) == kind:
-            return message + offset + 4 if length >= least else NULL
+            return message + offset + 4 if length >= min_bytes else NULL
         offset += 4 + ((length + 3) & ~<size_t> 3)
     return NULL
 

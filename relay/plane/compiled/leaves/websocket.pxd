@@ -145,7 +145,7 @@ cdef inline void unmask(uint8_t* payload, uint32_t size) noexcept nogil:
 cdef inline bint is_utf8(const uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t i = 0, follow, j
     cdef uint64_t word
-    cdef uint8_t first, least, most
+    cdef uint8_t first, lowest, highest
     while i < size:
         if size - i >= 8:
             memcpy(&word, data + i, 8)
@@ -159,9 +159,9 @@ cdef inline bint is_utf8(const uint8_t* data, uint32_t size) noexcept nogil:
         if first < 0xC2 or first > 0xF4:
             return False
         follow = 1 if first < 0xE0 else 2 if first < 0xF0 else 3
-        least = 0xA0 if first == 0xE0 else 0x90 if first == 0xF0 else 0x80
-        most = 0x9F if first == 0xED else 0x8F if first == 0xF4 else 0xBF
-        if size - i <= follow or not least <= data[i + 1] <= most:
+        lowest = 0xA0 if first == 0xE0 else 0x90 if first == 0xF0 else 0x80
+        highest = 0x9F if first == 0xED else 0x8F if first == 0xF4 else 0xBF
+        if size - i <= follow or not lowest <= data[i + 1] <= highest:
             return False
         for j in range(2, follow + 1):
             if data[i + j] & 0xC0 != 0x80:
