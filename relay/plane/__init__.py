@@ -1,7 +1,14 @@
-"""The data plane. ``api`` is the contract; what both planes share stands beside it.
+"""The data plane: ``api`` is the contract, and two planes keep it. Neither imports the other.
 
-compiled/   the plane that serves: threads of ``relay._fastpath``
-reference/  its slow, obvious twin on asyncio
+compiled/     the plane that serves: threads of ``relay._fastpath``
+reference/    its slow, obvious twin on asyncio
 
-Neither plane imports the other.
+Both share what is beside ``api``:
+
+alternates    where an upstream may send a flow (300 Try Alternate)
+certificates  TLS: protocols, ciphers, certificates by name, the words for handshakes that fail
+endings       why a connection ends, and how the log says it
+listening     sockets that share one address
+source_ports  the UDP sockets of flows, from ports that do not rest
+uplink        what an error of such a socket means; the clients of ``client/`` ask it too
 """

@@ -12,7 +12,6 @@ then the error is its own. The compiled twin is ``uplink.pxd``.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from enum import Enum
 from typing import NamedTuple
@@ -160,9 +159,3 @@ def _fate(code: int) -> Fate:
 def is_request(datagram: bytes) -> bool:
     """True for a STUN request (RFC 8489 figure 3: both class bits are 0)."""
     return len(datagram) >= HEADER_BYTES and datagram[0] & 0xC1 == 0 and datagram[1] & 0x10 == 0
-
-
-def silence_detail(silence_s: float, refused_for: int) -> str:
-    """For the log: an upstream has not answered. An errno says why our own machine did not even ask; 0 if it did."""
-    detail = f"no answer for {silence_s:g} s"
-    return f"{detail}; our own machine did not send: {os.strerror(refused_for)}" if refused_for else detail

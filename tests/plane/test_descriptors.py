@@ -15,7 +15,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.demo.authority import Authority
-from relay.plane.reserve import RESERVED_DESCRIPTORS
+from relay.plane.reference.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import PLANES
 from tests.support.messages import HELLO

@@ -8,12 +8,12 @@ from relay.plane.reference.pace import (
     BEHIND_BESIDE_DATA_US,
     BEHIND_US,
     DATA_BEHIND_US,
-    MIN_DATA_WINDOW,
     MARKS,
+    MAX_WINDOW,
+    MIN_DATA_WINDOW,
+    MIN_WINDOW,
     UNACKNOWLEDGED_WRITES,
     VOICE_BESIDE_DATA_BYTES,
-    MIN_WINDOW,
-    MAX_WINDOW,
     Pace,
 )
 

@@ -39,7 +39,7 @@ from relay.plane.api import (
 )
 from relay.plane.compiled.numbers import Notice
 from relay.plane.compiled.plane import CompiledPlane
-from relay.plane.reserve import RESERVED_DESCRIPTORS
+from relay.plane.reference.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
 from tests.support.benches.plane import Bench, bounds, exchange, plane_bench

@@ -33,8 +33,8 @@ from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
 from relay.plane.compiled.connections import Connections, Flow
 from relay.plane.compiled.numbers import FAULTS, REASONS, Notice
 from relay.plane.compiled.snapshots import Snapshots, totals_of
+from relay.plane.endings import first_bytes_detail, silence_detail, unread_detail
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts, target_of
-from relay.plane.uplink import silence_detail
 
 if TYPE_CHECKING:
     from relay._fastpath import Worker
@@ -195,11 +195,11 @@ class NoticeReader:
         if reason is CloseReason.UPSTREAM_SILENT:
             return silence_detail(self.silence_s, fault)
         if reason is CloseReason.SLOW_CLIENT and flow is not None:
-            return f"{flow.queued_bytes} bytes unread"
+            return unread_detail(flow.queued_bytes)
         if reason is CloseReason.BROKEN_FRAME and not words:
             return FAULTS[-fault - 1]
         if reason is CloseReason.FIRST_BYTES_UNKNOWN:
-            return f"first bytes {first_bytes[:fault].hex(' ')}"
+            return first_bytes_detail(first_bytes[:fault])
         return words or (os.strerror(fault) if fault > 0 else "")
 
     def _take_flow(self, worker: Worker, identity: int, closed: Closed, flow: Flow | None) -> AllocationOrphaned | None:

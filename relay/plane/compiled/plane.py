@@ -34,6 +34,7 @@ from relay.plane.compiled.events import NoticeReader, client_of
 from relay.plane.compiled.numbers import CARRIERS, REASONS
 from relay.plane.compiled.snapshots import Snapshots
 from relay.plane.compiled.tap import FlowTap
+from relay.plane.endings import is_exhausted, reason_without_socket
 from relay.plane.listening import open_listeners
 from relay.plane.source_ports import SourcePorts, target_of
 from relay.quality.meter import clock_table
@@ -75,11 +76,7 @@ class CompiledPlane:
 
     async def listen(self, address: Address) -> Address:
         """Accept clients on a literal address, each worker on a socket of its own."""
-        try:
-            sockets = open_listeners(address, len(self._workers))
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
+        sockets = open_listeners(address, len(self._workers))
         bound = from_sockaddr(sockets[0].getsockname())
         for worker, listening in zip(self._workers, sockets, strict=True):
             worker.listen(listening.detach())
@@ -184,8 +181,7 @@ class CompiledPlane:
             if carrier is Carrier.WEBSOCKET:
                 # It can be told why only in a Close frame.
                 self._worker(identity).upgrade(identity, response, CARRIERS.index(carrier), -1, b"", *_NO_RULES)
-            exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
-            self.close(connection, CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE)
+            self.close(connection, reason_without_socket(error))
             return None
         self._connections.flows[identity] = self._new_flow(identity, carrier, upstream, udp.getsockname()[1])
         target = target_of(udp, upstream.address)
@@ -216,7 +212,7 @@ class CompiledPlane:
                 fd = self._open_socket(identity, upstream).detach()
             port, target = _look_at(fd, upstream.address)
         except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE}:
+            if is_exhausted(error):
                 self.close(connection, CloseReason.NO_DESCRIPTORS)
                 return
             code = error.errno or errno.EHOSTUNREACH

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
+from relay.plane.endings import first_bytes_detail, reason_without_socket, unread_detail
 from relay.plane.reference.carriers import close_frame, is_websocket
 from relay.plane.reference.client_link import LinkProbe
 from relay.plane.reference.delays import Delays
@@ -43,9 +43,9 @@ from relay.plane.reference.handover import Handover
 from relay.plane.reference.intake import Intake
 from relay.plane.reference.media import Media, SessionMedia
 from relay.plane.reference.pace import Pace
+from relay.plane.reference.reserve import Reserve
 from relay.plane.reference.tap import FlowTap
 from relay.plane.reference.tls import TlsError, TlsFlood, TlsSession
-from relay.plane.reserve import Reserve
 
 if TYPE_CHECKING:
     from relay.plane.reference.plane import ReferencePlane
@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
         elif verdict is FirstBytes.HTTP:
             self._on_http()
         else:
-            self.close(CloseReason.FIRST_BYTES_UNKNOWN, f"first bytes {self._early[:8].hex(' ')}")
+            self.close(CloseReason.FIRST_BYTES_UNKNOWN, first_bytes_detail(self._early))
 
     def _on_turn(self) -> None:
         self._state = State.WAITING
@@ -309,8 +309,7 @@ class Connection(asyncio.Protocol):
         try:
             self._media.start(upstream)
         except OSError as error:
-            exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
-            self.close(CloseReason.NO_DESCRIPTORS if exhausted else CloseReason.UPSTREAM_UNREACHABLE, str(error))
+            self.close(reason_without_socket(error), str(error))
             return
         # What waits here cannot be dropped: nothing should, and ``resume_writing`` tells when nothing does any more.
         self._transport.set_write_buffer_limits(high=0)
@@ -357,7 +356,7 @@ class Connection(asyncio.Protocol):
         waiting = self._transport.get_write_buffer_size()
         if waiting <= self._plane.settings.downlink_control_bytes:
             return False
-        self.close(CloseReason.SLOW_CLIENT, f"{waiting} bytes unread")
+        self.close(CloseReason.SLOW_CLIENT, unread_detail(waiting))
         return True
 
     def _send_plain(self, plain: bytes) -> None:

@@ -7,7 +7,6 @@ does. Bytes of the client become units in ``carriers``, and the ``flow`` sends t
 
 from __future__ import annotations
 
-import errno
 import socket
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from relay.plane.api import (
     Upstream,
     UpstreamLost,
 )
+from relay.plane.endings import is_exhausted, unread_detail
 from relay.plane.reference.allocation_watch import AllocationWatch
 from relay.plane.reference.carriers import (
     Closing,
@@ -307,7 +307,7 @@ class Media:
             self._on_slow_client()
 
     def _on_slow_client(self) -> None:
-        self._host.close(CloseReason.SLOW_CLIENT, f"{self.downlink.schedule.waiting_bytes} bytes unread")
+        self._host.close(CloseReason.SLOW_CLIENT, unread_detail(self.downlink.schedule.waiting_bytes))
 
     def _on_upstream_lost(self, reason: CloseReason, detail: str) -> None:
         self._host.close(reason, detail)
@@ -387,7 +387,7 @@ class SessionMedia(Media):
         except OSError as error:
             if left is not None:
                 left.close()
-            if error.errno in {errno.EMFILE, errno.ENFILE}:
+            if is_exhausted(error):
                 self._host.close(CloseReason.NO_DESCRIPTORS, str(error))
             else:
                 self._on_upstream_lost(CloseReason.UPSTREAM_UNREACHABLE, error.strerror or str(error))

@@ -6,13 +6,11 @@ It owns the listening sockets, the connections (``connection``) and through them
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
 
 from relay.addresses import Address
-from relay.errors import OperatorError
 from relay.plane.api import (
     Carrier,
     Certificate,
@@ -28,12 +26,13 @@ from relay.plane.api import (
     Totals,
     Upstream,
 )
-from relay.plane.listening import Listener, open_listeners
+from relay.plane.listening import open_listeners
 from relay.plane.reference.connection import Connection
 from relay.plane.reference.delays import Delays
+from relay.plane.reference.listener import Listener
 from relay.plane.reference.media import Media, SessionMedia
+from relay.plane.reference.reserve import Reserve
 from relay.plane.reference.tls import ServerContexts
-from relay.plane.reserve import Reserve
 from relay.plane.source_ports import SourcePorts
 from relay.quality.meter import clock_table
 from relay.tasks import Tasks
@@ -70,11 +69,7 @@ class ReferencePlane:
 
     async def listen(self, address: Address) -> Address:
         """Accept clients on a literal address, port 0 for a free one."""
-        try:
-            (listening,) = open_listeners(address, 1)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
+        (listening,) = open_listeners(address, 1)
         listener = Listener(self.loop, listening, self._welcome)
         self._listeners.append(listener)
         return listener.address

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from relay.plane.api import CloseReason, DropReason, Traffic, Upstream
+from relay.plane.endings import silence_detail
 from relay.plane.reference.flow import (
     ALLOCATE_ERROR,
     ALLOCATION_MISMATCH,
@@ -23,7 +24,7 @@ from relay.plane.reference.flow import (
 from relay.plane.reference.question import Judgement, Question
 from relay.plane.reference.traffic import is_whole_stun
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
-from relay.plane.uplink import Fate, silence_detail
+from relay.plane.uplink import Fate
 from relay.turn.transactions import Answer, Transactions
 
 # How many fresh ports are tried for one client, and for how long. After a restart the upstream may still hold the

@@ -1,0 +1,36 @@
+"""Why a connection ends, as both planes say it: the reason for an error, and the words for the log."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from relay.plane.api import CloseReason
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+def is_exhausted(error: OSError) -> bool:
+    """True if the process, or the machine, has no descriptor left."""
+    return error.errno in _EXHAUSTED
+
+
+def reason_without_socket(error: OSError) -> CloseReason:
+    """Why a connection ends whose flow gets no UDP socket."""
+    return CloseReason.NO_DESCRIPTORS if is_exhausted(error) else CloseReason.UPSTREAM_UNREACHABLE
+
+
+def silence_detail(silence_s: float, refused_for: int) -> str:
+    """An upstream has not answered. An errno says why our own machine did not even ask; 0 if it did."""
+    detail = f"no answer for {silence_s:g} s"
+    return f"{detail}; our own machine did not send: {os.strerror(refused_for)}" if refused_for else detail
+
+
+def unread_detail(waiting_bytes: int) -> str:
+    """A client does not read what must not be dropped."""
+    return f"{waiting_bytes} bytes unread"
+
+
+def first_bytes_detail(first_bytes: bytes) -> str:
+    """A client began with something that is neither TURN nor HTTP."""
+    return f"first bytes {first_bytes[:8].hex(' ')}"

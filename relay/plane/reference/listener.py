@@ -1,0 +1,67 @@
+"""The accept loop: a newcomer is accepted when the descriptors that it will need are there."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+
+from relay.addresses import Address
+from relay.plane.reference.reserve import Reserve
+from relay.sockaddr import from_sockaddr
+
+# Newcomers before running calls have their turn.
+ACCEPTS_A_TURN = 16
+# When descriptors have run out.
+ACCEPT_PAUSE_S = 0.1
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener:
+    """Accepts on one socket, which is its own from here. ``welcome`` owns the sockets that it is given."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listening: socket.socket,
+        welcome: Callable[[socket.socket, Reserve], None],
+    ) -> None:
+        self._loop = loop
+        self._socket = listening
+        self._welcome = welcome
+        self._pause: asyncio.TimerHandle | None = None
+        self._watch()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return from_sockaddr(self._socket.getsockname())
+
+    def _watch(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._socket, self._on_newcomers)
+
+    def _on_newcomers(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            reserve = Reserve()
+            try:
+                reserve.fill()
+                accepted, _ = self._socket.accept()
+            except OSError as error:
+                reserve.give_up()
+                if error.errno in _EXHAUSTED:
+                    # Newcomers wait in the kernel's queue; running calls go on.
+                    self._loop.remove_reader(self._socket)
+                    self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._watch)
+                return
+            self._welcome(accepted, reserve)
+
+    def close(self) -> None:
+        """Accept nobody any more. May be repeated."""
+        if self._socket.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
