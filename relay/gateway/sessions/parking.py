@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from relay import addresses
-from relay.gateway.sessions.session import Allocation, Seat
+from relay.gateway.sessions.allocation import Allocation, Seat
 
 # A proxy that restarts cuts all its clients at once; each waits as one descriptor.
 MAX_PARKED = 4096
@@ -123,7 +123,7 @@ class Parking:
             self._give_up(parked.allocation, parked.socket)
 
     def stop(self) -> None:
-        """Nobody comes back any more."""
+        """Nobody may come back from now on."""
         for token in list(self._parked):
             self.expire(token)
 

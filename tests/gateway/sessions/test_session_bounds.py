@@ -13,8 +13,8 @@ from relay.addresses import Address
 from relay.config import LimitsSettings
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.sessions import parking
+from relay.gateway.sessions.allocation import Allocation, Seat
 from relay.gateway.sessions.parking import Holder, Kind, Parking, source_of
-from relay.gateway.sessions.session import Allocation, Seat
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.raw_session import RawSession

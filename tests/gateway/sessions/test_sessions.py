@@ -14,7 +14,7 @@ from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost, TurnHosts
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.sessions import parking
+from relay.gateway.sessions import channels, parking
 from relay.gateway.sessions import session as session_module
 from relay.gateway.sessions import sessions as sessions_module
 from relay.plane.api import Carrier, CloseReason, TappedDatagram
@@ -120,7 +120,7 @@ async def test_what_is_refused_and_leaves_the_session_as_it_was(tmp_path: Path, 
 
 
 async def test_channels_are_bounded(tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MAX_CHANNELS", 3)
+    monkeypatch.setattr(channels, "MAX_CHANNELS", 3)
     async with relay_with_hosts(tmp_path, plane) as (relay, hosts):
         async with raw_session(relay) as session:
             await session.ask(**OPEN)
@@ -333,7 +333,7 @@ async def test_upstream_that_has_forgotten_the_allocation(tmp_path: Path, plane:
         async with TurnHost(hosts["stun1"].address, CREDENTIALS, allow_loopback_peers=True) as again:
             (one,) = relay.gateway._sessions._sessions.values()
             assert one.allocation is not None
-            one.allocation.turn.refresh(one._owner.now())
+            one.allocation.turn.refresh(one._now())
             one._flush()
             moved = await session.hear()
             assert (moved["type"], moved["upstream"]) == ("moved", "stun1")
@@ -417,7 +417,7 @@ async def test_cut_before_the_upstream_has_answered(tmp_path: Path, plane: str) 
             fall_silent(hosts["stun1"])
             await session.say(type="bind", peer=str(peer))
             (one,) = relay.gateway._sessions._sessions.values()
-            await eventually(lambda: one._asked)
+            await eventually(lambda: one._channels.asked)
             session.cut()
         await parked(relay)
         host = hosts["stun1"]
@@ -441,7 +441,7 @@ async def five_tuple(relay: Relay) -> Address:
     assert tap is not None
     (session,) = relay.gateway._sessions._sessions.values()
     assert session.allocation is not None
-    session.allocation.turn.refresh(session._owner.now())
+    session.allocation.turn.refresh(session._now())
     session._flush()
     found: list[TappedDatagram] = []
 

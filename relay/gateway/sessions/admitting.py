@@ -1,0 +1,84 @@
+"""Who may have a session: the bounds for each source and user, and the policy for users.
+
+What TURN clients ask in their Allocate, ``relay.gateway.entitlement.admission`` answers. A session asks here, before
+the relay sends an Allocate for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from relay.gateway.entitlement.verdicts import Entitlement, Verdict, user_of
+from relay.gateway.sessions.allocation import Allocation
+from relay.gateway.sessions.parking import Holder, Kind, Parking, source_of
+from relay.turn.credentials import prepared
+from relay.wire.stun import ErrorCode
+
+# Whether the session still waits for this allocation, or has ended or gone on meanwhile.
+IsAwaited = Callable[[], bool]
+# Takes why the user is refused; None if they may have the allocation.
+Settle = Callable[[ErrorCode | None], None]
+
+
+class SessionAdmission:
+    """Asks for all sessions. A user is asked for once in a region: a call that runs is not judged again."""
+
+    def __init__(self, entitlement: Entitlement, parking: Parking) -> None:
+        self._entitlement = entitlement
+        self._parking = parking
+
+    def ask(self, host: str, region: str, allocation: Allocation, is_awaited: IsAwaited, settle: Settle) -> None:
+        """Find out whether a client may have an allocation in this region, and ``settle`` it, now or later.
+
+        A session without credentials of its own has no name: only the pattern * matches it.
+        """
+        allocation.verdict = None
+        source = source_of(host)
+        if not self._parking.has_room(allocation.seat, source):
+            settle(self._too_many(source))
+            return
+        if not self._entitlement.asks_for_users or allocation.seat.region == region:
+            allocation.seat.region = region
+            settle(None)
+            return
+        then = functools.partial(self._on_verdict, allocation, is_awaited, settle)
+        self._entitlement.ask(allocation.asked.username, region, host, then)
+
+    def _on_verdict(self, allocation: Allocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict) -> None:
+        if not is_awaited():
+            return
+        verdict = self._entitlement.look_for_room(allocation.seat, verdict)
+        if verdict.admitted:
+            allocation.verdict = verdict
+        settle(verdict.error)
+
+    def grant(self, host: str, allocation: Allocation) -> ErrorCode | None:
+        """Give a call that the upstream has granted its place. Returns why not, if others took it meanwhile."""
+        verdict, allocation.verdict = allocation.verdict, None
+        # Only now is it known that the user is who they say: a stranger makes nobody's session give way.
+        holders = [source_of(host)]
+        if user := user_of(prepared(allocation.asked.username)):
+            holders.append(Holder(Kind.USER, user))
+        for holder in holders:
+            if not self._parking.has_room(allocation.seat, holder):
+                return self._too_many(holder)
+        for holder in holders:
+            self._parking.hold(allocation.seat, holder)
+        if verdict is None:
+            return None  # the call has its place already, or nobody is asked
+        verdict = self._entitlement.grant(allocation.seat, verdict)
+        if verdict.admitted:
+            allocation.seat.region = verdict.region
+        return verdict.error
+
+    def release(self, allocation: Allocation) -> None:
+        """The call is over: its user may have another one."""
+        self._entitlement.release(allocation.seat)
+        self._parking.release(allocation.seat)
+
+    def _too_many(self, holder: Holder) -> ErrorCode:
+        """What a session is told whose source or user has too many."""
+        bound = self._parking.bounds[holder.kind]
+        text = f"too many sessions of one {holder.kind}: expected at most {bound} (limits.sessions_per_{holder.kind})"
+        return ErrorCode(486, text)
