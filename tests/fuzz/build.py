@@ -13,7 +13,7 @@ from tests.fuzz import BUILT, ROOT
 def is_current() -> bool:
     """Whether what is built is younger than all that it is made of."""
     built = [library.stat().st_mtime for library in BUILT.rglob("_leaves.*.so")]
-    sources = [ROOT / "setup.py", ROOT / "tests/fuzz/_leaves.pyx", *ROOT.glob("relay/plane/*.pxd")]
+    sources = [ROOT / "setup.py", ROOT / "tests/fuzz/_leaves.pyx", *ROOT.glob("relay/plane/compiled/leaves/*.pxd")]
     return bool(built) and min(built) > max(source.stat().st_mtime for source in sources)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import relay
+import relay.plane.compiled
 from tests.support.imports import cython_imported_modules, imported_modules
 
 ROOT = Path(relay.__file__).parent
@@ -174,7 +175,39 @@ def test_neither_plane_imports_the_other(name: str) -> None:
     assert planes_of(imports_of(ROOT / name)) - own == set()
 
 
+# The layers of the compiled plane
+
+LAYERS_OF_THE_COMPILED_PLANE = re.findall(
+    r"^(\w+)  +\S", (relay.plane.compiled.__doc__ or "").partition("What all the others")[2], re.MULTILINE
+)
+
+
+def layers_of(modules: set[str]) -> set[str]:
+    """Which layers are among the cimported modules."""
+    return {module.removeprefix("relay.plane.compiled.") for module in modules} & set(LAYERS_OF_THE_COMPILED_PLANE)
+
+
+def test_the_door_of_the_compiled_plane_lists_all_layers() -> None:
+    files = {path.stem for path in (ROOT / "plane" / "compiled").glob("*.pxd")}
+    assert set(LAYERS_OF_THE_COMPILED_PLANE) == files - {"engine"}
+
+
+@pytest.mark.parametrize("name", LAYERS_OF_THE_COMPILED_PLANE)
+def test_each_layer_cimports_only_those_named_before_it(name: str) -> None:
+    before = LAYERS_OF_THE_COMPILED_PLANE[: LAYERS_OF_THE_COMPILED_PLANE.index(name)]
+    assert layers_of(imports_of(ROOT / "plane" / "compiled" / f"{name}.pxd")) <= set(before)
+
+
+def test_neither_leaves_nor_the_data_dictionary_know_a_layer() -> None:
+    below = [ROOT / "plane" / "compiled" / "engine.pxd", *(ROOT / "plane" / "compiled" / "leaves").glob("*.pxd")]
+    assert set().union(*(layers_of(imports_of(path)) for path in below)) == set()
+
+
 # The proof proves nothing if it cannot see
+
+
+def test_layers_are_seen() -> None:
+    assert layers_of({"relay.plane.compiled.slots", "relay.plane.compiled.leaves.ring", "relay.wire"}) == {"slots"}
 
 
 def test_rooms_are_seen() -> None:

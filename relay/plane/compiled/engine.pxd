@@ -13,7 +13,7 @@ from relay.plane.compiled.leaves.contexts cimport Contexts, TicketKeys
 from relay.plane.compiled.leaves.delays cimport Delays
 from relay.plane.compiled.leaves.histogram cimport Histogram
 from relay.plane.compiled.leaves.meter cimport PAYLOAD_TYPES, Meter
-from relay.plane.compiled.leaves.openssl cimport SSL
+from relay.plane.compiled.leaves.openssl cimport BIO_METHOD, SSL
 from relay.plane.compiled.leaves.pace cimport Pace
 from relay.plane.compiled.leaves.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
 from relay.plane.compiled.leaves.question cimport Question
@@ -303,6 +303,10 @@ cdef enum:
 
 # Shared by all workers; changed at accept and close only.
 cdef struct Shared:
+    # What a WebSocket client is told at the end, by reason: a code, 0 for nothing, and the reason's word.
+    uint16_t[REASONS] close_codes
+    char[REASONS][32] close_words
+    BIO_METHOD* wires           # under the TLS of every connection
     int64_t connections         # atomic
     Sources sources             # under its own lock
     # Held by whoever takes descriptors: control, for one that a client has kept free, and a worker that accepts, which
@@ -367,31 +371,3 @@ cdef struct Engine:
     uint8_t* datagrams
     uint8_t[PLAIN_BYTES] plain
     uint8_t[PLAIN_BYTES] record
-
-cdef class StreamCutter:
-    cdef readonly object fault      # FramingFault behind which nothing is cut, or None
-    cdef bytearray rest             # the beginning of a unit that is not whole yet
-
-    cdef Py_ssize_t cut(self, const uint8_t* data, Py_ssize_t available, list units) except -1
-
-cdef class SharedState:
-    cdef Shared* shared
-
-cdef class Worker:
-    cdef Engine* engine
-    cdef SharedState owner
-
-    cdef int send(self, int op, uint64_t identity, int number, int flag, bytes data) except -1
-    cdef int send_flow(
-        self, int op, uint64_t identity, int udp, bytes target, int flag, int64_t age_us, int moves, bytes data
-    ) except -1
-    cdef int fill(self, Command* command, int op, uint64_t identity, int number, int flag, bytes data) except -1
-    cdef int push(self, Command* command) except -1
-    cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1
-    cdef Connection* slot(self, object identity) except NULL
-
-cdef class TapReader:
-    cdef Worker worker              # None once it is closed
-    cdef uint64_t identity
-    cdef Tap* tap                   # NULL once it is closed
-    cdef uint64_t missed_before     # when it was

@@ -1,0 +1,224 @@
+# How a connection begins: it is accepted, shakes hands, and waits for control if ALPN says that it speaks TURN.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strcmp
+
+from relay.plane.compiled.engine cimport (
+    NOTICE_TURN_OPENED, PLAIN_BYTES, REASON_HANDSHAKE_FAILED, REASON_NO_DESCRIPTORS, REASON_TOO_MANY_CONNECTIONS,
+    STATE_DECIDING, STATE_HANDSHAKE, STATE_WAITING, Connection, Engine,
+)
+from relay.plane.compiled.slots cimport (
+    ON_LISTENER, ON_TCP, mark, owe, see_again, take_slot, unread, watch, watch_client,
+)
+from relay.plane.compiled.wheel cimport set_deadline
+from relay.plane.compiled.ending cimport end, leave_contexts
+from relay.plane.compiled.leaves cimport openssl as tls
+from relay.plane.compiled.leaves cimport posix
+from relay.plane.compiled.leaves.buffer cimport append
+from relay.plane.compiled.leaves.contexts cimport lower
+from relay.plane.compiled.leaves.hello cimport HELLO_GOOD, take_hello, words_of
+from relay.plane.compiled.leaves.live cimport LIVE_CONNECTIONS, LIVE_SESSIONS, LIVE_SOCKETS, count_live
+from relay.plane.compiled.leaves.reserve cimport RESERVED_DESCRIPTORS, fill, give_up, hand_on
+from relay.plane.compiled.leaves.ring cimport relay_add
+from relay.plane.compiled.leaves.sources cimport SOURCE_BYTES, enter_source, pthread_mutex_trylock, pthread_mutex_unlock
+from relay.plane.compiled.leaves.wire cimport end_hello, lay_wire
+
+cdef enum:
+    ACCEPTS_A_TURN = 16
+    ACCEPT_PAUSE_US = 100000        # when descriptors have run out
+    KEEPALIVE_IDLE_S = 60
+    KEEPALIVE_INTERVAL_S = 10
+    KEEPALIVE_PROBES = 3
+    USER_TIMEOUT_MS = 30000
+    # The kernel would take minutes of voice from us for a client that does not read; so it takes no more than this.
+    NOTSENT_LOWAT_BYTES = 16384
+
+
+cdef inline void watch_listeners(Engine* e, bint accepting) noexcept nogil:
+    cdef uint32_t wanted = posix.EPOLLIN if accepting else 0
+    cdef int i
+    if e.accepting == accepting:
+        return
+    e.accepting = accepting
+    for i in range(e.listener_count):
+        watch(e, posix.EPOLL_CTL_MOD, e.listeners[i], wanted, <uint64_t> ON_LISTENER << 56 | i)
+
+
+# A newcomer is accepted with all the descriptors that it will need, or waits in the kernel's queue; running calls go on.
+cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
+    if pthread_mutex_trylock(&e.shared.descriptors) != 0:
+        return
+    for _ in range(ACCEPTS_A_TURN):
+        if not accept_one(e, listener):
+            break
+    pthread_mutex_unlock(&e.shared.descriptors)
+
+
+cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
+    cdef int fd = -1
+    cdef Connection* c
+    if fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS):
+        fd = posix.accept4(listener, NULL, NULL, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
+    if fd < 0:
+        if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
+            give_up(&e.reserve)
+            watch_listeners(e, False)
+            e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
+        return False
+    c = welcome(e, fd)
+    if c != NULL and c.state == STATE_HANDSHAKE:
+        hand_on(&e.reserve, &c.reserve)
+    return True
+
+
+# A socket becomes a connection; it is closed again at once where there is no room. NULL without a slot.
+cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
+    cdef posix.socklen_t size = sizeof(posix.sockaddr_storage)
+    cdef Connection* c = take_slot(e)
+    cdef bint room
+    if c == NULL:
+        posix.close(fd)
+        return NULL
+    c.fd = fd
+    c.state = STATE_HANDSHAKE
+    c.readable = True
+    c.opened_us = e.now_us
+    e.accepted += 1
+    e.live += 1
+    count_live(LIVE_CONNECTIONS, 1)
+    count_live(LIVE_SOCKETS, 1)
+    posix.getpeername(fd, <posix.sockaddr*> &c.client, &size)
+    read_source(c)
+    room = relay_add(&e.shared.connections, 1) <= e.bounds.connections or e.bounds.connections == 0
+    if room and e.bounds.connections_per_source:
+        c.counted = enter_source(&e.shared.sources, c.source, <uint32_t> e.bounds.connections_per_source)
+        room = c.counted
+    if not room:
+        end(e, c, REASON_TOO_MANY_CONNECTIONS)
+        return c
+    c.contexts = e.contexts
+    c.contexts.references += 1
+    configure_socket(fd)
+    c.interest = posix.EPOLLIN
+    if watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_TCP, c)) < 0:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return c
+    # From now: the turn may have begun before the client came, if the machine stood still in between.
+    set_deadline(e, c, posix.monotonic_us() + e.bounds.handshake_us)
+    return c
+
+
+cdef inline void read_source(Connection* c) noexcept nogil:
+    cdef const uint8_t* address = <const uint8_t*> &c.client
+    cdef uint16_t family = (<uint16_t*> address)[0]
+    memset(c.source, 0, SOURCE_BYTES)
+    if family == posix.AF_INET6:
+        memcpy(c.source, address + 8, 16)
+    else:
+        c.source[10] = c.source[11] = 0xFF
+        memcpy(c.source + 12, address + 4, 4)
+
+
+cdef inline void configure_socket(int fd) noexcept nogil:
+    cdef int on = 1, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S, probes = KEEPALIVE_PROBES
+    cdef int patience = USER_TIMEOUT_MS, unsent = NOTSENT_LOWAT_BYTES
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(int))
+    posix.setsockopt(fd, posix.SOL_SOCKET, posix.SO_KEEPALIVE, &on, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_KEEPIDLE, &idle, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_KEEPINTVL, &interval, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_KEEPCNT, &probes, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_USER_TIMEOUT, &patience, sizeof(int))
+    posix.setsockopt(fd, posix.IPPROTO_TCP, posix.TCP_NOTSENT_LOWAT, &unsent, sizeof(int))
+
+
+cdef inline void on_handshake(Engine* e, Connection* c) noexcept nogil:
+    cdef int result, error
+    if c.ssl == NULL and not begin_tls(e, c):
+        return
+    tls.ERR_clear_error()
+    result = tls.SSL_do_handshake(c.ssl)
+    if result == 1:
+        on_established(e, c)
+        return
+    error = tls.SSL_get_error(c.ssl, result)
+    if error == tls.SSL_ERROR_WANT_READ or error == tls.SSL_ERROR_WANT_WRITE:
+        c.retry = error == tls.SSL_ERROR_WANT_WRITE
+        watch_client(e, c)
+        return
+    if c.wire.hello.fault != HELLO_GOOD:
+        c.failure = words_of(c.wire.hello.fault)
+    elif error == tls.SSL_ERROR_SSL:
+        c.failure = failure_words()
+    end(e, c, REASON_HANDSHAKE_FAILED)
+
+
+# Reads until the ClientHello is whole, and only then makes a session of TLS: it takes 40 KiB, and who begins a hello and
+# does not end it must not have them. True once there is one.
+cdef inline bint begin_tls(Engine* e, Connection* c) noexcept nogil:
+    cdef ssize_t size
+    if not c.wire.hello.whole:
+        size = posix.recv(c.fd, e.plain, PLAIN_BYTES, posix.MSG_DONTWAIT)
+        if size < 0 and posix.errno in (posix.EAGAIN, posix.EINTR):
+            return False
+        if size <= 0:
+            end(e, c, REASON_HANDSHAKE_FAILED)
+            return False
+        if not take_first(e, c, e.plain, <uint32_t> size) or not c.wire.hello.whole:
+            return False
+    c.ssl = tls.SSL_new(c.contexts.fallback)
+    count_live(LIVE_SESSIONS, c.ssl != NULL)
+    if c.ssl == NULL or not lay_wire(e.shared.wires, c.ssl, &c.wire, c.fd, &c.held):
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return False
+    tls.SSL_set_accept_state(c.ssl)
+    return True
+
+
+# Takes what a client says first; False if that ends it.
+cdef inline bint take_first(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    if not take_hello(&c.wire.hello, data, size):
+        c.failure = words_of(c.wire.hello.fault)
+        end(e, c, REASON_HANDSHAKE_FAILED)
+        return False
+    if not append(&c.held, data, size):
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return False
+    return True
+
+
+# OpenSSL's words for what went wrong, or NULL: OpenSSL 3 calls a bare end of the stream an error too.
+cdef inline const char* failure_words() noexcept nogil:
+    cdef const char* words = tls.ERR_reason_error_string(tls.ERR_get_error())
+    if words != NULL and strcmp(words, b"unexpected eof while reading") == 0:
+        return NULL
+    return words
+
+
+cdef inline void on_established(Engine* e, Connection* c) noexcept nogil:
+    cdef const unsigned char* chosen = NULL
+    cdef unsigned int size = 0
+    cdef const char* asked = tls.SSL_get_servername(c.ssl, tls.TLSEXT_NAMETYPE_host_name)
+    if asked != NULL:
+        lower(asked, c.server_name)
+    c.version = tls.SSL_get_version(c.ssl)
+    tls.SSL_get0_alpn_selected(c.ssl, &chosen, &size)
+    c.alpn = 0 if not size else 1 if size == 8 else 2 if size == 9 else 3
+    leave_contexts(e, c)
+    end_hello(&c.wire)
+    c.retry = 0
+    c.state = STATE_DECIDING
+    set_deadline(e, c, e.now_us + e.bounds.first_bytes_us)
+    watch_client(e, c)
+    if c.alpn >= 2:
+        on_turn(e, c)
+    elif unread(c):
+        see_again(e, c)
+
+
+cdef inline void on_turn(Engine* e, Connection* c) noexcept nogil:
+    c.state = STATE_WAITING
+    # What has been read stays small: one read waits for control.
+    c.readable = False
+    watch_client(e, c)
+    set_deadline(e, c, e.now_us + e.bounds.attach_us)
+    owe(e, c, NOTICE_TURN_OPENED)

@@ -1,0 +1,70 @@
+# What control is told: messages with their bytes as they happen, and notices once in a turn.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from relay.plane.compiled.engine cimport (
+    MESSAGES_BYTES, NOTICE_LAST, NOTICE_TEXT, REASON_CONTROL_TIMEOUT, REASON_NO_DESCRIPTORS, Connection, Engine,
+    Event,
+)
+from relay.plane.compiled.ending cimport end
+from relay.plane.compiled.leaves cimport posix
+from relay.plane.compiled.leaves.live cimport free, malloc
+from relay.plane.compiled.leaves.ring cimport is_half_full, put, relay_add
+
+
+# Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
+cdef inline void report(
+    Engine* e, Connection* c, uint32_t notice, const uint8_t* data, uint32_t size, int number, int fault
+) noexcept nogil:
+    cdef Event event
+    cdef uint64_t one = 1
+    cdef int64_t most = MESSAGES_BYTES // 2 if notice == NOTICE_TEXT else MESSAGES_BYTES
+    event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+    event.notice, event.number, event.fault, event.size, event.data = notice, number, fault, size, NULL
+    if size:
+        event.data = malloc(size)
+        if event.data == NULL:
+            end(e, c, REASON_NO_DESCRIPTORS)
+            return
+        memcpy(event.data, data, size)
+    # Anyone may send texts. They leave half of the room to what upstreams say and what clients ask of control.
+    if notice == NOTICE_TEXT and is_half_full(&e.events):
+        most = 0
+    if relay_add(&e.message_bytes, size) > most or not put(&e.events, &event):
+        relay_add(&e.message_bytes, -<int64_t> size)
+        free(event.data)
+        end(e, c, REASON_CONTROL_TIMEOUT)
+        return
+    posix.write(e.event_fd, &one, sizeof(one))
+
+
+# Puts notices in the ring. What finds it full waits for the next turn: nothing is lost while Python hangs.
+cdef inline void tell(Engine* e) noexcept nogil:
+    cdef Connection* c = e.owed
+    cdef Connection* following
+    cdef Event event
+    cdef uint64_t one = 1
+    cdef uint32_t bit
+    cdef bint told = False
+    memset(&event, 0, sizeof(event))
+    e.owed = NULL
+    e.told_us = e.now_us
+    while c != NULL:
+        event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+        bit = 1
+        while bit <= NOTICE_LAST:
+            if c.owed & bit:
+                event.notice = bit
+                if not put(&e.events, &event):
+                    break
+                told = True
+                c.owed &= ~bit
+            bit *= 2
+        following = c.owed_next
+        if c.owed:
+            c.owed_next = e.owed
+            e.owed = c
+        c = following
+    if told:
+        posix.write(e.event_fd, &one, sizeof(one))

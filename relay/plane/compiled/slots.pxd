@@ -1,0 +1,166 @@
+# A connection's slot in the slab, the number by which epoll and Python know it, what epoll watches for it, and the lists
+# of one turn of the loop that it waits in.
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from relay.plane.compiled.engine cimport CHUNK, MAX_CHUNKS, STATE_FREE, Connection, Engine
+from relay.plane.compiled.leaves cimport openssl as tls
+from relay.plane.compiled.leaves cimport posix
+from relay.plane.compiled.leaves.live cimport calloc
+from relay.plane.compiled.leaves.reserve cimport clear_reserve
+from relay.plane.compiled.leaves.ring cimport relay_store
+from relay.plane.compiled.leaves.schedule cimport is_urgent, is_waiting
+
+
+# What an epoll event is about: the top byte of its number, above generation and index.
+cdef enum Source:
+    ON_TCP
+    ON_UDP
+    ON_PIPE
+    ON_LISTENER
+    ON_COMMAND
+
+
+cdef inline uint64_t mark(Source source, Connection* c) noexcept nogil:
+    return <uint64_t> source << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
+
+
+cdef inline Connection* at(Engine* e, uint32_t index) noexcept nogil:
+    return &e.chunks[index // CHUNK][index % CHUNK]
+
+
+# The connection that a number means, or NULL if it has gone.
+cdef inline Connection* find(Engine* e, uint64_t number) noexcept nogil:
+    cdef uint32_t index = <uint32_t> number
+    cdef Connection* c
+    if index >= e.slots:
+        return NULL
+    c = at(e, index)
+    return c if c.state != STATE_FREE and (c.generation & 0xFFFFFF) == ((number >> 32) & 0xFFFFFF) else NULL
+
+
+cdef inline Connection* take_slot(Engine* e) noexcept nogil:
+    cdef Connection* c
+    cdef Connection* chunk
+    cdef uint32_t generation, index
+    cdef int i
+    if e.free_slots == NULL:
+        if e.slots // CHUNK == MAX_CHUNKS:
+            return NULL
+        chunk = <Connection*> calloc(CHUNK, sizeof(Connection))
+        if chunk == NULL:
+            return NULL
+        e.chunks[e.slots // CHUNK] = chunk
+        for i in range(CHUNK):
+            chunk[i].index = e.slots + i
+            chunk[i].generation = 1
+            chunk[i].free_next = e.free_slots
+            e.free_slots = &chunk[i]
+        # Python counts them and looks at each: they are there first.
+        relay_store(&e.slots, e.slots + CHUNK)
+    c = e.free_slots
+    e.free_slots = c.free_next
+    generation, index = c.generation, c.index
+    memset(c, 0, sizeof(Connection))
+    c.generation, c.index = generation, index
+    c.fd = c.udp = c.pipe = c.their_pipe = -1
+    clear_reserve(&c.reserve)
+    e.used += 1
+    return c
+
+
+cdef inline void free_slot(Engine* e, Connection* c) noexcept nogil:
+    c.state = STATE_FREE
+    c.generation += 1
+    if not c.generation & 0xFFFFFF:
+        c.generation = 1
+    c.free_next = e.free_slots
+    e.free_slots = c
+    e.used -= 1
+
+
+cdef inline void close_open(int fd) noexcept nogil:
+    if fd >= 0:
+        posix.close(fd)
+
+
+cdef inline int watch(Engine* e, int operation, int fd, uint32_t events, uint64_t number) noexcept nogil:
+    cdef posix.epoll_event event
+    event.events = events
+    event.data.u64 = number
+    return posix.epoll_ctl(e.epoll, operation, fd, &event)
+
+
+# What epoll should tell of the client's socket, from what the connection waits for.
+cdef inline void watch_client(Engine* e, Connection* c) noexcept nogil:
+    cdef uint32_t wanted = 0
+    if c.fd < 0:
+        return
+    if c.readable and not c.ended:
+        wanted |= posix.EPOLLIN
+    if c.out.size or c.retry or may_write_waiting(c):
+        wanted |= posix.EPOLLOUT
+    if wanted != c.interest:
+        c.interest = wanted
+        watch(e, posix.EPOLL_CTL_MOD, c.fd, wanted, mark(ON_TCP, c))
+
+
+# True if something waits that TCP may be given, as far as is known; or else it is asked again.
+cdef inline bint may_write_waiting(Connection* c) noexcept nogil:
+    if not is_waiting(&c.schedule) or c.pace.behind:
+        return False
+    return not c.pace.holds_data or is_urgent(&c.schedule)
+
+
+cdef inline void watch_pipe(Engine* e, Connection* c) noexcept nogil:
+    cdef uint32_t wanted = 0
+    if not c.out.size:
+        wanted |= posix.EPOLLIN
+    if c.held.size:
+        wanted |= posix.EPOLLOUT
+    # Nothing wanted is not watched at all: epoll would tell of a hang-up again and again.
+    if wanted and not c.pipe_watched:
+        watch(e, posix.EPOLL_CTL_ADD, c.pipe, wanted, mark(ON_PIPE, c))
+    elif wanted:
+        watch(e, posix.EPOLL_CTL_MOD, c.pipe, wanted, mark(ON_PIPE, c))
+    elif c.pipe_watched:
+        watch(e, posix.EPOLL_CTL_DEL, c.pipe, 0, 0)
+    c.pipe_watched = wanted != 0
+
+
+# True while a read would give something. With read-ahead all of the socket's bytes are in TLS already, unless there were
+# more than it takes at once: asking the kernel again would find nothing.
+cdef inline bint unread(Connection* c) noexcept nogil:
+    return not c.wire.drained or tls.SSL_has_pending(c.ssl)
+
+
+cdef inline void see_again(Engine* e, Connection* c) noexcept nogil:
+    if not c.again:
+        c.again = True
+        c.again_next = e.again
+        e.again = c
+
+
+cdef inline void ask_again(Engine* e, Connection* c) noexcept nogil:
+    if not c.behind:
+        c.behind = True
+        c.behind_next = e.behind
+        e.behind = c
+
+
+cdef inline void forget_behind(Engine* e, Connection* c) noexcept nogil:
+    cdef Connection** link = &e.behind
+    if not c.behind:
+        return
+    while link[0] != c:
+        link = &link[0].behind_next
+    link[0] = c.behind_next
+    c.behind = False
+
+
+cdef inline void owe(Engine* e, Connection* c, uint32_t notice) noexcept nogil:
+    if not c.owed:
+        c.owed_next = e.owed
+        e.owed = c
+    c.owed |= notice
