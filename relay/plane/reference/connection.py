@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -36,28 +35,21 @@ from relay.plane.api import (
 )
 from relay.plane.endings import first_bytes_detail, reason_without_socket, unread_detail
 from relay.plane.reference.carriers import close_frame, is_websocket
-from relay.plane.reference.client_link import LinkProbe
+from relay.plane.reference.client_link import LinkProbe, configure_client_socket
 from relay.plane.reference.delays import Delays
 from relay.plane.reference.first_bytes import FirstBytes, decide
 from relay.plane.reference.handover import Handover
 from relay.plane.reference.intake import Intake
-from relay.plane.reference.media import Media, SessionMedia
+from relay.plane.reference.media import Media
 from relay.plane.reference.pace import Pace
 from relay.plane.reference.reserve import Reserve
+from relay.plane.reference.session_media import SessionMedia
 from relay.plane.reference.tap import FlowTap
 from relay.plane.reference.tls import TlsError, TlsFlood, TlsSession
 
 if TYPE_CHECKING:
     from relay.plane.reference.plane import ReferencePlane
 
-# Keep-alive finds a client that vanished without a word within 90 s; so does unacknowledged data within 30 s.
-KEEPALIVE_IDLE_S = 60
-KEEPALIVE_INTERVAL_S = 10
-KEEPALIVE_PROBES = 3
-USER_TIMEOUT_MS = 30_000
-# The kernel takes megabytes from us before it says that a client does not read: minutes of voice that nobody wants to
-# hear any more. Beyond this much that is not even sent it takes nothing; what it has taken can not be dropped any more.
-NOTSENT_LOWAT_BYTES = 16 * 1024
 # What is written when a connection closes has this long to leave.
 CLOSE_TIMEOUT_S = 2.0
 
@@ -117,7 +109,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         connected = transport.get_extra_info("socket")
-        _configure(connected)
+        configure_client_socket(connected)
         self._link = LinkProbe(connected)
         self.set_deadline(settings.handshake_timeout_s, self._on_handshake_timeout)
         self._intake = Intake(self._plane.loop, self._transport, self._take)
@@ -326,7 +318,7 @@ class Connection(asyncio.Protocol):
     def send_media(self, plain: bytes) -> None:
         """Encrypt and send, and remember when."""
         self._send_plain(plain)
-        self._pace.note_write(self._given, time.monotonic_ns() // 1000, self._link.least_rtt_us)
+        self._pace.note_write(self._given, time.monotonic_ns() // 1000, self._link.min_rtt_us)
 
     def is_behind(self, *, beside_data: bool) -> bool:
         """True if TCP has more than it delivers."""
@@ -335,7 +327,7 @@ class Connection(asyncio.Protocol):
             return False
         acknowledged = self._given - self._transport.get_write_buffer_size() - self._link.unacknowledged()
         now_us = time.monotonic_ns() // 1000
-        return self._pace.is_behind(acknowledged, self._link.least_rtt_us, now_us, beside_data=beside_data)
+        return self._pace.is_behind(acknowledged, self._link.min_rtt_us, now_us, beside_data=beside_data)
 
     def holds_data(self) -> bool:
         """Whether data had to wait when ``is_behind`` was last asked."""
@@ -442,14 +434,3 @@ class Connection(asyncio.Protocol):
     def delays(self) -> Delays | None:
         """How long the packets of the flow waited, if there is one."""
         return None if self._media is None else self._media.downlink.delays
-
-
-def _configure(accepted: socket.socket) -> None:
-    # Voice is small and must not wait for more to come (Nagle).
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)

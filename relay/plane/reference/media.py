@@ -1,13 +1,12 @@
 """The media of one connection: what the client says goes to the flow, what the upstream says to the client.
 
-``Media`` is for the carriers whose client speaks with the upstream itself, ``SessionMedia`` for the one where control
-does. Bytes of the client become units in ``carriers``, and the ``flow`` sends them; units of the upstream pass the
-``downlink``.
+``Media`` is for the carriers whose client speaks with the upstream itself; ``session_media`` is for the one where
+control does. Bytes of the client become units in ``carriers``, and the ``flow`` sends them. Units of the upstream pass
+the ``downlink``.
 """
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -19,14 +18,12 @@ from relay.plane.api import (
     CloseReason,
     DropReason,
     FlowSnapshot,
-    StunReceived,
-    TextReceived,
     Totals,
     Traffic,
     Upstream,
-    UpstreamLost,
 )
-from relay.plane.endings import is_exhausted, unread_detail
+from relay.plane.endings import unread_detail
+from relay.plane.reference.admission import MAX_ASKED_BYTES, Admission, is_to_ask, is_turn_datagram
 from relay.plane.reference.allocation_watch import AllocationWatch
 from relay.plane.reference.carriers import (
     Closing,
@@ -39,14 +36,10 @@ from relay.plane.reference.carriers import (
     new_framing,
     ping_frame,
     pong_frame,
-    text_frame,
-    websocket_fault,
 )
 from relay.plane.reference.downlink import Downlink
 from relay.plane.reference.flow import (
-    ALLOCATE_REQUEST,
     ALLOCATE_SUCCESS,
-    REFRESH_REQUEST,
     REFRESH_SUCCESS,
     Account,
     Flow,
@@ -54,12 +47,10 @@ from relay.plane.reference.flow import (
 from relay.plane.reference.pings import Pings
 from relay.plane.reference.schedule import Room, Schedule
 from relay.plane.reference.tap import FlowTap
-from relay.plane.reference.traffic import find_attribute, traffic_of
-from relay.plane.reference.turn_flow import SessionFlow, TurnFlow
+from relay.plane.reference.turn_flow import TurnFlow
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
-from relay.wire.stun import HEADER_BYTES, AttributeType
-from relay.wire.websocket import CloseCode
+from relay.wire.stun import HEADER_BYTES
 
 if TYPE_CHECKING:
     from relay.plane.reference.connection import Connection
@@ -67,15 +58,6 @@ if TYPE_CHECKING:
 
 # Units forwarded before other connections have their turn, a millisecond or so: one read may bring 65,000.
 MAX_UNITS_PER_TURN = 256
-# An Allocate with a name and a hash is 200 bytes; this much of one may wait for control.
-MAX_ALLOCATE_BYTES = 2048
-# A request with one of these is authenticated, or tries to be.
-_CREDENTIALS = (
-    AttributeType.USERNAME,
-    AttributeType.MESSAGE_INTEGRITY,
-    AttributeType.MESSAGE_INTEGRITY_SHA256,
-    AttributeType.USERHASH,
-)
 
 
 class Media:
@@ -91,9 +73,7 @@ class Media:
         # What the client has said and nobody has looked at yet.
         self._said: deque[Said] = deque()
         self._closed = False
-        # The Allocate about which control is asked now, and whether it has the answer to one that was granted.
-        self._asked: bytes | None = None
-        self._granted = False
+        self._admission = Admission()
         self._account = Account(self._new_meter(Direction.UPLINK), plane.loop.time())
         totals = self._account.totals
         self.downlink = Downlink(
@@ -132,7 +112,7 @@ class Media:
                 self._plane.loop,
                 self._plane.settings.websocket_ping_s,
                 lambda: self._say(ping_frame()),
-                lambda: self._asked is None,
+                lambda: self._admission.asked is None,
                 lambda: self._host.close(CloseReason.CLIENT_LOST, "no pong"),
             )
 
@@ -172,7 +152,7 @@ class Media:
     @property
     def busy(self) -> bool:
         """True while something that the client has said waits: its end comes after that."""
-        return bool(self._said) or self._asked is not None
+        return bool(self._said) or self._admission.asked is not None
 
     def feed(self, plain: bytes) -> None:
         """Take plain bytes of the client."""
@@ -185,7 +165,7 @@ class Media:
 
     def _begins(self) -> bool:
         """True while a first unit is not whole."""
-        return self._framing.pending > 0 and not self._account.totals.uplink_packets and self._asked is None
+        return self._framing.pending > 0 and not self._account.totals.uplink_packets and self._admission.asked is None
 
     def unfinished(self) -> str:
         """What is to be said of a client that ends here, if anything."""
@@ -196,13 +176,13 @@ class Media:
         for _ in range(MAX_UNITS_PER_TURN):
             if self._closed:
                 return
-            if not self._said or self._asked is not None:
+            if not self._said or self._admission.asked is not None:
                 break
             self._on_said(arrived, self._said.popleft())
         if self._closed:
             return
         self._host.pause_reading(self.busy)
-        if self._asked is not None:
+        if self._admission.asked is not None:
             return
         if self._said:
             self._plane.loop.call_soon(self._go_on)
@@ -229,14 +209,14 @@ class Media:
     def _on_unit(self, arrived: float, unit: bytes) -> None:
         assert self.flow is not None
         asks = self.flow.upstream.asks_for_users
-        if asks and self.carrier is Carrier.CONNECT_UDP and not _is_turn(unit):
+        if asks and self.carrier is Carrier.CONNECT_UDP and not is_turn_datagram(unit):
             self._account.totals.drop(DropReason.UPLINK_MALFORMED)
-        elif not asks or not _is_to_ask(unit):
+        elif not asks or not is_to_ask(unit):
             self.flow.send(arrived, unit)
-        elif len(unit) > MAX_ALLOCATE_BYTES:
+        elif len(unit) > MAX_ASKED_BYTES:
             self._account.totals.drop(DropReason.UPLINK_OVERSIZE, Traffic.CONTROL)
         else:
-            self._asked = unit
+            self._admission.asked = unit
             self._await_control()
             self._plane.emit(AllocateRequested(self._host.identity, unit))
 
@@ -259,19 +239,18 @@ class Media:
 
     def answer(self, response: bytes) -> None:
         """Answer the Allocate that was granted, if one was."""
-        if self._granted:
-            self._granted = False
+        if self._admission.take_granted():
             self._on_control_spoke()
             self._deliver(time.monotonic(), response)
 
     def _take_asked(self) -> bytes | None:
-        request, self._asked = self._asked, None
+        request = self._admission.take_asked()
         if request is not None:
             self._on_control_spoke()
         return request
 
     def _on_control_spoke(self) -> None:
-        if self._asked is None and not self._granted:
+        if not self._admission.is_waiting:
             self._host.set_deadline(None)
 
     def _await_control(self) -> None:
@@ -284,11 +263,11 @@ class Media:
         grants = kind == ALLOCATE_SUCCESS or (kind == REFRESH_SUCCESS and self.flow.brought_back)
         if self._closed or not grants or not self.flow.upstream.asks_for_users:
             self._deliver(arrived, unit)
-        elif self._granted:
+        elif self._admission.granted:
             # One at a time waits, and no server grants two.
             self._account.totals.drop(DropReason.DOWNLINK_DUPLICATE, Traffic.CONTROL)
         else:
-            self._granted = True
+            self._admission.granted = True
             self._await_control()
             self._plane.emit(AllocateGranted(self._host.identity, unit))
 
@@ -361,100 +340,10 @@ class Media:
         """End; if the flow leaves an allocation to control, (fd, request)."""
         self._closed = True
         self._said.clear()
-        self._asked, self._granted = None, False
+        self._admission.clear()
         if self._pings is not None:
             self._pings.close()
         if self._watch is not None:
             self._watch.close()
         self.downlink.close()
         return None if self.flow is None else self.flow.leave()
-
-
-class SessionMedia(Media):
-    """Control holds the allocation: it moves the session to an upstream, and speaks STUN with it."""
-
-    def move(self, upstream: Upstream, left: socket.socket | None) -> None:
-        """Go on at this upstream, from a fresh socket or one that an earlier flow has ``left``."""
-        before = self.flow
-        if before is None:
-            self._account.opened_at = self._plane.loop.time()
-        else:
-            before.close()
-        self._host.set_deadline(None)
-        self._host.reserve.give_up()
-        try:
-            flow = self._open_session(upstream, left)
-        except OSError as error:
-            if left is not None:
-                left.close()
-            if is_exhausted(error):
-                self._host.close(CloseReason.NO_DESCRIPTORS, str(error))
-            else:
-                self._on_upstream_lost(CloseReason.UPSTREAM_UNREACHABLE, error.strerror or str(error))
-        else:
-            self._use(upstream, flow)
-
-    def _open_session(self, upstream: Upstream, left: socket.socket | None) -> SessionFlow:
-        return SessionFlow(
-            self._plane.loop,
-            upstream,
-            self._account,
-            ports=self._plane.ports,
-            silence_s=self._plane.settings.upstream_silence_s,
-            rto_s=self._plane.settings.initial_rto_s,
-            deliver=self._deliver,
-            fail=self._on_upstream_lost,
-            on_stun=self._on_stun,
-            left=left,
-        )
-
-    def _on_stun(self, message: bytes, asked: bool) -> None:
-        assert self._pings is not None
-        if asked or self._pings.on_unasked():
-            self._plane.emit(StunReceived(self._host.identity, message))
-        else:
-            self.totals.drop(DropReason.DOWNLINK_FULL, traffic_of(message))
-
-    def tell(self, text: str) -> None:
-        """Send the client a text message."""
-        self._say(text_frame(text))
-
-    def request(self, message: bytes) -> None:
-        """Send the upstream a STUN message, if there is one."""
-        self._on_unit(time.monotonic(), message)
-
-    def _on_unit(self, arrived: float, unit: bytes) -> None:
-        if self.flow is not None and self.flow.is_open:
-            self.flow.send(arrived, unit)
-
-    def _on_text(self, text: str) -> None:
-        assert self._pings is not None
-        if self._pings.on_text():
-            self._plane.emit(TextReceived(self._host.identity, text))
-        else:
-            fault = websocket_fault(CloseCode.POLICY_VIOLATION, "too many text messages")
-            self._host.close(CloseReason.BROKEN_FRAME, fault.detail, farewell=fault.farewell)
-
-    def _on_upstream_lost(self, reason: CloseReason, detail: str) -> None:
-        """The client stays, for as long as control takes to move it."""
-        if self.flow is not None:
-            self.flow.close()
-        self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
-        self._plane.emit(UpstreamLost(self._host.identity, reason, detail))
-
-
-def _is_to_ask(unit: bytes) -> bool:
-    """True for an Allocate that names a user, and for what takes over the allocation of another connection.
-
-    Over CONNECT-UDP also for one that is not whole: who knows what a server makes of it.
-    """
-    kind = unit[0] << 8 | unit[1] if len(unit) >= HEADER_BYTES else 0
-    if kind == REFRESH_REQUEST:
-        return find_attribute(unit, AttributeType.MOBILITY_TICKET) is not None
-    # Nobody slips by without a name, or with one where only some servers look for it.
-    return kind == ALLOCATE_REQUEST and any(find_attribute(unit, one) is not None for one in _CREDENTIALS)
-
-
-def _is_turn(datagram: bytes) -> bool:
-    """True if a TURN server takes it for TURN, or throws it away. DTLS is neither: inside it could be any Allocate."""
-    return not datagram or datagram[0] < 4 or datagram[0] & 0xC0 == 0x40

@@ -65,16 +65,16 @@ class Pace:
             len(marks) >= LARGE_WRITES and marks[-1][0] - self._acknowledged >= UNACKNOWLEDGED_BYTES
         )
 
-    def note_write(self, end: int, now_us: int, least_rtt_us: int) -> None:
+    def note_write(self, end: int, now_us: int, min_rtt_us: int) -> None:
         """All up to ``end`` has been given to TCP."""
         marks = self._marks
-        near_us = (least_rtt_us + BEHIND_US) // MARKS_IN_TIME
+        near_us = (min_rtt_us + BEHIND_US) // MARKS_IN_TIME
         if len(marks) == MARKS or (len(marks) >= UNACKNOWLEDGED_WRITES and now_us - marks[-1][1] < near_us):
             marks[-1] = (end, marks[-1][1])
         else:
             marks.append((end, now_us))
 
-    def is_behind(self, acknowledged: int, least_rtt_us: int, now_us: int, *, beside_data: bool = False) -> bool:
+    def is_behind(self, acknowledged: int, min_rtt_us: int, now_us: int, *, beside_data: bool = False) -> bool:
         """Whether the client lacks something for too long, of which it has acknowledged so many bytes.
 
         ``beside_data``: data waits.
@@ -86,7 +86,7 @@ class Pace:
             self._late = self._data_late = False
             return False
         on_the_way = marks[-1][0] - acknowledged
-        late_us = now_us - marks[0][1] - least_rtt_us
+        late_us = now_us - marks[0][1] - min_rtt_us
         self._judge_data(on_the_way, late_us > DATA_BEHIND_US)
         if beside_data:
             self._late = False

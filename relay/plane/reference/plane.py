@@ -30,8 +30,9 @@ from relay.plane.listening import open_listeners
 from relay.plane.reference.connection import Connection
 from relay.plane.reference.delays import Delays
 from relay.plane.reference.listener import Listener
-from relay.plane.reference.media import Media, SessionMedia
+from relay.plane.reference.media import Media
 from relay.plane.reference.reserve import Reserve
+from relay.plane.reference.session_media import SessionMedia
 from relay.plane.reference.tls import ServerContexts
 from relay.plane.source_ports import SourcePorts
 from relay.quality.meter import clock_table
