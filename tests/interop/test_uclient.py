@@ -10,15 +10,16 @@ from relay.addresses import Address
 from relay.emulator.turnhost import TurnHost
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
-from tests.support.benches.gateway import running_relay
+from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.behind_turn import open_echo_pair
 from tests.support.peers.coturn import open_coturn
-from tests.support.peers.uclient import UclientReport, run_uclient
+from tests.support.peers.uclient import UclientReport, Witness, run_uclient
 from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
 CLIENTS = 100
+PROGRAMS = 10
 # The program loses some of what comes at once when it has stood still itself: it is to be over soon.
 MESSAGES = 5
 # A socket of coturn holds 64 KiB, some 85 datagrams: 200 allocations fill one within 9 ms where they speak
@@ -28,9 +29,9 @@ INTERVAL_MS = 200
 PATIENT = {"max_media_age_ms": 10_000}
 
 
-async def call_clients(relay: Address, username: str, password: str, peer: Address) -> UclientReport:
+async def call_clients(relay: Relay, username: str, password: str, peer: Address, witness: Witness) -> UclientReport:
     return await run_uclient(
-        relay,
+        relay.tls,
         username,
         password,
         peer=peer,
@@ -39,6 +40,8 @@ async def call_clients(relay: Address, username: str, password: str, peer: Addre
         interval_ms=INTERVAL_MS,
         rtcp=True,
         options=["-t", "-S"],
+        programs=PROGRAMS,
+        excuses=lambda report: witness.excuses(relay, report),
     )
 
 
@@ -48,12 +51,13 @@ def assert_nothing_lost(report: UclientReport) -> None:
 
 
 async def test_clients_through_the_relay_to_coturn(tmp_path: Path, plane: str) -> None:
+    witness = Witness()
     async with (
         open_coturn() as coturn,
-        open_echo_pair() as peer,
+        open_echo_pair(on_datagram=witness.on_datagram) as peer,
         running_relay(tmp_path, coturn.address, listen={"plane": plane}, media=PATIENT) as relay,
     ):
-        report = await call_clients(relay.tls, coturn.username, coturn.password, peer)
+        report = await call_clients(relay, coturn.username, coturn.password, peer, witness)
         await becomes(lambda: relay.gateway.plane.snapshot().totals.drops, {})
         assert_nothing_lost(report)
 
@@ -62,11 +66,12 @@ async def test_clients_through_the_relay_to_the_embedded_upstream(tmp_path: Path
     settings = ServerSettings(accepts_rfc5766_channels=True)  # as turnutils_uclient binds them
     credentials = StaticCredentials({"trader": "secret"})
     host = TurnHost(Address("127.0.1.1", 0), credentials, allow_loopback_peers=True, settings=settings)
+    witness = Witness()
     async with (
         host,
-        open_echo_pair() as peer,
+        open_echo_pair(on_datagram=witness.on_datagram) as peer,
         running_relay(tmp_path, host.address, listen={"plane": plane}, media=PATIENT) as relay,
     ):
-        report = await call_clients(relay.tls, "trader", "secret", peer)
+        report = await call_clients(relay, "trader", "secret", peer, witness)
         await becomes(lambda: relay.gateway.plane.snapshot().totals.drops, {})
         assert_nothing_lost(report)

@@ -81,6 +81,11 @@ class Served:
                 return self.log[-1]
         raise AssertionError(f"{event!r} was not logged: {self.log}")
 
+    @property
+    def has_ended(self) -> bool:
+        """True once the process is gone."""
+        return self._process.returncode is not None
+
     async def ended(self) -> int | None:
         """Wait for the end: nothing more on stdout, and nothing but log lines on stderr."""
         assert self._process.stdout is not None

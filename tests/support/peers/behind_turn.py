@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
@@ -13,6 +13,9 @@ from tests.support.network.bursts import give_room
 
 # Every padding, the length of voice, and the longest that fits an Ethernet frame with room to spare.
 SIZES = [0, 1, 2, 3, 4, 5, 172, 182, 183, 1199, 1200, 1400]
+
+# Told of each datagram that an echo sends back.
+OnDatagram = Callable[[bytes], None]
 
 
 class Inbox:
@@ -34,7 +37,9 @@ class Inbox:
 
 
 @contextlib.asynccontextmanager
-async def open_echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Address]:
+async def open_echo(
+    host: str = "127.0.0.1", port: int = 0, on_datagram: OnDatagram = lambda _: None
+) -> AsyncIterator[Address]:
     """A UDP socket that sends everything back, empty datagrams too; gives its address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as peer:
@@ -44,7 +49,9 @@ async def open_echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Add
         def echo() -> None:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    peer.sendto(*peer.recvfrom(65535))
+                    data, sender = peer.recvfrom(65535)
+                    on_datagram(data)
+                    peer.sendto(data, sender)
 
         loop = asyncio.get_running_loop()
         loop.add_reader(peer.fileno(), echo)
@@ -55,15 +62,15 @@ async def open_echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Add
 
 
 @contextlib.asynccontextmanager
-async def open_echo_pair(host: str = "127.0.0.1") -> AsyncIterator[Address]:
+async def open_echo_pair(host: str = "127.0.0.1", on_datagram: OnDatagram = lambda _: None) -> AsyncIterator[Address]:
     """Echoes on two ports in a row, as RTP and RTCP have them; gives the lower address, which is even."""
     while True:
         async with contextlib.AsyncExitStack() as pair:
-            lower = await pair.enter_async_context(open_echo(host))
+            lower = await pair.enter_async_context(open_echo(host, 0, on_datagram))
             if lower.port % 2:
                 continue
             try:
-                await pair.enter_async_context(open_echo(host, lower.port + 1))
+                await pair.enter_async_context(open_echo(host, lower.port + 1, on_datagram))
             except OSError:
                 continue
             yield lower
