@@ -17,7 +17,3 @@ class PeerError(RelayError):
 
 class UpstreamError(RelayError):
     """An upstream does not answer, or refuses."""
-
-
-class InternalError(RelayError):
-    """We must act: an invariant of the relay itself does not hold."""

@@ -102,9 +102,6 @@ PERMITTED: dict[str, tuple[str, str]] = {
     "just below 224/4": ("223.255.255.255", "223.255.255.255"),
 }
 
-# A public address that nothing is ever sent to: tests that connect allow it on the loopback side instead.
-PUBLIC = "8.8.8.8"
-
 
 class FakeDns:
     """A resolver that a test can inject (``relay.gateway.routing.resolve.Lookup``).

@@ -40,7 +40,6 @@ class _End(asyncio.Protocol):
         self.ended = self.lost = False
         self.error: BaseException | None = None
         self._splice = splice
-        self._writable = True
         self._half_closes = transport.get_extra_info("sslcontext") is None and transport.can_write_eof()
 
     def take_over(self) -> None:
@@ -60,12 +59,10 @@ class _End(asyncio.Protocol):
             self.transport.write(data)
 
     def pause_writing(self) -> None:
-        self._writable = False
         if not self.peer.lost and not self.peer.transport.is_closing():
             self.peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._writable = True
         if not self.peer.lost and not self.peer.transport.is_closing():
             self.peer.transport.resume_reading()
 

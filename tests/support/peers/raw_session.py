@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
-from relay.plane.api import ConnectionId
 from relay.wire.upgrade import build_websocket_request, check_websocket, parse_response
 from relay.wire.websocket import Message, MessageCutter, Opcode, build_close, build_frame, parse_close
 from tests.support.benches.gateway import Relay
@@ -104,11 +103,6 @@ class RawSession:
     def abort(self) -> None:
         """Close the socket; may be repeated."""
         self.client.abort()
-
-
-def connection_of(relay: Relay, index: int = -1) -> ConnectionId:
-    """The number of a flow that runs."""
-    return sorted(flow.connection for flow in relay.gateway.plane.snapshot().flows)[index]
 
 
 @contextlib.asynccontextmanager
