@@ -17,7 +17,7 @@ from relay.catalog import Catalog
 from relay.config import HealthSettings, Route, SignalingSettings
 from relay.gateway.admin.hosts import check_host
 from relay.gateway.routing.routes import Routes
-from relay.gateway.signaling.upstreams import Pools
+from relay.gateway.signaling.pools import Pools
 from relay.gateway.web_proxy.destinations import Destinations, Way
 
 PATTERN = "*.a.test"

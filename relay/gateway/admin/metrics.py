@@ -28,7 +28,7 @@ from relay.gateway.calls.calls import Calls, Histogram
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.signaling.proxy import RefusalReason, SignalingProxy
+from relay.gateway.signaling.exchange import RefusalReason, SignalingProxy
 from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.gateway.web_proxy.proxy import WebProxyTotals
 from relay.gateway.web_proxy.tunnel import TunnelEnd

@@ -17,7 +17,7 @@ from typing import Any, cast
 from yarl import URL
 
 from relay.addresses import Address
-from relay.gateway.signaling.upstreams import CheckedResolver
+from relay.gateway.signaling.pools import CheckedResolver
 from relay.wire.http1 import AnswerHead, parse_answer_head
 
 # Node's servers close a connection that is idle for 5 s: it must not be used a moment after.

@@ -10,7 +10,7 @@ import structlog
 
 from relay.config import SignalingSettings
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
-from relay.gateway.signaling.upstreams import Pools, SignalingUpstream
+from relay.gateway.signaling.pools import Pools, SignalingUpstream
 from relay.tasks import Tasks
 from relay.wire.http1 import AnswerError, build_head
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from relay.config import HealthSettings, SignalingSettings
 from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.health import SignalingHealth
-from relay.gateway.signaling.upstreams import Pools
+from relay.gateway.signaling.pools import Pools
 
 
 async def test_a_watch_survives_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.gateway.signaling.exchange import RefusalReason
 from relay.gateway.signaling.polling_only import SEVERAL_SESSIONS, PollingOnly
-from relay.gateway.signaling.proxy import RefusalReason
 from tests.support.benches.gateway import Relay
 from tests.support.benches.signaling import GET, SWITCH, UPGRADE, open_websocket, proxying
 from tests.support.peers.raw_http import ask, receive_all, receive_head

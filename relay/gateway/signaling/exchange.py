@@ -27,9 +27,9 @@ from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
 from relay.gateway.signaling.health import SignalingHealth
 from relay.gateway.signaling.http_rules import Accepted, BadRequest, Forwarding, check
 from relay.gateway.signaling.polling_only import PollingOnly
+from relay.gateway.signaling.pools import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream, open_trust
 from relay.gateway.signaling.splice import Splice
 from relay.gateway.signaling.upload import Upload
-from relay.gateway.signaling.upstreams import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream, open_trust
 from relay.wire.http1 import AnswerError, AnswerHead, Body, body_of, build_head
 
 # More servers than this are not asked for one request: the client has its own patience.

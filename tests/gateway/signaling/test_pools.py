@@ -11,7 +11,7 @@ import pytest
 
 from relay.config import HealthSettings, SignalingSettings
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.signaling.upstreams import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream
+from relay.gateway.signaling.pools import CheckedResolver, Pool, Pools, Sessions, SignalingUpstream
 
 ONE, TWO, THREE = "http://192.0.2.1:80", "http://192.0.2.2:80", "http://192.0.2.3:80"
 
@@ -181,6 +181,6 @@ async def test_resolver_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         return []
 
     resolver = CheckedResolver(lookup)
-    monkeypatch.setattr("relay.gateway.signaling.upstreams.RESOLVE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("relay.gateway.signaling.pools.RESOLVE_TIMEOUT_S", 0.05)
     with pytest.raises(OSError, match="no answer from the resolver"):
         await resolver.resolve("a.test", 80)
