@@ -76,7 +76,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     from relay.gateway.app import certificates
     from relay.gateway.calls.records import check_folder
     from relay.gateway.entitlement.verdicts import check as check_entitlement
-    from relay.gateway.signaling.pools import open_trust
+    from relay.gateway.signaling.connections import open_trust
     from relay.plane.certificates import check_certificates
 
     settings = config.load(config_file)

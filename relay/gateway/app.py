@@ -33,8 +33,8 @@ from relay.gateway.routing.resolve import Resolver
 from relay.gateway.routing.routes import Routes
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
-from relay.gateway.signaling.exchange import SignalingProxy
-from relay.gateway.signaling.pools import open_trust
+from relay.gateway.signaling.connections import open_trust
+from relay.gateway.signaling.proxy import SignalingProxy
 from relay.gateway.web_proxy.proxy import WebProxy
 from relay.plane.api import (
     AllocateGranted,

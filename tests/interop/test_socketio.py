@@ -148,7 +148,7 @@ async def test_sessions_stick_to_the_upstream_that_opened_them(tmp_path: Path, v
         for number in range(5):
             await asyncio.gather(*(client.echo(f"{number} {index}") for index, client in enumerate(clients)))
         assert [client.unheard("disconnect", "connect_error") for client in clients] == [[]] * 4
-        assert len(relay.gateway.signaling.sessions) == 4
+        assert len(relay.gateway.signaling.affinity) == 4
 
 
 @pytest.mark.parametrize("way", TRANSPORTS)

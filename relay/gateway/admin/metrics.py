@@ -28,7 +28,8 @@ from relay.gateway.calls.calls import Calls, Histogram
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.signaling.exchange import RefusalReason, SignalingProxy
+from relay.gateway.signaling.proxy import SignalingProxy
+from relay.gateway.signaling.refusals import RefusalReason
 from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.gateway.web_proxy.proxy import WebProxyTotals
 from relay.gateway.web_proxy.tunnel import TunnelEnd
@@ -153,7 +154,7 @@ class SignalingCollector(Collector):
             "WebSockets whose frames a middlebox swallowed.",
             proxy.watchdog_hits,
         )
-        yield _gauge("relay_signaling_sessions", "socket.io sessions whose upstream is known.", len(proxy.sessions))
+        yield _gauge("relay_signaling_sessions", "socket.io sessions whose upstream is known.", len(proxy.affinity))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

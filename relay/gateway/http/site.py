@@ -23,8 +23,8 @@ from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
-from relay.gateway.signaling.exchange import SignalingProxy
 from relay.gateway.signaling.http_rules import MAX_FIELDS, BadRequest
+from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
 

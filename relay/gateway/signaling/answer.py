@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web_protocol import RequestHandler
 
 from relay.gateway.signaling.http_rules import end_to_end
 from relay.wire.http1 import AnswerHead, Body, ChunkedBody, Fields, build_head
@@ -100,3 +101,24 @@ async def pass_switch(request: web.BaseRequest, head: AnswerHead, protocol: byte
     unframed = [one for one in end_to_end(head.fields) if one[0].lower() != b"content-length"]
     fields = [*unframed, (b"Connection", b"Upgrade"), (b"Upgrade", protocol)]
     await request.writer.write(build_head(b"HTTP/1.1 101 %b" % head.reason, fields))
+
+
+class _Tail:
+    """Keeps what comes, as aiohttp gives it to parsers."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The transport says so, too."""
+
+
+def take_tail(client: RequestHandler) -> bytes:
+    """What the client has sent after the head of an upgrade. aiohttp parses nothing more of it."""
+    tail = _Tail()
+    client.set_parser(tail)  # type: ignore[arg-type]
+    return bytes(tail.data)

@@ -11,13 +11,15 @@ import contextlib
 import errno
 import os
 import ssl
-from collections.abc import Sequence
 from typing import Any, cast
 
 from yarl import URL
 
 from relay.addresses import Address
-from relay.gateway.signaling.pools import CheckedResolver
+from relay.config import SignalingSettings
+from relay.errors import OperatorError
+from relay.gateway.routing.resolve import ResolveError
+from relay.gateway.signaling.addresses import Addresses
 from relay.wire.http1 import AnswerHead, parse_answer_head
 
 # Node's servers close a connection that is idle for 5 s: it must not be used a moment after.
@@ -26,8 +28,6 @@ UPSTREAM_KEEPALIVE_S = 4.0
 MAX_IDLE = 64
 # What is read before anyone asks for it; the upstream is slowed down then.
 READ_BUFFER_BYTES = 64 * 1024
-# A name is not looked up for each connection; health checks come more seldom than this.
-RESOLVED_FOR_S = 10.0
 
 
 class ConnectFailed(Exception):
@@ -187,10 +187,9 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 class Connections:
     """Opens connections, and keeps those that are idle for the next request."""
 
-    def __init__(self, resolver: CheckedResolver) -> None:
-        self._resolver = resolver
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
         self._idle: dict[tuple[URL, ssl.SSLContext], list[tuple[UpstreamConnection, float]]] = {}
-        self._resolved: dict[tuple[str, int], tuple[list[str], float]] = {}
         self._closed = False
 
     def find_idle(self, origin: URL, trust: ssl.SSLContext) -> UpstreamConnection | None:
@@ -236,8 +235,11 @@ class Connections:
 
     async def open(self, origin: URL, trust: ssl.SSLContext, timeout_s: float) -> UpstreamConnection:
         """Connect to the first address that takes us, with TLS for https. Raises ConnectFailed."""
-        host, port = origin.host or "", origin.port or 0
-        addresses = await self._addresses(host, port)
+        host = origin.host or ""
+        try:
+            addresses = await self._addresses.find(Address(host, origin.port or 0))
+        except ResolveError as error:
+            raise ConnectFailed("its name was not resolved, or its address is not allowed") from error
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         tls: dict[str, Any] = {"ssl": trust, "server_hostname": host} if origin.scheme == "https" else {}
@@ -247,29 +249,11 @@ class Connections:
             share_s = (deadline - loop.time()) / (len(addresses) - number)
             try:
                 async with asyncio.timeout(share_s):
-                    _, connection = await loop.create_connection(UpstreamConnection, address, port, **tls)
+                    _, connection = await loop.create_connection(UpstreamConnection, *address, **tls)
                     return connection
             except OSError as error:  # TimeoutError and ssl.SSLError are among them
                 failed = error
         raise ConnectFailed(_explain(failed), certain=failed.errno == errno.ECONNREFUSED) from failed
-
-    async def _addresses(self, host: str, port: int) -> Sequence[str]:
-        if Address(host, port).is_literal:
-            return [host]
-        now = asyncio.get_running_loop().time()
-        known, until = self._resolved.get((host, port), ([], 0.0))
-        if now < until:
-            return known
-        try:
-            found = [one["host"] for one in await self._resolver.resolve(host, port)]
-        except OSError as error:
-            raise ConnectFailed("its name was not resolved, or its address is not allowed") from error
-        self._resolved[host, port] = found, now + RESOLVED_FOR_S
-        return found
-
-    def forget_names(self) -> None:
-        """Look names up again: other addresses may be permitted now."""
-        self._resolved.clear()
 
 
 def _explain(error: OSError) -> str:
@@ -278,3 +262,15 @@ def _explain(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return os.strerror(error.errno).lower() if error.errno else "connection failed"
+
+
+def open_trust(settings: SignalingSettings) -> ssl.SSLContext:
+    """What https:// upstreams are checked against. Raises OperatorError for a file that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=None if settings.ca_file is None else str(settings.ca_file))
+    except (OSError, ssl.SSLError) as error:
+        # An SSLError has a text of its own, where the system has one for what the file system says.
+        why = error if isinstance(error, ssl.SSLError) else error.strerror or error
+        raise OperatorError(f"signaling.ca_file: {settings.ca_file}: {why}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context

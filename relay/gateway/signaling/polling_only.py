@@ -18,6 +18,8 @@ class PollingOnly:
 
     def __init__(self, max_entries: int = 1) -> None:
         self.max_entries = max_entries
+        # Upgrades that were answered, and then nothing came through them.
+        self.swallowed = 0
         self._until: OrderedDict[object, float] = OrderedDict()
         # The sessions of a client that have failed since one has succeeded.
         self._failed: OrderedDict[object, set[str]] = OrderedDict()
@@ -29,6 +31,7 @@ class PollingOnly:
 
     def on_swallowed(self, now: float, hold_s: float, session: object, sid: str, client: object) -> bool:
         """An upgrade was answered and nothing came through it. Returns True if the client is held from now on."""
+        self.swallowed += 1
         self._hold(session, now + hold_s)
         if self._working[client]:
             return False

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.gateway.signaling.exchange import RefusalReason
 from relay.gateway.signaling.polling_only import SEVERAL_SESSIONS, PollingOnly
+from relay.gateway.signaling.refusals import RefusalReason
 from tests.support.benches.gateway import Relay
 from tests.support.benches.signaling import GET, SWITCH, UPGRADE, open_websocket, proxying
 from tests.support.peers.raw_http import ask, receive_all, receive_head
@@ -110,7 +110,7 @@ async def test_websockets_of_others_are_not_watched(tmp_path: Path, query: bytes
         upstream.send(b"still here")
         assert await client.receive() == b"still here"
         assert relay.gateway.signaling.watchdog_hits == 0
-        assert len(relay.gateway.signaling.sessions) == 0
+        assert len(relay.gateway.signaling.affinity) == 0
         client.abort()
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
-from relay.gateway.signaling.exchange import RefusalReason
+from relay.gateway.signaling.refusals import RefusalReason
 from tests.support.benches.gateway import running_relay, write_config
 from tests.support.benches.signaling import GET, NO_UPSTREAM, SWITCH, UPGRADE, open_websocket, proxying
 from tests.support.peers.raw_http import OK, ask, receive_all, receive_head, recording_upstream
@@ -366,7 +366,7 @@ async def test_ids_that_no_upstream_knows_are_not_remembered(tmp_path: Path) -> 
     ):
         async with proxying(tmp_path, answer) as (relay, _):
             await ask(relay, GET.replace(b"/a", target) + b"\r\n")
-            assert len(relay.gateway.signaling.sessions) == remembered
+            assert len(relay.gateway.signaling.affinity) == remembered
 
 
 @contextlib.asynccontextmanager

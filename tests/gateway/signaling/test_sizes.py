@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from relay.gateway.signaling.exchange import RefusalReason
+from relay.gateway.signaling.refusals import RefusalReason
 from tests.support.benches.signaling import GET, proxying
 from tests.support.peers.raw_http import ask
 
