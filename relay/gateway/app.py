@@ -61,39 +61,39 @@ from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
-# When probes say that an upstream is down, its flows that have heard nothing for this long are closed. A flow that
-# still hears media shows that only the probe is lost.
+# When probes say that an upstream is down, those of its flows that have heard nothing for this long are closed. A flow
+# that still hears media shows that only the probe was lost.
 SILENT_FLOW_S = 2.0
-# For each reason: a port scan must not fill the log. The counters miss nothing.
+# For each reason: a port scan must not fill the log. The counters count all.
 CLOSED_LINES_PER_S = 20
-# A floor that hangs up at once. Packets that look like voice are enough for a call, so anybody can end many.
+# A trading floor that hangs up at once. Packets that look like voice make a call, so anybody can end many.
 CALL_LINES_PER_S = 500
-# Records of flows that no upstream did anything for. Ending many takes no password, and each is 600 bytes on the disk.
+# Records of flows that no upstream has served. Anyone can end many of them, without a password, and each takes 600
+# bytes on the disk.
 UNSERVED_RECORDS_PER_S = 20
-# What a reload leaves as it is: sockets are bound, and the log is set up, at the start.
+# What a reload does not change: sockets are bound, and the log is set up, at the start.
 FIXED_SECTIONS = ("listen", "log")
-# Ends that say nothing about trouble; they are logged for those who look closely.
+# Ends that are not a sign of trouble. They are logged at level debug.
 _QUIET = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.HTTP_CLOSED, CloseReason.STOPPED})
 
 
 class Gateway:
     """One relay. ``start`` and ``stop`` it once; ``tls`` and ``admin`` are the bound addresses in between.
 
-    ``plane`` and ``upstreams`` are there to be looked at: ``plane.snapshot()`` tells what runs.
+    ``plane``, ``upstreams`` and the other public objects may be looked at: ``plane.snapshot()`` says what runs.
     """
 
     def __init__(self, settings: Config, lookup: Lookup | None = None) -> None:
         """Raises OperatorError for files that cannot be used, and then nothing runs. Needs a running loop.
 
-        ``lookup`` resolves names, those of upstreams and those that clients ask for, instead of the system.
+        ``lookup`` resolves the names of upstreams, and names that clients ask for, in place of the system.
         """
         self.tls: list[Address] = []
         self.admin = Address("", 0)
         self._config = settings
         self.upstreams = Upstreams()
-        self.flows = Flows(self.upstreams)
         self.upstreams.configure(settings.upstreams, settings.health)
-        # The plane's threads run from the constructor on: what can raise comes before it.
+        # The plane's threads run from its constructor on, so what can raise comes before it.
         open_trust(settings.signaling)
         vendor = _vendor(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated)
@@ -101,7 +101,7 @@ class Gateway:
         self._names = SystemLookup()
         lookup = lookup or self._names
         self._admission = TurnAdmission(self.plane, self.entitlement)
-        self.flows.on_begun = self._admission.on_begun
+        self.flows = Flows(self.upstreams, self._admission.on_begun)
         self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
@@ -113,24 +113,13 @@ class Gateway:
         self.signaling.configure(settings.signaling, settings.health)
         self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), lookup)
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
-        self._upgrades.site = self._site
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
         self._tasks = Tasks()
         self._configure_calls()
         self._configure_flows(vendor)
         self.captures = Captures(self.plane.tap, settings.capture)
-        view = View(
-            self.plane.snapshot,
-            self.calls,
-            self.upstreams,
-            self.records,
-            lambda: self.draining,
-            tally=self.flows.tally,
-            entitlement=self.entitlement,
-        )
-        view.web_proxy = self.web_proxy.totals
-        self._admin = Admin(view, self.captures, SignalingCollector(self.signaling), hosts=settings.listen.admin_hosts)
+        self._admin = self._make_admin()
         self._closed_lines = Lines(CLOSED_LINES_PER_S)
         self._call_lines = Lines(CALL_LINES_PER_S)
         self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
@@ -141,6 +130,20 @@ class Gateway:
         if listen.plane == "reference":
             return ReferencePlane(plane_settings(settings), certificates(settings), self._on_events)
         return CompiledPlane(plane_settings(settings), certificates(settings), self._on_events, workers=listen.workers)
+
+    def _make_admin(self) -> Admin:
+        view = View(
+            self.plane.snapshot,
+            self.calls,
+            self.upstreams,
+            self.records,
+            lambda: self.draining,
+            entitlement=self.entitlement,
+            tally=self.flows.tally,
+            web_proxy=self.web_proxy.totals,
+        )
+        hosts = self._config.listen.admin_hosts
+        return Admin(view, self.captures, SignalingCollector(self.signaling), hosts=hosts)
 
     @property
     def draining(self) -> bool:
@@ -153,7 +156,7 @@ class Gateway:
         """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
         async with contextlib.AsyncExitStack() as started:
             started.push_async_callback(self._names.close)
-            # After the plane, whose end ends calls.
+            # This stops after the plane, whose end ends calls, and each call has a record.
             started.push_async_callback(self.records.stop)
             started.push_async_callback(self._releaser.stop)
             started.callback(self._sessions.stop)
@@ -176,7 +179,7 @@ class Gateway:
             self._started = started.pop_all()
 
     async def drain(self) -> None:
-        """Take no new flows, and wait for the running ones, at most ``drain_timeout_s``."""
+        """Take no new flows, and wait until the running ones have ended, for at most ``drain_timeout_s``."""
         self.flows.draining = True
         self.plane.drain()
         await self.web_proxy.drain()
@@ -190,17 +193,17 @@ class Gateway:
         """End everything. May be repeated."""
         self.flows.draining = True
         await self._started.aclose()
-        # Its threads run since the constructor, started or not.
+        # Its threads run even if the gateway was never started.
         await self.plane.stop()
 
     def reload(self, path: Path) -> None:
-        """Take everything but ``[listen]`` and ``[log]`` from the file; live connections stay as they are.
+        """Take everything except ``[listen]`` and ``[log]`` from the file; live connections stay as they are.
 
         Raises OperatorError, and then everything is as it was.
         """
         settings = config.load(path)
         check_path(settings.quality.records)
-        # Each of these raises before it has changed anything; what cannot fail comes behind.
+        # Each of these raises before it has changed anything. What cannot fail comes after them.
         open_trust(settings.signaling)
         self.entitlement.check(settings.entitlement)
         vendor = _vendor(settings)
@@ -210,7 +213,7 @@ class Gateway:
         for section in FIXED_SECTIONS:
             if getattr(settings, section) != getattr(self._config, section):
                 log.warning(f"{section}: a change takes effect with the next start")
-        # What runs, whatever the file says: a change that is taken back is not a change.
+        # Keep what runs, not what the file says: if the file goes back to it, the next reload sees no change.
         running = {section: getattr(self._config, section) for section in FIXED_SECTIONS}
         self._config = settings.model_copy(update=running)
         self.upstreams.configure(settings.upstreams, settings.health)
@@ -232,9 +235,8 @@ class Gateway:
 
     def _configure_flows(self, vendor: Callable[[], Catalog]) -> None:
         settings = self._config
-        self.flows.routes = Routes(settings.routes)
-        self.flows.policy = RelayPolicy(settings.media.allowed_networks)
-        self.flows.asks_for_users = self.entitlement.asks_for_users
+        policy = RelayPolicy(settings.media.allowed_networks)
+        self.flows.configure(Routes(settings.routes), policy, asks_for_users=self.entitlement.asks_for_users)
         self._sessions.configure(
             own_credentials=settings.media.own_credentials,
             per_source=settings.limits.sessions_per_source,
@@ -249,7 +251,7 @@ class Gateway:
             try:
                 self._on_event(event)
             except Exception:
-                # A mistake of ours. The events that come with it are of other clients.
+                # A mistake of ours. The other events of this batch belong to other clients.
                 log.exception("event failed", kind=type(event).__name__, connection=event.connection)
 
     def _on_event(self, event: Event) -> None:
@@ -312,7 +314,7 @@ class Gateway:
             self._closed_lines.info("connection closed", closed.reason, **_describe(closed))
 
     def _allocated(self, holder: Hashable) -> bool:
-        """Whether a call lives that has a place. That of a session is given back when it ends."""
+        """Whether the call that holds a place still lives. A session gives its place back itself, when it ends."""
         return self.plane.allocated(ConnectionId(holder)) if isinstance(holder, int) else True
 
     def _on_probe(self, state: UpstreamState) -> None:
@@ -332,7 +334,7 @@ class Gateway:
 
 
 def _vendor(settings: Config) -> Callable[[], Catalog]:
-    """The catalog. The operator's is read now, so that mistakes show; the relay's own when somebody asks for it."""
+    """The catalog. The operator's is read now, so that mistakes show; the relay's own when it is first needed."""
     if settings.catalog.path is None:
         return functools.cache(catalog.load)
     given = catalog.load(settings.catalog.path)
@@ -340,7 +342,7 @@ def _vendor(settings: Config) -> Callable[[], Catalog]:
 
 
 def _describe(closed: Closed) -> dict[str, object]:
-    """The fields of a log line, without those that say nothing."""
+    """The fields of a log line, without the empty ones."""
     totals = closed.totals
     fields: dict[str, object] = {
         "connection": closed.connection,

@@ -1,4 +1,4 @@
-"""Log lines that clients cause: some of each kind a second, and the next one of a kind says how many were left out."""
+"""Log lines that clients cause: so many of each kind a second. The next line of a kind says how many were left out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ log = structlog.get_logger()
 
 
 class Lines:
-    """Writes lines at level info. What is left out is counted for each kind, of which few are expected."""
+    """Writes lines at level info. Lines that are left out are counted by kind; few kinds are expected."""
 
     def __init__(self, per_second: float) -> None:
-        """At most this many of each kind a second, with a burst of as many."""
+        """At most this many lines of each kind a second, and as many at once."""
         self._limit = RateLimit(per_second)
         self._left_out: OrderedDict[str, int] = OrderedDict()
 
     def info(self, event: str, kind: str = "", **fields: object) -> None:
-        """Write a line, unless there were too many of its kind; without a kind it is the event's."""
+        """Write a line, unless there were too many of its kind. Without a kind, the event is the kind."""
         kind = kind or event
         if self._limit.allows(asyncio.get_running_loop().time(), kind):
             left_out = self._left_out.pop(kind, 0)

@@ -1,7 +1,7 @@
 """Reads the files of a configuration before a reload does: in a thread, where a disk that hangs holds up nothing else.
 
-The reload itself reads on the control plane's loop, so that it changes all or nothing. What was read a moment before is
-in memory then.
+The reload itself reads on the control plane's loop, so that it changes everything or nothing. By then the files are in
+the system's memory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from relay.errors import OperatorError
 from relay.gateway.calls.records import check_path
 from relay.tasks import in_daemon_thread
 
-# A network's file system that does not answer within this time will not soon.
+# A network file system that does not answer within this time will not answer soon.
 READ_TIMEOUT_S = 10.0
-# More than any of them has: certificates, lists of users and authorities.
+# More than any of the files has: certificates, lists of users and authorities.
 READ_BYTES = 16 * 1024 * 1024
 
 
 async def read_ahead(path: Path) -> None:
-    """Read the configuration and the files that it names. Raises OperatorError where that cannot be done in time."""
+    """Read the configuration and the files that it names. Raises OperatorError if that takes too long."""
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             await in_daemon_thread(functools.partial(_read, path), "read ahead")
@@ -38,7 +38,7 @@ def _read(path: Path) -> None:
     settings = config.load(path)
     check_path(settings.quality.records)
     for file in set(_files(settings)) - {settings.quality.records}:
-        # What is wrong with it the reload says.
+        # The reload will say what is wrong with the file.
         with contextlib.suppress(OSError), file.open("rb") as opened:
             opened.read(READ_BYTES)
 

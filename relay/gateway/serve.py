@@ -1,6 +1,7 @@
 """Runs a gateway as a process: signals in, one ``ready`` line out.
 
-SIGTERM drains and a second one stops, SIGINT stops, SIGHUP reloads: also one that comes before ``ready``, after it.
+SIGTERM drains, and a second one stops. SIGINT stops. SIGHUP reloads; if it comes before ``ready``, the reload follows
+after ``ready``.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
-# Where this thread shares a core with one that carries voice, that one has ten times its weight.
+# Where this thread shares a core with a thread that carries voice, the other one gets ten times the time.
 NICENESS = 10
 
 
 async def serve(path: Path) -> None:
     """Serve with this configuration until told to stop. Raises OperatorError if it cannot start."""
-    # Nothing that is printed or logged may hold up calls: whoever reads it may have stopped.
+    # Nothing that is printed or logged may hold up calls: its reader may have stopped.
     with output.queued():
         await _serve(path)
 
 
 async def _serve(path: Path) -> None:
     signals = _Signals(path)
-    # First of all: by default it would end the process.
+    # This comes first: by default SIGHUP would end the process.
     signals.expect_hangup()
     try:
         await _serve_until(path, signals)
@@ -50,19 +51,19 @@ async def _serve_until(path: Path, signals: _Signals) -> None:
     gateway = Gateway(settings)
     tasks = Tasks()
     await gateway.start()
-    # Of this thread alone: the data plane's have begun already.
+    # This changes this thread alone: those of the data plane run already.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     try:
         signals.install()
-        # What is there now stays: later collections need not look at it.
+        # The objects that are there now stay: later collections need not look at them.
         gc.collect()
         gc.freeze()
         tls = ",".join(str(address) for address in gateway.tls)
         proxies = ",".join(str(address) for address in gateway.web_proxy.addresses)
-        # The one line on stdout: whoever started us may wait for it.
+        # The one line on stdout: the process that started us may wait for it.
         web_proxy = f" web_proxy={proxies}" if proxies else ""
         print(f"ready tls={tls} admin={gateway.admin}{web_proxy}", flush=True)  # noqa: T201
-        # A signal that came before waits for this.
+        # A signal that came earlier has waited for this.
         tasks.start(signals.reload(gateway), "reload")
         await signals.first.wait()
         if not signals.stop.is_set():
@@ -137,5 +138,5 @@ class _Signals:
             for line in str(error).splitlines():
                 log.error("configuration not reloaded: the old one stays", cause=line)
         except Exception:
-            # A mistake of ours. The next signal must find somebody who listens.
+            # A mistake of ours. The loop goes on, so that the next signal is heard.
             log.exception("configuration not reloaded")

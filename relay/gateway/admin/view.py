@@ -57,7 +57,9 @@ class View:
         *,
         entitlement: Entitlement,
         tally: Tally | None = None,
+        web_proxy: WebProxyTotals | None = None,
     ) -> None:
+        """``tally`` and ``web_proxy`` stay zero where they are not given."""
         self.snapshot = snapshot
         self.calls = calls
         self.upstreams = upstreams
@@ -65,8 +67,7 @@ class View:
         self.draining = draining
         self.entitlement = entitlement
         self.tally = tally or Tally()
-        # Of the web proxy; those of a relay that has none stay zero.
-        self.web_proxy = WebProxyTotals()
+        self.web_proxy = web_proxy or WebProxyTotals()
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 

@@ -1,8 +1,8 @@
 """HTTP on the TLS port: aiohttp serves the connections that the plane hands over.
 
 Handlers see the client, not the socket pair between: ``request.remote`` is the client's address, ``request.scheme``
-is https, and ``request[OPENED]`` has server name and TLS version. A connection leaves HTTP by ``leave_http``; what is
-not the relay's own goes on to signaling.
+is https, and ``request[OPENED]`` has server name and TLS version. A connection leaves HTTP by
+``request[SITE].leave_http``. What is not the relay's own goes on to signaling.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
 
 OPENED = web.RequestKey("opened", HttpOpened)
+SITE: web.RequestKey[Site] = web.RequestKey("site")
 # The first request must be whole by then (slow headers); the plane has waited for its first byte before.
 FIRST_REQUEST_TIMEOUT_S = 10.0
 # An idle connection is kept this long for the next request: browsers keep theirs about as long.
@@ -279,6 +280,7 @@ class Site:
         self._cancel_deadline(opened.connection)
         introduced = request.clone(scheme="https", remote=opened.client.host)
         introduced[OPENED] = opened
+        introduced[SITE] = self
         return await handler(introduced)
 
     async def leave_http(self, request: web.Request, upgrade: Callable[[], None]) -> web.StreamResponse:

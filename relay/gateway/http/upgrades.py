@@ -14,7 +14,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from relay.addresses import Address, canonical_host
 from relay.catalog import Catalog
-from relay.gateway.http.site import OPENED, SERVER, Site
+from relay.gateway.http.site import OPENED, SERVER, SITE
 from relay.gateway.lines import Lines
 from relay.gateway.routing.flows import FlowRefused, Flows, UpgradeOutcome, Wanted
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver, shown
@@ -55,9 +55,7 @@ def _bad(text: str, status: int = 400, headers: Mapping[str, str] | None = None)
 
 
 class Upgrades:
-    """The handlers; ``routes`` are for the site. ``site`` must be set before the first request."""
-
-    site: Site
+    """The handlers; ``routes`` are for the site."""
 
     def __init__(
         self, plane: Plane, flows: Flows, sessions: Sessions, upstreams: Upstreams, resolver: Resolver
@@ -138,7 +136,7 @@ class Upgrades:
             else:
                 self._begin(Wanted(opened.connection, opened.server_name, carrier, client=opened.client.host), response)
 
-        return await self.site.leave_http(request, upgrade)
+        return await request[SITE].leave_http(request, upgrade)
 
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get(hdrs.ORIGIN)
@@ -174,7 +172,7 @@ class Upgrades:
         client = opened.client.host
         wanted = Wanted(opened.connection, opened.server_name, Carrier.CONNECT_UDP, target=target, client=client)
         response = _named(codec.build_switching_protocols("connect-udp", [("Capsule-Protocol", "?1")]))
-        return await self.site.leave_http(request, lambda: self._begin(wanted, response))
+        return await request[SITE].leave_http(request, lambda: self._begin(wanted, response))
 
     async def _target(self, opened: HttpOpened, host: str, port: int) -> Upstream:
         """A configured upstream by name or address, else an address of the vendor's media networks."""

@@ -23,6 +23,9 @@ Start = Callable[[Upstream], None]
 Avoided = frozenset[tuple[str, Address]]
 
 
+OnBegun = Callable[["Wanted", UpstreamState | None], None]
+
+
 def _nobody_asks(_: Wanted, __: UpstreamState | None) -> None:
     """Nobody wants to know."""
 
@@ -93,22 +96,28 @@ class Tally:
 class Flows:
     """The flows of one gateway; ``draining`` takes no new ones."""
 
-    def __init__(self, upstreams: Upstreams) -> None:
+    def __init__(self, upstreams: Upstreams, on_begun: OnBegun = _nobody_asks) -> None:
+        """``on_begun`` is told of each flow and its upstream, just before it starts."""
         self.routes = Routes(())
-        # Who may is asked by the user name in Allocate (``admission``); a session asks by itself.
+        # The user name in Allocate is asked about (``admission``). A session asks by itself.
         self.asks_for_users = False
-        # Told of each flow and its upstream, just before it starts.
-        self.on_begun: Callable[[Wanted, UpstreamState | None], None] = _nobody_asks
         # Where an upstream may send a flow on to (300 Try Alternate).
         self.policy = RelayPolicy()
         self.draining = False
         self.tally = Tally()
         self._upstreams = upstreams
+        self._on_begun = on_begun
         # None for those that go to no configured upstream.
         self._states: dict[ConnectionId, UpstreamState | None] = {}
         self._addresses: dict[ConnectionId, Address] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
+
+    def configure(self, routes: Routes, policy: RelayPolicy, *, asks_for_users: bool) -> None:
+        """Take these from now on."""
+        self.routes = routes
+        self.policy = policy
+        self.asks_for_users = asks_for_users
 
     def __len__(self) -> int:
         return len(self._states)
@@ -136,7 +145,7 @@ class Flows:
         # A session follows by itself.
         alternates = None if state is None or wanted.carrier is Carrier.SESSION else self.policy
         upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks, alternates=alternates)
-        self.on_begun(wanted, state)
+        self._on_begun(wanted, state)
         start(upstream)
         return upstream
 
