@@ -1,5 +1,6 @@
 from typing import Self, final
 
+from relay.plane.api import PlaneSettings
 from relay.wire.stream import FramingFault
 
 _Histogram = tuple[list[tuple[int, int]], int]
@@ -25,25 +26,7 @@ class Worker:
     def run(self) -> None: ...
     def set_certificates(self, groups: list[tuple[list[bytes], list[tuple[bytes, bytes]]]]) -> None: ...
     def use_ticket_key(self, key: bytes) -> None: ...
-    def configure(
-        self,
-        handshake_us: int,
-        first_bytes_us: int,
-        allocation_us: int,
-        attach_us: int,
-        silence_us: int,
-        rto_us: int,
-        connections: int,
-        connections_per_source: int,
-        max_age_us: int,
-        media_bytes: int,
-        control_bytes: int,
-        data_age_us: int,
-        data_bytes: int,
-        playout_us: int,
-        ping_us: int,
-        clocks: list[int],
-    ) -> None: ...
+    def configure(self, settings: PlaneSettings) -> None: ...
     def listen(self, fd: int) -> None: ...
     def unlisten(self) -> None: ...
     def adopt(self, fd: int, preread: bytes, ticket: int) -> None: ...

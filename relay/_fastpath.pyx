@@ -34,7 +34,6 @@ from relay.plane.compiled.leaves.live cimport (
     LIVE_BUFFERS, LIVE_CONNECTIONS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc,
     count_live, free, malloc,
 )
-from relay.plane.compiled.leaves.meter cimport PAYLOAD_TYPES
 from relay.plane.compiled.leaves.reserve cimport clear_reserve, give_up
 from relay.plane.compiled.leaves.ring cimport close_ring, open_ring, put, relay_add, relay_load, take
 from relay.plane.compiled.leaves.schedule cimport TRAFFICS, waiting_bytes
@@ -49,7 +48,10 @@ from relay.plane.compiled.leaves.uplink cimport SOCKADDR_BYTES
 from relay.plane.compiled.leaves.websocket cimport WEB_MAX_HEAD_BYTES, WEB_TEXT, write_head
 from relay.plane.compiled.leaves.wire cimport new_wire_method
 
+from dataclasses import fields
+
 from relay.plane import api
+from relay.quality.meter import clock_table
 from relay.wire.stream import FramingFault
 
 if len(api.CloseReason) != REASONS:
@@ -107,7 +109,7 @@ cdef tuple counters_of(Counters* counters):
     return (
         counters.uplink_packets, counters.uplink_bytes, counters.downlink_packets, counters.downlink_bytes,
         counters.retransmissions, *[counters.drops[drop] for drop in range(DROPS)],
-        *[counters.dropped[traffic] for traffic in range(TRAFFICS)],
+        *[counters.drops_by_traffic[traffic] for traffic in range(TRAFFICS)],
     )
 
 
@@ -154,6 +156,19 @@ cdef inline int flow_flags(int carrier, bint releases, bint asks, bint follows) 
         carrier << FLOW_CARRIER_SHIFT | (FLOW_RELEASES if releases else 0) | (FLOW_ASKS if asks else 0)
         | (FLOW_FOLLOWS if follows else 0)
     )
+
+
+# The settings under the names of Bounds: seconds become microseconds, and the clocks a table of all payload types.
+cdef dict by_name(settings):
+    cdef dict values = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name.endswith("_s"):
+            values[field.name.removesuffix("s") + "us"] = round(value * 1e6)
+        else:
+            values[field.name] = value
+    values["payload_clocks"] = clock_table(settings.payload_clocks)
+    return values
 
 
 cdef int require_stun(bytes message) except -1:
@@ -294,27 +309,9 @@ cdef class Worker:
             raise ValueError("a ticket key has 80 bytes")
         self.send(OP_TICKET_KEY, 0, -1, 0, key)
 
-    def configure(
-        self, int64_t handshake_us, int64_t first_bytes_us, int64_t allocation_us, int64_t attach_us,
-        int64_t silence_us, int64_t rto_us,
-        int64_t connections, int64_t connections_per_source, int64_t max_age_us, uint32_t media_bytes,
-        uint32_t control_bytes, int64_t data_age_us, uint32_t data_bytes, int64_t playout_us, int64_t ping_us,
-        list clocks not None,
-    ) -> None:
-        """Use these bounds; ``clocks`` are those of relay.quality.meter.clock_table."""
-        cdef Bounds bounds
-        cdef int payload_type
-        if len(clocks) != PAYLOAD_TYPES:
-            raise ValueError("there are 128 payload types")
-        for payload_type in range(PAYLOAD_TYPES):
-            bounds.clocks[payload_type] = clocks[payload_type]
-        bounds.handshake_us, bounds.first_bytes_us, bounds.attach_us = handshake_us, first_bytes_us, attach_us
-        bounds.allocation_us = allocation_us
-        bounds.silence_us, bounds.rto_us, bounds.connections = silence_us, rto_us, connections
-        bounds.connections_per_source = connections_per_source
-        bounds.max_age_us, bounds.playout_us, bounds.ping_us = max_age_us, playout_us, ping_us
-        bounds.media_bytes, bounds.control_bytes = media_bytes, control_bytes
-        bounds.data_age_us, bounds.data_bytes = data_age_us, data_bytes
+    def configure(self, settings not None) -> None:
+        """Use the bounds of these PlaneSettings. Raises ValueError for a payload type or clock that cannot be."""
+        cdef Bounds bounds = by_name(settings)
         cdef bytes copied = (<char*> &bounds)[:sizeof(bounds)]
         self.send(OP_CONFIGURE, 0, -1, 0, copied)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import structlog
@@ -366,15 +367,17 @@ def certificates(settings: Config) -> list[Certificate]:
 
 
 def plane_settings(settings: Config) -> PlaneSettings:
-    """The bounds as the plane takes them."""
+    """The bounds as the plane takes them.
+
+    A bound in ``[limits]`` goes by its name. Those that the configuration calls otherwise, or counts in another unit,
+    are listed here.
+    """
     limits = settings.limits
+    named_alike = {bound.name for bound in fields(PlaneSettings)} & set(type(limits).model_fields)
     return PlaneSettings(
+        **{name: getattr(limits, name) for name in named_alike},
         source_ipv4=settings.media.source_of_version(4),
         source_ipv6=settings.media.source_of_version(6),
-        handshake_timeout_s=limits.handshake_timeout_s,
-        first_bytes_timeout_s=limits.first_bytes_timeout_s,
-        allocation_timeout_s=limits.allocation_timeout_s,
-        upstream_silence_s=limits.upstream_silence_s,
         max_connections=limits.connections,
         max_connections_per_source=limits.connections_per_source,
         max_media_age_s=settings.media.max_media_age_ms / 1000,

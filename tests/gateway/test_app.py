@@ -25,7 +25,7 @@ from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway
 from relay.gateway.routing.upstreams import Health
-from relay.plane.api import CloseReason, ConnectionId, TextReceived
+from relay.plane.api import CloseReason, ConnectionId, PlaneSettings, TextReceived
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay, settings_tree, write_config
@@ -228,6 +228,16 @@ def test_the_plane_is_told_of_media(tmp_path: Path) -> None:
     tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, media={"max_media_age_ms": 150}, quality=quality)
     told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
     assert (told.max_media_age_s, told.playout_deadline_s, told.payload_clocks) == (0.15, 0.04, {111: 48000})
+
+
+def test_the_plane_is_told_of_limits(tmp_path: Path) -> None:
+    """By their names, where it calls them the same."""
+    limits = {"connections": 7, "connections_per_source": 3, "handshake_timeout_s": 4, "upstream_silence_s": 2.5}
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, limits=limits)
+    told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
+    assert (told.max_connections, told.max_connections_per_source) == (7, 3)
+    assert (told.handshake_timeout_s, told.upstream_silence_s) == (4, 2.5)
+    assert told.attach_timeout_s == PlaneSettings().attach_timeout_s
 
 
 async def test_region_without_a_living_upstream_takes_nobody(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import relay
-from relay.plane.api import Carrier, CloseReason, DropReason, Totals, Traffic
+from relay.plane.api import Carrier, CloseReason, DropReason, PlaneSettings, Totals, Traffic
 from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
 from relay.plane.compiled.numbers import CARRIERS, DROPS, FAULTS, REASONS, TAP_DIRECTIONS, TAP_LOCAL, TRAFFICS, Notice
 from relay.wire.stream import FramingFault
@@ -114,17 +114,21 @@ def test_both_sides_offer_the_same_protocols() -> None:
     assert len({len(protocol) for protocol in ALPN_PROTOCOLS}) == len(ALPN_PROTOCOLS)
 
 
+def fields_of(struct: str) -> list[str]:
+    """The names in a struct of a dictionary, in order."""
+    pattern = rf"^cdef struct {struct}:\n((?:    .*\n)*)"
+    (block,) = (found for path in DICTIONARIES for found in re.findall(pattern, path.read_text(), re.MULTILINE))
+    return re.findall(r"^    \S+ (\w+)", block, re.MULTILINE)
+
+
 def test_counters_are_in_the_order_of_totals() -> None:
-    (fields,) = (
-        found
-        for path in DICTIONARIES
-        for found in re.findall(r"cdef struct Counters:\n((?:    .*\n)*)", path.read_text())
-    )
-    names = [
-        "drops_by_traffic" if name == "dropped" else name
-        for name in re.findall(r"^    uint64_t\S* (\w+)", fields, re.MULTILINE)
-    ]
-    assert names == list(Totals.__dataclass_fields__)
+    assert fields_of("Counters") == list(Totals.__dataclass_fields__)
+
+
+def test_bounds_are_called_after_the_settings() -> None:
+    """The workers take each setting by its name; the sources of UDP are Python's alone."""
+    names = [name.removesuffix("us") + "s" if name.endswith("_us") else name for name in fields_of("Bounds")]
+    assert {*names, "source_ipv4", "source_ipv6"} == set(PlaneSettings.__dataclass_fields__)
 
 
 def test_the_words_for_a_bad_hello_are_known() -> None:

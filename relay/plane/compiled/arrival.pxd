@@ -89,9 +89,9 @@ cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
     count_live(LIVE_SOCKETS, 1)
     posix.getpeername(fd, <posix.sockaddr*> &c.client, &size)
     read_source(c)
-    room = relay_add(&e.shared.connections, 1) <= e.bounds.connections or e.bounds.connections == 0
-    if room and e.bounds.connections_per_source:
-        c.counted = enter_source(&e.shared.sources, c.source, <uint32_t> e.bounds.connections_per_source)
+    room = relay_add(&e.shared.connections, 1) <= e.bounds.max_connections or e.bounds.max_connections == 0
+    if room and e.bounds.max_connections_per_source:
+        c.counted = enter_source(&e.shared.sources, c.source, <uint32_t> e.bounds.max_connections_per_source)
         room = c.counted
     if not room:
         end(e, c, REASON_TOO_MANY_CONNECTIONS)
@@ -104,7 +104,7 @@ cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
         end(e, c, REASON_NO_DESCRIPTORS)
         return c
     # From now: the turn may have begun before the client came, if the machine stood still in between.
-    set_deadline(e, c, posix.monotonic_us() + e.bounds.handshake_us)
+    set_deadline(e, c, posix.monotonic_us() + e.bounds.handshake_timeout_us)
     return c
 
 
@@ -207,7 +207,7 @@ cdef inline void on_established(Engine* e, Connection* c) noexcept nogil:
     end_hello(&c.wire)
     c.retry = 0
     c.state = STATE_DECIDING
-    set_deadline(e, c, e.now_us + e.bounds.first_bytes_us)
+    set_deadline(e, c, e.now_us + e.bounds.first_bytes_timeout_us)
     watch_client(e, c)
     if c.alpn >= 2:
         on_turn(e, c)
@@ -220,5 +220,5 @@ cdef inline void on_turn(Engine* e, Connection* c) noexcept nogil:
     # What has been read stays small: one read waits for control.
     c.readable = False
     watch_client(e, c)
-    set_deadline(e, c, e.now_us + e.bounds.attach_us)
+    set_deadline(e, c, e.now_us + e.bounds.attach_timeout_us)
     owe(e, c, NOTICE_TURN_OPENED)

@@ -166,20 +166,20 @@ cdef inline void attach(Engine* e, Connection* c, Command* command) noexcept nog
     c.admission.asks = command.flag & FLOW_ASKS
     c.follows = command.flag & FLOW_FOLLOWS
     c.carrier = <uint8_t> (command.flag >> FLOW_CARRIER_SHIFT)
-    c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
+    c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_media_age_us
     c.transactions = <Transactions*> calloc(1, sizeof(Transactions))
     c.heard_us = c.opened_us = e.now_us
     clear_deadline(e, c)
     if c.carrier != CARRIER_TURN:
-        c.carriage = open_carriage(c.carrier, e.now_us, e.bounds.ping_us)
+        c.carriage = open_carriage(c.carrier, e.now_us, e.bounds.websocket_ping_us)
     if c.transactions == NULL or (c.carriage == NULL and c.carrier != CARRIER_TURN) or not watch_upstream(e, c):
         end(e, c, REASON_NO_DESCRIPTORS)
         return
-    c.transactions.rto_us = e.bounds.rto_us
+    c.transactions.rto_us = e.bounds.initial_rto_us
     c.state = STATE_MEDIA
     c.idle_since_us = e.now_us
     if c.carrier != CARRIER_SESSION:
-        c.allocation_due_us = e.now_us + e.bounds.allocation_us
+        c.allocation_due_us = e.now_us + e.bounds.allocation_timeout_us
     arm(e, c)
     read_on(e, c)
 
@@ -212,7 +212,7 @@ cdef inline void move(Engine* e, Connection* c, Command* command) noexcept nogil
         return
     use_socket(c, command)
     count_live(LIVE_SOCKETS, 1)
-    c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_age_us
+    c.max_age_us = command.age_us if command.age_us >= 0 else e.bounds.max_media_age_us
     c.heard_us = e.now_us
     if not watch_upstream(e, c):
         end(e, c, REASON_NO_DESCRIPTORS)

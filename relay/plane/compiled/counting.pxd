@@ -50,7 +50,7 @@ cdef inline void meter(Engine* e, Meter** kept, const uint8_t* packet, uint32_t 
         kept[0] = <Meter*> calloc(1, sizeof(Meter))
         if kept[0] == NULL:
             return
-    meter_packet(kept[0], e.now_us, packet, size, e.bounds.playout_us, e.bounds.clocks)
+    meter_packet(kept[0], e.now_us, packet, size, e.bounds.playout_deadline_us, e.bounds.payload_clocks)
 
 
 # RTP in ChannelData, or bare.
@@ -65,7 +65,7 @@ cdef inline void meter_datagram(Engine* e, Meter** kept, const uint8_t* data, ui
 
 cdef inline void drop(Connection* c, int reason, int traffic) noexcept nogil:
     c.counters.drops[reason] += 1
-    c.counters.dropped[traffic] += 1
+    c.counters.drops_by_traffic[traffic] += 1
 
 
 cdef inline void add_counters(Counters* totals, const Counters* more) noexcept nogil:
@@ -78,7 +78,7 @@ cdef inline void add_counters(Counters* totals, const Counters* more) noexcept n
     for number in range(DROPS):
         totals.drops[number] += more.drops[number]
     for number in range(TRAFFICS):
-        totals.dropped[number] += more.dropped[number]
+        totals.drops_by_traffic[number] += more.drops_by_traffic[number]
 
 
 # Notes how long the packets sent since the last call were here. One look at the clock serves several of them, and says of

@@ -79,7 +79,7 @@ cdef inline void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
 
 # True if the flow goes on; when it must be looked at again.
 cdef inline bint may_stay(Engine* e, Connection* c) noexcept nogil:
-    cdef int64_t due = allocation_wanted_us(e, c), whole_by = c.first_byte_us + e.bounds.first_bytes_us
+    cdef int64_t due = allocation_wanted_us(e, c), whole_by = c.first_byte_us + e.bounds.first_bytes_timeout_us
     cdef bint begins = c.first_byte_us and c.held.size and not c.counters.uplink_packets and c.admission.asked == NULL
     if begins and e.now_us >= whole_by:
         end(e, c, REASON_FIRST_BYTES_TIMEOUT)
@@ -88,7 +88,7 @@ cdef inline bint may_stay(Engine* e, Connection* c) noexcept nogil:
         end(e, c, REASON_NO_ALLOCATION)
         return False
     # A Refresh may give the allocation up long before its time.
-    c.allocation_due_us = min(due, e.now_us + e.bounds.allocation_us)
+    c.allocation_due_us = min(due, e.now_us + e.bounds.allocation_timeout_us)
     if begins:
         c.allocation_due_us = min(c.allocation_due_us, whole_by)
     return True
@@ -97,7 +97,7 @@ cdef inline bint may_stay(Engine* e, Connection* c) noexcept nogil:
 # When a flow has been without an allocation for too long, if it gets none until then.
 cdef inline int64_t allocation_wanted_us(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t since = c.allocated_until_us if c.allocated_until_us else c.idle_since_us
-    cdef int64_t due = since + e.bounds.allocation_us
+    cdef int64_t due = since + e.bounds.allocation_timeout_us
     # Whoever is not a TURN server says nothing of allocations.
     return max(due, c.heard_media_us + MEDIA_IDLE_US) if c.heard_media_us else due
 
@@ -107,7 +107,7 @@ cdef inline void ping(Engine* e, Connection* c) noexcept nogil:
     if c.admission.asked != NULL:
         # It is not read, so nothing can be heard.
         c.carriage.heard_us = e.now_us
-    if write_ping(c.carriage, e.now_us, e.bounds.ping_us, frame):
+    if write_ping(c.carriage, e.now_us, e.bounds.websocket_ping_us, frame):
         say(e, c, frame, 2)
     else:
         c.failure = b"no pong"
@@ -117,7 +117,7 @@ cdef inline void ping(Engine* e, Connection* c) noexcept nogil:
 # Asks an upstream that says nothing whether it is there. False if it is not, which is acted upon.
 cdef inline bint is_there(Engine* e, Connection* c) noexcept nogil:
     cdef Judgement judgement = judge(
-        &c.question, e.now_us, quiet_since_us(c), e.bounds.silence_us, c.transactions.rto_us)
+        &c.question, e.now_us, quiet_since_us(c), e.bounds.upstream_silence_us, c.transactions.rto_us)
     if judgement == JUDGEMENT_GONE:
         on_upstream_gone(e, c, REASON_UPSTREAM_SILENT, c.uplink.refused_for)
         return False

@@ -123,9 +123,9 @@ cdef inline void let_wait(
 
 
 cdef inline void set_rules(Engine* e, Connection* c, Rules* rules) noexcept nogil:
-    rules.max_age_us, rules.data_age_us = c.max_age_us, e.bounds.data_age_us
-    rules.media_bytes, rules.control_bytes = e.bounds.media_bytes, e.bounds.control_bytes
-    rules.data_bytes = e.bounds.data_bytes
+    rules.max_age_us, rules.data_age_us = c.max_age_us, e.bounds.max_data_age_us
+    rules.media_bytes, rules.control_bytes = e.bounds.downlink_media_bytes, e.bounds.downlink_control_bytes
+    rules.data_bytes = e.bounds.downlink_data_bytes
     memset(rules.old, 0, sizeof(rules.old))
     memset(rules.full, 0, sizeof(rules.full))
 
@@ -135,7 +135,7 @@ cdef inline void count_drops(Connection* c, const Rules* rules) noexcept nogil:
     for traffic in range(TRAFFICS):
         c.counters.drops[DROP_DOWNLINK_OLD] += rules.old[traffic]
         c.counters.drops[DROP_DOWNLINK_FULL] += rules.full[traffic]
-        c.counters.dropped[traffic] += rules.old[traffic] + rules.full[traffic]
+        c.counters.drops_by_traffic[traffic] += rules.old[traffic] + rules.full[traffic]
 
 
 # The client reads again: what was refused is written first, just as it was; then one record of what waits.

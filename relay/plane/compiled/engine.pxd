@@ -146,7 +146,7 @@ cdef struct Counters:
     uint64_t downlink_bytes
     uint64_t retransmissions
     uint64_t[DROPS] drops
-    uint64_t[TRAFFICS] dropped
+    uint64_t[TRAFFICS] drops_by_traffic
 
 # One flow of a snapshot.
 cdef struct FlowRecord:
@@ -156,24 +156,25 @@ cdef struct FlowRecord:
     int64_t allocated_us        # until the allocation ends; 0 if there is none
     Counters counters
 
-# The bounds of relay.plane.api.PlaneSettings.
+# The bounds of relay.plane.api.PlaneSettings under their names there, with times in microseconds: a field here takes
+# the value of the setting without being listed anywhere else (Worker.configure).
 cdef struct Bounds:
-    int64_t handshake_us
-    int64_t first_bytes_us
-    int64_t allocation_us
-    int64_t attach_us
-    int64_t silence_us
-    int64_t rto_us
-    int64_t connections
-    int64_t connections_per_source
-    int64_t max_age_us
-    int64_t data_age_us
-    int64_t playout_us
-    int64_t ping_us
-    uint32_t media_bytes
-    uint32_t control_bytes
-    uint32_t data_bytes
-    uint32_t[PAYLOAD_TYPES] clocks
+    int64_t handshake_timeout_us
+    int64_t first_bytes_timeout_us
+    int64_t allocation_timeout_us
+    int64_t attach_timeout_us
+    int64_t upstream_silence_us
+    int64_t initial_rto_us
+    int64_t max_connections
+    int64_t max_connections_per_source
+    int64_t max_media_age_us
+    int64_t max_data_age_us
+    int64_t playout_deadline_us
+    int64_t websocket_ping_us
+    uint32_t downlink_media_bytes
+    uint32_t downlink_control_bytes
+    uint32_t downlink_data_bytes
+    uint32_t[PAYLOAD_TYPES] payload_clocks
 
 # What TCP says of the way to the client.
 cdef struct Link:

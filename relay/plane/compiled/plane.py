@@ -105,28 +105,11 @@ class CompiledPlane:
 
     def configure(self, settings: PlaneSettings) -> None:
         """Use these bounds from now on. Raises ValueError for a payload type or clock that cannot be."""
-        clocks = list(clock_table(settings.payload_clocks))
+        clock_table(settings.payload_clocks)
         self._ports.configure(settings)
         self._notices.silence_s = settings.upstream_silence_s
         for worker in self._workers:
-            worker.configure(
-                round(settings.handshake_timeout_s * 1e6),
-                round(settings.first_bytes_timeout_s * 1e6),
-                round(settings.allocation_timeout_s * 1e6),
-                round(settings.attach_timeout_s * 1e6),
-                round(settings.upstream_silence_s * 1e6),
-                round(settings.initial_rto_s * 1e6),
-                settings.max_connections,
-                settings.max_connections_per_source,
-                round(settings.max_media_age_s * 1e6),
-                settings.downlink_media_bytes,
-                settings.downlink_control_bytes,
-                round(settings.max_data_age_s * 1e6),
-                settings.downlink_data_bytes,
-                round(settings.playout_deadline_s * 1e6),
-                round(settings.websocket_ping_s * 1e6),
-                clocks,
-            )
+            worker.configure(settings)
 
     def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
         """Take over an accepted TCP connection."""

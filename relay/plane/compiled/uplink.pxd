@@ -65,7 +65,7 @@ cdef inline void on_stream(Engine* e, Connection* c, uint8_t* data, uint32_t siz
 cdef inline void note_part(Engine* e, Connection* c) noexcept nogil:
     if not c.counters.uplink_packets and not c.first_byte_us and c.held.size and c.allocation_due_us:
         c.first_byte_us = e.now_us
-        c.allocation_due_us = sooner(c.allocation_due_us, e.now_us + e.bounds.first_bytes_us)
+        c.allocation_due_us = sooner(c.allocation_due_us, e.now_us + e.bounds.first_bytes_timeout_us)
         arm(e, c)
 
 
@@ -157,7 +157,7 @@ cdef inline bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint
         return True
     c.readable = False
     watch_client(e, c)
-    c.answer_due_us = e.now_us + e.bounds.attach_us
+    c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
     arm(e, c)
     report(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
     return True

@@ -39,7 +39,7 @@ cdef inline void clear_deadline(Engine* e, Connection* c) noexcept nogil:
 cdef inline void arm(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t quiet_us = quiet_since_us(c), due = next_due_us(c.transactions)
     if quiet_us:
-        due = sooner(due, next_question_us(&c.question, quiet_us, e.bounds.silence_us))
+        due = sooner(due, next_question_us(&c.question, quiet_us, e.bounds.upstream_silence_us))
     due = sooner(sooner(due, c.answer_due_us), c.allocation_due_us)
     if c.carriage != NULL:
         due = sooner(due, c.carriage.ping_due_us)
