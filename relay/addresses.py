@@ -54,7 +54,7 @@ def parse_address(text: str) -> Address:
         try:
             host = str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
-            raise ValueError(f"{text!r}: no IPv6 address in the brackets, expected for example [::1]:443") from None
+            raise ValueError(f"{text!r}: expected an IPv6 address in the brackets, for example [::1]:443") from None
     elif ":" in host:
         raise ValueError(f"{text!r}: an IPv6 address needs brackets, for example [::1]:443")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:

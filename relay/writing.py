@@ -20,7 +20,7 @@ def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     target = path.resolve()
     # Not a device, and above all not in place of one.
     if target.exists() and not target.is_file():
-        raise OperatorError(f"{path}: expected a file, or a name that is not taken yet")
+        raise OperatorError(f"{path}: expected a file, or a name that does not exist yet")
     _write(target, content, mode, replace=True)
 
 
@@ -38,7 +38,7 @@ def _write(path: Path, content: bytes, mode: int, *, replace: bool) -> None:
             part.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except FileExistsError:
-        raise OperatorError(f"{path}: is there already, and is not overwritten") from None
+        raise OperatorError(f"{path}: exists already, and is not overwritten") from None
     except OSError as error:
         raise OperatorError(f"{path}: {error.strerror or error}") from None
 

@@ -174,13 +174,13 @@ def test_a_folder_with_other_things_in_it_stays_as_it_is(tmp_path: Path) -> None
 
 def test_an_authority_is_never_overwritten(folder: AuthorityFolder) -> None:
     before = {path: path.read_bytes() for path in folder.directory.iterdir()}
-    with pytest.raises(OperatorError, match="has an authority already"):
+    with pytest.raises(OperatorError, match="there is an authority already"):
         AuthorityFolder.create(folder.directory, CATALOG, NOW)
     # Not even one of which nothing but the key is left.
     (folder.directory / "ca-1.pem").unlink()
-    with pytest.raises(OperatorError, match="has an authority already"):
+    with pytest.raises(OperatorError, match="there is an authority already"):
         AuthorityFolder.create(folder.directory, CATALOG, NOW)
-    with pytest.raises(OperatorError, match=r"no authority there \(ca-1.pem\)"):
+    with pytest.raises(OperatorError, match=r"there is no authority here \(ca-1.pem\)"):
         AuthorityFolder.open(folder.directory)
     key = folder.directory / "ca-1.key"
     assert key.read_bytes() == before[key]
@@ -537,8 +537,8 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     for arguments, told in (
         (("issue", tmp_path), "expected hosts, --media-hosts, or --wildcards"),
         (("issue", tmp_path, "www.bank.example"), "'www.bank.example': not in the catalog"),
-        (("create", tmp_path), f"{tmp_path}: has an authority already"),
-        (("show", tmp_path / "gone"), f"{tmp_path}/gone: no authority there"),
+        (("create", tmp_path), f"{tmp_path}: there is an authority already"),
+        (("show", tmp_path / "gone"), f"{tmp_path}/gone: there is no authority here"),
         (("show", tmp_path, "--prefix", "/etc/hosts"), "--prefix: expected together with --toml"),
     ):
         status, stdout, stderr = run("ca", *arguments)

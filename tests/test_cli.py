@@ -96,8 +96,8 @@ async def test_ctrl_c_keeps_what_was_captured(tmp_path: Path) -> None:
             await kill(process)
             await turn.close()
     assert (process.returncode, reported(stderr)) == (0, "")
-    assert stdout.decode().endswith("0 missed (it was ended here)\n")
-    assert ended["reason"] == "whoever asked has gone, or does not read"
+    assert stdout.decode().endswith("0 missed (it was stopped here)\n")
+    assert ended["reason"] == "the requester has gone, or does not read"
     assert read_capture(path.read_bytes()).packets
 
 
@@ -211,7 +211,7 @@ async def test_sighup_reloads(tmp_path: Path) -> None:
         for text in ("x = " + 5000 * "[", "x = " + 5000 * "9"):
             relay.path.write_text(text)
             relay.send_signal(signal.SIGHUP)
-            assert "no valid TOML" in (await relay.logged(refused))["cause"]
+            assert "not valid TOML" in (await relay.logged(refused))["cause"]
         write_config(relay.path, relay.tree)
         relay.send_signal(signal.SIGHUP)
         assert (await relay.logged("configuration reloaded"))["routes"] == 0
@@ -372,7 +372,7 @@ async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
         2,
         "",
         f"relay: {users}: users.0.calls: 0: expected greater than or equal to 1\n"
-        f"relay: {users}: users.1.user: required, but not there\n"
+        f"relay: {users}: users.1.user: required, but missing\n"
         f"relay: {users}: users.1.name: unknown key\n",
     )
     users.write_text("[[users]]\nuser = 'ann'\n")

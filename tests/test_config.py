@@ -124,9 +124,9 @@ NAMED = "of 1 to 128 characters, without colons and control characters"
         ('allow = ["a b"]', "web_proxy.allow.0: "),
         ('allow = ["a.test:0"]', "web_proxy.allow.0: 'a.test:0': expected a server's port"),
         ('allow = ["a.test:https"]', "web_proxy.allow.0: "),
-        ("allow = [1]", "web_proxy.allow.0: 1: expected a text"),
-        ('allow = ["10.0.0.1"]', "web_proxy: allow.0: 10.0.0.1 is special: expected it in allowed_networks, too"),
-        ('allow = ["[::ffff:10.0.0.1]:80"]', "web_proxy: allow.0: ::ffff:a00:1 is special"),
+        ("allow = [1]", "web_proxy.allow.0: 1: expected a string"),
+        ('allow = ["10.0.0.1"]', "web_proxy: allow.0: 10.0.0.1 is a special address: add it to allowed_networks, too"),
+        ('allow = ["[::ffff:10.0.0.1]:80"]', "web_proxy: allow.0: ::ffff:a00:1 is a special address"),
         ('allowed_networks = ["10.0.0.1/8"]', "web_proxy.allowed_networks.0: "),
         *(
             (f"users = {{ {key} = 'x' }}", f"web_proxy.users.{key}: expected a user name {NAMED}")
@@ -308,7 +308,7 @@ WRONG = [
     ("listen = 443\n", "listen: 443: expected a table of keys and values"),
     ('[listen]\ntls = "0.0.0.0:443"\n', "listen.tls: '0.0.0.0:443': expected a list"),
     ("[listen]\ntls = []\n", "listen.tls: expected at least one"),
-    ("[listen]\ntls = [443]\n", "listen.tls.0: 443: expected a text such as '192.0.2.7:3478'"),
+    ("[listen]\ntls = [443]\n", "listen.tls.0: 443: expected a string such as '192.0.2.7:3478'"),
     (
         '[listen]\ntls = ["[::]:443", "localhost:443"]\n',
         "listen.tls.1: 'localhost:443': expected an IP address to listen on, for example 0.0.0.0:443 or [::]:443",
@@ -319,7 +319,7 @@ WRONG = [
     ),
     (
         '[listen]\nadmin = "[::z]:9443"\n',
-        "listen.admin: '[::z]:9443': no IPv6 address in the brackets, expected for example [::1]:443",
+        "listen.admin: '[::z]:9443': expected an IPv6 address in the brackets, for example [::1]:443",
     ),
     ('[listen]\nplane = "fast"\n', "listen.plane: 'fast': expected 'compiled' or 'reference'"),
     ("[listen]\nworkers = -1\n", "listen.workers: -1: expected greater than or equal to 0"),
@@ -347,7 +347,7 @@ WRONG = [
         '[media]\nallowed_networks = ["10.0.0.1/8"]\n',
         "media.allowed_networks.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
     ),
-    ("[media]\nallowed_networks = [10]\n", "media.allowed_networks.0: 10: expected a text such as '10.0.0.0/8'"),
+    ("[media]\nallowed_networks = [10]\n", "media.allowed_networks.0: 10: expected a string such as '10.0.0.0/8'"),
     ("[media]\nmax_media_age_ms = -1\n", "media.max_media_age_ms: -1: expected greater than 0"),
     ("[quality]\nplayout_deadline_ms = 0\n", "quality.playout_deadline_ms: 0: expected greater than 0"),
     ("[quality]\npayload_types = 5\n", "quality.payload_types: 5: expected a table of keys and values"),
@@ -376,7 +376,7 @@ WRONG = [
         "[limits]\nconnections = 99999999999999999999\n",
         "limits.connections: 99999999999999999999: expected less than or equal to 10000000",
     ),
-    ('[quality]\nrecords = "a\\u0000b"\n', "quality.records: expected a path, which has no character 0"),
+    ('[quality]\nrecords = "a\\u0000b"\n', "quality.records: expected a path without NUL characters"),
     ("[limits]\nconnections = true\n", "limits.connections: true: expected a valid integer"),
     ('[log]\nlevel = "loud"\n', "log.level: 'loud': expected 'debug', 'info', 'warning' or 'error'"),
     (
@@ -436,7 +436,7 @@ WRONG = [
     ),
     (
         '[entitlement]\npolicy = "http"\nurl = "http://a.test/"\ntoken = "hunter2"\n',
-        "entitlement: token: expected an https url, because the token would travel in clear",
+        "entitlement: token: expected an https url, because http would send the token unencrypted",
     ),
     (
         '[entitlement]\npolicy = "http"\nurl = "https://a.test/"\ntoken = "hunter 2"\n',
@@ -476,7 +476,7 @@ WRONG_UPSTREAMS = [
         (f'address = "{host}:3478"', f"upstreams.0.address: '{host}:3478': expected a host name or {HOSTS}")
         for host in ("192.0.2.999", "*.example.com", "192.0.2.7%eth0", "bücher.example", "a..example", "300")
     ),
-    ("", "upstreams.0.address: required, but not there"),
+    ("", "upstreams.0.address: required, but missing"),
     (
         'address = "a:1"\nregion = "a b"',
         "upstreams.0.region: 'a b': expected at most 63 letters, digits, '.', '_' or '-', the first a letter or digit",
@@ -504,8 +504,8 @@ def test_one_line_for_each_mistake_in_an_upstream(tmp_path: Path, keys: str, lin
 
 def test_what_must_be_there(tmp_path: Path) -> None:
     assert mistakes(tmp_path, "") == [
-        "certificates: required, but not there",
-        "upstreams: required, but not there",
+        "certificates: required, but missing",
+        "upstreams: required, but missing",
     ]
     assert mistakes(tmp_path, "certificates = []\nupstreams = []\n") == [
         "certificates: expected at least one",
@@ -513,7 +513,7 @@ def test_what_must_be_there(tmp_path: Path) -> None:
     ]
     assert mistakes(tmp_path, UPSTREAM + "[[certificates]]\ncertificate = 5\n") == [
         "certificates.0.certificate: 5: expected the path of a file",
-        "certificates.0.private_key: required, but not there",
+        "certificates.0.private_key: required, but missing",
     ]
 
 
@@ -528,13 +528,13 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
 
 def test_what_is_no_toml(tmp_path: Path) -> None:
     [line] = mistakes(tmp_path, MINIMAL + "[listen\n")
-    assert line.startswith("no valid TOML: ")
+    assert line.startswith("not valid TOML: ")
     assert "line 7" in line
 
 
 def test_what_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "relay.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(OperatorError, match=r"relay\.toml: no valid TOML: 'utf-8' codec"):
+    with pytest.raises(OperatorError, match=r"relay\.toml: not valid TOML: 'utf-8' codec"):
         config.load(tmp_path / "relay.toml")
 
 

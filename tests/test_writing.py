@@ -15,7 +15,7 @@ from relay.errors import OperatorError
 def test_new_files_never_take_a_place(tmp_path: Path) -> None:
     path = tmp_path / "key"
     writing.write_new(path, b"first", mode=0o600)
-    with pytest.raises(OperatorError, match="is there already, and is not overwritten"):
+    with pytest.raises(OperatorError, match="exists already, and is not overwritten"):
         writing.write_new(path, b"second")
     assert path.read_bytes() == b"first"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -25,7 +25,7 @@ def test_new_files_never_take_a_place(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_a_place_taken(tmp_path: Path) -> None:
     link = tmp_path / "key"
     link.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OperatorError, match="is there already"):
+    with pytest.raises(OperatorError, match="exists already"):
         writing.write_new(link, b"secret")
     assert not (tmp_path / "elsewhere").exists()
 

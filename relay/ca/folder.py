@@ -96,7 +96,7 @@ class AuthorityFolder:
         found = [_authority_file(directory, number) for number in _generations(directory)]
         present = [each for each in found if each is not None]
         if not present:
-            raise OperatorError(f"{directory}: no authority there (ca-1.pem): make one with relay ca create")
+            raise OperatorError(f"{directory}: there is no authority here (ca-1.pem): make one with relay ca create")
         return cls(directory, present)
 
     @classmethod
@@ -115,7 +115,9 @@ class AuthorityFolder:
             raise OperatorError(f"name {name!r}: expected printable characters, 1 to {_MAX_NAME} octets of UTF-8")
         _make_private(directory)
         if _generations(directory):
-            raise OperatorError(f"{directory}: has an authority already; relay ca rotate makes its next generation")
+            raise OperatorError(
+                f"{directory}: there is an authority already; relay ca rotate makes its next generation"
+            )
         return cls(directory, ())._add(1, catalog, now, name=name, lifetime=lifetime, passphrase=passphrase)
 
     @property

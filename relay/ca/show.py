@@ -30,7 +30,7 @@ def tables_of(folder: AuthorityFolder, now: datetime.datetime) -> Iterator[Table
 
     hosts = Table("host", "valid until", "signed by", box=box.SIMPLE_HEAD)
     for host in folder.hosts():
-        signer = "an authority that is not here" if host.generation is None else f"ca-{host.generation}"
+        signer = "an authority that is not in this folder" if host.generation is None else f"ca-{host.generation}"
         hosts.add_row("\n".join(host.names), _until(host.until, now), signer)
     yield hosts
 

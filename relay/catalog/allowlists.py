@@ -48,10 +48,10 @@ def render_allowlist(catalog: Catalog, kind: Format, *, hosts_only: bool = False
         raise OperatorError(f"{kind}: only a PAC names a proxy")
     if kind is Format.PAC:
         if proxy is None:
-            raise OperatorError("pac: needs the web proxy that it names, for example --proxy relay.firm.example:3128")
+            raise OperatorError("pac: needs the name of the web proxy, for example --proxy relay.firm.example:3128")
         return render_pac(catalog, proxy, hosts_only=hosts_only)
     if kind in _BY_NAME:
         return _BY_NAME[kind](catalog, hosts_only)
     if hosts_only:
-        raise OperatorError(f"{kind}: has addresses and no names, so there are no hosts to list")
+        raise OperatorError(f"{kind}: has only addresses, so there are no hosts to list")
     return _BY_NETWORK[kind](catalog)

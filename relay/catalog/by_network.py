@@ -9,7 +9,7 @@ import json
 
 from relay.catalog.model import Catalog, Network, Protocol
 
-_NAMES_ONLY = "Signaling has names and no addresses: it needs a web proxy, or a firewall that knows names."
+_NAMES_ONLY = "Signaling has only names, no addresses: it needs a web proxy, or a firewall that knows names."
 
 
 def nftables(catalog: Catalog) -> str:
@@ -17,7 +17,7 @@ def nftables(catalog: Catalog) -> str:
     return f"""\
 # Cloud9 network requirements as of {catalog.as_of}: outgoing media; answers are "established".
 # {_NAMES_ONLY}
-# Load it with nft -f, also again after a change, and go to it from a chain of yours: jump cloud9
+# Load it with nft -f, and again after each change. Jump to it from a chain of your own: jump cloud9
 table inet filter {{
     chain cloud9 {{
     }}
@@ -47,7 +47,7 @@ def iptables(catalog: Catalog) -> str:
     lines = [
         f"# Cloud9 network requirements as of {catalog.as_of}: outgoing media; answers are ESTABLISHED.",
         f"# {_NAMES_ONLY}",
-        "# Load it with iptables-restore --noflush, also again after a change, and once: iptables -A OUTPUT -j CLOUD9",
+        "# Load it with iptables-restore --noflush, again after changes. Run once: iptables -A OUTPUT -j CLOUD9",
         *(f"# Not here, IPv6: {each.network} ({each.place})" for each in catalog.networks if each.network.version == 6),
         "*filter",
         ":CLOUD9 - [0:0]",

@@ -79,7 +79,7 @@ def _load_file(path: Path, key: str = "") -> Catalog:
         raise OperatorError(f"{path}{key}: {error.strerror or error}") from None
     # Both kinds of decoders raise heirs of ValueError; a file of brackets alone nests too deep for either.
     except (ValueError, RecursionError) as error:
-        raise OperatorError(f"{path}: no valid {kind}: {error}") from None
+        raise OperatorError(f"{path}: not valid {kind}: {error}") from None
     return parse(tree, source=str(path))
 
 
@@ -107,7 +107,7 @@ class _Table:
     def take(self, key: str, expected: str, read: Callable[[Any], _Item | None]) -> _Item:
         """The value of ``key`` as ``read`` makes it; None from ``read`` means that it is not what was expected."""
         if key not in self._left:
-            raise _Mistake(f"{key}: required, but not there")
+            raise _Mistake(f"{key}: required, but missing")
         value = self._left.pop(key)
         found = read(value)
         if found is None:
@@ -145,7 +145,7 @@ class _Reader:
         self._once("ports", [f"{ports.protocol} {ports}" for ports in catalog.ports])
         for host in catalog.hosts:
             if not catalog.within_domains(host.name):
-                self.mistakes.append(f"hosts: {host.name} lies in none of the domains")
+                self.mistakes.append(f"hosts: {host.name} is not in any of the domains")
         return catalog
 
     def _as_of(self, values: dict[str, Any]) -> str:
@@ -162,7 +162,7 @@ class _Reader:
 
     def _items(self, listed: object, key: str, read: Callable[[Any], _Item]) -> Iterator[_Item]:
         if not isinstance(listed, list) or not listed:
-            self.mistakes.append(f"{key}: expected a list of at least one")
+            self.mistakes.append(f"{key}: expected a list with at least one entry")
             return
         for number, value in enumerate(listed):
             try:
@@ -217,7 +217,7 @@ def _ports(value: object) -> Ports:
     )
     table.close()
     if ports.last < ports.first:
-        raise _Mistake(f"last: {ports.last}: expected no less than first, {ports.first}")
+        raise _Mistake(f"last: {ports.last}: expected at least first, {ports.first}")
     return ports
 
 

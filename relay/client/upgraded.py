@@ -218,7 +218,11 @@ class WebSocketLink(UpgradedLink):
         quiet_s = now - self._heard_at
         # Clocks of loops count milliseconds.
         if quiet_s >= SILENCE_S - 0.01:
-            cause = "" if self._heard_frames else ", nor ever after the 101: a proxy on the way may swallow frames"
+            cause = (
+                ""
+                if self._heard_frames
+                else ", and nothing at all since the 101: a proxy on the way may swallow frames"
+            )
             self._abort(UpstreamError(f"the server has said nothing for {SILENCE_S:g} s{cause}"))
             return
         if quiet_s >= SILENCE_S / 4:
@@ -288,7 +292,7 @@ class TurnWebSocketLink(WebSocketLink):
         self._owner.on_message(payload)
 
     def _on_text(self, text: str) -> None:
-        self._abort(UpstreamError("the server sent a text message, which this sub-protocol has not"))
+        self._abort(UpstreamError("the server sent a text message, but this sub-protocol has none"))
 
     def send(self, message: bytes) -> None:
         """Send a STUN message, however much waits before it: it is not sent again over a stream."""

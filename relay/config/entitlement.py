@@ -81,7 +81,7 @@ class EntitlementSettings(EntitledUsers):
             if policy != self.policy and given:
                 raise ValueError(f"{key} belongs to policy = {policy!r}, but policy is {self.policy!r}")
         if self.token is not None and self.url is not None and not _keeps_secrets(self.url):
-            raise ValueError("token: expected an https url, because the token would travel in clear")
+            raise ValueError("token: expected an https url, because http would send the token unencrypted")
         return self
 
 

@@ -18,7 +18,7 @@ from relay.errors import OperatorError
 # What pydantic says in the words of Python, in the operator's words.
 _MESSAGES = {
     "extra_forbidden": "unknown key",
-    "missing": "required, but not there",
+    "missing": "required, but missing",
     "model_type": "expected a table of keys and values",
     "dict_type": "expected a table of keys and values",
     "int_parsing": "expected a number",
@@ -45,7 +45,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise OperatorError(f"{path}: {error.strerror or error}") from None
     # tomllib raises these two also for a number of five thousand digits, and for a thousand brackets.
     except (ValueError, RecursionError) as error:
-        raise OperatorError(f"{path}: no valid TOML: {error}") from None
+        raise OperatorError(f"{path}: not valid TOML: {error}") from None
 
 
 def check_tree(model: type[_Model], tree: object, *, folder: Path, source: str) -> _Model:

@@ -89,7 +89,7 @@ def _read_address(value: object) -> Address:
     if isinstance(value, Address):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"{value!r}: expected a text such as '192.0.2.7:3478'")
+        raise ValueError(f"{value!r}: expected a string such as '192.0.2.7:3478'")
     return parse_address(value)
 
 
@@ -135,7 +135,7 @@ def _destination(value: object) -> Address:
     if isinstance(value, Address):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"{value!r}: expected a text such as '*.example.com' or 'www.example.com:8443'")
+        raise ValueError(f"{value!r}: expected a string such as '*.example.com' or 'www.example.com:8443'")
     if value.count(":") > 1 and not value.startswith("["):
         value = f"[{value}]"
     bare = ":" not in value or value.endswith("]")
@@ -157,7 +157,7 @@ def _literal_host(value: str) -> str:
 
 def _read_network(value: object) -> IpNetwork:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r}: expected a text such as '10.0.0.0/8'")
+        raise ValueError(f"{value!r}: expected a string such as '10.0.0.0/8'")
     try:
         return ipaddress.ip_network(value)
     except ValueError as error:
@@ -186,7 +186,7 @@ def _path_prefix(value: str) -> str:
 
 
 def _http_origin(value: str) -> str:
-    expected = f"{value!r}: expected http://host:port or https://host:port, nothing behind it"
+    expected = f"{value!r}: expected http://host:port or https://host:port, with nothing after it"
     try:
         parts = urlsplit(value)
         port = parts.port
@@ -227,7 +227,7 @@ def _endpoint_url(value: str) -> str:
 def _file_path(path: Path, info: ValidationInfo) -> Path:
     """Relative paths count from the folder of the configuration file."""
     if "\0" in str(path):
-        raise ValueError("expected a path, which has no character 0")
+        raise ValueError("expected a path without NUL characters")
     return Path((info.context or {}).get("folder", ".")) / path
 
 

@@ -44,5 +44,5 @@ class WebProxySettings(Section):
         policy = RelayPolicy(self.allowed_networks)
         for number, one in enumerate(self.allow):
             if one.is_literal and not policy.permits(one.host):
-                raise ValueError(f"allow.{number}: {one.host} is special: expected it in allowed_networks, too")
+                raise ValueError(f"allow.{number}: {one.host} is a special address: add it to allowed_networks, too")
         return self

@@ -50,8 +50,8 @@ async def capture(url: str, flow: str, seconds: float, path: Path) -> Captured:
         taken = _Taken(file)
         await _fetch(taken, f"{url.rstrip('/')}/api/flows/{flow}/capture", seconds)
     if taken.lost is not None:
-        raise UpstreamError(f"{taken.lost}; {path} holds the {taken.tally.packets} packets that came")
-    end = taken.tally.end or "it was ended here"
+        raise UpstreamError(f"{taken.lost}; {path} has the {taken.tally.packets} packets that came")
+    end = taken.tally.end or "it was stopped here"
     return Captured(path, taken.tally.packets, taken.bytes, taken.tally.missed, end)
 
 
@@ -109,7 +109,7 @@ async def _fetch(taken: _Taken, url: str, seconds: float) -> None:
     except PcapngError as error:
         raise OperatorError(f"{url} answers something else ({error}): is this the relay's admin listener?") from None
     except (TimeoutError, aiohttp.ClientError) as error:
-        said = str(error) or "it does not go on"
+        said = str(error) or "it sends nothing more"
         if not taken.bytes:
             said = f"{url} cannot be read ({said}): is the relay running, and listen.admin there?"
             raise OperatorError(said) from None
@@ -135,9 +135,9 @@ def _rename(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise OperatorError(f"{path} has come meanwhile; it is not overwritten") from None
+        raise OperatorError(f"{path} was created meanwhile; it is not overwritten") from None
     except OSError:
         # A file system without hard links.
         if path.exists():
-            raise OperatorError(f"{path} has come meanwhile; it is not overwritten") from None
+            raise OperatorError(f"{path} was created meanwhile; it is not overwritten") from None
         temporary.rename(path)

@@ -81,7 +81,7 @@ async def _get(http_client: aiohttp.ClientSession, url: str, query: dict[str, st
     try:
         async with http_client.get(url, params=query) as answer:
             if answer.status == 421:
-                raise OperatorError(f"{url} is not answered under this name: {OTHER_NAME}")
+                raise OperatorError(f"{url} does not answer to this name: {OTHER_NAME}")
             if answer.status != 200:
                 raise OperatorError(f"{url} answers {answer.status}: is this the relay's admin listener?")
             found = await answer.json()

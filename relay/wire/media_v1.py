@@ -190,7 +190,7 @@ class _Fields:
         if value is None and default is not None:
             return default
         if not isinstance(value, str) or not 0 < len(value) <= maximum:
-            raise self.fail(f"{key}: expected a text of 1 to {maximum} characters")
+            raise self.fail(f"{key}: expected a string of 1 to {maximum} characters")
         try:
             value.encode()
         except UnicodeEncodeError:

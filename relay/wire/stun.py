@@ -332,7 +332,7 @@ def _parse_attribute(data: bytes, offset: int) -> tuple[Attribute, int]:
     start = offset + 4
     after = start + length + (-length & 3)
     if after > len(data):
-        raise StunError(f"attribute 0x{kind:04x} of {length} bytes at {offset} ends behind the message")
+        raise StunError(f"attribute 0x{kind:04x} of {length} bytes at {offset} ends after the message")
     return Attribute(kind, data[start : start + length]), after
 
 
@@ -348,7 +348,7 @@ def _check_fingerprint(data: bytes, offset: int, after: int, value: bytes) -> No
     if after != len(data):
         raise StunError("FINGERPRINT is not the last attribute")
     if _UINT32.unpack(value)[0] != _fingerprint(data[:offset]):
-        raise StunError("FINGERPRINT does not fit the message")
+        raise StunError("FINGERPRINT does not match the message")
 
 
 def build_message(

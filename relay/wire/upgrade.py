@@ -86,13 +86,13 @@ def parse_response(data: bytes) -> Response | None:
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
     if end < 0:
         if len(data) >= MAX_HEAD_BYTES or not data.startswith(b"HTTP/1."[: len(data)]):
-            raise UpgradeError(f"no HTTP response: {data[:20]!r}")
+            raise UpgradeError(f"did not answer in HTTP: {data[:20]!r}")
         return None
     status_line, *lines = data[:end].decode("latin-1").split("\r\n")
     version, _, rest = status_line.partition(" ")
     status, _, reason = rest.partition(" ")
     if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isascii() or not status.isdigit():
-        raise UpgradeError(f"no HTTP response: {status_line[:40]!r}")
+        raise UpgradeError(f"did not answer in HTTP: {status_line[:40]!r}")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")

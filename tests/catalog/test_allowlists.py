@@ -82,14 +82,14 @@ def test_the_same_in_the_same_out(which: Catalog, kind: Format) -> None:
 
 @pytest.mark.parametrize("kind", [Format.NFTABLES, Format.IPTABLES, Format.AWS_SG])
 def test_addresses_are_no_hosts(kind: Format) -> None:
-    with pytest.raises(OperatorError, match=f"{kind}: has addresses and no names"):
+    with pytest.raises(OperatorError, match=f"{kind}: has only addresses"):
         render(CATALOG, kind, hosts_only=True)
 
 
 def test_only_a_pac_names_a_proxy() -> None:
     with pytest.raises(OperatorError, match="squid: only a PAC names a proxy"):
         render_allowlist(CATALOG, Format.SQUID, proxy=PROXY)
-    with pytest.raises(OperatorError, match="pac: needs the web proxy"):
+    with pytest.raises(OperatorError, match="pac: needs the name of the web proxy"):
         render_allowlist(CATALOG, Format.PAC)
 
 

@@ -85,7 +85,7 @@ def test_show_names_everything() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("allowlist", "--format", "nftables", "--hosts-only"), "nftables: has addresses and no names"),
+        (("allowlist", "--format", "nftables", "--hosts-only"), "nftables: has only addresses"),
         (("allowlist", "--format", "csv", "--proxy", "a:1"), "csv: only a PAC names a proxy"),
         (("allowlist", "--format", "csv", "-o", "/dev/null"), "/dev/null: expected a file"),
         (("allowlist", "--format", "csv", "-o", "/nowhere/a"), "/nowhere/a: No such file"),

@@ -81,7 +81,7 @@ async def test_through_a_web_proxy_with_a_password(tmp_path: Path, carrier: str)
 PROXY_REFUSALS = [
     (None, "the proxy {proxy} refuses the tunnel: 407 Proxy Authentication Required"),
     (b"HTTP/1.1 403 Forbidden\r\n\r\n", "the proxy {proxy} refuses the tunnel: 403 Forbidden"),
-    (b"SSH-2.0-OpenSSH\r\n\r\n", "the proxy {proxy} no HTTP response"),
+    (b"SSH-2.0-OpenSSH\r\n\r\n", "the proxy {proxy} did not answer in HTTP"),
     (b"", "the proxy {proxy} closed the connection: end of stream"),
     (b"HTTP/1.1 200 OK\r\n\r\nhello", "the proxy {proxy} speaks before TLS has begun"),
     (b"HTTP/1.1 200 OK\r\n\r\n", "closed in the TLS handshake"),

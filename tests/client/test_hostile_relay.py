@@ -243,7 +243,7 @@ async def test_errors_name_the_proxy_where_it_is_the_proxy(tmp_path: Path) -> No
     for said, text in (
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "refuses the tunnel: 502 Bad Gateway"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx", "speaks before TLS has begun"),
-        (b"\x16\x03\x01", "no HTTP response"),
+        (b"\x16\x03\x01", "did not answer in HTTP"),
     ):
         async with speaker(said) as proxy:
             with pytest.raises(UpstreamError, match=f"the proxy {proxy} {text}"):

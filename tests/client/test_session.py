@@ -64,7 +64,7 @@ async def test_call_through_coturn_and_a_web_proxy(tmp_path: Path, plane: str) -
                 await echo(session, inbox, peer, data)
                 session.send(0x4777, data)
                 assert await inbox.get() == (other, data)
-            with pytest.raises(SessionError, match="409 bind: channel 0x4777 is another peer's"):
+            with pytest.raises(SessionError, match="409 bind: channel 0x4777 belongs to another peer"):
                 await session.bind(Address("127.0.0.1", 9), 0x4777)
             with pytest.raises(KeyError):
                 session.send(Address("127.0.0.1", 9), b"nobody")

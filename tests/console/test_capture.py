@@ -74,7 +74,7 @@ async def test_the_whole_way_with_a_real_client(plane: str, tmp_path: Path) -> N
     assert (captured.packets, captured.missed, captured.end) == (len(file.packets), 0, "the flow has ended")
     assert captured.bytes == path.stat().st_size
     assert file.application == f"cloud9-relay {__version__}"
-    for part in (f"Flow {flow.connection} of client {client}", "relay.test", str(wire.address), "was not decrypted"):
+    for part in (f"Flow {flow.connection} of client {client}", "relay.test", str(wire.address), "is not decrypted"):
         assert part in file.comment
     assert path.stat().st_mode & 0o777 == 0o600
     assert [name for name in os.listdir(tmp_path) if "part" in name] == []
@@ -203,7 +203,7 @@ async def test_a_name_that_is_taken_meanwhile_stays(tmp_path: Path) -> None:
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         path.write_text("mine")
         bench.client.abort()
-        with pytest.raises(OperatorError, match="has come meanwhile"):
+        with pytest.raises(OperatorError, match="was created meanwhile"):
             await taking
         assert path.read_text() == "mine"
 
@@ -220,7 +220,7 @@ async def test_to_be_cancelled_keeps_what_came(tmp_path: Path) -> None:
         await eventually(lambda: len(bench.relay.gateway.captures) == 0)
     file = read_capture(path.read_bytes())
     assert captured.packets == len(file.packets) > 0
-    assert (file.missed, captured.end) == (None, "it was ended here")
+    assert (file.missed, captured.end) == (None, "it was stopped here")
 
 
 async def test_a_relay_that_dies_leaves_what_came(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ async def test_a_relay_that_dies_leaves_what_came(tmp_path: Path) -> None:
     path = tmp_path / "flow.pcapng"
     async with await asyncio.start_server(die, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
-        with pytest.raises(UpstreamError, match=r"the relay went away .*flow.pcapng holds the \d+ packets that came"):
+        with pytest.raises(UpstreamError, match=r"the relay went away .*flow.pcapng has the \d+ packets that came"):
             await capture(f"http://{host}:{port}", "1", 1, path)
     assert read_capture(path.read_bytes()).received is None
 

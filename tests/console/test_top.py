@@ -113,7 +113,7 @@ async def test_nobody_listens() -> None:
         (web.json_response([1]), "answers something else"),
         (web.json_response({}), "answers something else"),
         (web.Response(status=404), "answers 404"),
-        (web.Response(status=421), "not answered under this name: use an address, or add it to listen.admin_hosts"),
+        (web.Response(status=421), "does not answer to this name: use an address, or add it to listen.admin_hosts"),
     ],
 )
 async def test_another_server(response: web.Response, said: str) -> None:

@@ -62,7 +62,7 @@ async def bind(line: Session | TurnConnection, peer: Address) -> None:
 @pytest.mark.parametrize("carrier", CARRIERS)
 async def test_upgrade_is_stripped(tmp_path: Path, carrier: str) -> None:
     async with behind(tmp_path, StripsUpgrade) as (relay, host, proxy):
-        with pytest.raises(UpstreamError, match="a proxy on the way may have taken it out"):
+        with pytest.raises(UpstreamError, match="a proxy on the way may have removed it"):
             await call(carrier, relay, host, proxy, Inbox())
 
 

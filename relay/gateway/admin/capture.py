@@ -47,11 +47,11 @@ _HEADERS = {
 class End(StrEnum):
     """Why a capture ended."""
 
-    SECONDS = "its time is over"
+    SECONDS = "the time has passed"
     SIZE = "the file has reached capture.max_bytes"
     FLOW = "the flow has ended"
-    STOPPED = "the relay stops, or allows it no more"
-    READER = "whoever asked has gone, or does not read"
+    STOPPED = "the relay stops, or no longer allows captures"
+    READER = "the requester has gone, or does not read"
 
 
 @dataclass(slots=True)
@@ -74,10 +74,11 @@ class _Running:
         said = (
             f"Flow {self.connection} of client {tap.client}, server name {printable(tap.server_name) or 'none'}, "
             f"upstream {printable(tap.upstream.name)} ({tap.upstream.address}).",
-            "These are the UDP datagrams between relay and upstream, taken inside the relay: what it drops towards the "
-            "client is here, too. IP and UDP headers are made from the addresses; time to live and flags are made up.",
-            "Media is SRTP as it passed: it was not decrypted, the relay has no key.",
-            "Packets that were missed are counted in the last block, and at the packet behind the gap.",
+            "These are the UDP datagrams between relay and upstream, recorded inside the relay. Those that it drops on "
+            "the way to the client are here, too. The IP and UDP headers are made from the addresses; time to live and "
+            "flags are made up.",
+            "Media is SRTP as it passed. It is not decrypted: the relay has no key.",
+            "Missed packets are counted in the last block, and at the packet after the gap.",
         )
         section = build_section_header(f"cloud9-relay {__version__}", "\n".join(said))
         return self._account(section + build_interface(f"upstream {tap.upstream.name}"))
@@ -141,7 +142,7 @@ class Captures:
             running.stop.set()
 
     async def on_request(self, request: web.Request) -> web.StreamResponse:
-        """Send a capture until its time is over, its flow ends, it is too long, or whoever asked goes away."""
+        """Send a capture until its time has passed, its flow ends, it is too long, or the requester goes away."""
         settings = self._settings
         if not settings.allowed:
             return _refuse(403, "captures are not allowed: set capture.allowed = true in the relay's configuration")
@@ -160,7 +161,7 @@ class Captures:
         if connection in self._running:
             return _refuse(409, "this flow is being captured already")
         if self._stopped or len(self._running) >= MAX_CAPTURES:
-            return _refuse(409, f"{MAX_CAPTURES} captures run already, more must wait")
+            return _refuse(409, f"{MAX_CAPTURES} captures run already: try again later")
         tap = None if connection is None else self._tap(connection)
         if connection is None or tap is None:
             return _refuse(404, "no such flow")

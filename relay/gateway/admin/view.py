@@ -240,15 +240,15 @@ class View:
 
 
 def assumptions(streams: Sequence[RtpStream], playout_deadline_ms: float) -> list[str]:
-    """What a score rests on that nobody here has seen."""
+    """What a score assumes, because the relay cannot see it."""
     said = [
         "The voice is encrypted and stays so: only RTP headers are read, and RTCP is counted.",
         f"The codec is not seen. {_codecs(streams)}",
-        "The one-way delay is not seen. Counted are half of the client's TCP round trip, "
-        f"{playout_deadline_ms:g} ms of jitter buffer and {emodel.PACKETISATION_MS:g} ms of packetisation; "
-        "nothing of the way beyond the upstream.",
-        "The uplink is judged as it came from the client, the downlink as it left to it: "
-        "what the networks beyond do to it later is not seen.",
+        "The one-way delay is not seen. The score counts half of the client's TCP round trip, "
+        f"{playout_deadline_ms:g} ms of jitter buffer and {emodel.PACKETISATION_MS:g} ms of packetisation, "
+        "and nothing for the way beyond the upstream.",
+        "The uplink is judged as it comes from the client, the downlink as it leaves to the client. "
+        "What networks do to them after that is not seen.",
     ]
     unknown = sorted({stream.payload_type for stream in streams if not stream.clock_hz})
     if unknown:
@@ -261,9 +261,11 @@ def _codecs(streams: Iterable[RtpStream]) -> str:
     said = []
     for payload_type in sorted({stream.payload_type for stream in streams}):
         codec = codec_of(payload_type)
-        own = ", values of our own" if codec.provisional else ""
-        said.append(f"Payload type {payload_type} is taken for {codec.name} (Ie {codec.ie:g}, Bpl {codec.bpl:g}{own}).")
-    return " ".join([*said, "The scale is the narrowband one, 4.4 at best."])
+        own = ", our own values" if codec.provisional else ""
+        said.append(
+            f"Payload type {payload_type} is assumed to be {codec.name} (Ie {codec.ie:g}, Bpl {codec.bpl:g}{own})."
+        )
+    return " ".join([*said, "The MOS scale is narrowband: 4.4 is the best score."])
 
 
 def describe_flow(flow: FlowSnapshot, region: str, call: Call | None) -> Json:

@@ -68,7 +68,7 @@ def iso(unix_s: float) -> str:
 def check_folder(path: Path) -> None:
     """Look whether the file could be there, and leave nothing behind. Raises OperatorError."""
     if path.is_dir() or not path.parent.is_dir():
-        raise OperatorError(f"{path} (quality.records): expected a file in a folder that is there")
+        raise OperatorError(f"{path} (quality.records): expected a file in a folder that exists")
 
 
 def check_path(path: Path | None) -> None:

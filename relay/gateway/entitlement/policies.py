@@ -154,7 +154,7 @@ def _parse(path: Path, content: bytes) -> object:
     try:
         return json.loads(content) if kind == "JSON" else tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise OperatorError(f"{path} (entitlement.file): no valid {kind}: {error}") from None
+        raise OperatorError(f"{path} (entitlement.file): not valid {kind}: {error}") from None
 
 
 class UserFile:

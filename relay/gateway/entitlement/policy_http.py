@@ -197,5 +197,5 @@ def _cause(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        return f"not the JSON expected: {key + ': ' if key else ''}{first['msg']}"
+        return f"not the expected JSON: {key + ': ' if key else ''}{first['msg']}"
     return str(error) or type(error).__name__

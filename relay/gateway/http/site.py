@@ -54,7 +54,7 @@ _PAGE = f"""<!doctype html>
 color-scheme:light dark}}code{{font-size:.95em}}</style>
 <h1>cloud9-relay</h1>
 <p>This is a voice relay, version {__version__}. It is reachable, and its TLS certificate was accepted.</p>
-<p>Voice clients use this same address as <code>turns:</code> server; there is nothing more to see in a browser.</p>
+<p>Voice clients use this address as their <code>turns:</code> server. There is nothing else to see here.</p>
 </html>
 """
 
@@ -64,7 +64,7 @@ async def _on_page(_: web.Request) -> web.Response:
 
 
 async def on_healthz(_: web.Request) -> web.Response:
-    """The process answers: that is all this says."""
+    """Say that the process answers, and no more than that."""
     return web.Response(text="ok\n")
 
 
@@ -295,7 +295,7 @@ class Site:
             # The plane has said so already: of a flow that began now nobody would ever hear the end.
             raise web.HTTPServiceUnavailable
         if handler.has_more:
-            raise web.HTTPBadRequest(text="bytes behind the request: expected none before the 101\n")
+            raise web.HTTPBadRequest(text="bytes after the request: expected none before the 101\n")
         upgrade()
         try:
             # To close our end now would overtake the upgrade in a plane that has threads: it closes its own.

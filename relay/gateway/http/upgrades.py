@@ -179,7 +179,7 @@ class Upgrades:
         state = self._configured(host, port)
         if state is None and self._flows.asks_for_users:
             # Media goes there without a user name that could be asked about.
-            raise _prohibited(f"{shown(host)}: expected an upstream, because users are asked for here ([entitlement])")
+            raise _prohibited(f"{shown(host)}: expected an upstream, because this relay checks users ([entitlement])")
         if state is None:
             return _reachable(await self._media_address(opened, host, port))
         if not self._flows.may_reach(opened.server_name, state):
@@ -205,7 +205,7 @@ class Upgrades:
             raise _prohibited(f"port {port}: expected 3478, or 16384 to 65535")
         # To look up a name says it to the world: that is done for the vendor's only.
         if not Address(host, port).is_literal and not self._vendor().covers(host):
-            raise _prohibited(f"{shown(host)}: neither an upstream nor a host of the vendor's")
+            raise _prohibited(f"{shown(host)}: neither an upstream nor a host of the vendor")
         try:
             found = await self._resolver.resolve(host, port, opened.client.host)
         except ResolveError as error:
@@ -236,11 +236,11 @@ def _check_upgrade(request: web.Request, protocol: str) -> None:
     if request.version < HttpVersion11:
         raise _bad(f"HTTP/1.0: expected HTTP/1.1 with Upgrade: {protocol}\n", 426, told)
     if not wanted:
-        raise _bad(f"no Upgrade: expected Upgrade: {protocol}; a proxy on the way may have taken it out\n", 426, told)
+        raise _bad(f"no Upgrade: expected Upgrade: {protocol}; a proxy on the way may have removed it\n", 426, told)
     if protocol not in wanted:
         raise _bad(f"Upgrade: {shown(wanted[0])}: expected {protocol}\n", 426, told)
     if "upgrade" not in [token.lower() for token in _tokens(request, hdrs.CONNECTION)]:
-        raise _bad("Connection: expected Upgrade among its values; a proxy on the way may have taken it out\n")
+        raise _bad("Connection: expected Upgrade among its values; a proxy on the way may have removed it\n")
     if request.body_exists or hdrs.TRANSFER_ENCODING in request.headers:
         raise _bad("a body: expected none before the 101\n")
 
@@ -273,7 +273,7 @@ def _check_connect_udp(request: web.Request) -> tuple[str, int]:
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise _bad(f"port {shown(port)}: expected 1 to 65535\n")
     if host.startswith("["):
-        raise _bad("an IPv6 address stands without brackets, its colons as %3A\n")
+        raise _bad("expected an IPv6 address without brackets, its colons as %3A\n")
     return host, int(port)
 
 
@@ -309,7 +309,7 @@ def _prohibited(text: str) -> UpgradeRefused:
 
 
 def _draining() -> UpgradeRefused:
-    text = "the relay is about to stop, and takes no new calls\n"
+    text = "the relay is about to stop, and accepts no new calls\n"
     headers: dict[str, str] = {hdrs.RETRY_AFTER: str(RETRY_AFTER_S)}
     return UpgradeRefused(UpgradeOutcome.DRAINING, 503, text, headers)
 

@@ -132,11 +132,11 @@ class Flows:
         Where the connection has a flow already, that one moves. Raises FlowRefused.
         """
         if self.draining and wanted.connection not in self._states:
-            raise FlowRefused(CloseReason.DRAINING, "the relay is about to stop, and takes no new calls")
+            raise FlowRefused(CloseReason.DRAINING, "the relay is about to stop, and accepts no new calls")
         route = self.routes.match(wanted.server_name)
         region = wanted.region if route is None else route.region
         if wanted.region not in {None, region}:
-            raise FlowRefused(CloseReason.NO_UPSTREAM, f"this name serves the region {region}, and no other")
+            raise FlowRefused(CloseReason.NO_UPSTREAM, f"this name serves only the region {region}")
         age_s = None if route is None or route.max_media_age_ms is None else route.max_media_age_ms / 1000
         state, upstream = self._place(wanted, region)
         self._count(wanted.connection, state)

@@ -102,7 +102,7 @@ class Resolver:
             answers: Sequence[str] = [literal]
         elif _looks_like_a_number(host):
             # 2130706433, 0x7f.1, 0177.0.0.1: the system would read them as IPv4, and so hide what is asked for.
-            detail = f"{shown(host)}: no name, nor an address as it is written"
+            detail = f"{shown(host)}: expected a host name, or an IP address in its usual spelling"
             raise ResolveError(ResolveFailure.DESTINATION_IP_PROHIBITED, detail, [shown(host)])
         else:
             answers = await self._ask(host, source_of(source))
@@ -118,7 +118,7 @@ class Resolver:
 
     async def _ask(self, host: str, source: str) -> Sequence[str]:
         if not _could_be_a_name(host):
-            raise ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: no host name")
+            raise ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: not a host name")
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
                 answer = await self._share(host, source)

@@ -29,7 +29,7 @@ class Channels:
         if bind.channel not in {None, number}:
             return Failed(409, f"bind: the peer has channel {known:#x} already", bind.peer, bind.id)
         if known is None and number in taken:
-            return Failed(409, f"bind: channel {number:#x} is another peer's", bind.peer, bind.id)
+            return Failed(409, f"bind: channel {number:#x} belongs to another peer", bind.peer, bind.id)
         if known is None and len(bound) >= MAX_CHANNELS:
             return Failed(429, f"bind: expected at most {MAX_CHANNELS} channels", bind.peer, bind.id)
         if known is not None and bind.peer not in self.asked and bind.peer not in self.rebinding:

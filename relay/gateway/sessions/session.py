@@ -391,7 +391,7 @@ class Session:
         """Nothing waits for this token. The client may open a new allocation instead."""
         if self.state is State.RETURNING:
             self._enter(State.NEW, min(OPEN_TIMEOUT_S, self._new_until - self._now()))
-            reason = "resume: no such token; it is good once, and not for long"
+            reason = "resume: no such token; a token is good once, and only for some seconds"
             self._client.fail(404, reason, identity=self._client.take_request_id())
 
     # Time and the end

@@ -197,7 +197,7 @@ class Exchange:
             if head.status >= 200 or head.status == 101:
                 return head
             await pass_informational(self._request, head, expects=self._accepted.expects)
-        raise AnswerError(f"more than {MAX_INFORMATIONAL} answers before the one that counts")
+        raise AnswerError(f"more than {MAX_INFORMATIONAL} interim answers")
 
     async def _await_head(self, connection: UpstreamConnection, upload: Upload) -> AnswerHead:
         reading = self._loop.create_task(connection.read_head(), name="answer")

@@ -144,7 +144,7 @@ def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: in
         _check_field(name, value)
     host = _single(headers, b"host", required=True)
     if not _HOST.fullmatch(host):
-        raise BadRequest(400, "Host is no host name")
+        raise BadRequest(400, "Host is not a host name")
     target = _origin_form(request.raw_path.encode("utf-8", "surrogateescape"), host)
     raw_path, _, query = target.partition(b"?")
     body_bytes = _check_framing(headers, chunks_allowed=request.version == (1, 1))
@@ -165,12 +165,12 @@ def check(request: web.BaseRequest, *, max_header_bytes: int, max_body_bytes: in
 
 def _check_field(name: bytes, value: bytes) -> None:
     if not _TOKEN.fullmatch(name):
-        raise BadRequest(400, "a header's name is no token")
+        raise BadRequest(400, "a header's name is not a token")
     if not _VALUE.fullmatch(value):
-        raise BadRequest(400, "a header holds control characters")
+        raise BadRequest(400, "a header contains control characters")
     plain = name.lower().replace(b"_", b"-")
     if b"_" in name and (plain in _NO_ALIAS or tells_of_the_client(plain)):
-        raise BadRequest(400, "a header's name, with _ for -, may be taken for another")
+        raise BadRequest(400, "a header's name, with _ for -, could be mistaken for another")
 
 
 def _values(headers: RawHeaders, wanted: bytes) -> list[bytes]:
@@ -190,14 +190,14 @@ def _elements(headers: RawHeaders, wanted: bytes) -> list[bytes]:
 
 def _origin_form(target: bytes, host: str) -> bytes:
     if not _TARGET.fullmatch(target):
-        raise BadRequest(400, "the request target holds what a URL does not")
+        raise BadRequest(400, "the request target contains what a URL cannot")
     if target.startswith(b"/"):
         return target
     # RFC 9112 section 3.2.2: to be accepted, but it must say the same as Host.
     scheme, _, rest = target.partition(b"://")
     authority = re.split(rb"[/?]", rest, maxsplit=1)[0]
     if scheme.lower() not in {b"http", b"https"} or authority.lower() != host.lower().encode("latin-1"):
-        raise BadRequest(400, "the request target and Host do not say the same")
+        raise BadRequest(400, "the request target and Host differ")
     path = rest[len(authority) :]
     return path if path.startswith(b"/") else b"/" + path
 
@@ -208,7 +208,7 @@ def _check_path(raw: bytes) -> str:
     decoded, once = raw, unquote_to_bytes(raw)
     for _ in range(MAX_DECODINGS + 1):
         if _leads_elsewhere(decoded):
-            raise BadRequest(400, "the path holds . or .. segments, or NUL")
+            raise BadRequest(400, "the path contains . or .. segments, or NUL")
         if (more := unquote_to_bytes(decoded)) == decoded:
             break
         decoded = more

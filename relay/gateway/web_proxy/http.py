@@ -110,7 +110,7 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                         break
                     return request, behind
             else:
-                text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay takes."
+                text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay accepts."
                 raise ProxyRefusal(ProxyOutcome.HEAD_TOO_LONG, 431, text)
     except TimeoutError:
         raise ClientGone(ProxyOutcome.HEAD_TIMEOUT) from None
@@ -118,7 +118,7 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
         raise ClientGone(ProxyOutcome.CLIENT_CLOSED) from None
     except (HttpProcessingError, ValueError):
         pass  # its message would show the client's bytes
-    raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "This is no HTTP request that the relay can read.")
+    raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "The relay cannot read this as an HTTP request.")
 
 
 def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:

@@ -62,7 +62,7 @@ REASON_LINES_PER_S = 10
 
 # So many beyond a bound hear why; further ones are closed at once, for each holds a descriptor until it has heard.
 TOLD_WHY = 64
-FULL = "This relay has as many connections as it may. Try again later."
+FULL = "This relay has reached its limit of connections. Try again later."
 # In any case. Some DHCP servers put a byte too few of the URL into their option 252, hence the last one.
 PAC_PATHS = ("/proxy.pac", "/wpad.dat", "/wpad.da")
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
@@ -196,7 +196,7 @@ class WebProxy:
 
     def _admit(self, client: Address) -> None:
         settings, source = self._settings, source_of(client.host)
-        told = f"This relay has as many connections of {source} as it may. Close some, or try again later."
+        told = f"This relay has reached its limit of connections from {source}. Close some, or try again later."
         for bound, count, text in (
             (settings.connections, self.totals.connections, FULL),
             (settings.connections_per_source, self._per_source[source], told),
@@ -231,15 +231,15 @@ class WebProxy:
                 await self._tunnel(accepted, client, wanted, behind)
             case Way.REFUSE_PORT:
                 text = (
-                    f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If that is wanted, the "
-                    f'operator of the relay adds "{wanted}" to web_proxy.allow.'
+                    f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If you need this, "
+                    f'ask the operator of the relay to add "{wanted}" to web_proxy.allow.'
                 )
                 raise _failed(ProxyOutcome.PORT_REFUSED, 403, text, "http_request_denied")
             case Way.REFUSE_HOST:
                 text = (
-                    f"This relay connects to the hosts of the voice service only, and {wanted.host} is not one of "
-                    "them. Configure your browser with this relay's /proxy.pac, so that it asks others for the rest; "
-                    f'or ask the operator of the relay to add "{wanted}" to web_proxy.allow.'
+                    f"This relay connects only to the hosts of the voice service, and {wanted.host} is not one of "
+                    "them. Let your browser use this relay's /proxy.pac: then it asks the relay only for these hosts. "
+                    f'Or ask the operator of the relay to add "{wanted}" to web_proxy.allow.'
                 )
                 raise _failed(ProxyOutcome.HOST_REFUSED, 403, text, "http_request_denied")
 
@@ -253,7 +253,7 @@ class WebProxy:
         # length of 0 says the same to all, and Windows' own client sends it.
         lengths = request.headers.getall("Content-Length", [])
         if lengths not in ([], ["0"]) or "Transfer-Encoding" in request.headers:
-            text = "A CONNECT has no content: expected no Content-Length but 0, and no Transfer-Encoding."
+            text = "A CONNECT has no content: expected Content-Length 0 or none, and no Transfer-Encoding."
             raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, text)
         await self._authenticate(request, client)
         if self._draining:
@@ -266,12 +266,12 @@ class WebProxy:
         given = request.headers.getall("Proxy-Authorization", [])
         if not self._auth.required:
             return
-        text = "This relay asks for a name and password (Basic authentication). Its operator hands them out."
+        text = "This relay asks for a name and password (Basic authentication). Its operator gives them out."
         fields = {"Proxy-Authenticate": CHALLENGE}
         if not given:
             raise ProxyRefusal(ProxyOutcome.CREDENTIALS_MISSING, 407, text, fields)
         if len(given) > 1 or not await self._is_permitted(given[0], client):
-            wrong = "Name or password is wrong, or not sent as Basic authentication. The operator hands them out."
+            wrong = "Name or password is wrong, or not sent as Basic authentication. The operator gives them out."
             raise ProxyRefusal(ProxyOutcome.CREDENTIALS_WRONG, 407, wrong, fields)
 
     async def _is_permitted(self, given: str, client: Address) -> bool:
@@ -345,15 +345,15 @@ class WebProxy:
         """Answer what is not CONNECT: proxy.pac, or a page."""
         if "://" in request.path:
             text = (
-                "This relay takes CONNECT only, and does not pass on plain http:// requests. Ask for https://, or "
-                "configure your browser with this relay's /proxy.pac, so that it asks others for the rest."
+                "This relay accepts only CONNECT, and does not pass on plain http:// requests. Use https://, or let "
+                "your browser use this relay's /proxy.pac: then it asks the relay only for hosts of the voice service."
             )
             raise ProxyRefusal(ProxyOutcome.PLAIN_HTTP, 403, text)
         if request.method not in {"GET", "HEAD"}:
-            text = "This relay takes CONNECT, and GET of /proxy.pac and /wpad.dat."
+            text = "This relay accepts CONNECT, and GET of /proxy.pac and /wpad.dat."
             raise ProxyRefusal(ProxyOutcome.METHOD_REFUSED, 405, text, {"Allow": "CONNECT, GET, HEAD"})
         if request.path.partition("?")[0].lower() not in PAC_PATHS:
-            text = "This is the web proxy of a voice relay. There is nothing here but /proxy.pac and /wpad.dat."
+            text = "This is the web proxy of a voice relay. It serves only /proxy.pac and /wpad.dat."
             raise ProxyRefusal(ProxyOutcome.PLAIN_HTTP, 403, text)
         local = from_sockaddr(accepted.getsockname())
         body = self.pac(request.headers.get("Host", ""), local).encode("ascii")

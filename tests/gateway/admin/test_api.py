@@ -154,7 +154,7 @@ async def test_one_flow_says_what_it_rests_on() -> None:
     assert flow["streams"][0]["jitter_ms"] is flow["streams"][0]["clock_hz"] is None
     said = " ".join(flow["assumptions"])
     assert "encrypted" in said
-    assert "Payload type 96 is taken for Opus" in said
+    assert "Payload type 96 is assumed to be Opus" in said
     assert "No clock is known for payload type 96" in said
     assert "one-way delay is not seen" in said
 

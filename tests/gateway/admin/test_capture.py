@@ -91,7 +91,7 @@ async def test_its_time_is_over(plane: str, tmp_path: Path) -> None:
     async with relay_with_a_flow(tmp_path, plane, allowed=True) as bench, capturing(bench, 1.5) as running:
         await bench.up(build_channel_data(0x4001, b"in time"))
         file = await running.file()
-        assert (file.end, file.missed) == ("its time is over", 0)
+        assert (file.end, file.missed) == ("the time has passed", 0)
         assert (UP, build_channel_data(0x4001, b"in time")) in without_probes(file)
         assert file.ended_us - file.started_us >= 1_450_000
         # The flow goes on.
@@ -158,7 +158,7 @@ async def test_who_asked_goes_away(plane: str, tmp_path: Path) -> None:
                 await eventually(lambda: len(bench.relay.gateway.captures) == 0)
         assert state.tap.ended
         [ended] = [line for line in logged if line["event"] == "capture ended"]
-        assert ended["reason"] == "whoever asked has gone, or does not read"
+        assert ended["reason"] == "the requester has gone, or does not read"
         if plane == "compiled" and buffers is not None:
             await eventually(lambda: live_objects()["buffers"] <= buffers)
         # Another one may come.
@@ -185,14 +185,14 @@ async def test_the_relay_stops(tmp_path: Path) -> None:
         running = await stack.enter_async_context(capturing(bench))
         reading = asyncio.create_task(running.file())
         await bench.relay.gateway.stop()
-        assert (await reading).end == "the relay stops, or allows it no more"
+        assert (await reading).end == "the relay stops, or no longer allows captures"
 
 
 async def test_a_reload_that_forbids_it_ends_it(tmp_path: Path) -> None:
     async with relay_with_a_flow(tmp_path, allowed=True) as bench, capturing(bench) as running:
         write_config(bench.relay.config_file, {**bench.relay.tree, "capture": {"allowed": False}})
         bench.relay.gateway.reload(bench.relay.config_file)
-        assert (await running.file()).end == "the relay stops, or allows it no more"
+        assert (await running.file()).end == "the relay stops, or no longer allows captures"
         status, _ = await post(f"{bench.url}/api/flows/{bench.connection}/capture?seconds=1")
         assert status == 403
 
@@ -251,7 +251,7 @@ async def test_one_of_a_flow_and_few_of_all(plane: str, tmp_path: Path) -> None:
         answers = [await stack.enter_async_context(session.post(url)) for url in urls[:MAX_CAPTURES]]
         assert [answer.status for answer in answers] == [200] * MAX_CAPTURES
         assert await post(urls[0]) == (409, "this flow is being captured already")
-        assert await post(urls[-1]) == (409, "4 captures run already, more must wait")
+        assert await post(urls[-1]) == (409, "4 captures run already: try again later")
         # Each has its own flow's packets.
         for client, number in zip(clients, range(len(clients)), strict=True):
             await client.send(build_channel_data(0x4001, bytes([number]) * 4))

@@ -82,7 +82,7 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     [
         ("users.toml", b"users = 1", "users: 1: expected a list"),
         ("users.toml", b"users = [1]", "users.0: 1: expected a table of keys and values"),
-        ("users.toml", b"[[users]]\n", "users.0.user: required, but not there"),
+        ("users.toml", b"[[users]]\n", "users.0.user: required, but missing"),
         (
             "users.toml",
             b"[[users]]\nuser = 'a*b*'",
@@ -96,11 +96,11 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
         ("users.toml", b"[[users]]\nuser = 'a'\nregion = 'x'", "users.0.region: unknown key"),
         ("users.toml", b"[[users]]\nuser = 'a'\n[[users]]\nuser = 'a'", "users: the user 'a' is given twice"),
         ("users.toml", b"user = 'a'", "user: unknown key"),
-        ("users.toml", b"\xff", "no valid TOML"),
-        ("users.json", b"{", "no valid JSON"),
-        ("users.json", b"[" * 100_000, "no valid JSON"),
+        ("users.toml", b"\xff", "not valid TOML"),
+        ("users.json", b"{", "not valid JSON"),
+        ("users.json", b"[" * 100_000, "not valid JSON"),
         ("users.json", b'"users"', "expected a table of keys and values"),
-        ("users.json", b"", "no valid JSON"),
+        ("users.json", b"", "not valid JSON"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:

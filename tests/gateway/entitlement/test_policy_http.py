@@ -190,10 +190,10 @@ async def _compressed(request: web.Request) -> web.StreamResponse:
     ("answer", "cause"),
     [
         (_redirect, "expected status 200, but it is 302"),
-        (_text, "not the JSON expected: Invalid JSON"),
+        (_text, "not the expected JSON: Invalid JSON"),
         (_endless, "at most 65536 bytes"),
         (_cut_off, "payload"),
-        (_compressed, "not the JSON expected"),  # nobody asked for it
+        (_compressed, "not the expected JSON"),  # nobody asked for it
     ],
 )
 async def test_faults_of_the_service(answer: Any, cause: str) -> None:
@@ -219,8 +219,8 @@ async def test_faults_of_the_service(answer: Any, cause: str) -> None:
         ({"allowed": True, "calls": 0}, 200, "calls: Input should be greater than or equal to 1"),
         ({"allowed": True, "calls": "2"}, 200, "calls: Input should be a valid integer"),
         ({"allowed": True, "regions": "use1"}, 200, "regions: Input should be a valid array"),
-        ([], 200, "not the JSON expected"),
-        (None, 200, "not the JSON expected"),
+        ([], 200, "not the expected JSON"),
+        (None, 200, "not the expected JSON"),
     ],
 )
 async def test_answers_that_are_none(content: object, status: int, cause: str) -> None:

@@ -278,7 +278,7 @@ BAD_TARGETS: list[tuple[str, int, str | None, str]] = [
     (udp_path("stun1", "x"), 400, None, "port x: expected 1 to 65535"),
     (udp_path("stun1", "-1"), 400, None, "port -1: expected 1 to 65535"),
     (udp_path("stun1", "%D9%A3"), 400, None, "port "),
-    (udp_path("[::1]", 3478), 400, None, "an IPv6 address stands without brackets"),
+    (udp_path("[::1]", 3478), 400, None, "expected an IPv6 address without brackets"),
     (udp_path("nowhere.xhoot.com", 3478), 502, "dns_error", "nowhere.xhoot.com: "),
     (udp_path("nowhere.example", 3478), 403, "destination_ip_prohibited", "nowhere.example: neither an upstream nor "),
     (udp_path("stun.xhoot.com.example", 3478), 403, "destination_ip_prohibited", "stun.xhoot.com.example: neither "),
@@ -460,7 +460,7 @@ async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path
         await eventually(lambda: handler._behind)  # type: ignore[attr-defined]
         lookup.go_on.set()
         head, body = await answer(client)
-        assert (head.status, body) == (400, b"bytes behind the request: expected none before the 101\n")
+        assert (head.status, body) == (400, b"bytes after the request: expected none before the 101\n")
         client.abort()
 
 

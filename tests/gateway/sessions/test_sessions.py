@@ -112,7 +112,7 @@ async def test_what_is_refused_and_leaves_the_session_as_it_was(tmp_path: Path, 
             heard = await session.ask(type="bind", peer=str(peer), channel=0x4006)
             assert (heard["code"], heard["reason"]) == (409, "bind: the peer has channel 0x4005 already")
             heard = await session.ask(type="bind", peer=str(other), channel=0x4005)
-            assert (heard["code"], heard["reason"]) == (409, "bind: channel 0x4005 is another peer's")
+            assert (heard["code"], heard["reason"]) == (409, "bind: channel 0x4005 belongs to another peer")
             assert (await session.ask(type="bind", peer=str(other)))["channel"] == 0x4000
             await echoes(session, 0x4005)
             await session.say_goodbye()
@@ -157,7 +157,7 @@ async def test_region_and_no_upstream(tmp_path: Path, plane: str) -> None:
     async with relay_with_hosts(tmp_path, plane, routes=routes) as (relay, hosts):
         async with raw_session(relay, "use1.relay.test") as session:
             heard = await session.ask(**OPEN, region="euc1")
-            assert (heard["code"], heard["reason"]) == (503, "this name serves the region use1, and no other")
+            assert (heard["code"], heard["reason"]) == (503, "this name serves only the region use1")
             assert await session.hear_close() == (1013, "no_upstream")
         async with raw_session(relay) as session:
             heard = await session.ask(**OPEN, region="nowhere")

@@ -46,7 +46,7 @@ async def test_large_heads(tmp_path: Path) -> None:
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
             b"its answer has a transfer coding that is not chunked",
         ),
-        (b"HTTP/1.1 102 Processing\r\n\r\n" * 40, b"more than 32 answers before the one that counts"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * 40, b"more than 32 interim answers"),
     ],
 )
 async def test_answers_that_cannot_be_passed_on(tmp_path: Path, answer: bytes, why: bytes) -> None:
