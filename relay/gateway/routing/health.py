@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,6 +18,7 @@ from relay.config import HealthSettings, MediaSettings, UpstreamServer
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.probe import Asker, Finding, Verdict
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver
+from relay.gateway.routing.rounds import go_round, spread
 from relay.gateway.routing.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
 from relay.tasks import Tasks
 from relay.turn.credentials import rest_password, rest_username
@@ -135,23 +135,19 @@ class _Watch:
 
     async def run(self) -> None:
         """Probe round after round, the first at once; a suspicion ends a pause."""
-        loop = asyncio.get_running_loop()
         await self._ready.wait()
-        while self._methods:
-            began = loop.time()
-            self._hurried.clear()
-            try:
-                await self._round(began)
-                self._on_probe(self._state)
-            except Exception:  # a watch that has ended would leave its upstream as it was for ever
-                log.exception("probe failed", upstream=self._state.name)
-            await self._pause(began)
+        if self._methods:
+            await go_round(self._probe, self._pause, failure="probe failed", upstream=self._state.name)
+        self._on_probe(self._state)
+
+    async def _probe(self, began: float) -> None:
+        self._hurried.clear()
+        await self._round(began)
         self._on_probe(self._state)
 
     async def _pause(self, began: float) -> None:
-        jitter = random.uniform(1 - self._settings.jitter, 1 + self._settings.jitter)  # noqa: S311
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(began + self._settings.interval_s * jitter):
+            async with asyncio.timeout_at(began + spread(self._settings.interval_s, self._settings.jitter)):
                 await self._hurried.wait()
                 soonest = began + SUSPECT_SHARE * min(self._settings.interval_s, 1.0)
                 await asyncio.sleep(soonest - asyncio.get_running_loop().time())
@@ -262,21 +258,20 @@ class _Watch:
 
     async def look_up(self) -> None:
         """Look the name up again and again; sooner while there is no address of it that works, or it is suspected."""
-        loop = asyncio.get_running_loop()
-        while True:
-            looked = loop.time()
-            self._look.clear()
-            try:
-                await self._resolve()
-            except Exception:  # as above
-                log.exception("lookup failed", upstream=self._state.name)
-            self._ready.set()
-            works = self._state.address is not None and self._state.health is not Health.DOWN
-            pause = self._settings.resolve_interval_s if works else RESOLVE_AGAIN_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(looked + pause):
-                    await self._look.wait()
-                    await asyncio.sleep(looked + RESOLVE_AGAIN_S - loop.time())
+        await go_round(self._look_up_once, self._wait_to_look_up, failure="lookup failed", upstream=self._state.name)
+
+    async def _look_up_once(self, _: float) -> None:
+        self._look.clear()
+        await self._resolve()
+
+    async def _wait_to_look_up(self, looked: float) -> None:
+        self._ready.set()
+        works = self._state.address is not None and self._state.health is not Health.DOWN
+        pause_s = self._settings.resolve_interval_s if works else RESOLVE_AGAIN_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(looked + pause_s):
+                await self._look.wait()
+                await asyncio.sleep(looked + RESOLVE_AGAIN_S - asyncio.get_running_loop().time())
 
     async def _resolve(self) -> None:
         """Look the name up; what may not be relayed to is not taken, and a failure leaves the last address."""

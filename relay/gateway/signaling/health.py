@@ -1,22 +1,19 @@
-"""Asks signaling upstreams now and then whether they take connections, or answer."""
+"""Asks the servers of signaling now and then whether they live: whether they take connections, or answer a GET."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
-
-import structlog
+from dataclasses import dataclass
 
 from relay.config import SignalingSettings
+from relay.gateway.routing.rounds import go_round, spread
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
 from relay.gateway.signaling.pools import Pools, SignalingUpstream
 from relay.tasks import Tasks
 from relay.wire.http1 import AnswerError, build_head
 
-log = structlog.get_logger()
-
-# Probes are spread by this share of the interval, so that relays do not beat in time.
+# The share of the interval by which probes are spread.
 JITTER = 0.1
 
 
@@ -33,40 +30,52 @@ class SignalingHealth:
         """Ask the upstreams as they are now."""
         for task in self._running:
             task.cancel()
-        self._running = [
-            self._tasks.start(self._watch(upstream, settings, trust), f"signaling health {upstream.url}")
-            for upstream in self._pools
-        ]
+        watches = [_Watch(upstream, settings, trust, self._connections) for upstream in self._pools]
+        self._running = [self._tasks.start(one.run(), f"signaling health {one.upstream.url}") for one in watches]
 
     async def stop(self) -> None:
-        """Ask nobody any more."""
+        """Ask no upstream any longer."""
         await self._tasks.cancel()
 
-    async def _watch(self, upstream: SignalingUpstream, settings: SignalingSettings, trust: ssl.SSLContext) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(settings.connect_timeout_s):
-                    await self._probe(upstream, settings, trust)
-            except ConnectFailed as failed:
-                upstream.on_failure(failed.cause, certain=failed.certain)
-            except TimeoutError:
-                upstream.on_failure("no answer in time", certain=False)
-            except (Lost, AnswerError) as error:
-                upstream.on_failure(str(error), certain=False)
-            except Exception:  # a watch that has ended would leave its upstream as it was for ever
-                log.exception("signaling probe failed", upstream=upstream.url)
-            else:
-                upstream.on_success()
-            await asyncio.sleep(settings.health_interval_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
 
-    async def _probe(self, upstream: SignalingUpstream, settings: SignalingSettings, trust: ssl.SSLContext) -> None:
-        origin = upstream.origin
-        connection = await self._connections.open(origin, trust, settings.connect_timeout_s)
+@dataclass(frozen=True)
+class _Watch:
+    """Watches one upstream until ``run`` is cancelled."""
+
+    upstream: SignalingUpstream
+    settings: SignalingSettings
+    trust: ssl.SSLContext
+    connections: Connections
+
+    async def run(self) -> None:
+        await go_round(self._round, self._pause, failure="signaling probe failed", upstream=self.upstream.url)
+
+    async def _round(self, _: float) -> None:
+        upstream = self.upstream
         try:
-            if settings.health_path:
-                first = f"GET {settings.health_path} HTTP/1.1".encode()
+            async with asyncio.timeout(self.settings.connect_timeout_s):
+                await self._probe()
+        except ConnectFailed as failed:
+            upstream.on_failure(failed.cause, certain=failed.certain)
+        except TimeoutError:
+            upstream.on_failure("no answer in time", certain=False)
+        except (Lost, AnswerError) as error:
+            upstream.on_failure(str(error), certain=False)
+        else:
+            upstream.on_success()
+
+    async def _pause(self, _: float) -> None:
+        await asyncio.sleep(spread(self.settings.health_interval_s, JITTER))
+
+    async def _probe(self) -> None:
+        origin, path = self.upstream.origin, self.settings.health_path
+        connection = await self.connections.open(origin, self.trust, self.settings.connect_timeout_s)
+        try:
+            if path:
                 host = (origin.host_port_subcomponent or "").encode()
-                connection.write(build_head(first, [(b"Host", host), (b"Connection", b"close")]))
+                connection.write(
+                    build_head(f"GET {path} HTTP/1.1".encode(), [(b"Host", host), (b"Connection", b"close")])
+                )
                 head = await connection.read_head()
                 while head.status < 200:
                     head = await connection.read_head()

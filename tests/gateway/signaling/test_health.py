@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from relay.config import HealthSettings, SignalingSettings
 from relay.gateway.routing.upstreams import Health
+from relay.gateway.signaling import health
 from relay.gateway.signaling.health import SignalingHealth
 from relay.gateway.signaling.pools import Pools
 
@@ -26,7 +27,7 @@ async def test_a_watch_survives_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatc
             raise failure
         probed.set()
 
-    monkeypatch.setattr(SignalingHealth, "_probe", probe)
+    monkeypatch.setattr(health._Watch, "_probe", probe)
     watch = SignalingHealth(None, pools)  # type: ignore[arg-type]
     (upstream,) = pools
     with capture_logs() as lines:
