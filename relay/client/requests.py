@@ -6,7 +6,7 @@ import asyncio
 
 from relay.addresses import Address
 from relay.errors import UpstreamError
-from relay.turn.client import Event, RequestFailed
+from relay.turn.events import Event, RequestFailed
 from relay.wire.stun import Method
 
 Key = tuple[Method, tuple[Address, ...]]

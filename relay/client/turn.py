@@ -28,8 +28,8 @@ from relay.client.links import MAX_DATA_BYTES, Link, UdpLink, open_tls_link, ope
 from relay.client.requests import AwaitedRequests, TurnRequestError
 from relay.errors import UpstreamError
 from relay.timer import DeadlineTimer
-from relay.turn.client import (
-    MAX_PEERS_PER_RENEWAL,
+from relay.turn.client import MAX_PEERS_PER_RENEWAL, TurnClient
+from relay.turn.events import (
     AllocationCreated,
     AllocationRefreshed,
     BindingDone,
@@ -38,7 +38,6 @@ from relay.turn.client import (
     Event,
     PermissionsCreated,
     RequestFailed,
-    TurnClient,
 )
 from relay.turn.transactions import RTO_S
 from relay.wire.stun import Method

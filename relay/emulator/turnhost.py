@@ -20,8 +20,9 @@ from relay.addresses import LOOPBACK, Address, RelayPolicy
 from relay.errors import OperatorError
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.timer import DeadlineTimer
+from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import CredentialStore, NonceMint
-from relay.turn.server import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer, ServerSettings, TurnServer
+from relay.turn.server import ServerSettings, TurnServer
 
 # The longest datagram there is: nothing is cut off in reception.
 MAX_DATAGRAM_BYTES = 65535

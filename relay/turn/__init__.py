@@ -1,4 +1,12 @@
 """TURN state machines (RFC 8489, RFC 8656): client, server, credentials, transactions. No I/O; ``now`` is an argument.
 
-``now`` is in seconds of any monotonic clock, but for credentials, whose expiry is a Unix time.
+``now`` is in seconds of any monotonic clock. Only the expiry of credentials is a Unix time.
+
+client         the client: requests in, messages and ``events`` out
+server         the server: datagrams in, ``commands`` out; ``allocation`` is what it holds for one client
+allocate       what an Allocate asks for
+authentication who has sent a request; ``credentials`` are the keys and nonces
+answers        what the server sends back, kept for copies of the request
+relayed_ports  the ports of the server's relayed addresses
+transactions   requests that wait for their response over UDP
 """

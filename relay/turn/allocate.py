@@ -8,7 +8,7 @@ from relay.turn.authentication import TurnError
 from relay.wire.stun import AttributeType, Family, Message
 
 UDP_PROTOCOL = 17
-# RFC 8656 sections 3.2 and 7.2: the default, which is also the least that is granted, and the most.
+# RFC 8656 sections 3.2 and 7.2: the default, which is also the shortest that is granted, and the longest.
 DEFAULT_LIFETIME_S = 600
 MAX_LIFETIME_S = 3600
 
@@ -54,6 +54,6 @@ def read_allocate(message: Message) -> AllocateWish:
 
 
 def granted_lifetime(message: Message) -> int:
-    """The lifetime that is granted for what LIFETIME asks for, in seconds (section 7.2)."""
+    """The lifetime in seconds that is granted to a request with this LIFETIME (section 7.2)."""
     wanted = message.uint32(AttributeType.LIFETIME)
     return DEFAULT_LIFETIME_S if wanted is None else min(max(wanted, DEFAULT_LIFETIME_S), MAX_LIFETIME_S)

@@ -10,8 +10,8 @@ from relay.wire.stun import family_of
 # Fixed by RFC 8656 sections 9 and 12.
 PERMISSION_LIFETIME_S = 300
 CHANNEL_LIFETIME_S = 600
-# Ours: a trader has tens of lines, a hoot hundreds of peers behind one SFU address; 1024 is beyond all of them
-# and bounds an allocation to some 200 KB.
+# Our bounds. A trader has tens of lines, and a hoot has hundreds of peers that share one address of an SFU. 1024 is
+# more than any of them need, and keeps an allocation below 200 KB.
 MAX_PERMISSIONS = 1024
 MAX_CHANNELS = 1024
 
@@ -53,7 +53,7 @@ class Allocation:
         return min(relayed.expires for relayed in self.relayed.values())
 
     def lives(self, now: float) -> bool:
-        """True while one of its relayed addresses does."""
+        """True while one of its relayed addresses lives."""
         return any(relayed.expires > now for relayed in self.relayed.values())
 
     def source_for(self, now: float, host: str) -> Address | None:
@@ -66,7 +66,7 @@ class Allocation:
         return self.permissions.get(host, 0.0) > now
 
     def has_room_for(self, now: float, hosts: set[str]) -> bool:
-        """True if permissions for these addresses would fit; the expired ones are let go first."""
+        """True if permissions for these addresses would fit. Expired ones are removed first."""
         new = len(hosts - self.permissions.keys())
         if len(self.permissions) + new > MAX_PERMISSIONS:
             for host in [host for host, expires in self.permissions.items() if expires <= now]:
@@ -97,7 +97,7 @@ class Allocation:
         return taken or (by_peer is not None and by_peer.number != number)
 
     def bind_channel(self, now: float, number: int, peer: Address) -> bool:
-        """Bind or renew a channel, and with it the permission; False if there is no room."""
+        """Bind or renew a channel, and with it the permission. Returns False if there is no room."""
         if number not in self.channels and len(self.channels) >= MAX_CHANNELS:
             for old in [channel for channel in self.channels.values() if channel.expires <= now]:
                 self._forget(old)

@@ -1,7 +1,7 @@
 """Who sent a request: the server's side of the long-term credential mechanism (RFC 8489 section 9.2.4), sans I/O.
 
-``Authenticator`` gives an AuthenticRequest or raises TurnError, which carries the refusal's code, words and attributes.
-It keeps no state for a client, except how many answers each source has had of late.
+``Authenticator`` returns an AuthenticRequest or raises TurnError, which carries code, words and attributes of the
+refusal. It keeps no state for a client, except how many answers each source has had lately.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ class AuthenticRequest:
 
 
 class Authenticator:
-    """Checks the credentials of requests to one server, and bounds its answers to everybody else.
+    """Checks the credentials of requests to one server, and bounds its answers to unauthenticated requests.
 
-    ``answers_per_s`` bounds the answers to unauthenticated requests, a second and source (address and port); 0 means
-    "no bound".
+    ``answers_per_s`` is that bound for each source (address and port); 0 means "no bound".
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Authenticator:
         return self._limit.allows(now, str(client))
 
     def authenticate(self, now: float, client: Address, message: Message) -> AuthenticRequest:
-        """The branches of section 9.2.4, in its order. Raises TurnError; else the client's share is as before."""
+        """The branches of section 9.2.4, in its order. Raises TurnError. A success costs the client nothing."""
         kind = next((kind for kind in _INTEGRITY_BY_PREFERENCE if kind in message.integrity_offsets), None)
         if kind is None:
             raise self._challenge(401, client, now)

@@ -8,8 +8,8 @@ A transcript::
     for event in client.receive(now, message): ...      # AllocationCreated(relayed_address=…)
 
 The client answers 401 and 438 itself, sends requests again over UDP, and keeps the allocation, its permissions
-and its channels alive for as long as ``on_deadline`` is called. One message in is one whole unit; cutting a stream
-into units and padding ChannelData is the business of whoever owns the stream.
+and its channels alive for as long as ``on_deadline`` is called. Each message is one whole unit: the owner of a stream
+cuts it into units and pads ChannelData.
 """
 
 from __future__ import annotations
@@ -21,6 +21,16 @@ from dataclasses import dataclass, field
 
 from relay.addresses import Address, AddressFamily, canonical
 from relay.turn.credentials import long_term_key, prepared, raw_long_term_key
+from relay.turn.events import (
+    AllocationCreated,
+    AllocationRefreshed,
+    BindingDone,
+    ChannelBound,
+    DataReceived,
+    Event,
+    PermissionsCreated,
+    RequestFailed,
+)
 from relay.turn.transactions import MAX_REQUEST_BYTES, RTO_S, Transactions
 from relay.wire.channeldata import (
     FIRST_CHANNEL,
@@ -53,9 +63,9 @@ RENEW_PEERS_S = 240.0
 REFRESH_MARGIN_S = 60.0
 # A request is repeated at most this often for 401 and 438; more means that the credentials are wrong.
 MAX_CHALLENGES = 3
-# But a relay on the way may go from one source port to the next to find one that the server holds for nobody else, and
-# servers have a nonce of their own for each (438 with another nonce). Where nine in ten ports are held, one in a
-# thousand clients needs more.
+# A relay on the way may try one source port after the other, until it finds one where the server does not hold an
+# earlier allocation. Servers have a nonce for each port (438 with another nonce). If nine in ten ports are held, one in
+# a thousand clients needs more than this.
 MAX_FRESH_NONCES = 64
 # RFC 8489 section 6.2: a client limits itself to ten outstanding transactions; further requests wait for their turn.
 MAX_UNDER_WAY = 10
@@ -64,8 +74,8 @@ MAX_PEERS_PER_RENEWAL = 32
 UDP_TRANSPORT = bytes([17, 0, 0, 0])
 # RFC 8489 section 14.3: USERNAME has fewer than 509 bytes.
 MAX_USERNAME_BYTES = 508
-# RFC 8656 section 18.5. coturn has ADDITIONAL-ADDRESS-FAMILY under the number of a draft (seen in 4.6.1); to others
-# that is an attribute which need not be understood.
+# RFC 8656 section 18.5. coturn has ADDITIONAL-ADDRESS-FAMILY under the number of a draft (seen in 4.6.1). Other servers
+# ignore an attribute with that number.
 IPV4_FAMILY, IPV6_FAMILY = bytes([1, 0, 0, 0]), bytes([2, 0, 0, 0])
 DRAFT_ADDITIONAL_ADDRESS_FAMILY = 0x8032
 _FAMILIES: dict[AddressFamily | None, tuple[tuple[int, bytes], ...]] = {
@@ -79,91 +89,17 @@ _FAMILIES: dict[AddressFamily | None, tuple[tuple[int, bytes], ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BindingDone:
-    """A Binding request was answered; the address is None where a server of old does not give it XORed."""
-
-    mapped_address: Address | None
-
-
-@dataclass(frozen=True, slots=True)
-class AllocationCreated:
-    """The allocation is there; ``lifetime_s`` in seconds. ``additional_address`` is the IPv6 one beside an IPv4 one."""
-
-    relayed_address: Address
-    mapped_address: Address | None
-    lifetime_s: int
-    additional_address: Address | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AllocationRefreshed:
-    """The allocation lives on; a lifetime of 0 s says that it was released."""
-
-    lifetime_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class PermissionsCreated:
-    """These peers may send to the relayed address."""
-
-    peers: tuple[Address, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelBound:
-    """Data to and from the peer now travels as ChannelData."""
-
-    peer: Address
-    channel_number: int
-
-
-@dataclass(frozen=True, slots=True)
-class DataReceived:
-    """A datagram that the peer sent to the relayed address."""
-
-    peer: Address
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFailed:
-    """A request was refused; ``peers`` are those it named.
-
-    ``code`` is that of ERROR-CODE, 0 where there is none: no answer (``answered`` is false), or one that is malformed.
-    ``alternate`` is where a 300 (Try Alternate) sends the client.
-    """
-
-    method: Method
-    code: int
-    reason: str
-    peers: tuple[Address, ...] = ()
-    answered: bool = True
-    alternate: Address | None = None
-
-
-Event = (
-    BindingDone
-    | AllocationCreated
-    | AllocationRefreshed
-    | PermissionsCreated
-    | ChannelBound
-    | DataReceived
-    | RequestFailed
-)
-
-
 @dataclass(slots=True)
 class _Request:
     method: Method
     attributes: Callable[[bytes], list[tuple[int, bytes]]]
     peers: tuple[Address, ...] = ()
     channel_number: int = 0
-    # What is asked for instead where the server has no address of the family (440).
+    # What is asked for instead if the server has no address of the family (440).
     instead: Callable[[bytes], list[tuple[int, bytes]]] | None = None
-    # When it has failed; None while the transactions, which also send it again, say so.
+    # When it has failed; None while the transactions say so, which also send it again.
     expires: float | None = None
-    # An error that came without the integrity it owes: a relay on the way has no key.
+    # An error without MESSAGE-INTEGRITY, such as one from a relay on the way, which has no key.
     unproven: ErrorCode | None = None
     challenges: int = 0
     fresh_nonces: int = 0
@@ -195,13 +131,13 @@ class TurnClient:
         self._realm = ""
         self._nonce = b""
         self._key: bytes | None = None
-        # RFC 8489 section 9.2.2 prepares user name and password (Unicode form C), and many servers do not: what is
-        # refused in the one form is tried in the other, until the server has shown that it has the key.
+        # RFC 8489 section 9.2.2 prepares user name and password (Unicode form C), but many servers do not. What is
+        # refused in one form is tried in the other, until the server has shown that it has the key.
         self._is_raw = False
         self._is_proven = False
         self._requests: dict[bytes, _Request] = {}
         self._waiting: deque[_Request] = deque()
-        # No request is let go: each must come to an end.
+        # There is room for all requests: each must come to an end.
         self._transactions = Transactions(rto_s, MAX_UNDER_WAY * MAX_REQUEST_BYTES)
         self._outgoing: list[bytes] = []
         self._channels: dict[Address, int] = {}
@@ -212,7 +148,7 @@ class TurnClient:
 
     @property
     def password(self) -> str:
-        """The password, for who goes on with the allocation in another way."""
+        """The password, for code that goes on with the allocation in another way."""
         return self._password
 
     def is_bound(self, peer: Address) -> bool:
@@ -220,16 +156,16 @@ class TurnClient:
         return peer in self._channels
 
     def unproven_refusal(self, method: Method, peers: tuple[Address, ...] = ()) -> ErrorCode | None:
-        """What a request under way was refused with by somebody who did not prove to be the server, if anybody did.
+        """An error for a request under way, from a sender that has not proved to be the server.
 
-        RFC 8489 section 9.2.5 has it ignored, because it may be forged. When nothing else comes, or the connection
+        RFC 8489 section 9.2.5 says to ignore it, because it may be forged. When nothing else comes, or the connection
         ends, it is the best explanation there is.
         """
         under_way = (one for one in self._requests.values() if (one.method, one.peers) == (method, peers))
         return next((one.unproven for one in under_way if one.unproven is not None), None)
 
     def start_again(self, now: float) -> None:
-        """Send what is under way anew: what carried it is gone, and nobody sends it again."""
+        """Send all requests under way once more: the connection that carried them is gone."""
         requests = list(self._requests.values())
         self._requests.clear()
         for request in requests:
@@ -343,7 +279,7 @@ class TurnClient:
 
     def _renew_peers(self, now: float) -> None:
         if self._waiting:
-            return  # The server has not kept up with the last renewal; a second one would only pile up behind it.
+            return  # The server has not kept up with the last renewal; a second one would only wait for the first.
         for peer, number in self._channels.items():
             self.bind_channel(now, peer, number)
         plain = sorted(self._permitted - self._channels.keys())
@@ -388,7 +324,7 @@ class TurnClient:
     # Reception
 
     def receive(self, now: float, message: bytes) -> list[Event]:
-        """Take one whole message from the server. What is not for us, or not authentic, is ignored."""
+        """Take one whole message from the server. Messages that are not for us, or not authentic, are ignored."""
         if is_channel_data(message):
             return self._on_channel_data(message)
         try:
@@ -422,7 +358,7 @@ class TurnClient:
             return []
         error = message.error if message.message_class is MessageClass.ERROR else None
         challenged = error is not None and error.code in {400, 401, 438}
-        # Section 9.2.5 of RFC 8489: an answer without the integrity it owes is as if it had not come.
+        # RFC 8489 section 9.2.5: an answer that should carry integrity, and does not, is ignored.
         if request.key is not None and not challenged and not message.has_integrity(request.key):
             request.unproven = error or request.unproven
             return []
@@ -452,9 +388,9 @@ class TurnClient:
         return [RequestFailed(request.method, error.code, error.reason, request.peers, alternate=alternate)]
 
     def _take_challenge(self, request: _Request, message: Message) -> bool:
-        """Take realm and nonce of a 401 or 438; False where trying again cannot help (section 9.2.5).
+        """Take realm and nonce of a 401 or 438. Returns False if trying again cannot help (section 9.2.5).
 
-        Raises StunError if realm, user name or password are not what can be sent.
+        Raises StunError if realm, user name or password cannot be sent.
         """
         realm = _realm(message) or self._realm
         nonce = message.get(AttributeType.NONCE)
@@ -478,7 +414,7 @@ class TurnClient:
         return True
 
     def _takes_other_form(self) -> bool:
-        """Go on with the characters as they were given, if that makes a difference and has not been tried."""
+        """Go on with the characters as they were given. Returns False if they are the same, or have been tried."""
         text = f"{self.username}:{self._realm}:{self._password}"
         if self._is_raw or self._is_proven or prepared(text) == text:
             return False
@@ -529,7 +465,7 @@ class TurnClient:
         return [AllocationCreated(relayed, self.mapped_address, lifetime_s, additional)]
 
     def _forget_allocation(self) -> None:
-        """It is gone, and with it its permissions and channels: nothing is renewed any more."""
+        """The allocation is gone, and so are its permissions and channels: nothing is left to renew."""
         self.relayed_address = self.additional_address = None
         self._refresh_at = self._renew_peers_at = None
         self._channels.clear()
@@ -547,7 +483,7 @@ def _relayed(message: Message) -> tuple[Address | None, Address | None]:
 
 
 def _realm(message: Message) -> str | None:
-    """The REALM of a challenge. Raises StunError, with what it might say, if it is not UTF-8."""
+    """The REALM of a challenge. Raises StunError with a guess at its text if it is not UTF-8."""
     try:
         return message.text(AttributeType.REALM)
     except StunError:

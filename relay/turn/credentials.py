@@ -17,7 +17,7 @@ from typing import Protocol
 
 from relay.addresses import Address
 
-# How long a nonce is taken: RFC 8489 section 9.2 asks for at most an hour; coturn's stale-nonce is 600 s.
+# How long a nonce is accepted: RFC 8489 section 9.2 asks for at most an hour; coturn's stale-nonce is 600 s.
 NONCE_LIFETIME_S = 600
 
 
@@ -27,12 +27,12 @@ def prepared(text: str) -> str:
 
 
 def long_term_key(username: str, realm: str, password: str) -> bytes:
-    """MD5(username:realm:password), the key of MESSAGE-INTEGRITY (RFC 8489 section 9.2.2), of the prepared texts."""
+    """The key of MESSAGE-INTEGRITY (RFC 8489 section 9.2.2): MD5(username:realm:password) of the prepared texts."""
     return raw_long_term_key(prepared(username), prepared(realm), prepared(password))
 
 
 def raw_long_term_key(username: str, realm: str, password: str) -> bytes:
-    """The same of the texts as they are: many implementations, coturn and browsers among them, prepare nothing."""
+    """The same for the texts as they are: many implementations, coturn and browsers among them, prepare nothing."""
     return hashlib.md5(f"{username}:{realm}:{password}".encode(), usedforsecurity=False).digest()
 
 
@@ -55,7 +55,7 @@ class CredentialStore(Protocol):
     """Finds the keys of a user; the server asks it once per authenticated request."""
 
     def keys(self, username: str, realm: str, unix_time: float) -> tuple[bytes, ...]:
-        """The long-term keys, either of which proves the user; empty if the user is unknown or their time is over."""
+        """The long-term keys, either of which proves the user; empty if the user is unknown or has expired."""
         ...
 
 
@@ -89,8 +89,8 @@ class RestCredentials:
 class NonceMint:
     """Makes and checks nonces without keeping any: four bytes of time and a MAC over time and client address.
 
-    Sixteen characters, so that a 401 with a realm of eight fits into 72 bytes and a flood with forged sources is
-    not amplified.
+    A nonce has sixteen characters, so that a 401 with a realm of eight fits into 72 bytes: a flood with forged sources
+    is not amplified.
     """
 
     lifetime_s: int = NONCE_LIFETIME_S

@@ -13,7 +13,7 @@ FIRST_PORT = 49152
 LAST_PORT = 65535
 # RFC 8656 section 7.2 asks for at least 30 s.
 RESERVATION_LIFETIME_S = 30.0
-# A random pick fails with the share of ports that are taken: 64 picks find a free one even when 9 in 10 are.
+# A random pick fails as often as ports are taken. 64 picks find a free one even when nine in ten are taken.
 MAX_PICKS = 64
 
 
@@ -36,7 +36,7 @@ class RelayedPorts:
         self._reserved: dict[bytes, _Reservation] = {}
 
     def take(self, now: float, host: str, *, even: bool = False, with_sibling: bool = False) -> Address | None:
-        """Take a free port, on request an even one, and its next higher sibling with it; None if none is found."""
+        """Take a free port, on request an even one, or also its next higher sibling. Returns None if none is found."""
         self._drop_expired(now)
         reserved = {reservation.address for reservation in self._reserved.values()}
         for _ in range(MAX_PICKS):
@@ -49,7 +49,7 @@ class RelayedPorts:
         return None
 
     def reserve_sibling(self, now: float, address: Address) -> bytes:
-        """Reserve the sibling that was taken with ``address``; the token that RESERVATION-TOKEN carries."""
+        """Reserve the sibling that was taken with ``address``. Returns the token for RESERVATION-TOKEN."""
         token = secrets.token_bytes(8)
         sibling = _sibling(address)
         self._taken.discard(sibling)
@@ -57,7 +57,7 @@ class RelayedPorts:
         return token
 
     def redeem(self, now: float, token: bytes) -> Address | None:
-        """Take the reserved port of a token; None if the token is unknown or its time is over."""
+        """Take the reserved port of a token. Returns None if the token is unknown or has expired."""
         self._drop_expired(now)
         reservation = self._reserved.pop(token, None)
         if reservation is None:

@@ -1,28 +1,30 @@
 """The TURN server over UDP (RFC 8489, RFC 8656), sans I/O: datagrams in, commands out.
 
-``receive`` takes what a client sent, ``receive_from_peer`` what came to a relayed address; both give commands for
-an adapter that owns sockets. A relayed address is opened in two steps, because only a socket can tell whether the
+``receive`` takes what a client sent, ``receive_from_peer`` what came to a relayed address; both return commands for
+the adapter that owns the sockets. A relayed address is opened in two steps, because only a socket can tell whether the
 port is free: the server asks with OpenRelayed, the adapter answers with ``on_relayed_opened`` or
-``on_relayed_failed``. ``authentication`` finds out who sent a request, ``allocate`` what an Allocate asks for.
+``on_relayed_failed``. ``authentication`` finds out who sent a request, ``allocate`` what an Allocate asks for, and
+``answers`` builds what is sent back.
 
 No state is kept for a client before it has shown a valid nonce and the key of a user.
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import random
 import secrets
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from relay.addresses import Address, RelayPolicy
 from relay.turn.allocate import AllocateWish, granted_lifetime, read_allocate
 from relay.turn.allocation import Allocation, Relayed
+from relay.turn.answers import Answers, build_refusal
 from relay.turn.authentication import Authenticator, AuthenticRequest, TurnError, unknown_attributes
+from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import CredentialStore, NonceMint, prepared
 from relay.turn.relayed_ports import RelayedPorts
 from relay.wire.channeldata import (
@@ -40,7 +42,6 @@ from relay.wire.stun import (
     Method,
     StunError,
     build_address_error_code,
-    build_error_code,
     build_message,
     build_uint32,
     build_xor_address,
@@ -50,12 +51,9 @@ from relay.wire.stun import (
     parse_xor_address,
 )
 
-# A client sends a request again for up to 39.5 s; its answer is kept that long, for at most so many requests.
-ANSWER_LIFETIME_S = 40.0
-MAX_ANSWERS = 4096
-# A port that other programs hold makes an open fail; more than 16 in a row means that something else is wrong.
+# A port that another program holds makes an open fail. More than 16 of them in a row mean that something else is wrong.
 MAX_OPEN_TRIES = 16
-# Deadlines of allocations that have ended may be as many as those that live, and a few: then they are thrown out.
+# Deadlines of allocations that have ended are thrown out when there are this many more of them than living allocations.
 MAX_SPARE_DEADLINES = 64
 
 # The most that a Data indication carries to the client in one datagram: 65507 bytes, less the header, an IPv6
@@ -63,7 +61,7 @@ MAX_SPARE_DEADLINES = 64
 MAX_RELAYED_BYTES = 65507 - 20 - 24 - 4 - 3
 
 _METHODS = frozenset({Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CHANNEL_BIND})
-# What this server implements, or knows to be an answer's; everything else below 0x8000 is answered with 420.
+# What this server implements, or knows from answers. Everything else below 0x8000 is answered with 420.
 _UNDERSTOOD = frozenset(
     {
         AttributeType.MAPPED_ADDRESS,
@@ -87,40 +85,6 @@ _UNDERSTOOD = frozenset(
 )
 # A Binding may be a connectivity check of ICE, which ends here as a plain Binding.
 _UNDERSTOOD_IN_BINDING = _UNDERSTOOD | {AttributeType.PRIORITY, AttributeType.USE_CANDIDATE}
-
-
-@dataclass(frozen=True, slots=True)
-class SendToClient:
-    """Send a datagram to the client from the server's address."""
-
-    client: Address
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SendToPeer:
-    """Send a datagram to the peer from the relayed address."""
-
-    relayed_address: Address
-    peer: Address
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRelayed:
-    """Open a UDP socket on this address, then call on_relayed_opened or on_relayed_failed."""
-
-    relayed_address: Address
-
-
-@dataclass(frozen=True, slots=True)
-class CloseRelayed:
-    """Close the socket of this address."""
-
-    relayed_address: Address
-
-
-Command = SendToClient | SendToPeer | OpenRelayed | CloseRelayed
 
 
 @dataclass(frozen=True)
@@ -155,15 +119,6 @@ class _Opening:
     client_closed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """A success that is kept for copies of its request: those with the same bytes, credentials included."""
-
-    expires: float
-    request_digest: bytes
-    data: bytes
-
-
 class TurnServer:
     """One server address; clients are told apart by their transport address."""
 
@@ -185,7 +140,7 @@ class TurnServer:
         self._by_relayed: dict[Address, Allocation] = {}
         self._opening: dict[Address, _Opening] = {}
         self._per_user: Counter[str] = Counter()
-        self._answers: OrderedDict[tuple[Address, bytes], _Answer] = OrderedDict()
+        self._answers = Answers()
         self._expiries: list[tuple[float, Address]] = []
 
     @property
@@ -315,9 +270,8 @@ class TurnServer:
             return self._on_binding(now, client, message)
         if message.method not in _METHODS:
             return []
-        known = self._answers.get((client, message.transaction_id))
-        if known is not None and known.expires > now and known.request_digest == _digest(message):
-            return [SendToClient(client, known.data)]
+        if (known := self._answers.known(now, client, message)) is not None:
+            return [SendToClient(client, known)]
         # Before any work: a flood of wrong passwords must not cost an HMAC each.
         if not self._authenticator.may_answer(now, client):
             return []
@@ -331,15 +285,15 @@ class TurnServer:
         except TurnError as error:
             # What is malformed will not be better with the credentials that a 401 asks for.
             refused = TurnError(400, message.fault) if message.fault else error
-        return self._refuse(client, message, request, refused)
+        return _refuse(client, message, request, refused)
 
     def _on_binding(self, now: float, client: Address, message: Message) -> list[Command]:
         if not self._authenticator.may_answer(now, client):
             return []
         if message.fault:
-            return self._refuse(client, message, None, TurnError(400, message.fault))
+            return _refuse(client, message, None, TurnError(400, message.fault))
         if unknown := message.unknown_required(_UNDERSTOOD_IN_BINDING):
-            return self._refuse(client, message, None, unknown_attributes(unknown))
+            return _refuse(client, message, None, unknown_attributes(unknown))
         mapped = (AttributeType.XOR_MAPPED_ADDRESS, build_xor_address(client, message.transaction_id))
         answer = build_message(Method.BINDING, MessageClass.SUCCESS, message.transaction_id, [mapped])
         return [SendToClient(client, answer)]
@@ -437,7 +391,7 @@ class TurnServer:
         """Answer an Allocate whose sockets are open, or could not be opened."""
         request, wish = opening.request, opening.wish
         if not opening.opened:
-            return self._refuse(request.client, request.message, request, next(iter(opening.failed.values())))
+            return _refuse(request.client, request.message, request, next(iter(opening.failed.values())))
         commands: list[Command] = []
         if (expired := self._allocations.get(request.client)) is not None:
             commands += self._delete(expired, list(expired.relayed))
@@ -527,34 +481,11 @@ class TurnServer:
     # Answers
 
     def _succeed(self, now: float, request: AuthenticRequest, attributes: list[tuple[int, bytes]]) -> list[Command]:
-        transaction_id = request.message.transaction_id
-        answer = build_message(
-            request.message.method,
-            MessageClass.SUCCESS,
-            transaction_id,
-            attributes,
-            integrity_key=request.key,
-            integrity_kind=request.integrity_kind,
-        )
-        kept = _Answer(now + ANSWER_LIFETIME_S, _digest(request.message), answer)
-        self._answers[request.client, transaction_id] = kept
-        if len(self._answers) > MAX_ANSWERS:
-            self._answers.popitem(last=False)
-        return [SendToClient(request.client, answer)]
+        return [SendToClient(request.client, self._answers.succeed(now, request, attributes))]
 
-    def _refuse(
-        self, client: Address, message: Message, request: AuthenticRequest | None, refused: TurnError
-    ) -> list[Command]:
-        attributes = [(AttributeType.ERROR_CODE, build_error_code(refused.code, refused.reason))]
-        answer = build_message(
-            message.method,
-            MessageClass.ERROR,
-            message.transaction_id,
-            [*attributes, *refused.attributes],
-            integrity_key=None if request is None else request.key,
-            integrity_kind=AttributeType.MESSAGE_INTEGRITY if request is None else request.integrity_kind,
-        )
-        return [SendToClient(client, answer)]
+
+def _refuse(client: Address, message: Message, request: AuthenticRequest | None, refused: TurnError) -> list[Command]:
+    return [SendToClient(client, build_refusal(message, request, refused))]
 
 
 def _send_to_peer(now: float, allocation: Allocation, peer: Address, data: bytes) -> list[Command]:
@@ -569,7 +500,3 @@ def _check_form(message: Message) -> None:
     # Section 9.2.4: they belong together, and repeat what a nonce has offered, which ours does not.
     if {AttributeType.PASSWORD_ALGORITHM, AttributeType.PASSWORD_ALGORITHMS} & {kind for kind, _ in message.attributes}:
         raise TurnError(400, "no PASSWORD-ALGORITHMS were offered")
-
-
-def _digest(message: Message) -> bytes:
-    return hashlib.sha256(message.raw).digest()

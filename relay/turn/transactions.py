@@ -6,22 +6,22 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 
-# Fixed by RFC 8489 section 6.2.1: Rc sends, the last of which waits Rm times the first interval.
+# Fixed by RFC 8489 section 6.2.1: a request is sent Rc times, and the last one waits for Rm times the first interval.
 SENDS = 7
 LAST_WAIT_FACTOR = 16
 # The recommended initial retransmission timeout.
 RTO_S = 0.5
 # Our bounds. A client has a handful of requests under way; 32 leaves room for a burst of CreatePermission.
 MAX_PENDING = 32
-# Answered transactions are remembered so that late copies of an answer are known as such.
+# Answered transactions are remembered, so that late copies of an answer are recognized.
 MAX_ANSWERED = 64
 # The longest datagram of IPv4: nothing longer can be sent at all.
 MAX_REQUEST_BYTES = 65_507
-# What all pending requests of one 5-tuple may hold: one of the longest, or 32 that fill an Ethernet frame.
+# All pending requests of one 5-tuple together: one of the longest, or 32 that each fill an Ethernet frame.
 MAX_PENDING_BYTES = 65_536
 
-# The requests that a TURN server answers whatever they say: Allocate, Refresh, CreatePermission and ChannelBind. Others
-# may be ignored for a reason (RFC 8489 section 6.3): a wrong FINGERPRINT, a method or attribute that nobody knows.
+# The requests that a TURN server always answers: Allocate, Refresh, CreatePermission and ChannelBind. It may ignore
+# others for a reason (RFC 8489 section 6.3): a wrong FINGERPRINT, or a method or attribute that it does not know.
 TELLING_TYPES = frozenset({b"\x00\x03", b"\x00\x04", b"\x00\x08", b"\x00\x09"})
 
 
@@ -43,8 +43,8 @@ class _Pending:
 
 
 class Transactions:
-    """The requests of one 5-tuple. At most MAX_PENDING of them are held, of ``max_bytes`` together; beyond that the
-    oldest is let go.
+    """The requests of one 5-tuple: at most MAX_PENDING of them, and ``max_bytes`` together. Beyond that the oldest is
+    forgotten.
     """
 
     def __init__(self, rto_s: float = RTO_S, max_bytes: int = MAX_PENDING_BYTES) -> None:
@@ -87,7 +87,7 @@ class Transactions:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest unanswered request was first sent whose silence says something of the server, or None."""
+        """When the oldest unanswered request was first sent, of those that a server always answers; None for none."""
         telling = (one for one in self._pending.values() if one.message[:2] in TELLING_TYPES)
         return min((pending.first_sent for pending in telling), default=None)
 

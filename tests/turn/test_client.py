@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses import Address
-from relay.turn.client import (
-    MAX_CHALLENGES,
-    MAX_FRESH_NONCES,
-    MAX_PEERS_PER_RENEWAL,
-    MAX_UNDER_WAY,
+from relay.turn.client import MAX_CHALLENGES, MAX_FRESH_NONCES, MAX_PEERS_PER_RENEWAL, MAX_UNDER_WAY, TurnClient
+from relay.turn.commands import SendToPeer
+from relay.turn.credentials import long_term_key
+from relay.turn.events import (
     AllocationCreated,
     AllocationRefreshed,
     BindingDone,
@@ -19,10 +18,8 @@ from relay.turn.client import (
     DataReceived,
     PermissionsCreated,
     RequestFailed,
-    TurnClient,
 )
-from relay.turn.credentials import long_term_key
-from relay.turn.server import SendToPeer, ServerSettings
+from relay.turn.server import ServerSettings
 from relay.wire.channeldata import build_channel_data, is_channel_data
 from relay.wire.stun import (
     AttributeType,

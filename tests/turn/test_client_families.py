@@ -7,8 +7,9 @@ import unicodedata
 import pytest
 
 from relay.addresses import Address, AddressFamily
-from relay.turn.client import AllocationCreated, Event, RequestFailed, TurnClient
+from relay.turn.client import TurnClient
 from relay.turn.credentials import long_term_key, raw_long_term_key
+from relay.turn.events import AllocationCreated, Event, RequestFailed
 from relay.wire.stun import (
     AttributeType,
     Message,

@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses import LOOPBACK, Address, RelayPolicy
+from relay.turn.answers import MAX_ANSWERS
+from relay.turn.commands import CloseRelayed, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import RestCredentials, long_term_key, raw_long_term_key, rest_password, rest_username
-from relay.turn.server import (
-    MAX_ANSWERS,
-    MAX_OPEN_TRIES,
-    MAX_RELAYED_BYTES,
-    MAX_SPARE_DEADLINES,
-    CloseRelayed,
-    OpenRelayed,
-    SendToClient,
-    SendToPeer,
-    ServerSettings,
-)
+from relay.turn.server import MAX_OPEN_TRIES, MAX_RELAYED_BYTES, MAX_SPARE_DEADLINES, ServerSettings
 from relay.wire.stun import (
     AttributeType,
     ErrorCode,

@@ -9,7 +9,7 @@ from relay.gateway.lines import Lines
 from relay.gateway.sessions.allocation import Allocation
 from relay.gateway.sessions.returning import Tokens
 from relay.plane.api import CloseReason, HttpOpened, Plane
-from relay.turn.client import AllocationCreated
+from relay.turn.events import AllocationCreated
 from relay.wire import media_v1
 from relay.wire.media_v1 import Failed, Moved, Opened, RequestId, Resumed
 

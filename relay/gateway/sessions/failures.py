@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from relay.turn.client import RequestFailed
+from relay.turn.events import RequestFailed
 
 # The upstream has forgotten the allocation, or never knew it (RFC 8656 section 7.4: 437).
 ALLOCATION_MISMATCH = 437

@@ -31,7 +31,8 @@ from relay.gateway.sessions.placing import Placing
 from relay.gateway.sessions.search import UpstreamSearch
 from relay.plane.api import CloseReason
 from relay.timer import DeadlineTimer
-from relay.turn.client import AllocationCreated, ChannelBound, Event, RequestFailed, TurnClient
+from relay.turn.client import TurnClient
+from relay.turn.events import AllocationCreated, ChannelBound, Event, RequestFailed
 from relay.wire import media_v1
 from relay.wire.media_v1 import Bind, Bound, Close, MediaV1Error, Open, Resume
 from relay.wire.stun import ErrorCode, Method

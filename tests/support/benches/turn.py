@@ -9,17 +9,11 @@ from dataclasses import replace
 from itertools import count
 
 from relay.addresses import Address
-from relay.turn.client import Event, TurnClient
+from relay.turn.client import TurnClient
+from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import CredentialStore, NonceMint, StaticCredentials, long_term_key
-from relay.turn.server import (
-    CloseRelayed,
-    Command,
-    OpenRelayed,
-    SendToClient,
-    SendToPeer,
-    ServerSettings,
-    TurnServer,
-)
+from relay.turn.events import Event
+from relay.turn.server import ServerSettings, TurnServer
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import (
     AttributeType,
