@@ -323,9 +323,9 @@ cdef class Worker:
         """Close the listening sockets."""
         self.send(OP_UNLISTEN, 0, -1, 0, None)
 
-    def adopt(self, int fd, bytes preread not None, uint64_t ticket) -> None:
+    def adopt(self, int fd, bytes preread not None, uint64_t adoption_id) -> None:
         """Take over a connection; the ADOPTED event tells its number."""
-        self.send(OP_ADOPT, ticket, fd, 0, preread)
+        self.send(OP_ADOPT, adoption_id, fd, 0, preread)
 
     def attach(
         self, uint64_t identity, int udp, bytes target not None, bint releases, bint asks, bint follows, int64_t age_us
@@ -482,9 +482,9 @@ cdef class Worker:
         cdef Connection* c = self.slot(identity)
         return c.carriage.moves if c.carriage != NULL else 0
 
-    def ticket(self, identity) -> int:
+    def adoption_id(self, identity) -> int:
         """The number under which Python adopted a connection."""
-        return self.slot(identity).ticket
+        return self.slot(identity).adoption_id
 
     def counters(self, identity) -> tuple:
         """Counters of a connection."""
@@ -596,15 +596,15 @@ cdef class TapReader:
         """True if nothing more will come: what there is can be taken still."""
         return self.tap == NULL or relay_load(&self.tap.ended) != 0
 
-    def take(self, int most) -> list:
-        """At most so many of what has come: (kind, monotonic time in us, missed just before it, bytes).
+    def take(self, int limit) -> list:
+        """At most this many of what has come: (kind, monotonic time in us, missed just before it, bytes).
 
         Kind 0 is uplink, 1 downlink; 2 is the sockaddr of the flow's own address, for all that follow.
         """
         cdef TapRecord record
         cdef bytes data
         cdef list taken = []
-        while self.tap != NULL and len(taken) < most and peek_tapped(self.tap, &record):
+        while self.tap != NULL and len(taken) < limit and peek_tapped(self.tap, &record):
             data = PyBytes_FromStringAndSize(NULL, record.size)
             copy_out(self.tap, self.tap.head + <uint32_t> sizeof(TapRecord), PyBytes_AS_STRING(data), record.size)
             drop_tapped(self.tap, &record)

@@ -347,8 +347,8 @@ class Tap(Protocol):
         """True if nothing more will come: the flow has ended, or is tapped anew. What has come can still be taken."""
         ...
 
-    def take(self, most: int) -> list[TappedDatagram]:
-        """What has come since the last call, in order, at most so many."""
+    def take(self, limit: int) -> list[TappedDatagram]:
+        """What has come since the last call, in order, at most this many."""
         ...
 
     def close(self) -> None:

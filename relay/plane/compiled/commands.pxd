@@ -150,7 +150,7 @@ cdef inline void adopt(Engine* e, Command* command) noexcept nogil:
     cdef Connection* c = welcome(e, command.number)
     if c == NULL:
         return
-    c.ticket = command.identity
+    c.adoption_id = command.identity
     owe(e, c, NOTICE_ADOPTED)
     if command.size and c.state == STATE_HANDSHAKE and take_first(
         e, c, <const uint8_t*> command.data, command.size

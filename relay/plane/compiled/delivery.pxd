@@ -63,7 +63,7 @@ cdef inline bint must_wait(Engine* e, Connection* c) noexcept nogil:
 
 # TCP has taken what it does not deliver: more would only grow old there, where nothing can be dropped.
 cdef inline bint falls_behind(Engine* e, Connection* c) noexcept nogil:
-    if is_behind(&c.pace, c.fd, c.wire.given, c.link.least_rtt_us, e.now_us, c.schedule.data_bytes != 0):
+    if is_behind(&c.pace, c.fd, c.wire.given, c.link.min_rtt_us, e.now_us, c.schedule.data_bytes != 0):
         ask_again(e, c)
         return True
     if c.pace.holds_data and c.schedule.data_bytes:
@@ -97,7 +97,7 @@ cdef inline void read_link(Engine* e, Connection* c) noexcept nogil:
         memcpy(&c.link.rtt_variation_us, info + posix.TCP_INFO_RTTVAR, 4)
         memcpy(&c.link.retransmits, info + posix.TCP_INFO_TOTAL_RETRANS, 4)
         memcpy(&c.link.unsent_bytes, info + posix.TCP_INFO_NOTSENT_BYTES, 4)
-        memcpy(&c.link.least_rtt_us, info + posix.TCP_INFO_MIN_RTT, 4)
+        memcpy(&c.link.min_rtt_us, info + posix.TCP_INFO_MIN_RTT, 4)
         c.link.known = True
 
 
@@ -152,7 +152,7 @@ cdef inline void on_writable(Engine* e, Connection* c) noexcept nogil:
             return
         c.retry = 0
         drop_front(&c.out, written)
-        note_write(&c.pace, c.wire.given, e.now_us, c.link.least_rtt_us)
+        note_write(&c.pace, c.wire.given, e.now_us, c.link.min_rtt_us)
     if c.state == STATE_CLOSING:
         finish(e, c)
         return

@@ -42,7 +42,7 @@ cdef inline void write_client(Engine* e, Connection* c, const uint8_t* data, uin
     written = tls.SSL_write(c.ssl, data, size)
     c.spoken_us = e.now_us
     if written > 0:
-        note_write(&c.pace, c.wire.given, e.now_us, c.link.least_rtt_us)
+        note_write(&c.pace, c.wire.given, e.now_us, c.link.min_rtt_us)
         if not c.buffered:
             warm(c)
         e.sent_down += 1

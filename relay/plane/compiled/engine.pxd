@@ -96,7 +96,7 @@ cdef enum:
     OP_CERTIFICATES             # data: Contexts
     OP_CONFIGURE                # data: Bounds
     OP_TICKET_KEY               # data: TicketKey
-    OP_ADOPT                    # number: the socket, identity: Python's own number for it; data: bytes read already
+    OP_ADOPT                    # number: the socket, identity: its adoption_id; data: bytes read already
     OP_ATTACH                   # number: the UDP socket, flag: FLOW_… and the carrier
     OP_REPLACE                  # number: the UDP socket on a fresh port, or for an alternate; -1 if there is none
     OP_UPGRADE                  # as OP_ATTACH, without a socket for a session; data: the response
@@ -182,7 +182,7 @@ cdef struct Link:
     uint32_t rtt_variation_us
     uint32_t retransmits
     uint32_t unsent_bytes
-    uint32_t least_rtt_us
+    uint32_t min_rtt_us
     bint known
 
 cdef struct Connection:
@@ -208,7 +208,7 @@ cdef struct Connection:
     Wire wire                   # under it
     Contexts* contexts          # while the handshake may ask for a name
     uint32_t interest           # what epoll watches on fd
-    uint64_t ticket             # Python's number for an adopted connection
+    uint64_t adoption_id        # Python's number for an adopted connection
     # Who it is.
     sockaddr_storage client
     uint8_t[SOURCE_BYTES] source

@@ -101,7 +101,7 @@ class NoticeReader:
     # Newcomers
 
     def _on_adopted(self, worker: Worker, identity: int) -> None:
-        reason = self._connections.adoptions.on_taken(worker.ticket(identity), identity)
+        reason = self._connections.adoptions.on_taken(worker.adoption_id(identity), identity)
         if reason is not None:
             worker.close(identity, REASONS.index(reason))
 

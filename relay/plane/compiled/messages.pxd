@@ -19,7 +19,7 @@ cdef inline void report(
 ) noexcept nogil:
     cdef Event event
     cdef uint64_t one = 1
-    cdef int64_t most = MESSAGES_BYTES // 2 if notice == NOTICE_TEXT else MESSAGES_BYTES
+    cdef int64_t max_bytes = MESSAGES_BYTES // 2 if notice == NOTICE_TEXT else MESSAGES_BYTES
     event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
     event.notice, event.number, event.fault, event.size, event.data = notice, number, fault, size, NULL
     if size:
@@ -30,8 +30,8 @@ cdef inline void report(
         memcpy(event.data, data, size)
     # Anyone may send texts. They leave half of the room to what upstreams say and what clients ask of control.
     if notice == NOTICE_TEXT and is_half_full(&e.events):
-        most = 0
-    if relay_add(&e.message_bytes, size) > most or not put(&e.events, &event):
+        max_bytes = 0
+    if relay_add(&e.message_bytes, size) > max_bytes or not put(&e.events, &event):
         relay_add(&e.message_bytes, -<int64_t> size)
         free(event.data)
         end(e, c, REASON_CONTROL_TIMEOUT)

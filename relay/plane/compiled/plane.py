@@ -293,7 +293,7 @@ class CompiledPlane:
         if identity >> 56 >= len(self._workers):
             return False
         try:
-            self._worker(identity).ticket(identity)
+            self._worker(identity).adoption_id(identity)
         except KeyError:
             return False
         return True

@@ -36,10 +36,10 @@ class FlowTap:
         """True if nothing more will come."""
         return self._reader.ended
 
-    def take(self, most: int) -> list[TappedDatagram]:
+    def take(self, limit: int) -> list[TappedDatagram]:
         """What has come, in order, at most this many."""
         taken = []
-        for kind, at_us, missed, data in self._reader.take(most):
+        for kind, at_us, missed, data in self._reader.take(limit):
             if kind == TAP_LOCAL:
                 self._local = _address_of(data)
             else:

@@ -42,9 +42,9 @@ class FlowTap:
         """Nothing more will come."""
         self.ended = True
 
-    def take(self, most: int) -> list[TappedDatagram]:
-        """What has come, in order, at most so many."""
-        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+    def take(self, limit: int) -> list[TappedDatagram]:
+        """What has come, in order, at most this many."""
+        taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
         self._waiting_bytes -= sum(RECORD_BYTES + len(one.data) for one in taken)
         return taken
 
