@@ -17,6 +17,9 @@ import hypothesis
 import pytest
 import uvloop
 
+# A failed assertion of a helper shows its values, like one of a test.
+pytest.register_assert_rewrite("tests.support")
+
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
 MAX_LINES = 40

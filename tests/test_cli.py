@@ -21,7 +21,7 @@ from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
 from tests.support.benches.gateway import settings_tree, write_config
-from tests.support.benches.serving import PATIENT, Served, kill, open_host, serving, start
+from tests.support.benches.serving import PATIENT, Served, kill, of_the_relay, open_host, serving, start
 from tests.support.pcapng import Packet, read_capture
 from tests.support.peers.connect import refused
 
@@ -283,7 +283,7 @@ async def test_log_as_text(tmp_path: Path) -> None:
         _, stderr = await process.communicate()
     finally:
         await kill(process)
-    lines = stderr.decode().splitlines()
+    lines = of_the_relay(stderr.decode())
     assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(info|warning) +\] \S", line) for line in lines), lines
     assert "stopped" in lines[-1]
 

@@ -28,6 +28,7 @@ from relay.emulator.turnhost import TurnHost
 from relay.output import Output
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import settings_tree, write_config
+from tests.support.benches.serving import of_the_relay
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.waiting import eventually
@@ -413,7 +414,7 @@ async def test_lines_that_were_lost_are_told_once_somebody_reads(tmp_path: Path,
             await relay.call()
             relay.process.send_signal(signal.SIGTERM)
             await eventually(lambda: has_come('"event": "stopped"') and relay.process.returncode is not None)
-            lines = text.lstrip("\n").splitlines()
+            lines = of_the_relay(text.lstrip("\n"))
             assert lines.pop(0) == f"ready tls={relay.tls} admin={relay.admin}"
             entries = [json.loads(line) for line in lines]
             told = [(entry["level"], entry["lines"]) for entry in entries if "lines" in entry]

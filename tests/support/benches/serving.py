@@ -38,6 +38,14 @@ async def kill(process: Process) -> None:
     await process.wait()
 
 
+def of_the_relay(log: str) -> list[str]:
+    """The lines of a log without those that a debug loop writes of a callback that took long.
+
+    These say something of the machine, and nothing of what is tested.
+    """
+    return [line for line in log.splitlines() if "Executing <" not in line]
+
+
 class Served:
     """A running ``relay serve`` that logs in JSON."""
 
