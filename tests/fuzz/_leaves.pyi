@@ -5,6 +5,14 @@ from relay.plane.reference.first_bytes import FirstBytes
 from relay.plane.reference.question import Judgement
 from relay.quality.stream import Direction, RtpStream
 from relay.turn.transactions import Answer
+from relay.wire.stream import FramingFault
+
+class StreamCutter:
+    @property
+    def fault(self) -> FramingFault | None: ...
+    @property
+    def pending(self) -> int: ...
+    def feed(self, data: bytes) -> list[bytes]: ...
 
 def decide(data: bytes) -> FirstBytes | None: ...
 

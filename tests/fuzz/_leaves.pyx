@@ -19,6 +19,7 @@ from relay.plane.compiled.leaves cimport transactions as table
 from relay.plane.compiled.leaves cimport websocket as web
 from relay.plane.compiled.leaves.buffer cimport clear_buffer
 from relay.plane.compiled.leaves.first_bytes cimport FIRST_BYTES_HTTP, FIRST_BYTES_NEED_MORE, FIRST_BYTES_TURN
+from relay.plane.compiled.leaves.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.compiled.leaves.live cimport LIVE_BUFFERS, alive, leave_blocks
 from relay.plane.compiled.leaves.meter cimport PAUSE_BUCKETS, PAYLOAD_TYPES, Stream
 from relay.plane.compiled.leaves.schedule cimport (
@@ -28,6 +29,7 @@ from relay.plane.compiled.leaves.schedule cimport (
 from relay.plane.compiled.leaves.transactions cimport ANSWER_DUPLICATE, ANSWER_FIRST, Pending
 
 from relay.plane.api import Latency
+from relay.plane.compiled.numbers import FAULTS
 from relay.plane.reference.first_bytes import FirstBytes
 from relay.quality.stream import RtpStream
 from relay.plane.reference.question import Judgement
@@ -41,6 +43,46 @@ cdef uint8_t* exact(bytes data) except NULL:
         raise MemoryError
     memcpy(copy, <const uint8_t*> data, len(data))
     return copy
+
+
+cdef class StreamCutter:
+    """Units of a TURN stream, as relay.wire.stream.StreamCutter gives them."""
+
+    cdef readonly object fault      # a FramingFault, or None
+    cdef bytes rest                 # the beginning of a unit that is not whole yet
+
+    def __cinit__(self):
+        self.fault = None
+        self.rest = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the rest of their unit."""
+        return len(self.rest)
+
+    def feed(self, bytes data not None) -> list:
+        """Take bytes of the stream, give the units that are whole."""
+        cdef Unit unit
+        cdef list units = []
+        cdef int measured = UNIT_WHOLE
+        cdef Py_ssize_t offset = 0, size
+        cdef uint8_t* copy
+        if self.fault is not None:
+            return units
+        self.rest += data
+        size = len(self.rest)
+        copy = exact(self.rest)
+        while measured == UNIT_WHOLE:
+            measured = measure_unit(copy + offset, size - offset, &unit)
+            if measured == UNIT_WHOLE:
+                units.append((<char*> copy)[offset:offset + unit.size])
+                offset += unit.stream_size
+        if measured != UNIT_NEEDS_MORE:
+            self.fault = FAULTS[-measured - 1]
+            offset = size
+        self.rest = self.rest[offset:]
+        free(copy)
+        return units
 
 
 def decide(bytes data not None) -> object:

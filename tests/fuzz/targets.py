@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-import relay._fastpath
-import relay.wire.stream
 from relay.plane.api import DropReason, Totals, Traffic
 from relay.plane.reference import first_bytes
 from relay.plane.reference.delays import Delays as ObviousDelays
@@ -24,6 +22,7 @@ from relay.turn.transactions import RTO_S, Answer
 from relay.turn.transactions import Transactions as ObviousTransactions
 from relay.wire.capsule import MAX_PAYLOAD_BYTES, MAX_UDP_PAYLOAD_BYTES, CapsuleCutter, build_datagram, build_varint
 from relay.wire.stream import MAX_UNIT_BYTES
+from relay.wire.stream import StreamCutter as ObviousCutter
 from relay.wire.websocket import MAX_BINARY_BYTES, MAX_TEXT_BYTES, MessageCutter, Opcode, build_frame
 from tests.fuzz import _leaves
 
@@ -58,7 +57,7 @@ def compare_framing(data: bytes) -> None:
     count, follows = (data[0] % 16, data[0] & 16) if data else (0, 0)
     stream = data[1 + 2 * count :] + bytes(MAX_UNIT_BYTES if follows else 0)
     places = (int.from_bytes(data[at : at + 2]) % (len(stream) + 1) for at in range(1, 1 + 2 * count, 2))
-    obvious, compiled = relay.wire.stream.StreamCutter(), relay._fastpath.StreamCutter()
+    obvious, compiled = ObviousCutter(), _leaves.StreamCutter()
     for start, end in pairwise([0, *sorted(places), len(stream), len(stream)]):
         chunk = stream[start:end]
         assert compiled.feed(chunk) == obvious.feed(chunk), (start, end)

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import relay._fastpath
-import relay.wire.stream
 from relay.wire.channeldata import build_channel_data
-from relay.wire.stream import MAX_UNIT_BYTES, FramingFault
+from relay.wire.stream import MAX_UNIT_BYTES, FramingFault, StreamCutter
 from relay.wire.stun import MessageClass, Method, build_message
+from tests.fuzz import _leaves
 from tests.support.properties import repeatable
 
 COOKIE = b"\x21\x12\xa4\x42"
@@ -32,7 +31,7 @@ class Cutter(Protocol):
 
 @pytest.fixture(params=["obvious", "compiled"])
 def new_cutter(request: pytest.FixtureRequest) -> type[Cutter]:
-    return relay.wire.stream.StreamCutter if request.param == "obvious" else relay._fastpath.StreamCutter
+    return StreamCutter if request.param == "obvious" else _leaves.StreamCutter
 
 
 def stun(length: int = 0) -> bytes:
@@ -198,7 +197,7 @@ def test_http_is_framed_as_channel_data_so_the_first_bytes_must_be_looked_at_bef
 
 def test_the_fault_cannot_be_set_from_outside() -> None:
     with pytest.raises(AttributeError):
-        relay._fastpath.StreamCutter().fault = FramingFault.FIRST_BYTE  # type: ignore[misc]
+        _leaves.StreamCutter().fault = FramingFault.FIRST_BYTE  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +205,7 @@ def test_the_fault_cannot_be_set_from_outside() -> None:
 )
 def test_the_compiled_cutter_takes_bytes_only(data: object) -> None:
     with pytest.raises(TypeError):
-        relay._fastpath.StreamCutter().feed(data)  # type: ignore[arg-type]
+        _leaves.StreamCutter().feed(data)  # type: ignore[arg-type]
 
 
 # Both cutters on the same random stream
@@ -227,7 +226,7 @@ STREAMS = st.lists(st.one_of(VALID_UNITS, VALID_UNITS, VALID_UNITS, GARBAGE), ma
 @repeatable
 @given(STREAMS, st.lists(st.integers(0, 600), max_size=12))
 def test_both_cutters_say_the_same_of_any_stream_in_any_pieces(stream: bytes, cuts: list[int]) -> None:
-    obvious, compiled = relay.wire.stream.StreamCutter(), relay._fastpath.StreamCutter()
+    obvious, compiled = StreamCutter(), _leaves.StreamCutter()
     for start, end in pairwise([0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]):
         chunk = stream[start:end]
         assert obvious.feed(chunk) == compiled.feed(chunk)
@@ -237,7 +236,7 @@ def test_both_cutters_say_the_same_of_any_stream_in_any_pieces(stream: bytes, cu
 @repeatable
 @given(STREAMS, st.lists(st.integers(0, 600), max_size=12))
 def test_the_pieces_do_not_matter(stream: bytes, cuts: list[int]) -> None:
-    whole, pieces = relay.wire.stream.StreamCutter(), relay.wire.stream.StreamCutter()
+    whole, pieces = StreamCutter(), StreamCutter()
     ends = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     units = feed_all(pieces, [stream[start:end] for start, end in pairwise(ends)])
     assert whole.feed(stream) == units
@@ -247,6 +246,6 @@ def test_the_pieces_do_not_matter(stream: bytes, cuts: list[int]) -> None:
 @repeatable
 @given(st.lists(VALID_UNITS, max_size=12))
 def test_valid_units_are_all_given_and_nothing_else(units: list[bytes]) -> None:
-    for cutter in (relay.wire.stream.StreamCutter(), relay._fastpath.StreamCutter()):
+    for cutter in (StreamCutter(), _leaves.StreamCutter()):
         assert [padded(unit) for unit in cutter.feed(b"".join(units))] == units
         assert (cutter.fault, cutter.pending) == (None, 0)
