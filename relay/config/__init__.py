@@ -16,7 +16,7 @@ operation    [listen] [[certificates]] [capture] [catalog] [log]: what the opera
 ``reading`` turns a file into checked settings, or into lines that explain its mistakes.
 
 A new setting goes into the class of its table, with its reason, and into ``deploy/relay.toml``, which has every one.
-A check of several settings goes to the class that has them all; Config has those of several tables.
+A check of several settings goes into the class that has them all. Config has the checks of several tables.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class EntitlementSettings(EntitledUsers):
             given = bool(getattr(self, key))
             if policy == self.policy and not given:
                 raise ValueError(f"policy = {policy!r} needs {key}")
-            # A list that nobody looks at would seem to keep people out.
+            # A list that is not used would seem to keep people out.
             if policy != self.policy and given:
                 raise ValueError(f"{key} belongs to policy = {policy!r}, but policy is {self.policy!r}")
         if self.token is not None and self.url is not None and not _keeps_secrets(self.url):

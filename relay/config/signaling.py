@@ -65,8 +65,8 @@ class SignalingSettings(Section):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        fits = [(route.host, route.path) for route in self.routes]
-        if twice := sorted({fit for fit in fits if fits.count(fit) > 1}):
+        keys = [(route.host, route.path) for route in self.routes]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise ValueError(f"routes: host {twice[0][0]!r} with path {twice[0][1]!r} is given twice")
         return self
 

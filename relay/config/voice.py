@@ -103,8 +103,8 @@ class MediaSettings(Section):
     # Pages that may open /turn and /media, such as "https://desk.firm.example". Nothing there depends on cookies, so by
     # default all pages may. A client that sends no Origin is not a browser, and always may.
     origins: tuple[Origin, ...] = ()
-    # Whether a session (/media) that brings no credentials gets those of the upstream. With them anyone who reaches the
-    # relay can place calls, so only the operator can decide it.
+    # Whether a session (/media) that brings no credentials gets the upstream's. Then anyone who reaches the relay can
+    # place calls, so only the operator can decide it.
     own_credentials: Flag = False
 
     @field_validator("source_addresses")

@@ -19,7 +19,8 @@ from relay.gateway.routing.upstreams import Upstreams, UpstreamState
 from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
 
 Start = Callable[[Upstream], None]
-# Addresses of upstreams, with the names. A name alone may have moved to a new address meanwhile, or have another one.
+# Addresses of upstreams, each with its upstream's name. The name alone may have moved to a new address meanwhile, or
+# have another one.
 Avoided = frozenset[tuple[str, Address]]
 
 
@@ -51,7 +52,7 @@ class Wanted:
     target: Upstream | None = None
     # Where it must not go: where an upstream has just been lost.
     avoid: Avoided = frozenset()
-    # The IP address of its client, for who decides about users.
+    # The IP address of its client, for the decision about its user.
     client: str = ""
 
 
@@ -72,7 +73,7 @@ class ResumeOutcome(StrEnum):
 
     RESUMED = "resumed"
     UNKNOWN = "unknown"  # wrong, used or late
-    EXPIRED = "expired"  # nobody came with it
+    EXPIRED = "expired"  # no client came with it
 
 
 class FailoverOutcome(StrEnum):
@@ -107,7 +108,7 @@ class Flows:
         self.tally = Tally()
         self._upstreams = upstreams
         self._on_begun = on_begun
-        # None for those that go to no configured upstream.
+        # None for a flow that goes to no configured upstream.
         self._states: dict[ConnectionId, UpstreamState | None] = {}
         self._addresses: dict[ConnectionId, Address] = {}
         self._none_left = asyncio.Event()
@@ -142,7 +143,7 @@ class Flows:
         self._count(wanted.connection, state)
         self._addresses[wanted.connection] = upstream.address
         asks = self.asks_for_users and wanted.carrier is not Carrier.SESSION
-        # A session follows by itself.
+        # A session follows a 300 by itself.
         alternates = None if state is None or wanted.carrier is Carrier.SESSION else self.policy
         upstream = replace(upstream, max_media_age_s=age_s, asks_for_users=asks, alternates=alternates)
         self._on_begun(wanted, state)
@@ -151,7 +152,7 @@ class Flows:
 
     def _place(self, wanted: Wanted, region: str | None) -> tuple[UpstreamState | None, Upstream]:
         if wanted.target is not None:
-            # An address that its name has left, or that a 300 has led to, is its upstream's all the same.
+            # An address is its upstream's even if the name has left it since, or a 300 has led to it.
             return self._upstreams.get(wanted.target.name), wanted.target
         usable = (state for state in self._upstreams if (state.name, state.address) not in wanted.avoid)
         if (state := choose(usable, region)) is not None:
@@ -162,7 +163,7 @@ class Flows:
         raise FlowRefused(CloseReason.NO_UPSTREAM, f"{where} is up")
 
     def _other_address(self, avoid: Avoided, region: str | None) -> tuple[UpstreamState, Upstream] | None:
-        """Another address of a name whose own is to be avoided; probes may not have found out yet."""
+        """Another address of an upstream whose own is to be avoided: probes may not know yet that it is dead."""
         for state in sorted(self._upstreams, key=lambda one: one.flows):
             if region not in {None, state.settings.region} or (state.name, state.address) not in avoid:
                 continue
@@ -172,7 +173,7 @@ class Flows:
         return None
 
     def may_reach(self, server_name: str, state: UpstreamState) -> bool:
-        """Whether the route of a name leads to the region of this upstream."""
+        """True if the route of a name leads to the region of this upstream."""
         region = self.routes.region(server_name)
         return region in {None, state.settings.region}
 
@@ -196,7 +197,7 @@ class Flows:
         return state
 
     def has_lost(self, state: UpstreamState) -> bool:
-        """Whether a flow has gone to an address of this upstream that probes have found dead since."""
+        """True if a flow goes to an address of this upstream that probes have found dead since."""
         return any(
             state.is_down(address)
             for connection, address in self._addresses.items()

@@ -1,7 +1,7 @@
 """Watches the upstreams: a question each second, now and then a whole Allocate, and their names looked up again.
 
-Looking up and asking do not wait for each other: a resolver that hangs delays no probe. A name's address that does not
-answer is left for another one of the same name that does.
+Looking up and asking do not wait for each other: a resolver that hangs delays no probe. When an address of a name does
+not answer, new flows go to another address of the same name that does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from relay.addresses import Address, RelayPolicy
 from relay.config import HealthSettings, MediaSettings, UpstreamServer
 from relay.gateway.routing.lookups import Lookup
-from relay.gateway.routing.probe import Asker, Finding, Verdict
+from relay.gateway.routing.probe import Asker, Finding, ProbeVerdict
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver
 from relay.gateway.routing.rounds import go_round, spread
 from relay.gateway.routing.upstreams import Health, RiseAndFall, Upstreams, UpstreamState
@@ -26,18 +26,19 @@ from relay.wire.stun import Method
 
 log = structlog.get_logger()
 
-# The name under which the probe asks, where only the shared secret is known; and how long that name is good. A day, as
-# is usual for such names: the clocks of relay and upstream may differ, and a session renews its allocation with it.
+# Where only the shared secret is known, the probe asks under this name, which is good for a day. That is usual for such
+# names: the clocks of relay and upstream may differ, and a session renews its allocation with its name.
 PROBE_USER = "relay-health"
 PROBE_CREDENTIAL_S = 86_400
-# A name that was not found, or whose addresses do not answer, is asked for again so soon: at boot a resolver may come
-# up after us, and a server that has moved is found at its new address.
+# A name that was not found, or whose addresses do not answer, is asked for again this soon. At boot the resolver may
+# come up after us, and a server that has moved is found at its new address.
 RESOLVE_AGAIN_S = 5.0
-# Flows that lose their upstream suspect it, hundreds at once. Probes are no closer than this share of their interval,
-# or of a second, so that a row of failures takes its time.
+# Flows that lose their upstream suspect it, hundreds at once, and then it is probed before the next round. But probes
+# begin no closer together than this share of their interval, or of a second if that is less, so that a row of failures
+# takes some time.
 SUSPECT_SHARE = 0.5
-# Our own link that fails for a moment says nothing of an upstream. Links come back within seconds; what cannot be
-# reached for longer is as good as down, for this relay.
+# If our own link fails for a moment, that says nothing about an upstream. Links come back within seconds. An upstream
+# that cannot be reached for longer is as good as down for this relay.
 OURS_S = 10.0
 
 OnProbe = Callable[[UpstreamState], None]
@@ -50,9 +51,10 @@ _METHODS = {
 
 
 def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -> tuple[str, str]:
-    """User name and password for an upstream; of ``username``'s own if the shared secret is known.
+    """User name and password for an upstream.
 
-    Without a name of its own, ``username`` is made for the moment.
+    Where the shared secret is known, the password is made for ``username``; if that is empty, so is a name, which is
+    good for a day from now. Otherwise they are the configured ones.
     """
     if settings.secret is not None:
         name = username or rest_username(PROBE_USER, int(unix_time) + PROBE_CREDENTIAL_S)
@@ -77,7 +79,7 @@ class HealthMonitor:
         for task in self._running:
             task.cancel()
         self._running = []
-        # What a name resolves to is judged, and where a 300 leads; a literal address is the operator's own word.
+        # It judges what a name resolves to, and where a 300 leads. A literal address is the operator's own word.
         policy = RelayPolicy(media.allowed_networks)
         resolver = Resolver(policy, self._lookup)
         asker = Asker(settings.timeout_s, media.source_of_version(4), media.source_of_version(6), policy)
@@ -95,7 +97,7 @@ class HealthMonitor:
             watch.hurry()
 
     async def stop(self) -> None:
-        """Watch nothing any more."""
+        """End all watches."""
         await self._tasks.cancel()
 
 
@@ -118,7 +120,7 @@ class _Watch:
         self._on_probe = on_probe
         self._hurried = asyncio.Event()
         self._look = asyncio.Event()
-        # Set when there is something to probe, or the name has been asked for in vain.
+        # Set once there is an address to probe, or a lookup has found none.
         self._ready = asyncio.Event()
         if state.address is not None:
             self._ready.set()
@@ -171,7 +173,7 @@ class _Watch:
     async def _ask_life(self, address: Address) -> Finding:
         found = await self._asker.ask_life(address, self._methods)
         if found.answered is not None:
-            # What it answers is asked first from now on.
+            # The request that it answers is sent first from now on.
             self._methods = sorted(self._methods, key=lambda one: one is not found.answered)
         return found
 
@@ -182,39 +184,39 @@ class _Watch:
         return await self._asker.ask_service(address, username, password)
 
     def _judge(self, now: float, life: Finding, service: Finding | None) -> str:
-        """Count what was found; the cause of what is not good."""
+        """Count what was found. Returns why it is not good, or an empty text."""
         state = self._state
-        if service is not None and service.verdict is Verdict.GOOD and life.verdict is not Verdict.GOOD:
-            life = service  # who serves an allocation lives
+        if service is not None and service.verdict is ProbeVerdict.GOOD and life.verdict is not ProbeVerdict.GOOD:
+            life = service  # a server that grants an allocation lives
         counted = self._judge_one(now, state.life, life)
         if life.rtt_s is not None and life.rtt_s <= self._settings.timeout_s:
             state.on_rtt(life.rtt_s)
         if service is not None and state.allocate is not None:
             counted = self._judge_one(now, state.allocate, service) or counted
-            # Until it is settled, rise and fall count rounds.
+            # Until it is settled it is asked in every round, so that rise and fall count rounds.
             self._allocate_at = now + self._settings.allocate_interval_s if state.allocate.settled else now
         return counted
 
     def _judge_one(self, now: float, judged: RiseAndFall, found: Finding) -> str:
-        if found.verdict is Verdict.GOOD:
+        if found.verdict is ProbeVerdict.GOOD:
             self._ours_since = None
             judged.on_success()
             return ""
-        if found.verdict is Verdict.EXHAUSTED or (found.verdict is Verdict.OURS and not self._lasts(now)):
+        if found.verdict is ProbeVerdict.EXHAUSTED or (found.verdict is ProbeVerdict.OURS and not self._lasts(now)):
             return ""
-        if found.verdict is not Verdict.OURS:
+        if found.verdict is not ProbeVerdict.OURS:
             self._ours_since = None
-        judged.on_failure(certain=found.verdict is Verdict.GONE)
+        judged.on_failure(certain=found.verdict is ProbeVerdict.GONE)
         return found.cause
 
     def _lasts(self, now: float) -> bool:
-        """Whether our own machine has failed to ask for so long that the upstream is as good as down."""
+        """True once our own machine has failed to ask for OURS_S: then the upstream is as good as down."""
         if self._ours_since is None:
             self._ours_since = now
         return now - self._ours_since >= OURS_S
 
     async def _seek(self) -> bool:
-        """Go to another address of the name if one works. Returns True if there is one."""
+        """Go to another address of the name if one works. Returns True if one does."""
         state = self._state
         asking = [asyncio.ensure_future(self._works(one)) for one in state.others()]
         try:
@@ -235,7 +237,7 @@ class _Watch:
             self._asker.ask_life(address, self._methods), self._ask_service(address, asks)
         )
         good = life if service is None else service
-        return address if good.verdict is Verdict.GOOD else None
+        return address if good.verdict is ProbeVerdict.GOOD else None
 
     def _switch(self, address: Address) -> None:
         state = self._state
@@ -257,7 +259,7 @@ class _Watch:
     # Its name
 
     async def look_up(self) -> None:
-        """Look the name up again and again; sooner while there is no address of it that works, or it is suspected."""
+        """Look the name up again and again: sooner while no address of it works, or when it is suspected."""
         await go_round(self._look_up_once, self._wait_to_look_up, failure="lookup failed", upstream=self._state.name)
 
     async def _look_up_once(self, _: float) -> None:
@@ -274,7 +276,7 @@ class _Watch:
                 await asyncio.sleep(looked + RESOLVE_AGAIN_S - asyncio.get_running_loop().time())
 
     async def _resolve(self) -> None:
-        """Look the name up; what may not be relayed to is not taken, and a failure leaves the last address."""
+        """Look up. Addresses that may not be relayed to are not taken. Without an answer the last ones stay."""
         state, wanted = self._state, self._state.settings.address
         before = state.address
         try:

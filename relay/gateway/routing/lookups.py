@@ -1,7 +1,7 @@
 """Looks names up as the system would, without a thread for each: c-ares asks, and each lookup ends at its deadline.
 
 It reads /etc/hosts and /etc/resolv.conf, with search domains, and sees when they change. Of nsswitch.conf it knows
-``files`` and ``dns``. It asks for whatever it is given: which names are worth asking for is judged before.
+``files`` and ``dns``. It asks for every name that it is given: its callers judge which names are worth asking for.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ RESOLVE_TIMEOUT_S = 5.0
 # The first wait for an answer. It doubles, so three of them end just before the deadline.
 TRY_S = 0.7
 TRIES = 3
-# Of all services together; each takes two queries of some kilobytes. A service may have fewer (``resolve``).
+# Lookups at once, by all services together. Each takes two queries of some kilobytes. A service may have fewer
+# (``resolve``).
 MAX_LOOKUPS = 256
-# c-ares remembers answers for as long as they say, and has no bound for that: it starts afresh after this many.
+# c-ares remembers answers for as long as they are valid, without a bound. It starts afresh after this many lookups.
 MAX_REMEMBERED = 4096
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
@@ -40,7 +41,7 @@ class SystemLookup:
         self._tasks = Tasks()
 
     async def __call__(self, host: str) -> list[str]:
-        """The addresses of a name. Raises OSError, of which TimeoutError is one."""
+        """The addresses of a name. Raises OSError; TimeoutError is one."""
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S), self._slots:
                 found = await self._channel().getaddrinfo(host, type=socket.SOCK_STREAM)
@@ -72,7 +73,7 @@ class SystemLookup:
 
 
 async def _retire(resolver: aiodns.DNSResolver) -> None:
-    """Close it once each lookup that it has begun is at its end."""
+    """Close it once every lookup that it has begun has ended."""
     try:
         await asyncio.sleep(RESOLVE_TIMEOUT_S)
     finally:

@@ -26,49 +26,49 @@ from relay.wire.stun import Method
 MAX_HOPS = 3
 # Source ports that are tried if another client's allocation is still there (437).
 MAX_PORTS = 4
-# What is too late is decided here, and not by the connection, however long our own loop stands still.
+# This module decides what is too late. The connection waits for longer than our own loop may ever stand still.
 DECIDED_HERE_S = 3600.0
-# Of the loop, until what a socket holds has been read and those who wait for it know.
+# Turns of the loop, until what a socket holds has been read and has reached the task that waits for it.
 TURNS_TO_READ = 4
-# These come after the credentials were found good (RFC 8656 section 7.2): the server works, and has its reasons. A
-# source port of before (437), a family that it does not relay (440), this one user's quota (486).
+# Servers that answer one of these have first found the credentials good (RFC 8656 section 7.2), so they work. Reasons
+# are an earlier use of the source port (437), a family that it does not relay (440) and this user's quota (486).
 _SERVES = frozenset({437, 440, 486})
-# We have nothing to ask with, however long that lasts.
+# Our own machine has nothing to ask with, however long that lasts.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
-class Verdict(Enum):
+class ProbeVerdict(Enum):
     """What an attempt says of the upstream."""
 
     GOOD = "good"
     BAD = "bad"  # silence, or a refusal to serve
-    GONE = "gone"  # ICMP: nobody listens there, which is no lost packet
+    GONE = "gone"  # ICMP: no server listens there, so no packet was lost
     OURS = "ours"  # our own machine did not send the question: nothing is known of the upstream
     EXHAUSTED = "exhausted"  # the same, because we have no descriptor
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict, and why; of a good one the round-trip time in seconds, and what was answered."""
+    """A verdict, and why. A good one has the round-trip time in seconds, and the method that was answered."""
 
-    verdict: Verdict
+    verdict: ProbeVerdict
     cause: str = ""
     rtt_s: float | None = None
     answered: Method | None = None
 
 
 class _Redirected(UpstreamError):
-    """The upstream sends us to where nobody may be sent."""
+    """The upstream sends us on to an address that may not be relayed to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Asks from where media is sent, because another source may take another way; None is the kernel's choice."""
+    """Asks from the address that media leaves from: another may take another way. None is the kernel's choice."""
 
     timeout_s: float
     source_ipv4: str | None
     source_ipv6: str | None
-    # Who an upstream may send us on to.
+    # Where an upstream may send us on to.
     policy: RelayPolicy
 
     async def ask_life(self, address: Address, methods: Sequence[Method]) -> Finding:
@@ -85,7 +85,7 @@ class Asker:
             await self._allocate(address, username, password)
         except UpstreamError as error:
             return _finding_of(error)
-        return Finding(Verdict.GOOD)
+        return Finding(ProbeVerdict.GOOD)
 
     async def _open(self, address: Address, username: str, password: str, timeout_s: float) -> TurnConnection:
         host = self.source_ipv6 if address.is_ipv6 else self.source_ipv4
@@ -107,7 +107,7 @@ class Asker:
             if found.done():
                 return found.result()
             not_sent = _of_our_own(turn.not_sent, f"our own machine did not send: {turn.not_sent}")
-            return not_sent or Finding(Verdict.BAD, f"no answer within {self.timeout_s:g} s")
+            return not_sent or Finding(ProbeVerdict.BAD, f"no answer within {self.timeout_s:g} s")
         finally:
             await asking.cancel()
 
@@ -141,7 +141,7 @@ class Asker:
 
 async def _knock(turn: TurnConnection, method: Method, found: asyncio.Future[Finding]) -> None:
     """Ask once, and tell ``found`` what was answered. Silence says nothing yet."""
-    # Not the loop's clock: that of uvloop counts whole milliseconds.
+    # Not the loop's clock: uvloop's counts whole milliseconds.
     started = time.perf_counter()
     finding: Finding | None = None
     try:
@@ -150,17 +150,17 @@ async def _knock(turn: TurnConnection, method: Method, found: asyncio.Future[Fin
         if not error.answered:
             finding = _finding_of(error)
     if not found.done():
-        found.set_result(finding or Finding(Verdict.GOOD, rtt_s=time.perf_counter() - started, answered=method))
+        found.set_result(finding or Finding(ProbeVerdict.GOOD, rtt_s=time.perf_counter() - started, answered=method))
 
 
 def _finding_of(error: UpstreamError) -> Finding:
-    return _of_our_own(error.__cause__, str(error)) or Finding(Verdict.BAD, str(error))
+    return _of_our_own(error.__cause__, str(error)) or Finding(ProbeVerdict.BAD, str(error))
 
 
 def _of_our_own(cause: BaseException | None, words: str) -> Finding | None:
-    """What an OSError says: of ICMP, that nobody listens; of all others, that our own machine did not send."""
+    """What an OSError says: one from ICMP, that no server listens; any other, that our own machine did not send."""
     if not isinstance(cause, OSError):
         return None
     if isinstance(cause, ConnectionRefusedError):
-        return Finding(Verdict.GONE, words)
-    return Finding(Verdict.EXHAUSTED if cause.errno in _EXHAUSTED else Verdict.OURS, words)
+        return Finding(ProbeVerdict.GONE, words)
+    return Finding(ProbeVerdict.EXHAUSTED if cause.errno in _EXHAUSTED else ProbeVerdict.OURS, words)

@@ -17,15 +17,16 @@ from relay.plane.api import AllocationOrphaned
 from relay.tasks import Tasks
 from relay.wire.stun import AttributeType, StunError, parse_message
 
-# So many at a time: a whole floor that loses its network leaves a few hundred. Beyond, allocations end by themselves.
+# At the same time. A whole floor that loses its network leaves a few hundred allocations. Those beyond this bound end
+# by themselves.
 MAX_RELEASES = 512
 RELEASE_TIMEOUT_S = 2.0
-# For each upstream: clients leave allocations behind as often as they like.
+# For each upstream, because clients can leave allocations behind as often as they like.
 LINES_PER_S = 5
 
 
 class AllocationReleaser:
-    """Owns the sockets it is given until the upstream has answered, or does not answer."""
+    """Owns the sockets that it is given until the upstream has answered, or has not answered in time."""
 
     def __init__(self) -> None:
         self._tasks = Tasks()

@@ -1,7 +1,7 @@
 """Names to literal addresses that may be connected to: for CONNECT, CONNECT-UDP and the names of upstreams.
 
-Each answer is judged by the one classifier (``relay.addresses``), and what comes back is literal. Whoever connects
-uses that and never the name again, so it does not matter if the name answers otherwise a moment later.
+Each answer is judged by the one classifier (``relay.addresses``), and what comes back is literal. Callers connect to
+that and never use the name again, so it does not matter if the name answers otherwise a moment later.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from relay.addresses import Address, RelayPolicy, canonical_host, source_of
 from relay.errors import UpstreamError
 from relay.gateway.routing.lookups import RESOLVE_TIMEOUT_S, Lookup
 
-# Load balancers have some eight addresses; nobody tries more before giving up.
+# Load balancers have about eight addresses, and no client tries more than this before it gives up.
 MAX_ANSWERS = 16
-# Lookups at once, of one service (CONNECT, CONNECT-UDP, the upstreams): slow names of one leave room for the others.
+# Lookups at once, by one service: CONNECT, CONNECT-UDP, the TURN servers, the servers of signaling. Slow names of one
+# leave room for the others.
 MAX_OF_SERVICE = 64
-# And of one client address. Behind a web proxy a whole firm comes from one, but asks for the same few names, and those
-# who ask for the same one share a lookup.
+# Lookups at once, for one client address. Behind a web proxy a whole firm has one address. But its clients ask for the
+# same few names, and lookups of the same name are shared.
 MAX_OF_SOURCE = 8
-# RFC 1035.
+# Characters of a name (RFC 1035).
 MAX_NAME = 253
-# Of a peer's text in a log line or an error.
+# Characters of a peer's text in a log line or an error.
 _SHOWN = 80
 
 
@@ -48,7 +49,7 @@ _STATUS = {
 class ResolveError(UpstreamError):
     """A host gives no address to connect to. The message may go into a log or a page: it is escaped and short.
 
-    ``refused`` are the answers that may not be relayed to, if it is for them.
+    ``refused`` has the answers that may not be relayed to, if that is why.
     """
 
     def __init__(self, failure: ResolveFailure, detail: str, refused: Sequence[str] = ()) -> None:
@@ -95,8 +96,8 @@ class Resolver:
     async def resolve(self, host: str, port: int, source: str = "") -> list[Address]:
         """The literal addresses of a name, or of a literal without brackets, that may be connected to: at least one.
 
-        Those that may not are left out, in whatever order they came. At most ``MAX_ANSWERS``, within
-        ``RESOLVE_TIMEOUT_S`` seconds. ``source`` is the address of the client who asks. Raises ResolveError.
+        Addresses that may not are left out, wherever they were in the answer. There are at most ``MAX_ANSWERS``, within
+        ``RESOLVE_TIMEOUT_S`` seconds. ``source`` is the address of the client that asks. Raises ResolveError.
         """
         if (literal := _parse_literal(host)) is not None:
             answers: Sequence[str] = [literal]
@@ -129,20 +130,20 @@ class Resolver:
         return answer
 
     async def _share(self, host: str, source: str) -> Sequence[str] | ResolveError:
-        """Take the answer of whoever looks this name up already, or look it up when there is room."""
+        """Wait for a lookup of this name that is under way already, or look it up when there is room."""
         while True:
             if (asked := self._asked.get(host)) is not None:
                 await asyncio.wait([asked])
                 if not asked.cancelled():
                     return asked.result()
-                continue  # the client who had asked is gone
+                continue  # the client that had asked has gone
             async with self._slot(source):
                 if host not in self._asked:
                     return await self._lead(host)
 
     @contextlib.asynccontextmanager
     async def _slot(self, source: str) -> AsyncIterator[None]:
-        """One lookup of this source: first its own bound, so that it takes but a few turns in the queue of all."""
+        """Room for one lookup of this source. Its own bound comes first, so that it takes few of the common places."""
         known = self._sources.setdefault(source, _Source())
         known.lookups += 1
         try:
@@ -190,7 +191,7 @@ def _canonical(answer: str) -> str:
 
 
 def _looks_like_a_number(host: str) -> bool:
-    """True if the last label is a number: no top-level domain is, and inet_aton reads many such texts."""
+    """True if the last label is a number: no top-level domain is one, and inet_aton reads many such texts."""
     last = host.rstrip(".").rpartition(".")[2].lower()
     return last.isdigit() or last.startswith("0x")
 

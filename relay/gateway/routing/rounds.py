@@ -18,7 +18,7 @@ Step = Callable[[float], Awaitable[None]]
 async def go_round(work: Step, pause: Step, *, failure: str, upstream: str) -> Never:
     """Do the work and then the pause, until cancelled.
 
-    If the work raises what nobody expects, ``failure`` is logged, and the next round comes all the same: a watch that
+    If the work raises an exception, ``failure`` is logged, and the next round comes all the same: a watch that
     has ended would leave its upstream as it is for ever.
     """
     loop = asyncio.get_running_loop()

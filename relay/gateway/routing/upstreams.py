@@ -33,7 +33,7 @@ class RiseAndFall:
 
     @property
     def settled(self) -> bool:
-        """True if the last probe says what is known; else the next ones should not keep us waiting."""
+        """True if the last probe agrees with what is known. If not, the next probes should come soon."""
         return not self._fresh and self.health is (Health.UP if self._row > 0 else Health.DOWN)
 
     def begin_anew(self) -> None:
@@ -41,13 +41,13 @@ class RiseAndFall:
         self._row, self._fresh = 0, True
 
     def on_success(self) -> bool:
-        """A probe was answered; True if that changed the health."""
+        """A probe was answered. Returns True if that changed the health."""
         reached = self._fresh or self._row + 1 >= self.settings.rise
         self._row, self._fresh = max(self._row, 0) + 1, False
         return self._become(Health.UP, reached)
 
     def on_failure(self, *, certain: bool = False) -> bool:
-        """A probe was lost, or refused for ``certain``, which needs no row; True if that changed the health."""
+        """A probe was lost; ``certain``: refused, which needs no row. Returns True if that changed the health."""
         self._row = min(self._row, 0) - 1
         return self._become(Health.DOWN, certain or -self._row >= self.settings.fall)
 
@@ -62,7 +62,7 @@ class RiseAndFall:
 
 @dataclass
 class Load:
-    """What an upstream carries. Flows of before a reload go on, so it is the name's, whatever its address is now."""
+    """What an upstream carries. Flows go on after a reload, so it belongs to the name, whatever its address is now."""
 
     flows: int = 0
 
@@ -131,7 +131,10 @@ class UpstreamState:
     # Addresses
 
     def take(self, addresses: Sequence[Address]) -> bool:
-        """The name has these addresses now, and is probed anew if its address is gone. Returns True in that case."""
+        """The name has these addresses now. If the one in use is gone, the next is probed anew.
+
+        Returns True if new flows have moved from one address to another.
+        """
         self.addresses = tuple(addresses)
         self._dead.intersection_update(addresses)
         if self.address in self.addresses:
@@ -161,7 +164,7 @@ class UpstreamState:
         return sorted(others, key=lambda one: one in self._dead)
 
     def is_down(self, address: Address) -> bool:
-        """Whether probes have found this address of it dead. Says nothing of others, as after a 300."""
+        """True if probes have found this address dead. They do not ask addresses that only a 300 has led to."""
         return address in self._dead or (address == self.address and self.health is Health.DOWN)
 
     def on_rtt(self, seconds: float) -> None:
@@ -184,7 +187,7 @@ class Upstreams:
 
     def __init__(self) -> None:
         self._states: dict[str, UpstreamState] = {}
-        # By name, of all that there ever were: an operator writes few of them.
+        # By name, for all upstreams that there ever were: an operator writes few of them.
         self._loads: dict[str, Load] = {}
 
     def __iter__(self) -> Iterator[UpstreamState]:

@@ -13,9 +13,9 @@ from relay.wire.http1 import AnswerHead, Body, ChunkedBody, Fields, build_head
 
 
 class PassedOn(web.StreamResponse):
-    """Written by ``begin``, ``send`` and ``finish``; aiohttp, which is given it at the end, adds nothing.
+    """It is written by ``begin``, ``send`` and ``finish``. aiohttp is given it at the end, and adds nothing.
 
-    ``web.StreamResponse`` would write the head as UTF-8, and invent what it misses in it.
+    ``web.StreamResponse`` would write the head as UTF-8, and add fields that it misses.
     """
 
     def __init__(self, request: web.BaseRequest, head: AnswerHead, body: Body, *, last: bool) -> None:
@@ -28,7 +28,7 @@ class PassedOn(web.StreamResponse):
         self._without_body = request.method == hdrs.METH_HEAD or head.status in {204, 304}
         by_chunks = isinstance(body, ChunkedBody) or body.ends_with_the_connection
         self._in_chunks = self._modern and not self._without_body and by_chunks
-        # To HTTP/1.0 such a body ends with the connection.
+        # For a client of HTTP/1.0 such a body ends with the connection.
         unmeasured = by_chunks and not self._in_chunks and not self._without_body
         self._closes = last or unmeasured or not request.keep_alive
         self._finished = False
@@ -84,7 +84,7 @@ class PassedOn(web.StreamResponse):
 
     @property
     def prepared(self) -> bool:
-        """Nothing can be changed any more."""
+        """Nothing can be changed from now on."""
         return True
 
 

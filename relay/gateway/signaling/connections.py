@@ -1,7 +1,7 @@
 """HTTP/1.1 connections to upstreams: opened to checked addresses, kept for the next request, read and written as bytes.
 
-aiohttp's client is not used for them: it writes heads as UTF-8, so bytes that are not UTF-8 are lost, and it knows no
-answer before the end of a body. What the bytes mean is in ``relay.wire.http1``.
+aiohttp's client is not used for them. It writes heads as UTF-8, so bytes that are not UTF-8 are lost, and it reads no
+answer before the body of the request has ended. What the bytes mean is in ``relay.wire.http1``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from relay.gateway.routing.resolve import ResolveError
 from relay.gateway.signaling.addresses import Addresses
 from relay.wire.http1 import AnswerHead, parse_answer_head
 
-# Node's servers close a connection that is idle for 5 s: it must not be used a moment after.
+# Node's servers close a connection that has been idle for 5 s. It must not be used when that is about to happen.
 UPSTREAM_KEEPALIVE_S = 4.0
-# Idle ones for each upstream: what a burst of polls has opened is closed again.
+# Idle connections that are kept for each upstream. A burst of polls opens more, and those are closed again.
 MAX_IDLE = 64
-# What is read before anyone asks for it; the upstream is slowed down then.
+# What is read before anyone asks for it. When it is full, the upstream is slowed down.
 READ_BUFFER_BYTES = 64 * 1024
 
 
 class ConnectFailed(Exception):
-    """No connection was made: the cause in few words and without the address, and whether nobody listens there."""
+    """No connection was made. ``cause`` has few words and no address; ``certain`` means that no server listens."""
 
     def __init__(self, cause: str, *, certain: bool = False) -> None:
         super().__init__(cause)
@@ -100,7 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """True if it may serve another request: open, and nothing has come that nobody asked for."""
+        """True if it may serve another request: it is open, and nothing has come unasked."""
         return not self._ended and not self._buffer and not self.transport.is_closing()
 
     @property
@@ -109,7 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
         return not self.transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Send bytes; what the connection does not take any more is dropped, which the reader hears."""
+        """Send bytes. They are dropped if the connection has ended; the reader hears of that."""
         if not self._ended and not self.transport.is_closing():
             self.transport.write(data)
 
@@ -130,7 +130,7 @@ class UpstreamConnection(asyncio.Protocol):
         return head
 
     async def read(self) -> bytes:
-        """What has come, as soon as there is something; nothing at the end. Raises Lost if it broke."""
+        """What has come, as soon as there is something; empty at the end. Raises Lost if the connection broke."""
         if not self._buffer:
             try:
                 await self._wait_for_more()
@@ -149,7 +149,7 @@ class UpstreamConnection(asyncio.Protocol):
         return data
 
     def put_back(self, data: bytes) -> None:
-        """It was read too much."""
+        """Return bytes that belong to the next answer."""
         self._buffer[:0] = data
 
     async def _wait_for_more(self) -> None:
@@ -226,7 +226,7 @@ class Connections:
             self._idle.pop((origin, trust), None)
 
     def close(self) -> None:
-        """Close those that are idle, and keep none any more."""
+        """Close the connections that are idle, and keep none from now on."""
         self._closed = True
         for idle in self._idle.values():
             for connection, _ in idle:
@@ -245,7 +245,7 @@ class Connections:
         tls: dict[str, Any] = {"ssl": trust, "server_hostname": host} if origin.scheme == "https" else {}
         failed: OSError = OSError(errno.EADDRNOTAVAIL, "")
         for number, address in enumerate(addresses):
-            # Each has an even share of what is left.
+            # Each address has an even share of the time that is left.
             share_s = (deadline - loop.time()) / (len(addresses) - number)
             try:
                 async with asyncio.timeout(share_s):
@@ -269,7 +269,7 @@ def open_trust(settings: SignalingSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if settings.ca_file is None else str(settings.ca_file))
     except (OSError, ssl.SSLError) as error:
-        # An SSLError has a text of its own, where the system has one for what the file system says.
+        # An SSLError has a text of its own; for what the file system says, the system has one.
         why = error if isinstance(error, ssl.SSLError) else error.strerror or error
         raise OperatorError(f"signaling.ca_file: {settings.ca_file}: {why}") from None
     context.set_alpn_protocols(["http/1.1"])

@@ -11,14 +11,14 @@ import zlib
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
-# Servers make ids of 20 characters; what is longer than this is none, and would fill the table of sessions.
+# Servers make ids of 20 characters. A text longer than this is not an id, and would fill the table of sessions.
 MAX_SID_CHARACTERS = 128
 # The open packet has some 120 bytes; packets that follow it in the same answer are of no interest.
 MAX_OPEN_BYTES = 4096
 
 _SID = re.compile(rf"[A-Za-z0-9._~+/=-]{{1,{MAX_SID_CHARACTERS}}}")
-# Before the packet stands, by version and encoding: nothing (4), the length in digits and a colon (3), a binary length
-# (3, XHR2: 00 for text, a digit in each byte, FF), or the call of a JSONP client, whose quotes are escaped.
+# What is before the packet depends on version and encoding: nothing (4), the length in digits and a colon (3), a binary
+# length (3, XHR2: 00 for text, a digit in each byte, FF), or the call of a JSONP client, whose quotes are escaped.
 _OPEN = re.compile(
     rb"(?:[0-9]{1,4}:|\x00[\x00-\x09]{1,4}\xff|___eio\[[0-9]{1,9}\]\(\"(?:[0-9]{1,4}:)?)?"
     rb"0\{[^{}]{0,1024}?\\?\"sid\\?\"\s*:\s*\\?\"([^\"\\]{1,256})\\?\""
@@ -52,8 +52,8 @@ class Asked(NamedTuple):
 
 
 def parse_query(query: str) -> Asked:
-    """Read the query of a request; of a key that comes twice no value is taken, and an id that is none is left out."""
-    # Their number has the bound of the request target.
+    """Read the query of a request. A key that comes twice has no value, and a text that cannot be an id is left out."""
+    # The bound of the request target bounds their number.
     found = parse_qs(query, keep_blank_values=True)
 
     def single(key: str) -> str:
@@ -71,7 +71,7 @@ def asks_for_websocket(query: str) -> bool:
 
 
 def is_answer(beginning: bytes) -> bool:
-    """True if the body of an answer begins as those of Engine.IO do."""
+    """True if the body of an answer begins as answers of Engine.IO do."""
     return _ANSWER.match(beginning) is not None
 
 

@@ -1,6 +1,7 @@
-"""What of an HTTP request may go on to an upstream; what two servers might read differently may not.
+"""Which HTTP requests may go on to an upstream, and with which headers.
 
-aiohttp's parser refuses most of it before; what that lets through is refused here. RFC 9110 and 9112, read strictly.
+A request that two servers may read differently does not go on. aiohttp's parser refuses most of those; what it lets
+through is refused here. RFC 9110 and 9112, read strictly.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ HOP_BY_HOP = frozenset(
     b"connection,keep-alive,proxy-connection,proxy-authenticate,proxy-authorization,te,transfer-encoding,upgrade,"
     b"http2-settings".split(b",")
 )
-# What we say of the client ourselves.
+# What we ourselves say about the client.
 TOLD_BY_US = frozenset(b"forwarded,x-forwarded-for,x-forwarded-proto,x-forwarded-host".split(b","))
-# What proxies and content networks say of a client: its address, the name and scheme it used, its certificate, who has
-# logged in. Servers believe it, so only trusted proxies may say it.
+# What proxies and content networks say about a client: its address, the name and scheme it used, its certificate, who
+# has logged in. Servers believe it, so only trusted proxies may say it.
 TOLD_BY_PROXIES = frozenset(
     b"x-client-ip,x-cluster-client-ip,true-client-ip,client-ip,http-client-ip,remote-addr,remote-user,"
     b"x-remote-ip,x-remote-addr,x-remote-user,x-originating-ip,x-proxyuser-ip,x-appengine-user-ip,x-client,x-forwarded,"
@@ -79,7 +80,7 @@ _NO_ALIAS = HOP_BY_HOP | {
     b"expect",
     b"trailer",
 }
-# To have these removed by naming them in Connection would change what the request means.
+# Connection must not name one of these: to remove it would change what the request means.
 _NOT_HOP_BY_HOP = frozenset({b"host", b"content-length", b"content-type", b"cookie", b"origin", b"authorization"})
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -90,7 +91,7 @@ _TARGET = re.compile(rb"[!\"$-~\x80-\xff]+")
 _OVERLONG = re.compile(
     rb"\xc0[\xae\xaf]|\xe0\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]|(?i:%u(?:002[ef]|005c|ff0[ef]|ff3c))"
 )
-# Some servers leave control characters out, and take what comes after these marks for something else than path.
+# Some servers leave control characters out. Some read what comes after these marks as something other than path.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MARKS = re.compile(r"[;?#]")
 # Each decoding of a path costs a look at all of it; what is encoded more often was not meant to be a path.
@@ -116,12 +117,12 @@ class Accepted(NamedTuple):
 
     # Origin form: what goes on to the upstream.
     target: bytes
-    # Decoded, and lower case without port: what routes are chosen by.
+    # Routes are chosen by path, which is decoded, and by host, which is lower case and without port.
     path: str
     query: str
     host: str
     upgrades: bool
-    # It asks for another protocol, which is ignored (RFC 9110 section 7.8); what is behind it may be of that protocol.
+    # It asks for another protocol, which is ignored (RFC 9110 section 7.8). What follows may be of that protocol.
     ignores_upgrade: bool
     # None for chunked; 0 without a body.
     body_bytes: int | None
@@ -214,7 +215,7 @@ def _check_path(raw: bytes) -> str:
         decoded = more
     else:
         raise BadRequest(400, f"the path is encoded more than {MAX_DECODINGS} times")
-    # What is not UTF-8 is in no route, but goes where the rest of the path says.
+    # Bytes that are not UTF-8 are in no route's path. The request goes where the rest of its path leads.
     return once.decode("utf-8", "surrogateescape")
 
 
@@ -270,7 +271,7 @@ def end_to_end(headers: RawHeaders, *dropped: bytes) -> Iterator[tuple[bytes, by
 
 
 class Forwarding:
-    """Says who the client is (RFC 7239, X-Forwarded-*); what it says itself counts only from trusted networks."""
+    """Says who the client is (RFC 7239, X-Forwarded-*). What it says itself counts only from trusted networks."""
 
     def __init__(self, trusted: Iterable[IpNetwork] = ()) -> None:
         self._trusted = tuple(trusted)
@@ -296,7 +297,7 @@ class Forwarding:
         return remote
 
     def fields(self, request: web.BaseRequest) -> Iterator[tuple[bytes, bytes]]:
-        """All headers that go on, with what is said of the client at their end."""
+        """All headers that go on. The last ones say who the client is."""
         remote, host, given = request.remote or "", request.headers.get("Host", ""), request.headers
         trusted = self.trusts(remote)
         # RFC 9110 section 6.5.1: trailers may be dropped. A server that merges them into the head would take them for

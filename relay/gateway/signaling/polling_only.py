@@ -1,15 +1,15 @@
 """Which clients stay with polling, because something on their way swallows the frames of WebSockets.
 
-A session whose upgrade was swallowed stays with polling by its id. A client (its address and User-Agent, which a whole
-floor behind a proxy may share) does so only when several of its sessions have failed one after the other, and none of
-its WebSockets works.
+A session whose upgrade was swallowed stays with polling; it is known by its id. A client is known by its address and
+User-Agent, which a whole floor behind a proxy may share. So it stays with polling only when several of its sessions
+have failed one after the other, and none of its WebSockets works.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-# One session that failed may be one program on one desktop, and it is pinned by its id anyway.
+# One session that failed may be one program on one desktop, and it stays with polling by its id anyway.
 SEVERAL_SESSIONS = 3
 
 

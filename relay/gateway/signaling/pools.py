@@ -23,9 +23,9 @@ class SignalingUpstream:
         self.url = url
         self.origin = URL(url)
         self.judged = RiseAndFall(health)
-        # In progress; those that became WebSockets are among the requests.
+        # Both are in progress. A request that became a WebSocket counts as a request, too.
         self.requests = self.websockets = 0
-        # By status class (2xx and so on); what had no answer is "failed".
+        # By status class (2xx and so on). A request without an answer is "failed".
         self.answers: Counter[str] = Counter()
         self.upgrades = 0
 
@@ -40,7 +40,7 @@ class SignalingUpstream:
             log.info("signaling upstream up", upstream=self.url)
 
     def on_failure(self, cause: str, *, certain: bool) -> None:
-        """A connection could not be made; refused, it is ``certain``."""
+        """A connection could not be made. ``certain``: it was refused."""
         if self.judged.on_failure(certain=certain):
             log.warning("signaling upstream down", upstream=self.url, cause=cause)
 
@@ -64,7 +64,7 @@ class Pool(NamedTuple):
 
 
 class Pools:
-    """All routes: an exact host goes before a wildcard, a longer wildcard before a shorter; then the longest path."""
+    """All routes. An exact host goes before a wildcard, a longer wildcard before a shorter; then the longest path."""
 
     def __init__(self) -> None:
         self._pools: dict[str, list[Pool]] = {}

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-# In each direction, before the sender is no longer read: some messages of signaling.
+# Bytes that wait in each direction before the sender is no longer read: some messages of signaling.
 BUFFER_BYTES = 64 * 1024
 # When one side has ended, the other has this long to say the rest.
 HALF_CLOSED_S = 15.0
@@ -22,7 +22,7 @@ Observe = Callable[[bytes], bool]
 
 
 class Owner(Protocol):
-    """Who made a transport's connection, and is told of its end: aiohttp's protocols."""
+    """The protocol that a transport had before. It is told of the connection's end."""
 
     def connection_lost(self, exc: BaseException | None, /) -> None:
         """The connection has ended."""
@@ -45,7 +45,7 @@ class _End(asyncio.Protocol):
     def take_over(self) -> None:
         self.transport.set_write_buffer_limits(high=BUFFER_BYTES)
         self.transport.set_protocol(self)
-        # The former protocol may have held it while nobody took its bytes.
+        # The former protocol may have paused it while nothing read its bytes.
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -69,11 +69,11 @@ class _End(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.ended = True
         self._splice.on_end(self)
-        # TLS of asyncio cannot stay half open: it closes, whatever is said here.
+        # TLS of asyncio cannot stay half open: it closes, whatever this returns.
         return self._half_closes and not self.transport.is_closing()
 
     def end(self) -> None:
-        """The other side says no more: neither do we towards this one."""
+        """The other side has ended, so no more goes to this one."""
         if self.lost or self.transport.is_closing():
             return
         if self._half_closes:
@@ -191,7 +191,7 @@ class Splice:
         if end.peer.lost:
             if not self._done.done():
                 self._done.set_result(None)
-            # Only now: aiohttp cancels the handler, which is what still carries the rest to the other end.
+            # Not before: aiohttp then cancels the handler, and until now that has carried the rest to the other end.
             for one in (self._client, self._upstream):
                 one.owner.connection_lost(one.error)
         else:

@@ -1,4 +1,4 @@
-"""The body of a request on its way to the upstream, beside the answer, which may begin and end before it."""
+"""The body of a request on its way to the upstream. The answer may begin, and even end, before the body does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Upload:
     """
 
     def __init__(self, request: web.BaseRequest, accepted: Accepted, settings: SignalingSettings) -> None:
-        # What was wrong with the body. Then the connection is of no more use, and the upstream has not heard an end.
+        # What was wrong with the body. Then the connection is of no further use: the upstream has not seen an end.
         self.fault: BadRequest | None = None
         # The upstream has not taken the body in time.
         self.stalled = False
@@ -68,9 +68,9 @@ class Upload:
             self.stalled = True
             connection.abort()
         except Lost:
-            pass  # who waits for the answer hears it as well
+            pass  # the task that waits for the answer hears of it as well
         except BaseException:
-            # What nobody expects is logged by ``Tasks``; nobody shall wait for the rest of the body meanwhile.
+            # ``Tasks`` logs the mistake. The exchange must not wait for the rest of the body meanwhile.
             connection.abort()
             raise
 

@@ -24,7 +24,7 @@ from relay.emulator.turnhost import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing import health
 from relay.gateway.routing.lookups import Lookup
-from relay.gateway.routing.probe import Asker, Verdict
+from relay.gateway.routing.probe import Asker, ProbeVerdict
 from relay.gateway.routing.upstreams import Health
 from relay.plane.uplink import Uplink
 from relay.turn.credentials import StaticCredentials
@@ -266,7 +266,7 @@ async def test_an_answer_that_came_while_our_own_loop_stood_still_counts() -> No
             await asyncio.sleep(0)
         # Once more, so that the deadline has certainly passed.
         time.sleep(0.1)  # noqa: ASYNC251
-        assert (await asking).verdict is Verdict.GOOD
+        assert (await asking).verdict is ProbeVerdict.GOOD
 
 
 async def test_a_watch_survives_whatever_happens_in_it() -> None:
