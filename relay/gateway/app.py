@@ -36,7 +36,7 @@ from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
 from relay.gateway.signaling.connections import open_trust
 from relay.gateway.signaling.proxy import SignalingProxy
-from relay.gateway.web_proxy.proxy import WebProxy
+from relay.gateway.web_proxy.web_proxy import WebProxy
 from relay.plane.api import (
     AllocateGranted,
     AllocateRequested,

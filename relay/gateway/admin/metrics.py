@@ -31,8 +31,8 @@ from relay.gateway.routing.upstreams import Health
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.gateway.signaling.refusals import RefusalReason
 from relay.gateway.web_proxy.http import ProxyOutcome
-from relay.gateway.web_proxy.proxy import WebProxyTotals
 from relay.gateway.web_proxy.tunnel import TunnelEnd
+from relay.gateway.web_proxy.web_proxy import WebProxyTotals
 from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, HandshakeFailure, Latency, Traffic
 
 

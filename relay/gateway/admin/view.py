@@ -19,7 +19,7 @@ from relay.gateway.calls.records import Records, iso
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.routing.flows import Tally
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
-from relay.gateway.web_proxy.proxy import WebProxyTotals
+from relay.gateway.web_proxy.web_proxy import WebProxyTotals
 from relay.plane.api import Carrier, ConnectionId, FlowSnapshot, Snapshot, Totals
 from relay.quality import emodel
 from relay.quality.stream import RtpStream

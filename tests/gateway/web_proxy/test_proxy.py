@@ -30,11 +30,11 @@ from relay.client.turn import open_turn_tls
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.web_proxy import guesses, tunnel
 from relay.gateway.web_proxy import http as proxy_http
-from relay.gateway.web_proxy import proxy as webproxy
+from relay.gateway.web_proxy import web_proxy as webproxy
 from relay.gateway.web_proxy.destinations import parse_authority
 from relay.gateway.web_proxy.http import ProxyOutcome
-from relay.gateway.web_proxy.proxy import PAC_TYPE
 from relay.gateway.web_proxy.tunnel import TunnelEnd
+from relay.gateway.web_proxy.web_proxy import PAC_TYPE
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay, write_config
 from tests.support.peers.aioice_client import Received, closed
