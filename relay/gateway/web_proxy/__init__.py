@@ -1,6 +1,10 @@
 """The relay as the clients' explicit web proxy: CONNECT and proxy.pac on listeners of its own, in clear.
 
-``proxy`` has a connection's life; ``http`` reads its one request and writes its one page, ``basic_auth`` knows users,
-``destinations`` says where they may go, and ``tunnel`` carries what does not end here. A CONNECT to a name of our own
-certificates becomes a connection of the data plane, like any other.
+A CONNECT to a name of our own certificates becomes a connection of the data plane, like any other.
+
+web_proxy     the listeners, and the life of a connection
+http          its one request, and the page that it may get
+basic_auth    users and passwords; ``guesses`` slows down clients that try many
+destinations  where clients may go
+tunnel        the bytes that are passed on
 """

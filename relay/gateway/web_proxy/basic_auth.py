@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from pydantic import SecretStr
 
 CHALLENGE = 'Basic realm="cloud9-relay", charset="UTF-8"'
-# A name and a password of 128 characters each, in base64, and room.
+# A name and a password of 128 characters each, in base64, and some room.
 _MAX_CREDENTIALS = 2048
 
 
 class BasicAuth:
-    """The users; without any, everybody may pass. It keeps digests under a key of the moment, not the passwords."""
+    """The users; without any, everybody may pass. It keeps no passwords, but digests under a key made at the start."""
 
     def __init__(self, users: Mapping[str, SecretStr]) -> None:
         self._key = secrets.token_bytes(32)
         self._digests = {_composed(name): self._digest(secret.get_secret_value()) for name, secret in users.items()}
-        # Compared with where the name is unknown, so that this takes as long.
+        # For unknown names: comparing with this takes as long as for a known one.
         self._nobody = secrets.token_bytes(32)
 
     @property
@@ -33,7 +33,7 @@ class BasicAuth:
 
     def permits(self, header: str | None) -> bool:
         """True for a Proxy-Authorization that names a user and the right password."""
-        # Each is looked at, so that the time says nothing either.
+        # Every reading is checked, so that the time tells nothing.
         known = [self._knows(reading) for reading in _readings(header)]
         return any(known)
 
@@ -61,9 +61,9 @@ def _readings(header: str | None) -> list[str]:
         return []
     try:
         credentials = base64.b64decode(encoded.strip(), validate=True)
-    except ValueError:  # no Base64, or no ASCII to begin with
+    except ValueError:  # not Base64, or not even ASCII
         return []
-    # Clients that ignore the charset of the challenge send Latin-1. Bytes that are good as both may mean either.
+    # Clients that ignore the charset of the challenge send Latin-1. Bytes that are valid as both may mean either.
     readings = [credentials.decode("latin-1")]
     with contextlib.suppress(UnicodeDecodeError):
         readings.append(credentials.decode("utf-8"))
@@ -71,5 +71,5 @@ def _readings(header: str | None) -> list[str]:
 
 
 def _composed(text: str) -> str:
-    """Keyboards and files of some systems decompose what others compose (RFC 8265 asks for NFC)."""
+    """The text in NFC, as RFC 8265 asks: some systems decompose characters that others compose."""
     return unicodedata.normalize("NFC", text)

@@ -26,7 +26,7 @@ class Way(StrEnum):
     ADOPT = "adopt"  # the relay is the destination: it answers and ends TLS itself
     TUNNEL = "tunnel"
     REFUSE_HOST = "refuse_host"
-    REFUSE_PORT = "refuse_port"  # the host is fine, its port is not
+    REFUSE_PORT = "refuse_port"  # the host is allowed, its port is not
 
 
 def parse_authority(text: str) -> Address:
@@ -55,7 +55,7 @@ class Destinations:
         ports = {HTTPS_PORT, *(address.port for address in self.tls)}
         if wanted.port in ports and self._is_certified(wanted.host):
             return Way.ADOPT
-        # Firefox asks for an address where it was given one.
+        # A TURN URL may have an address in place of a name, and Firefox asks for that.
         if wanted in {*self.tls, *(Address(reached, address.port) for address in self.tls)}:
             return Way.ADOPT
         listed = {port for host, port in self.allowed if matches(wanted.host, host)}
@@ -66,10 +66,10 @@ class Destinations:
         return Way.REFUSE_PORT if listed else Way.REFUSE_HOST
 
     def _is_certified(self, name: str) -> bool:
-        """True if we have a certificate for the name.
+        """True if we have a certificate for the name, and the name is ours to serve.
 
-        A wildcard says nothing of the vendor's other services, whose hosts are in the catalog: to end those here,
-        their names are in the certificate themselves.
+        A wildcard does not cover hosts of the vendor's other services, which are in the catalog. To end those here, a
+        certificate must have their own names.
         """
         if name in self.certified:
             return True

@@ -1,9 +1,9 @@
-"""Slows down whoever guesses passwords, and nobody else: by client address and name, in bounded memory. No I/O.
+"""Slows down clients that guess passwords, and nobody else: by client address and name, in bounded memory. No I/O.
 
-A few wrong passwords are a person's. After those each further attempt at that name from that address waits before it is
-looked at, longer and longer, and few wait at a time. The same user at another address, and other users at the same
-address, which may be that of a whole firm, do not notice. Who tries one password for many names has wrong ones answered
-late.
+Anyone may mistype a password a few times. After that, each attempt at the same name from the same address waits before
+it is looked at: longer each time, and only a few may wait at once. The same user at another address does not notice,
+nor do other users at the same address, which may be the address of a whole firm. A client that tries one password for
+many names gets its refusals late.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-# Wrong passwords that cost nothing: of one name, and of all names of an address, which may be that of a whole firm.
+# Wrong passwords that cost nothing: for one name, and for all names from one address.
 FREE_OF_NAME = 5
 FREE_OF_SOURCE = 50
-# The first wait and the longest: with four that wait there is one attempt a second.
+# The first wait and the longest. With four attempts that wait, there is one a second.
 FIRST_WAIT_S = 0.25
 MAX_WAIT_S = 4.0
 MAX_WAITING = 4
-# Without a wrong password for this long, all is as at first.
+# After this long without a wrong password, everything is forgotten.
 FORGET_S = 300.0
-# Names of each address, and addresses and names in all; what was unheard for the longest goes first. To have one name
-# forgotten takes as many wrong ones from its address, each answered late. Some 20 MB, if a botnet fills them.
+# Names of each address, and addresses and names in all. The one that was not used for the longest goes first. To have a
+# name forgotten, a client needs this many wrong names from the same address, and each is answered late. A botnet can
+# fill some 20 MB.
 MAX_NAMES = 1024
 MAX_SOURCES = 4096
 MAX_NAMES_IN_ALL = 65_536
@@ -47,7 +48,7 @@ class _Tries:
 @dataclass(slots=True)
 class _Source:
     all: _Tries = field(default_factory=_Tries)
-    # By hash: a name may have a kilobyte, and is the client's to choose.
+    # By hash: the client chooses the name, which may have a kilobyte.
     names: OrderedDict[bytes, _Tries] = field(default_factory=OrderedDict)
 
 
@@ -61,7 +62,7 @@ class Guesses:
     def begin(self, now: float, source: str, name: str) -> float | None:
         """How long an attempt must wait before its password is looked at; None if too many wait already.
 
-        Unless it is None or 0, ``end`` must follow when it has waited.
+        If that is more than 0, the caller calls ``end`` when it has waited.
         """
         known = self._sources.get(source)
         tries = None if known is None else known.names.get(_key(name))
@@ -81,7 +82,7 @@ class Guesses:
             tries.waiting = max(0, tries.waiting - 1)
 
     def fail(self, now: float, source: str, name: str) -> float:
-        """The password was wrong; how long to wait before saying so."""
+        """The password was wrong. Returns how long to wait before saying so."""
         known = self._sources.setdefault(source, _Source())
         self._sources.move_to_end(source)
         wait_s = known.all.wait_s(now, FREE_OF_SOURCE)
@@ -101,7 +102,7 @@ class Guesses:
             self._names -= 1
 
     def succeed(self, source: str, name: str) -> None:
-        """The password was right: what was wrong before it was a person's."""
+        """The password was right, so the wrong ones before it were mistakes."""
         known = self._sources.get(source)
         if known is not None:
             self._names -= known.names.pop(_key(name), None) is not None

@@ -1,7 +1,7 @@
 """The HTTP of the web proxy's connections: one request head in, one page out.
 
-aiohttp's parser says where the head ends. What stands behind it belongs to the tunnel of a CONNECT that is granted;
-otherwise it is read and thrown away, and never parsed.
+aiohttp's parser says where the head ends. The bytes after it belong to the tunnel, if the CONNECT is granted. Otherwise
+they are read and thrown away, and never parsed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.gateway.http.site import SERVER
 
-# Against slow headers. Browsers send theirs at once, in one segment.
+# Against clients that send headers slowly. Browsers send theirs at once, in one segment.
 HEAD_TIMEOUT_S = 10.0
-# Request line and fields together, and whatever of a ClientHello came with them. The Kerberos ticket of a user in many
-# groups is 12 KB of Proxy-Authorization; Windows allows 48,000 bytes, which nobody has.
+# Request line and fields together, and the part of a ClientHello that came with them. The Kerberos ticket of a user in
+# many groups takes 12 KB of Proxy-Authorization. Windows allows 48,000 bytes, but real tickets are smaller.
 MAX_HEAD_BYTES = 32 * 1024
 # The smallest field is "a:" with its line end.
 MAX_FIELDS = MAX_HEAD_BYTES // 4
 READ_BYTES = 4096
-# A page is read within a round trip. What the client sends meanwhile is thrown away: closing with bytes unread is a
-# reset, and the page would be lost.
+# A client reads a page within a round trip. What it sends meanwhile is read and thrown away: closing a socket with
+# unread bytes is a reset, and the page would be lost.
 LINGER_S = 2.0
 LINGER_BYTES = 256 * 1024
 
@@ -64,7 +64,7 @@ class ProxyOutcome(StrEnum):
 
 
 class ProxyRefusal(Exception):
-    """A request that is not served: its outcome, the status to answer with, and why, and what to do about it."""
+    """A request that is not served: outcome and status, and a text that says why, and what to do about it."""
 
     def __init__(self, outcome: ProxyOutcome, status: int, text: str, fields: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
@@ -83,9 +83,9 @@ class ClientGone(Exception):
 
 
 async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]:
-    """The first request, and the bytes behind its head that came with it. Raises ProxyRefusal or ClientGone."""
+    """The first request, and the bytes after its head that came with it. Raises ProxyRefusal or ClientGone."""
     loop = asyncio.get_running_loop()
-    # The bound is ours, for all of the head together.
+    # We bound the whole head ourselves, so the parser need not bound its parts.
     parser = HttpRequestParser(
         BaseProtocol(loop),
         loop,
@@ -105,7 +105,7 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                 messages, _, behind = parser.feed_data(data)
                 if messages:
                     request = messages[0][0]
-                    # The parser takes HTTP/0.9 as well, and may then have no path at all, not even an empty one.
+                    # The parser accepts HTTP/0.9 as well, and the path may then be missing altogether.
                     if request.version < HttpVersion10 or not request.path:
                         break
                     return request, behind
@@ -117,7 +117,7 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
     except OSError:
         raise ClientGone(ProxyOutcome.CLIENT_CLOSED) from None
     except (HttpProcessingError, ValueError):
-        pass  # its message would show the client's bytes
+        pass  # the error's message would show the client's bytes
     raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "The relay cannot read this as an HTTP request.")
 
 
@@ -137,7 +137,7 @@ def build_response(status: int, body: bytes, content_type: str, fields: Mapping[
 
 
 def build_page(refused: ProxyRefusal) -> bytes:
-    """The answer to a request that is not served: plain text, which no browser takes for anything else."""
+    """The answer to a request that is not served. It is plain text, so that no browser runs anything in it."""
     text = f"{refused.status} {HTTPStatus(refused.status).phrase}\n\n{refused.text}\n"
     fields = {"Cache-Control": "no-store", **refused.fields}
     return build_response(refused.status, text.encode("utf-8"), "text/plain; charset=utf-8", fields)

@@ -1,6 +1,6 @@
 """A byte tunnel between two sockets: each direction ends by itself, and what is read waits until it is written.
 
-It holds no bytes beyond one chunk each way, so whoever does not read slows down whoever writes.
+It holds one chunk each way and nothing more, so a peer that does not read slows down the other one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from enum import StrEnum
 
 from relay.addresses import Address
 
-# Read at once, for each direction: a tunnel that says nothing holds no buffer.
+# Read at once in each direction. An idle tunnel holds no buffer.
 CHUNK_BYTES = 64 * 1024
-# The deadline is moved in steps of this share of it.
+# The idle deadline is moved at most this often while it runs, not for each chunk.
 IDLE_STEPS = 16
 # SO_LINGER, on and zero: close() sends RST.
 _RESET = struct.pack("ii", 1, 0)
@@ -28,8 +28,8 @@ _RESET = struct.pack("ii", 1, 0)
 class TunnelEnd(StrEnum):
     """Why a tunnel ended: a label of metrics and a word of the log."""
 
-    CLOSED = "closed"  # both sides have said all
-    RESET = "reset"  # a side broke off
+    CLOSED = "closed"  # both sides have ended
+    RESET = "reset"  # one side broke off
     IDLE = "idle"
     STOPPED = "stopped"  # the relay ends
 
@@ -51,16 +51,16 @@ class TunnelBytes:
 
 
 def configure_socket(connected: socket.socket) -> None:
-    """What any TCP socket of a tunnel needs: no delay for small writes, and an end for peers that are gone."""
+    """Set what any TCP socket of a tunnel needs: no delay for small writes, and an end for peers that are gone."""
     connected.setblocking(False)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 async def connect_any(addresses: Sequence[Address], timeout_s: float) -> socket.socket:
-    """Connect to the first of these literal addresses that takes us; all together have ``timeout_s``.
+    """Connect to the first of these literal addresses that accepts; all together have ``timeout_s``.
 
-    Each but the last has an even share of what is left. Raises OSError, of which TimeoutError is one.
+    Each address has an equal share of the time that is left. Raises OSError, such as TimeoutError.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -89,7 +89,7 @@ async def _connect(address: Address) -> socket.socket:
 
 
 async def carry(client: socket.socket, server: socket.socket, idle_timeout_s: float, count: TunnelBytes) -> TunnelEnd:
-    """Carry bytes both ways until both have said all. Adds to ``count``; the sockets are the caller's to close."""
+    """Carry bytes both ways until both sides have ended. Adds to ``count``. The caller closes the sockets."""
     try:
         async with asyncio.timeout(idle_timeout_s) as deadline:
             return await _carry(client, server, _Patience(deadline, idle_timeout_s), count)
@@ -105,7 +105,7 @@ async def _carry(client: socket.socket, server: socket.socket, patience: _Patien
             both.create_task(_pump(server, client, patience, count.add_down))
     except* OSError:
         end = TunnelEnd.RESET
-        # What one side has not heard is lost; a FIN would tell it that it has heard all.
+        # Some bytes are lost. A FIN would tell the other side that it has everything, so it gets a RST.
         for broken in (client, server):
             broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     return end
@@ -117,7 +117,7 @@ async def _pump(source: socket.socket, sink: socket.socket, patience: _Patience,
         patience.renew()
         await loop.sock_sendall(sink, chunk)
         add(len(chunk))
-    with contextlib.suppress(OSError):  # it is gone already; whoever reads from it says so
+    with contextlib.suppress(OSError):  # it is gone already, and the other direction will find out
         sink.shutdown(socket.SHUT_WR)
 
 

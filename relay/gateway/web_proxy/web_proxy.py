@@ -1,7 +1,7 @@
 """The web-proxy face: explicit proxy listeners that take CONNECT, and serve proxy.pac.
 
-One request for each connection: a CONNECT ends in the plane (``adopt``), in a tunnel (``tunnel``), or with a page that
-says why not and what to do (``http``). Where a client may go is in ``destinations``.
+A connection has one request. A CONNECT goes to the plane (``adopt``), into a tunnel (``tunnel``), or gets a page that
+says why not, and what to do (``http``). ``destinations`` says where a client may go.
 """
 
 from __future__ import annotations
@@ -52,29 +52,31 @@ log = structlog.get_logger()
 
 # All addresses of a name together.
 CONNECT_TIMEOUT_S = 10.0
-# As the plane's: a login storm is a thousand clients within seconds.
+# As in the plane: a login storm is a thousand clients within seconds.
 BACKLOG = 1024
-# Without a descriptor left, newcomers wait in the kernel's queue.
+# While no descriptor is left, new clients wait in the kernel's queue for this long.
 ACCEPT_PAUSE_S = 0.25
-# One line a minute for each host that was refused, and no more of a kind than this: the counters miss nothing.
+# One line a minute for each host that was refused, and at most this many for each reason. The counters count all.
 HOST_LINES_PER_S = 1 / 60
 REASON_LINES_PER_S = 10
 
-# So many beyond a bound hear why; further ones are closed at once, for each holds a descriptor until it has heard.
+# This many clients beyond a bound are told why. Further ones are closed at once: each holds a descriptor while it is
+# told.
 TOLD_WHY = 64
 FULL = "This relay has reached its limit of connections. Try again later."
-# In any case. Some DHCP servers put a byte too few of the URL into their option 252, hence the last one.
+# Upper and lower case do not matter. Some DHCP servers cut the last byte of the URL in their option 252; hence the
+# last.
 PAC_PATHS = ("/proxy.pac", "/wpad.dat", "/wpad.da")
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
-# Of a Host field, what may be written into proxy.pac.
+# The part of a Host field that may be written into proxy.pac.
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
-# Why a user is refused, whatever they ask for.
+# These refuse the user, not the host that they ask for.
 _OF_ONE_USER = frozenset({ProxyOutcome.CREDENTIALS_WRONG, ProxyOutcome.TOO_MANY_GUESSES})
 
 
 @dataclass(slots=True)
 class WebProxyTotals:
-    """Counters of the face, from the start; ``connections`` and ``tunnels`` are those of now."""
+    """Counters from the start, except ``connections`` and ``tunnels``, which are those that are open now."""
 
     connections: int = 0
     tunnels: int = 0
@@ -116,7 +118,7 @@ class WebProxy:
     # Life
 
     def configure(self, settings: WebProxySettings, catalog: Catalog, certificates: Sequence[Certificate]) -> None:
-        """Take rules, users and bounds; running tunnels stay. Raises OperatorError, and then all is as it was."""
+        """Take rules, users and bounds; running tunnels stay. Raises OperatorError, and then nothing has changed."""
         names = frozenset[str]().union(*map(certificate_names, certificates))
         self._settings = settings
         self._catalog = catalog
@@ -139,7 +141,7 @@ class WebProxy:
             self._accepting.start(self._accept(listener), "web proxy")
 
     async def drain(self) -> None:
-        """Accept nobody any more, and open no new tunnels; running ones stay."""
+        """Accept no clients, and open no tunnels, from now on. Running tunnels stay."""
         self._draining = True
         await self._accepting.cancel()
         while self._listeners:
@@ -207,11 +209,11 @@ class WebProxy:
                 raise _failed(ProxyOutcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
 
     def _log_refused(self, refused: ProxyRefusal, client: Address, target: str) -> None:
-        # A browser begins without credentials: that is how it hears that it needs some.
+        # A browser always begins without credentials, and learns from the refusal that it needs some.
         if refused.outcome is ProxyOutcome.CREDENTIALS_MISSING:
             return
         now, reason, wanted = asyncio.get_running_loop().time(), refused.outcome.value, shown(target)
-        # Who asks from here with a wrong password is one trouble, who does from there is another.
+        # Wrong passwords from two addresses are two problems, and have a line each.
         of_whom = source_of(client.host) if refused.outcome in _OF_ONE_USER else ""
         if self._host_lines.allows(now, f"{reason} {wanted} {of_whom}"):
             told = {"client": str(client), "target": wanted, "reason": reason, "cause": refused.text}
@@ -244,13 +246,13 @@ class WebProxy:
                 raise _failed(ProxyOutcome.HOST_REFUSED, 403, text, "http_request_denied")
 
     async def _judge(self, request: RawRequestMessage, client: Address) -> Address:
-        """Where a CONNECT wants to go, if this client may ask at all."""
+        """Where a CONNECT wants to go. Raises ProxyRefusal if this client may not ask at all."""
         try:
             wanted = parse_authority(request.path)
         except ValueError as error:
             raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, f"This request cannot be read: {error}.") from None
-        # RFC 9110 section 9.3.6: a CONNECT has no content. What some hop takes for content, another takes for more; a
-        # length of 0 says the same to all, and Windows' own client sends it.
+        # RFC 9110 section 9.3.6: a CONNECT has no content. Bytes that one hop takes for content, another takes for the
+        # tunnel's. A length of 0 means the same to all, and Windows' own client sends it.
         lengths = request.headers.getall("Content-Length", [])
         if lengths not in ([], ["0"]) or "Transfer-Encoding" in request.headers:
             text = "A CONNECT has no content: expected Content-Length 0 or none, and no Transfer-Encoding."
@@ -275,7 +277,7 @@ class WebProxy:
             raise ProxyRefusal(ProxyOutcome.CREDENTIALS_WRONG, 407, wrong, fields)
 
     async def _is_permitted(self, given: str, client: Address) -> bool:
-        """Whether name and password are good; who guesses has to wait for it. Raises ProxyRefusal."""
+        """Whether name and password are right. Clients that guess wait for the answer. Raises ProxyRefusal."""
         loop, source, name = asyncio.get_running_loop(), source_of(client.host), self._auth.name_of(given)
         if not name:
             return False  # and nothing was guessed
@@ -306,7 +308,7 @@ class WebProxy:
             totals.tunnels += 1
             end = TunnelEnd.STOPPED
             try:
-                # Both fit what the kernel holds for a new connection.
+                # Neither waits: both are smaller than the kernel's buffer for a new connection.
                 await loop.sock_sendall(accepted, ESTABLISHED)
                 await loop.sock_sendall(server, behind)
                 totals.bytes.add_up(len(behind))
@@ -319,7 +321,7 @@ class WebProxy:
                 log.debug("tunnel ended", target=str(wanted), reason=end.value)
 
     async def _open(self, client: Address, wanted: Address) -> socket.socket:
-        """Connect to an address that was judged, never to the name. Raises ProxyRefusal."""
+        """Connect to a judged address, never to the name itself. Raises ProxyRefusal."""
         try:
             addresses = await self._resolver.resolve(*wanted, client.host)
         except ResolveError as error:
@@ -335,14 +337,14 @@ class WebProxy:
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise _failed(ProxyOutcome.TOO_MANY_CONNECTIONS, 503, FULL, "connection_limit_reached") from None
-            # Not the error's own text: of uvloop's it is the call that failed.
+            # The error's own text would not help: in uvloop it names the system call.
             text = f"{wanted} cannot be reached: {os.strerror(error.errno or 0).lower()}."
             raise _failed(ProxyOutcome.CONNECTION_FAILED, 502, text, "destination_unavailable") from None
 
     # proxy.pac
 
     async def _send_pac(self, accepted: socket.socket, request: RawRequestMessage) -> None:
-        """Answer what is not CONNECT: proxy.pac, or a page."""
+        """Answer a request that is not CONNECT: with proxy.pac, or with a page."""
         if "://" in request.path:
             text = (
                 "This relay accepts only CONNECT, and does not pass on plain http:// requests. Use https://, or let "
@@ -364,15 +366,16 @@ class WebProxy:
     def pac(self, host: str, local: Address) -> str:
         """proxy.pac for a client that asked ``host`` (a Host field) for it, and reached ``local``.
 
-        It names ``web_proxy.advertise``, or else that host; the address that was reached, if that is no host.
+        It names ``web_proxy.advertise`` if that is set. Otherwise it names the host, or the address that was reached if
+        the field does not hold a host.
         """
         if self._settings.advertise is not None:
             return render_pac(self._catalog, str(self._settings.advertise))
         found = _HOST.fullmatch(host)
         if found is not None:
-            with contextlib.suppress(OperatorError):  # an IPv6 address that is none
+            with contextlib.suppress(OperatorError):  # an IPv6 address that is not valid
                 return render_pac(self._catalog, f"{found[1]}:{local.port}")
-        # A zone means nothing on another machine.
+        # A zone has no meaning on another machine.
         return render_pac(self._catalog, str(Address(local.host.partition("%")[0], local.port)))
 
     def routes(self) -> list[web.RouteDef]:
@@ -382,7 +385,7 @@ class WebProxy:
     async def _on_pac(self, request: web.Request) -> web.Response:
         if not self.addresses:
             raise web.HTTPNotFound(text="This relay has no web proxy (listen.web_proxy).\n")
-        # Not the port of the request, which is the plane's.
+        # The port is the web proxy's, not the one of this request, which is the plane's.
         text = self.pac(request.headers.get("Host", ""), self.addresses[0])
         return web.Response(text=text, content_type=PAC_TYPE)
 
