@@ -1,7 +1,7 @@
-"""One call: a flow that carries RTP, seen as a row of windows. What the plane counts goes in, how it sounded comes out.
+"""One call: a flow that carries RTP, as a row of windows. The plane's counts go in, and how it sounded comes out.
 
-A direction carries several streams, one for each line that is heard. The MOS of a direction in a window is that of its
-worst audible stream: a trader who cannot understand one line is not helped by the others.
+A direction carries several streams, one for each line that is heard. The MOS of a direction in a window is the MOS of
+its worst audible stream: if a trader cannot understand one line, the others do not help.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from relay.quality import emodel
 from relay.quality.stream import Direction
 from relay.quality.window import StreamWindow, stream_window
 
-# What is called a bad call: below it, G.107 Annex B says, some users are dissatisfied and soon many.
+# A window with a lower MOS is called bad: below R 70, G.107 Annex B says, many users are dissatisfied.
 BAD_MOS = emodel.mos(70.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One direction in one window. R and MOS are those of its worst audible stream, one that can be scored at all.
+    """One direction in one window. R and MOS are those of its worst audible stream: one that can be scored at all.
 
-    The jitter is that of the stream with most of it; the percentages are of the packets expected on all streams.
-    None is: no such stream.
+    The jitter is the highest of all streams. The percentages are of the packets expected on all streams. None means
+    that there is no such stream.
     """
 
     expected: int = 0
@@ -50,15 +50,16 @@ SILENCE = Heard()
 
 
 def worse(one: float | None, other: float | None) -> float | None:
-    """The lower of two scores, of those that there are."""
+    """The lower of two scores; None counts as none."""
     return min((mos for mos in (one, other) if mos is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Both directions and the client's link between two readings; ``age_s`` of the flow is that at its end.
+    """Both directions and the client's link between two readings; ``age_s`` is the flow's age at the end of it.
 
-    ``queue_ms`` is the 95th percentile of the time that packets waited for the client. None is: nothing to measure.
+    ``queue_ms`` is the 95th percentile of the time that packets waited for the client. None means that there was
+    nothing to measure.
     """
 
     age_s: float
@@ -70,7 +71,7 @@ class Window:
 
     @property
     def mos(self) -> float | None:
-        """Of the worse direction."""
+        """The MOS of the worse direction."""
         return worse(self.uplink.mos, self.downlink.mos)
 
 
@@ -94,7 +95,7 @@ class Windows:
         return (self._window(start) for start in range(begin, len(self._rows), self._WIDTH))
 
     def append(self, window: Window, keep: int) -> None:
-        """Add one, and let go of the oldest beyond ``keep``."""
+        """Add one, and drop the oldest beyond ``keep``."""
         self._rows.extend((window.age_s, *_packed(window.uplink), *_packed(window.downlink)))
         self._rows.extend((_float(window.queue_ms), window.drops, _float(window.rtt_ms)))
         excess = len(self) - keep
@@ -156,7 +157,7 @@ class WholeCall:
 
     @property
     def jitter_ms(self) -> float | None:
-        """The same of the jitter."""
+        """The mean jitter of these windows."""
         return self._jitter_ms / self._scored if self._scored else None
 
     @property
@@ -184,13 +185,13 @@ class Call:
         self.windows = Windows()
         self.uplink = WholeCall()
         self.downlink = WholeCall()
-        # Of the last window, for sorting; inf if it has none.
+        # The MOS of the last window, for sorting; inf if it has none.
         self.mos = math.inf
         # The tick that saw it last.
         self.seen = 0
 
     def read(self, flow: FlowSnapshot, playout_deadline_ms: float, keep: int) -> Window:
-        """Take a reading: the window since the last one. ``keep`` so many."""
+        """Take a reading. Returns the window since the last one; at most ``keep`` windows are kept."""
         uplink, downlink = heard_between(self.flow, flow, playout_deadline_ms)
         drops = sum(flow.totals.drops.values())
         window = Window(
@@ -212,7 +213,7 @@ class Call:
 
 def heard_between(earlier: FlowSnapshot | None, later: FlowSnapshot, playout_deadline_ms: float) -> tuple[Heard, Heard]:
     """Uplink and downlink between two readings of a flow."""
-    # One way to the client is half of its round trip; the way beyond the upstream is not seen.
+    # One way to the client takes half of its round trip. The way beyond the upstream is not seen.
     network_ms = 0.0 if later.link is None else later.link.rtt_us / 2000
     before = {} if earlier is None else {(one.direction, one.ssrc): one for one in earlier.streams}
     judged: dict[Direction, list[StreamWindow]] = {Direction.UPLINK: [], Direction.DOWNLINK: []}
@@ -240,15 +241,15 @@ def _heard(streams: Sequence[StreamWindow]) -> Heard:
 
 
 def queue_percentile_ms(earlier: FlowSnapshot | None, later: FlowSnapshot, percent: int) -> float | None:
-    """What ``percent`` of the packets that left for the client between two readings did not wait longer than, in ms.
+    """How long packets waited that left for the client between two readings: the percentile, in ms.
 
-    It is the end of a bucket, so never too good. None if none left.
+    It is the end of a bucket, so the figure is never too low. None if no packet left.
     """
     return percentile_ms(None if earlier is None else earlier.queue_delay, later.queue_delay, percent)
 
 
 def percentile_ms(earlier: Latency | None, later: Latency, percent: int) -> float | None:
-    """The same of any histogram of microseconds."""
+    """The same for any histogram of microseconds."""
     before = {} if earlier is None else dict(earlier.buckets)
     counts = [(end, count - before.get(end, 0)) for end, count in later.buckets]
     rank = -(-percent * sum(count for _, count in counts) // 100)

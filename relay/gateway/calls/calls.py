@@ -1,7 +1,7 @@
-"""All calls: each five seconds one look at the plane, a window for each call, and a record of each that ended.
+"""All calls: every five seconds one look at the plane, a window for each call, and a record of each call that ended.
 
-The plane counts, this divides. A look is spread over most of the five seconds, a few flows at a time: it may share its
-core with a thread that carries voice, and a tenth of a second at a stretch is heard.
+The plane counts, and this divides. A look is spread over most of the five seconds, a few flows at a time: it may share
+its core with a thread that carries voice, and a pause of a tenth of a second could be heard.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from relay.quality.stream import Direction
 
 log = structlog.get_logger()
 
-# Long enough for 250 packets of a stream, short enough that somebody who complains is still on the line.
+# Long enough for 250 packets of a stream, short enough that a user who complains is still on the line.
 WINDOW_S = 5.0
-# Half an hour of a call is kept, window by window. The minimum and mean of the whole call go on beyond.
+# Half an hour of a call is kept, window by window. Minimum and mean are kept for the whole call.
 WINDOWS_KEPT = 360
-# And this many of all calls together, 64 bytes each: with more than 2,777 calls each keeps fewer.
+# At most this many windows of all calls together, 64 bytes each. With more than 2,777 calls, each call keeps fewer.
 WINDOWS_KEPT_IN_ALL = 1_000_000
-# A look takes so much of them, the rest is for a loop that is late.
+# A look is spread over this much of the window. The rest is reserve, in case the loop is late.
 LOOK_S = 4.0
 # Flows that are looked at in one go: a millisecond.
 SLICE = 10
-# Calls that ended, with their windows, for those who ask a minute later.
+# Calls that ended, with their windows, for operators who look a minute later.
 ENDED_KEPT = 200
 # Looks that the charts remember: half an hour.
 HISTORY_KEPT = 360
 
-# The steps of G.107 Annex B, R 50 to 90, and two below for what is hardly speech.
+# The steps of G.107 Annex B, R 50 to 90, and two lower ones for what is hardly speech.
 MOS_STEPS = tuple(round(step, 2) for step in (1.5, 2.0, mos(50), mos(60), mos(70), mos(80), mos(90)))
-# 1 % of missing packets is heard without concealment, 20 % is no conversation.
+# Without concealment, 1 % of missing packets can be heard; with 20 % people cannot talk.
 MISSING_STEPS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-# 30 ms is the most that recorders of trader voice ask for; jitter buffers hold 40 to 100.
+# Recorders of trader voice ask for at most 30 ms; jitter buffers hold 40 to 100.
 JITTER_STEPS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.06, 0.1, 0.2)
 
 
 class Histogram:
-    """Counts values by the first step that they do not exceed; it only counts up."""
+    """Counts values by the first step that they do not exceed. Counts only grow."""
 
     def __init__(self, steps: Sequence[float]) -> None:
         self.steps = steps
-        # One more than there are steps: what exceeds them all.
+        # The last count is for values above all steps.
         self.counts = [0] * (len(steps) + 1)
         self.sum = 0.0
 
@@ -64,7 +64,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Histograms:
-    """Of the windows of one direction, all calls together."""
+    """The windows of one direction, of all calls together."""
 
     mos: Histogram = field(default_factory=lambda: Histogram(MOS_STEPS))
     missing_ratio: Histogram = field(default_factory=lambda: Histogram(MISSING_STEPS))
@@ -92,7 +92,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class EndedCall:
-    """A flow that is no more; ``call`` has windows only if it carried RTP."""
+    """A flow that has ended; ``call`` has windows only if it carried RTP."""
 
     connection: ConnectionId
     call: Call
@@ -108,12 +108,12 @@ class EndedCall:
 
     @property
     def was_served(self) -> bool:
-        """Whether its upstream did something for it: anybody can send what looks like voice."""
+        """Whether its upstream has served it. That tells a call from a client that sends what looks like voice."""
         return self.flow.allocated or any(one.direction is Direction.DOWNLINK for one in self.flow.streams)
 
     @property
     def mos_min(self) -> float | None:
-        """Of the worse direction."""
+        """The lowest MOS of the worse direction."""
         return worse(self.call.uplink.mos_min, self.call.downlink.mos_min)
 
 
@@ -128,7 +128,7 @@ class Calls:
         max_calls: int = 0,
         playout_deadline_ms: float = 60.0,
     ) -> None:
-        """``region_of`` an upstream's name; ``max_calls`` are kept, 0 for no bound."""
+        """``region_of`` takes the name of an upstream. At most ``max_calls`` are kept; 0 means no bound."""
         self._snapshot = snapshot
         self._region_of = region_of
         self._calls: dict[ConnectionId, Call] = {}
@@ -138,7 +138,7 @@ class Calls:
         self.ended: deque[EndedCall] = deque(maxlen=ENDED_KEPT)
         self.history: deque[Moment] = deque(maxlen=HISTORY_KEPT)
         self.histograms = {direction: Histograms() for direction in Direction}
-        # Calls beyond the bound, of the last look.
+        # Calls beyond the bound, in the last look.
         self.unwatched = 0
         self.configure(max_calls=max_calls, playout_deadline_ms=playout_deadline_ms)
 
@@ -162,11 +162,11 @@ class Calls:
         return next((one for one in reversed(self.ended) if one.connection == connection), None)
 
     def worst(self, count: int) -> list[Call]:
-        """The worst of now, worst first; those without a score last."""
+        """The calls that sound worst now, worst first; those without a score last."""
         return heapq.nsmallest(count, self._calls.values(), key=lambda call: call.mos)
 
     def ended_badly(self, count: int) -> list[EndedCall]:
-        """The last that had a bad window, latest first."""
+        """The last calls that had a bad window, latest first."""
         bad = [one for one in reversed(self.ended) if (least := one.mos_min) is not None and least < BAD_MOS]
         return bad[:count]
 
@@ -182,11 +182,11 @@ class Calls:
             try:
                 await self.look(LOOK_S)
             except Exception:
-                # One flow that cannot be described must not blind us to all others for ever.
+                # A flow that cannot be read must not hide all others for ever.
                 log.exception("calls not read")
 
     async def look(self, over_s: float = 0.0) -> None:
-        """Read the plane once, a window for each call; spread over so many seconds."""
+        """Read the plane once, a window for each call, spread over this many seconds."""
         now, snapshot = time.time(), self._snapshot()
         self._tick += 1
         self._closed.clear()
@@ -225,7 +225,7 @@ class Calls:
         self.histograms[Direction.DOWNLINK].add(window.downlink)
 
     def _forget_lost(self) -> None:
-        """Let go of what the plane no longer has; twice missed, because its Closed may be on the way."""
+        """Forget calls that the plane no longer has. Two looks must miss them: a Closed may be on the way."""
         lost = [connection for connection, call in self._calls.items() if call.seen < self._tick - 1]
         for connection in lost:
             del self._calls[connection]
@@ -233,7 +233,7 @@ class Calls:
     # Ends
 
     def on_closed(self, closed: Closed) -> EndedCall | None:
-        """Take the last reading of a flow; None if the connection never became one."""
+        """Take the last reading of a flow. Returns None if the connection never became one."""
         if closed.flow is None:
             return None
         now = time.time()
@@ -249,12 +249,12 @@ class Calls:
     # Numbers
 
     def mos_bands(self) -> tuple[list[int], int]:
-        """Calls by the MOS of now: one count for each band of ``BANDS``, best first, and those without a score."""
+        """Calls by their present MOS: a count for each band of ``BANDS``, best first, and one for those without."""
         counts = Counter(band_of(call.mos) for call in self._calls.values())
         return [counts[number] for number in range(len(BANDS))], counts[NO_BAND]
 
     def mos_by_upstream(self) -> dict[str, float]:
-        """The mean MOS of now of each upstream's calls, of those that have one."""
+        """The mean of the present MOS of each upstream's calls, of those that have one."""
         sums: dict[str, list[float]] = {}
         for call in self._calls.values():
             if call.flow is not None and call.mos is not math.inf:

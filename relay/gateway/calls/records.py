@@ -1,7 +1,7 @@
-"""The record of a call that ended: what it says, and the file of JSON lines it goes to for billing and audit.
+"""The record of a call that ended: its fields, and the file of JSON lines that it goes to for billing and audit.
 
-The file is written by a thread of its own behind a bounded queue: a disk that is full or hangs costs records, which
-are counted, and never a call. It is opened for each write, so a rotated file needs no signal.
+A thread of its own writes the file, from a bounded queue: a disk that is full or hangs may cost records, which are
+counted, but never a call. The file is opened for each write, so rotating it needs no signal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from relay.gateway.calls.calls import EndedCall, whole
 
 log = structlog.get_logger()
 
-# A thousand calls may end in one moment, and the disk be busy with them: about a megabyte.
+# A thousand calls may end at once, while the disk is busy. Their records take about a megabyte.
 WAITING_RECORDS = 1000
-# At the end the thread has this long for what still waits.
+# At the end the thread has this long for the records that still wait.
 FLUSH_TIMEOUT_S = 2.0
 
 
@@ -61,7 +61,7 @@ def record_of(ended: EndedCall) -> dict[str, Any]:
 
 
 def iso(unix_s: float) -> str:
-    """A time as RFC 3339 has it, UTC, in milliseconds."""
+    """A time in the format of RFC 3339: UTC, with milliseconds."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -84,7 +84,7 @@ def check_path(path: Path | None) -> None:
 
 
 def _open(path: Path) -> int:
-    # Who called whom is nobody's business but the operator's. A pipe that nobody reads is an error, and no wait.
+    # Only the operator may read who has called whom. A pipe that nobody reads is an error; it is not waited for.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
 
 
@@ -99,16 +99,16 @@ class Records:
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_RECORDS)
         self._thread: threading.Thread | None = None
         self._stopping = False
-        # Both are the thread's own: the last write failed, and it left a part of a line behind.
+        # Only the thread uses these two: the last write failed, and it left a part of a line behind.
         self._failing = False
         self._torn = False
 
     def write(self, record: dict[str, Any]) -> None:
-        """Have a record written; returns at once. It is lost, and counted, if too many wait."""
+        """Have a record written. This returns at once. If too many wait, the record is lost, and counted."""
         if self.path is None:
             return
         if self._thread is None and not self._stopping:
-            # A daemon: a disk that hangs for ever does not keep the process.
+            # A daemon thread: a disk that hangs for ever does not keep the process from ending.
             self._thread = threading.Thread(target=self._run, name="records", daemon=True)
             self._thread.start()
         try:
@@ -119,16 +119,16 @@ class Records:
             self.lost += 1
 
     def leave_out(self) -> None:
-        """Count a record as lost that is not worth its room."""
+        """Count a record as lost that is not to be written."""
         if self.path is not None:
             self.lost += 1
 
     async def stop(self) -> None:
-        """Write what waits, if that is soon done; nothing is written any more."""
+        """Write what waits, if that does not take long. After this nothing is written."""
         self._stopping = True
         if self._thread is None:
             return
-        # If there is no room for the word to end, it is not asleep.
+        # The thread sleeps only on an empty queue. If the queue is full, it is awake and needs no word.
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S)
@@ -156,7 +156,7 @@ class Records:
                 os.close(descriptor)
         except OSError as error:
             failure = error.strerror or str(error)
-        # Calls on the loop count what found no room; both are rare, and a lost count would be no lost call.
+        # The loop adds to this counter as well, without a lock. Both are rare, and one lost count does no harm.
         self.lost += len(lines) - (self.written - before)
         if failure and not self._failing:
             log.error("call records are lost", path=str(path), cause=failure)

@@ -1,6 +1,8 @@
-"""Who may have voice through this relay, to which regions, and how many calls at once.
+"""Who may place calls through this relay, to which regions, and how many at once.
 
-``verdicts`` is what others ask. Its rules come from ``policies`` (a list, a file) or ``policy_http`` (a service of the
-firm), calls at once are counted in ``places``, and ``admission`` asks for the TURN clients whose Allocate the data
-plane has read.
+verdicts      what others ask: it knows the policy, and counts and logs what was decided
+policies      rules from the configuration, or from a file
+policy_http   rules from a service of the firm
+places        calls at once
+admission     asks for the TURN clients whose Allocate the data plane has read
 """

@@ -1,14 +1,14 @@
-"""Between the data plane, which reads the user name in an Allocate, and ``verdicts``, which knows what a user may.
+"""Between the data plane, which reads the user name in an Allocate, and ``verdicts``, which knows what a user may do.
 
 An Allocate goes on to the upstream if its user may call, and takes no place yet. Once the upstream has granted it, the
-user is known to be who they say, and the call gets its place; where others of the same user were faster, it is answered
-486 in place of the grant and ends at once, and the plane leaves the allocation to be released. Errors of the upstream
-change nothing: the call that the connection may have keeps its place.
+user is known to be who they say, and the call gets its place. If other calls of the same user have taken all places
+meanwhile, it is answered 486 in place of the grant and ends at once; the plane leaves the allocation to be released.
+Errors of the upstream change nothing: if the connection has a call already, that call keeps its place.
 
-A user who may not call gets a STUN error, and a second later the end of the connection. RFC 8489 section 9.2.5 has an
-error without MESSAGE-INTEGRITY end the transaction at once over TCP, and browsers take it as it is; but some clients
-wait for one that is authentic, as they would over UDP. The relay can sign its refusal only where it knows the
-upstream's shared secret; so the end of the connection tells them.
+A user who may not call gets a STUN error, and the connection ends a second later. RFC 8489 section 9.2.5 says that over
+TCP an error without MESSAGE-INTEGRITY ends the transaction at once, and browsers accept it. Other clients wait for an
+authentic one, as they would over UDP. The relay can sign its refusal only if it knows the upstream's shared secret, so
+those clients learn it from the end of the connection.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from relay.wire.stun import (
     split_message_type,
 )
 
-# A client that understands its refusal is gone by then; others learn it from the end of the connection.
+# A client that understands its refusal is gone by then. Others learn it from the end of the connection.
 REFUSED_CLOSE_S = 1.0
-# Allocates of one connection whose answer may still come, the newest: clients send two or three. Each has up to 2 KiB.
+# Allocates of one connection whose answer may still come. Clients send two or three, and each has up to 2 KiB.
 MAX_ASKED = 8
 # RFC 8489 section 14.3: USERNAME has fewer than 509 bytes.
 MAX_USERNAME_BYTES = 508
 _REFRESH = message_type(Method.REFRESH, MessageClass.REQUEST).to_bytes(2)
-# No answer comes later: a request is sent again for 39.5 s (RFC 8489 section 6.2.1).
+# No answer comes after this: a request is sent again for 39.5 s (RFC 8489 section 6.2.1).
 ASKED_S = 60.0
 
 
 class _Asked(NamedTuple):
-    """An Allocate that was let through: for whom, and the request, which a refusal may have to be signed for."""
+    """An Allocate that was admitted. The request is kept because a refusal may have to be signed with its key."""
 
     verdict: Verdict
     request: bytes
@@ -67,13 +67,13 @@ class _Flow:
     secret: str = field(repr=False)
     refusal: bytes = b""
     closing: asyncio.TimerHandle | None = None
-    # What its call was granted, which a Refresh may bring back.
+    # The verdict on the call that was granted last: a Refresh may bring that call back.
     granted: Verdict | None = None
     # By transaction id, the oldest first.
     asked: dict[bytes, _Asked] = field(default_factory=dict, repr=False)
 
     def may_ask(self, now: float, transaction_id: bytes, user: str) -> bool:
-        """Whether the answer to this Allocate would say who was granted: two users must not share an id."""
+        """Whether the answer to this Allocate would tell who was granted: two users must not share an id."""
         for known in [known for known, asked in self.asked.items() if asked.until <= now]:
             del self.asked[known]
         before = self.asked.get(transaction_id)
@@ -89,7 +89,7 @@ class TurnAdmission:
         self._flows: dict[ConnectionId, _Flow] = {}
 
     def on_begun(self, wanted: Wanted, upstream: UpstreamState | None) -> None:
-        """A flow begins; without an upstream of ours, as over CONNECT-UDP, it has no region."""
+        """A flow begins. Over CONNECT-UDP it may have no configured upstream, and then no region."""
         if wanted.carrier is Carrier.SESSION:
             return
         secret = None if upstream is None else upstream.settings.secret
@@ -112,12 +112,12 @@ class TurnAdmission:
         if flow is None:
             return
         if flow.refusal and _transaction_id(requested.request) == _transaction_id(flow.refusal):
-            # Over CONNECT-UDP a client sends again what it has no authentic answer to.
+            # Over CONNECT-UDP a client sends a request again until it has an authentic answer.
             self._plane.refuse(requested.connection, flow.refusal)
             return
         request = _parse(requested.request)
         if requested.request[:2] == _REFRESH:
-            # With the allocation it would leave the place behind that the call has taken.
+            # It would take the allocation to another connection, and leave the call's place behind on this one.
             self._refuse(requested, flow, request, self._entitlement.mobility(flow.region, flow.client))
             return
         username = _username(request)
@@ -152,7 +152,7 @@ class TurnAdmission:
             flow.closing = loop.call_later(REFUSED_CLOSE_S, self._plane.close, connection, CloseReason.NOT_ENTITLED)
 
     def on_granted(self, granted: AllocateGranted) -> None:
-        """Give the call its place, and the client its answer; or end it, if there is no place."""
+        """Give the call its place, and the client its answer. If there is no place, end the connection."""
         connection = granted.connection
         flow = self._flows.get(connection)
         if flow is None:
@@ -160,7 +160,7 @@ class TurnAdmission:
         asked = flow.asked.get(_transaction_id(granted.response))
         # A place may have gone to another call since this one was given up.
         wanted = flow.granted if _is_of_refresh(granted.response) else asked and asked.verdict
-        if wanted is None:  # the upstream wants no credentials, so nobody is named
+        if wanted is None:  # the upstream asks for no credentials, so the request names nobody
             verdict = self._entitlement.bad_request(flow.region, flow.client)
         else:
             verdict = self._entitlement.grant(connection, wanted)
@@ -170,11 +170,11 @@ class TurnAdmission:
             return
         request = None if asked is None else _parse(asked.request)
         self._plane.answer(connection, build_refusal(granted.response, request, verdict, flow.secret))
-        # Not a second later: the upstream would serve this client.
+        # This one ends at once: the upstream would serve the client.
         self._plane.close(connection, CloseReason.NOT_ENTITLED)
 
     def stop(self) -> None:
-        """Close nobody any more."""
+        """Close no more connections."""
         for flow in self._flows.values():
             if flow.closing is not None:
                 flow.closing.cancel()
@@ -200,16 +200,16 @@ def _username(request: Message | None) -> str:
         name = "" if request is None else request.text(AttributeType.USERNAME) or ""
     except StunError:
         return ""
-    # Servers in C read a name up to its first NUL, and some cut what is too long: one user would have any number of
-    # names here. No name holds control characters (RFC 8265 section 3.4).
+    # Servers written in C read a name up to its first NUL, and some cut long names: one user could have any number of
+    # names here. A valid name has no control characters (RFC 8265 section 3.4).
     good = len(name.encode()) <= MAX_USERNAME_BYTES and not any(unicodedata.category(one) == "Cc" for one in name)
     return name if good else ""
 
 
 def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret: str = "") -> bytes:
-    """The STUN error for the request or grant ``raw``; ``request`` is the request parsed, None if it cannot be.
+    """The STUN error for the request or grant ``raw``; ``request`` is the parsed request, None if it is malformed.
 
-    Signed with the key of the client if the upstream's shared secret is known and the request is signed with it, too.
+    It is signed with the client's key if the upstream's shared secret is known, and the request was signed with it too.
     """
     error = verdict.error
     assert error is not None
@@ -221,7 +221,7 @@ def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret:
 
 
 def _integrity(request: Message | None, secret: str) -> tuple[int, bytes | None]:
-    """Attribute and key that an answer owes; no key if it is not known, or the client has not shown that he has it."""
+    """Attribute and key to sign an answer with. The key is None if it is unknown, or the client has not proved it."""
     kinds = [] if request is None else [kind for kind in INTEGRITY_DIGESTS if kind in request.integrity_offsets]
     if request is None or not kinds or not secret:
         return AttributeType.MESSAGE_INTEGRITY, None

@@ -1,8 +1,8 @@
 """Calls at once: who holds how many places.
 
-A place belongs to a call whose allocation the upstream has granted, because then it has checked the password too. What
-a client only asks for takes no place, so a name that somebody else uses keeps nobody out. Where a user has as many
-places as they may, those whose allocation has ended meanwhile are free.
+A place belongs to a call whose allocation the upstream has granted, because the upstream has then checked the password.
+A request alone takes no place, so nobody can lock out another user by knowing their name. When a user has no place
+left, places whose allocation has ended meanwhile become free.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Hashable
 
 
 class Places:
-    """The places of all users. A holder has one at most: a connection, or whatever else ends."""
+    """The places of all users. A holder has at most one: a connection, or the seat of a session."""
 
     def __init__(self, allocated: Callable[[Hashable], bool]) -> None:
-        """``allocated`` says of a holder whether its allocation lives."""
+        """``allocated`` says whether the allocation of a holder lives."""
         self._allocated = allocated
         self._places: dict[Hashable, str] = {}
         self._holders: dict[str, set[Hashable]] = {}
@@ -39,7 +39,7 @@ class Places:
         return len(holders) - (holder in holders)
 
     def take(self, holder: Hashable, user: str, max_calls: int | None) -> bool:
-        """Give the holder a place of this user instead of the one it has, if there is room. Returns True if so."""
+        """Give the holder a place of this user instead of the one that it has. Returns False if there is no room."""
         if not self.has_room(holder, user, max_calls):
             return False
         self.release(holder)

@@ -1,7 +1,7 @@
-"""Where the rules for users come from: the configuration, a file of its own, or nowhere because all may.
+"""Where the rules for users come from: the configuration, a file of its own, or nowhere, if everyone may call.
 
-A policy is asked for the Rule of a user. What it knows it says at once (``rule_now``); ``rule`` may wait, with a
-deadline of its own. The third kind, a service of the firm, is in ``policy_http``.
+A policy is asked for the Rule of a user. ``rule_now`` answers at once if it can; ``rule`` may wait, with a deadline of
+its own. The third kind of policy, a service of the firm, is in ``policy_http``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from relay.tasks import Tasks, in_daemon_thread
 
 log = structlog.get_logger()
 
-# Copying a file over another one takes moments, and who has edited a list waits gladly for so long.
+# Copying a file over another one takes moments, and the operator who has edited a list can wait this long.
 WATCH_INTERVAL_S = 2.0
 # 100,000 users with all their keys.
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Who asks for voice: the user without expiry, the region of his upstream, and where he comes from."""
+    """Who wants to call: the user without expiry, the region of their upstream, and the client's address."""
 
     user: str
     region: str
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a user may: at most ``calls`` at once, to upstreams of ``regions``; None for no bound."""
+    """What a user may do: at most ``calls`` at once, to upstreams of ``regions``; None for no bound."""
 
     allowed: bool = True
     calls: int | None = None
@@ -55,11 +55,11 @@ NOBODY = Rule(allowed=False)
 
 
 class PolicyUnavailable(RelayError):
-    """Nobody can say now what a user may: the cause is for the log."""
+    """It cannot be found out now what a user may do. The message is the cause, for the log."""
 
 
 class Policy(Protocol):
-    """One way to know the rules. ``trouble`` says why it cannot be asked, and is empty while it can."""
+    """A source of rules. ``trouble`` says why it cannot be asked, and is empty while it can."""
 
     @property
     def trouble(self) -> str:
@@ -75,14 +75,14 @@ class Policy(Protocol):
         ...
 
     async def close(self) -> None:
-        """End what runs in the background; questions under way get their answers first."""
+        """End background work. Questions under way get their answers first."""
         ...
 
 
 class UserList:
-    """Rules by user: an exact name goes before a pattern, and a pattern with more letters before one with less.
+    """Rules by user: an exact name goes before a pattern, and a longer pattern before a shorter one.
 
-    Without a fit a user may not. Names are compared as TURN compares them: case counts.
+    A user who matches nothing may not call. Names are compared as TURN compares them: upper and lower case differ.
     """
 
     trouble = ""
@@ -121,7 +121,7 @@ class UserList:
 
 
 class NoPolicy:
-    """Everybody may."""
+    """Everyone may call."""
 
     trouble = ""
 
@@ -138,7 +138,7 @@ class NoPolicy:
 
 
 def load_users(path: Path) -> UserList:
-    """Read a file of users: JSON if its name ends so, else TOML. Raises OperatorError, one line for each mistake."""
+    """Read a file of users, .json or TOML. Raises OperatorError with one line for each mistake."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -158,10 +158,10 @@ def _parse(path: Path, content: bytes) -> object:
 
 
 class UserFile:
-    """A list in a file, which is read again when it has changed. A bad one leaves the list as it was."""
+    """A list in a file, which is read again when it has changed. A bad file leaves the list as it was."""
 
     def __init__(self, path: Path, users: UserList | None = None) -> None:
-        """``users`` is the list until the file has been read, if there is one."""
+        """``users`` is the list until the file has been read; None for none."""
         self.path = path
         self.users = users
         self.trouble = ""
@@ -180,7 +180,7 @@ class UserFile:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            # In a thread: a network's file system may hang.
+            # In a thread: a network file system may hang.
             seen = await self._read(_state_of)
             if seen != self._seen:
                 self._seen = seen
@@ -216,7 +216,7 @@ class UserFile:
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
-    """What changes when the file does; None if it is not there."""
+    """Figures that change when the file changes; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -232,7 +232,7 @@ def _load(path: Path) -> UserList | str:
 
 
 class Trouble:
-    """Says in the log when something begins to fail, and when it works again: at most a line a second."""
+    """Says in the log when something begins to fail, and when it works again: at most one line a second."""
 
     def __init__(self, failing: str, working: str) -> None:
         self.cause = ""
@@ -241,7 +241,7 @@ class Trouble:
         self._limit = RateLimit(1)
 
     def begin(self, cause: str) -> None:
-        """It fails; the cause is for people."""
+        """It fails. The cause is a text for people."""
         if not self.cause and self._limit.allows(asyncio.get_running_loop().time(), ""):
             log.error(self._failing, cause=cause)
         self.cause = cause

@@ -1,8 +1,8 @@
-"""Asks a service of the firm what a user may, over HTTP, and remembers the answers for a while.
+"""Asks a service of the firm what a user may do, over HTTP, and remembers the answers for a while.
 
-``GET url?user=…&region=…&client=…`` is answered 200 with JSON: ``{"allowed": true, "calls": 2, "regions": ["use1"]}``,
-of which only ``allowed`` must be there. Everything else is a failure: another status, a redirect, an answer that takes
-too long or is too long. Neither proxies nor credentials are taken from the environment.
+``GET url?user=…&region=…&client=…`` is answered 200 with JSON: ``{"allowed": true, "calls": 2, "regions": ["use1"]}``.
+Only ``allowed`` is required. Everything else is a failure: another status, a redirect, an answer that is late or too
+long. Proxies and credentials in the environment are ignored.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from relay.errors import OperatorError
 from relay.gateway.entitlement.policies import PolicyUnavailable, Question, Rule, Trouble
 from relay.tasks import Tasks
 
-# Questions on the wire at once; others wait for their turn, within their deadline.
+# Requests on the wire at once. Further questions wait for their turn, within their deadline.
 MAX_CONNECTIONS = 32
-# A floor that logs in asks 500 at once.
+# A trading floor that logs in asks 500 at once.
 MAX_QUESTIONS = 2000
-# Of both one client address has at most half: somebody who makes names up leaves room for others. Behind a web proxy a
-# whole floor comes from one address, and has room in half.
+# One client address has at most half of both: a client that invents names leaves room for others. Through a web proxy a
+# whole floor comes from one address, and half is enough for it.
 SHARE = 2
 # An answer has some hundred bytes.
 MAX_ANSWER_BYTES = 64 * 1024
-# After a failure the same question is not asked for so long: its client may try again at once.
+# After a failure the same question is not asked for this long, because its client may try again at once.
 FAILURE_CACHE_S = 1.0
 
 
 class _Answer(BaseModel):
-    """What the service says; keys of its own do no harm."""
+    """What the service says. Other keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -57,7 +57,7 @@ def trust(ca: Path | None) -> ssl.SSLContext:
         raise OperatorError(f"{ca} (entitlement.ca): {(error.strerror or str(error)).lower()}") from None
 
 
-# What was said, and when it is to be asked again; a failure is None. The one used longest ago goes first.
+# When a question is to be asked again, and what was said; None for a failure. The one used longest ago goes first.
 _Answers = OrderedDict[Question, tuple[float, Rule | None]]
 
 
@@ -78,10 +78,10 @@ class UserService:
         self._url = URL(settings.url or "")
         self._trust = trust(settings.ca)
         self._trouble = Trouble("entitlement service fails", "entitlement service answers again")
-        # Who may, and who may not: names that somebody makes up push out others of their kind only.
+        # Users who may call, and users who may not: invented names push out only other names that may not.
         self._answers: tuple[_Answers, _Answers] = OrderedDict(), OrderedDict()
         self._asked: dict[Question, asyncio.Future[Rule | None]] = {}
-        # By client address, those that ask now.
+        # Client addresses that have questions under way.
         self._sources: dict[str, _Source] = {}
         self._tasks = Tasks()
         self._http_client: aiohttp.ClientSession | None = None
@@ -92,7 +92,7 @@ class UserService:
         return self._trouble.cause
 
     def rule_now(self, question: Question) -> Rule | None:
-        """The rule if it is remembered. Raises PolicyUnavailable if the question has failed just now."""
+        """The rule, if it is remembered. Raises PolicyUnavailable if the question has just failed."""
         now = asyncio.get_running_loop().time()
         for answers in self._answers:
             until, rule = answers.get(question, (0.0, None))
@@ -119,7 +119,7 @@ class UserService:
             self._sources[address] = source
             answer = self._asked[question] = asyncio.get_running_loop().create_future()
             self._tasks.start(self._answer(question, answer, source), "entitlement")
-        # One client that goes must not take the answer from the others.
+        # A client that goes away must not take the answer from the others.
         rule = await asyncio.shield(answer)
         if rule is None:
             raise PolicyUnavailable(self.trouble)
@@ -160,7 +160,7 @@ class UserService:
     def _open_http_client(self) -> aiohttp.ClientSession:
         if self._http_client is None:
             headers = {"Accept": "application/json", "User-Agent": f"cloud9-relay/{__version__}"}
-            # A small answer, compressed, could be a very large one.
+            # A small compressed answer could become a very large one.
             headers["Accept-Encoding"] = "identity"
             if self._settings.token is not None:
                 headers["Authorization"] = "Bearer " + self._settings.token.get_secret_value()
@@ -169,7 +169,7 @@ class UserService:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 headers=headers,
-                # The deadline is that of the whole question, the wait for a connection included.
+                # The deadline is for the whole question, including the wait for a connection.
                 timeout=aiohttp.ClientTimeout(),
                 trust_env=False,
             )

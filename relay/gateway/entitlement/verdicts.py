@@ -1,8 +1,8 @@
-"""Who may have voice here: asks the policy, compares regions, counts calls at once, and says so in counters and log.
+"""Who may place calls: asks the policy, compares regions, counts calls at once, and keeps counters and the log.
 
-``decide`` (or ``ask``, with a callback) says what a user may, ``look_for_room`` whether they may have one more call at
-once. ``grant`` gives the call a place once the upstream has granted its allocation, ``release`` takes it back. All
-carriers do it in that order: ``admission`` for the TURN user names that the data plane reads, sessions for the user of
+``decide`` (or ``ask``, with a callback) says what a user may do, ``look_for_room`` whether they may have one more call
+at once. ``grant`` gives the call a place once the upstream has granted its allocation, ``release`` takes it back. All
+carriers do it in this order: ``admission`` for the TURN user names that the data plane reads, sessions for the user of
 their ``open`` message::
 
     verdict = entitlement.look_for_room(holder, await entitlement.decide(user, region, client))
@@ -36,9 +36,9 @@ from relay.gateway.lines import Lines
 from relay.tasks import Tasks
 from relay.wire.stun import ErrorCode
 
-# For each outcome: a floor that is shut out must not fill the log. The counters miss nothing.
+# For each outcome: a trading floor that is shut out must not fill the log. The counters count all.
 LINES_PER_S = 20
-# So much of a user name is shown: it is the client's to choose.
+# At most this much of a user name is shown, because the client chooses it.
 MAX_SHOWN_CHARACTERS = 128
 
 
@@ -48,15 +48,15 @@ class VerdictOutcome(StrEnum):
     ADMITTED = "admitted"
     ADMITTED_UNASKED = "admitted_unasked"  # file or service cannot be used, and fail = "open"
     NOT_ENTITLED = "not_entitled"
-    REGION = "region"  # may, but not where this upstream is
+    REGION = "region"  # allowed, but not in this upstream's region
     TOO_MANY_CALLS = "too_many_calls"
     UNAVAILABLE = "unavailable"  # file or service cannot be used, and fail = "closed"
     BAD_REQUEST = "bad_request"  # an Allocate that cannot be read, or names nobody
     MOBILITY = "mobility"  # a Refresh that takes an allocation over to another connection
 
 
-# What a TURN client is told. 403 is what RFC 8656 has for administrative reasons, 486 for a user's quota. A 400 is
-# what RFC 8489 has for requests that cannot be read.
+# What a TURN client is told. RFC 8656 has 403 for administrative reasons and 486 for a user's quota; RFC 8489 has 400
+# for requests that cannot be read.
 STUN_ERRORS = {
     VerdictOutcome.NOT_ENTITLED: ErrorCode(403, "Forbidden: not entitled to voice through this relay"),
     VerdictOutcome.REGION: ErrorCode(403, "Forbidden: not entitled to this region"),
@@ -69,7 +69,7 @@ STUN_ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision on one request. ``user`` is whose calls are counted, ``calls`` the most at once, None for any."""
+    """A decision on one request. The calls of ``user`` are counted, at most ``calls`` at once, or None for any."""
 
     outcome: VerdictOutcome
     user: str
@@ -79,12 +79,12 @@ class Verdict:
 
     @property
     def admitted(self) -> bool:
-        """True if he may."""
+        """True if the user may call."""
         return self.outcome in {VerdictOutcome.ADMITTED, VerdictOutcome.ADMITTED_UNASKED}
 
     @property
     def error(self) -> ErrorCode | None:
-        """How a refusal is told to a TURN client; its text is for people. None if he may."""
+        """How a TURN client is told of a refusal, with a text for people. None if the user may call."""
         return STUN_ERRORS.get(self.outcome)
 
 
@@ -96,7 +96,7 @@ class Entitlement:
         settings: config.EntitlementSettings,
         allocated: Callable[[Hashable], bool],
     ) -> None:
-        """Raises OperatorError for a CA that cannot be used. ``allocated`` is for Places."""
+        """Raises OperatorError for a CA that cannot be used. ``allocated`` is passed on to Places."""
         self.counts = dict.fromkeys(VerdictOutcome, 0)
         self._settings = settings
         self._places = Places(allocated)
@@ -111,7 +111,7 @@ class Entitlement:
 
     @property
     def asks_for_users(self) -> bool:
-        """True if anybody could be refused: the data plane then waits for us at each first Allocate."""
+        """True if anybody could be refused. Then the data plane waits for us at each first Allocate."""
         return self._settings.policy != "none"
 
     @property
@@ -133,7 +133,7 @@ class Entitlement:
         check(settings)
 
     def configure(self, settings: config.EntitlementSettings) -> None:
-        """Decide by these from now on; who has been admitted stays so. Files are read anew, answers asked anew.
+        """Decide by these from now on. Users who were admitted stay so; files are read and services asked anew.
 
         Raises OperatorError for a CA that cannot be used.
         """
@@ -149,7 +149,7 @@ class Entitlement:
             self._policy.watch()
 
     async def stop(self) -> None:
-        """End what runs; questions under way have a deadline. May be repeated."""
+        """End background work. Questions under way have a deadline. May be repeated."""
         await self._tasks.finish()
         await self._policy.close()
 
@@ -170,7 +170,7 @@ class Entitlement:
     # Decisions
 
     def decide_now(self, username: str, region: str, client: str) -> Verdict | None:
-        """What a user may, or None if the policy must be asked first: then ``decide``."""
+        """What a user may do; None if the policy must be asked first, by ``decide``."""
         question = self._question(username, region, client)
         try:
             rule = self._policy.rule_now(question)
@@ -179,10 +179,10 @@ class Entitlement:
         return None if rule is None else self._judge(rule, question, username)
 
     async def decide(self, username: str, region: str, client: str) -> Verdict:
-        """What a user may, within the deadline of the policy.
+        """What a user may do, within the deadline of the policy.
 
-        ``username`` as the client gives it, ``region`` that of the chosen upstream, ``client`` an IP address. A refusal
-        is counted and logged here; a user who is admitted is counted when they are granted a place.
+        ``username`` is as the client gives it, ``region`` the chosen upstream's, ``client`` an IP address. A refusal
+        is counted and logged here. A user who is admitted is counted when they are granted a place.
         """
         question = self._question(username, region, client)
         try:
@@ -192,7 +192,7 @@ class Entitlement:
         return self._judge(rule, question, username)
 
     def ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
-        """Decide, and call ``then`` with the verdict: at once if the policy knows, else within its deadline."""
+        """Decide, and call ``then`` with the verdict: at once if the policy knows it, or within its deadline."""
         verdict = self.decide_now(username, region, client)
         if verdict is not None:
             then(verdict)
@@ -244,13 +244,13 @@ class Entitlement:
     # Places
 
     def look_for_room(self, holder: Hashable, verdict: Verdict) -> Verdict:
-        """Refuse an admitted user who has too many calls already, those of the holder not counted. Takes no place."""
+        """Refuse an admitted user who has too many calls already, not counting the holder's. Takes no place."""
         if not verdict.admitted or self._places.has_room(holder, verdict.user, verdict.calls):
             return verdict
         return self._say(replace(verdict, outcome=VerdictOutcome.TOO_MANY_CALLS), verdict.user)
 
     def grant(self, holder: Hashable, verdict: Verdict) -> Verdict:
-        """Give a call that has its allocation a place, which the holder keeps until ``release``; or refuse it.
+        """Give a call that has its allocation a place, or refuse it. The holder keeps the place until ``release``.
 
         A holder has one place: a second grant takes the first one back. A call that is refused must not go on.
         """
@@ -260,7 +260,7 @@ class Entitlement:
         return verdict
 
     def release(self, holder: Hashable) -> None:
-        """The holder's call is over, if it had one. May be repeated."""
+        """The holder's call, if it had one, is over. May be repeated."""
         self._places.release(holder)
 
 

@@ -30,19 +30,20 @@ from relay.tasks import Tasks
 
 OPENED = web.RequestKey("opened", HttpOpened)
 SITE: web.RequestKey[Site] = web.RequestKey("site")
-# The first request must be whole by then (slow headers); the plane has waited for its first byte before.
+# The first request must be whole by then, against clients that send headers slowly. The plane has waited for its first
+# byte before.
 FIRST_REQUEST_TIMEOUT_S = 10.0
 # An idle connection is kept this long for the next request: browsers keep theirs about as long.
 KEEPALIVE_TIMEOUT_S = 75.0
-# Requests here are small; uploads are no business of the relay.
+# Requests to the relay itself are small.
 MAX_BODY_BYTES = 64 * 1024
-# Running requests have this long when the relay stops.
+# When the relay stops, running requests have this long to end.
 SHUTDOWN_TIMEOUT_S = 2.0
-# The plane takes a connection back within a turn of its loop; then its end of the pair of sockets is closed.
+# The plane takes a connection back within a turn of its loop, and then closes its end of the socket pair.
 LEAVE_TIMEOUT_S = 5.0
 SERVER = "cloud9-relay"
 _HEAD_END = b"\r\n\r\n"
-# What aiohttp's parser says of more fields than it takes.
+# What aiohttp's parser says when there are more fields than it accepts.
 _TOO_MANY = ("Too many headers received",)
 # RFC 9112 section 3 asks for 8,000 at least; nginx takes 8 KiB.
 MAX_TARGET_BYTES = 8190
@@ -74,20 +75,20 @@ async def name_server(_: web.Request, response: web.StreamResponse) -> None:
 
 
 def _found_by_parser(error: BaseException | None) -> str:
-    """What is wrong with a request. The parser says so, and shows the client's bytes after it, which are left out."""
+    """What the parser found wrong with a request. It shows the client's bytes after that, which are left out here."""
     found, shown, _ = str(getattr(error, "message", "")).partition(":\n\n")
     words = " ".join(found.split())
     return f"bad request: {words}" if shown and words else "bad request"
 
 
-# Given a connection and why its request is not served, makes the answer.
+# Makes the answer for a connection whose request is not served.
 OnBadHead = Callable[[web.RequestHandler, BadRequest], web.Response]
 
 
 class _Handler(web.RequestHandler):
-    """What a client gets wrong is its own affair: no traceback in our log, and no version of ours in the answer.
+    """A client's mistake leaves no traceback in our log, and the answer does not show our version.
 
-    Bytes behind an Upgrade or a CONNECT are of whatever protocol it asks for. They are never read as a request: where
+    Bytes after an Upgrade or a CONNECT belong to the protocol that it asks for. They are never read as a request: if
     the connection does not leave HTTP, it ends.
     """
 
@@ -104,19 +105,19 @@ class _Handler(web.RequestHandler):
 
     def __init__(self, *arguments: Any, on_bad_head: OnBadHead, max_header_bytes: int, **options: Any) -> None:
         """``on_bad_head`` is told of a head that is not served, and makes the answer."""
-        # ``check`` says what is wrong with a head that is read. What is far too large is not read, for memory's sake.
+        # ``check`` says what is wrong with a head. A head that is far too large is not read at all, to save memory.
         far_too_large = 2 * max_header_bytes
         super().__init__(
             *arguments,
             max_line_size=MAX_TARGET_BYTES,
-            # The parser's errors differ by their bound alone.
+            # The parser's errors differ only in their bound, so the two bounds must differ.
             max_field_size=max(far_too_large, MAX_TARGET_BYTES + 1),
             max_headers=2 * MAX_FIELDS,
             **options,
         )
         self._seen = b""
         self._behind = False
-        # Since the last message, and what its body is read from.
+        # Bytes since the last message, and the reader of its body.
         self._head_bytes = 0
         self._last_body: StreamReader = EMPTY_PAYLOAD
         self._too_large = False
@@ -125,8 +126,8 @@ class _Handler(web.RequestHandler):
         self._on_bad_head = on_bad_head
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; a body that turns out to be broken ends for its reader as well, who would wait for the rest."""
-        # A head may end with bytes of the chunk before. While a request is answered, all that comes is behind it.
+        """Take bytes. If a body turns out to be broken, its reader gets an error: it would wait for the rest."""
+        # A head may end with bytes of the chunk before. While a request is answered, all bytes come after it.
         seen = self._seen + data
         answering = self._current_request is not None or bool(self._messages)
         self._behind = answering or bool(seen.partition(_HEAD_END)[2])
@@ -143,11 +144,11 @@ class _Handler(web.RequestHandler):
                 self._refuse_head()
         request = self._current_request
         if request is not None and not request.content.is_eof() and self._messages:
-            # Behind a body that is not whole nothing can be but the fault that the parser has found in it.
+            # The body is not whole, so the next message can only be the fault that the parser has found in it.
             request.content.set_exception(web.RequestPayloadError("broken body"))
 
     def _refuse_head(self) -> None:
-        """Many fields, each of them within the bound: answer as if the parser had found it."""
+        """The head has many fields, each within the bound: answer as if the parser had found it too large."""
         self._too_large = True
         error = LineTooLong(b"", self.max_field_size)
         self._messages.append((_ErrInfo(status=431, exc=error, message=""), EMPTY_PAYLOAD))
@@ -156,7 +157,7 @@ class _Handler(web.RequestHandler):
 
     @property
     def has_more(self) -> bool:
-        """True if the client has sent something behind the head of the request, or two requests at once."""
+        """True if the client has sent something after the head of the request, or two requests at once."""
         if self._behind or self.transport is None:
             return True
         waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
@@ -194,7 +195,7 @@ class _Handler(web.RequestHandler):
         return response
 
 
-# A client that sends a body which nobody reads gets this long to take the answer.
+# A client that sends a body which nobody reads has this long to take the answer.
 LINGERING_TIME_S = 2.0
 # Bodies pass as they are, compressed or not.
 _HANDLER_OPTIONS: dict[str, Any] = {
@@ -209,7 +210,7 @@ class Site:
     """Owns the descriptors of HttpOpened events, from ``open`` on."""
 
     def __init__(self, signaling: SignalingProxy, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
-        """``routes`` are served beside ``/healthz``; all else is for ``signaling``."""
+        """``routes`` are served in addition to ``/healthz``. Everything else is for ``signaling``."""
         self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
@@ -217,7 +218,7 @@ class Site:
         app.router.add_routes(routes)
         others = app.router.add_route("*", "/{path:.*}", self._on_other, expect_handler=self._on_expect)
         self._others = others.resource
-        # For a client that has gone nothing goes on, not even the wait for the rest of its body.
+        # When a client has gone, its handler ends, even while it waits for the rest of a body.
         self._runner = web.AppRunner(
             app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
@@ -233,7 +234,7 @@ class Site:
         await self._runner.setup()
 
     def open(self, opened: HttpOpened) -> None:
-        """Serve a connection that speaks HTTP; once stopped, close it."""
+        """Serve a connection that speaks HTTP. After ``stop``, close it."""
         if self._stopped or self._runner.server is None:
             os.close(opened.fd)
             return
@@ -275,7 +276,7 @@ class Site:
     @web.middleware
     async def _introduce(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         opened = self._opened.get(request.protocol)
-        if opened is None:  # the client is gone already
+        if opened is None:  # the client has gone already
             raise web.HTTPServiceUnavailable
         self._cancel_deadline(opened.connection)
         introduced = request.clone(scheme="https", remote=opened.client.host)
@@ -284,32 +285,32 @@ class Site:
         return await handler(introduced)
 
     async def leave_http(self, request: web.Request, upgrade: Callable[[], None]) -> web.StreamResponse:
-        """Have ``upgrade`` tell the plane to take the connection back, which sends the response itself.
+        """Have ``upgrade`` tell the plane to take the connection back. The plane sends the response itself.
 
-        It does not come back, unless the plane does not do it. Raises HTTPBadRequest if the client has not waited for
+        This does not return, unless the plane fails to do so. Raises HTTPBadRequest if the client has not waited for
         the response, and HTTPServiceUnavailable if the connection has ended; then ``upgrade`` is not called.
         """
         handler = request.protocol
         assert isinstance(handler, _Handler)
         if handler not in self._opened:
-            # The plane has said so already: of a flow that began now nobody would ever hear the end.
+            # The plane has told us its end already. If a flow began now, nobody would ever hear of its end.
             raise web.HTTPServiceUnavailable
         if handler.has_more:
             raise web.HTTPBadRequest(text="bytes after the request: expected none before the 101\n")
         upgrade()
         try:
-            # To close our end now would overtake the upgrade in a plane that has threads: it closes its own.
+            # We wait for the plane to close its end: in a plane with threads, closing ours could overtake the upgrade.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_TIMEOUT_S):
                     await asyncio.get_running_loop().create_future()
             handler.force_close()
             raise web.HTTPServiceUnavailable
         finally:
-            # It is no HTTP any more, for hours perhaps.
+            # From now on the connection is not HTTP, and it may last for hours.
             self.on_closed(request[OPENED].connection)
 
     async def _on_other(self, request: web.Request) -> web.StreamResponse:
-        """What no route of ours has taken: our own paths with a method they do not have, and signaling."""
+        """Answer what no other route takes: our paths with a method that they do not have, and signaling."""
         for resource in request.app.router.resources():
             if resource is not self._others and (methods := (await resource.resolve(request))[1]):
                 raise web.HTTPMethodNotAllowed(request.method, methods)
@@ -322,7 +323,7 @@ class Site:
         return await _on_page(request)
 
     async def _on_expect(self, request: web.Request) -> None:
-        """A client asks whether it may send its body: the upstream says so, if there is one."""
+        """A client asks whether it may send its body. The signaling upstream answers, if there is one."""
         if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
             raise web.HTTPExpectationFailed(text="expected Expect: 100-continue, or none\n")
         if not self._signaling.configured and request.version >= HttpVersion11:

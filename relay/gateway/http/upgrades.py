@@ -1,6 +1,6 @@
 """Requests that leave HTTP on the TLS port: TURN and sessions over WebSocket (RFC 6455), UDP by CONNECT-UDP (RFC 9298).
 
-Each is judged here as a whole before anything is answered; then the plane sends the 101 and carries the media. A
+Each request is judged as a whole before anything is answered. Then the plane sends the 101 and carries the media. A
 refusal says in plain text what was expected, and ends the connection: see ``site``.
 """
 
@@ -29,9 +29,10 @@ UDP_PATH = "/.well-known/masque/udp/{host}/{port}/"
 SUBPROTOCOLS = {Carrier.WEBSOCKET: "turn", Carrier.SESSION: "media.v1"}
 # Probes of an upstream that is down may find it up again by then.
 RETRY_AFTER_S = 5
-# Beside configured upstreams: the vendor's TURN port, and the range that its media hosts relay from.
+# Ports that CONNECT-UDP may reach, other than those of configured upstreams: the vendor's TURN port, and the range that
+# its media hosts relay from.
 MEDIA_PORTS = (range(3478, 3479), range(16384, 65536))
-# Refusals that are logged, for each outcome: a scan must not fill the log. The counters miss nothing.
+# Refusals that are logged, for each outcome: a scan must not fill the log. The counters count all.
 REFUSED_LINES_PER_S = 5
 
 _PROXY_STATUS = "Proxy-Status"
@@ -120,7 +121,7 @@ class Upgrades:
         response = web.Response(status=refusal.status, text=refusal.text, headers=refusal.headers)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers[hdrs.CACHE_CONTROL] = "no-store"
-        # Whatever follows is of another protocol.
+        # The bytes that follow would be of another protocol.
         response.force_close()
         return response
 
@@ -178,7 +179,7 @@ class Upgrades:
         """A configured upstream by name or address, else an address of the vendor's media networks."""
         state = self._configured(host, port)
         if state is None and self._flows.asks_for_users:
-            # Media goes there without a user name that could be asked about.
+            # Media goes there without an Allocate, so there is no user name to ask about.
             raise _prohibited(f"{shown(host)}: expected an upstream, because this relay checks users ([entitlement])")
         if state is None:
             return _reachable(await self._media_address(opened, host, port))
@@ -203,7 +204,7 @@ class Upgrades:
     async def _media_address(self, opened: HttpOpened, host: str, port: int) -> Address:
         if not any(port in ports for ports in MEDIA_PORTS):
             raise _prohibited(f"port {port}: expected 3478, or 16384 to 65535")
-        # To look up a name says it to the world: that is done for the vendor's only.
+        # A look-up tells the name to the world, so only the vendor's names are looked up.
         if not Address(host, port).is_literal and not self._vendor().covers(host):
             raise _prohibited(f"{shown(host)}: neither an upstream nor a host of the vendor")
         try:
@@ -225,7 +226,7 @@ def _named(response: bytes) -> bytes:
 
 
 def _tokens(request: web.Request, name: str) -> list[str]:
-    """The values of a list field, over all its lines, in their own case."""
+    """The values of a list field, from all its lines, in upper and lower case as they came."""
     return [token.strip() for line in request.headers.getall(name, ()) for token in line.split(",") if token.strip()]
 
 
@@ -266,7 +267,7 @@ def _check_websocket(request: web.Request, subprotocol: str) -> str:
 def _check_connect_udp(request: web.Request) -> tuple[str, int]:
     """Host and port of a good request (RFC 9298 section 3.2). Raises UpgradeRefused."""
     _check_upgrade(request, "connect-udp")
-    # RFC 9297 section 3.4: what is no boolean counts as not there; some clients leave it out.
+    # RFC 9297 section 3.4: a value that is not a boolean counts as absent, and some clients leave the field out.
     if [value.strip() for value in request.headers.getall("Capsule-Protocol", ("?1",))] == ["?0"]:
         raise _bad("Capsule-Protocol: ?0: expected ?1\n")
     host, port = request.match_info["host"], request.match_info["port"]
@@ -278,7 +279,7 @@ def _check_connect_udp(request: web.Request) -> tuple[str, int]:
 
 
 def _canonical(host: str) -> str:
-    """A literal address in the form that it is compared in, v4-mapped ones as IPv4; a name as it is."""
+    """A literal address in the form that is compared, with v4-mapped ones as IPv4; a name as it is."""
     try:
         return canonical_host(ipaddress.ip_address(host))
     except ValueError:
