@@ -502,7 +502,7 @@ async def test_flow_of_an_upstream_that_is_removed_goes_on_and_ends_like_any_oth
         await eventually(lambda: not relay.connections)
         await becomes(lambda: closed(relay, CloseReason.CLIENT_CLOSED), 2)
         await becomes(lambda: (old.allocations, new.allocations), (0, 0))
-        assert [state.flows for state in relay.gateway.upstreams] == [0]
+        await becomes(lambda: [state.flows for state in relay.gateway.upstreams], [0])
 
 
 async def test_reload_watches_the_new_upstreams(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.support.benches.plane import (
     Bench,
     MakePlane,
     bounds,
+    commands_are_taken,
     exchange,
     flood,
     http_stream,
@@ -39,6 +40,7 @@ from tests.support.benches.plane import (
 from tests.support.messages import HELLO, VOICE
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -194,6 +196,7 @@ async def test_close_before_attach(make: MakePlane, tmp_path: Path) -> None:
         assert await one.client.closed_by_server()
         assert (await bench.closed()).reason is CloseReason.NO_UPSTREAM
         bench.plane.attach(one.connection, bench.target)
+        await commands_are_taken(bench)
         assert not bench.plane.snapshot().flows
         assert bench.upstream.received.empty()
 
@@ -252,7 +255,7 @@ async def test_upgrade_of_a_client_that_says_no_more(make: MakePlane, tmp_path: 
         await read_to_the_end(one.stream)
         bench.plane.upgrade(one.connection, RESPONSE, Carrier.TURN, bench.target)
         assert (await bench.closed()).reason is CloseReason.CLIENT_CLOSED
-        assert not bench.plane.snapshot().flows
+        await becomes(lambda: len(bench.plane.snapshot().flows), 0)
 
 
 async def test_upgrade_with_nothing_to_say(make: MakePlane, tmp_path: Path) -> None:
@@ -278,7 +281,9 @@ async def test_attach_when_the_client_has_gone(make: MakePlane, tmp_path: Path) 
                 bench.plane.attach(opened.connection, bench.target)
                 bench.plane.upgrade(opened.connection, RESPONSE, Carrier.TURN, bench.target)
             assert closed.reason is CloseReason.CONTROL_TIMEOUT
-            assert not bench.plane.snapshot().flows
+        bench.plane.configure(bounds())
+        await commands_are_taken(bench)
+        assert not bench.plane.snapshot().flows
         assert bench.upstream.received.empty()
 
 

@@ -29,9 +29,9 @@ from relay.plane.api import (
 )
 from relay.plane.reference.media import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
-from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
+from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, forging_client, http_stream, plane_bench
 from tests.support.messages import HELLO
-from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
+from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE
 from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes
 
@@ -42,20 +42,7 @@ VOICE = build_channel_data(0x4001, b"\x80" + bytes(171))
 REQUEST = b"GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n"
 
 
-async def http_stream(bench: Bench, client: TlsClient) -> tuple[HttpOpened, socket.socket]:
-    """The client sends a request; control's end of it."""
-    await client.send(REQUEST)
-    opened = await bench.event(HttpOpened)
-    stream = socket.socket(fileno=opened.fd)
-    stream.setblocking(False)
-    return opened, stream
-
-
 # ---- TLS
-
-
-async def forging_client(bench: Bench, version: ssl.TLSVersion, folder: Path) -> ForgingClient:
-    return await ForgingClient.open_forging(bench.server, bench.authority.client_context(), version, folder)
 
 
 async def adopt_one(bench: Bench, listener: socket.socket) -> None:
@@ -179,7 +166,7 @@ async def test_a_flood_of_tiny_units_leaves_others_their_turn(make: MakePlane, t
 @every_plane
 async def test_upgrade_for_a_client_that_has_ended(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench, bench.client() as client:
-        opened, stream = await http_stream(bench, client)
+        opened, stream = await http_stream(bench, client, REQUEST)
         with stream:
             with contextlib.suppress(ssl.SSLError):
                 client.tls.unwrap()
@@ -196,7 +183,7 @@ async def test_upgrade_for_a_client_that_has_ended(make: MakePlane, tmp_path: Pa
 async def test_a_response_to_a_request_that_was_not_read_to_its_end(make: MakePlane, tmp_path: Path, size: int) -> None:
     """The kernel reports an error for the pair then, before the response is read: it arrives whole all the same."""
     async with plane_bench(make, tmp_path) as bench, bench.client() as client:
-        _, stream = await http_stream(bench, client)
+        _, stream = await http_stream(bench, client, REQUEST)
         with stream:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             sent = stream.send(b"r" * size)
@@ -210,7 +197,7 @@ async def test_control_gives_up_on_a_client_that_neither_reads_nor_pauses(make: 
     """Both ways are full when control closes; once the client reads, it gets the response to its end."""
     loop = asyncio.get_running_loop()
     async with plane_bench(make, tmp_path) as bench, bench.client(receive_buffer=4096) as client:
-        _, stream = await http_stream(bench, client)
+        _, stream = await http_stream(bench, client, REQUEST)
         uploading = asyncio.ensure_future(client.send(*[bytes(16_384)] * 200))
         with stream:
             written = 0

@@ -381,8 +381,10 @@ async def test_connect_udp_into_the_vendors_networks(tmp_path: Path) -> None:
             await client.send(request(udp_path(name, host.address.port), CONNECT_UDP))
             head, _ = await answer(client)
             assert head.status == 101
-            (flow,) = relay.gateway.plane.snapshot().flows
-            assert (flow.upstream.address, flow.upstream.name) == (host.address, str(host.address))
+            await becomes(
+                lambda: [(flow.upstream.address, flow.upstream.name) for flow in relay.gateway.plane.snapshot().flows],
+                [(host.address, str(host.address))],
+            )
             assert len(relay.gateway.flows) == 1
             client.abort()
             await eventually(lambda: not relay.connections and not len(relay.gateway.flows))

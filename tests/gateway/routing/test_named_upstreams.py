@@ -20,7 +20,7 @@ from tests.support.benches.gateway import Relay, fall_silent, running_relay
 from tests.support.peers.behind_turn import open_echo
 from tests.support.peers.raw_session import OPEN, echoes, raw_session
 from tests.support.ssrf_table import FakeDns
-from tests.support.waiting import eventually
+from tests.support.waiting import becomes, eventually
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 NAME = "stun.test"
@@ -132,7 +132,7 @@ async def test_calls_at_a_dead_address_are_closed(tmp_path: Path, plane: str) ->
             fall_silent(first)
             with pytest.raises(UpstreamError):
                 await turn.closed
-            assert relay.gateway.plane.snapshot().closed[CloseReason.UPSTREAM_SILENT] == 1
+            await becomes(lambda: relay.gateway.plane.snapshot().closed.get(CloseReason.UPSTREAM_SILENT), 1)
             assert (state.address, state.health) == (second.address, Health.UP)
 
 

@@ -33,6 +33,7 @@ from relay.plane.api import (
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
 from relay.wire.channeldata import build_channel_data
+from tests.support.messages import HELLO
 from tests.support.peers.forging_client import ForgingClient
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.peers.tls_client import TlsClient
@@ -175,6 +176,26 @@ def assert_nothing_is_alive(apart_from: Set[str] = frozenset()) -> None:
     if alive():
         gc.collect()
     assert not alive()
+
+
+async def commands_are_taken(bench: Bench) -> None:
+    """Wait until each worker has taken all that it has been told: since then it has taken a flow to somewhere else.
+
+    For what must not come of a command. The bench's own upstream hears nothing of this.
+    """
+    workers = set(range(len(getattr(bench.plane, "_workers", "1"))))
+    attaches, bench.attaches = bench.attaches, False
+    async with scripted_upstream(bench.server.host) as aside:
+        while workers:
+            async with bench.client() as client:
+                ours = Address(*client.socket.getsockname()[:2])
+                await client.send(HELLO)
+                opened = await bench.event(TurnOpened, lambda one, ours=ours: one.client == ours)  # type: ignore[misc]
+                bench.plane.attach(opened.connection, Upstream("aside", aside.address))
+                await aside.expect(HELLO)
+            await bench.event(Closed, lambda one, opened=opened: one.connection == opened.connection)  # type: ignore[misc]
+            workers.discard(opened.connection >> 56)
+    bench.attaches = attaches
 
 
 def only_flow(bench: Bench) -> FlowSnapshot:
