@@ -240,11 +240,11 @@ async def test_pings_hold_a_session_behind_a_proxy_that_cuts_at_idle(tmp_path: P
     async with (
         socketio_server(4, pingInterval=200, pingTimeout=20_000) as server,
         running_relay(tmp_path, NO_UPSTREAM, signaling={"upstreams": [server.url]}) as relay,
-        bad_proxy(CutsAtIdle(relay, idle_s=4.0)) as proxy,
+        bad_proxy(CutsAtIdle(relay, idle_s=2.0)) as proxy,
         socketio_client(relay, 4, through=proxy.address, transports=["websocket"]) as client,
     ):
         await client.heard("connect")
-        for _ in range(30):  # six seconds
+        for _ in range(15):  # three seconds
             await client.heard("ping")
         await client.echo("still here")
         assert client.unheard("disconnect") == []
