@@ -1,9 +1,9 @@
 """300 Try Alternate (RFC 8489 section 10): an upstream names another address, and the flow goes on there.
 
 The client could not follow by itself: it speaks TLS with the relay, and the address is one for UDP. So its Allocate is
-sent again, to the alternate, and all that follows goes there. What was signed for the first server is answered 401 or
-438 there, with the alternate's own nonce, as if the nonce had gone stale, and the client goes on from that.
-ALTERNATE-DOMAIN has the name for a certificate; over UDP there is none to check.
+sent again, to the alternate, and everything after it goes there too. The alternate answers 401 or 438 to a request that
+was signed for the first server, and adds a nonce of its own. To the client that looks as if its nonce had gone stale,
+and it goes on from there. ALTERNATE-DOMAIN names a certificate to check; over UDP there is no certificate.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import replace
 from relay.plane.api import Upstream
 from relay.wire.stun import StunError, parse_message
 
-# So often a flow is sent on: more is a loop.
+# A flow is sent on this often at most: more is a loop.
 MAX_HOPS = 3
 TRY_ALTERNATE = 300
 
 
 def redirected(upstream: Upstream, answer: bytes) -> Upstream | None:
-    """Where an answer to Allocate leads; None if it does not, or nobody may be sent there."""
+    """Where an answer to Allocate leads. Returns None if it leads nowhere, or to where flows may not go."""
     if upstream.alternates is None:
         return None
     try:

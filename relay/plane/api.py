@@ -21,7 +21,7 @@ from relay.turn.transactions import RTO_S
 
 ConnectionId = NewType("ConnectionId", int)
 
-# So much of a user name is shown: it is the client's to choose.
+# This much of a user name is shown, because the client chooses it.
 MAX_USERNAME_CHARACTERS = 128
 
 
@@ -41,11 +41,11 @@ class CloseReason(StrEnum):
     CLIENT_CLOSED = "client_closed"
     CLIENT_LOST = "client_lost"  # reset, or silent for longer than TCP waits
     HANDSHAKE_FAILED = "handshake_failed"
-    TLS_BROKEN = "tls_broken"  # a bad record behind a good handshake
+    TLS_BROKEN = "tls_broken"  # a bad record after a good handshake
     TLS_FLOOD = "tls_flood"  # records that carry no data (new keys, empty ones), more than a client needs
     FIRST_BYTES_TIMEOUT = "first_bytes_timeout"
     FIRST_BYTES_UNKNOWN = "first_bytes_unknown"
-    NO_ALLOCATION = "no_allocation"  # a flow that has had none for too long, and its UDP socket is wanted by others
+    NO_ALLOCATION = "no_allocation"  # a flow that has had none for too long; others need its UDP socket
     BROKEN_FRAME = "broken_frame"
     SLOW_CLIENT = "slow_client"  # does not read what must not be dropped
     RESUMED = "resumed"  # came back on another connection
@@ -64,7 +64,8 @@ class CloseReason(StrEnum):
 
 
 # What a WebSocket client is told (RFC 6455 section 7.4), with the reason's word as text. A broken frame has the code
-# that fits what is wrong with it, who has closed first gets its own code back, and to all others nothing can be said.
+# for what is wrong with it, and a client that closes first gets its own code back. For the reasons that are not here
+# the client is told nothing: it is gone, does not read, or never spoke WebSocket.
 CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
     {
         CloseReason.UPSTREAM_UNREACHABLE: 1013,
@@ -87,20 +88,20 @@ class Traffic(StrEnum):
     CONTROL = "control"  # STUN, and what sets DTLS up: first, and never dropped by age
     RTCP = "rtcp"
     MEDIA = "media"
-    DATA = "data"  # what DTLS carries (WebRTC's data channels), and what is of no known kind: last
+    DATA = "data"  # what DTLS carries (WebRTC's data channels), and everything of an unknown kind: last
 
 
 class DropReason(StrEnum):
     """Why a packet was not forwarded."""
 
     DOWNLINK_FULL = "downlink_full"  # more waits than a flow may hold
-    DOWNLINK_OLD = "downlink_old"  # waited for the client for longer than media is worth anything
+    DOWNLINK_OLD = "downlink_old"  # waited for its client until it was worth nothing
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
-    DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, no media at all
-    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: no media by its first byte (RFC 7983)
+    DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, not media
+    UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: not media by its first byte (RFC 7983)
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
     UPLINK_FULL = "uplink_full"  # the UDP socket, or the queue of its link, has no room
-    UPLINK_REFUSED = "uplink_refused"  # our own kernel does not send it: a packet filter, no route, a link that is down
+    UPLINK_REFUSED = "uplink_refused"  # our own kernel did not send it: a packet filter, no route, a link that is down
 
 
 class HandshakeFailure(StrEnum):
@@ -134,12 +135,12 @@ class Upstream:
     address: Address
     # Hand the socket of a client that vanished to control, which can release its allocation.
     releases_allocations: bool = False
-    # As in the settings of the plane; None for what they say.
+    # Instead of the plane's own setting, where it is not None.
     max_media_age_s: float | None = None
     # Report each Allocate of a user (AllocateRequested), and forward it when control has admitted it; report each one
     # that the upstream has granted or brought back (AllocateGranted), and let control answer it.
     asks_for_users: bool = False
-    # Who it may send the client on to (300 Try Alternate); None hands that answer to the client.
+    # Where it may send the client on to (300 Try Alternate). With None the client gets that answer itself.
     alternates: RelayPolicy | None = None
 
 
@@ -153,37 +154,38 @@ class PlaneSettings:
     # A handshake takes two round trips; ten seconds is what a slow proxy may add.
     handshake_timeout_s: float = 10.0
     first_bytes_timeout_s: float = 10.0
-    # A flow holds a UDP socket, and one without an allocation carries nothing: Allocate, with a 401 and a fresh port
-    # between, takes a second. Over CONNECT-UDP what the other side sends counts as well, for two minutes.
+    # A flow holds a UDP socket, and without an allocation it carries nothing. An Allocate takes a second, with a 401
+    # and a fresh port in between. Over CONNECT-UDP a flow also stays for two minutes after media of the other side.
     allocation_timeout_s: float = 30.0
     # Control answers within a turn of its loop; five seconds means that it hangs.
     attach_timeout_s: float = 5.0
     # A client whose upstream answers nothing for this long is closed, so that it comes back to a healthy one. Only the
     # requests count that every TURN server answers; after half of the time the flow asks something itself.
     upstream_silence_s: float = 4.0
-    # A request that the upstream leaves unanswered for so long is sent again (RFC 8489 section 6.2.1, RTO).
+    # A request that the upstream leaves unanswered for this long is sent again (RFC 8489 section 6.2.1, RTO).
     initial_rto_s: float = RTO_S
     max_connections: int = 20_000
     max_connections_per_source: int = 0
-    # Media that has waited for its client for longer is dropped, oldest first: a jitter buffer takes no more.
+    # Media that has waited for its client for longer is dropped, the oldest first: a jitter buffer would drop it too.
     max_media_age_s: float = 0.2
-    # And what is beyond this much of it, RTCP included, the oldest media first: a burst of 200 KB fits.
+    # No more of it waits than this, RTCP included, and the oldest media is dropped first. A burst of 200 KB fits.
     downlink_media_bytes: int = 256 * 1024
-    # STUN of the upstream is not dropped, so a client that reads nothing at all is closed here. What a far peer sends
-    # as control takes half of it at most, and 16 KiB a second; what is more waits as data.
+    # STUN of the upstream is not dropped, so a client that reads nothing at all is closed at this bound. What a far
+    # peer sends as control takes at most half of it, and 16 KiB a second; the rest waits as data.
     downlink_control_bytes: int = 64 * 1024
-    # Data beyond this drops itself: SCTP sends faster until something is lost. 10 Mbit/s bring this much in 200 ms,
-    # which is the round trip of a slow path, and a queue as long as that keeps it busy.
+    # Data that comes when this much waits is dropped: SCTP sends faster until something is lost. 10 Mbit/s bring this
+    # much in 200 ms. That is the round trip of a slow path, and a queue of one round trip keeps it busy.
     downlink_data_bytes: int = 256 * 1024
-    # And what has waited for longer is dropped, the oldest first: SCTP has sent it again after a second
+    # Data that has waited for longer is dropped, the oldest first: SCTP has sent it again by then
     # (RFC 9260 section 16, RTO.Min).
     max_data_age_s: float = 1.0
-    # Proxies cut tunnels idle for 60 s, and TCP's keep-alive does not count: WebSocket pings are sent so often.
-    # A client that has said nothing since two pings, not even a pong, is gone.
+    # WebSocket pings are sent at this interval: proxies cut a tunnel that is idle for 60 s, and TCP's keep-alive does
+    # not count for them. A client that has answered two pings with nothing, not even a pong, is gone.
     websocket_ping_s: float = 20.0
-    # Later than this behind the fastest packets of its stream a packet counts as missing: what jitter buffers hold.
+    # A packet counts as missing if it is later than the fastest packets of its stream by more than this. Jitter
+    # buffers hold about as much.
     playout_deadline_s: float = 0.06
-    # Clocks of payload types that RFC 3551 does not fix; those not named here are guessed.
+    # Clocks of payload types that RFC 3551 does not fix. The clocks of all others are guessed.
     payload_clocks: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -191,8 +193,8 @@ class PlaneSettings:
 class Totals:
     """Counters of one flow or of a plane. A packet counts where it is forwarded; bytes are UDP payload.
 
-    Both ways count what passes between client and upstream. What the relay asks itself is in neither count, nor are
-    the answers: the STUN that control speaks for a session, and what a flow asks of a silent upstream.
+    Both ways count what passes between client and upstream. What the relay asks on its own account is not counted, and
+    neither are the answers: the STUN that control speaks for a session, and what a flow asks of a silent upstream.
     ``retransmissions`` are requests sent again: they are part of the uplink packets, except those of a session, which
     are the relay's own. ``drops`` (by reason) and ``drops_by_traffic`` count the same packets, with two exceptions:
     malformed packets are of no kind, and of some nobody kept the kind (only ICMP told of them, or they were too long
@@ -256,11 +258,12 @@ class ClientLink:
 class FlowSnapshot:
     """One flow as it is now, or as it was at its end. Times in seconds; ``heard_s`` since the upstream's last packet.
 
-    ``username`` is that of the client's last Allocate that had one, which is in clear; the first 128 characters of it.
-    ``queued_bytes`` wait for the client, the oldest for ``queue_age_s``; never more than ``downlink_media_bytes``,
-    ``downlink_control_bytes`` and ``downlink_data_bytes`` together. What was given to TLS is not among them: no more
-    than one record of 1 KiB, or one longer unit. What is too old leaves when the next packet comes or goes.
-    ``queue_delay`` is how long those waited that have left. RTCP is encrypted: it is counted only.
+    ``username`` comes from the client's last Allocate that had one, where it is in clear; its first 128 characters.
+    ``queued_bytes`` wait for the client, the oldest of them for ``queue_age_s``. They are never more than
+    ``downlink_media_bytes``, ``downlink_control_bytes`` and ``downlink_data_bytes`` together. Bytes that TLS already
+    has are not among them: they are at most one record of 1 KiB, or one longer unit. Packets that are too old leave
+    when the next packet comes or goes. ``queue_delay`` says how long the packets waited that have left. RTCP is
+    encrypted, so it is only counted.
     """
 
     connection: ConnectionId
@@ -306,10 +309,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class TappedDatagram:
-    """One datagram of a flow's UDP leg: as it was sent to the upstream, or as it came from there, padding and all.
+    """One datagram of a flow's UDP leg, as it was sent to the upstream or came from there, with any padding.
 
-    ``at_us`` is the monotonic clock's, ``local`` the flow's own address. ``missed`` datagrams just before it found no
-    room, because nobody took those that waited.
+    ``at_us`` is a time of the monotonic clock, ``local`` the flow's own address. ``missed`` is how many datagrams just
+    before it found no room, because nobody took the ones that waited.
     """
 
     at_us: int
@@ -320,7 +323,7 @@ class TappedDatagram:
 
 
 class Tap(Protocol):
-    """Copies of what a flow sends to its upstream and receives from it. Media never waits for who reads them."""
+    """Copies of what a flow sends to its upstream and receives from it. Media never waits for their reader."""
 
     @property
     def client(self) -> Address:
@@ -344,7 +347,7 @@ class Tap(Protocol):
 
     @property
     def ended(self) -> bool:
-        """True if nothing more will come: the flow has ended, or is tapped anew. What has come can still be taken."""
+        """True if nothing more will come: the flow has ended, or has a new tap. What has come can still be taken."""
         ...
 
     def take(self, limit: int) -> list[TappedDatagram]:
@@ -361,7 +364,7 @@ class Tap(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TurnOpened:
-    """A client speaks TURN; nothing of it is forwarded before ``attach``."""
+    """A client speaks TURN. Nothing that it says is forwarded before ``attach``."""
 
     connection: ConnectionId
     client: Address
@@ -385,7 +388,7 @@ class AllocationOrphaned:
     """A flow ended and left an allocation behind. Control owns ``fd``, the flow's connected UDP socket.
 
     ``request`` is the client's last authenticated request: it names user, realm and nonce. A session's flow always
-    leaves its socket, with an empty request: control made the allocation, and may ``move`` a new connection onto it.
+    leaves its socket, and the request is empty: control made the allocation, and may ``move`` a new connection onto it.
     """
 
     connection: ConnectionId
@@ -396,12 +399,12 @@ class AllocationOrphaned:
 
 @dataclass(frozen=True, slots=True)
 class AllocateRequested:
-    """An Allocate that names a user waits, and what the client says after it: ``admit`` or ``refuse`` it.
+    """An Allocate that names a user waits, and so does all that the client says after it: ``admit`` or ``refuse`` it.
 
-    Only where the upstream ``asks_for_users``. One that is authenticated and names nobody waits as well, and a Refresh
-    that takes over the allocation of another connection (RFC 8016). Over CONNECT-UDP nothing passes that is not TURN.
-    The name is the client's word until the upstream has answered. Without a word of control within
-    ``attach_timeout_s`` the connection ends.
+    This happens only where the upstream ``asks_for_users``. An Allocate that is authenticated and names nobody waits as
+    well, and so does a Refresh that takes over the allocation of another connection (RFC 8016). Over CONNECT-UDP only
+    TURN passes then. The name is what the client claims, until the upstream has answered. If control says nothing
+    within ``attach_timeout_s``, the connection ends.
     """
 
     connection: ConnectionId
@@ -412,9 +415,9 @@ class AllocateRequested:
 class AllocateGranted:
     """The upstream has granted an allocation. Its answer waits: ``answer`` with this response, or with another.
 
-    The same is told of a Refresh that brings one back which was given up, or had run out as far as the plane knows.
-    Only where the upstream ``asks_for_users``. Everything else goes on meanwhile. Without an answer within
-    ``attach_timeout_s`` the connection ends.
+    A Refresh is reported as well if it brings back an allocation that was given up, or that had run out as far as the
+    plane knows. This happens only where the upstream ``asks_for_users``. Everything else goes on meanwhile. If control
+    says nothing within ``attach_timeout_s``, the connection ends.
     """
 
     connection: ConnectionId
@@ -431,7 +434,7 @@ class TextReceived:
 
 @dataclass(frozen=True, slots=True)
 class StunReceived:
-    """The upstream of a session has sent a STUN message that is no copy of an earlier answer."""
+    """The upstream of a session has sent a STUN message that is not a copy of an earlier answer."""
 
     connection: ConnectionId
     message: bytes = field(repr=False)
@@ -441,7 +444,7 @@ class StunReceived:
 class UpstreamLost:
     """The upstream of a session is gone, and its socket closed. The client stays: ``move`` or ``close`` it.
 
-    Without either within ``attach_timeout_s`` the connection ends. ``reason`` is UPSTREAM_SILENT or
+    If control does neither within ``attach_timeout_s``, the connection ends. ``reason`` is UPSTREAM_SILENT or
     UPSTREAM_UNREACHABLE.
     """
 
@@ -482,11 +485,14 @@ class Plane(Protocol):
     """The verbs. All but ``listen`` and ``stop`` return at once."""
 
     async def listen(self, address: Address) -> Address:
-        """Accept clients on a literal address, port 0 for a free one; the bound address. Raises OperatorError."""
+        """Accept clients on a literal address, on a free port for port 0.
+
+        Returns the bound address. Raises OperatorError.
+        """
         ...
 
     def set_certificates(self, certificates: Sequence[Certificate]) -> None:
-        """Use these for new connections, the first where no name fits. Raises OperatorError and keeps the old."""
+        """Use these for new connections, the first where no name matches. Raises OperatorError and keeps the old."""
         ...
 
     def configure(self, settings: PlaneSettings) -> None:
@@ -504,14 +510,14 @@ class Plane(Protocol):
     def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
         """Take an HTTP connection back, send the response (a 101), and go on as media.
 
-        A session has no upstream before ``move``, all others have one.
+        A session has no upstream before ``move``; with any other carrier there is one from the start.
         """
         ...
 
     def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
         """Have a session go on at this upstream: from a fresh socket, or from one that an earlier flow has left.
 
-        The plane owns ``fd`` from here, whatever comes. The socket before it is closed.
+        The plane owns ``fd`` from here, in every case, and closes the socket that the session had before.
         """
         ...
 
@@ -536,7 +542,7 @@ class Plane(Protocol):
         ...
 
     def allocated(self, connection: ConnectionId) -> bool:
-        """True while a flow has an allocation that the upstream has granted, as far as its lifetime says."""
+        """True while a flow has an allocation that the upstream has granted and whose lifetime has not passed."""
         ...
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
@@ -544,14 +550,14 @@ class Plane(Protocol):
         ...
 
     def tap(self, connection: ConnectionId) -> Tap | None:
-        """Copy a flow's datagrams, at most 1 MiB that waits to be taken; None if there is no such flow.
+        """Copy a flow's datagrams. At most 1 MiB of them waits to be taken.
 
-        A flow has one tap: a second one ends the first.
+        Returns None if there is no such flow. A flow has one tap: a second one ends the first.
         """
         ...
 
     def drain(self) -> None:
-        """Accept nobody any more; running connections stay."""
+        """Accept nobody from now on; running connections stay."""
         ...
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""TLS as both planes have it: protocols, ciphers, certificates and their names, words for failed handshakes."""
+"""TLS as both planes have it: protocols, ciphers, certificates and their names, reasons of failed handshakes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HANDSHAKE_FAILURES = {
 
 
 def certificate_names(certificate: Certificate) -> frozenset[str]:
-    """The DNS names of the leaf, in lower case; its common name if it has none. Raises OperatorError."""
+    """The DNS names of the leaf in lower case, or its common name where there are none. Raises OperatorError."""
     try:
         leaf = x509.load_pem_x509_certificates(certificate.chain.read_bytes())[0]
     except OSError as error:
@@ -56,7 +56,7 @@ def certificate_names(certificate: Certificate) -> frozenset[str]:
 
 
 def new_context() -> ssl.SSLContext:
-    """A server's context without a certificate: the protocols and ciphers of both planes."""
+    """A server's context with the protocols and ciphers of both planes, and no certificate yet."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
@@ -82,7 +82,7 @@ def load_certificate(context: ssl.SSLContext, certificate: Certificate) -> None:
 
 
 def check_certificates(certificates: Sequence[Certificate]) -> None:
-    """Load each certificate with its key, and forget them. Raises OperatorError, which says what is wrong."""
+    """Load each certificate with its key, and forget both. Raises OperatorError, which says what is wrong."""
     for certificate in certificates:
         certificate_names(certificate)
         load_certificate(new_context(), certificate)

@@ -1,11 +1,11 @@
 """Opens the UDP sockets of flows, each connected to its upstream, and lets used source ports rest.
 
-A client that vanished leaves its allocation at the upstream for up to its lifetime. A new flow from the same source
-port would be taken for that client and answered 437, so such a port rests until the allocation has ended. What was
-known of that is forgotten when the relay starts anew; then each 437 teaches it again (``open_fresh_socket``).
+A client that vanished leaves its allocation at the upstream until its lifetime ends. The upstream would take a new flow
+from the same source port for that client and answer 437, so such a port rests until the allocation has ended. A relay
+that starts anew does not know these ports. Then each 437 makes it try another one (``open_fresh_socket``).
 
 A socket that cannot be connected now is given unconnected, with a port of its own: a missing route or source address
-says nothing of the upstream, and whoever sends connects it (``uplink``).
+says nothing about the upstream. It is connected before it first sends (``uplink``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from relay.addresses import Address
 from relay.plane.api import PlaneSettings
 from relay.sockaddr import to_sockaddr
 
-# How long a port rests when the lifetime of what it left behind is not known (RFC 8656 section 3.2: the default).
+# How long a port rests when nobody knows the lifetime of the allocation there (RFC 8656 section 3.2: the default).
 ALLOCATION_LIFETIME_S = 600.0
 
 # From Linux's in.h and in6.h; Python 3.11 does not name them.
@@ -34,18 +34,19 @@ IPV6_MTU_DISCOVER = 23
 IPV6_PMTUDISC_DO = 2
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
-# The kernel picks among 28,000 ports; eight picks find a rested one even when three in four rest. Then all are tried,
-# each in some microseconds: a range of 2,000 is through in this time, and nobody else waits for longer.
+# The kernel picks among 28,000 ports. Eight picks find a free one nine times in ten even when three in four rest. After
+# that all ports are tried, each in some microseconds. A range of 2,000 takes no longer than this, and so nobody else
+# waits for longer.
 MAX_PICKS = 8
 SEARCH_S = 0.02
-# From which Linux picks, for IPv6 too; its default where this cannot be read.
+# The range from which Linux picks, for IPv6 too, and its default where the file cannot be read.
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 DEFAULT_PORT_RANGE = range(32_768, 61_000)
 # Ports that are kept for others, such as 3478,8080-8089.
 RESERVED_PORTS = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-# A burst of 200 KB must fit while the thread serves others; the kernel takes the memory only when it is filled.
+# A burst of 200 KB must fit in while the thread serves others. The kernel takes the memory only when it is filled.
 RECEIVE_BUFFER_BYTES = 512 * 1024
-# One entry for each port and upstream; when a thousand upstreams' ports rest, the oldest entry goes.
+# One entry for each port and upstream. Beyond this many the oldest entry goes.
 MAX_RESTING = 1 << 20
 
 
@@ -61,7 +62,7 @@ class SourcePorts:
         self._settings = settings
 
     def open_socket(self, now: float, upstream: Address) -> socket.socket:
-        """A non-blocking socket for the upstream, from a port that does not rest if there is one. Raises OSError."""
+        """A non-blocking socket for the upstream, from a port that does not rest, if there is one. Raises OSError."""
         # Kept open until a port is found, or the kernel might pick the same one again.
         picked: list[socket.socket] = []
         try:
@@ -76,7 +77,7 @@ class SourcePorts:
                 unwanted.close()
 
     def open_fresh_socket(self, now: float, upstream: Address) -> socket.socket:
-        """The same for a flow that has met a stale allocation. Raises OSError where no port is left that could do."""
+        """The same for a flow that has met a stale allocation. Raises OSError where every port rests."""
         opened = self.open_socket(now, upstream)
         if self._rests(now, opened, upstream):
             opened.close()
@@ -84,7 +85,7 @@ class SourcePorts:
         return opened
 
     def _search(self, now: float, upstream: Address) -> socket.socket | None:
-        """A socket from any port of the range that does not rest and is free, within SEARCH_S; None without one."""
+        """A socket from any free port of the range that does not rest. Returns None if SEARCH_S did not find one."""
         until = time.monotonic() + SEARCH_S
         for port in _ports_from_anywhere():
             if not self._is_resting(now, port, upstream):
@@ -138,7 +139,7 @@ class SourcePorts:
 
 
 def _bind(opened: socket.socket, source: Address) -> None:
-    """Bind to a source address, also to one that is away for a while: with its link, or until it is known as ours."""
+    """Bind to a source address, also to one that is away: its link may be down, or not have it yet."""
     try:
         opened.bind(to_sockaddr(source))
     except OSError as error:
@@ -195,7 +196,7 @@ def is_connected(opened: socket.socket) -> bool:
 
 
 def target_of(opened: socket.socket, upstream: Address) -> bytes:
-    """Where an unconnected socket is to be connected to, a sockaddr_in or sockaddr_in6; empty for a connected one."""
+    """The sockaddr that an unconnected socket is to be connected to; empty for a connected one."""
     if is_connected(opened):
         return b""
     address, port = ipaddress.ip_address(upstream.host), upstream.port.to_bytes(2)

@@ -1,12 +1,12 @@
 """The last step up: one flow's UDP socket, and what an error of ``send`` or ``recv`` means.
 
 Only an ICMP port unreachable proves that nobody listens at the upstream. What our own kernel refuses (a packet filter,
-no route, a link that is down, an address that is gone) says nothing of the upstream: the datagram is lost, as it might
-be anywhere else on its way, and what must arrive is sent again. Other ICMP errors are doubts, which the flow settles by
-asking (``question``).
+no route, a link that is down, an address that is gone) says nothing about the upstream: the datagram is lost, as it
+might be anywhere else on its way, and what must arrive is sent again. Other ICMP errors raise doubts, which the flow
+settles by asking (``question``).
 
-Linux tells what ICMP said of an earlier datagram in place of sending the next one, once. So that one is tried again:
-then the error is its own. The compiled twin is ``uplink.pxd``.
+When ICMP has said something about an earlier datagram, Linux reports that once, and does not send the next datagram.
+So that one is sent again, and a second error is its own. The compiled twin is ``leaves/uplink.pxd``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from relay.wire.stun import HEADER_BYTES
 
 # From Linux's in.h and in6.h: may be fragmented. The same value in both.
 PMTUDISC_DONT = 0
-# IPv6 promises this much of a datagram on every path (RFC 8200 section 5: 1,280 bytes with both headers). A longer
-# request that is not answered may have met a router which drops it and says nothing: it is sent again in fragments.
+# Every path of IPv6 carries a datagram of this size (RFC 8200 section 5: 1,280 bytes with both headers). A longer
+# request that is not answered may have met a router that drops it and says nothing: it is sent again in fragments.
 SURE_BYTES = 1232
-# A packet filter that rejects has our own kernel send the ICMP message too, within this time at most.
+# Where a packet filter rejects a datagram, our own kernel sends an ICMP message as well, at most this much later.
 REJECTED_WITHIN_S = 1.0
-# More does not fit into a socket's buffer.
+# No more datagrams fit into a socket's buffer.
 MAX_STRANGERS = 65_536
 
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
-# Errors that cannot be an earlier datagram's.
+# Errors that are never about an earlier datagram.
 _OWN = _NO_ROOM | {errno.EPERM}
 
 
@@ -55,7 +55,7 @@ class News(Enum):
 
 
 class Sent(NamedTuple):
-    """What became of a datagram, and what was heard of an earlier one. ``code`` is an errno where it was not sent."""
+    """What became of a datagram, and what ICMP said of an earlier one. ``code`` is an errno where it was not sent."""
 
     fate: Fate
     news: News = News.NONE
@@ -63,7 +63,7 @@ class Sent(NamedTuple):
 
 
 class Uplink:
-    """Owns nothing: the flow closes the socket. ``now`` is the flow's clock in seconds."""
+    """Sends on a socket that the flow owns. ``now`` is the flow's clock in seconds."""
 
     def __init__(self, opened: socket.socket, upstream: Address) -> None:
         self.socket = opened
@@ -74,8 +74,9 @@ class Uplink:
         self.connected = is_connected(opened)
 
     def send(self, now: float, datagram: bytes, *, again: bool = False) -> Sent:
-        """Send a datagram. A STUN request that is longer than the path carries goes in fragments, and so does a long
-        one that is sent ``again``.
+        """Send a datagram.
+
+        A STUN request that is too long for the path goes in fragments, and so does a long one that is sent ``again``.
         """
         sent = self._send(now, datagram, again)
         self.refused_for = sent.code if sent.fate is Fate.REFUSED else 0
@@ -101,7 +102,7 @@ class Uplink:
         return Sent(Fate.GONE if self.is_proof(now, code) else _fate(code), news, code)
 
     def _try(self, datagram: bytes) -> int:
-        """Send; 0, or the errno."""
+        """Send. Returns 0, or the errno."""
         try:
             self.socket.send(datagram)
         except OSError as error:
@@ -118,7 +119,7 @@ class Uplink:
         return code
 
     def _connect(self) -> int:
-        """Connect a socket that could not be when it was opened; what strangers have sent meanwhile is forgotten."""
+        """Connect a socket that was opened unconnected, and forget what strangers have sent to it meanwhile."""
         try:
             self.socket.connect(to_sockaddr(self._upstream))
         except OSError as error:
@@ -138,7 +139,7 @@ class Uplink:
         return Sent(Fate.SENT, _news(code))
 
     def is_proof(self, now: float, code: int) -> bool:
-        """True if nobody listens at the upstream: ICMP says so, and not in the name of our own packet filter."""
+        """True if nobody listens at the upstream: ICMP says so, and our own packet filter did not make it say so."""
         if code != errno.ECONNREFUSED:
             return False
         return self._filtered_at is None or now - self._filtered_at >= REJECTED_WITHIN_S

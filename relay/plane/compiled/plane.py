@@ -47,7 +47,7 @@ TICKET_KEY_LIFETIME_S = 4 * 3600
 
 
 class CompiledPlane:
-    """Runs ``workers`` threads, one for each core by default; events come on the loop that creates it."""
+    """Runs ``workers`` threads, by default one for each core. Events come on the loop that creates it."""
 
     def __init__(
         self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink, *, workers: int = 0
@@ -97,7 +97,7 @@ class CompiledPlane:
             raise OperatorError(f"certificates: {error}") from None
 
     def _rotate_ticket_keys(self) -> None:
-        """One key for all workers, so that a client may come back to another one."""
+        """Give all workers one new key, so that a client may come back to another worker."""
         key = secrets.token_bytes(TICKET_KEY_BYTES)
         for worker in self._workers:
             worker.use_ticket_key(key)
@@ -154,7 +154,7 @@ class CompiledPlane:
     def _open_flow(
         self, connection: ConnectionId, carrier: Carrier, upstream: Upstream, *, http: bool, response: bytes = b""
     ) -> tuple[int, int, bytes] | None:
-        """Open a flow's socket: the connection's number, the descriptor, and where it is to be connected to."""
+        """Open a flow's socket. Returns the connection's number, the descriptor, and where to connect it to."""
         identity = self._identity_of(connection)
         if not self._awaits(identity, http=http):
             return None
@@ -171,7 +171,7 @@ class CompiledPlane:
         return identity, udp.detach(), target
 
     def _open_socket(self, identity: int, upstream: Upstream) -> socket.socket:
-        """A flow's UDP socket, which takes the descriptor that was kept free for it. Raises OSError."""
+        """A flow's UDP socket, in place of the descriptor that was kept free for it. Raises OSError."""
         with self._shared:
             self._worker(identity).give_up_reserve(identity)
             return self._ports.open_socket(self.loop.time(), upstream.address)
@@ -250,7 +250,7 @@ class CompiledPlane:
             self._worker(identity).close(identity, REASONS.index(reason))
 
     def tap(self, connection: ConnectionId) -> Tap | None:
-        """Copy a flow's datagrams; None if there is no such flow."""
+        """Copy a flow's datagrams. Returns None if there is no such flow."""
         identity = self._identity_of(connection)
         flow = self._connections.flows.get(identity)
         if flow is None or flow.lost or self._stopped:
@@ -258,7 +258,7 @@ class CompiledPlane:
         return FlowTap(self._worker(identity).tap(identity), flow)
 
     def drain(self) -> None:
-        """Accept nobody any more."""
+        """Accept nobody from now on."""
         for worker in self._workers:
             worker.unlisten()
 
@@ -304,7 +304,7 @@ def _age_us(upstream: Upstream) -> int:
 
 
 def _look_at(fd: int, upstream: Address) -> tuple[int, bytes]:
-    """The source port of a UDP socket, which is made non-blocking, and where it is to be connected to.
+    """Make a UDP socket non-blocking. Returns its source port, and where to connect it to.
 
     Takes no descriptor of its own. Raises OSError.
     """
