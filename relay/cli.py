@@ -1,6 +1,6 @@
 """The command line: serve, top, capture, demo and check-config; allowlist, catalog and ca.
 
-Exit status: 0 all is well, 1 a call failed or lost something or two catalogs differ, 2 the operator must act.
+Exit status: 0 if all is well; 1 if a call failed or lost something, or two catalogs differ; 2 if the operator must act.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Take the options that come before a command."""
 
 
 @app.command()
 def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay's TOML file.")]) -> None:
     """Run the relay. SIGTERM drains (twice: stops), SIGHUP reloads."""
-    # It asks to read the file again, which has not been read yet; by default it would end the process.
+    # By default SIGHUP would end the process. Until the file has been read, there is nothing to read again.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from relay.gateway.serve import serve as serve_gateway
 
@@ -72,7 +72,7 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
-    """Say what is wrong with a configuration: key, value, what was expected. Changes nothing."""
+    """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
     from relay.gateway.calls.records import check_folder
     from relay.gateway.entitlement.verdicts import check as check_entitlement
@@ -96,9 +96,11 @@ def _counted(number: int, what: str) -> str:
 
 @app.command()
 def top(
-    url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
-    match: Annotated[str, typer.Option(help="Show flows of which user, client, server name or upstream fit.")] = "",
+    url: Annotated[str, typer.Option(help="The address of the relay's admin listener.")] = "http://127.0.0.1:9443",
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+    match: Annotated[
+        str, typer.Option(help="Show only flows whose user, client, server name or upstream contains this text.")
+    ] = "",
 ) -> None:
     """Show the calls of a running relay, the worst first; Ctrl-C ends it."""
     from relay.console.top import show, show_once
@@ -111,10 +113,12 @@ def top(
 
 @app.command()
 def capture(
-    flow: Annotated[str, typer.Option(help="The flow's number: connection in /api/flows and on its page.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="A new file, pcapng.")],
-    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="How long, at most.")] = 10,
-    url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:9443",
+    flow: Annotated[str, typer.Option(help="The flow's number, from its dashboard page, or connection in /api/flows.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The pcapng file to write. It must not exist yet.")
+    ],
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="How long to record, at most.")] = 10,
+    url: Annotated[str, typer.Option(help="The address of the relay's admin listener.")] = "http://127.0.0.1:9443",
 ) -> None:
     """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
     from relay.console.capture import capture as take
@@ -153,24 +157,27 @@ def demo(
         raise typer.Exit(1)
 
 
-CATALOG_HELP = "A version that comes with the relay, or a TOML or JSON file; by default the newest version."
+CATALOG_HELP = "A version that comes with the relay, or a TOML or JSON file. Default: the newest version."
 
 
 @app.command()
 def allowlist(
-    kind: Annotated[Format, typer.Option("--format", help="Who takes it.")],
+    kind: Annotated[Format, typer.Option("--format", help="The product or format to write for.")],
     version: Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)] = None,
     hosts_only: Annotated[
-        bool, typer.Option("--hosts-only", help="Each host instead of the vendor's wildcards; they change unannounced.")
+        bool,
+        typer.Option("--hosts-only", help="List hosts instead of the vendor's wildcards. They may change unannounced."),
     ] = False,
-    proxy: Annotated[str | None, typer.Option(help="host:port of the web proxy that a PAC names.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of stdout.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="For a PAC: host:port of the web proxy.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+    ] = None,
 ) -> None:
     """Write the vendor's hosts, networks and ports as an allow-list for a web proxy or a firewall."""
     catalog = load_catalog() if version is None else load_version(version)
     if kind is Format.PAC and proxy is None:
         proxy = "relay.example.com:3128"
-        typer.echo(f"relay: the PAC names {proxy}: give your own with --proxy", err=True)
+        typer.echo(f"relay: the PAC names {proxy}: give your own proxy with --proxy", err=True)
     text = render_allowlist(catalog, kind, hosts_only=hosts_only, proxy=proxy)
     if output is None:
         typer.echo(text, nl=False)
@@ -199,7 +206,7 @@ def catalog_diff(
     old: Annotated[str, typer.Argument(metavar="A", help="A version, or a file.")],
     new: Annotated[str, typer.Argument(metavar="B", help="A version, or a file.")],
 ) -> None:
-    """Say what came (+), went (-) and changed (~) from A to B. Status 0 if nothing did, 1 if something did."""
+    """Show what was added (+), removed (-) and changed (~) from A to B. Exits with 1 if they differ, otherwise 0."""
     changes = compare(load_version(old), load_version(new))
     for change in changes:
         typer.echo(str(change))
@@ -208,7 +215,7 @@ def catalog_diff(
 
 
 ca_app = typer.Typer(
-    help="The firm's own certificate authority, which vouches for media hosts of the catalog and for nothing else.",
+    help="The firm's own certificate authority. It can vouch only for names in the catalog's domains.",
     no_args_is_help=True,
 )
 app.add_typer(ca_app, name="ca")
@@ -219,11 +226,11 @@ PASSPHRASE = "RELAY_CA_PASSPHRASE"  # noqa: S105 - the variable's name
 
 
 def _ask_passphrase(key: Path) -> bytes:
-    """The passphrase of a key that is there: from the environment, or from whoever sits at the terminal."""
+    """The passphrase of an existing key: from the environment, or asked for at the terminal."""
     if given := os.environ.get(PASSPHRASE):
         return given.encode()
     if not sys.stdin.isatty():
-        raise OperatorError(f"{key}: has a passphrase: expected it in the environment, {PASSPHRASE}")
+        raise OperatorError(f"{key}: has a passphrase: set {PASSPHRASE} in the environment")
     return str(typer.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
 
 
@@ -234,7 +241,7 @@ def _new_passphrase(wanted: bool) -> bytes | None:
         return None
     if not sys.stdin.isatty():
         raise OperatorError(
-            f"--encrypt: expected a passphrase in the environment, {PASSPHRASE}, or a terminal to ask on"
+            f"--encrypt: needs a passphrase: set {PASSPHRASE} in the environment, or run it in a terminal"
         )
     return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)).encode()
 
@@ -246,14 +253,14 @@ def _now() -> datetime.datetime:
 @ca_app.command("create")
 def ca_create(
     directory: CaFolder,
-    name: Annotated[str, typer.Option(help="The authority's name, as clients show it.")] = "cloud9-relay CA",
+    name: Annotated[str, typer.Option(help="The authority's name, as clients display it.")] = "cloud9-relay CA",
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help=f"Ask for a passphrase for its key. {PASSPHRASE} does the same.")
     ] = False,
     version: CatalogOption = None,
 ) -> None:
-    """Make an authority that can vouch for names in the catalog's domains only; clients must trust bundle.pem."""
+    """Make an authority that can vouch only for names in the catalog's domains. Clients must trust bundle.pem."""
     from relay.ca import AuthorityFolder
 
     catalog = load_catalog() if version is None else load_version(version)
@@ -268,11 +275,11 @@ def ca_rotate(
     directory: CaFolder,
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
     encrypt: Annotated[
-        bool, typer.Option("--encrypt", help="A passphrase of its own, instead of that of the old key.")
+        bool, typer.Option("--encrypt", help="Ask for a new passphrase, instead of keeping the old key's.")
     ] = False,
     version: CatalogOption = None,
 ) -> None:
-    """Make the authority's next generation. The old one stays trusted until it ends, in bundle.pem."""
+    """Make the authority's next generation. The old one stays in bundle.pem, and so trusted, until it expires."""
     from relay.ca import AuthorityFolder
 
     catalog = load_catalog() if version is None else load_version(version)
@@ -298,12 +305,14 @@ def ca_issue(
     *,
     media_hosts: Annotated[bool, typer.Option("--media-hosts", help="All media hosts of the catalog.")] = False,
     wildcards: Annotated[
-        bool, typer.Option("--wildcards", help="One certificate for all of the catalog's domains: signaling, too.")
+        bool, typer.Option("--wildcards", help="One certificate for all of the catalog's domains, signaling included.")
     ] = False,
-    renew: Annotated[bool, typer.Option("--renew", help="Also those with more than 30 days left.")] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Renew certificates even if they have more than 30 days left.")
+    ] = False,
     version: CatalogOption = None,
 ) -> None:
-    """Issue certificates, one for each host, valid for 397 days. What is there is renewed 30 days before its end."""
+    """Issue one certificate for each host, valid for 397 days. Existing ones are renewed in their last 30 days."""
     from relay.ca import AuthorityFolder
     from relay.ca.folder import WILDCARDS
 
@@ -324,21 +333,21 @@ def ca_issue(
 def ca_show(
     directory: CaFolder,
     as_toml: Annotated[
-        bool, typer.Option("--toml", help="Print the hosts' certificates as lines of the relay's configuration.")
+        bool, typer.Option("--toml", help="Print the hosts' certificates as lines for the relay's configuration.")
     ] = False,
     prefix: Annotated[
         Path | None,
         typer.Option(
-            help="With --toml: where the relay's machine has the files of ca/hosts, such as /etc/relay/hosts."
+            help="With --toml: the folder on the relay's machine with the files of ca/hosts, such as /etc/relay/hosts."
         ),
     ] = None,
 ) -> None:
-    """Show the generations of an authority and the certificates of hosts. Status 1 if one has ended."""
+    """Show the generations of an authority and the certificates of hosts. Exits with 1 if one has expired."""
     from relay.ca import AuthorityFolder
     from relay.ca.show import ended, tables_of, toml_of
 
     if prefix is not None and not as_toml:
-        raise OperatorError("--prefix: expected together with --toml")
+        raise OperatorError("--prefix: needs --toml")
     folder, now = AuthorityFolder.open(directory), _now()
     if as_toml:
         typer.echo(toml_of(folder, prefix), nl=False)
@@ -350,13 +359,13 @@ def ca_show(
 
 
 def main() -> None:
-    """The console script. What the operator must act on is told in plain lines, not in a traceback."""
+    """The console script. What the operator must act on is one plain line, not a traceback."""
     try:
         app()
     except ModuleNotFoundError as missing:
         if missing.name != "relay._fastpath":
             raise
-        typer.echo("relay: the extension relay._fastpath is not built: run pip install . (or make demo)", err=True)
+        typer.echo("relay: the extension relay._fastpath is not built. Run pip install . (or make demo)", err=True)
         raise SystemExit(2) from None
     except RelayError as error:
         for line in str(error).splitlines():

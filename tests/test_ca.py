@@ -515,14 +515,14 @@ def test_show_prints_paths_of_the_relays_machine(tmp_path: Path) -> None:
 
 def test_passphrase_from_the_environment(tmp_path: Path) -> None:
     ok("ca", "create", tmp_path, passphrase="correct horse")
-    for passphrase, told in (("", "expected it in the environment, RELAY_CA_PASSPHRASE"), ("x", "passphrase is wrong")):
+    for passphrase, told in (("", "set RELAY_CA_PASSPHRASE in the environment"), ("x", "passphrase is wrong")):
         status, stdout, stderr = run("ca", "issue", tmp_path, STUN1, passphrase=passphrase)
         assert (status, stdout, stderr.count("\n")) == (2, "", 1)
         assert told in stderr
     ok("ca", "issue", tmp_path, STUN1, passphrase="correct horse")
     ok("ca", "show", tmp_path)
     status, _, stderr = run("ca", "create", tmp_path / "other", "--encrypt")
-    assert (status, stderr.startswith("relay: --encrypt: expected a passphrase")) == (2, True)
+    assert (status, stderr.startswith("relay: --encrypt: needs a passphrase")) == (2, True)
 
 
 def test_show_ends_with_1_when_something_has_ended(tmp_path: Path) -> None:
@@ -539,7 +539,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
         (("issue", tmp_path, "www.bank.example"), "'www.bank.example': not in the catalog"),
         (("create", tmp_path), f"{tmp_path}: there is an authority already"),
         (("show", tmp_path / "gone"), f"{tmp_path}/gone: there is no authority here"),
-        (("show", tmp_path, "--prefix", "/etc/hosts"), "--prefix: expected together with --toml"),
+        (("show", tmp_path, "--prefix", "/etc/hosts"), "--prefix: needs --toml"),
     ):
         status, stdout, stderr = run("ca", *arguments)
         assert (status, stdout, stderr.count("\n")) == (2, "", 1)

@@ -88,7 +88,7 @@ export class CallPage {
   gone() {
     this.head.replaceChildren(
       h("h1", {}, back(), "This call is over"),
-      h("p", { class: "muted" }, `Nothing is kept of connection ${this.connection} any more.`),
+      h("p", { class: "muted" }, `The relay no longer keeps anything about connection ${this.connection}.`),
     );
   }
 
@@ -108,7 +108,7 @@ export class CallPage {
     this.renderDrops(call);
     this.renderStreams(call);
     this.assumptions.replaceChildren(
-      h("h2", {}, "What these figures rest on"),
+      h("h2", {}, "What these figures assume"),
       h(
         "ul",
         {},

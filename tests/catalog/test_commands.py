@@ -38,7 +38,7 @@ def test_allowlist_on_stdout_and_in_a_file(tmp_path: Path) -> None:
 
 def test_a_pac_without_a_proxy_says_so() -> None:
     status, pac, told = run_here("allowlist", "--format", "pac")
-    assert (status, told) == (0, "relay: the PAC names relay.example.com:3128: give your own with --proxy\n")
+    assert (status, told) == (0, "relay: the PAC names relay.example.com:3128: give your own proxy with --proxy\n")
     assert '"PROXY relay.example.com:3128"' in pac
     assert run_here("allowlist", "--format", "pac", "--proxy", "relay.firm.example:3128")[2] == ""
 
