@@ -69,6 +69,8 @@ fuzz: SECONDS = 60
 fuzz: $(VENV)/.test-installed
 	@nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS)
 
+ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py
+
 # In a copy, so that the extension in the tree stays as it is. A report ends the run. Leaks are not LeakSanitizer's, which
 # would list the interpreter's: the debug build counts our own, and the tests assert that none are left. What runs on the
 # reference plane has no compiled code to look at. pytest must not keep what a sanitizer says as it ends the process.
@@ -81,7 +83,7 @@ test-asan: $(VENV)/.test-installed
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
 	    $(abspath $(BIN))/python -X dev -W error -m pytest --capture=sys -k 'not reference' \
-	    tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py \
+	    $(ASAN_TESTS) \
 	    || { cat report.* 2>/dev/null; exit 1; }
 
 bench: $(VENV)/.bench-installed
