@@ -1,7 +1,7 @@
-"""Transport addresses, and the one classifier of addresses that are never relayed to.
+"""Transport addresses, and the one rule of which addresses are never relayed to.
 
-The classifier serves CreatePermission, ChannelBind, CONNECT and the names of upstreams alike. It unmaps first and
-classifies then: an IPv4 address wrapped in IPv6 must not slip past a rule that was written for IPv4.
+The rule is the same for CreatePermission, ChannelBind, CONNECT and the names of upstreams. It unmaps an address first
+and then judges it: an IPv4 address inside an IPv6 address must not get past a rule that was written for IPv4.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Address(NamedTuple):
-    """A host (a literal address or a name) and a port. It is a tuple, so sockets take it as it is."""
+    """A host (a literal address or a name) and a port. It is a tuple, so sockets accept it unchanged."""
 
     host: str
     port: int
@@ -64,12 +64,12 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
-# One client has as many IPv6 addresses as it likes within its network (RFC 4291 section 2.5.4).
+# A client can use any number of IPv6 addresses within its network (RFC 4291 section 2.5.4).
 IPV6_SOURCE_BITS = 64
 
 
 def source_of(host: str) -> str:
-    """Whom what a client does is counted for: its IPv4 address, or the network of an IPv6 one."""
+    """The source that a client counts as: its IPv4 address, or the network of its IPv6 address."""
     bare = host.partition("%")[0]
     if ":" not in bare:
         return host
@@ -83,8 +83,8 @@ def _networks(*texts: str) -> tuple[IpNetwork, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
-# Special-purpose addresses (IANA registries of RFC 6890; RFC 9637 and RFC 9602 added to them) and multicast: no TURN
-# peer has a business there.
+# Special-purpose addresses (IANA registries of RFC 6890; RFC 9637 and RFC 9602 added to them) and multicast. No TURN
+# peer should be there.
 NEVER_RELAYED = _networks(
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
     *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15"),
@@ -101,8 +101,8 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 def unmap(address: IpAddress) -> tuple[IpAddress, ...]:
     """Every address that a packet to ``address`` may end at: itself, and the IPv4 address it embeds.
 
-    A v4-mapped or v4-compatible address is nothing but its IPv4 address; 6to4, NAT64 and Teredo addresses are
-    judged both as they are and as what they embed.
+    A v4-mapped or v4-compatible address is only its IPv4 address. 6to4, NAT64 and Teredo addresses are judged twice: as
+    they are, and as the address that they embed.
     """
     if isinstance(address, ipaddress.IPv4Address):
         return (address,)
@@ -121,13 +121,13 @@ def unmap(address: IpAddress) -> tuple[IpAddress, ...]:
 
 
 class RelayPolicy:
-    """Says which addresses may be relayed to: all that are not special, and those that the operator lists."""
+    """Which addresses may be relayed to: all that are not special, and those that the operator lists."""
 
     def __init__(self, allowed: Iterable[IpNetwork] = ()) -> None:
         self._allowed = tuple(allowed)
 
     def permits(self, host: str) -> bool:
-        """True if ``host``, a literal address, may be relayed to; a text that is none is refused."""
+        """True if ``host``, a literal address, may be relayed to. Any other text is refused."""
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
@@ -143,14 +143,14 @@ class RelayPolicy:
 
 
 def canonical_host(address: IpAddress) -> str:
-    """The text of an address as sockets report it, v4-mapped ones unmapped; the key of every peer table."""
+    """The text of an address as sockets report it, with v4-mapped addresses unmapped. The key of every peer table."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(address)
 
 
 def canonical(address: Address) -> Address:
-    """The one form in which a literal address is compared. Raises ValueError for a name, a scope, or no such port."""
+    """The one form in which literal addresses are compared. Raises ValueError for a name, a scope, or a bad port."""
     host = ipaddress.ip_address(address.host)
     if getattr(host, "scope_id", None) is not None or not 0 <= address.port <= 65535:
         raise ValueError(f"{address}: expected a port from 0 to 65535, and no scope")

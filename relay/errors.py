@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RelayError(Exception):
-    """The root: nothing else is raised on purpose across a module border."""
+    """The root of all errors that a module raises on purpose for another."""
 
 
 class OperatorError(RelayError):
@@ -12,7 +12,7 @@ class OperatorError(RelayError):
 
 
 class PeerError(RelayError):
-    """A client or server at the other end sent what its protocol does not allow."""
+    """The client or server at the other end sent something that its protocol does not allow."""
 
 
 class UpstreamError(RelayError):

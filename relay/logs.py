@@ -12,7 +12,7 @@ import structlog
 
 from relay.output import Output
 
-# A peer chooses server names and first bytes: no value of a log line is longer than this.
+# A peer chooses server names and first bytes, so values in a log line are cut to this length.
 MAX_VALUE_CHARACTERS = 200
 
 
@@ -29,7 +29,7 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
         structlog.processors.format_exc_info,
         _printable,
     ]
-    # What asyncio and aiohttp log looks the same: whoever reads JSON must not meet anything else.
+    # Lines of asyncio and aiohttp look the same, so that a program that reads JSON meets nothing else.
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         foreign_pre_chain=[structlog.stdlib.add_logger_name, *common],
@@ -42,14 +42,14 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     structlog.configure(
         processors=[*common, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        # A line in one call: what several threads log is not mixed.
+        # Each line is written by one call, so lines of several threads are not mixed.
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
 def lines_lost() -> int:
-    """How many lines of the log nobody has read in time, or could not be written, since the start."""
+    """How many lines of the log were lost since the start: not read in time, or not writable."""
     return sys.stderr.lost if isinstance(sys.stderr, Output) else 0
 
 
@@ -61,7 +61,7 @@ def _describe_lost(processors: Sequence[structlog.typing.Processor], count: int)
 
 
 def printable(value: str) -> str:
-    """A text without what could steer a terminal or forge a line, and cut if it is long."""
+    """A text without characters that could control a terminal or forge a line, cut if it is long."""
     text = value if value.isprintable() else value.encode("unicode_escape").decode()
     return text[:MAX_VALUE_CHARACTERS]
 

@@ -1,7 +1,7 @@
 """Standard output and error of a process that must not wait for those who read them.
 
-A stopped terminal, a pipe whose reader hangs and a slow disk block each write. Here a thread of its own writes, from
-a bounded queue. What finds no room is lost and counted, and told once there is room again.
+A stopped terminal, a pipe whose reader hangs and a slow disk block each write. Here a separate thread writes, from
+a bounded queue. Lines that find no room are lost and counted, and a line says so when there is room again.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-# A line is a few hundred bytes, so these are some thousands: seconds of a busy relay.
+# A line is a few hundred bytes, so this is some thousands of lines: what a busy relay logs in seconds.
 WAITING_BYTES = 1024 * 1024
 # Written in one go, so that a pipe of 64 KiB has room for it when it is read.
 CHUNK_BYTES = 16 * 1024
-# At the end the threads have this long, together, for what still waits.
+# At the end both threads together have this long to write what still waits.
 FLUSH_TIMEOUT_S = 2.0
 
 
 class Output(io.TextIOBase):
-    """A text stream to a descriptor. To write returns at once; whole lines are kept together and in order.
+    """A text stream to a descriptor. ``write`` returns at once. Whole lines stay together and in order.
 
-    ``lost`` counts lines. ``describe_lost`` makes a line, with its end, of how many were lost in one place.
+    ``lost`` counts lines. ``describe_lost`` makes a line, with its line end, that says how many were lost in one place.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -35,22 +35,23 @@ class Output(io.TextIOBase):
         self.describe_lost: Callable[[int], str] | None = None
         self._descriptor = descriptor
         self._begun = ""
-        # (bytes, lines) of one call each; and how many bytes they are.
+        # (bytes, lines) of each call, and how many bytes they are in all.
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._waiting_bytes = 0
-        # Lines that were lost behind all that waits.
+        # Lines that were lost after all those that wait.
         self._gap = 0
         self._stopping = False
-        # Reentrant: a finalizer may log in the middle of anything.
+        # Reentrant, because a finalizer may log at any moment.
         self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
-        # The thread's own: lines that could not be written since one could, and whether the last one is torn.
+        # Used only by the thread: lines that have failed since the last that was written, and whether that one was cut
+        # short.
         self._failed = 0
         self._torn = False
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """What bytes are made with."""
+        """The encoding of the bytes that are written."""
         return "utf-8"
 
     def writable(self) -> bool:
@@ -62,7 +63,7 @@ class Output(io.TextIOBase):
         return self._descriptor
 
     def write(self, text: str) -> int:
-        """Have text written. A line is kept until its end comes."""
+        """Have the thread write text. A line is kept until its end comes."""
         with self._changed:
             whole, end, begun = (self._begun + text).rpartition("\n")
             self._begun = begun
@@ -86,13 +87,13 @@ class Output(io.TextIOBase):
         self._waiting.append((data, lines))
         self._waiting_bytes += len(data)
         if self._thread is None:
-            # A daemon: a descriptor that blocks for ever does not keep the process.
+            # A daemon, so that a descriptor that blocks for ever does not keep the process alive.
             self._thread = threading.Thread(target=self._run, name="output", daemon=True)
             self._thread.start()
         self._changed.notify()
 
     def _put_gap(self) -> None:
-        """Tell where lines are missing."""
+        """Put in a line that says how many are missing here."""
         count, self._gap = self._gap, 0
         if count and self.describe_lost is not None:
             told = self.describe_lost(count).encode("utf-8", "backslashreplace")
@@ -100,7 +101,7 @@ class Output(io.TextIOBase):
             self._waiting_bytes += len(told)
 
     def stop(self) -> None:
-        """Have the thread end once it has written what waits. What comes later is written at once, or lost."""
+        """Have the thread end when it has written what waits. Later lines are written at once, or lost."""
         with self._changed:
             if self._begun:
                 self.write("\n")
@@ -127,7 +128,7 @@ class Output(io.TextIOBase):
             self._write_lines(*chunk)
 
     def _take(self) -> tuple[bytes, int] | None:
-        """What is written next, and how many lines it is; waits for it. None at the end."""
+        """Wait for the next bytes to write. Returns them and their number of lines, or None at the end."""
         with self._changed:
             while not self._waiting:
                 self._put_gap()
@@ -157,13 +158,13 @@ class Output(io.TextIOBase):
             self.lost += missing
 
     def _write(self, data: bytes) -> bytes:
-        """What is left of it where the disk is full, or nobody will ever read."""
+        """Write data. Returns what could not be written: the disk is full, or the reader has gone."""
         rest = data
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
-                # A process that shares it does not want to wait.
+                # Another process that shares the descriptor has made it non-blocking.
                 self._poll(None)
             except OSError:
                 if len(rest) < len(data):
@@ -180,16 +181,16 @@ class Output(io.TextIOBase):
 
 @contextlib.contextmanager
 def queued() -> Iterator[None]:
-    """Have all that this process prints, logs and warns of written by threads, while the block runs.
+    """While the block runs, threads write all that this process prints, logs and warns of.
 
-    At its end what waits is written, if that is soon done. A descriptor that is still blocked leads nowhere from then
-    on: the process must not hang in its last words.
+    At its end, what waits is written, if this takes only a moment. A descriptor that is still blocked is then replaced
+    by /dev/null: the process must not hang on its last lines.
     """
     before = sys.stdout, sys.stderr
     outputs = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # One that was closed when the process began is None.
+        # It is None if it was closed when the process began.
         if stream is not None:
             stream.flush()
             outputs.append(Output(stream.fileno()))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-# Beyond this many sources the one unheard for the longest is forgotten: 4096 entries take about half a megabyte.
+# Beyond this many sources, the one that asked longest ago is forgotten. 4096 entries take about half a megabyte.
 MAX_SOURCES = 4096
 
 
 class RateLimit:
-    """At most ``per_second`` grants a second and source, with a burst of as many; 0 grants everything.
+    """At most ``per_second`` grants a second for each source, and at most as many at once. 0 grants everything.
 
-    Less than one a second is possible: the burst is then one.
+    ``per_second`` may be less than one. Then there is one grant at once.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -32,7 +32,7 @@ class RateLimit:
         return granted
 
     def give_back(self, source: str) -> None:
-        """Return a grant that turned out not to be needed."""
+        """Give back a grant that was not needed."""
         if source in self._buckets:
             tokens, since = self._buckets[source]
             self._buckets[source] = (min(self._burst, tokens + 1), since)

@@ -1,6 +1,6 @@
-"""Addresses as sockets take and give them: the zone of a link-local address (``fe80::1%eth0``) is a number there.
+"""Addresses as sockets take and give them. There the zone of a link-local address (``fe80::1%eth0``) is a number.
 
-Python drops a zone that is part of the host's text when a socket is bound or connected, and never gives one back in it.
+If the zone is part of the host's text, Python drops it when a socket is bound or connected, and never returns it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _index(zone: str) -> int:
 
 
 def from_sockaddr(sockaddr: Sequence[Any]) -> Address:
-    """The address in what ``getsockname`` and its like give; a zone is named, or a number if its interface has gone."""
+    """The address that ``getsockname`` and others return. A zone is a name, or a number if its interface has gone."""
     # An IPv6 socket that is connected to IPv4 gives v4-mapped addresses.
     host, port = str(sockaddr[0]).removeprefix("::ffff:"), int(sockaddr[1])
     scope = int(sockaddr[3]) if len(sockaddr) > 3 else 0

@@ -1,4 +1,4 @@
-"""Keeps background tasks: each is held until it ends, what it raises is logged, and all are awaited at the end."""
+"""Background tasks: each is kept until it ends, its exceptions are logged, and all are awaited at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class Tasks:
-    """A set of running tasks, of one owner."""
+    """The running tasks of one owner."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
@@ -38,7 +38,7 @@ class Tasks:
             log.error("task failed", task=task.get_name(), exc_info=error)
 
     async def finish(self) -> None:
-        """Wait for all to end by themselves; each has a deadline of its own."""
+        """Wait until all have ended by themselves. Each must have a deadline of its own."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def cancel(self) -> None:
@@ -49,10 +49,10 @@ class Tasks:
 
 
 async def in_daemon_thread(work: Callable[[], _T], name: str) -> _T:
-    """Run what may hang, such as the reading of a file, in a thread that does not keep the process.
+    """Run work that may hang, such as reading a file, in a thread that does not keep the process alive.
 
-    The loop's own threads do: it waits for them at its end. Returns and raises what ``work`` does. Where this is
-    cancelled, the thread is left to itself.
+    The loop's own threads would: it waits for them at its end. Returns and raises what ``work`` does. If this is
+    cancelled, the thread goes on alone.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_T] = loop.create_future()

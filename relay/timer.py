@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class DeadlineTimer:
-    """Calls ``on_deadline(now)`` once when the deadline that was set last has come, never with an earlier ``now``."""
+    """Calls ``on_deadline(now)`` once when the last deadline that was set has come. ``now`` is never before it."""
 
     def __init__(self, on_deadline: Callable[[float], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -16,7 +16,7 @@ class DeadlineTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, deadline: float | None) -> None:
-        """Wait for this time of the loop's clock, in seconds, instead of the one before; None waits for nothing."""
+        """Wait for this time of the loop's clock, in seconds, and for no other. None: wait for nothing."""
         if deadline == self._deadline:
             return
         self.cancel()
@@ -32,5 +32,6 @@ class DeadlineTimer:
 
     def _fire(self, deadline: float) -> None:
         self._handle = self._deadline = None
-        # uvloop rounds to milliseconds and may be early by half of one: a state machine would find nothing due.
+        # uvloop rounds to milliseconds, so it may be half a millisecond early. A state machine would then find nothing
+        # due.
         self._on_deadline(max(deadline, self._loop.time()))

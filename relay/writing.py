@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: whoever reads one sees all of it, or what was there before."""
+"""Files that are written whole or not at all: a reader sees the whole new file, or the old one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from relay.errors import OperatorError
 
 
 def write_new(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that is not there yet. Raises OperatorError if it is, or cannot be written."""
+    """Write a file that does not exist yet. Raises OperatorError if it exists, or cannot be written."""
     _write(path, content, mode, replace=False)
 
 
 def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write a file in place of what is there, through a symbolic link if it is one. Raises OperatorError."""
+    """Write a file, and replace the old one if there is one. Follows a symbolic link. Raises OperatorError."""
     target = path.resolve()
-    # Not a device, and above all not in place of one.
+    # Devices are refused: they must not be replaced by a file.
     if target.exists() and not target.is_file():
         raise OperatorError(f"{path}: expected a file, or a name that does not exist yet")
     _write(target, content, mode, replace=True)
@@ -44,7 +44,7 @@ def _write(path: Path, content: bytes, mode: int, *, replace: bool) -> None:
 
 
 def _write_part(part: Path, content: bytes, mode: int) -> None:
-    # The mode is there from the beginning: at no time may others read a key.
+    # The file has its mode from the beginning, so that others can never read a key.
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with open(descriptor, "wb") as file:
         file.write(content)
@@ -53,7 +53,7 @@ def _write_part(part: Path, content: bytes, mode: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it the file may survive a power failure, but not its name. Some file systems have no such thing.
+    # Without this the file may survive a power failure, but not its name. Some file systems cannot do it.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):

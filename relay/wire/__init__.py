@@ -1,1 +1,4 @@
-"""Codecs: bytes to values and back. No socket, no clock, no log; a value, "need more", or one documented error."""
+"""Codecs: bytes to values and back, without sockets, clocks or logs.
+
+Each gives a value, "need more", or one documented error.
+"""

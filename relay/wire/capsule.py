@@ -7,18 +7,18 @@ DATAGRAM = 0
 UDP_CONTEXT = 0
 # RFC 9298 section 5: what UDP can carry.
 MAX_UDP_PAYLOAD_BYTES = 65_527
-# Our bound on what is kept: no path to an upstream carries more in one packet.
+# The most that we keep: no path to an upstream carries more in one packet.
 MAX_PAYLOAD_BYTES = 2048
 # RFC 9000 section 16.
 MAX_VARINT = (1 << 62) - 1
-# The longest header, type and length, and a context id behind it.
+# The longest header (type and length), and the context id after it.
 _MAX_HEAD_BYTES = 24
 
 
 def parse_varint(data: bytes, offset: int = 0) -> tuple[int, int] | None:
-    """Read a variable-length integer (RFC 9000 section 16), in any of its lengths: (value, offset behind it).
+    """Read a variable-length integer (RFC 9000 section 16), in any of its lengths.
 
-    None for "need more".
+    Returns the value and the offset after it, or None for "need more".
     """
     if offset >= len(data):
         return None
@@ -49,22 +49,22 @@ def build_datagram(payload: bytes) -> bytes:
 
 
 class CapsuleCutter:
-    """Collects bytes and gives UDP payloads. It holds no more of a capsule than a payload that is wanted."""
+    """Collects bytes and gives UDP payloads. Of a capsule it keeps only a payload that is wanted."""
 
     def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
         """Longer payloads are skipped."""
-        # Why the stream can not be cut any further.
+        # Why the stream cannot be cut any further.
         self.fault: str | None = None
         # Payloads that were longer than wanted, from the start.
         self.oversize = 0
         self._max_payload_bytes = max_payload_bytes
         self._rest = bytearray()
-        # Bytes still to come of what is not wanted.
+        # How many bytes of something unwanted are still to come.
         self._skip = 0
 
     @property
     def within(self) -> bool:
-        """True if a capsule has begun and is not whole."""
+        """True if a capsule has begun but is not complete."""
         return bool(self._rest or self._skip)
 
     @property
@@ -73,10 +73,10 @@ class CapsuleCutter:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes of the stream, give the payloads that are whole.
+        """Take bytes of the stream, and return the payloads that are complete.
 
-        Other capsules and other contexts are skipped as they come. Behind a broken capsule ``fault`` is set; the
-        payloads before it are still given, later bytes are ignored.
+        Other capsules and other contexts are skipped as they come. After a broken capsule ``fault`` is set: the
+        payloads before it are still returned, and later bytes are ignored.
         """
         payloads: list[bytes] = []
         self._rest += data
@@ -91,14 +91,14 @@ class CapsuleCutter:
         return payloads
 
     def _pass_over(self) -> bool:
-        """Let go of what is not wanted; True if there is something behind it."""
+        """Drop what is not wanted. Returns True if something comes after it."""
         passed = min(self._skip, len(self._rest))
         del self._rest[:passed]
         self._skip -= passed
         return bool(self._rest)
 
     def _next_payload(self) -> bytes | None:
-        """The payload that is next; None for "need more", something to skip, or a fault."""
+        """The next payload, or None for "need more", something to skip, or a fault."""
         head = bytes(self._rest[:_MAX_HEAD_BYTES])
         measured = _parse_header(head)
         if measured is None:
@@ -132,7 +132,7 @@ class CapsuleCutter:
 
 
 def _parse_header(head: bytes) -> tuple[int, int, int] | None:
-    """Type, length and where the value begins; None for "need more"."""
+    """Type, length and where the value begins, or None for "need more"."""
     capsule_type = parse_varint(head)
     if capsule_type is None:
         return None

@@ -17,7 +17,7 @@ _HEADER = struct.Struct("!HH")
 
 
 class ChannelDataError(PeerError):
-    """The bytes are no ChannelData message."""
+    """The bytes are not a ChannelData message."""
 
 
 class ChannelData(NamedTuple):
@@ -28,12 +28,12 @@ class ChannelData(NamedTuple):
 
 
 def is_channel_data(data: bytes) -> bool:
-    """True if the top two bits are 01; numbers up to 0x7FFF are framed (RFC 5766), though not bound."""
+    """True if the top two bits are 01. Numbers up to 0x7FFF are framed this way (RFC 5766), but cannot be bound."""
     return len(data) >= HEADER_BYTES and data[0] & 0xC0 == 0x40
 
 
 def parse_channel_data(message: bytes) -> ChannelData:
-    """Read one message; bytes behind the data are padding (section 12.5). Raises ChannelDataError."""
+    """Read one message. Bytes after the data are padding (section 12.5). Raises ChannelDataError."""
     if not is_channel_data(message):
         raise ChannelDataError(f"no ChannelData in {len(message)} bytes that begin with {message[:1].hex()!r}")
     channel_number, length = _HEADER.unpack_from(message)
@@ -43,7 +43,7 @@ def parse_channel_data(message: bytes) -> ChannelData:
 
 
 def build_channel_data(channel_number: int, data: bytes, *, padded: bool = False) -> bytes:
-    """Write one message; ``padded`` to a multiple of four with zero bytes, as streams require."""
+    """Write one message. ``padded``: with zero bytes to a multiple of four, as streams require."""
     message = _HEADER.pack(channel_number, len(data)) + data
     return pad(message) if padded else message
 

@@ -1,4 +1,4 @@
-"""The two things in a ClientHello (RFC 8446 section 4.1.2) that Python's ``ssl`` does not tell: name and protocols."""
+"""What Python's ``ssl`` does not tell of a ClientHello (RFC 8446 section 4.1.2): server name and protocols."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _HOST_NAME = 0
 
 
 class ClientHello(NamedTuple):
-    """What a client asks for. ``server_name`` is as it came, empty without one; ``protocols`` None without ALPN."""
+    """What a client asks for. ``server_name`` may be empty. ``protocols`` is None without ALPN."""
 
     server_name: bytes = b""
     protocols: tuple[bytes, ...] | None = None
 
 
 def parse_client_hello(message: bytes) -> ClientHello | None:
-    """Read a whole message, its head included; None for one that is broken, which is TLS's to refuse."""
+    """Read a whole message with its head. Returns None for a broken one, which TLS will refuse."""
     try:
-        rest = message[MESSAGE_HEAD_BYTES + 2 + 32 :]  # behind version and random bytes
+        rest = message[MESSAGE_HEAD_BYTES + 2 + 32 :]  # after version and random bytes
         for length_bytes in (1, 2, 1):  # session id, cipher suites, compression
             _, rest = _take(rest, length_bytes)
         extensions = dict(_extensions(_take(rest, 2)[0])) if rest else {}
@@ -29,7 +29,7 @@ def parse_client_hello(message: bytes) -> ClientHello | None:
 
 
 def _take(data: bytes, length_bytes: int) -> tuple[bytes, bytes]:
-    """A value that stands behind its length, and what follows it. Raises ValueError if it is cut off."""
+    """A value that comes after its length, and what follows it. Raises ValueError if it is cut off."""
     end = length_bytes + int.from_bytes(data[:length_bytes])
     if len(data) < max(end, length_bytes):
         raise ValueError("cut off")

@@ -1,7 +1,7 @@
 """HTTP/1.1 messages as bytes (RFC 9112): heads that are written as they came, and the bodies of answers.
 
-Field values are bytes throughout: RFC 9110 section 5.5 lets them hold any octet above 0x7F, and servers do send file
-names in Latin-1. What stands in a head is checked, never decoded and encoded again.
+Field values are always bytes: RFC 9110 section 5.5 allows any octet above 0x7F in them, and servers do send file names
+in Latin-1. A head is checked, but never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from relay.errors import PeerError
 
 Fields = Sequence[tuple[bytes, bytes]]
 
-# Our bound on the head of an answer: Node and haproxy take 16 KiB, the cookies of some portals do not fit into it.
+# Our limit for the head of an answer. Node and haproxy accept 16 KiB, but the cookies of some portals are larger.
 MAX_ANSWER_HEAD_BYTES = 64 * 1024
-# The size of a chunk with its extensions, which nobody reads; the same for a line of a trailer section.
+# The longest line with a chunk's size and its extensions, which nobody reads; also the longest line of a trailer.
 MAX_CHUNK_LINE_BYTES = 4096
 MAX_TRAILER_BYTES = 16 * 1024
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Some servers call it HTTP/2.0 on a connection of HTTP/1.1; haproxy and nginx take that, too.
+# Some servers write HTTP/2.0 on a connection of HTTP/1.1; haproxy and nginx accept that, too.
 _STATUS_LINE = re.compile(rb"HTTP/([1-9]\.[0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
-# RFC 9110 section 5.5: these three are dangerous in a value, whatever reads it.
+# RFC 9110 section 5.5: these three are dangerous in a value for any reader.
 _UNSAFE = re.compile(rb"[\x00\r\n]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[^\x00\r\n]*)?")
@@ -44,7 +44,7 @@ class AnswerHead(NamedTuple):
     fields: Fields
 
     def values(self, wanted: bytes) -> list[bytes]:
-        """All values of a field; its name is given in lower case."""
+        """All values of a field. ``name`` must be in lower case."""
         return [value for name, value in self.fields if name.lower() == wanted]
 
     def elements(self, wanted: bytes) -> list[bytes]:
@@ -59,7 +59,7 @@ class AnswerHead(NamedTuple):
 
 
 def build_head(first: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A whole head. Raises ValueError for what would begin another line."""
+    """A whole head. Raises ValueError for a field that would begin another line."""
     lines = [first, *(name + b": " + value for name, value in fields)]
     if any(_UNSAFE.search(line) for line in lines):
         raise ValueError("a line break or NUL in a head")
@@ -67,7 +67,7 @@ def build_head(first: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def parse_answer_head(data: bytes | bytearray) -> tuple[AnswerHead, int] | None:
-    """Read the head of a response and its size in bytes; None for "need more". Raises AnswerError."""
+    """Read the head of a response. Returns it and its size in bytes, or None for "need more". Raises AnswerError."""
     found = re.compile(rb"\r?\n\r?\n").search(data, 0, MAX_ANSWER_HEAD_BYTES)
     if found is None:
         if len(data) >= MAX_ANSWER_HEAD_BYTES:
@@ -87,12 +87,12 @@ def _parse_fields(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         if line[:1] in b" \t" and fields:
-            # RFC 9112 section 5.2: a folded line is joined, with spaces for its fold.
+            # RFC 9112 section 5.2: a folded line is joined, and spaces replace the fold.
             name, value = fields[-1]
             fields[-1] = name, (value + b"  " + line.replace(b"\t", b" ")).rstrip(b" ")
             continue
         name, colon, value = line.partition(b":")
-        # RFC 9112 section 5.1: a proxy takes the space before the colon away.
+        # RFC 9112 section 5.1: a proxy removes the space before the colon.
         name = name.rstrip(b" \t")
         if not colon or not _TOKEN.fullmatch(name):
             raise AnswerError("a header of its answer has no name")
@@ -106,13 +106,13 @@ def _parse_fields(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 class Body:
-    """The body of an answer: ``feed`` it until it is ``done``. What has come behind it is kept in ``rest``."""
+    """The body of an answer: ``feed`` it until it is ``done``. ``rest`` keeps what came after it."""
 
     def __init__(self, left: int | None) -> None:
-        """``left`` bytes follow; None for all that comes until the connection ends."""
+        """``left`` bytes follow. None: everything until the connection ends."""
         self.done = left == 0
         self.rest = b""
-        # What stood behind the last chunk.
+        # What came after the last chunk.
         self.trailers: Fields = ()
         self._left = left
 
@@ -131,7 +131,7 @@ class Body:
         return piece
 
     def end(self) -> None:
-        """The connection has ended. Raises AnswerError if something is missing."""
+        """Note that the connection has ended. Raises AnswerError if something is missing."""
         if self._left is None:
             self.done = True
         if not self.done:

@@ -1,7 +1,7 @@
-"""The control messages of a session (sub-protocol ``media.v1``): JSON objects in text messages; docs/media.v1.md.
+"""The messages of a session (sub-protocol ``media.v1``, docs/media.v1.md), for both ends.
 
-Values to texts and back, both ends. Media is no business of this module: a binary message is two bytes of channel
-number and the packet.
+Control messages are JSON objects in text messages. A binary message is two bytes of channel number and the packet,
+which this module does not read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from relay.errors import PeerError
 from relay.wire.channeldata import FIRST_CHANNEL, LAST_CHANNEL
 
 CHANNEL_BYTES = 2
-# A name and a password take some hundred bytes; nothing else is as long.
+# A name and a password take some hundred bytes. Nothing else is longer.
 MAX_MESSAGE_CHARACTERS = 8 * 1024
 # RFC 8489 section 14.3: USERNAME has fewer than 509 bytes.
 MAX_USERNAME_BYTES = 508
@@ -29,7 +29,7 @@ RequestId = int | str | None
 
 
 class MediaV1Error(PeerError):
-    """A text that is no control message, or none that can be taken. ``id`` is that of the message, if it has one."""
+    """A text that is not a control message, or not an acceptable one. ``id`` is the message's, if it has one."""
 
     def __init__(self, reason: str, identity: RequestId = None) -> None:
         super().__init__(reason)
@@ -41,7 +41,7 @@ class MediaV1Error(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Wants an allocation, with the credentials that the vendor gave the client."""
+    """Asks for an allocation, with the credentials that the vendor gave the client."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -52,7 +52,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Wants back the allocation of a connection that was cut."""
+    """Asks for the allocation of a connection that was cut."""
 
     token: str = field(repr=False)
     id: RequestId = None
@@ -60,7 +60,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Wants a channel to a peer; the relay chooses the number unless it is given."""
+    """Asks for a channel to a peer. Unless a number is given, the relay chooses one."""
 
     peer: Address
     channel: int | None = None
@@ -79,9 +79,9 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """There is an allocation; ``token`` is good for one return within ``resume_within_s`` of a cut.
+    """There is an allocation. ``token`` is good for one return, within ``resume_within_s`` after a cut.
 
-    ``additional`` is the IPv6 address beside an IPv4 one, where both were asked for and granted.
+    If both families were asked for and granted, ``relayed`` is the IPv4 address and ``additional`` the IPv6 address.
     """
 
     relayed: Address
@@ -95,7 +95,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The allocation is there again, its channels bound as before, under a new token."""
+    """The client has its allocation again, with the same channels and a new token."""
 
     relayed: Address
     upstream: str
@@ -116,7 +116,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The upstream was lost, and here is another one, with the same channels bound to the same peers."""
+    """The upstream was lost. The session has another one, with the same channels bound to the same peers."""
 
     relayed: Address
     upstream: str
@@ -132,7 +132,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Something was refused, or went wrong: the message ``error``. Codes are those of HTTP and of STUN."""
+    """Something was refused, or went wrong: the message ``error``. Codes are as in HTTP and STUN."""
 
     code: int
     reason: str
@@ -159,7 +159,7 @@ _NAMES: dict[type[Any], str] = {
 
 
 class _Fields:
-    """The fields of one object. Those that nobody asks for are for later versions, and no error."""
+    """The fields of one object. Unknown fields are ignored: later versions may have more."""
 
     def __init__(self, text: str) -> None:
         self.id: RequestId = None
@@ -167,7 +167,7 @@ class _Fields:
             raise MediaV1Error(f"a message of {len(text)} characters: expected at most {MAX_MESSAGE_CHARACTERS}")
         try:
             values = json.loads(text)
-        # A number of ten thousand digits, or a thousand brackets.
+        # Such as a number of ten thousand digits, or a thousand brackets.
         except (ValueError, RecursionError):
             raise MediaV1Error("no JSON") from None
         if not isinstance(values, dict):
@@ -210,7 +210,7 @@ class _Fields:
         return float(value)
 
     def address(self, key: str) -> Address:
-        """A literal address with a port, in the one form that it is compared in."""
+        """A literal address with a port, in the one form in which addresses are compared."""
         text = self.text(key, 64)
         try:
             address = parse_address(text)
@@ -307,7 +307,7 @@ def parse_relay_message(text: str) -> RelayMessage:
 
 
 def build_control(message: ClientMessage | RelayMessage) -> str:
-    """The text of a control message; what is not there is left out."""
+    """The text of a control message. Fields without a value are left out."""
     values: dict[str, Any] = {"type": _NAMES[type(message)]}
     for key in message.__dataclass_fields__:
         value = getattr(message, key)

@@ -1,7 +1,7 @@
 """Blocks of pcapng capture files (draft-ietf-opsawg-pcapng), little-endian: one section, one interface of IP packets.
 
 A file is ``build_section_header``, ``build_interface``, any number of ``build_packet``, and ``build_statistics``.
-``BlockCutter`` cuts such a stream into its blocks again, and ``Tally`` reads out of them what a person is told.
+``BlockCutter`` cuts such a stream into its blocks again, and ``Tally`` reads from them what a person needs to know.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ISB_IFRECV: Final = 4
 ISB_IFDROP: Final = 5
 INBOUND: Final = 1
 OUTBOUND: Final = 2
-# Chosen. 10^-6 s, which is also what readers take where nothing is said.
+# Chosen: 10^-6 s, which readers also assume by default.
 MICROSECONDS: Final = b"\x06"
-# No packet, comment or name of ours makes a block that is longer: two texts of 64 KiB.
+# Two texts of 64 KiB. No packet, comment or name of ours makes a longer block.
 MAX_BLOCK_BYTES: Final = 256 * 1024
 # An option's length has 16 bits.
 MAX_TEXT_BYTES: Final = 0xFFFF
@@ -41,7 +41,7 @@ _Option = tuple[int, bytes]
 
 
 class BlockType(IntEnum):
-    """The blocks that are used here."""
+    """The types of blocks that are used here."""
 
     SECTION_HEADER = 0x0A0D0D0A
     INTERFACE = 1
@@ -50,18 +50,18 @@ class BlockType(IntEnum):
 
 
 class PcapngError(PeerError):
-    """What came is no pcapng of this kind."""
+    """The bytes are not a pcapng file of this kind."""
 
 
 def build_section_header(application: str, comment: str) -> bytes:
-    """The beginning of a file; the texts are cut where they are too long for it."""
+    """The beginning of a file. Texts that are too long for it are cut."""
     fixed = struct.pack("<IHHq", BYTE_ORDER_MAGIC, *VERSION, SECTION_LENGTH_UNKNOWN)
     options = [(OPT_COMMENT, _text(comment)), (SHB_USERAPPL, _text(application))]
     return _block(BlockType.SECTION_HEADER, fixed, options)
 
 
 def build_interface(name: str) -> bytes:
-    """The interface that all packets belong to; times are microseconds, packets are never cut."""
+    """The interface of all packets. Times are in microseconds. Packets are never cut."""
     fixed = struct.pack("<HHI", LINKTYPE_RAW, 0, 0)
     return _block(BlockType.INTERFACE, fixed, [(IF_NAME, _text(name)), (IF_TSRESOL, MICROSECONDS)])
 
@@ -76,7 +76,7 @@ def build_packet(at_us: int, packet: bytes, *, outbound: bool, missed: int = 0) 
 
 
 def build_statistics(started_us: int, ended_us: int, *, received: int, missed: int, comment: str) -> bytes:
-    """The end of a file: packets that came, and how many of them were not captured. Times since 1970."""
+    """The end of a file: how many packets came, and how many of them were not captured. Times since 1970."""
     options = [
         (OPT_COMMENT, _text(comment)),
         (ISB_STARTTIME, _time(started_us)),
@@ -92,7 +92,7 @@ def _time(at_us: int) -> bytes:
 
 
 def _text(value: str) -> bytes:
-    # Cut between characters, or else it would be no UTF-8.
+    # Cut between characters, so that it stays UTF-8.
     return value.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore").encode()
 
 
@@ -108,7 +108,7 @@ def _block(kind: BlockType, fixed: bytes, options: Sequence[_Option]) -> bytes:
 
 
 class BlockCutter:
-    """Collects bytes and gives whole blocks. It holds at most one that is not whole yet."""
+    """Collects bytes and gives whole blocks. It holds at most one that is not complete yet."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -119,7 +119,7 @@ class BlockCutter:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes of the stream, give the blocks that are whole. Raises PcapngError for what can be none."""
+        """Take bytes of the stream, and return the blocks that are complete. Raises PcapngError for a broken one."""
         self._rest += data
         blocks, offset = [], 0
         while len(self._rest) - offset >= 12:
@@ -143,12 +143,12 @@ class Tally:
     def __init__(self) -> None:
         self.packets = 0
         self.missed = 0
-        # That of the last block: why the capture ended. None until it has come.
+        # Why the capture ended, from its last block. None until that has come.
         self.end: str | None = None
         self._started = False
 
     def add(self, block: bytes) -> None:
-        """Take the next block. Raises PcapngError for what is no block of ours."""
+        """Take the next block. Raises PcapngError if it is not one that ``build_...`` makes."""
         kind = int.from_bytes(block[:4], "little")
         if not self._started and kind != BlockType.SECTION_HEADER:
             raise PcapngError(f"a block of type {kind:#x} where a capture begins")

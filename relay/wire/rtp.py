@@ -1,4 +1,4 @@
-"""The RTP header (RFC 3550 section 5.1): the part of SRTP that stays in clear."""
+"""The RTP header (RFC 3550 section 5.1): the part of SRTP that is not encrypted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADER = struct.Struct("!BBHII")
 
 
 class RtpError(PeerError):
-    """The bytes are no RTP packet."""
+    """The bytes are not an RTP packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def parse_header(packet: bytes) -> RtpHeader:
 
 
 def build_packet(header: RtpHeader, payload: bytes) -> bytes:
-    """Write header and payload; contributing sources and extensions are the payload's affair."""
+    """Write header and payload. Contributing sources and extensions count as payload."""
     first = 0x80 | header.padding << 5 | header.extension << 4 | header.csrc_count
     second = header.marker << 7 | header.payload_type
     return _HEADER.pack(first, second, header.sequence_number, header.timestamp, header.ssrc) + payload

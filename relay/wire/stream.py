@@ -14,7 +14,7 @@ MAX_UNIT_BYTES = 20 + 65532
 
 
 class FramingFault(StrEnum):
-    """Why a stream cannot be cut any further. Nothing is re-synchronised behind a fault."""
+    """Why a stream cannot be cut any further. After a fault nothing is re-synchronised."""
 
     FIRST_BYTE = "first_byte"  # top bit set: neither STUN nor ChannelData
     STUN_LENGTH = "stun_length"  # not a multiple of four
@@ -22,7 +22,7 @@ class FramingFault(StrEnum):
 
 
 def measure_unit(head: bytes) -> tuple[int, int] | FramingFault | None:
-    """Measure the unit that begins with ``head``: (size, size on the stream), a fault, or None for "need more".
+    """Measure the unit that begins with ``head``. Returns (size, size on the stream), a fault, or None for "need more".
 
     The two sizes differ by the padding of ChannelData. A fault is seen with the first byte that shows it, so
     the verdict does not depend on how the stream was split.
@@ -47,7 +47,7 @@ def measure_unit(head: bytes) -> tuple[int, int] | FramingFault | None:
 
 
 class StreamCutter:
-    """Collects bytes and gives whole units. It holds at most one unit that is not whole yet."""
+    """Collects bytes and gives whole units. It holds at most one unit that is not complete yet."""
 
     def __init__(self) -> None:
         self.fault: FramingFault | None = None
@@ -59,9 +59,9 @@ class StreamCutter:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes of the stream, give the units that are whole, ChannelData without padding.
+        """Take bytes of the stream, and return the units that are complete, ChannelData without padding.
 
-        Behind a broken unit ``fault`` is set; the units before it are still given, later bytes are ignored.
+        After a broken unit ``fault`` is set: the units before it are still returned, and later bytes are ignored.
         """
         if self.fault is not None:
             return []

@@ -27,7 +27,7 @@ FINGERPRINT_XOR = 0x5354554E
 
 
 class StunError(PeerError):
-    """The bytes are no STUN message, or an attribute of it does not have the form its type requires."""
+    """The bytes are not a STUN message, or one of its attributes does not have the form that its type requires."""
 
 
 class Method(IntEnum):
@@ -64,7 +64,7 @@ def family_of(host: str) -> Family:
 
 
 class AttributeType(IntEnum):
-    """The attributes that have a name here; what a client or a server understands of them it says itself."""
+    """The attributes that have a name here. Clients and servers say themselves which of them they understand."""
 
     MAPPED_ADDRESS = 0x0001
     USERNAME = 0x0006
@@ -93,7 +93,8 @@ class AttributeType(IntEnum):
     ADDRESS_ERROR_CODE = 0x8001
     PASSWORD_ALGORITHMS = 0x8002
     SOFTWARE = 0x8022
-    # The name in the certificate of ALTERNATE-SERVER (RFC 8489 section 14.16): over UDP there is none to check.
+    # The name in the certificate of ALTERNATE-SERVER (RFC 8489 section 14.16). Over UDP there is no certificate to
+    # check.
     ALTERNATE_DOMAIN = 0x8003
     ALTERNATE_SERVER = 0x8023
     FINGERPRINT = 0x8028
@@ -103,7 +104,7 @@ class AttributeType(IntEnum):
     MOBILITY_TICKET = 0x8030
 
 
-# The length of a value in bytes, where the specification fixes it: (minimum, maximum).
+# The length of a value in bytes, if the specification fixes it: (minimum, maximum).
 VALUE_BYTES: dict[int, tuple[int, int]] = {
     AttributeType.MESSAGE_INTEGRITY: (20, 20),
     # Section 14.6 lets usages truncate it; TURN does not.
@@ -152,7 +153,7 @@ class ErrorCode(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A parsed message. ``attributes`` leaves out those that stand behind the integrity and do not count."""
+    """A parsed message. ``attributes`` leaves out those after the integrity attribute, which do not count."""
 
     method: int
     message_class: MessageClass
@@ -161,7 +162,7 @@ class Message:
     raw: bytes
     # Offset of the integrity attributes in ``raw``, by type.
     integrity_offsets: dict[int, int]
-    # What is wrong with the length of a value, of the first attribute that has such a fault; empty if nothing is.
+    # Describes the first attribute with a value of the wrong length. Empty if there is none.
     fault: str = ""
 
     def get(self, attribute_type: int) -> bytes | None:
@@ -182,7 +183,7 @@ class Message:
 
     @property
     def alternate_server(self) -> Address | None:
-        """The address in ALTERNATE-SERVER, as it is written there; None if there is none, or none to connect to."""
+        """The address in ALTERNATE-SERVER, unchanged. None if there is none, or none that one can connect to."""
         value = self.get(AttributeType.ALTERNATE_SERVER)
         if value is None:
             return None
@@ -202,7 +203,7 @@ class Message:
         return int(_UINT32.unpack_from(value)[0])
 
     def family(self, attribute_type: int) -> int | None:
-        """The address family in REQUESTED-ADDRESS-FAMILY and its like, or None. Raises StunError if it is too short."""
+        """The family in REQUESTED-ADDRESS-FAMILY and similar ones, or None. Raises StunError if it is too short."""
         value = self.uint32(attribute_type)
         return None if value is None else value >> 24
 
@@ -224,7 +225,7 @@ class Message:
     def error(self) -> ErrorCode | None:
         """ERROR-CODE, or None. Raises StunError for a malformed one.
 
-        Some servers count the padding as part of the reason; it is not shown.
+        Some servers count the padding as part of the reason. It is left out.
         """
         value = self.get(AttributeType.ERROR_CODE)
         if value is None:
@@ -240,7 +241,7 @@ class Message:
         return tuple(dict.fromkeys(kind for kind, _ in self.attributes if kind < 0x8000 and kind not in understood))
 
     def has_integrity(self, key: bytes, kind: int = AttributeType.MESSAGE_INTEGRITY) -> bool:
-        """True if the message carries the integrity attribute ``kind`` and it fits ``key``.
+        """True if the message has the integrity attribute ``kind``, and it is right for ``key``.
 
         Compared in constant time. RFC 8489 sections 14.5 and 14.6: the HMAC covers everything before the
         attribute, with a header length that ends with the attribute.
@@ -292,8 +293,8 @@ def parse_message(data: bytes, *, allow_faults: bool = False) -> Message:
     """Read one whole message. Raises StunError.
 
     Attributes after MESSAGE-INTEGRITY are ignored, except MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (section
-    14.5); FINGERPRINT must be last and right. With ``allow_faults`` a value of the wrong length does not raise: the
-    message says so in ``fault``, and a server can answer it. An integrity attribute with such a fault does not count.
+    14.5). FINGERPRINT must be last and right. With ``allow_faults`` a value of the wrong length raises nothing:
+    ``fault`` describes it, so that a server can answer. An integrity attribute with such a fault does not count.
     """
     if len(data) < HEADER_BYTES:
         raise StunError(f"{len(data)} bytes, expected at least {HEADER_BYTES}")
@@ -315,7 +316,7 @@ def parse_message(data: bytes, *, allow_faults: bool = False) -> Message:
         elif attribute.type == AttributeType.FINGERPRINT:
             _check_fingerprint(data, offset, after, attribute.value)
         elif attribute.type in INTEGRITY_DIGESTS:
-            # SHA-1 counts only if nothing of the kind came before it, SHA-256 also behind SHA-1.
+            # SHA-1 counts only if no integrity attribute came before it. SHA-256 also counts after SHA-1.
             if attribute.type == AttributeType.MESSAGE_INTEGRITY_SHA256 or not integrity_offsets:
                 integrity_offsets.setdefault(attribute.type, offset)
         elif not integrity_offsets:
@@ -361,7 +362,7 @@ def build_message(
     integrity_kind: int = AttributeType.MESSAGE_INTEGRITY,
     fingerprint: bool = False,
 ) -> bytes:
-    """Write a message; padding is zero. With a key the integrity attribute follows, then FINGERPRINT."""
+    """Write a message, with zero padding. With a key the integrity attribute follows, then FINGERPRINT."""
     body = bytearray()
     for kind, value in attributes:
         body += _ATTRIBUTE.pack(kind, len(value)) + value + bytes(-len(value) & 3)
@@ -382,7 +383,7 @@ def _xor_mask(size: int, transaction_id: bytes) -> bytes:
 
 
 def parse_xor_address(value: bytes, transaction_id: bytes) -> Address:
-    """Read XOR-MAPPED-ADDRESS and its like (section 14.2). Raises StunError."""
+    """Read XOR-MAPPED-ADDRESS or a similar attribute (section 14.2). Raises StunError."""
     if len(value) < 4 or len(value) != {1: 8, 2: 20}.get(value[1]):
         raise StunError(f"XOR address of {len(value)} bytes: expected family 1 and 8, or family 2 and 20")
     port = int.from_bytes(value[2:4]) ^ (MAGIC_COOKIE >> 16)
@@ -394,20 +395,20 @@ def parse_xor_address(value: bytes, transaction_id: bytes) -> Address:
 
 
 def parse_plain_address(value: bytes) -> Address:
-    """Read MAPPED-ADDRESS and its like, which are not XORed (sections 14.1 and 14.15). Raises StunError."""
+    """Read MAPPED-ADDRESS or a similar one, which is not XORed (sections 14.1 and 14.15). Raises StunError."""
     if len(value) < 4 or len(value) != {1: 8, 2: 20}.get(value[1]):
         raise StunError(f"address of {len(value)} bytes: expected family 1 and 8, or family 2 and 20")
     return Address(canonical_host(ipaddress.ip_address(value[4:])), int.from_bytes(value[2:4]))
 
 
 def build_plain_address(address: Address) -> bytes:
-    """Write the value of MAPPED-ADDRESS and its like."""
+    """Write the value of MAPPED-ADDRESS or a similar attribute."""
     packed = ipaddress.ip_address(address.host).packed
     return struct.pack("!BBH", 0, 1 if len(packed) == 4 else 2, address.port) + packed
 
 
 def build_xor_address(address: Address, transaction_id: bytes) -> bytes:
-    """Write the value of XOR-MAPPED-ADDRESS and its like."""
+    """Write the value of XOR-MAPPED-ADDRESS or a similar attribute."""
     packed = ipaddress.ip_address(address.host).packed
     masked = bytes(a ^ b for a, b in zip(packed, _xor_mask(len(packed), transaction_id), strict=True))
     family = 1 if len(packed) == 4 else 2
@@ -425,5 +426,5 @@ def build_address_error_code(family: int, code: int, reason: str = "") -> bytes:
 
 
 def build_uint32(number: int) -> bytes:
-    """Write the value of LIFETIME and its like."""
+    """Write the value of LIFETIME or a similar attribute."""
     return _UINT32.pack(number)

@@ -1,7 +1,7 @@
-"""Whole IP packets around UDP datagrams, with right lengths and checksums: RFC 791, RFC 8200, RFC 768.
+"""Whole IP packets around UDP datagrams, with correct lengths and checksums: RFC 791, RFC 8200, RFC 768.
 
-For captures: what the kernel puts before a datagram is not seen here, but follows from its two addresses. Time to live
-and flags are made up.
+Captures need them. The relay does not see the headers that the kernel writes, but they follow from the two addresses.
+Time to live and flags are made up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UDP_HEADER_BYTES = _UDP.size
 PROTOCOL_UDP = 17
 TIME_TO_LIVE = 64
 DONT_FRAGMENT = 0x4000
-# What the 16 bits of IPv4's total length leave, and those of IPv6's payload length.
+# The largest payloads: the length fields of IPv4 and IPv6 have 16 bits.
 MAX_UDP_BYTES_V4 = 0xFFFF - _IPV4.size - _UDP.size
 MAX_UDP_BYTES_V6 = 0xFFFF - _UDP.size
 
@@ -46,12 +46,12 @@ def build_udp_packet(source: Address, target: Address, data: bytes) -> bytes:
 def _ipv4_header(sender: bytes, receiver: bytes, size: int) -> bytes:
     total = _IPV4.size + size
     header = (0x45, 0, total, 0, DONT_FRAGMENT, TIME_TO_LIVE, PROTOCOL_UDP)
-    # Only UDP sends all ones for zero.
+    # Only UDP sends all ones instead of zero.
     checksum = _checksum(_IPV4.pack(*header, 0, sender, receiver)) % 0xFFFF
     return _IPV4.pack(*header, checksum, sender, receiver)
 
 
 def _checksum(data: bytes) -> int:
-    """That of RFC 1071, in the form that UDP sends: all ones stand for a sum of zero, which would mean "none"."""
+    """The checksum of RFC 1071, as UDP sends it: all ones instead of zero, because zero means "no checksum"."""
     # 2^16 is 1 modulo 2^16 - 1, so the remainder of the whole number is the sum of its 16-bit words.
     return 0xFFFF - int.from_bytes(data + b"\0" * (len(data) & 1)) % 0xFFFF

@@ -13,14 +13,14 @@ from relay.errors import PeerError
 _ACCEPT_SALT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 WEBSOCKET_VERSION = "13"
 KEY_BYTES = 16
-# Our bound: proxies add a few fields of their own, cookies among them.
+# Our limit. Proxies add a few fields of their own, such as cookies.
 MAX_HEAD_BYTES = 16 * 1024
 
 Headers = Sequence[tuple[str, str]]
 
 
 class UpgradeError(PeerError):
-    """The answer is no HTTP, or no upgrade to what was asked for. ``status`` is 0 if there is none."""
+    """The answer is not HTTP, or not the upgrade that was asked for. ``status`` is 0 if there is none."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -29,9 +29,10 @@ class UpgradeError(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The head of a response: ``size`` bytes. Names of ``headers`` in lower case, values of several fields joined.
+    """The head of a response, ``size`` bytes.
 
-    ``reason`` may be shown: it is empty if it holds what does not print.
+    ``headers`` have names in lower case; several values of one name are joined. ``reason`` is safe to show: it is empty
+    if it contains unprintable characters.
     """
 
     status: int
@@ -46,7 +47,7 @@ def accept_key(key: str) -> str:
 
 
 def is_key(key: str) -> bool:
-    """True for the Base64 of 16 bytes, as a Sec-WebSocket-Key is."""
+    """True for the Base64 of 16 bytes, which a Sec-WebSocket-Key must be."""
     try:
         return len(base64.b64decode(key, validate=True)) == KEY_BYTES
     except ValueError:
@@ -54,18 +55,18 @@ def is_key(key: str) -> bool:
 
 
 def build_switching_protocols(protocol: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """The 101 that goes on as ``protocol``."""
+    """The 101 that changes to ``protocol``."""
     return _build_head("HTTP/1.1 101 Switching Protocols", [*_upgrade(protocol), *headers])
 
 
 def build_websocket_response(key: str, subprotocol: str | None) -> bytes:
-    """The 101 for a Sec-WebSocket-Key. Without a sub-protocol there is no field for it: an empty one breaks clients."""
+    """The 101 for a Sec-WebSocket-Key. Without a sub-protocol its field is left out: an empty one breaks clients."""
     chosen = [] if subprotocol is None else [("Sec-WebSocket-Protocol", subprotocol)]
     return build_switching_protocols("websocket", [("Sec-WebSocket-Accept", accept_key(key)), *chosen])
 
 
 def build_websocket_request(target: str, host: str, key: str, subprotocol: str, headers: Headers = ()) -> bytes:
-    """The request of a client: ``target`` is path and query, ``host`` with the port where it is not 443."""
+    """A client's request: ``target`` is path and query, ``host`` includes the port if it is not 443."""
     fields = [
         ("Sec-WebSocket-Key", key),
         ("Sec-WebSocket-Version", WEBSOCKET_VERSION),
@@ -82,7 +83,7 @@ def build_connect_udp_request(target: str, host: str, headers: Headers = ()) -> 
 
 
 def parse_response(data: bytes) -> Response | None:
-    """Read the head of a response; None for "need more". Raises UpgradeError if it is none, or more than 16 KiB."""
+    """Read the head of a response, or None for "need more". Raises UpgradeError if it is none, or over 16 KiB."""
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
     if end < 0:
         if len(data) >= MAX_HEAD_BYTES or not data.startswith(b"HTTP/1."[: len(data)]):

@@ -1,6 +1,6 @@
 """WebSocket frames (RFC 6455 section 5), both ends: bytes to whole messages and back.
 
-The opening handshake is ``upgrade``'s. No extensions: what is carried here does not compress.
+The opening handshake is in ``upgrade``. There are no extensions, because media does not compress.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from enum import IntEnum
 from itertools import chain
 from typing import NamedTuple
 
-# Section 5.5: what a control frame may carry, and so the text of a Close frame behind its code.
+# Section 5.5: the most that a control frame may carry, and so the text of a Close frame after its code.
 MAX_CONTROL_BYTES = 125
 MAX_CLOSE_TEXT_BYTES = MAX_CONTROL_BYTES - 2
-# Our bounds. A packet of media with its header fits an Ethernet frame; control messages are JSON of some hundred bytes.
+# Our limits. A media packet with its header fits an Ethernet frame. Control messages are JSON of some hundred bytes.
 MAX_BINARY_BYTES = 2048
 MAX_TEXT_BYTES = 64 * 1024
 
@@ -30,7 +30,7 @@ class Opcode(IntEnum):
 
 
 class CloseCode(IntEnum):
-    """Why a connection is closed (section 7.4.1 and IANA's registry): those that are said here."""
+    """Why a connection is closed (section 7.4.1 and IANA's registry): the codes that are sent here."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -55,14 +55,14 @@ class Message(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong with a stream, and the close code that says so. The text is ASCII and fits a Close frame."""
+    """What is wrong with a stream, and its close code. The text is ASCII and fits into a Close frame."""
 
     code: int
     text: str
 
 
 class MessageCutter:
-    """Collects bytes and gives whole messages. It holds at most one message and one frame that are not whole yet."""
+    """Collects bytes and gives whole messages. It holds at most one message and one frame that are incomplete."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class MessageCutter:
     ) -> None:
         """``from_client``: frames must be masked, and must not be otherwise (section 5.1)."""
         self.fault: Fault | None = None
-        # A Close frame has come: nothing behind it is looked at.
+        # A Close frame has come. Bytes after it are not looked at.
         self.closed = False
         self._from_client = from_client
         self._limits = {Opcode.TEXT: max_text_bytes, Opcode.BINARY: max_binary_bytes}
         self._takes_text = takes_text
         self._rest = bytearray()
-        # The message whose fragments come, if there is one.
+        # The message whose fragments are arriving, if there is one.
         self._opcode: Opcode | None = None
         self._fragments = bytearray()
 
@@ -90,10 +90,10 @@ class MessageCutter:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take bytes of the stream, give the messages that are whole; TEXT and CLOSE are checked to be valid.
+        """Take bytes of the stream, and return the messages that are complete. TEXT and CLOSE are valid.
 
-        Behind a broken frame ``fault`` is set; the messages before it are still given, later bytes are ignored. A
-        fault is seen with the first byte that shows it, so the verdict does not depend on how the stream was split.
+        After a broken frame ``fault`` is set: the messages before it are still returned, and later bytes are ignored. A
+        fault is found at the first byte that shows it, so the result does not depend on how the stream was split.
         """
         messages: list[Message] = []
         if self._is_over():
@@ -113,7 +113,7 @@ class MessageCutter:
         return self.fault is not None or self.closed
 
     def _next_frame(self) -> tuple[bool, Opcode, bytes] | None:
-        """The next whole frame, unmasked; None for "need more", or a fault."""
+        """The next whole frame, unmasked, or None for "need more" or a fault."""
         head = self._rest
         if not head or self._is_bad_start(head[0]) or len(head) < 2 or self._is_bad_second(head[0], head[1]):
             return None
@@ -235,7 +235,7 @@ def apply_mask(data: bytes, mask: bytes) -> bytes:
 
 
 def build_frame(opcode: Opcode, payload: bytes, *, mask: bytes | None = None, final: bool = True) -> bytes:
-    """One frame; a client masks each with four fresh random bytes, a server never does (section 5.1)."""
+    """One frame. A client masks each with four fresh random bytes, a server masks none (section 5.1)."""
     size = len(payload)
     masked = 0 if mask is None else 0x80
     head = bytes([opcode | (0x80 if final else 0)])
@@ -249,7 +249,7 @@ def build_frame(opcode: Opcode, payload: bytes, *, mask: bytes | None = None, fi
 
 
 def build_close(code: int | None, text: str = "") -> bytes:
-    """The payload of a Close frame: code and text, cut to what fits; empty without a code."""
+    """The payload of a Close frame: code and text, cut to what fits, or nothing without a code."""
     if code is None:
         return b""
     # Cut between characters.
@@ -257,5 +257,5 @@ def build_close(code: int | None, text: str = "") -> bytes:
 
 
 def parse_close(payload: bytes) -> tuple[int | None, str]:
-    """Code and text of a Close frame that ``check_close`` has found good; no code if it is empty."""
+    """Code and text of a Close frame that ``check_close`` has found good. There is no code if it is empty."""
     return (int.from_bytes(payload[:2]), payload[2:].decode()) if payload else (None, "")
