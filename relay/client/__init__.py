@@ -1,10 +1,11 @@
 """Voice through the relay for other programs, on asyncio: sessions without TURN, and TURN over every carrier.
 
-Which one? ``session`` if you have SRTP and no TURN client: the relay allocates, moves you to another upstream when
-yours dies, and lets you come back after a cut. ``carriers`` and ``turn`` if you speak TURN yourself: over WebSocket
-where a web proxy inspects, over TLS where it only tunnels, over CONNECT-UDP if all you have is a TURN client for UDP.
+Which one do you need? ``session``, if you have SRTP and no TURN client: the relay allocates, moves you to another
+upstream when yours dies, and lets you come back after a cut. ``carriers`` and ``turn``, if you speak TURN yourself:
+over WebSocket if a web proxy inspects TLS, over TLS if it only tunnels, over CONNECT-UDP if your TURN client knows only
+UDP.
 
-A session, whole; ``tell_peer`` is your own signaling::
+A whole session; ``tell_peer`` is your own signaling::
 
     import asyncio
     from relay.addresses import Address
@@ -44,11 +45,11 @@ TURN over WebSocket, and the same over CONNECT-UDP and TLS::
     turn = await open_turn_tls(Address("voice.firm.example", 443), username, password, ssl_context=context, proxy=proxy)
 
 All of them trust the system's certificates unless they are given an ``ssl.SSLContext``, and raise UpstreamError with
-words that say who refused what. ``send`` never waits: packets of more than 2,000 bytes, and those that find 64 KiB
-waiting, the kernel's buffer included, are dropped and counted in ``dropped``. Callbacks run in the loop; what they
-raise is logged, and a loop that they block for seconds cuts nothing. ``family=AddressFamily.BOTH`` asks for an IPv6
-address beside the IPv4 one, ``additional_address``.
+words that say who refused what. ``send`` never waits: packets of more than 2,000 bytes are dropped, and so are packets
+while 64 KiB wait, in the kernel's buffer too; ``dropped`` counts them. Callbacks run in the loop. What they raise is
+logged, and a callback that blocks the loop for seconds cuts no connection. ``family=AddressFamily.BOTH`` asks for an
+IPv6 address as well, ``additional_address``.
 
 Inside: ``turn`` drives the TURN state machine, ``links`` and ``upgraded`` own the sockets, ``connect`` gets through
-proxies, ``application`` calls back, ``timer`` and ``requests`` are shared.
+proxies, ``application`` calls back, and ``requests`` are the answers that are awaited.
 """

@@ -1,4 +1,4 @@
-"""What the clients owe the application that uses them: its callbacks, and how it hears that a connection has ended."""
+"""The side of the clients that the application sees: its callbacks, and how it hears that a connection has ended."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from relay.rate_limit import RateLimit
 
 log = structlog.get_logger()
 
-# An application that fails at each packet would fill its log: 50 packets a second.
+# There are 50 packets a second: an application that fails at each of them would fill its log.
 FAILURES_LOGGED_PER_S = 1.0
 
 P = ParamSpec("P")
 
 
 def guarded(callback: Callable[P, object], name: str) -> Callable[P, None]:
-    """The callback, such that what it raises is logged and goes no further: a mistake there must not end a call."""
+    """The callback, with errors logged and not passed on: a mistake in the application must not end a call."""
     limit = RateLimit(FAILURES_LOGGED_PER_S)
     loop = asyncio.get_running_loop()
 
     def call(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             callback(*args, **kwargs)
-        # CancelledError comes out of a future that somebody has cancelled; it is not ours.
+        # CancelledError comes from a future of the application that was cancelled. It is not ours.
         except (Exception, asyncio.CancelledError) as error:
             if limit.allows(loop.time(), name):
                 log.error("callback of the application failed", callback=name, exc_info=error)
@@ -36,14 +36,14 @@ def guarded(callback: Callable[P, object], name: str) -> Callable[P, None]:
 
 
 def fail(future: asyncio.Future[None], error: BaseException) -> None:
-    """Set the error unless the future is done. If nobody asks for it, no warning says so."""
+    """Set the error unless the future is done. asyncio does not warn if nobody retrieves it."""
     if not future.done():
         future.set_exception(error)
         future.exception()
 
 
 class Ending:
-    """The end of a connection: reached once, whatever the application does with the future that tells it."""
+    """The end of a connection. It is reached once, whatever the application does with the future that reports it."""
 
     def __init__(self) -> None:
         self.reached = False
@@ -52,7 +52,7 @@ class Ending:
 
     @property
     def future(self) -> asyncio.Future[None]:
-        """Done at the end, with None or the error. One that was cancelled, as by a timeout, is replaced."""
+        """Done at the end, with None or the error. If it was cancelled, as by a timeout, there is a new one."""
         if self._future.cancelled():
             self._future = self._future.get_loop().create_future()
             if self.reached:
@@ -60,7 +60,7 @@ class Ending:
         return self._future
 
     def reach(self, error: UpstreamError | None) -> bool:
-        """The connection has ended; False if it had before."""
+        """The connection has ended. Returns False if it had ended before."""
         if self.reached:
             return False
         self.reached, self._error = True, error

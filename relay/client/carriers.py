@@ -1,4 +1,4 @@
-"""TURN connections over what a web proxy lets through: WebSocket (``/turn``) and CONNECT-UDP (RFC 9298)."""
+"""TURN connections that a web proxy lets through: over WebSocket (``/turn``) and CONNECT-UDP (RFC 9298)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from relay.wire.upgrade import (
 
 UDP_PATH = "/.well-known/masque/udp/{host}/{port}/"
 
-# RFC 3986: what may stand in path and query as it is, and what has been quoted already.
+# RFC 3986: characters that path and query may have as they are, and the sign of what has been quoted already.
 _NOT_QUOTED = "%!$&'()*+,;=:@/?-._~"
 
 _Link = TypeVar("_Link", bound=UpgradedLink)
@@ -37,11 +37,11 @@ Check = Callable[[Response], None]
 
 
 def _ignore(peer: Address, data: bytes) -> None:
-    """Nobody asked for data."""
+    """The default: nobody wants data."""
 
 
 def _ascii(host: str) -> str:
-    """A host as HTTP and DNS name it. Raises ValueError."""
+    """A host in the form of HTTP and DNS. Raises ValueError."""
     try:
         name = host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
@@ -75,7 +75,7 @@ class Endpoint:
         """Read ``wss://host[:port]/path`` or ``https://...``. Raises ValueError."""
         parts = urlsplit(url)
         if parts.scheme not in {"wss", "https"} or not parts.hostname or parts.username is not None:
-            # Without the URL itself, which may hold a password.
+            # The message does not show the URL, which may hold a password.
             raise ValueError("expected an address such as wss://voice.firm.example/media, without user and password")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         server = Address(_ascii(parts.hostname), parts.port or 443)
@@ -118,7 +118,7 @@ class Endpoint:
 
 
 def websocket_upgrade(endpoint: Endpoint, subprotocol: str) -> tuple[bytes, Check]:
-    """The request for a WebSocket, with a fresh key, and what checks the answer."""
+    """The request for a WebSocket, with a fresh key, and the check of the answer."""
     key = base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
     request = build_websocket_request(endpoint.target, endpoint.host, key, subprotocol)
     return request, lambda response: check_websocket(response, key, subprotocol)
@@ -136,10 +136,10 @@ async def open_turn_websocket(
     timeout_s: float = REQUEST_TIMEOUT_S,
     lifetime_s: int = 600,
 ) -> TurnConnection:
-    """TURN over WebSocket: ``url`` is such as ``wss://voice.firm.example/turn``; the rest as in ``open_turn_tls``.
+    """TURN over WebSocket, at a ``url`` such as ``wss://voice.firm.example/turn``; the rest as in ``open_turn_tls``.
 
-    The system's certificates are trusted unless ``ssl_context`` says other. Raises UpstreamError if there is no
-    WebSocket within ``timeout_s``, ValueError for a URL that is not one.
+    The system's certificates are trusted unless ``ssl_context`` says otherwise. Raises UpstreamError if there is no
+    WebSocket within ``timeout_s``, ValueError for a bad URL.
     """
     endpoint = Endpoint.parse(
         url, ssl_context=ssl_context, server_hostname=server_hostname, proxy=proxy, timeout_s=timeout_s
@@ -168,8 +168,8 @@ async def open_turn_connect_udp(
 ) -> TurnConnection:
     """TURN over UDP datagrams that the relay at ``url`` (``https://voice.firm.example``) sends on to ``target``.
 
-    To both ends it is TURN over UDP, so the client sends again what is not answered: ``rto_s`` as in ``open_turn_udp``,
-    the rest as in ``open_turn_websocket``.
+    Both ends see TURN over UDP, so the client sends a request again until it is answered, with ``rto_s`` as in
+    ``open_turn_udp``. The rest is as in ``open_turn_websocket``.
     """
     path = UDP_PATH.format(host=quote(target.host, safe=""), port=target.port)
     endpoint = Endpoint.parse(

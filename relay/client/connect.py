@@ -1,6 +1,6 @@
 """TLS connections, directly or through a web proxy (HTTP CONNECT, RFC 9110 section 9.3.6) with Basic auth.
 
-TCP first, then TLS over it: whoever writes can look at both, and at what the kernel holds.
+TCP comes first, then TLS over it. So a link can see how much waits in either of them, and in the kernel.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from relay.client.application import fail
 from relay.errors import UpstreamError
 from relay.wire.upgrade import UpgradeError, parse_response
 
-# Of what a proxy says in its page, the first line is enough to act on.
+# The first line of a proxy's page is enough to act on.
 _SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A web proxy, and who we are to it."""
+    """A web proxy, and our name and password there."""
 
     address: Address
     username: str = ""
@@ -41,12 +41,12 @@ class Proxy:
 
 
 def as_proxy(given: Proxy | str | None) -> Proxy | None:
-    """A proxy that is given as it is or as a URL. Raises ValueError."""
+    """A proxy that is given as such, or as a URL. Raises ValueError."""
     return Proxy.parse(given) if isinstance(given, str) else given
 
 
 class TlsProtocol(asyncio.Protocol):
-    """What ``connect_tls`` connects. ``tcp`` is the transport below TLS, ``proxy`` what it leads through."""
+    """The protocol of ``connect_tls``. ``tcp`` is the transport below TLS, ``proxy`` the way that it takes."""
 
     tcp: asyncio.WriteTransport
     proxy: Proxy | None = None
@@ -56,7 +56,7 @@ _Protocol = TypeVar("_Protocol", bound=TlsProtocol)
 
 
 class _Tcp(asyncio.Protocol):
-    """A TCP connection before TLS: a server says nothing yet."""
+    """A TCP connection before TLS, on which a server must be silent."""
 
     def __init__(self) -> None:
         self.spoke = False
@@ -66,7 +66,7 @@ class _Tcp(asyncio.Protocol):
 
 
 class _Tunnel(_Tcp):
-    """Asks a proxy for a tunnel. ``opened`` is done when there is one, or an UpstreamError."""
+    """Asks a proxy for a tunnel. ``opened`` is done when there is one, or has an UpstreamError."""
 
     def __init__(self, target: Address, proxy: Proxy) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Tunnel(_Tcp):
         if self._proxy.username:
             credentials = f"{self._proxy.username}:{self._proxy.password}".encode()
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(credentials).decode()}")
-        # No isinstance: uvloop's transports are of no class of asyncio.
+        # isinstance would not do: uvloop's transports do not derive from asyncio's.
         cast("asyncio.WriteTransport", transport).write("\r\n".join([*lines, "", ""]).encode())
 
     def data_received(self, data: bytes) -> None:
@@ -118,7 +118,7 @@ async def connect_tls(
 ) -> _Protocol:
     """Connect and shake hands within ``timeout_s``.
 
-    Raises UpstreamError, from the OSError or ssl.SSLError, with the name of the proxy where it is the proxy's.
+    Raises UpstreamError, from the OSError or ssl.SSLError. It names the proxy if the proxy has failed.
     """
     way = _Way(server, proxy)
     try:
@@ -129,14 +129,14 @@ async def connect_tls(
             made = await _start_tls(tcp, protocol, ssl_context, server_hostname or server.host, proxy)
     except TimeoutError:
         raise UpstreamError(f"{way.at}: {way.wanted} within {timeout_s:g} s") from None
-    # ValueError: a host that DNS or TLS cannot name. OverflowError: a port that is none.
+    # ValueError: a host that DNS or TLS cannot name. OverflowError: a port that is out of range.
     except (OSError, ValueError, OverflowError) as error:
         raise UpstreamError(f"{way.at}: {error}") from error
     return made
 
 
 class _Way:
-    """To a server, maybe through a proxy. ``at`` names who we are waiting for, ``wanted`` what for."""
+    """The way to a server, maybe through a proxy. ``at`` says whom we wait for now, ``wanted`` for what."""
 
     def __init__(self, server: Address, proxy: Proxy | None) -> None:
         self._server = server
@@ -172,7 +172,7 @@ class _Way:
 
 
 class _Shaking(asyncio.Protocol):
-    """Stands in for a protocol until the handshake is done, which alone knows whether there is a connection to make."""
+    """Takes the protocol's place until the handshake is done: before that there may be no connection at all."""
 
     def __init__(self) -> None:
         self.early = b""
@@ -193,7 +193,7 @@ async def _start_tls(
     proxy: Proxy | None,
 ) -> _Protocol:
     shaking = _Shaking()
-    # uvloop would begin TLS on it all the same, and fail in a callback where nobody can catch it.
+    # uvloop would begin TLS on a closed transport, and fail in a callback where nobody can catch it.
     if tcp.is_closing():
         raise ConnectionResetError("closed before the TLS handshake")
     try:

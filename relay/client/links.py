@@ -1,6 +1,6 @@
 """Links: how a TURN client's messages travel, over a connected UDP socket or a TLS stream.
 
-A link moves whole messages and knows nothing of TURN but their framing. What it learns it tells its owner.
+A link moves whole messages. Of TURN it knows only their framing. It reports to its owner.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.wire.channeldata import pad
 from relay.wire.stream import StreamCutter
 
-# The longest datagram there is: nothing is cut off in reception.
+# The longest datagram there is, so that none is cut off.
 MAX_DATAGRAM_BYTES = 65535
-# Datagrams taken in one wake-up before other sockets have their turn: 16 take well under a millisecond.
+# Datagrams that are taken before other sockets have their turn: 16 take well under a millisecond.
 MAX_DATAGRAMS_PER_WAKE_UP = 16
-# What a packet of media may have, on every carrier alike, longer ones are dropped: a relay takes 2,048 bytes in a
-# WebSocket message and in a capsule, and 48 of them are the head of a Send indication to an IPv6 peer.
+# A packet of media may have this many bytes, on every carrier alike; longer ones are dropped. A relay takes 2,048 bytes
+# in a WebSocket message and in a capsule, and 48 of them are the head of a Send indication to an IPv6 peer.
 MAX_DATA_BYTES = 2000
-# What may wait on the way to the server, in the kernel's buffer too, before data is dropped: 7 s of one voice, or what
-# is under way at 10 Mbit/s and 50 ms. The kernel alone would take 4 MB.
+# This much may wait on the way to the server, in the kernel's buffer too, before data is dropped. It is 7 s of one
+# voice, or what is under way at 10 Mbit/s and 50 ms. The kernel alone would take 4 MB.
 MAX_BACKLOG_BYTES = 64 * 1024
 # How long the server may take to answer close_notify before the stream is cut off.
 TLS_CLOSE_TIMEOUT_S = 1.0
 
 
 class LinkOwner(Protocol):
-    """Who is told what happens on a link."""
+    """Hears what happens on a link."""
 
     def on_opened(self, link: Link) -> None:
         """The link is open."""
@@ -48,11 +48,11 @@ class LinkOwner(Protocol):
         ...
 
     def on_unreachable(self, error: OSError) -> None:
-        """ICMP says that nobody listens at the server; the link goes on."""
+        """ICMP says that nobody listens at the server. The link goes on."""
         ...
 
     def on_lost(self, error: UpstreamError) -> None:
-        """The link has ended, and not because of ``close``."""
+        """The link has ended, but not because of ``close``."""
         ...
 
 
@@ -80,7 +80,7 @@ class Link(Protocol):
         ...
 
     def close(self) -> None:
-        """Begin to close; the owner hears nothing more."""
+        """Begin to close. The owner hears nothing more."""
         ...
 
     async def wait_closed(self) -> None:
@@ -89,7 +89,7 @@ class Link(Protocol):
 
 
 class UdpLink:
-    """A connected UDP socket; one message a datagram."""
+    """A connected UDP socket, with one message in each datagram."""
 
     def __init__(self, connected: socket.socket, owner: LinkOwner) -> None:
         self.dropped = 0
@@ -103,7 +103,7 @@ class UdpLink:
 
     @property
     def local_address(self) -> Address:
-        """The address that the server sees when nothing translates it."""
+        """The address that the server sees, if no NAT translates it."""
         return from_sockaddr(self._socket.getsockname())
 
     def _watch(self) -> None:
@@ -112,7 +112,7 @@ class UdpLink:
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def send(self, message: bytes) -> None:
-        """Send a message. What our own kernel does not take is dropped, as a network would."""
+        """Send a message. If our own kernel does not take it, it is dropped, as a network would do."""
         if self._closing:
             self.dropped += 1
             return
@@ -130,7 +130,7 @@ class UdpLink:
         return OSError(code, os.strerror(code)) if code else None
 
     def _on_error(self, fate: Fate, code: int) -> None:
-        # uvloop lets go of a socket with an error: listen again, once it has.
+        # uvloop forgets a socket that has an error: watch it again, after that.
         self._loop.call_soon(self._watch)
         if fate is Fate.GONE:
             self._owner.on_unreachable(OSError(code, os.strerror(code)))
@@ -161,7 +161,7 @@ class UdpLink:
 
 
 class StreamLink(TlsProtocol):
-    """What all links over TLS have in common: a backlog after which data is dropped, and an end to wait for."""
+    """What all links over TLS have in common: a backlog beyond which data is dropped, and an end to wait for."""
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -180,7 +180,7 @@ class StreamLink(TlsProtocol):
 
     @property
     def backlog_bytes(self) -> int:
-        """What waits on the way to the server: in TLS, in the transport below it, and unacknowledged in the kernel."""
+        """Bytes on the way to the server: in TLS, in the transport below it, and unacknowledged in the kernel."""
         waiting = self._transport.get_write_buffer_size() + self.tcp.get_write_buffer_size()
         return waiting + _unacknowledged(self._transport.get_extra_info("socket"))
 
@@ -189,7 +189,7 @@ class StreamLink(TlsProtocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The stream has ended, by whomever."""
+        """The stream has ended, from either side."""
         if not self._lost.done():
             self._lost.set_result(None)
 
@@ -198,7 +198,7 @@ class StreamLink(TlsProtocol):
             self._transport.write(data)
 
     def _write_or_drop(self, data: bytes) -> bool:
-        """Write, unless too much waits already; False if it was dropped."""
+        """Write, unless too much waits already. Returns False if it was dropped."""
         if self._transport.is_closing() or self.backlog_bytes + len(data) > MAX_BACKLOG_BYTES:
             return False
         self._transport.write(data)
@@ -221,7 +221,7 @@ class StreamLink(TlsProtocol):
 
 
 def _unacknowledged(connected: socket.socket | None) -> int:
-    """Bytes in the kernel that the other side has not acknowledged; 0 where that cannot be asked."""
+    """Bytes in the kernel that the other side has not acknowledged; 0 if the kernel cannot be asked."""
     try:
         answer = fcntl.ioctl(-1 if connected is None else connected.fileno(), termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):
@@ -243,7 +243,7 @@ class TlsLink(StreamLink):
         self._owner.on_opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Cut the stream into messages; behind a broken one nothing is cut."""
+        """Cut the stream into messages. After a broken one nothing more is cut."""
         for unit in self._cutter.feed(data):
             if self._transport.is_closing():
                 return  # the owner has closed it meanwhile, and hears nothing more
@@ -253,16 +253,16 @@ class TlsLink(StreamLink):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The stream has ended, by whomever."""
+        """The stream has ended, from either side."""
         super().connection_lost(exc)
         self._owner.on_lost(self._ended(exc))
 
     def send(self, message: bytes) -> None:
-        """Send a STUN message, however much waits before it: it is not sent again over a stream."""
+        """Send a STUN message, however much waits before it: over a stream it is sent only once."""
         self._write(message)
 
     def send_data(self, message: bytes) -> None:
-        """Send data, or drop it if 64 KiB wait already: voice that waits is worth nothing."""
+        """Send data, or drop it if 64 KiB wait already: voice that waits is of no use."""
         self._write_data_or_drop(pad(message))
 
     def close(self) -> None:
@@ -290,7 +290,7 @@ async def open_udp_link(server: Address, owner: LinkOwner, local_address: Addres
 
 
 async def _find(server: Address) -> tuple[int, Any]:
-    """Family and address for ``connect``; a literal one does not wait for a resolver. Raises OSError, UnicodeError."""
+    """Family and address for ``connect``. Only names are looked up. Raises OSError, UnicodeError."""
     if server.is_literal:
         return socket.AF_INET6 if server.is_ipv6 else socket.AF_INET, to_sockaddr(server)
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Requests that are awaited: each is known by its method and its peers until it is answered."""
+"""Requests that are awaited. Until it is answered, each is known by its method and its peers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Key = tuple[Method, tuple[Address, ...]]
 
 
 class TurnRequestError(UpstreamError):
-    """A request was refused (``code`` is that of ERROR-CODE, 300 to 699) or has failed otherwise (``code`` is 0).
+    """A request was refused (``code`` is from ERROR-CODE, 300 to 699) or has failed in another way (``code`` is 0).
 
-    ``answered`` is true if the server said so, even if it did so badly. ``alternate`` is the server that a 300 (Try
+    ``answered`` is true if the server sent an answer, even a malformed one. ``alternate`` is the server that a 300 (Try
     Alternate) names, if it names one.
     """
 
@@ -31,7 +31,7 @@ class TurnRequestError(UpstreamError):
 
 
 class AwaitedRequests:
-    """The futures of those who wait. Two requests with the same key share the first answer: it is true for both."""
+    """The futures that are waited for. Requests with the same key share the first answer, which is true for all."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -41,7 +41,7 @@ class AwaitedRequests:
         return key in self._waiting
 
     def add(self, key: Key) -> asyncio.Future[Event]:
-        """A future for ``wait``; made before the request is sent, so that no answer is missed."""
+        """A future for ``wait``. Make it before the request is sent, so that no answer is missed."""
         answer: asyncio.Future[Event] = self._loop.create_future()
         self._waiting.setdefault(key, []).append(answer)
         return answer
@@ -59,13 +59,13 @@ class AwaitedRequests:
                 del self._waiting[key]
 
     def answer(self, key: Key, event: Event) -> None:
-        """Wake those who wait for this."""
+        """Give this answer to all that wait for it."""
         for answer in self._waiting.get(key, ()):
             if not answer.done():
                 answer.set_result(event)
 
     def fail(self, failed: RequestFailed) -> None:
-        """Raise TurnRequestError in those who wait for this."""
+        """Raise TurnRequestError in all that wait for this."""
         for answer in self._waiting.get((failed.method, failed.peers), ()):
             if not answer.done():
                 answer.set_exception(
@@ -79,7 +79,7 @@ class AwaitedRequests:
                 )
 
     def fail_all(self, reason: str, cause: Exception | None = None) -> None:
-        """Raise TurnRequestError, from ``cause`` if there is one, in all who wait."""
+        """Raise TurnRequestError, from ``cause`` if there is one, in all that wait for anything."""
         for (method, _), answers in self._waiting.items():
             for answer in answers:
                 if not answer.done():

@@ -1,6 +1,6 @@
 """The asyncio client of sessions (sub-protocol ``media.v1``, docs/media.v1.md): media through a relay, without TURN.
 
-A call, whole::
+A whole call::
 
     def on_data(peer, packet): ...                       # SRTP from the other side
 
@@ -11,9 +11,9 @@ A call, whole::
         await session.bind(peer)
         session.send(peer, packet)
 
-A connection that is cut comes back by itself within the ten seconds that the relay keeps the allocation for; what is
-sent meanwhile is dropped, as a network would. When the relay goes to another upstream, ``on_moved`` hears the new
-relayed address; channels stay as they are.
+A connection that is cut comes back by itself, within the ten seconds for which the relay keeps the allocation. What is
+sent meanwhile is dropped, as a network would do. When the relay goes to another upstream, ``on_moved`` hears the new
+relayed address. Channels stay as they are.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from relay.wire.media_v1 import Bind, Bound, Failed, MediaV1Error, Moved, Open, 
 
 SUBPROTOCOL = "media.v1"
 OPEN_TIMEOUT_S = 10.0
-# A session that is not closed in order ends by itself.
+# A session whose close is not answered ends by itself.
 CLOSE_TIMEOUT_S = 1.0
-# Between attempts to come back: a proxy that restarts is there again soon, and the relay's ten seconds run.
+# Time between attempts to come back: a proxy that restarts is back soon, and the relay waits only ten seconds.
 RETRY_S = 0.25
 
 OnData = Callable[[Address, bytes], None]
@@ -49,7 +49,7 @@ OnMoved = Callable[[Address], None]
 
 
 class SessionError(UpstreamError):
-    """The relay has refused something; ``code`` is that of its message, 0 if there was no answer."""
+    """The relay has refused something. ``code`` is from its message, 0 if there was no answer."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code} {reason}" if code else reason)
@@ -58,7 +58,7 @@ class SessionError(UpstreamError):
 
 
 class SessionRefused(SessionError, WebSocketClosed):
-    """The relay has ended the session, and has said why: ``code`` and ``reason`` are those of its message."""
+    """The relay has ended the session, and has said why: ``code`` and ``reason`` are from its message."""
 
     def __init__(self, refusal: SessionError, closed: WebSocketClosed) -> None:
         UpstreamError.__init__(self, f"{closed}: {refusal}")
@@ -67,20 +67,20 @@ class SessionRefused(SessionError, WebSocketClosed):
 
 
 def _ignore(peer: Address, data: bytes) -> None:
-    """Nobody asked for data."""
+    """The default: nobody wants data."""
 
 
 def _stay(relayed: Address) -> None:
-    """Nobody asked where it moved."""
+    """The default: nobody wants to know where the session has moved."""
 
 
 class Session:
-    """A session; made by ``open_session``.
+    """A session; ``open_session`` makes it.
 
-    ``closed`` is done when it has ended: with None by ``close``, with an UpstreamError when the relay ended it, or when
-    it could not come back in time. ``dropped`` counts media that was not sent. ``resumptions`` counts returns.
-    ``additional_address`` is the relayed IPv6 address beside an IPv4 one, if both were asked for and granted. What
-    ``on_data`` and ``on_moved`` raise is logged, and ends nothing.
+    ``closed`` is done when it has ended: with None after ``close``, with an UpstreamError if the relay ended it, or if
+    it could not come back in time. ``dropped`` counts media that was not sent, ``resumptions`` how often it came back.
+    ``additional_address`` is the relayed IPv6 address, if both families were asked for and granted. Errors of
+    ``on_data`` and ``on_moved`` are logged, and end nothing.
     """
 
     def __init__(self, endpoint: Endpoint, on_data: OnData, on_moved: OnMoved) -> None:
@@ -102,9 +102,9 @@ class Session:
         self._peers: dict[int, Address] = {}
         self._ids = itertools.count(1)
         self._waiting: dict[media_v1.RequestId, asyncio.Future[media_v1.RelayMessage]] = {}
-        # Peers that a channel has been asked for: the relay gives no others.
+        # Peers for which a channel has been asked: the relay must not bind others.
         self._wanted: set[Address] = set()
-        # What the relay has said last, if that was an error that answers nothing we know: then it may end for it.
+        # The last message of the relay, if that was an error that answers nothing: it may be why the session ends next.
         self._refusal: SessionError | None = None
         # Set while there is a connection that carries media.
         self._connected = asyncio.Event()
@@ -120,15 +120,15 @@ class Session:
 
     @property
     def closed(self) -> asyncio.Future[None]:
-        """Done when the session has ended. Several who wait for it with a timeout should shield it."""
+        """Done when the session has ended. If several tasks wait for it with a timeout, they should shield it."""
         return self._ending.future
 
     # What a caller does
 
     async def bind(self, peer: Address, channel: int | None = None) -> int:
-        """Bind a channel to the peer, a literal address; its number. Raises SessionError, UpstreamError.
+        """Bind a channel to the peer, a literal address. Returns its number. Raises SessionError, UpstreamError.
 
-        It waits for a connection that is coming back, all within ten seconds.
+        While the connection is coming back it waits for that, all within ten seconds.
         """
         try:
             peer = canonical(peer)
@@ -148,8 +148,8 @@ class Session:
     def send(self, to: Address | int, data: bytes) -> None:
         """Send a datagram to a peer that is bound, or over its channel. Never waits.
 
-        What cannot go is dropped and counted: without a connection, after a backlog of 64 KiB, and beyond 2,000 bytes.
-        Raises KeyError for a peer without a channel, and a channel without a peer.
+        It is dropped and counted if there is no connection, if 64 KiB wait already, or if it has more than 2,000 bytes.
+        Raises KeyError for a peer without a channel, or a channel without a peer.
         """
         channel = self._channel(to)
         if self._link is None or not self._connected.is_set() or len(data) > MAX_DATA_BYTES:
@@ -205,7 +205,7 @@ class Session:
     async def _connect(self) -> SessionLink:
         request, check = websocket_upgrade(self._endpoint, SUBPROTOCOL)
         link = await self._endpoint.open(lambda: SessionLink(request, check, self))
-        if link.ended is not None:  # right behind the 101, before it was ours: ``on_lost`` has not heard of it
+        if link.ended is not None:  # right after the 101, before it was ours: ``on_lost`` has not heard of it
             raise link.ended
         self._link = link
         return link
@@ -222,7 +222,7 @@ class Session:
             self._on_moved(answer.relayed)
 
     def _settle(self, message: Opened | Resumed | Moved) -> bool:
-        """Take the addresses; True if they are others than before."""
+        """Take the addresses. Returns True if they have changed."""
         before = self.relayed_address, self.additional_address
         self.relayed_address, self.additional_address = message.relayed, message.additional
         self.upstream = message.upstream
@@ -281,7 +281,7 @@ class Session:
     # What the link tells
 
     def on_binary(self, payload: bytes) -> None:
-        """Take media; of a channel that nobody bound it is ignored."""
+        """Take media. If nobody has bound its channel, it is ignored."""
         if self._ending.reached:
             return
         try:
@@ -307,14 +307,14 @@ class Session:
                 self._on_moved(message.relayed)
             return
         if isinstance(message, Bound):
-            # Before anybody waits: media may follow at once.
+            # This does not wait for a task to wake up: media may follow at once.
             self._on_bound(message)
         waiting = self._waiting.get(message.id)
         if isinstance(message, Failed):
             self._on_failed(message, waiting)
         elif waiting is not None and not waiting.done():
             if isinstance(message, Opened | Resumed) and not self._connected.is_set():
-                # Before anybody wakes up: the next message may be in the same segment.
+                # Nor does this: the next message may be in the same segment.
                 self._take(message)
             waiting.set_result(message)
 
@@ -327,7 +327,7 @@ class Session:
         self._channels[message.peer], self._peers[message.channel] = message.channel, message.peer
 
     def _on_failed(self, message: Failed, waiting: asyncio.Future[media_v1.RelayMessage] | None) -> None:
-        """Give the error to whom it answers; without an id, to the only one who waits. Else it may explain the end."""
+        """Give the error to the request that it answers, or to the only one that waits. Else it may explain the end."""
         error = SessionError(message.code, message.reason)
         if waiting is None and message.peer is not None:
             # A channel that could not be renewed, or bound after a move.
@@ -369,7 +369,7 @@ class Session:
         if not self._ending.reach(error):
             return
         link, self._link = self._link, None
-        # Who waits to bind waits in vain.
+        # Wake the tasks that wait to bind; they will see that the session has ended.
         self._connected.set()
         for waiting in list(self._waiting.values()):
             if not waiting.done():
@@ -395,11 +395,11 @@ async def open_session(
     """Open a session at ``url``, such as ``wss://voice.firm.example/media``, within ``timeout_s`` for each step.
 
     ``username`` and ``password`` are the TURN credentials that the vendor's signaling gives the client. ``on_data(peer,
-    packet)`` is called as media arrives, ``on_moved(relayed)`` when the relayed address has become another. ``family``
-    asks for IPv6, or for both; without it the address is IPv4, and IPv6 where there is nothing else. ``proxy`` is a web
-    proxy, such as ``http://user:password@proxy.firm.example:3128``. The system's certificates are trusted unless
-    ``ssl_context`` says other. Raises SessionError if the relay refuses, UpstreamError if it cannot be reached,
-    ValueError for a URL that is not one.
+    packet)`` is called as media arrives, ``on_moved(relayed)`` when the relayed address has changed. ``family`` asks
+    for IPv6, or for both; without it the address is IPv4, or IPv6 if there is nothing else. ``proxy`` is a web proxy,
+    such as ``http://user:password@proxy.firm.example:3128``. The system's certificates are trusted unless
+    ``ssl_context`` says otherwise. Raises SessionError if the relay refuses, UpstreamError if it cannot be reached,
+    ValueError for a bad URL.
     """
     endpoint = Endpoint.parse(
         url, ssl_context=ssl_context, server_hostname=server_hostname, proxy=proxy, timeout_s=timeout_s

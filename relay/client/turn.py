@@ -1,13 +1,13 @@
-"""The asyncio TURN client: requests to await, data sent at once and received by callback.
+"""The asyncio TURN client: requests are awaited, data is sent at once and received by callback.
 
-A probe, whole::
+A whole probe::
 
     async with await open_turn_udp(server, username, password) as turn:
         mapped = await turn.binding()
         relayed = await turn.allocate()
 
-``relay.turn.client`` decides, this module carries: its messages to a link, its deadlines to a timer, its events
-to whoever awaits them. The allocation, its permissions and its channels are renewed until ``close``.
+``relay.turn.client`` decides, and this module carries: its messages to a link, its deadlines to a timer, its events
+to the tasks that await them. The allocation, its permissions and its channels are renewed until ``close``.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from relay.wire.stun import Method
 
 OnData = Callable[[Address, bytes], None]
 
-# A request is sent at 0, 0.5, 1.5, 3.5 and 7.5 s (RFC 8489 section 6.2.1): who has not answered any of them within
-# 10 s is gone, and nobody wants to wait for the 39.5 s at which the RFC gives up.
+# A request is sent at 0, 0.5, 1.5, 3.5 and 7.5 s (RFC 8489 section 6.2.1). A server that has answered none of them
+# within 10 s is gone, and nobody wants to wait for the 39.5 s after which the RFC gives up.
 REQUEST_TIMEOUT_S = 10.0
 # Releasing is a courtesy: an allocation that is not released ends by itself.
 RELEASE_TIMEOUT_S = 1.0
 
 
 def _ignore(peer: Address, data: bytes) -> None:
-    """Nobody asked for data."""
+    """The default: nobody wants data."""
 
 
 class TurnConnection:
-    """One 5-tuple towards one TURN server; made by ``open_turn_udp`` and ``open_turn_tls``.
+    """One 5-tuple towards one TURN server; ``open_turn_udp`` and ``open_turn_tls`` make it.
 
-    ``closed`` is done when the connection has ended: with None by ``close``, with an UpstreamError when the server
-    closed it, broke its framing, or let the allocation go. Requests raise TurnRequestError. What ``on_data`` raises is
-    logged, and ends nothing.
+    ``closed`` is done when the connection has ended: with None after ``close``, with an UpstreamError if the server
+    closed it, broke its framing, or dropped the allocation. Requests raise TurnRequestError. Errors of ``on_data`` are
+    logged, and end nothing.
     """
 
     def __init__(self, client: TurnClient, on_data: OnData, timeout_s: float) -> None:
@@ -84,7 +84,7 @@ class TurnConnection:
 
     @property
     def closed(self) -> asyncio.Future[None]:
-        """Done when the connection has ended. Several who wait for it with a timeout should shield it."""
+        """Done when the connection has ended. If several tasks wait for it with a timeout, they should shield it."""
         return self._ending.future
 
     @property
@@ -99,12 +99,12 @@ class TurnConnection:
 
     @property
     def additional_address(self) -> Address | None:
-        """The relayed IPv6 address beside an IPv4 one, if both were asked for and granted."""
+        """The relayed IPv6 address, if both families were asked for and granted."""
         return self._client.additional_address
 
     @property
     def dropped(self) -> int:
-        """Messages that found the socket full (UDP), data that found a backlog (TLS) or could not be sent at all."""
+        """Messages for which the socket had no room (UDP), and data beyond the backlog (TLS), or not fit to be sent."""
         return self._link.dropped + self._not_sent
 
     @property
@@ -115,7 +115,7 @@ class TurnConnection:
     # Requests
 
     async def binding(self) -> Address | None:
-        """Our address as the server sees it (RFC 8489 section 2); None if its answer does not say."""
+        """Our address as the server sees it (RFC 8489 section 2). None if the answer does not have it."""
         event = await self._request(Method.BINDING, (), lambda: self._client.bind(self._loop.time()))
         assert isinstance(event, BindingDone)
         return event.mapped_address
@@ -125,8 +125,8 @@ class TurnConnection:
     ) -> Address:
         """The relayed address of a new allocation (RFC 8656 section 7); ``attributes`` are added to the request.
 
-        Without a ``family`` it is IPv4, and IPv6 of a server that has nothing else. With BOTH see
-        ``additional_address``, which a server may not grant.
+        Without a ``family`` it is IPv4, or IPv6 if the server has nothing else. With BOTH, ``additional_address`` is
+        the second one, which a server need not grant.
         """
         start = self._client.allocate
         event = await self._request(Method.ALLOCATE, (), lambda: start(self._loop.time(), attributes, family))
@@ -134,7 +134,7 @@ class TurnConnection:
         return event.relayed_address
 
     async def refresh(self, lifetime_s: int | None = None) -> int:
-        """Renew the allocation for ``lifetime_s``, 0 releases it; the lifetime that is granted, in seconds."""
+        """Renew the allocation for ``lifetime_s``; 0 releases it. Returns the lifetime that is granted, in seconds."""
         return await self._refresh(lifetime_s, self._timeout_s)
 
     async def _refresh(self, lifetime_s: int | None, timeout_s: float) -> int:
@@ -144,9 +144,9 @@ class TurnConnection:
         return event.lifetime_s
 
     async def create_permission(self, *peers: Address) -> None:
-        """Let datagrams from these peers' addresses pass; their ports do not count (RFC 8656 section 10).
+        """Let datagrams from these peers' addresses pass; their ports do not matter (RFC 8656 section 10).
 
-        More than 32 take several requests: one must fit into a packet.
+        More than 32 peers take several requests, because a request must fit into a packet.
         """
         for first in range(0, len(peers) or 1, MAX_PEERS_PER_RENEWAL):
             await self._permit(_literal(Method.CREATE_PERMISSION, *peers[first : first + MAX_PEERS_PER_RENEWAL]))
@@ -156,7 +156,7 @@ class TurnConnection:
         await self._request(Method.CREATE_PERMISSION, peers, lambda: start(self._loop.time(), *peers))
 
     async def bind_channel(self, peer: Address) -> int:
-        """Bind a channel, and with it the permission, to the peer (RFC 8656 section 12); the channel's number."""
+        """Bind a channel to the peer, which also permits it (RFC 8656 section 12). Returns the channel's number."""
         start = self._client.bind_channel
         (peer,) = _literal(Method.CHANNEL_BIND, peer)
         event = await self._request(Method.CHANNEL_BIND, (peer,), lambda: start(self._loop.time(), peer))
@@ -180,7 +180,7 @@ class TurnConnection:
         except TurnRequestError as error:
             unanswered = not error.answered and error.__cause__ is None
             if unanswered and (not_sent := self._link.not_sent) is not None:
-                # It was not even asked. The cause tells those who must not blame the server.
+                # The server was not even asked. The cause tells callers that they must not blame it.
                 reason = f"our own machine did not send: {not_sent.strerror}"
                 raise TurnRequestError(method, 0, reason) from not_sent
             refusal = self._client.unproven_refusal(method, peers)
@@ -193,8 +193,8 @@ class TurnConnection:
     def send(self, peer: Address, data: bytes) -> None:
         """Send a datagram to the peer, as ChannelData if a channel is bound. Never waits, and raises nothing.
 
-        What cannot go is dropped and counted, on every carrier alike: more than 2,000 bytes, what finds a backlog of
-        64 KiB, and a peer that is not a literal address.
+        On every carrier alike, it is dropped and counted if it has more than 2,000 bytes, if 64 KiB wait already, or if
+        the peer is not a literal address.
         """
         try:
             message = None if len(data) > MAX_DATA_BYTES else self._client.send_data(peer, data)
@@ -222,11 +222,11 @@ class TurnConnection:
         self._dispatch(events)
 
     def on_unreachable(self, error: OSError) -> None:
-        """Whoever waits for an answer need not wait for the deadline: TurnRequestError, from the OSError."""
+        """Raise TurnRequestError, from the OSError, in all that wait for an answer: they need not wait any longer."""
         self._awaited.fail_all(f"the server cannot be reached: {error.strerror}", error)
 
     def on_lost(self, error: UpstreamError) -> None:
-        """The link has ended. A relay that refuses says why before, and has no key to prove it with."""
+        """The link has ended. A relay that refuses has said why before, without a key to sign it with."""
         refusal = self._client.unproven_refusal(Method.ALLOCATE)
         told = None if refusal is None else TurnRequestError(Method.ALLOCATE, refusal.code, refusal.reason)
         self._end(told or error)
@@ -267,7 +267,7 @@ class TurnConnection:
     def _on_failed(self, event: RequestFailed) -> None:
         key = (event.method, event.peers)
         if key not in self._awaited and event.method == Method.REFRESH:
-            # A renewal of our own: without it the allocation ends, and nobody would hear of it otherwise.
+            # One of our own renewals has failed, so the allocation ends. Nobody would hear of it otherwise.
             self._end(TurnRequestError(event.method, event.code, event.reason))
         self._awaited.fail(event)
 
@@ -312,8 +312,8 @@ async def open_turn_udp(
 ) -> TurnConnection:
     """Open a UDP socket towards the server; nothing is sent yet. Raises UpstreamError if there is no way there.
 
-    ``on_data(peer, data)`` is called as data arrives; each request raises after ``timeout_s``; allocations are
-    asked for ``lifetime_s``; ``rto_s`` is the first retransmission interval of RFC 8489 section 6.2.1.
+    ``on_data(peer, data)`` is called as data arrives. A request raises if it is not answered within ``timeout_s``.
+    ``lifetime_s`` is what allocations ask for, ``rto_s`` the first retransmission interval (RFC 8489 section 6.2.1).
     """
     client = TurnClient(username, password, lifetime_s=lifetime_s, rto_s=rto_s)
     connection = TurnConnection(client, on_data, timeout_s)
@@ -336,8 +336,8 @@ async def open_turn_tls(
 ) -> TurnConnection:
     """Connect to the server and shake hands within ``timeout_s``; the rest as in ``open_turn_udp``.
 
-    ``server_hostname`` is the name for SNI and for the certificate, the server's host by default; ``proxy`` a web proxy
-    to go through, such as ``http://user:password@proxy.firm.example:3128``, and ValueError says if it is none.
+    ``server_hostname`` is the name for SNI and for the certificate, by default the server's host. ``proxy`` is a web
+    proxy to go through, such as ``http://user:password@proxy.firm.example:3128``. Raises ValueError for a bad one.
     """
     through = as_proxy(proxy)
     client = TurnClient(username, password, reliable=True, lifetime_s=lifetime_s)
@@ -357,7 +357,7 @@ async def open_turn_tls(
 def take_turn_udp(
     connected: socket.socket, username: str, password: str, *, timeout_s: float = REQUEST_TIMEOUT_S
 ) -> TurnConnection:
-    """Go on with a non-blocking UDP socket that is connected to a server, whoever opened it; it is owned from here."""
+    """Go on with a non-blocking UDP socket that is connected to a server. The connection owns it from here."""
     connection = TurnConnection(TurnClient(username, password), _ignore, timeout_s)
     UdpLink(connected, connection)
     return connection

@@ -1,6 +1,6 @@
 """Links over HTTP/1.1 upgrades: WebSocket messages (RFC 6455) and the capsules of CONNECT-UDP (RFC 9298).
 
-Each begins with its request; from the 101 on it is a link as those of ``links``.
+Each begins with its request. From the 101 on it is a link like those of ``links``.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from relay.wire.websocket import (
     parse_close,
 )
 
-# A relay that is there answers a ping within a round trip. Where two are not answered there is a proxy that cut the
-# connection, or that answers 101 and swallows what follows; and nobody waits for voice for more than five seconds.
+# A relay answers a ping within a round trip. If two are not answered, a proxy has cut the connection, or has answered
+# 101 itself and swallows what follows. Nobody waits for voice for more than five seconds.
 SILENCE_S = 4.0
-# Of the text of a refusal.
+# At most this much of the text of a refusal is read.
 _MAX_BODY_BYTES = 1024
 
 
 class WebSocketClosed(UpstreamError):
-    """The server has closed the WebSocket itself: not worth coming back at once. ``code`` is 0 if it gave none."""
+    """The server itself has closed the WebSocket, so do not come back at once. ``code`` is 0 if it gave none."""
 
     def __init__(self, code: int | None, reason: str) -> None:
         super().__init__(f"the server closed the WebSocket: {code or 'no code'} {reason}".rstrip())
@@ -42,17 +42,17 @@ class WebSocketClosed(UpstreamError):
 
 
 class UpgradedLink(StreamLink):
-    """The stream of an upgraded connection. ``opened`` is done with the 101, or an UpstreamError."""
+    """The stream of an upgraded connection. ``opened`` is done with the 101, or has an UpstreamError."""
 
     def __init__(
         self, request: bytes, check: Callable[[Response], None], lost: Callable[[UpstreamError], None]
     ) -> None:
         super().__init__()
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Why it has ended, if it has, and not because of ``close``.
+        # Why it has ended, if it has, other than by ``close``.
         self.ended: UpstreamError | None = None
         self._is_open = False
-        # Nothing more is said to the owner.
+        # The owner hears nothing more.
         self._is_over = False
         self._request = request
         self._check = check
@@ -110,7 +110,7 @@ class UpgradedLink(StreamLink):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The stream has ended, by whomever."""
+        """The stream has ended, from either side."""
         super().connection_lost(exc)
         error = self._ended(exc)
         if self._is_open:
@@ -132,7 +132,7 @@ class UpgradedLink(StreamLink):
         self._transport.abort()
 
     def close(self) -> None:
-        """Flush what waits, say that it is the end, and close."""
+        """Flush what waits, tell the server that it is the end, and close."""
         if self._is_open and not self._is_over:
             self._say_end()
         self._is_over = True
@@ -140,7 +140,7 @@ class UpgradedLink(StreamLink):
         self._transport.close()
 
     def abort(self) -> None:
-        """Close at once, and say nothing."""
+        """Close at once, without a word."""
         self._is_over = True
         self._stop()
         self._transport.abort()
@@ -154,14 +154,14 @@ class UpgradedLink(StreamLink):
         raise NotImplementedError
 
     def _say_end(self) -> None:
-        """Nothing is said unless the framing has a word for it."""
+        """Tell the server, if the framing has a word for it."""
 
     def _stop(self) -> None:
-        """Nothing runs unless the framing has something that does."""
+        """Stop what runs, if the framing has anything that does."""
 
 
 class CapsuleLink(UpgradedLink):
-    """CONNECT-UDP: each message a datagram, in a capsule."""
+    """CONNECT-UDP: each message is a datagram, in a capsule."""
 
     def __init__(self, request: bytes, check: Callable[[Response], None], owner: LinkOwner) -> None:
         super().__init__(request, check, owner.on_lost)
@@ -179,7 +179,7 @@ class CapsuleLink(UpgradedLink):
             self._abort(UpstreamError(f"the server broke the capsules: {self._cutter.fault}"))
 
     def send(self, message: bytes) -> None:
-        """Send a STUN message; over UDP it may be lost, and whoever sends it knows."""
+        """Send a STUN message. It may be lost, as over UDP, and the client will send it again."""
         self._write(build_datagram(message))
 
     def send_data(self, message: bytes) -> None:
@@ -188,7 +188,7 @@ class CapsuleLink(UpgradedLink):
 
 
 class WebSocketLink(UpgradedLink):
-    """WebSocket frames, masked, and a ping whenever nothing has been heard for a while."""
+    """Masked WebSocket frames, and a ping whenever nothing has been heard for a while."""
 
     def __init__(
         self, request: bytes, check: Callable[[Response], None], lost: Callable[[UpstreamError], None]
@@ -203,7 +203,7 @@ class WebSocketLink(UpgradedLink):
 
     def _on_opened(self) -> None:
         self._heard_at = self._loop.time()
-        # At once: a proxy that swallows frames is found before anybody waits for voice.
+        # The first ping goes at once: a proxy that swallows frames is found before anybody waits for voice.
         self._send_frame(Opcode.PING, b"")
         self._look_again(SILENCE_S / 2)
 
@@ -213,7 +213,7 @@ class WebSocketLink(UpgradedLink):
 
     def _on_quiet(self) -> None:
         now = self._loop.time()
-        # While the application blocked the loop nothing could be heard: what has come meanwhile is still to be read.
+        # While the application blocked the loop nothing could be heard. What has come meanwhile is still unread.
         self._heard_at = min(now, self._heard_at + max(0.0, now - self._look_at))
         quiet_s = now - self._heard_at
         # Clocks of loops count milliseconds.
@@ -246,8 +246,8 @@ class WebSocketLink(UpgradedLink):
                 case Opcode.TEXT:
                     self._on_text(message.payload.decode())
                 case Opcode.PING:
-                    # RFC 6455 section 5.5.3: only the last one need be answered. A server that asks, and reads
-                    # nothing, must not fill our memory.
+                    # RFC 6455 section 5.5.3: only the last ping must be answered. A server that sends pings, and does
+                    # not read, must not fill our memory.
                     self._write_or_drop(build_frame(Opcode.PONG, message.payload, mask=secrets.token_bytes(4)))
                 case Opcode.CLOSE:
                     self._on_close(message.payload)
@@ -295,7 +295,7 @@ class TurnWebSocketLink(WebSocketLink):
         self._abort(UpstreamError("the server sent a text message, but this sub-protocol has none"))
 
     def send(self, message: bytes) -> None:
-        """Send a STUN message, however much waits before it: it is not sent again over a stream."""
+        """Send a STUN message, however much waits before it: over a stream it is sent only once."""
         self._send_frame(Opcode.BINARY, message)
 
     def send_data(self, message: bytes) -> None:
@@ -304,7 +304,7 @@ class TurnWebSocketLink(WebSocketLink):
 
 
 class SessionOwner(Protocol):
-    """Who is told what happens on the link of a session."""
+    """Hears what happens on the link of a session."""
 
     def on_text(self, text: str) -> None:
         """A control message came."""
@@ -315,7 +315,7 @@ class SessionOwner(Protocol):
         ...
 
     def on_lost(self, link: SessionLink, error: UpstreamError) -> None:
-        """The link has ended, and not because of ``close``."""
+        """The link has ended, but not because of ``close``."""
         ...
 
 

@@ -19,9 +19,9 @@ from relay.wire.pcapng import BlockCutter, PcapngError, Tally
 
 # The listener is near, and begins at once.
 CONNECT_TIMEOUT_S = 5.0
-# The relay ends a capture in time by itself; it waits ten seconds for who reads slowly.
+# The relay ends a capture in time by itself. It waits ten seconds for a slow reader.
 LATE_S = 15.0
-# Of an error that is shown.
+# At most this much of an error is shown.
 MAX_REASON_BYTES = 4096
 
 
@@ -37,10 +37,10 @@ class Captured:
 
 
 async def capture(url: str, flow: str, seconds: float, path: Path) -> Captured:
-    """Capture a flow into a new file. To be cancelled ends it early, and keeps what came.
+    """Capture a flow into a new file. Cancelling it ends it early, and keeps what came.
 
-    Raises OperatorError for what the relay refuses or the file system does, UpstreamError if the relay goes away in the
-    middle: then, too, the file holds what came.
+    Raises OperatorError if the relay or the file system refuses. Raises UpstreamError if the relay goes away in the
+    middle; then, too, the file holds what came.
     """
     if not url.startswith(("http://", "https://")):
         raise OperatorError(f"--url {url}: expected an address such as http://127.0.0.1:9443")
@@ -57,12 +57,12 @@ async def capture(url: str, flow: str, seconds: float, path: Path) -> Captured:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name once it is done; nothing is left of it where that fails. Raises OperatorError."""
+    """A file that gets its name when it is complete, and leaves nothing behind if it fails. Raises OperatorError."""
     if path.exists():
         raise OperatorError(f"{path} exists; it is not overwritten")
     temporary: Path | None = None
     try:
-        # Readable for its owner alone: it says who talks to whom.
+        # Only its owner may read it: it shows who talks to whom.
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
@@ -76,18 +76,18 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 class _Taken:
-    """What came: whole blocks only are written, so the file is a good one wherever it ends."""
+    """What came. Only whole blocks are written, so the file is readable wherever it ends."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.tally = Tally()
         self.bytes = 0
-        # Why there is no end to it, if the relay went away.
+        # Why its end is missing, if the relay went away.
         self.lost: str | None = None
         self._file = file
         self._cutter = BlockCutter()
 
     def feed(self, data: bytes) -> None:
-        """Raises PcapngError, and OSError where the disk is full."""
+        """Write the whole blocks of this. Raises PcapngError, and OSError if the disk is full."""
         for block in self._cutter.feed(data):
             self.tally.add(block)
             self._file.write(block)
@@ -115,7 +115,7 @@ async def _fetch(taken: _Taken, url: str, seconds: float) -> None:
             raise OperatorError(said) from None
         taken.lost = f"{url}: the relay went away ({said})"
     except asyncio.CancelledError:
-        # Ctrl-C. What came is wanted; without anything there is nothing to keep.
+        # Ctrl-C: keep what came, if anything did.
         if not taken.bytes:
             raise
 
@@ -131,7 +131,7 @@ async def _reason(answer: aiohttp.ClientResponse) -> str:
 
 
 def _rename(temporary: Path, path: Path) -> None:
-    """Give the file its name, unless another one has taken it meanwhile."""
+    """Give the file its name, unless another file has taken it meanwhile."""
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -17,19 +17,19 @@ from relay.logs import printable
 INTERVAL_S = 1.0
 # The listener is near, and answers in milliseconds.
 TIMEOUT_S = 5.0
-# Against DNS rebinding the listener answers few names (421).
+# To prevent DNS rebinding, the listener answers to few names (421).
 OTHER_NAME = "use an address, or add it to listen.admin_hosts"
-# Of a list of 1,000 nobody reads more on a terminal.
+# Nobody reads more rows on a terminal.
 MAX_ROWS = 200
-# Of a frame that is printed once, by a script that has no screen.
+# Rows of a frame that is printed once, as for a script.
 ROWS_ONCE = 20
-# Title, figures, upstreams, drops, head of the table, and the line for the cursor.
+# Lines that are not rows: title, figures, upstreams, drops, head of the table, and the line for the cursor.
 LINES_BESIDE = 8
 
 # The steps of MOS at which the colour changes: R 80, 70 and 60.
 _GOOD, _FAIR, _LOW = 4.03, 3.60, 3.10
 
-# Narrower than this it shows users, and no addresses and names besides.
+# A narrower terminal shows users, but no addresses and other names.
 _WIDE_COLUMNS = 110
 _NAMES = {"user": "username", "client": "client", "server name": "server_name", "upstream": "upstream"}
 _FIGURES = ("age", "miss%↑", "miss%↓", "jit↑", "jit↓", "queue", "RTT")
@@ -44,7 +44,7 @@ async def show_once(url: str, match: str, console: Console) -> None:
 
 
 async def show(url: str, match: str, console: Console) -> None:
-    """Draw a frame each second until cancelled. Raises OperatorError if there is no first one; then it waits."""
+    """Draw a frame each second until cancelled. Raises OperatorError if the first one fails; later it waits."""
     async with _open(url) as http_client:
         summary, flows = await _read(http_client, url, match, _rows(console))
         with Live(
@@ -77,7 +77,7 @@ async def _read(http_client: aiohttp.ClientSession, url: str, match: str, limit:
 
 
 async def _get(http_client: aiohttp.ClientSession, url: str, query: dict[str, str]) -> Json:
-    """Raises OperatorError if there is no such JSON."""
+    """The JSON at this address. Raises OperatorError if there is none."""
     try:
         async with http_client.get(url, params=query) as answer:
             if answer.status == 421:
@@ -95,7 +95,7 @@ async def _get(http_client: aiohttp.ClientSession, url: str, query: dict[str, st
 
 
 def frame(summary: Json, flows: Json, width: int, lost: str | None = None) -> Group:
-    """One picture of what the API said. What peers chose is text here, never markup, and cannot steer the terminal."""
+    """One picture of the API's answers. Names that peers chose are text, not markup, and cannot steer the terminal."""
     rates = summary["packets_per_s"]
     bands = "  ".join(f"{one['name']} {one['calls']}" for one in summary["mos_bands"] if one["calls"])
     title = Text.assemble(("cloud9-relay ", "bold"), summary["version"], ("  draining" * summary["draining"], "yellow"))

@@ -1,6 +1,12 @@
-"""What operators see, and the tools that show it: the admin listener with all that it serves.
+"""What operators see: the admin listener, and everything that it serves.
 
-``listener`` serves ``api``, ``events`` and ``dashboard`` as ``view`` has them, ``metrics`` for Prometheus, and
-``capture``; ``top`` and ``capture_file`` are the commands on its other side. It looks into everything; nothing else of
-the gateway but ``app``, which puts it all together, looks into it.
+listener    HTTP for operators and their tools
+view        calls, upstreams and counters as plain values; ``api`` has them as JSON, ``events`` once a second
+metrics     the same for Prometheus
+dashboard   the files of ``relay/web``
+capture     the packets of a flow
+hosts       the names that the listener answers to
+
+This room looks into all others. Only ``app``, which puts the relay together, looks into this one. The programs that
+ask the listener are in ``relay.console``.
 """

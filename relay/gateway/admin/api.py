@@ -1,4 +1,4 @@
-"""``/api/...`` of the admin listener: what ``View`` tells, as JSON; docs/api.md is its description."""
+"""``/api/...`` of the admin listener: the values of ``View`` as JSON. docs/api.md describes them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from aiohttp import web
 from relay.gateway.admin.view import Json, View, describe_upstream
 from relay.plane.api import ConnectionId
 
-# A list is some 700 bytes a flow: without a limit it is this many flows, and never more than the second figure.
+# A flow takes some 700 bytes. A list has this many flows if the request does not say, and never more than MAX_FLOWS.
 FLOWS_SHOWN = 1000
 MAX_FLOWS = 10_000
-# Longer than any name that is looked for.
+# Longer than any name that an operator looks for.
 MATCH_CHARACTERS = 200
 
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class Api:
-    """The handlers, of GET all of them."""
+    """The handlers, all of them for GET."""
 
     def __init__(self, view: View) -> None:
         self._view = view

@@ -1,6 +1,6 @@
-"""Records the packets of a flow: a pcapng file that is sent while it is made, for whoever asks at the admin listener.
+"""Records the packets of a flow: a pcapng file that the admin listener sends while it is made.
 
-It shows the UDP leg, with the addresses that relay and upstream have there. SRTP stays as it is: there is no key.
+It shows the UDP leg, with the addresses that relay and upstream have there. SRTP stays as it is: the relay has no key.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from relay.wire.udp import build_udp_packet
 
 log = structlog.get_logger()
 
-# At once: each holds 1 MiB while nobody takes what it copies, and takes time from calls.
+# Captures at once. Each may hold 1 MiB of copies, and takes time from calls.
 MAX_CAPTURES = 4
-# A tap holds 1 MiB: that is 160 Mbit/s.
+# A tap holds 1 MiB. Read this often, it carries 160 Mbit/s.
 READ_EVERY_S = 0.05
-# Packets that are written in one go: a millisecond or two.
+# Packets that are written in one go, which takes a millisecond or two.
 SLICE = 100
-# Whoever asked reads too slowly if the end of the file has not left so long after its time.
+# The requester reads too slowly if the end of the file has not left this long after its time.
 LATE_S = 10.0
-# More than the last block takes: numbers, and why it ended.
+# More than the last block takes, which has figures, and why the capture ended.
 LAST_BLOCK_BYTES = 256
 
 _HEADERS = {
@@ -56,12 +56,12 @@ class End(StrEnum):
 
 @dataclass(slots=True)
 class _Running:
-    """One capture. ``room`` is what the file may still grow by, but for its last block."""
+    """One capture. ``room`` is how much the file may still grow, without its last block."""
 
     tap: Tap
     connection: ConnectionId
     room: int
-    # The wall clock may be set meanwhile; the packets' distances stay right.
+    # From the monotonic clock to the wall clock. If that one is set meanwhile, times between packets stay right.
     offset_us: int = field(default_factory=lambda: time.time_ns() // 1000 - time.monotonic_ns() // 1000)
     started_us: int = field(default_factory=lambda: time.time_ns() // 1000)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,7 +69,7 @@ class _Running:
     size: int = 0
 
     def header(self) -> bytes:
-        """What stands before the packets."""
+        """The blocks before the packets."""
         tap = self.tap
         said = (
             f"Flow {self.connection} of client {tap.client}, server name {printable(tap.server_name) or 'none'}, "
@@ -84,7 +84,7 @@ class _Running:
         return self._account(section + build_interface(f"upstream {tap.upstream.name}"))
 
     def blocks(self, datagrams: list[TappedDatagram]) -> tuple[bytes, bool]:
-        """As many of these as there is room for, and whether that is all."""
+        """As many of these as there is room for, and whether that is all of them."""
         built: list[bytes] = []
         for one in datagrams:
             block = self._block(one)
@@ -101,7 +101,7 @@ class _Running:
         return build_packet(self.offset_us + one.at_us, packet, outbound=outbound, missed=one.missed)
 
     def trailer(self, end: End) -> bytes:
-        """What stands behind the packets."""
+        """The block after the packets."""
         missed, now_us = self.tap.missed, self.offset_us + time.monotonic_ns() // 1000
         received = self.packets + missed
         return self._account(
@@ -115,7 +115,7 @@ class _Running:
 
 
 class Captures:
-    """The captures that run, each asked for by ``POST /api/flows/{connection}/capture?seconds=N``."""
+    """The captures that run. ``POST /api/flows/{connection}/capture?seconds=N`` asks for one."""
 
     def __init__(self, tap: Callable[[ConnectionId], Tap | None], settings: CaptureSettings) -> None:
         self._tap = tap
@@ -127,13 +127,13 @@ class Captures:
         return len(self._running)
 
     def configure(self, settings: CaptureSettings) -> None:
-        """Use these from now on; if captures are allowed no more, those that run end."""
+        """Use these from now on. If captures are no longer allowed, those that run end."""
         self._settings = settings
         if not settings.allowed:
             self._stop_all()
 
     def stop(self) -> None:
-        """End all, and take no more."""
+        """End all captures, and begin no more."""
         self._stopped = True
         self._stop_all()
 
@@ -147,7 +147,7 @@ class Captures:
         if not settings.allowed:
             return _refuse(403, "captures are not allowed: set capture.allowed = true in the relay's configuration")
         if "Origin" in request.headers:
-            # The listener asks nobody who he is, and any page in an operator's browser can send a POST to it.
+            # The listener has no authentication, and any page in an operator's browser can send a POST to it.
             return _refuse(403, "captures are not for web pages: use relay capture")
         seconds = _seconds(request.query.get("seconds", ""))
         if not 0 < seconds <= settings.max_seconds:
@@ -165,7 +165,7 @@ class Captures:
         tap = None if connection is None else self._tap(connection)
         if connection is None or tap is None:
             return _refuse(404, "no such flow")
-        # Before anything is awaited: a crowd that comes at once is counted.
+        # This comes before the first await, so that many that come at once are counted.
         running = _Running(tap, connection, settings.max_bytes - LAST_BLOCK_BYTES)
         self._running[connection] = running
         end, response = End.READER, web.StreamResponse(headers=_HEADERS)
@@ -191,7 +191,7 @@ async def _record(running: _Running, response: web.StreamResponse, until: float)
     loop = asyncio.get_running_loop()
     end: End | None = None
     while end is None:
-        # In this order: what came before the end is taken.
+        # First look whether it has ended, then take packets: so all that came before the end are taken.
         if running.tap.ended:
             end = End.FLOW
         elif running.stop.is_set():
@@ -208,8 +208,8 @@ async def _record(running: _Running, response: web.StreamResponse, until: float)
 
 
 async def _write_waiting(running: _Running, response: web.StreamResponse) -> bool:
-    """Write what has come; False where the file has no room for it."""
-    # Bounded, or else a flood would go on for ever: what the ring holds are 44,000 at most.
+    """Write what has come. Returns False if the file has no room for it."""
+    # This loop is bounded, because a flood could keep it busy for ever. The ring holds at most 44,000 packets.
     for _ in range(500):
         datagrams = running.tap.take(SLICE)
         if not datagrams:
@@ -232,7 +232,7 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 
 def _seconds(text: str) -> float:
-    """A plain decimal number; 0 for what is none."""
+    """A plain decimal number; 0 for any other text."""
     return float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else 0.0
 
 

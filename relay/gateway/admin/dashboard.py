@@ -1,4 +1,4 @@
-"""The dashboard's files as the admin listener serves them: these and no others; the page loads nothing else."""
+"""The dashboard's files, as the admin listener serves them. The page loads nothing else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ FOLDER = Path(__file__).parent.parent.parent / "web"
 
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HEADERS = {
-    # No inline script, no inline style, nobody else's frame, and no word to anybody but this listener.
+    # No inline script and style, no frame of another page, and no connection to anything but this listener.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Asked for anew each time, and answered 304 while it is the same.
+    # The browser asks each time, and is answered 304 while the file is the same.
     "Cache-Control": "no-cache",
 }
 
@@ -41,7 +41,7 @@ class _File:
         self._etag = hashlib.sha256(self._body).hexdigest()[:32]
 
     async def on_request(self, request: web.Request) -> web.Response:
-        """The file, or 304 for those who have it."""
+        """The file, or 304 for a browser that has it."""
         response = web.Response(body=self._body, content_type=self._type, charset="utf-8", headers=_HEADERS)
         response.etag = self._etag
         if any(tag.value in {self._etag, "*"} for tag in request.if_none_match or ()):

@@ -1,4 +1,4 @@
-"""Server-sent events: the summary once a second, made and written as text once for all who watch."""
+"""Server-sent events: the summary once a second, built once for all who watch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aiohttp import web
 log = structlog.get_logger()
 
 INTERVAL_S = 1.0
-# Screens of an operations room; each is a connection and some kilobytes a second.
+# The screens of an operations room. Each takes a connection and some kilobytes a second.
 MAX_SUBSCRIBERS = 32
-# Summaries that wait for a slow subscriber. Then it is cut, and may come back.
+# Summaries that may wait for a slow subscriber. After that it is cut, and may come back.
 WAITING_SUMMARIES = 5
-# After a cut a browser comes back so soon.
+# After a cut a browser comes back after this long.
 RETRY_MS = 2000
 
 _HEADERS = {
@@ -33,7 +33,7 @@ class _Subscriber:
         self._request = request
 
     def send(self, event: bytes | None) -> bool:
-        """False if it does not keep up; then it is cut."""
+        """Send an event. Returns False if the subscriber does not keep up, and is cut."""
         try:
             self.waiting.put_nowait(event)
         except asyncio.QueueFull:
@@ -42,13 +42,13 @@ class _Subscriber:
         return True
 
     def cut(self) -> None:
-        """Nothing more can be said to it; its handler is cancelled by the loss of the connection."""
+        """Break the connection, which cancels the handler."""
         if self._request.transport is not None:
             self._request.transport.abort()
 
 
 class Events:
-    """Those who watch. While there are none, nothing is computed."""
+    """The subscribers. While there are none, nothing is computed."""
 
     def __init__(self, summary: Callable[[], dict[str, Any]]) -> None:
         self._summary = summary
@@ -64,7 +64,7 @@ class Events:
         if self._stopped or len(self._subscribers) >= MAX_SUBSCRIBERS:
             return web.json_response({"error": "too many subscribers"}, status=503, headers={"Retry-After": "5"})
         response = web.StreamResponse(headers=_HEADERS)
-        # Before anything is awaited, or else a crowd that comes at once is not counted.
+        # This comes before the first await, so that many that come at once are counted.
         subscriber = _Subscriber(request)
         self._subscribers.add(subscriber)
         try:
@@ -88,7 +88,7 @@ class Events:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self.publish)
 
     def publish(self) -> None:
-        """Tell all who watch how things are now."""
+        """Send all subscribers the summary of now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,7 +1,7 @@
-"""Which Host the admin listener answers: it has no authentication, and no page may reach it under a name of its own.
+"""Which Host the admin listener answers. It has no authentication, so no page may reach it under a name of its own.
 
-A page of any site may have its name resolve to this machine's address once it is loaded (DNS rebinding). Then the
-browser lets it read what it asks for, with that name as Host. A literal address cannot be such a name.
+Any site can have its name resolve to this machine's address after its page is loaded (DNS rebinding). The browser then
+lets the page read the answers to requests that have the site's name as Host. A literal address cannot be such a name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from relay.name_patterns import ANY, matches
 
-# They say nothing that is worth hiding, and balancers ask under names of their own.
+# They tell nothing that must be hidden, and load balancers ask under names of their own.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?")
 
@@ -30,7 +30,7 @@ def check_host(names: Collection[str]) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        # Without a Host, as in HTTP/1.0, it is no browser.
+        # A request without a Host, as in HTTP/1.0, is not from a browser.
         given = request.headers.getall(hdrs.HOST, [])
         if request.path in OPEN_PATHS or all(_is_known(one, known) for one in given):
             return await handler(request)

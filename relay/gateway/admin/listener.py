@@ -26,7 +26,7 @@ class Admin:
     """``/healthz``, ``/readyz``, ``/metrics``, ``/api/...``, and the dashboard at ``/``."""
 
     def __init__(self, view: View, captures: Captures, *collectors: Collector, hosts: Collection[str] = ()) -> None:
-        """``hosts`` are names that it is asked for, in lower case, besides those of ``check_host``."""
+        """``hosts`` are names that it answers to, in lower case, in addition to those of ``check_host``."""
         self._captures = captures
         self.events = Events(view.summary)
         self._view = view

@@ -1,7 +1,7 @@
-"""Prometheus metrics, read from the plane's snapshot and the upstreams when they are asked for.
+"""Prometheus metrics, read from the plane's snapshot and the upstreams when Prometheus asks.
 
-Labels have few values, all known beforehand (upstream names come from the configuration), and every one is there
-from the start, so that a rate over a rare reason has a zero to begin with.
+Labels have few values, all known beforehand (upstream names come from the configuration). Each value is there from the
+start, so that the rate of a rare reason begins at zero.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RelayCollector(Collector):
         self._view = view
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: names are checked when they are collected, once the plane runs."""
+        """Nothing: names are checked when they are first collected, once the plane runs."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -95,7 +95,7 @@ class RelayCollector(Collector):
         yield from _collect_tally(self._view.tally)
 
     def _collect_flows(self, flows: Iterable[FlowSnapshot]) -> Metric:
-        """By upstream; those that go elsewhere in the vendor's networks are together, without a name."""
+        """Flows by upstream. Those that go elsewhere in the vendor's networks are counted together, without a name."""
         regions = {state.name: state.settings.region for state in self._view.upstreams} | {"": ""}
         counts = Counter((one.upstream.name if one.upstream.name in regions else "", one.carrier) for one in flows)
         labels = ["upstream", "region", "carrier"]
@@ -117,12 +117,12 @@ class RelayCollector(Collector):
         yield from (up, rtt)
 
 
-# What an upstream's answer may be; "failed" had none.
+# Classes of an upstream's answer; "failed" had no answer.
 ANSWERS = ("1xx", "2xx", "3xx", "4xx", "5xx", "failed")
 
 
 class SignalingCollector(Collector):
-    """The signaling proxy's counters. Those of an upstream that is no longer configured are gone."""
+    """The signaling proxy's counters, without those of upstreams that are no longer configured."""
 
     def __init__(self, proxy: SignalingProxy) -> None:
         self._proxy = proxy
@@ -172,7 +172,7 @@ def _two_ways(name: str, text: str, uplink: float, downlink: float) -> Metric:
     return family
 
 
-# What a relay may add is 0.3 ms at the median and 2 ms at the 99th percentile; a listener hears some tens of them.
+# The relay may add 0.3 ms at the median and 2 ms at the 99th percentile. A listener notices some tens of milliseconds.
 LATENCY_BUCKETS_US = (50, 100, 200, 300, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 1_000_000)
 
 
@@ -184,7 +184,7 @@ def _latency(name: str, text: str, latency: Latency) -> Metric:
 
 
 def _collect_calls(calls: Calls) -> Iterator[Metric]:
-    """Calls now, and all windows that could be judged."""
+    """Calls now, and histograms of all windows that could be judged."""
     yield _gauge("relay_calls", "Flows that carry RTP.", len(calls))
     windows = " in each window of 5 s of each call."
     mos = HistogramMetricFamily("relay_call_mos", "MOS-CQE of the worst stream" + windows, labels=["direction"])

@@ -1,4 +1,4 @@
-"""What operators see of a relay: calls, upstreams and counters as plain values; docs/api.md names the fields."""
+"""What operators see of a relay: calls, upstreams and counters as plain values. docs/api.md names the fields."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from relay.quality.window import codec_of
 
 Json = dict[str, Any]
 
-# Calls in the summary: a screen of them.
+# Calls in the summary: one screen.
 WORST_SHOWN = 20
 ENDED_SHOWN = 20
 # The last two minutes of MOS in a row of the list.
@@ -81,7 +81,7 @@ class View:
         upstreams = [describe_upstream(state, mos_by_upstream.get(state.name)) for state in self.upstreams]
         return {
             "at": round(now, 3),
-            # When the windows were made: a new value means that there are new ones.
+            # When the windows were made. A new value means that there are new windows.
             "looked_at": round(calls.history[-1].at, 3) if calls.history else None,
             "version": __version__,
             "draining": self.draining(),
@@ -118,7 +118,7 @@ class View:
     def _packets_per_s(self, now: float, totals: Totals) -> dict[str, float]:
         reading = _Reading(now, totals.uplink_packets, totals.downlink_packets)
         if self._reading is None and self.calls.history:
-            # The look before the last: the last may have been a moment ago.
+            # Take the look before the last one, because the last may have been a moment ago.
             past = self.calls.history[max(0, len(self.calls.history) - 2)]
             self._reading = _Reading(past.at, past.uplink_packets, past.downlink_packets)
         before = self._reading or reading
@@ -139,7 +139,7 @@ class View:
         return {reason: count for reason, count in grown.items() if count}
 
     def history(self) -> Json:
-        """The last half hour in columns, a value for each look; the rates are those up to it."""
+        """The last half hour in columns, a value for each look. A rate is over the time since the look before."""
         moments = list(self.calls.history)
         pairs = list(pairwise(moments))
         return {
@@ -183,7 +183,7 @@ class View:
         return self.upstreams.region_of(flow.upstream.name)
 
     async def flow(self, connection: ConnectionId) -> Json | None:
-        """All that is known of one flow; None if there is no such flow and none ended lately."""
+        """All that is known of one flow. None if there is no such flow, and none has ended lately."""
         if (ended := self.calls.get_ended(connection)) is not None:
             return {
                 **describe_flow(ended.flow, ended.call.region, ended.call),
@@ -210,7 +210,7 @@ class View:
         return describe_flow(flow, self._region_of(flow), self.calls.get(flow.connection))
 
     def describe_call(self, call: Call) -> Json:
-        """The same of a call, as it was at the last look."""
+        """The same for a call, as it was at the last look."""
         assert call.flow is not None
         return describe_flow(call.flow, call.region, call)
 
@@ -269,11 +269,11 @@ def _codecs(streams: Iterable[RtpStream]) -> str:
 
 
 def describe_flow(flow: FlowSnapshot, region: str, call: Call | None) -> Json:
-    """One flow; the quality is that of its last window, None where there is nothing to judge."""
+    """One flow, with the quality of its last window; None where there is nothing to judge."""
     totals, window = flow.totals, None if call is None else call.window
     uplink, downlink = (Heard(), Heard()) if window is None else (window.uplink, window.downlink)
     return {
-        # A text: numbers beyond 2^53 do not survive JavaScript, nor jq.
+        # A text, because JavaScript and jq round numbers beyond 2^53.
         "connection": str(flow.connection),
         "client": str(flow.client),
         "username": flow.username,
@@ -385,7 +385,7 @@ def describe_upstream(state: UpstreamState, mos: float | None = None) -> Json:
 
 
 def _regions(upstreams: Iterable[Json]) -> list[Json]:
-    """Up while one upstream is; a region without any takes no calls."""
+    """The regions. A region is up while one of its upstreams is."""
     found: dict[str, Json] = {}
     for upstream in upstreams:
         region = found.setdefault(

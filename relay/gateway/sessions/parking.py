@@ -1,7 +1,7 @@
 """Allocations whose client was cut and may come back, and how many sessions each source and each user has.
 
-Every session has a seat for as long as it lives, connected or waiting. Beyond a bound the oldest one that waits gives
-way, and always one of the same source or user: nobody can push out somebody else.
+Every session has a seat for as long as it lives, connected or waiting. Beyond a bound the oldest session that waits
+gives way, and it is always one of the same source or user: nobody can push out somebody else.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import NamedTuple
 from relay import addresses
 from relay.gateway.sessions.allocation import Allocation, Seat
 
-# A proxy that restarts cuts all its clients at once; each waits as one descriptor.
+# A proxy that restarts cuts all its clients at once. Each of them takes a descriptor while it is away.
 MAX_PARKED = 4096
 
 
 class Kind(StrEnum):
-    """Of whom sessions are counted."""
+    """Whose sessions are counted."""
 
     SOURCE = "source"
     USER = "user"
@@ -35,7 +35,7 @@ class Holder(NamedTuple):
 
 
 class Parked(NamedTuple):
-    """An allocation that waits for its client, and its socket, which is owned; None if it was lost just before."""
+    """An allocation that waits for its client, and the socket that it owns; None if it was lost just before."""
 
     allocation: Allocation
     socket: socket.socket | None
@@ -43,7 +43,7 @@ class Parked(NamedTuple):
 
 
 class Parking:
-    """Who holds which seat, and what waits under which token. ``give_up`` takes what nobody came back for in time."""
+    """Who holds which seat, and what waits for which token. ``give_up`` takes what no client came back for in time."""
 
     def __init__(self, give_up: Callable[[Allocation, socket.socket | None], None]) -> None:
         # Sessions of one source, and of one user; 0 for no bound.
@@ -62,7 +62,7 @@ class Parking:
     # Seats
 
     def hold(self, seat: Seat, holder: Holder) -> bool:
-        """Count the seat as the holder's; False if there is no room, and nothing that waits and could give way."""
+        """Count the seat as the holder's. Returns False if there is no room, and nothing waits that could give way."""
         if holder in self._holders.get(seat, ()):
             return True
         bound = self.bounds[holder.kind]
@@ -76,7 +76,7 @@ class Parking:
         return True
 
     def has_room(self, seat: Seat, holder: Holder) -> bool:
-        """Whether ``hold`` would succeed. It takes nothing from anybody."""
+        """Whether ``hold`` would succeed. This takes no seat."""
         bound = self.bounds[holder.kind]
         free = not bound or self._held[holder] < bound or bool(self._tokens.get(holder))
         return free or holder in self._holders.get(seat, ())
@@ -99,13 +99,13 @@ class Parking:
             self.expire(self._one_too_many())
 
     def _one_too_many(self) -> bytes:
-        """The oldest of the source that has most."""
+        """The oldest that waits, of the source that has the most of them."""
         sources = [tokens for holder, tokens in self._tokens.items() if holder.kind is Kind.SOURCE]
         largest: dict[bytes, None] = max(sources, key=len, default={})
         return next(iter(largest or self._parked))
 
     def take(self, token: bytes) -> Parked | None:
-        """What waits under the token, if anything does; it waits no longer."""
+        """What waits for this token, if anything does. It waits no longer."""
         parked = self._parked.pop(token, None)
         if parked is None:
             return None
@@ -118,7 +118,7 @@ class Parking:
         return parked
 
     def expire(self, token: bytes) -> None:
-        """Nobody has come back for this, or it gives way to another."""
+        """No client has come back for this, or it gives way to another one."""
         if (parked := self.take(token)) is not None:
             self._give_up(parked.allocation, parked.socket)
 
@@ -129,5 +129,5 @@ class Parking:
 
 
 def source_of(host: str) -> Holder:
-    """Whom sessions from this address are counted for: the address, or the network of an IPv6 one."""
+    """The holder of sessions from this address: the address, or the network of an IPv6 one."""
     return Holder(Kind.SOURCE, addresses.source_of(host))
