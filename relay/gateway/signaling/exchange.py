@@ -72,7 +72,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> web.StreamResponse:
-        """Returns the answer, once it has gone to the client."""
+        """Returns the answer. An upstream's has gone to the client by then; the relay's own is still to be sent."""
         accepted, refusals = self._accepted, self._shared.refusals
         pool = self._shared.pools.match(accepted.host, accepted.path)
         if pool is None:

@@ -54,3 +54,27 @@ def test_table_is_bounded() -> None:
     # What has expired goes without being asked for.
     affinity.learn(1000.0, pool, "new", one)
     assert len(affinity) == 1
+
+
+def test_the_holder_of_a_session_is_asked_first() -> None:
+    pool, affinity = pool_of(ONE, TWO), affinity_of()
+    one, two = pool.upstreams
+    affinity.learn(0.0, pool, "sid", two)
+    assert [affinity.candidates(0.0, pool, "sid") for _ in range(3)] == [[two, one]] * 3
+    # A holder that is down has lost the session.
+    two.on_failure("refused", certain=True)
+    assert affinity.candidates(0.0, pool, "sid")[0] is one
+    assert affinity.find(0.0, pool, "sid") is None
+
+
+def test_requests_of_an_unknown_session_go_the_same_way() -> None:
+    pool, affinity = pool_of(ONE, TWO), affinity_of()
+    for sid in ("sid", "other", "third"):
+        assert len({affinity.candidates(0.0, pool, sid)[0] for _ in range(10)}) == 1
+    assert len({affinity.candidates(0.0, pool, f"sid{number}")[0] for number in range(100)}) == 2
+
+
+def test_requests_without_a_session_go_in_turn() -> None:
+    pool, affinity = pool_of(ONE, TWO), affinity_of()
+    one, two = pool.upstreams
+    assert [affinity.candidates(0.0, pool, "")[0] for _ in range(4)] == [one, two, one, two]
