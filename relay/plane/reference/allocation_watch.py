@@ -1,4 +1,4 @@
-"""Ends a flow that holds a UDP socket and has no allocation, or that has begun a first unit and does not end it."""
+"""Ends a flow that holds a UDP socket without an allocation, or that has begun a first unit and does not end it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ MEDIA_IDLE_S = 120.0
 
 
 class Watched(Protocol):
-    """What is looked at: a flow. Times are the loop's."""
+    """A flow that is watched. Times are the loop's."""
 
     @property
     def allocation_ends_at(self) -> float | None:
-        """When its allocation ends; None without one."""
+        """When its allocation ends. None without one."""
         ...
 
     @property
     def idle_since(self) -> float:
-        """Since when it has none, where it has none."""
+        """Since when it has no allocation, if it has none."""
         ...
 
     @property
     def heard_media_at(self) -> float | None:
-        """When something else than STUN came, on the carrier where that says that the flow is used."""
+        """When something other than STUN last came, on the carrier where that shows that the flow is in use."""
         ...
 
 
@@ -52,7 +52,7 @@ class AllocationWatch:
         self._timer = loop.call_later(settings.allocation_timeout_s, self._look)
 
     def on_part(self) -> None:
-        """Something has come that is not whole; the first time it matters."""
+        """Something has come that may not be whole. The first time counts."""
         if self._first_byte_at is None and self._begins():
             self._first_byte_at = self._loop.time()
             self._arm(min(self._timer.when(), self._first_byte_at + self._settings.first_bytes_timeout_s))
@@ -72,10 +72,10 @@ class AllocationWatch:
             self._arm(due if whole_by is None else min(due, whole_by))
 
     def _allocation_wanted_at(self) -> float:
-        """When the flow has been without an allocation for too long, if it gets none until then."""
+        """When the flow will have been without an allocation for too long."""
         flow, ends = self._flow, self._flow.allocation_ends_at
         due = (flow.idle_since if ends is None else ends) + self._settings.allocation_timeout_s
-        # Whoever is not a TURN server says nothing of allocations.
+        # A peer that is not a TURN server says nothing of allocations.
         return due if flow.heard_media_at is None else max(due, flow.heard_media_at + MEDIA_IDLE_S)
 
     def _arm(self, when: float) -> None:

@@ -1,8 +1,8 @@
 """How each carrier frames media on the client's side: what the client's bytes say, and how a unit stands on its stream.
 
-One class for each carrier, without I/O and without a clock. ``feed`` gives what the client has said, in order: units
-for the upstream, as bytes, and what a WebSocket says besides. Behind what is broken ``fault`` is set: what came before
-it still counts, and nothing behind it does.
+There is one class for each carrier, without I/O and without a clock. ``feed`` gives what the client has said, in order:
+units for the upstream, as bytes, and whatever else a WebSocket says. When something is broken ``fault`` is set: what
+came before it still counts, and nothing after it does.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Ping(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """A good Close frame; ``code`` is None if it is empty."""
+    """A good Close frame; ``code`` is None if the frame is empty."""
 
     code: int | None
 
 
 class Malformed(NamedTuple):
-    """A datagram that is no media, and is not forwarded."""
+    """A datagram that is not media, and is not forwarded."""
 
 
 class Oversize(NamedTuple):
@@ -93,7 +93,7 @@ class Framing(Protocol):
         ...
 
     def unfinished(self) -> str:
-        """What is to be said of a client that ends here, if anything."""
+        """What the log says of a client that ends at this point, if anything."""
         ...
 
 
@@ -105,24 +105,24 @@ class TurnFraming:
 
     @property
     def fault(self) -> Fault | None:
-        """That of the first unit that is none."""
+        """The fault of the first bytes that are not a unit."""
         return None if self._cutter.fault is None else Fault(self._cutter.fault)
 
     @property
     def pending(self) -> int:
-        """Of a unit."""
+        """Bytes of a unit that is not whole."""
         return self._cutter.pending
 
     def feed(self, plain: bytes) -> list[Said]:
-        """Units without their padding."""
+        """Take plain bytes; give units without their padding."""
         return [*self._cutter.feed(plain)]
 
     def frame(self, unit: bytes) -> bytes:
-        """Padded."""
+        """The unit with its padding."""
         return pad(unit)
 
     def unfinished(self) -> str:
-        """A stream has no end of its own."""
+        """Nothing: a stream may end anywhere."""
         return ""
 
 
@@ -132,7 +132,7 @@ class WebSocketFraming:
     def __init__(
         self, parse: Callable[[bytes], bytes | None], wrap: Callable[[bytes], bytes], no_unit: str, *, takes_text: bool
     ) -> None:
-        """``parse`` reads the unit in a binary message, or None: then it has ``no_unit``. ``wrap`` is its inverse."""
+        """``parse`` reads the unit of a binary message, ``wrap`` is its inverse; the fault of others is ``no_unit``."""
         self.fault: Fault | None = None
         self._cutter = MessageCutter(from_client=True, takes_text=takes_text)
         self._parse = parse
@@ -141,11 +141,11 @@ class WebSocketFraming:
 
     @property
     def pending(self) -> int:
-        """Of a frame."""
+        """Bytes of a message that is not whole."""
         return self._cutter.pending
 
     def feed(self, plain: bytes) -> list[Said]:
-        """Units, texts, pings, and at most one Closing, which is the last."""
+        """Take plain bytes; give units, texts, pings, and at most one Closing, which is the last."""
         said = [one for message in self._cutter.feed(plain) if (one := self._read(message)) is not None]
         if self.fault is None and (fault := self._cutter.fault) is not None:
             self.fault = websocket_fault(fault.code, fault.text)
@@ -170,7 +170,7 @@ class WebSocketFraming:
         return build_frame(Opcode.BINARY, self._wrap(unit))
 
     def unfinished(self) -> str:
-        """A WebSocket ends with a Close frame; without one there is nothing to add."""
+        """Nothing: a WebSocket ends with a Close frame, and the log says enough of one that does not."""
         return ""
 
 
@@ -182,16 +182,16 @@ class ConnectUdpFraming:
 
     @property
     def fault(self) -> Fault | None:
-        """That of the first broken capsule."""
+        """The fault of the first broken capsule."""
         return None if self._cutter.fault is None else Fault(f"capsule: {self._cutter.fault}")
 
     @property
     def pending(self) -> int:
-        """Of a capsule that is kept."""
+        """Bytes of a capsule that is kept until it is whole."""
         return self._cutter.pending
 
     def feed(self, plain: bytes) -> list[Said]:
-        """Payloads as they are."""
+        """Take plain bytes; give payloads as they are."""
         before = self._cutter.oversize
         said: list[Said] = [payload if is_media(payload) else Malformed() for payload in self._cutter.feed(plain)]
         return said + [Oversize()] * (self._cutter.oversize - before)
@@ -215,11 +215,11 @@ def new_framing(carrier: Carrier) -> Framing:
 
 
 def is_websocket(carrier: Carrier) -> bool:
-    """True for those that speak RFC 6455."""
+    """True for the carriers that speak RFC 6455."""
     return carrier in {Carrier.WEBSOCKET, Carrier.SESSION}
 
 
-# What a server says on a WebSocket besides media
+# What a server says on a WebSocket that is not media
 
 
 def text_frame(text: str) -> bytes:
@@ -228,7 +228,7 @@ def text_frame(text: str) -> bytes:
 
 
 def ping_frame() -> bytes:
-    """A ping that asks for nothing but a sign of life."""
+    """A ping without a payload: any answer is a sign of life."""
     return build_frame(Opcode.PING, b"")
 
 
@@ -243,7 +243,7 @@ def close_frame(code: int | None, text: str = "") -> bytes:
 
 
 def websocket_fault(code: int, text: str) -> Fault:
-    """A fault that the client is told of."""
+    """A fault that the client is told about."""
     return Fault(f"websocket: {text}", close_frame(code, text))
 
 
@@ -251,7 +251,7 @@ def websocket_fault(code: int, text: str) -> Fault:
 
 
 def parse_turn(message: bytes) -> bytes | None:
-    """The one STUN or ChannelData message in it, without padding, or None."""
+    """The one STUN or ChannelData message in a binary message, without padding. None if it has anything else."""
     if is_channel_data(message):
         size = HEADER_BYTES + int.from_bytes(message[2:4])
         return message[:size] if len(message) in {size, size + (-size & 3)} else None

@@ -1,6 +1,6 @@
 """One client connection of the reference plane, from its first byte to its last: its transport, TLS and HTTP.
 
-Once it carries media, ``media`` has what is said.
+Once it carries media, ``media`` has what the client and the upstream say.
 
 A connection goes through these states, and never back::
 
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
     # Deadlines: one at a time, that of the state
 
     def set_deadline(self, seconds: float | None, expired: Callable[[], None] | None = None) -> None:
-        """Have this happen then, instead of what was to happen; or nothing."""
+        """Replace the deadline: ``expired`` is called after this many seconds, or nothing is with None."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
             self.close(CloseReason.CLIENT_CLOSED, "" if self._media is None else self._media.unfinished())
 
     def on_caught_up(self) -> None:
-        """All that the client has said has been looked at."""
+        """Everything that the client has said has been dealt with."""
         if self._tls.client_closed:
             self._on_client_end()
 
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
 
     def _on_turn(self) -> None:
         self._state = State.WAITING
-        # What has been read stays small: at most one read of the transport waits for control.
+        # At most one read of the transport waits for control.
         self.pause_reading(True)
         self.set_deadline(self._plane.settings.attach_timeout_s, self.on_control_timeout)
         self._plane.emit(TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn))
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
             self.close(CloseReason.NO_DESCRIPTORS, str(error))
             return
         self._state = State.HTTP
-        # An upgrade wants a UDP socket, and may do without one more than others have.
+        # An upgrade needs a UDP socket. Without a reserve it may still get one.
         with contextlib.suppress(OSError):
             self.reserve.fill(1)
         opened = HttpOpened(self.identity, self._handover.fd, self.client, self.server_name, self._tls.version)
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         except OSError as error:
             self.close(reason_without_socket(error), str(error))
             return
-        # What waits here cannot be dropped: nothing should, and ``resume_writing`` tells when nothing does any more.
+        # What waits in the transport cannot be dropped, so nothing should. ``resume_writing`` tells when it is empty.
         self._transport.set_write_buffer_limits(high=0)
         self._state = State.MEDIA
         self.pause_reading(False)
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def media(self) -> Media | None:
-        """What control may speak to, from the beginning of media to the end."""
+        """What control may speak to, from the start of media to the end."""
         return self._media
 
     def send_media(self, plain: bytes) -> None:
@@ -321,7 +321,7 @@ class Connection(asyncio.Protocol):
         self._pace.note_write(self._given, time.monotonic_ns() // 1000, self._link.min_rtt_us)
 
     def is_behind(self, *, beside_data: bool) -> bool:
-        """True if TCP has more than it delivers."""
+        """True if TCP has taken more than it delivers."""
         if self._lost or not self._pace.is_much:
             self._pace.holds_data = False
             return False
@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
         return self._pace.holds_data
 
     def is_blocked(self) -> bool:
-        """True if the socket has not taken all there was."""
+        """True if the socket has not taken everything."""
         return self._transport.get_write_buffer_size() > 0
 
     def sample_link(self, clock: float) -> ClientLink | None:
@@ -344,7 +344,7 @@ class Connection(asyncio.Protocol):
         return self._link.last
 
     def _close_if_deaf(self) -> bool:
-        """Close a client that has us say what must not be dropped, and does not read it; True if so."""
+        """Close a client that does not read what must not be dropped. Returns True if it did."""
         waiting = self._transport.get_write_buffer_size()
         if waiting <= self._plane.settings.downlink_control_bytes:
             return False
@@ -375,7 +375,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """End the connection; only the first reason counts.
 
-        ``farewell`` are the last plain bytes that the client is told; a WebSocket's are known for most reasons.
+        ``farewell`` is what the client is told at last, in plain bytes. A WebSocket is told most reasons anyway.
         """
         if self._state is State.CLOSED:
             return
@@ -397,12 +397,12 @@ class Connection(asyncio.Protocol):
         return self._media is not None and is_websocket(self._media.carrier)
 
     def _say_farewell(self, plain: bytes) -> None:
-        # A TLS that can say nothing more is closed all the same.
+        # If TLS can say nothing more, the connection is closed all the same.
         with contextlib.suppress(TlsError):
             self._write(self._tls.send(plain))
 
     def _linger(self) -> None:
-        """Listen for the client's end, and forget what it says: a reset would take our last words with it."""
+        """Read on until the client ends, and forget what it says: a reset would take our last words with it."""
         self._transport.write_eof()
         if not self._transport.is_closing() and not self._transport.is_reading():
             self._transport.resume_reading()

@@ -1,17 +1,17 @@
-"""How long packets waited: a histogram of powers of two, small enough to have one for each flow."""
+"""How long packets waited: a histogram of powers of two, small enough for each flow to have one."""
 
 from __future__ import annotations
 
 from relay.plane.api import Latency
 
-# The first bucket ends here: shorter than that nobody waits on purpose.
+# The first bucket ends here. No packet waits on purpose for less.
 FIRST_END_US = 128
-# The last ends at 2^24 us, 17 s, and takes what is longer: TCP gives a client up after 30 s.
+# The last bucket ends at 2^24 us, 17 s, and takes everything longer: TCP gives up a client after 30 s.
 BUCKETS = 18
 
 
 class Delays:
-    """Counts microseconds."""
+    """Counts delays in microseconds."""
 
     def __init__(self) -> None:
         self._counts = [0] * BUCKETS

@@ -1,8 +1,8 @@
 """The downlink's last step in the reference plane: from a flow to its client.
 
-A unit is written at once while the socket takes all there is, and TCP delivers it. What comes while it does not waits
-in the schedule, and leaves in small records, one each turn, as soon as it does again: what has been given to TLS must
-be sent, so as little as possible is given. Data waits earlier than the rest does, and lets the rest pass.
+A unit is written at once while the socket takes everything and TCP delivers it. Otherwise it waits in the schedule. As
+soon as TCP delivers again, what waits leaves in small records, one each turn: TLS cannot take back what it was given,
+so it is given as little as possible. Data begins to wait earlier than the rest, and lets the rest pass.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from relay.plane.reference.schedule import Frame, Schedule
 from relay.plane.reference.traffic import rtp_packet, traffic_of
 from relay.quality.meter import Meter
 
-# Nothing of a record can be read before all of it has come, nor what is more urgent behind it: at 64 kbit/s this much
-# takes an eighth of a second.
+# A client can read nothing of a record before all of it has come, and nothing more urgent that comes after it. At
+# 64 kbit/s this much takes an eighth of a second.
 RECORD_BYTES = 1024
-# Nothing tells when TCP has caught up, so it is asked so often: a jitter buffer does not notice.
+# Nothing tells when TCP has caught up, so it is asked this often. A jitter buffer does not notice.
 ASK_AGAIN_S = 0.005
 
 
@@ -39,11 +39,11 @@ class Downlink:
         is_behind: Callable[[bool], bool],
         holds_data: Callable[[], bool],
     ) -> None:
-        """``write`` encrypts and sends; ``is_blocked`` says that the socket has not taken all of it yet, ``is_behind``
-        that TCP has, and does not deliver it, and is told whether data waits. ``holds_data`` says whether the last
-        answer to that keeps data back.
+        """``write`` encrypts and sends. ``meter`` sees what leaves: a dropped packet is lost, one that waited is late.
 
-        ``meter`` sees what leaves: to it a packet that was dropped is lost, and one that waited is late.
+        ``is_blocked`` says that the socket has not taken everything yet. ``is_behind`` says that it has, but that TCP
+        does not deliver it; its argument is whether data waits. ``holds_data`` says whether data has to wait since
+        ``is_behind`` was last asked.
         """
         self.delays = Delays()
         self.schedule = schedule
@@ -58,14 +58,14 @@ class Downlink:
         self._closed = False
 
     def deliver(self, arrived: float, unit: bytes) -> bool:
-        """Send a unit that came at ``arrived`` (time.monotonic), or let it wait. False: no room for more control."""
+        """Send a unit that came at ``arrived`` (time.monotonic), or let it wait. Returns False if there is no room."""
         if self._must_wait() or self._is_data_to_wait(unit):
             return self.schedule.put(arrived, unit)
         self._hand_over([self.schedule.framed(arrived, unit)])
         return True
 
     def say(self, framed: bytes) -> bool:
-        """The same for what is no unit, but the carrier's own, and framed already."""
+        """The same for something that the carrier itself says, and that is framed already."""
         now = time.monotonic()
         if self._must_wait():
             return self.schedule.put_framed(now, framed)
@@ -81,7 +81,7 @@ class Downlink:
         return False
 
     def _is_data_to_wait(self, unit: bytes) -> bool:
-        """Data waits behind other data, and while it is held."""
+        """True for data while other packets wait, and while data is held."""
         if not (self._holds_data() or self.schedule.waiting_bytes) or traffic_of(unit) is not Traffic.DATA:
             return False
         self._ask_again()
@@ -100,7 +100,7 @@ class Downlink:
             self._turn = self._turn or self._loop.call_soon(self._on_turn)
 
     def close(self) -> None:
-        """Send nothing more; what waits is gone."""
+        """Send nothing more, and forget what waits."""
         self._closed = True
         if self._turn is not None:
             self._turn.cancel()

@@ -1,6 +1,6 @@
-"""The first bytes behind TLS decide what a connection carries. Decided once, never looked at again.
+"""The first bytes inside TLS decide what a connection carries, once and for all.
 
-ChannelData never comes first: its first bytes 0x40 to 0x7F are those of HTTP methods ("GE" is 0x4745).
+ChannelData never comes first: with 0x40 to 0x7F it would begin like a method of HTTP ("GE" is 0x4745).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from relay.wire.stream import FramingFault, measure_unit
 
 # RFC 7443. Chromium sends no ALPN for TURN, so its absence says nothing.
 TURN_ALPN = frozenset({"stun.turn", "stun.nat-discovery"})
-# Methods that are registered are up to 17 letters long (UPDATEREDIRECTREF); with the space 18 bytes decide.
+# The longest registered method has 17 letters (UPDATEREDIRECTREF). With the space 18 bytes decide.
 _METHOD_BYTES = 18
 
 
@@ -24,7 +24,7 @@ class FirstBytes(Enum):
 
 
 def decide(data: bytes, alpn: str | None) -> FirstBytes | None:
-    """Judge the bytes that have come so far; None for "need more". It does not matter how they were split."""
+    """Judge the bytes that have come so far, however they were split. Returns None if it needs more."""
     if alpn in TURN_ALPN:
         return FirstBytes.TURN
     if not data:

@@ -1,8 +1,7 @@
 """The UDP leg of a flow in the reference plane: its socket, its counters, and what it leaves behind.
 
 Uplink: a unit comes, an Allocate in it is noted, it is sent. Downlink: a datagram comes, a new lifetime is noted, it is
-delivered. ``Flow`` passes any datagram of media; what a gateway from TURN/TCP to TURN/UDP owes besides is
-``turn_flow``'s.
+delivered. ``Flow`` passes any datagram of media. ``turn_flow`` adds the duties of a gateway from TURN/TCP to TURN/UDP.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
 REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
 REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
 
-# A request that control may have to speak for (AllocationOrphaned) is kept while it is no longer than this: a name, a
-# realm and a nonce of the greatest length (RFC 8489 section 14) leave it far below.
+# A request is kept for control (AllocationOrphaned) if it is not longer than this. Even with a name, a realm and a
+# nonce of the greatest length (RFC 8489 section 14) it is far shorter.
 MAX_KEPT_REQUEST_BYTES = 4096
 # The error of an Allocate that met another client's allocation (RFC 8656 section 7.2).
 ALLOCATION_MISMATCH = 437
@@ -57,7 +56,7 @@ class Account:
     meter: Meter
     opened_at: float
     totals: Totals = field(default_factory=Totals)
-    # That of the last Allocate that named one.
+    # The user of the last Allocate that named one.
     username: str = ""
 
 
@@ -77,8 +76,8 @@ class Flow:
     ) -> None:
         """Opens a socket, or goes on with one that an earlier flow has ``left``. Raises OSError.
 
-        ``deliver`` takes a whole unit of the downlink and when it came (time.monotonic); ``fail`` is called once, when
-        the upstream is gone.
+        ``deliver`` takes the time at which a unit of the downlink came (time.monotonic), and the whole unit. ``fail``
+        is called once, when the upstream is gone.
         """
         self.upstream = upstream
         self.account = account
@@ -86,7 +85,7 @@ class Flow:
         # Where its datagrams are copied to, if anywhere.
         self.tap: FlowTap | None = None
         self.heard_at = loop.time()
-        # Since when it has no allocation, where it has none; and when something else than STUN came.
+        # Since when it has no allocation, if it has none; and when something other than STUN last came.
         self.idle_since = self.heard_at
         self.heard_media_at: float | None = None
         self._loop = loop
@@ -96,15 +95,15 @@ class Flow:
         self._allocated_until: float | None = None
         self._allocating = False
         self._both_families = False
-        # The last answer with a lifetime was a Refresh, and the allocation had ended as far as we knew. coturn keeps
-        # one that was given up for a second, and one that has run out may have been refreshed just before.
+        # The last answer with a lifetime was to a Refresh, and the allocation had ended as far as we knew. coturn keeps
+        # an allocation for a second after it was given up, and one that ran out may have been refreshed just before.
         self.brought_back = False
         self._authenticated = b""
         self._hops = 0
         if left is None:
             self._use(self._ports.open_socket(self.heard_at, upstream.address))
         else:
-            # Its lifetime was another flow's to know.
+            # Only the flow before knew its lifetime.
             self._allocated_until = self.heard_at + ALLOCATION_LIFETIME_S
             self._use(left)
 
@@ -120,7 +119,7 @@ class Flow:
 
     @property
     def allocation_ends_at(self) -> float | None:
-        """When the allocation ends, as far as its lifetime says; None without one."""
+        """When the allocation ends, as far as its lifetime says. None without an allocation."""
         return self._allocated_until
 
     def _use(self, opened: socket.socket) -> None:
@@ -129,7 +128,7 @@ class Flow:
         self._watch()
 
     def _watch(self) -> None:
-        # Before it is connected it would hear anybody.
+        # Before the socket is connected it would hear anybody.
         if self.is_open and self._uplink.connected:
             self._loop.remove_reader(self._socket)
             self._loop.add_reader(self._socket, self._on_readable)
@@ -167,7 +166,7 @@ class Flow:
         self.totals.uplink_bytes += len(unit)
 
     def _transmit(self, unit: bytes, *, again: bool = False) -> Fate:
-        """Send a unit that is in no count; ``GONE`` has ended the flow."""
+        """Send a unit without counting it. If the fate is ``GONE``, the flow has ended."""
         connected = self._uplink.connected
         fate, news, code = self._uplink.send(self._loop.time(), unit, again=again)
         if fate is Fate.GONE:
@@ -184,14 +183,14 @@ class Flow:
         return fate
 
     def _on_news(self, news: News) -> None:
-        """ICMP has said something of an earlier datagram."""
+        """ICMP has said something about an earlier datagram."""
         if news is News.OVERSIZE:
             self.totals.drop(DropReason.UPLINK_OVERSIZE)
         elif news is News.DOUBT:
             self._on_doubt()
 
     def _on_doubt(self) -> None:
-        """The upstream may be gone: what would tell is the client's to send."""
+        """The upstream may be gone. Here only the client could ask it."""
 
     def _copy(self, direction: Direction, datagram: bytes) -> None:
         if self.tap is not None:
@@ -236,7 +235,7 @@ class Flow:
         self._deliver(arrived, datagram)
 
     def _follow(self, answer: bytes, request: bytes = b"") -> bool:
-        """Go on at the server that a 300 names, and send it ``request``; False if the answer is the client's."""
+        """Go on at the server that a 300 names, and send it ``request``. Returns False if the client gets the 300."""
         if answer[0] << 8 | answer[1] != ALLOCATE_ERROR or self._allocated_until is not None or self._hops >= MAX_HOPS:
             return False
         before, upstream = self._socket, redirected(self.upstream, answer)
@@ -258,7 +257,7 @@ class Flow:
     def _note_answer(self, message: bytes) -> None:
         kind = message[0] << 8 | message[1]
         if kind == ALLOCATE_ERROR:
-            # A port where another client's allocation is rests like one that has an allocation of its own.
+            # A port with another client's allocation rests like one with an allocation of the flow's own.
             self._allocating = error_code(message) == ALLOCATION_MISMATCH
         elif kind in {ALLOCATE_SUCCESS, REFRESH_SUCCESS}:
             self._on_lifetime(kind, message)
@@ -268,14 +267,14 @@ class Flow:
             answer = parse_message(message)
             lifetime_s = answer.uint32(AttributeType.LIFETIME)
         except StunError:
-            return  # the client's to judge
+            return  # the client judges it
         if lifetime_s is None:
             lifetime_s = int(ALLOCATION_LIFETIME_S)
         self._allocating = False
         if kind == ALLOCATE_SUCCESS:
             self._both_families = len(answer.get_all(AttributeType.XOR_RELAYED_ADDRESS)) > 1
         elif self._both_families and not lifetime_s:
-            return  # one address may have been given up, and the other lives (RFC 8656 section 7.2)
+            return  # one of its addresses may have been given up while the other lives (RFC 8656 section 7.2)
         self.brought_back = kind == REFRESH_SUCCESS and lifetime_s > 0 and not self.allocated
         self.idle_since = self._loop.time()
         self._allocated_until = self.idle_since + lifetime_s if lifetime_s else None
@@ -288,7 +287,7 @@ class Flow:
         self._socket.close()
 
     def leave(self) -> tuple[int, bytes] | None:
-        """End; if an allocation stays behind that control can release, give up (fd, the client's last request)."""
+        """End. Returns (fd, the client's last request) if there is an allocation that control can release."""
         leaves = self.is_open and self._authenticated and self._allocated_until is not None
         self._stop()
         if leaves:
@@ -309,13 +308,13 @@ class Flow:
 
 
 def error_code(response: bytes) -> int:
-    """The number in ERROR-CODE; 0 where there is none that can be read."""
+    """The number in ERROR-CODE. 0 if it is missing or cannot be read."""
     value = find_attribute(response, AttributeType.ERROR_CODE)
     return 0 if value is None or len(value) < 4 else (value[2] & 7) * 100 + value[3]
 
 
 def username(request: bytes) -> bytes | None:
-    """The value of USERNAME, or None; None too for what cannot be read, which is the upstream's to refuse."""
+    """The value of USERNAME. None without one, and for a request that cannot be read: the upstream refuses it."""
     try:
         return parse_message(request).get(AttributeType.USERNAME)
     except StunError:

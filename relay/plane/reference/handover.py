@@ -12,7 +12,7 @@ _READ_BYTES = 64 * 1024
 
 
 class Handover:
-    """The plane's end of the pair. Bounded by reading neither side while the other does not take."""
+    """The plane's end of the pair. It holds little, because it reads neither side while the other does not take."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class Handover:
         self._watch()
 
     def send_request(self, plain: bytes) -> None:
-        """Pass the client's bytes on; the plane was asked to pause before a second call can find some unsent."""
+        """Pass the client's bytes on. If some stay unsent, the plane is asked to pause before it calls again."""
         self._unsent += plain
         self._on_writable()
 
     def end_request(self) -> None:
-        """The client sends no more: aiohttp sees the end of the stream once it has read the rest."""
+        """The client sends no more. aiohttp sees the end of the stream after it has read the rest."""
         self.ended = True
         if not self._unsent:
             self._shut_down()
@@ -63,8 +63,8 @@ class Handover:
             self._socket.close()
 
     def _watch(self) -> None:
-        # Anew each time: uvloop lets go of a socket with an error, even if there are bytes to be read before it. It has
-        # one when control closes its end and leaves something of the request unread.
+        # Anew each time, because uvloop lets go of a socket with an error, even if there are bytes to read before it.
+        # The socket has an error when control closes its end and leaves part of the request unread.
         self._loop.remove_reader(self._socket)
         if not self._paused:
             self._loop.add_reader(self._socket, self._on_readable)
@@ -100,6 +100,6 @@ class Handover:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        # It fails where control has closed its end already.
+        # This fails if control has closed its end already.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)

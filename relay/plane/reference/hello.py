@@ -1,7 +1,7 @@
-"""What a client may say before its handshake is done, judged on the wire, before TLS takes memory or time for it.
+"""What a client may say before its handshake is done: judged on the wire, before TLS spends memory or time on it.
 
-And where its records end, which TLS does not tell: OpenSSL reads on behind a record without data, for as long as such
-records come.
+It also finds where records end, which TLS does not tell: after a record without data OpenSSL reads on, for as long as
+such records come.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from relay.errors import PeerError
 from relay.plane.api import HandshakeFailure
 from relay.plane.reference.first_bytes import FirstBytes, decide
 
-# A ClientHello has 2 KB, 4 KB with tickets and keys of every kind. OpenSSL begins with this much memory for a message,
-# and takes what the client announces beyond that, up to 128 KiB, before it has come.
+# A ClientHello has 2 KB, or 4 KB with tickets and keys of every kind. OpenSSL begins with this much memory for a
+# message. If the client announces more, it takes up to 128 KiB before the bytes have come.
 MAX_HELLO_BYTES = 16 * 1024
-# A handshake takes four records of the client; some clients cut their first in pieces. Each one costs a turn's time.
+# A client needs four records for a handshake, and some cut their first in pieces. Each record costs a turn's time.
 MAX_HELLO_RECORDS = 64
-# New keys after millions of records, an empty record before the first: a client needs one or two in an hour. Each costs
-# OpenSSL up to 20 us, and 16 no more than a handshake. One is forgotten each second.
+# Records that carry no data: new keys after millions of records, an empty record before the first. A client needs one
+# or two in an hour. Each costs OpenSSL up to 20 us, and 16 cost no more than a handshake. One is forgotten each second.
 MAX_SILENT_RECORDS = 16
-# Of a whole handshake. OpenSSL skips early data that it does not want, and never stops at empty records of it.
+# The records of a whole handshake. OpenSSL skips early data that it does not want, even endless empty records of it.
 MAX_HANDSHAKE_RECORDS = MAX_HELLO_RECORDS + MAX_SILENT_RECORDS
 
 _RECORD_HEAD_BYTES, _MESSAGE_HEAD_BYTES = 5, 4
 _CHANGE_CIPHER_SPEC, _HANDSHAKE, _APPLICATION_DATA = 20, 22, 23
-# RFC 8446 section 4.1.3: what a HelloRetryRequest has instead of random bytes; and where.
+# RFC 8446 section 4.1.3: what a HelloRetryRequest has instead of random bytes, and where.
 _RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 _RANDOM = slice(11, 43)
 
@@ -39,16 +39,16 @@ class HelloFault(PeerError):
 
 
 class RecordCutter:
-    """Where the records of a stream end. It keeps no bytes but the head of one."""
+    """Finds where the records of a stream end. It keeps only the head of one record."""
 
     def __init__(self) -> None:
-        # Records in a piece, at most; it may change from one piece to the next.
+        # How many records a piece has at most. It may change from one piece to the next.
         self.max_records = 1
         self._head = b""
         self._left = 0
 
     def cut(self, data: bytes) -> Iterator[tuple[bytes, int]]:
-        """Pieces of the data in order, each with how many records end in it."""
+        """Pieces of the data in order, and how many records end in each."""
         start = at = records = 0
         while at < len(data):
             at += self._advance(data, at)
@@ -61,7 +61,7 @@ class RecordCutter:
             yield data[start:at], records
 
     def _advance(self, data: bytes, at: int) -> int:
-        """Take bytes of the head, or of what follows it; how many."""
+        """Take bytes of the head, or of what follows it. Returns how many."""
         if self._left:
             used = min(self._left, len(data) - at)
             self._left -= used
@@ -79,9 +79,9 @@ class Hello:
     def __init__(self) -> None:
         # The client's first message, once it is whole.
         self.message: bytes | None = None
-        # It is, or TLS must say what is wrong with it.
+        # It is whole, or it is so wrong that TLS must judge it.
         self.whole = False
-        # What follows is encrypted, and not looked at.
+        # Everything that follows is encrypted, and is not looked at.
         self.done = False
         self._begun = False
         self._answered = False
@@ -119,7 +119,7 @@ class Hello:
         return data[missing:]
 
     def _on_record(self) -> None:
-        # From its ChangeCipherSpec on a client's messages are encrypted, but for a second ClientHello of TLS 1.3.
+        # After its ChangeCipherSpec a client's messages are encrypted, except a second ClientHello of TLS 1.3.
         self.done = self._kind == _CHANGE_CIPHER_SPEC and self._answered and not self._retried
         self.whole = self.whole or self._kind != _HANDSHAKE
         if self._kind != _APPLICATION_DATA:
@@ -154,14 +154,14 @@ class Hello:
                 self.message, self._first, self.whole = self._first, b"", True
 
     def note_answer(self, data: bytes) -> None:
-        """Look at bytes of ours."""
+        """Look at bytes that we send."""
         if data and not self._answered:
             self._answered = True
             self._retried = data[_RANDOM] == _RETRY
 
 
 def _fault_of(data: bytes) -> HelloFault:
-    """What a client speaks that does not begin with a record of a handshake."""
+    """What a client speaks if it does not begin with a record of a handshake."""
     spoken = decide(data, None)
     if spoken is FirstBytes.TURN:
         return HelloFault(HandshakeFailure.PLAIN_STUN, "stun in clear")
@@ -171,14 +171,14 @@ def _fault_of(data: bytes) -> HelloFault:
 
 
 class SilentRecords:
-    """Counts the records of a client that gave no data; one is forgotten each second."""
+    """Counts a client's records without data, and forgets one of them each second."""
 
     def __init__(self) -> None:
         self._count = 0
         self._forgiven_at = 0.0
 
     def add(self, count: int, now: float) -> bool:
-        """Count these; False beyond the bound."""
+        """Count these. Returns False beyond the bound."""
         seconds = int(now - self._forgiven_at)
         if seconds > 0:
             self._count = max(0, self._count - seconds)

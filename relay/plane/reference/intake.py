@@ -1,6 +1,6 @@
-"""What the transport of one client brings, taken a piece a turn of the loop: others have theirs in between.
+"""What the transport of one client brings, one piece in each turn of the loop: other clients have their turn between.
 
-uvloop reads 256 KB at once, and again as long as there is more; that is 100,000 of the smallest units.
+uvloop reads 256 KB at once, and goes on while there is more. That is 100,000 of the smallest units.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-# Half of the longest TLS record. Of the smallest units it takes some ten milliseconds to look at as much.
+# Half of the longest TLS record. With the smallest units it takes some ten milliseconds to look at this much.
 PIECE_BYTES = 8 * 1024
 
 
 class Intake:
-    """Hands on what comes, in order. While something waits here, the transport is not read."""
+    """Passes on what comes, in order. While something waits here, the transport is not read."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, take: Callable[[bytes], None]
@@ -39,7 +39,7 @@ class Intake:
             self._on_turn()
 
     def pause(self, paused: bool) -> None:
-        """Hand on nothing more for now, or go on."""
+        """Pass on nothing more for now, or go on."""
         self._paused = paused
         self._settle()
 

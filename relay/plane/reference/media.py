@@ -70,7 +70,7 @@ class Media:
         self._plane = plane
         self._host = host
         self._framing = new_framing(carrier)
-        # What the client has said and nobody has looked at yet.
+        # What the client has said and has not been dealt with yet.
         self._said: deque[Said] = deque()
         self._closed = False
         self._admission = Admission()
@@ -98,7 +98,7 @@ class Media:
             holds_data=host.holds_data,
         )
         self._pings: Pings | None = None
-        # Not of a session: whether that has an allocation is control's to know.
+        # A session has none: control knows whether it has an allocation.
         self._watch: AllocationWatch | None = None
 
     def start(self, upstream: Upstream | None) -> None:
@@ -151,7 +151,7 @@ class Media:
 
     @property
     def busy(self) -> bool:
-        """True while something that the client has said waits: its end comes after that."""
+        """True while something that the client has said waits. Its end is dealt with after that."""
         return bool(self._said) or self._admission.asked is not None
 
     def feed(self, plain: bytes) -> None:
@@ -168,7 +168,7 @@ class Media:
         return self._framing.pending > 0 and not self._account.totals.uplink_packets and self._admission.asked is None
 
     def unfinished(self) -> str:
-        """What is to be said of a client that ends here, if anything."""
+        """What the log says of a client that ends at this point, if anything."""
         return self._framing.unfinished()
 
     def _go_on(self) -> None:

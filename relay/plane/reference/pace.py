@@ -1,45 +1,45 @@
 """Whether TCP is behind: when to stop giving it more.
 
-What the kernel has taken can no longer be dropped. While a link stands still TCP goes on taking: as many segments as
-its congestion window allows, and ``TCP_NOTSENT_LOWAT`` beyond, together seconds of voice that arrive late and hold up
-what is behind them. So nothing more is given while the oldest write is not acknowledged for longer than the fastest
-round trip and a little: what waits in the schedule instead can still be dropped. A stream that TCP delivers, however
-much of it, is never older than that: each acknowledgement takes the oldest away.
+What the kernel has taken can no longer be dropped. While a link stalls TCP goes on taking: as many segments as its
+congestion window allows, and ``TCP_NOTSENT_LOWAT`` beyond. Together these are seconds of voice that arrive late and
+hold up everything after them. So TCP gets nothing more once the oldest write has not been acknowledged for longer than
+the fastest round trip and a little: what waits in the schedule instead can still be dropped. If TCP delivers a stream,
+its oldest write is never that old, however much there is: each acknowledgement takes the oldest away.
 
-A slow link shows itself in the same way, and would take all that has waited at once as soon as it had delivered what
-came before. So after each such time no more than half of what was on its way may be, and with each acknowledgement as
-much more as it covers: the slow start of TCP (RFC 5681 section 3.1), for its sender's own queue.
+A slow link looks the same. As soon as it had delivered what came before, it would take everything that has waited at
+once. So after each such time only half as much as before may be on its way, and each acknowledgement allows as much
+more as it covers. This is the slow start of TCP (RFC 5681 section 3.1), for its sender's own queue.
 
 Data takes what voice leaves, and must not make voice wait in TCP or in the network. So once the oldest write is late,
-somewhat earlier than for voice, data goes only as what is on its way is delivered. That does not slow it down, as a
-window that narrows would where acknowledgements wait behind what the client itself sends.
+by somewhat less than for voice, data goes only as fast as what is on its way is delivered. That does not slow it down.
+A window that narrows would, where acknowledgements wait behind what the client itself sends.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-# Writes that are remembered one by one; what comes behind them is judged with the last. So is what comes within a
-# twelfth of the time that counts: all that may be on its way is remembered then.
+# Writes that are remembered one by one. Later ones are judged with the last of them, and so are writes that come within
+# a twelfth of the time that counts: in this way everything that may be on its way is remembered.
 MARKS = 16
 MARKS_IN_TIME = 12
-# Less may be on its way without anything being wrong: a receiver acknowledges every second segment at least (RFC 9293
-# section 3.8.6.3), small ones perhaps later, and a single one only when its timer says so, 200 ms on some systems. To
-# wait for that would be to send one record each 200 ms.
+# Less than this may be on its way without anything being wrong. A receiver acknowledges at least every second segment
+# (RFC 9293 section 3.8.6.3), small ones perhaps later, and a single one only when its timer ends, after 200 ms on some
+# systems. Waiting for that would mean one record each 200 ms.
 UNACKNOWLEDGED_WRITES = 4
 UNACKNOWLEDGED_BYTES = 1024
 LARGE_WRITES = 2
-# Beyond the least round trip. Acknowledgements are delayed by 40 ms where a client says nothing itself.
+# Later than the shortest round trip. Acknowledgements are delayed by 40 ms where a client says nothing itself.
 BEHIND_US = 50_000
-# The bounds of the window: a record; and more than a burst of 200 KB.
+# The bounds of the window in bytes: a record, and more than a burst of 200 KB.
 MIN_WINDOW = 1024
 MAX_WINDOW = 256 * 1024
-# Data waits from here on: an acknowledgement that is delayed takes as long.
+# Data waits from here on. A delayed acknowledgement takes this long.
 DATA_BEHIND_US = 40_000
-# Seven packets of SCTP: of less an acknowledgement may be late for other reasons.
+# Seven packets of SCTP. With less on the way an acknowledgement may be late for other reasons.
 MIN_DATA_WINDOW = 8192
 # Where data waits the path is busy, and acknowledgements wait in it too. So voice is held only beyond the delay that
-# RFC 6817 section 2.5 allows to what must not disturb others, and not before this much more is on the way.
+# RFC 6817 section 2.5 allows to traffic that must not disturb others, and not before this much more is on the way.
 BEHIND_BESIDE_DATA_US = 100_000
 VOICE_BESIDE_DATA_BYTES = 4096
 
@@ -59,14 +59,14 @@ class Pace:
 
     @property
     def is_much(self) -> bool:
-        """Whether so much is not known to be delivered that it could matter."""
+        """True if enough may be undelivered to matter."""
         marks = self._marks
         return len(marks) >= UNACKNOWLEDGED_WRITES or (
             len(marks) >= LARGE_WRITES and marks[-1][0] - self._acknowledged >= UNACKNOWLEDGED_BYTES
         )
 
     def note_write(self, end: int, now_us: int, min_rtt_us: int) -> None:
-        """All up to ``end`` has been given to TCP."""
+        """TCP has been given everything up to ``end``."""
         marks = self._marks
         near_us = (min_rtt_us + BEHIND_US) // MARKS_IN_TIME
         if len(marks) == MARKS or (len(marks) >= UNACKNOWLEDGED_WRITES and now_us - marks[-1][1] < near_us):
@@ -75,9 +75,9 @@ class Pace:
             marks.append((end, now_us))
 
     def is_behind(self, acknowledged: int, min_rtt_us: int, now_us: int, *, beside_data: bool = False) -> bool:
-        """Whether the client lacks something for too long, of which it has acknowledged so many bytes.
+        """True if the client, which has acknowledged this many bytes, has lacked one of them for too long.
 
-        ``beside_data``: data waits.
+        ``beside_data`` says that data waits.
         """
         marks = self._marks
         self._acknowledge(acknowledged)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-# A client opens, binds 64 channels, and has as many messages left to bind anew where the other side has moved. Each
-# costs control a turn of its loop.
+# Texts between two pings. A client opens and binds 64 channels, and may need as many messages again to bind them anew
+# when the other side has moved. Each text costs control a turn of its loop.
 MAX_TEXTS = 128
-# Nor does STUN of the upstream that nobody has asked for: a peer without a channel sends Data indications.
+# STUN of the upstream between two pings that nobody asked for: a peer without a channel causes Data indications.
 MAX_UNASKED = 256
-# So many pings without any answer, and the client is gone.
+# After this many pings without any answer the client is gone.
 MAX_UNHEARD = 2
 
 
 class Pings:
-    """Asks for a sign of life at even intervals, and counts what may come only so often in each."""
+    """Asks for a sign of life at even intervals, and counts what may come only a number of times in each."""
 
     def __init__(
         self,
@@ -25,9 +25,9 @@ class Pings:
         is_listening: Callable[[], bool],
         fail: Callable[[], None],
     ) -> None:
-        """``fail`` is called once, for a client of which nothing has been heard since the ping before the last.
+        """``fail`` is called once, if the client has not said anything since the ping before the last.
 
-        While not ``is_listening`` nothing can be heard.
+        While ``is_listening`` is false, nothing that it says is heard, and silence does not count.
         """
         self._loop = loop
         self._interval_s = interval_s
@@ -44,12 +44,12 @@ class Pings:
         self._unheard = 0
 
     def on_text(self) -> bool:
-        """The client has sent a text message; False if it is one too many."""
+        """The client has sent a text message. Returns False if it is one too many."""
         self._texts += 1
         return self._texts <= MAX_TEXTS
 
     def on_unasked(self) -> bool:
-        """The upstream has sent STUN that answers nothing; False if it is one too many."""
+        """The upstream has sent STUN that answers nothing. Returns False if it is one too many."""
         self._unasked += 1
         return self._unasked <= MAX_UNASKED
 

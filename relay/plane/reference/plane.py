@@ -84,7 +84,7 @@ class ReferencePlane:
         self.contexts = ServerContexts(certificates)
 
     def configure(self, settings: PlaneSettings) -> None:
-        """Use these bounds from now on. Raises ValueError for a payload clock that cannot be, and keeps the old."""
+        """Use these bounds from now on. Raises ValueError for an impossible payload clock, and keeps the old."""
         clock_table(settings.payload_clocks)
         self.settings = settings
         self.ports.configure(settings)
@@ -173,12 +173,12 @@ class ReferencePlane:
             known.close(reason)
 
     def tap(self, connection: ConnectionId) -> Tap | None:
-        """Copy a flow's datagrams; None if there is no such flow."""
+        """Copy a flow's datagrams. Returns None if there is no such flow."""
         known = self._connections.get(connection)
         return None if known is None else known.tap()
 
     def drain(self) -> None:
-        """Accept nobody any more."""
+        """Accept nobody from now on."""
         for listener in self._listeners:
             listener.close()
 
@@ -223,7 +223,7 @@ class ReferencePlane:
         return Connection(self, ConnectionId(self._accepted), preread, reserve or Reserve())
 
     def enter(self, connection: Connection) -> bool:
-        """Enter a connection in the table; False where a bound is reached or the plane has stopped."""
+        """Enter a connection in the table. Returns False if a bound is reached or the plane has stopped."""
         source, settings = connection.client.host, self.settings
         full = 0 < settings.max_connections <= len(self._connections)
         source_full = 0 < settings.max_connections_per_source <= self._per_source[source]

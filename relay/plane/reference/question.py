@@ -1,12 +1,12 @@
-"""Whether an upstream is still there: what a flow asks of its own before its silence counts, and for how long it waits.
+"""Whether an upstream is still there: what a flow itself asks before silence counts, and for how long it waits.
 
-A request that is not answered says little by itself: servers ignore what they do not know, or what is damaged (RFC 8489
-section 6.3). So when half of the time has passed in which nothing has been heard, the flow asks something that nobody
-can find fault with. Any answer, also an error, and any other packet is a sign of life, and the time begins anew.
+An unanswered request says little by itself: servers ignore what they do not know, or what is damaged (RFC 8489 section
+6.3). So when half of the allowed silence has passed, the flow asks something that no server can find fault with. Any
+answer is a sign of life, an error too, and so is any other packet. Then the time begins anew.
 
-It asks two things in turn, as some servers leave a Binding unanswered (coturn with ``no-stun``): a Binding, and a
-CreatePermission that names no peer, which changes nothing and which every server refuses in words (RFC 8656 section
-10.2). The compiled twin is ``question.pxd``.
+It asks two things in turn, because some servers leave a Binding unanswered (coturn with ``no-stun``): a Binding, and a
+CreatePermission that names no peer. The second changes nothing, and every server refuses it with an error (RFC 8656
+section 10.2). The compiled twin is ``question.pxd``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from enum import Enum
 
 from relay.wire.stun import TRANSACTION_ID_BYTES, MessageClass, Method, build_message
 
-# The transaction ids of one flow's questions begin alike, so that late answers are known too. Eight random bytes are
-# nobody else's; the rest counts.
+# The transaction ids of one flow's questions begin alike, so that late answers are known too. Nobody else has the same
+# eight random bytes. The other bytes are a counter.
 PREFIX_BYTES = 8
 _COUNTER_BYTES = TRANSACTION_ID_BYTES - PREFIX_BYTES
 _METHODS = (Method.BINDING, Method.CREATE_PERMISSION)
@@ -32,17 +32,17 @@ class Judgement(Enum):
 
 
 class Question:
-    """One flow's. Times are the caller's clock in seconds; ``quiet_since`` is when the silence in question began."""
+    """The questions of one flow. Times are the caller's clock in seconds; ``quiet_since`` is when the silence began."""
 
     def __init__(self, rto_s: float) -> None:
         """The first question is asked again after ``rto_s``, then after twice as long, and so on.
 
-        Where little time is left it is asked sooner: three times at least.
+        If little time is left it is asked sooner, so that it is asked at least three times.
         """
         self._rto_s = rto_s
         self._prefix = secrets.token_bytes(PREFIX_BYTES)
         self._asked = 0
-        # The silence that has been asked about; when first, when next, and how long after the last time that is.
+        # The silence that was asked about; when it was first, when it will be next, and the wait before that.
         self._quiet_since: float | None = None
         self._first = self._due = self._wait = 0.0
 

@@ -1,7 +1,7 @@
 """Descriptors that are kept free for a newcomer, from before it is accepted.
 
-They are for its UDP socket, or for the pair of sockets that takes it to control. Where they are not to be had,
-newcomers wait in the kernel's queue, where nobody has shaken hands with them yet.
+They are for its UDP socket, or for the pair of sockets that takes it to control. When there are none left, newcomers
+wait in the kernel's queue, before anybody has shaken hands with them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ RESERVED_DESCRIPTORS = 2
 
 
 class Reserve:
-    """Those of one newcomer; none before ``fill``."""
+    """The descriptors of one newcomer. There are none before ``fill``."""
 
     def __init__(self) -> None:
         self._kept: list[int] = []
 
     def fill(self, count: int = RESERVED_DESCRIPTORS) -> None:
-        """Keep so many. Raises OSError where there are not so many."""
+        """Keep this many. Raises OSError if there are not enough."""
         while len(self._kept) < count:
             self._kept.append(os.open(os.devnull, os.O_RDONLY))
 

@@ -1,12 +1,13 @@
-"""What waits for a client that takes less than comes: in which order it leaves, and what is not worth sending any more.
+"""What waits for a client that takes less than comes: in which order it leaves, and when it is not worth sending.
 
-Over TCP media is never lost, it is late, and late voice is worse than none. So the oldest goes, whole frames only.
-Control, without which a call dies, goes first and is not dropped. Data goes last, and drops the newest where it is too
-much: who sends it slows down when something is lost, and must not hear of it late. No I/O, and ``now`` is an argument.
+Over TCP media is never lost. It is late, and late voice is worse than none. So the oldest is dropped, in whole frames.
+Control leaves first and is not dropped, because a call dies without it. Data leaves last, and where there is too much
+the newest is dropped: its sender slows down when something is lost, and must learn of it early. There is no I/O here,
+and ``now`` is an argument.
 
-A far peer can send what looks like control, as much as it likes. So what it sends counts as control up to a bound each
-second and while less than half of the room for control is taken, and as data beyond: it cannot delay voice for long,
-and it cannot end the connection.
+A far peer can send as much as it likes of what looks like control. So what it sends counts as control up to a bound
+each second, while less than half of the room for control is taken. The rest counts as data. In this way it cannot delay
+voice for long, and it cannot end the connection.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from relay.plane.api import DropReason, Totals, Traffic
 from relay.plane.reference.traffic import is_from_peer, traffic_of
 from relay.wire.channeldata import pad
 
-# Control of a far peer in each period. A flight of DTLS with a chain of certificates is 5 KB, twenty checks of ICE with
-# their answers are 4 KB, and this much takes an eighth of a link of 1 Mbit/s.
+# Control of a far peer in each period. A flight of DTLS with a chain of certificates has 5 KB, and twenty checks of ICE
+# with their answers have 4 KB. This much takes an eighth of a link of 1 Mbit/s.
 PEER_CONTROL_BYTES = 16 * 1024
 PEER_CONTROL_PERIOD_S = 1.0
-# SCTP doubles what it sends until it hears of a loss, a round trip later, and takes seconds over hundreds of them. So
-# one packet is dropped while there is room for what comes until then, and not again before it can have slowed down.
+# SCTP doubles what it sends until it hears of a loss, a round trip later, and needs seconds to recover from hundreds of
+# losses. So one packet is dropped while there is still room for what comes until then, and the next one only when SCTP
+# can have slowed down.
 EARLY_DROP_PERIOD_S = 0.5
 
 
@@ -40,9 +42,9 @@ class Room(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What waits, when it came, in seconds, and its bytes on the client's stream.
+    """What waits: when it came, in seconds, and its bytes on the client's stream.
 
-    ``unit`` is one of the downlink, or None for what the carrier itself says to the client.
+    ``unit`` is a unit of the downlink, or None for what the carrier itself says to the client.
     """
 
     arrived: float
@@ -68,9 +70,9 @@ class Schedule:
         *,
         from_peers: bool = False,
     ) -> None:
-        """``max_age_s`` is of media. ``frame`` puts a unit into its carrier's frame.
+        """``max_age_s`` is how old media may grow. ``frame`` puts a unit into its carrier's frame.
 
-        ``from_peers``: all that comes does, STUN outside ChannelData too.
+        ``from_peers`` says that everything comes from far peers, even STUN outside ChannelData.
         """
         self.max_age_s = max_age_s
         self._room = room
@@ -84,14 +86,14 @@ class Schedule:
         self._control_size = 0
         self._media_size = 0
         self._data_size = 0
-        # What far peers have sent as control since when.
+        # What far peers have sent as control, and since when.
         self._peer_bytes = 0
         self._peer_since = 0.0
         self._early_drop_at = 0.0
 
     @property
     def waiting_bytes(self) -> int:
-        """All that waits, as it will stand on the stream; 0 only if nothing does."""
+        """Everything that waits, as bytes on the stream. 0 only if nothing waits."""
         return self._control_size + self._media_size + self._data_size
 
     @property
@@ -105,19 +107,18 @@ class Schedule:
         return bool(self._control_size or self._media_size)
 
     def oldest_age(self, now: float) -> float:
-        """Seconds that the oldest frame has waited, 0 if nothing waits.
+        """How many seconds the oldest frame has waited. 0 if nothing waits.
 
-        More than the greatest age if nothing has come or gone since: what is too old leaves with the next ``put`` or
-        ``take``.
+        It may be more than the greatest age: a frame that is too old leaves only with the next ``put`` or ``take``.
         """
         heads = [queue[0].arrived for queue in (self._control, self._rtcp, self._media, self._data) if queue]
         return now - min(heads) if heads else 0.0
 
     def put(self, now: float, unit: bytes) -> bool:
-        """Let a unit wait. False, and nothing is kept of it, if it is control and there is no room for it.
+        """Let a unit wait. Returns False, and keeps nothing of it, if it is control and there is no room for it.
 
-        Media makes room for itself: the oldest goes. Data does not, and a unit that is longer than all the room there
-        is goes itself.
+        For media the oldest media makes room. Data that finds no room is dropped itself, and so is a unit that is
+        longer than all the room there is.
         """
         self._expire(now)
         frame = self.framed(now, unit)
@@ -137,12 +138,12 @@ class Schedule:
         return True
 
     def put_framed(self, now: float, framed: bytes) -> bool:
-        """Let wait what the carrier itself says, as control."""
+        """Let something wait that the carrier itself says, as control."""
         self._expire(now)
         return self._put_control(Frame(now, None, Traffic.CONTROL, framed))
 
     def framed(self, arrived: float, unit: bytes) -> Frame:
-        """A unit as it will leave."""
+        """A unit as it will leave for the client."""
         return Frame(arrived, unit, traffic_of(unit), self._frame(unit))
 
     def _put_control(self, frame: Frame) -> bool:
@@ -153,7 +154,7 @@ class Schedule:
         return True
 
     def _admit_peer(self, now: float, size: int) -> bool:
-        """Whether so much more of a far peer counts as control."""
+        """Whether this much more from a far peer counts as control."""
         if now - self._peer_since >= self._room.peer_control_period_s:
             self._peer_since, self._peer_bytes = now, 0
         if self._peer_bytes + size > PEER_CONTROL_BYTES or self._control_size + size > self._room.control_bytes // 2:
@@ -169,16 +170,16 @@ class Schedule:
             self._data_size += frame.size
 
     def _is_early_drop(self, now: float) -> bool:
-        """True once in a while where a quarter of the room for data is taken."""
+        """True once in a while, if more than a quarter of the room for data is taken."""
         if self._data_size <= self._room.data_bytes // 4 or now - self._early_drop_at < self._room.early_drop_period_s:
             return False
         self._early_drop_at = now
         return True
 
     def take(self, now: float, room: int, *, with_data: bool = True) -> list[Frame]:
-        """Frames for ``room`` bytes, in the order they should leave; a first one that is longer is taken nevertheless.
+        """Take frames for ``room`` bytes, in the order they should leave. The first is taken even if it is longer.
 
-        Where one does not fit, none behind it is taken. Data stays without ``with_data``.
+        When one does not fit, none after it is taken. Without ``with_data`` data stays.
         """
         self._expire(now)
         taken: list[Frame] = []

@@ -80,7 +80,7 @@ class SessionMedia(Media):
             self._host.close(CloseReason.BROKEN_FRAME, fault.detail, farewell=fault.farewell)
 
     def _on_upstream_lost(self, reason: CloseReason, detail: str) -> None:
-        """The client stays, for as long as control takes to move it."""
+        """Keep the client while control moves it."""
         if self.flow is not None:
             self.flow.close()
         self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)

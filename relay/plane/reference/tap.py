@@ -1,4 +1,4 @@
-"""The tap of the reference plane: copies of a flow's datagrams, bounded as those of ``tap.pxd``."""
+"""The tap of the reference plane: copies of a flow's datagrams. Its bounds are the ones in ``tap.pxd``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from relay.plane.api import TappedDatagram, Upstream
 from relay.quality.stream import Direction
 
 MAX_WAITING_BYTES = 1 << 20
-# What one costs besides its bytes.
+# What a copy costs in addition to its bytes.
 RECORD_BYTES = 24
 
 
 class FlowTap:
-    """Both ends of it: the flow puts and ends, control takes and closes."""
+    """Both ends of the tap: the flow puts and ends, control takes and closes."""
 
     def __init__(self, client: Address, server_name: str, upstream: Upstream) -> None:
         self.client = client
@@ -28,7 +28,7 @@ class FlowTap:
         self._missed_told = 0
 
     def put(self, direction: Direction, local: Address, data: bytes) -> None:
-        """Copy one datagram, or count it where there is no room."""
+        """Copy one datagram, or count it if there is no room."""
         if self.ended:
             return
         if self._waiting_bytes + RECORD_BYTES + len(data) > MAX_WAITING_BYTES:

@@ -28,7 +28,7 @@ from relay.plane.reference.hello import (
 from relay.wire.client_hello import ClientHello, parse_client_hello
 
 _READ_BYTES = 16 * 1024
-# RFC 7301 section 3.2. Python's server has no word for it, and would go on without a protocol.
+# RFC 7301 section 3.2. Python's server does not know it, and would go on without a protocol.
 _ALERT_NO_APPLICATION_PROTOCOL = 120
 
 
@@ -41,16 +41,16 @@ class TlsError(PeerError):
 
 
 class TlsFlood(TlsError):
-    """The client sends records without data, more than it needs."""
+    """The client sends more records without data than it needs."""
 
     def __init__(self) -> None:
         super().__init__(HandshakeFailure.OTHER, "records without data")
 
 
 class _ServerObject(ssl.SSLObject):
-    # What the session goes by: that of the session before it, where TLS 1.2 goes on with one. None before it is known.
+    # The name of the session. Where TLS 1.2 resumes one, it is the name of that one. None before it is known.
     server_name: str | None = None
-    # What the client has asked for, once that is whole and can be read.
+    # What the client has asked for, once its message is whole and can be read.
     hello: ClientHello | None = None
     speaks_nothing_of_ours: bool = False
 
@@ -68,14 +68,14 @@ class ServerContexts:
             for name in names:
                 self._by_name.setdefault(name, context)
         self.default = next(iter(by_names.values()))
-        # The same, for a handshake that must not go on with an earlier session.
+        # The first certificate again, for a handshake that must not resume a session.
         self.without_sessions = _new_context()
         self.without_sessions.options |= ssl.OP_NO_TICKET
         first = certificate_names(certificates[0])
         for certificate in certificates:
             if certificate_names(certificate) == first:
                 load_certificate(self.without_sessions, certificate)
-        # Called for every handshake; the context that a session starts with is always one of these.
+        # It is called for every handshake, because a session always starts with one of these contexts.
         self.default.sni_callback = self.without_sessions.sni_callback = self._on_server_name
 
     def choose(self, server_name: str) -> ssl.SSLContext:
@@ -122,7 +122,7 @@ def _names_in_silence() -> Iterator[None]:
 
 
 class TlsSession:
-    """The server's side of one TLS connection; bytes in, bytes out, no socket."""
+    """The server's side of one TLS connection: bytes in, bytes out, no socket."""
 
     def __init__(self, contexts: ServerContexts) -> None:
         self._contexts = contexts
@@ -133,11 +133,11 @@ class TlsSession:
         self._handshake_records = 0
         self._silent = SilentRecords()
         self._hello = Hello()
-        # The wire of the client, until it is known that the session can stay what it is.
+        # What the client has sent, until it is known that the session can stay.
         self._said: bytes | None = b""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        # Made when the ClientHello is whole: it takes 40 KiB, and who begins a hello and does not end it must not have
-        # them.
+        # Made when the ClientHello is whole: it takes 40 KiB, and a client that begins a hello and does not end it must
+        # not get them.
         self._session: _ServerObject | None = None
 
     def _begin(self, context: ssl.SSLContext) -> _ServerObject:
@@ -165,9 +165,9 @@ class TlsSession:
         return "" if self._session is None else self._session.version() or ""
 
     def receive(self, data: bytes, now: float = 0.0) -> bytes:
-        """Take bytes of the wire, give what they say in plain; none behind close_notify.
+        """Take bytes of the wire, and give what they say in plain. After close_notify there is nothing more.
 
-        ``now`` is any clock in seconds. Raises TlsError, TlsFlood for a client that says nothing all the time.
+        ``now`` is any clock in seconds. Raises TlsError, and TlsFlood for a client that sends too much without data.
         """
         if self.client_closed:
             return b""  # OpenSSL would not take them, and they would pile up
@@ -227,10 +227,10 @@ class TlsSession:
             self._records.max_records = MAX_SILENT_RECORDS
 
     def _stay_or_begin_anew(self, session: _ServerObject) -> None:
-        """Throw away the answer to the first message if it goes on with a session that has another name.
+        """Throw away the answer to the first message if it resumes a session that has another name.
 
-        A session of TLS 1.2 belongs to the name that it began with, and goes on under no other (RFC 6066 section 3):
-        else the client would be taken to where the old name leads. TLS 1.3 hears the name each time anew.
+        A session of TLS 1.2 belongs to the name that it began with, and must not be resumed under another (RFC 6066
+        section 3): the client would be taken to where the old name leads. TLS 1.3 has the name in each handshake.
         """
         hello, said = session.hello, self._said
         if session.server_name is None:
@@ -238,7 +238,7 @@ class TlsSession:
         self._said = None
         if hello is None or session.server_name == hello.server_name.lower().decode(errors="replace"):
             return
-        if said is None:  # it was begun anew, and the client made an identifier of such a session up
+        if said is None:  # it was begun anew already: the client has made up the identifier of a session
             raise HelloFault(HandshakeFailure.OTHER, "session of another name")
         self._go_on(self._begin(self._contexts.without_sessions), said)
 
@@ -247,7 +247,7 @@ class TlsSession:
         assert session is not None
         chunks: list[bytes] = []
         try:
-            # Asking once more only to hear SSLWantReadError would cost as much as a small record.
+            # To ask once more, and only get SSLWantReadError, would cost as much as a small record.
             while incoming.pending or session.pending():
                 chunk = session.read(_READ_BYTES)
                 if not chunk:
@@ -261,12 +261,12 @@ class TlsSession:
         return chunks
 
     def send(self, plain: bytes) -> bytes:
-        """The bytes of the wire that say ``plain``, and whatever TLS itself had to say before. Raises TlsError."""
+        """The bytes of the wire for ``plain``, after what TLS itself had to say. Raises TlsError."""
         assert self._session is not None
         try:
             self._session.write(plain)
         except ssl.SSLError as error:
-            # WantRead: the client has begun a KeyUpdate and not ended it, and nothing can be said before it does.
+            # WantRead: the client has begun a KeyUpdate and not ended it. Nothing can be said before it does.
             raise _tls_error(error) from None
         return self._outgoing.read()
 

@@ -1,6 +1,6 @@
 """What a unit is, by its first bytes: RFC 7983, and RFC 5761 for RTCP among RTP.
 
-Over CONNECT-UDP a unit is any datagram of media: bare RTP too, or nothing at all.
+Over CONNECT-UDP a unit is any datagram of media, also bare RTP or an empty one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _DATA_INDICATION = message_type(Method.DATA, MessageClass.INDICATION).to_bytes(2
 
 
 def traffic_of(unit: bytes) -> Traffic:
-    """Its class.
+    """The class of a unit.
 
-    Data indications carry media or data, never control: a client that wants its checks to go first binds a channel.
+    A Data indication is media or data, never control: a client that wants its checks to go first binds a channel.
     """
     if len(unit) >= HEADER_BYTES and unit[0] & 0xC0 == 0x40:
         return _kind(unit[HEADER_BYTES : HEADER_BYTES + int.from_bytes(unit[2:HEADER_BYTES])])
@@ -28,12 +28,12 @@ def traffic_of(unit: bytes) -> Traffic:
 
 
 def is_from_peer(unit: bytes) -> bool:
-    """True for what a far peer sends, False for a STUN message of the upstream's own."""
+    """True for what a far peer sends, False for the upstream's own STUN."""
     return not unit or unit[0] >= 0x40
 
 
 def _kind(payload: bytes) -> Traffic:
-    # An empty datagram is a sign of life, as RTP without words would be.
+    # An empty datagram is a sign of life, and counts as RTP.
     first = payload[0] if payload else 0x80
     # The connectivity checks and consent of ICE; change_cipher_spec, alert and handshake of DTLS.
     if 20 <= first <= 22 or is_whole_stun(payload):
@@ -50,7 +50,7 @@ def is_whole_stun(datagram: bytes) -> bool:
 
 
 def find_attribute(message: bytes, kind: int) -> bytes | None:
-    """The value of the first attribute of this type wherever it stands, as a server might see it; None without one."""
+    """The value of the first attribute of this type, wherever it is, as a server might see it. None without one."""
     offset = stun.HEADER_BYTES
     while offset + 4 <= len(message):
         length = int.from_bytes(message[offset + 2 : offset + 4])
@@ -63,7 +63,7 @@ def find_attribute(message: bytes, kind: int) -> bytes | None:
 
 
 def rtp_packet(unit: bytes) -> bytes | None:
-    """The RTP or RTCP packet that a unit is, or that a ChannelData message holds whole; or None."""
+    """The RTP or RTCP packet that a unit is, or that is whole in a ChannelData message. None if there is none."""
     if unit[:1] < b"\x40":
         return None
     packet = unit
@@ -75,6 +75,6 @@ def rtp_packet(unit: bytes) -> bytes | None:
 
 
 def is_media(datagram: bytes) -> bool:
-    """True if the first byte is one of STUN, DTLS, ChannelData, RTP or RTCP (RFC 7983); an empty datagram passes."""
+    """True if the first byte may begin STUN, DTLS, ChannelData, RTP or RTCP (RFC 7983). An empty datagram passes."""
     first = datagram[0] if datagram else 0
     return first <= 3 or 20 <= first <= 79 or 128 <= first <= 191

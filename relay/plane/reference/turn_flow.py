@@ -1,9 +1,9 @@
 """The flow of a TURN client: the duties of a gateway from TURN over a stream to TURN over UDP.
 
-Requests are sent again until they are answered, second answers are dropped, a 437 for a stale allocation is tried again
-from a fresh port, a 300 leads to another server (``alternates``), and an upstream that is gone ends the flow: one that
-answers nothing, not even what the flow asks of its own (``question``). The TURN client of a session is control: it
-hears what one would hear, and judges errors itself.
+Requests are sent again until they are answered, and second answers are dropped. After a 437 for a stale allocation the
+Allocate is sent again from a fresh port. A 300 leads to another server (``alternates``). An upstream that answers
+nothing, not even what the flow itself asks (``question``), ends the flow. The TURN client of a session is control: it
+hears what any client would hear, and judges errors itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from relay.plane.uplink import Fate
 from relay.turn.transactions import Answer, Transactions
 
 # How many fresh ports are tried for one client, and for how long. After a restart the upstream may still hold the
-# allocations of all calls: where nine in ten ports of a narrow range are stale, 256 tries fail once in 10^11. And a
-# client that waits for its Allocate gives up after some seconds (browsers: ten for all of ICE).
+# allocations of all calls: if nine in ten ports of a narrow range are stale, 256 tries fail once in 10^11. A client
+# that waits for its Allocate gives up after some seconds (browsers: ten for all of ICE).
 MAX_FRESH_PORTS = 256
 FRESH_PORTS_S = 5.0
 
@@ -55,7 +55,7 @@ class TurnFlow(Flow):
         fail: Callable[[CloseReason, str], None],
         left: socket.socket | None = None,
     ) -> None:
-        """As ``Flow``; requests are sent again after ``rto_s``; who answers nothing for ``silence_s`` is gone.
+        """As ``Flow``. Requests are sent again after ``rto_s``; an upstream that is silent for ``silence_s`` is gone.
 
         Raises OSError.
         """
@@ -95,7 +95,7 @@ class TurnFlow(Flow):
         self._deliver(arrived, message)
 
     def _match(self, message: bytes) -> Answer | None:
-        """What a message is to the requests that wait; None if one of them is tried again because of it."""
+        """What a message answers. None if a request is sent elsewhere because of it."""
         kind = message[0] << 8 | message[1]
         if not kind & _RESPONSE_BIT:
             return Answer.UNKNOWN
@@ -156,7 +156,7 @@ class TurnFlow(Flow):
         self._arm()
 
     def _quiet_since(self) -> float | None:
-        """When the silence began that may mean that the upstream is gone; None while nothing makes that likely."""
+        """When the silence began that may mean that the upstream is gone. None while nothing makes that likely."""
         if self._doubt_since is not None and self.heard_at > self._doubt_since:
             self._doubt_since = None
         reasons = (self._transactions.waiting_since, self._doubt_since)
@@ -164,7 +164,7 @@ class TurnFlow(Flow):
         return None if since is None else max(since, self.heard_at)
 
     def _judge_silence(self, now: float) -> Fate:
-        """Ask an upstream that says nothing whether it is there; ``GONE`` if it is not, which has ended the flow."""
+        """Ask a silent upstream whether it is there. If the fate is ``GONE`` it is not, and the flow has ended."""
         quiet_since = self._quiet_since()
         if quiet_since is None:
             return Fate.SENT
@@ -192,7 +192,7 @@ class TurnFlow(Flow):
 
 
 class SessionFlow(TurnFlow):
-    """Control is the TURN client: it hears of all STUN through ``on_stun``, and gets every socket back."""
+    """Control is the TURN client: ``on_stun`` tells it of all STUN, and it gets every socket back."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class SessionFlow(TurnFlow):
         on_stun: Callable[[bytes, bool], None],
         left: socket.socket | None = None,
     ) -> None:
-        """As ``TurnFlow``; ``on_stun`` is told too whether a request waited for the message. Raises OSError."""
+        """As ``TurnFlow``. ``on_stun`` gets each message, and whether a request waited for it. Raises OSError."""
         self._tell = on_stun
         super().__init__(
             loop,
@@ -223,7 +223,7 @@ class SessionFlow(TurnFlow):
         )
 
     def _count_sent(self, unit: bytes) -> None:
-        # What control asks is in no count, as the answers that it hears are not.
+        # What control asks is not counted, and neither are the answers that it hears.
         if unit[0] >= 0x40:
             super()._count_sent(unit)
 
@@ -234,7 +234,7 @@ class SessionFlow(TurnFlow):
         return False
 
     def leave(self) -> tuple[int, bytes] | None:
-        """End, and give the socket up if it is still open: control has made the allocation behind it."""
+        """End. Returns the socket if it is still open: control has made the allocation that it leads to."""
         if not self.is_open:
             return None
         self._stop()
