@@ -41,19 +41,15 @@ class LinkOwner(Protocol):
 
     def on_opened(self, link: Link) -> None:
         """The link is open."""
-        ...
 
     def on_message(self, message: bytes) -> None:
         """A whole message came, ChannelData without padding."""
-        ...
 
     def on_unreachable(self, error: OSError) -> None:
         """ICMP says that nobody listens at the server. The link goes on."""
-        ...
 
     def on_lost(self, error: UpstreamError) -> None:
         """The link has ended, but not because of ``close``."""
-        ...
 
 
 class Link(Protocol):
@@ -64,28 +60,22 @@ class Link(Protocol):
     @property
     def not_sent(self) -> OSError | None:
         """Why our own machine did not send the last message; None if it did."""
-        ...
 
     @property
     def local_address(self) -> Address:
         """Our end."""
-        ...
 
     def send(self, message: bytes) -> None:
         """Send a STUN message."""
-        ...
 
     def send_data(self, message: bytes) -> None:
         """Send a message that carries data, or drop it rather than wait."""
-        ...
 
     def close(self) -> None:
         """Begin to close. The owner hears nothing more."""
-        ...
 
     async def wait_closed(self) -> None:
         """Wait until the socket is closed."""
-        ...
 
 
 class UdpLink:

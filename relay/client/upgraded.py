@@ -308,15 +308,12 @@ class SessionOwner(Protocol):
 
     def on_text(self, text: str) -> None:
         """A control message came."""
-        ...
 
     def on_binary(self, payload: bytes) -> None:
         """Media came."""
-        ...
 
     def on_lost(self, link: SessionLink, error: UpstreamError) -> None:
         """The link has ended, but not because of ``close``."""
-        ...
 
 
 class SessionLink(WebSocketLink):

@@ -28,19 +28,15 @@ class Line(Protocol):
 
     async def allocate(self) -> Address:
         """The relayed address. Raises UpstreamError."""
-        ...
 
     async def bind_channel(self, peer: Address) -> int:
         """A channel to the peer. Raises UpstreamError."""
-        ...
 
     def send(self, peer: Address, data: bytes) -> None:
         """Send a datagram to a peer that is bound."""
-        ...
 
     async def close(self) -> None:
         """Hang up."""
-        ...
 
 
 def voice_payload(ssrc: int, sequence_number: int) -> bytes:

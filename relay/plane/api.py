@@ -328,35 +328,28 @@ class Tap(Protocol):
     @property
     def client(self) -> Address:
         """The flow's client."""
-        ...
 
     @property
     def server_name(self) -> str:
         """What the client asked for."""
-        ...
 
     @property
     def upstream(self) -> Upstream:
         """The other end of the UDP leg."""
-        ...
 
     @property
     def missed(self) -> int:
         """How many datagrams found no room, from the start."""
-        ...
 
     @property
     def ended(self) -> bool:
         """True if nothing more will come: the flow has ended, or has a new tap. What has come can still be taken."""
-        ...
 
     def take(self, limit: int) -> list[TappedDatagram]:
         """What has come since the last call, in order, at most this many."""
-        ...
 
     def close(self) -> None:
         """Copy no more, and let go of what has not been taken. May be repeated."""
-        ...
 
 
 # Events
@@ -489,81 +482,63 @@ class Plane(Protocol):
 
         Returns the bound address. Raises OperatorError.
         """
-        ...
 
     def set_certificates(self, certificates: Sequence[Certificate]) -> None:
         """Use these for new connections, the first where no name matches. Raises OperatorError and keeps the old."""
-        ...
 
     def configure(self, settings: PlaneSettings) -> None:
         """Use these bounds from now on; running connections keep the deadlines they have."""
-        ...
 
     def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
         """Take over a TCP connection that was accepted elsewhere, and the bytes already read from it."""
-        ...
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
         """Start the flow of a connection that has reported TurnOpened."""
-        ...
 
     def upgrade(self, connection: ConnectionId, response: bytes, carrier: Carrier, upstream: Upstream | None) -> None:
         """Take an HTTP connection back, send the response (a 101), and go on as media.
 
         A session has no upstream before ``move``; with any other carrier there is one from the start.
         """
-        ...
 
     def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
         """Have a session go on at this upstream: from a fresh socket, or from one that an earlier flow has left.
 
         The plane owns ``fd`` from here, in every case, and closes the socket that the session had before.
         """
-        ...
 
     def tell(self, connection: ConnectionId, text: str) -> None:
         """Send the client of a session a text message."""
-        ...
 
     def request(self, connection: ConnectionId, message: bytes) -> None:
         """Send the upstream of a session a STUN message; a request is sent again until it is answered."""
-        ...
 
     def admit(self, connection: ConnectionId) -> None:
         """Forward the Allocate that waits, and go on."""
-        ...
 
     def refuse(self, connection: ConnectionId, response: bytes) -> None:
         """Answer the Allocate that waits with this STUN message, and go on."""
-        ...
 
     def answer(self, connection: ConnectionId, response: bytes) -> None:
         """Give the client this STUN message for the Allocate that was granted."""
-        ...
 
     def allocated(self, connection: ConnectionId) -> bool:
         """True while a flow has an allocation that the upstream has granted and whose lifetime has not passed."""
-        ...
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection; what is already written still leaves."""
-        ...
 
     def tap(self, connection: ConnectionId) -> Tap | None:
         """Copy a flow's datagrams. At most 1 MiB of them waits to be taken.
 
         Returns None if there is no such flow. A flow has one tap: a second one ends the first.
         """
-        ...
 
     def drain(self) -> None:
         """Accept nobody from now on; running connections stay."""
-        ...
 
     async def stop(self) -> None:
         """End all connections and let go of every descriptor."""
-        ...
 
     def snapshot(self) -> Snapshot:
         """All counters and flows as they are now."""
-        ...

@@ -56,7 +56,6 @@ class CredentialStore(Protocol):
 
     def keys(self, username: str, realm: str, unix_time: float) -> tuple[bytes, ...]:
         """The long-term keys, either of which proves the user; empty if the user is unknown or has expired."""
-        ...
 
 
 class StaticCredentials:

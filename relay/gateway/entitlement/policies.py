@@ -64,19 +64,15 @@ class Policy(Protocol):
     @property
     def trouble(self) -> str:
         """The last cause of PolicyUnavailable, until there is an answer again."""
-        ...
 
     def rule_now(self, question: Question) -> Rule | None:
         """The rule, or None if it takes a wait. Raises PolicyUnavailable."""
-        ...
 
     async def rule(self, question: Question) -> Rule:
         """The rule, after a wait that has a deadline. Raises PolicyUnavailable."""
-        ...
 
     async def close(self) -> None:
         """End background work. Questions under way get their answers first."""
-        ...
 
 
 class UserList:

@@ -18,17 +18,14 @@ class Watched(Protocol):
     @property
     def allocation_ends_at(self) -> float | None:
         """When its allocation ends. None without one."""
-        ...
 
     @property
     def idle_since(self) -> float:
         """Since when it has no allocation, if it has none."""
-        ...
 
     @property
     def heard_media_at(self) -> float | None:
         """When something other than STUN last came, on the carrier where that shows that the flow is in use."""
-        ...
 
 
 class AllocationWatch:

@@ -77,24 +77,19 @@ class Framing(Protocol):
     @property
     def fault(self) -> Fault | None:
         """Why nothing more can be read."""
-        ...
 
     @property
     def pending(self) -> int:
         """Bytes that wait for the rest of what they begin."""
-        ...
 
     def feed(self, plain: bytes) -> list[Said]:
         """Take plain bytes of the client."""
-        ...
 
     def frame(self, unit: bytes) -> bytes:
         """A unit of the upstream as it stands on the client's stream."""
-        ...
 
     def unfinished(self) -> str:
         """What the log says of a client that ends at this point, if anything."""
-        ...
 
 
 class TurnFraming:
