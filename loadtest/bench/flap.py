@@ -30,6 +30,7 @@ from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection, open_turn_tls, open_turn_udp
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
+from tests.support.benches.gateway import settings_tree, write_config
 from tests.support.network.netns import Namespace
 from tests.support.network.netns import refusal as netns_refusal
 
@@ -132,17 +133,15 @@ def coturn_configuration(folder: Path, host: str) -> Path:
 
 def relay_configuration(folder: Path, plane: str, authority: Authority) -> Path:
     """For a relay with both upstreams and the settings that it has by itself."""
-    issued = authority.issue(SERVER_NAME)
-    upstreams = "".join(
-        f'[[upstreams]]\nname = "stun{number}"\naddress = "{host}:{TURN_PORT}"\n'
-        for number, host in enumerate(UPSTREAMS, 1)
-    )
     path = folder / "relay.toml"
-    path.write_text(
-        f'[listen]\ntls = ["{RELAY}"]\nadmin = "127.0.0.1:9443"\nplane = "{plane}"\n'
-        f'[[certificates]]\ncertificate = "{issued.chain}"\nprivate_key = "{issued.private_key}"\n{upstreams}'
-        '[log]\nformat = "json"\n'
+    tree = settings_tree(
+        authority,
+        *(Address(host, TURN_PORT) for host in UPSTREAMS),
+        names=(SERVER_NAME,),
+        listen={"tls": [str(RELAY)], "admin": "127.0.0.1:9443", "plane": plane},
+        log={"format": "json"},
     )
+    write_config(path, tree)
     return path
 
 

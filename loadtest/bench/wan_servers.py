@@ -14,6 +14,7 @@ from pathlib import Path
 
 from relay.addresses import Address
 from relay.plane.api import Certificate
+from tests.support.benches.gateway import write_config
 from tests.support.network.netns import Namespace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,25 +60,13 @@ class Server:
 
 
 def _relay(folder: Path, address: Address, source: Address, certificate: Certificate) -> list[str | Path]:
-    (folder / "relay.toml").write_text(
-        f"""
-[listen]
-tls = ["{address}"]
-admin = "127.0.0.1:0"
-workers = 1
-
-[[certificates]]
-certificate = "{certificate.chain}"
-private_key = "{certificate.private_key}"
-
-[[upstreams]]
-name = "wan"
-address = "{source}"
-
-[log]
-level = "warning"
-"""
-    )
+    tree = {
+        "listen": {"tls": [str(address)], "admin": "127.0.0.1:0", "workers": 1},
+        "certificates": [{"certificate": str(certificate.chain), "private_key": str(certificate.private_key)}],
+        "upstreams": [{"name": "wan", "address": str(source)}],
+        "log": {"level": "warning"},
+    }
+    write_config(folder / "relay.toml", tree)
     return [sys.executable, "-m", "relay", "serve", "--config", folder / "relay.toml"]
 
 

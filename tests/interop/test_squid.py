@@ -17,7 +17,6 @@ import socketio
 from aiohttp.connector import Connection
 
 from relay.addresses import Address
-from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
 from relay.client.connect import Proxy
 from relay.client.session import open_session
 from relay.client.turn import TurnConnection, open_turn_tls
@@ -25,6 +24,7 @@ from relay.errors import UpstreamError
 from tests.support.benches.gateway import SERVER_NAME, Relay, running_relay
 from tests.support.peers.behind_turn import SIZES, Inbox, echo_all_sizes, open_echo
 from tests.support.peers.coturn import Coturn, open_coturn
+from tests.support.peers.own_clients import open_turn
 from tests.support.peers.socketio import needs_node, socketio_server
 from tests.support.peers.squid import Squid, needs_squid, open_squid, shared_memory
 from tests.support.waiting import eventually
@@ -84,33 +84,14 @@ async def carry_a_call(turn: TurnConnection, inbox: Inbox, peer: Address) -> Non
 
 
 @PLANES
-async def test_turn_over_tls(tmp_path: Path, plane: str) -> None:
+@pytest.mark.parametrize("carrier", ["tls", "websocket", "connect-udp"])
+async def test_turn(tmp_path: Path, plane: str, carrier: str) -> None:
     async with open_firm(tmp_path, plane) as firm:
-        inbox, coturn = Inbox(), firm.coturn
-        turn = await open_turn_tls(firm.relay.tls, coturn.username, coturn.password, on_data=inbox.put, **firm.options)
+        inbox = Inbox()
+        turn = await open_turn(carrier, firm.relay, firm.coturn.address, on_data=inbox.put, proxy=firm.proxy)
         await carry_a_call(turn, inbox, firm.peer)
         await eventually(firm.tunnels)
         assert firm.tunnels() == [["TCP_TUNNEL/200", firm.squid.username]]
-
-
-@PLANES
-async def test_turn_over_websocket(tmp_path: Path, plane: str) -> None:
-    async with open_firm(tmp_path, plane) as firm:
-        inbox, coturn = Inbox(), firm.coturn
-        turn = await open_turn_websocket(
-            firm.url("wss", "/turn"), coturn.username, coturn.password, on_data=inbox.put, **firm.options
-        )
-        await carry_a_call(turn, inbox, firm.peer)
-
-
-@PLANES
-async def test_turn_over_connect_udp(tmp_path: Path, plane: str) -> None:
-    async with open_firm(tmp_path, plane) as firm:
-        inbox, coturn = Inbox(), firm.coturn
-        turn = await open_turn_connect_udp(
-            firm.url("https"), coturn.address, coturn.username, coturn.password, on_data=inbox.put, **firm.options
-        )
-        await carry_a_call(turn, inbox, firm.peer)
 
 
 @PLANES

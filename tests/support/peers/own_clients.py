@@ -6,6 +6,7 @@ from typing import Any
 
 from relay.addresses import Address
 from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
+from relay.client.connect import Proxy
 from relay.client.session import Session, open_session
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from tests.support.benches.gateway import Relay
@@ -19,7 +20,7 @@ async def open_turn(
     upstream: Address,
     *,
     on_data: OnData = lambda *_: None,
-    proxy: str | None = None,
+    proxy: Proxy | str | None = None,
     server: Address | None = None,
     timeout_s: float = 10.0,
 ) -> TurnConnection:
