@@ -1,1 +1,1 @@
-"""Quality: what RTP headers tell of a call, and delay and loss to R factor and MOS; without I/O and without a clock."""
+"""Call quality, without I/O and without a clock: what RTP headers say of a call, and its R factor and MOS."""

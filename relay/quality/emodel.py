@@ -3,8 +3,8 @@
 Only what a packet network changes is computed; everything else (loudness, echo, noise) has the defaults of the
 Recommendation, which give R = 93.2. Echo is taken as cancelled, so delay counts through Idd alone.
 
-The scale is the narrowband one. A value of the wideband model (G.107.1) is on another scale, from 0 to 129:
-the two must not stand in one table.
+The scale is narrowband. The wideband model (G.107.1) has another scale, from 0 to 129, so never put values of both into
+one table.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 # --- fixed by the Recommendation ---
 # G.107 section 7.7: the R factor of a narrowband call with all parameters at their defaults.
 R_WITH_DEFAULTS = 93.2
-# G.107 section 7.4: up to here delay alone costs nothing.
+# G.107 section 7.4: a delay up to this costs nothing.
 DELAY_WITHOUT_IMPAIRMENT_MS = 100.0
 # G.107 Annex B.
 MIN_MOS = 1.0
 MAX_MOS = 4.5
 
 # --- chosen here ---
-# The length of the voice in one packet: what the clients send, 50 packets a second.
+# The voice in one packet: clients send 50 packets a second.
 PACKETISATION_MS = 20.0
 
 
@@ -30,9 +30,9 @@ PACKETISATION_MS = 20.0
 class Codec:
     """How well a codec sounds, and how it takes losses (G.113 Appendix I).
 
-    ``ie`` is the equipment impairment without loss, ``bpl`` the robustness to loss: the larger the better.
-    ``provisional`` marks values of our own, for want of any in G.113; say so wherever a score of them is shown.
-    Raises ValueError for a robustness that is not above 0.
+    ``ie`` is the equipment impairment without loss. ``bpl`` is the robustness to loss: larger is better.
+    ``provisional`` marks our own values, because G.113 has none. Say so wherever a score made of them is shown. Raises
+    ValueError for a robustness that is not above 0.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Codec:
 
 G711 = Codec("G.711 without concealment", ie=0.0, bpl=4.3)
 G711_CONCEALED = Codec("G.711 with concealment", ie=0.0, bpl=25.1)
-# G.113 has no narrowband values for Opus: careful ones, between those of G.711 with and without concealment.
+# G.113 has no narrowband values for Opus. These are cautious: between G.711 with and without concealment.
 OPUS = Codec("Opus", ie=0.0, bpl=10.0, provisional=True)
 OPUS_FEC = Codec("Opus with FEC", ie=0.0, bpl=20.0, provisional=True)
 
 
 def mouth_to_ear_ms(network_ms: float, jitter_buffer_ms: float, packetisation_ms: float = PACKETISATION_MS) -> float:
-    """Ta of G.107 in ms: one way through the network, and what sender and receiver add to it."""
+    """Ta of G.107 in ms: one way through the network, and what sender and receiver add."""
     return network_ms + jitter_buffer_ms + packetisation_ms
 
 
@@ -74,7 +74,7 @@ def effective_equipment_impairment(codec: Codec, missing_percent: float, burst_r
     """Ie,eff of G.107 section 7.5.
 
     ``missing_percent`` (Ppl) is 0 to 100 and counts every packet that was not there to be played, lost or late.
-    ``burst_ratio`` (BurstR) is 1 for random losses and larger for losses in runs. Raises ValueError outside of that.
+    ``burst_ratio`` (BurstR) is 1 for random losses and larger for losses in runs. Raises ValueError for other values.
     """
     if not 0 <= missing_percent <= 100:
         raise ValueError(f"missing packets are {missing_percent} %, expected 0 to 100")
@@ -85,7 +85,7 @@ def effective_equipment_impairment(codec: Codec, missing_percent: float, burst_r
 
 
 def r_factor(codec: Codec, mouth_to_ear_ms: float, missing_percent: float, burst_ratio: float = 1.0) -> float:
-    """R of G.107 section 7.1: 93.2 at best; long bursts bring it below 0, which ``mos`` takes.
+    """R of G.107 section 7.1: 93.2 at best. Long bursts bring it below 0, which ``mos`` accepts.
 
     Units and ValueError as for ``delay_impairment`` and ``effective_equipment_impairment``.
     """
@@ -99,5 +99,5 @@ def mos(r: float) -> float:
         return MIN_MOS
     if r >= 100:
         return MAX_MOS
-    # Between 0 and about 6.5 the polynomial dips below 1, which is no score.
+    # Between 0 and about 6.5 the polynomial falls below 1, which is not a valid score.
     return max(MIN_MOS, 1 + 0.035 * r + 7e-6 * r * (r - 60) * (100 - r))

@@ -1,35 +1,36 @@
-"""The RTP meter: what the packets of one direction of a flow tell of its streams. SRTP leaves the RTP header in clear,
-and nothing else is looked at; RTCP is encrypted and only counted.
+"""The RTP meter: what the packets of one direction of a flow say about its streams.
 
-It is the obvious twin of ``meter.pxd``: the same integers, so that both agree exactly. What was chosen:
+It reads only RTP headers, which SRTP does not encrypt. RTCP is encrypted, and only counted. This is the obvious twin of
+``meter.pxd``. Both use the same integers, so they agree exactly. What was chosen:
 
 Sequence    RFC 3550 section A.1, without its probation: the first packet seen of a stream begins what is expected, so a
             call that is joined in the middle lost nothing. A packet from before the first adds just itself. A jump
-            needs a second packet behind it to be a restart. A gap of 100 packets or more for which neither arrival
-            nor timestamps leave 1 ms a packet is a jump too, of the sender and no loss; so is any gap behind a jump.
-            A packet that is 64 or more behind the highest counts as a duplicate: it fills no gap any more.
-Transit     arrival minus timestamp, in units of the stream's clock and modulo 2^32 as in section A.8: wraps of the
-            timestamp do not show. A packet with the timestamp of the one before it (video, DTMF) says nothing, and is
-            never late.
+            needs a second packet after it to be a restart. A gap of 100 packets or more is a jump of the sender, not
+            loss, if neither arrival nor timestamps leave 1 ms for each packet. So is any gap after a jump. A packet
+            that is 64 or more behind the highest counts as a duplicate: it no longer fills a gap.
+Transit     arrival minus timestamp, in units of the stream's clock and modulo 2^32 as in section A.8, so a timestamp
+            that wraps does not matter. A packet with the same timestamp as the one before it (video, DTMF) says
+            nothing, and is never late.
 Late        more than the deadline above the least transit of the last 15 to 30 s (two windows, one filling), so that
             clocks may drift. Windows change with packets, not with time: a stall does not forget what was fast.
-            Where all packets of a second at pace were late and the transit did not fall, the level has shifted (a
-            route change; a sender whose timestamps stood still on hold): it is the new least one.
+            If all packets of a second at normal pace were late, and the transit did not fall, the level has shifted
+            (a route change; a sender whose timestamps stood still on hold). Then this transit is the new least one.
 New clock   A timestamp that goes back from one packet to the next, or that runs ahead of arrival by more than 2 s, or
-            comes after 45 s without one, starts the transit anew: nothing is called late by what was before.
+            comes after 45 s without one, starts the transit anew: older packets no longer make anything late.
 Runs        of packets that were not there to be played, in the order of arrival: a gap is a run until the next packet,
-            even where a reordered one fills it later.
-Pauses      between packets that are no duplicates. More than 200 ms is a stall, but not if the sender was silent: the
-            timestamp advanced as much, give or take 200 ms or the half, and by more than 100 ms for each number in
-            sequence. So comfort noise may be lost, and the first packets of a talk spurt. While the clock is not known
-            nobody can tell silence from a stall, and nothing counts as one.
-Clock       as configured for the payload type, else the one of RFC 3551, else guessed: two spans of a second or more,
-            one after the other, that agree within 4 % of one well-known clock. Timestamps run on through silence
-            (RFC 3550 section 5.1), so a span may hold pauses. But the first span must explain those of the second:
-            after a stall, or a pause in which the timestamps stood still, the guess begins anew. Other payload types
-            in between (comfort noise, digits) do not disturb it; 25 such packets in a row are a new codec.
-Streams     16. Another one takes the place of the longest silent; if that was heard in the last 5 s and there are
-            streams of a single packet, of the longest silent of those: noise does not drive out a call.
+            even if a reordered one fills it later.
+Pauses      between packets that are not duplicates. More than 200 ms is a stall, unless the sender was silent. It was
+            silent if the timestamp advanced as much (within 200 ms or half of it), and by more than 100 ms for each
+            sequence number. So comfort noise may be lost, and the first packets of a talk spurt. While the clock is not
+            known, silence and a stall look the same, and nothing counts as a stall.
+Clock       as configured for the payload type, or that of RFC 3551, or guessed: two spans of a second or more, one
+            after the other, that agree within 4 % of one well-known clock. Timestamps run on through silence (RFC 3550
+            section 5.1), so a span may contain pauses. But the first span must explain those of the second: after a
+            stall, or a pause in which the timestamps stood still, the guess begins anew. Other payload types in
+            between (comfort noise, digits) do not disturb it, but 25 such packets in a row are a new codec.
+Streams     at most 16. Another one replaces the stream that has been silent longest. If that one was heard in the last
+            5 s, and there are streams of a single packet, it replaces the longest silent of these instead, so that
+            noise does not push out a call.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ _MODULUS = 1 << 32
 
 
 def clock_table(payload_clocks: Mapping[int, int]) -> list[int]:
-    """The clock in Hz of each of the 128 payload types, 0 for those that are to be guessed.
+    """The clock in Hz of each of the 128 payload types, or 0 if it must be guessed.
 
     Raises ValueError for a payload type or a clock that cannot be.
     """
@@ -102,7 +103,7 @@ class Meter:
     """The streams of one direction. Times are microseconds of one clock that does not go back."""
 
     def __init__(self, deadline_us: int, payload_clocks: Mapping[int, int], direction: Direction) -> None:
-        """``deadline_us`` behind the fastest packets one is late. Raises ValueError as ``clock_table`` does."""
+        """A packet is late ``deadline_us`` after the fastest ones. Raises ValueError as ``clock_table`` does."""
         self.rtcp = 0
         self.malformed = 0  # neither RTP nor RTCP, by its header
         self.strays = 0  # far outside the sequence of its stream; the first packet of each restart is among them
@@ -112,7 +113,7 @@ class Meter:
         self._streams: list[_Stream] = []
 
     def on_packet(self, now_us: int, packet: bytes) -> None:
-        """Count one packet that is RTP or RTCP by its first byte, 128 to 191; any other is malformed."""
+        """Count one packet. RTP and RTCP begin with a byte from 128 to 191; any other packet is malformed."""
         if is_rtcp(packet):
             if len(packet) < RTCP_BYTES:
                 self.malformed += 1
@@ -162,7 +163,7 @@ class Meter:
         self._start_timing(stream, now_us, header)
 
     def _least_worth(self, now_us: int) -> int:
-        """The position of the stream that gives way to another."""
+        """The position of the stream that another one replaces."""
         longest_silent = min(range(MAX_STREAMS), key=lambda at: self._streams[at].last_us)
         if now_us - self._streams[longest_silent].last_us < ALIVE_US:
             single = [at for at in range(MAX_STREAMS) if self._streams[at].packets == 1]
@@ -173,7 +174,7 @@ class Meter:
     # Sequence (RFC 3550 section A.1)
 
     def _is_plausible(self, stream: _Stream, now_us: int, header: RtpHeader, ahead: int) -> bool:
-        """Whether so many packets can have been sent since the last one. Behind a stray only the next one will do."""
+        """Whether this many packets can have been sent since the last one. After a stray, only the next one can."""
         if ahead == 1 or stream.candidate >= 0:
             return ahead == 1
         if ahead < MAX_MISORDER:
@@ -181,7 +182,7 @@ class Meter:
         return ahead * MIN_PACKET_US <= max(now_us - stream.last_us, self._step_us(stream, header))
 
     def _on_next(self, stream: _Stream, now_us: int, header: RtpHeader, ahead: int) -> None:
-        """A packet beyond the highest, behind a gap unless ``ahead`` is 1."""
+        """Count a packet beyond the highest, which follows a gap unless ``ahead`` is 1."""
         stream.candidate = -1
         stream.packets += 1
         stream.expected += ahead
@@ -197,20 +198,20 @@ class Meter:
         stream.last_us = now_us
 
     def _may_stall(self, stream: _Stream, pause_us: int, header: RtpHeader, ahead: int) -> bool:
-        """Whether a pause counts as a stall if it is long: timestamps tell, and not that the sender was silent."""
+        """Whether a long pause counts as a stall: timestamps are of use, and do not say that the sender was silent."""
         if pause_us <= STALL_US or not self._has_clock(stream, header):
             return pause_us <= STALL_US
         silence_us = self._step_us(stream, header)
         return not _explains(silence_us, pause_us) or silence_us <= ahead * SILENT_STEP_US
 
     def _step_us(self, stream: _Stream, header: RtpHeader) -> int:
-        """How long since the highest packet by the timestamps; 0 if they do not tell."""
+        """The time since the highest packet by the timestamps, or 0 if they are of no use."""
         if not self._has_clock(stream, header):
             return 0
         return max(0, stream.step(header.timestamp)) * 1_000_000 // stream.clock_hz
 
     def _has_clock(self, stream: _Stream, header: RtpHeader) -> bool:
-        """Whether the timestamp is of the clock that the stream is known to have."""
+        """Whether the timestamp belongs to the clock that the stream is known to have."""
         return stream.clock_hz > 0 and self._clock(stream, header.payload_type) == stream.clock_hz
 
     def _on_reordered(self, stream: _Stream, now_us: int, header: RtpHeader, behind: int) -> None:
@@ -226,7 +227,7 @@ class Meter:
         stream.last_us = now_us
 
     def _on_jump(self, stream: _Stream, now_us: int, header: RtpHeader) -> None:
-        """The second of two in a row is a restart, and both count."""
+        """Count a packet far outside the sequence. The second of two in a row is a restart, and both count."""
         if header.sequence_number != stream.candidate:
             stream.candidate = (header.sequence_number + 1) % 65536
             self.strays += 1
@@ -245,11 +246,12 @@ class Meter:
     # Clock
 
     def _clock(self, stream: _Stream, payload_type: int) -> int:
-        """The clock of a payload type in Hz; 0 if nobody can tell it yet."""
+        """The clock of a payload type in Hz, or 0 while it is not known."""
         if stream.clock_hz and payload_type == stream.payload_type:
             return stream.clock_hz
         if payload_type == COMFORT_NOISE and stream.payload_type != COMFORT_NOISE:
-            # It has the clock of the voice that it replaces (RFC 3389 section 4), also if that is not known yet.
+            # Comfort noise has the clock of the voice that it replaces (RFC 3389 section 4), even if that is not known
+            # yet.
             return stream.clock_hz
         if self._clocks[payload_type]:
             return self._clocks[payload_type]
@@ -279,7 +281,7 @@ class Meter:
         stream.start_guess(now_us, header, clock_hz)
 
     def _is_aside(self, stream: _Stream, payload_type: int) -> bool:
-        """Whether a packet of another type leaves the guess that runs alone."""
+        """Whether a packet of another payload type leaves the current guess alone."""
         guessing = stream.guess_payload_type
         if payload_type in (guessing, COMFORT_NOISE):
             return False
@@ -289,7 +291,7 @@ class Meter:
     # Timing (RFC 3550 section A.8)
 
     def _start_timing(self, stream: _Stream, now_us: int, header: RtpHeader) -> None:
-        """Know nothing of the transit but this packet's."""
+        """Forget all transits except this packet's."""
         clock_hz = self._clock(stream, header.payload_type)
         if not clock_hz:
             stream.start_guess(now_us, header, 0)
@@ -330,7 +332,7 @@ class Meter:
         return self._is_late(stream, now_us, pause_us)
 
     def _judge_reordered(self, stream: _Stream, now_us: int, header: RtpHeader) -> None:
-        """A reordered packet counts where it can, and starts nothing anew."""
+        """Count a reordered packet if it still can count. It starts nothing anew."""
         if not self._has_clock(stream, header):
             return
         transit = stream.transit_of(now_us, header.timestamp)
@@ -366,7 +368,7 @@ class _Stream:
     ssrc: int
     highest: int  # sequence number
     payload_type: int
-    last_us: int  # when the last packet came that was no duplicate
+    last_us: int  # when the last packet came that was not a duplicate
     packets: int = 1
     expected: int = 1
     duplicates: int = 0
@@ -408,14 +410,14 @@ class _Stream:
         return behind >= SEEN_PACKETS or bool(self.seen >> behind & 1)
 
     def step(self, timestamp: int) -> int:
-        """How far a timestamp is beyond that of the highest packet."""
+        """How far a timestamp is beyond the highest packet's."""
         return _signed(timestamp - self.timestamp)
 
     def transit_of(self, now_us: int, timestamp: int) -> int:
         return ((now_us - self.origin_us) * self.clock_hz // 1_000_000 - timestamp) % _MODULUS
 
     def on_transit(self, transit: int) -> None:
-        """Jitter as in RFC 3550 section A.8; a pause of seconds is a stall and no jitter."""
+        """Jitter as in RFC 3550 section A.8. A pause of seconds is a stall, not jitter."""
         difference = abs(_signed(transit - self.transit))
         if difference <= JUMP_S * self.clock_hz:
             self.jitter += difference - (self.jitter + 8 >> 4)
@@ -482,7 +484,7 @@ class _Stream:
 
 
 def pause_bucket(pause_us: int) -> int:
-    """Which of the histogram's buckets a pause falls into."""
+    """The number of the histogram's bucket for a pause."""
     return min((pause_us // 1_000).bit_length(), PAUSE_BUCKETS - 1)
 
 
@@ -505,7 +507,7 @@ def _extension_fits(packet: bytes, header: RtpHeader) -> bool:
 
 
 def _explains(silence_us: int, pause_us: int) -> bool:
-    """Whether a sender that was silent for so long makes a pause of this length."""
+    """Whether a sender that was silent for this time explains a pause of this length."""
     return pause_us - silence_us <= STALL_US and 2 * silence_us >= pause_us
 
 

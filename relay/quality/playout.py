@@ -1,7 +1,8 @@
-"""The playout of one received stream, reckoned after the event: what a listener heard of it, and how well it scores.
+"""The playout of one received stream, computed afterwards: what a listener heard of it, and its score.
 
-Over TCP nothing is lost, it is late. A receiver plays each packet a fixed time after it was sent: a packet that is not
-there by then is silence, whether the network lost it or delivered it a second later. Both count as missing here.
+Over TCP packets are not lost, but late. A receiver plays each packet a fixed time after it was sent. If the packet is
+not there by then, the listener hears silence, no matter whether it was lost or came a second later. So both count as
+missing.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from itertools import groupby
 
 from relay.quality import emodel
 
-# How long the receiver's jitter buffer waits beyond the fastest packet. 40, 60 and 100 ms are usual; a shorter one
-# loses more to jitter, a longer one is heard as delay.
+# How long the receiver's jitter buffer waits beyond the fastest packet. 40, 60 and 100 ms are usual. A shorter buffer
+# loses more packets to jitter, a longer one is heard as delay.
 DEFAULT_DEADLINE_MS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Playout:
-    """What came of one stream. A figure that nothing supports is None, never a good one.
+    """What became of one stream. A figure that cannot be known is None, never a good one.
 
-    ``sent`` = ``received`` + ``lost``; the ``late`` ones are among the received. The delays are one-way, through the
-    network, of all that came, also of the late ones; both are None if nothing came. ``missing_percent``, ``r`` and
-    ``mos`` are None if nothing was sent. ``burst_ratio`` is BurstR of G.107, at least 1.
+    ``sent`` = ``received`` + ``lost``, and ``late`` packets are among the received. The delays are one-way, through the
+    network, of all packets that came, including late ones. Both are None if nothing came. ``missing_percent``, ``r``
+    and ``mos`` are None if nothing was sent. ``burst_ratio`` is BurstR of G.107, at least 1.
     """
 
     sent: int
@@ -58,13 +59,13 @@ def play(
     """
     arrived_ms = sorted(delay for delay in delays_ms if delay is not None)
     _require_durations([deadline_ms, *arrived_ms])
-    # Without a single arrival there is no least delay, and nothing to be late either.
+    # If nothing came, there is no least delay, and nothing is late.
     least_ms = arrived_ms[0] if arrived_ms else 0.0
     absent = [delay is None or delay > least_ms + deadline_ms for delay in delays_ms]
     sent, received = len(delays_ms), len(arrived_ms)
     missing_percent = 100 * sum(absent) / sent if sent else None
     bursts = burst_ratio(absent)
-    # The jitter buffer adds to each packet what that one lacks: all are played after the same time.
+    # The jitter buffer delays each packet so that all are played after the same time.
     r = scored_r(codec, emodel.mouth_to_ear_ms(least_ms, deadline_ms), missing_percent, bursts)
     return Playout(
         sent=sent,
@@ -82,7 +83,7 @@ def play(
 
 
 def nearest_rank(ascending: Sequence[float], percent: int) -> float | None:
-    """The smallest value that at least ``percent`` (1 to 100) of the values do not exceed; None if there are none."""
+    """The smallest value that ``percent`` (1 to 100) of the values do not exceed, or None if there are none."""
     if not ascending:
         return None
     rank = -(-percent * len(ascending) // 100)
@@ -90,10 +91,10 @@ def nearest_rank(ascending: Sequence[float], percent: int) -> float | None:
 
 
 def burst_ratio(absent: Sequence[bool]) -> float:
-    """BurstR of G.107 section 7.5: the mean length of the runs of missing packets over that of random losses.
+    """BurstR of G.107 section 7.5: the mean length of runs of missing packets, divided by that of random losses.
 
-    Random losses at the same rate p have runs of 1 / (1 - p) packets on average. Less than 1, losses more even than
-    chance, counts as 1: so do a stream without losses, and one of nothing else, whose random runs would have no end.
+    Random losses at the same rate p have runs of 1 / (1 - p) packets on average. A ratio below 1 means that losses are
+    more even than by chance, and counts as 1. So does a stream without losses, and one where all is lost.
     """
     runs = sum(1 for is_absent, _ in groupby(absent) if is_absent)
     if not runs:
@@ -105,11 +106,11 @@ def burst_ratio(absent: Sequence[bool]) -> float:
 
 
 def scored_r(codec: emodel.Codec, mouth_to_ear_ms: float, missing_percent: float | None, bursts: float) -> float | None:
-    """R of a stream, or None without a share of missing packets: then nothing was sent. ValueError as in emodel."""
+    """R of a stream, or None if nothing was sent (``missing_percent`` is None). ValueError as in ``emodel``."""
     if missing_percent is None:
         return None
     if missing_percent == 100:
-        # The formula would give R 17 to a silent line with concealment: it is not made for calls that are none.
+        # The formula would give R 17 to a silent line with concealment. It is not meant for lines without voice.
         return 0.0
     return emodel.r_factor(codec, mouth_to_ear_ms, missing_percent, bursts)
 

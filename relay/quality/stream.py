@@ -1,6 +1,6 @@
 """What a relay can see of one RTP stream: the figures of one SSRC in one direction, from its first packet.
 
-The figures only count up, so the difference of two readings describes the time between them.
+The figures only grow, so the difference of two readings describes the time between them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RtpStream:
-    """One SSRC in one direction. The uplink is seen as it came from the client, the downlink as it left to it.
+    """One SSRC in one direction: the uplink as it came from the client, the downlink as it left to the client.
 
     ``expected`` counts from the first to the highest sequence number, wraps included (RFC 3550 section A.3); a source
-    that starts over adds what its new range expects. ``late`` packets came more than the playout deadline behind the
-    fastest ones. ``missing_runs`` counts runs of packets that were not there to be played, lost or late.
-    ``clock_hz`` is 0 while nobody can tell it; then ``jitter_us`` and ``late`` are 0 too.
-    ``pauses`` is a histogram of the time between packets: (end in us, count), the end exclusive, empty ones left out.
+    that starts over adds what its new range expects. ``late`` packets came later than the fastest ones by more than the
+    playout deadline. ``missing_runs`` counts runs of packets that were not there to be played, lost or late.
+    ``clock_hz`` is 0 while it is not known; then ``jitter_us`` and ``late`` are 0, too. ``pauses`` is a histogram of
+    the time between packets: (end in us, count), the end exclusive, without empty buckets.
     """
 
     direction: Direction
@@ -47,5 +47,5 @@ class RtpStream:
 
     @property
     def lost(self) -> int:
-        """Packets that never came; 0 if duplicates hide it."""
+        """How many packets never came. 0 if duplicates hide this."""
         return max(0, self.expected - (self.packets - self.duplicates))

@@ -1,17 +1,19 @@
-"""What a few seconds of a stream sounded like: two readings of the meter to loss, lateness, R factor and MOS.
+"""How a few seconds of a stream sounded: loss, lateness, R factor and MOS from two readings of the meter.
 
-A relay is in the middle, and this is what it does not know, and does instead:
+A relay is in the middle. This is what it does not know, and what it does instead:
 
-Delay       It sees no one-way delay. What is known is added up: the network as the caller knows it (half of TCP's
-            round trip to the client, say), the playout deadline and the packetisation. The rest of the way counts as 0,
-            so the score is an upper bound where that is long.
-Codec       SRTP hides it. Payload types 0 and 8 are G.711, and any other is taken for Opus, whose values are
+Delay       It does not see the one-way delay. It adds up what is known: the network delay that the caller gives (half
+            of TCP's round trip to the client, for example), the playout deadline and the packetisation. The rest of the
+            way counts as 0. If that is long, the score is too good.
+Codec       SRTP hides it. Payload types 0 and 8 are G.711. Any other is assumed to be Opus, whose values are
             provisional; see ``emodel``.
-Silence     A stream of which nothing comes may be silent, held, or cut off: it alone does not tell. So such a window is
-            None, not 1; ``RtpStream.idle_us`` says for how long. When the stream goes on, its sequence numbers tell,
-            and all that was lost or late counts in the window in which it does.
-Lateness    Over TCP nothing is lost, it is late. While the clock of a stream is not known, neither is that: no score.
-Few packets Fewer than 10 are no speech, and have no score: a stray packet is neither a good call nor a bad one.
+Silence     If nothing comes, a stream may be silent, on hold, or cut off: the stream alone does not say which. So such
+            a window is None, not 1, and ``RtpStream.idle_us`` says how long it lasts. When the stream goes on, its
+            sequence numbers say what was lost or late, and this counts in the window in which it goes on.
+Lateness    Over TCP packets are not lost, but late. Without the clock of a stream, lateness is not known, so there is
+            no score.
+Few packets Fewer than 10 packets are not speech, and have no score: a stray packet is neither a good call nor a bad
+one.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ _G711_PAYLOAD_TYPES = frozenset({0, 8})
 
 @dataclass(frozen=True, slots=True)
 class StreamWindow:
-    """One stream between two readings. ``expected`` = ``received`` + ``lost``; the late ones are among the received.
+    """One stream between two readings. ``expected`` = ``received`` + ``lost``; late packets are among the received.
 
-    ``received`` leaves duplicates out. ``missing_percent`` is None if nothing was expected; ``r`` and ``mos`` are None
-    also where too little is known for a score. ``jitter_ms`` is as of the window's end; 0 while the clock is not known.
+    ``received`` leaves out duplicates. ``missing_percent`` is None if nothing was expected. ``r`` and ``mos`` are None,
+    too, if not enough is known for a score. ``jitter_ms`` is the value at the window's end, 0 while the clock is not
+    known.
     """
 
     expected: int
@@ -51,14 +54,14 @@ class StreamWindow:
 
 @dataclass(frozen=True, slots=True)
 class CallScore:
-    """The windows of a call that have a score; without one, both are None."""
+    """The windows of a call that have a score. If none has, both are None."""
 
     mos_min: float | None
     mos_mean: float | None
 
 
 def codec_of(payload_type: int) -> emodel.Codec:
-    """The codec that a payload type is taken for; ``provisional`` where that is a guess."""
+    """The codec that a payload type is assumed to be, ``provisional`` if this is a guess."""
     return emodel.G711_CONCEALED if payload_type in _G711_PAYLOAD_TYPES else emodel.OPUS
 
 
@@ -69,16 +72,16 @@ def stream_window(
     network_ms: float = 0.0,
     packetisation_ms: float = emodel.PACKETISATION_MS,
 ) -> StreamWindow:
-    """What came between two readings, or up to the first. ``deadline_ms`` is the one that the meter counted with.
+    """What came between two readings, or up to the first. ``deadline_ms`` must be the meter's.
 
-    Where the meter forgot the stream in between and met it again, only what is known since counts. Raises ValueError
-    for readings of two streams, and for delays that add up to less than 0 or to no number.
+    If the meter forgot the stream in between and met it again, only what is known since then counts. Raises ValueError
+    for readings of two streams, and for delays whose sum is negative or not a number.
     """
     if earlier is not None and (earlier.ssrc, earlier.direction) != (later.ssrc, later.direction):
         raise ValueError(f"readings of two streams: {earlier.direction} {earlier.ssrc}, {later.direction} {later.ssrc}")
     before = earlier if earlier is not None and _continues(earlier, later) else None
     received = _unique(later) - (_unique(before) if before else 0)
-    # What a reordered packet filled had counted as lost in the window before.
+    # A gap that a reordered packet fills only now was counted as lost in the window before.
     lost = max(0, later.expected - (before.expected if before else 0) - received)
     late = min(received, later.late - (before.late if before else 0))
     runs = later.missing_runs - (before.missing_runs if before else 0)
@@ -104,7 +107,7 @@ def stream_window(
 
 
 def call_score(windows: Sequence[StreamWindow]) -> CallScore:
-    """The worst window, and the mean of all that have a score, each counting alike: their length is the same."""
+    """The worst window, and the mean of all that have a score. All count alike, because they are equally long."""
     scores = [window.mos for window in windows if window.mos is not None]
     if not scores:
         return CallScore(None, None)
@@ -116,7 +119,7 @@ def _unique(stream: RtpStream) -> int:
 
 
 def _continues(earlier: RtpStream, later: RtpStream) -> bool:
-    """Whether no figure went back: one does if the meter gave the stream's place to another in between."""
+    """Whether no figure went back. One does if the meter gave the stream's place to another in between."""
     return (
         later.packets >= earlier.packets
         and later.duplicates >= earlier.duplicates
@@ -128,7 +131,7 @@ def _continues(earlier: RtpStream, later: RtpStream) -> bool:
 
 
 def _burst_ratio(expected: int, missing: int, runs: int) -> float:
-    """BurstR of G.107 section 7.5, as in ``playout.burst_ratio``; a run that began in the window before is one here."""
+    """BurstR of G.107 section 7.5, as in ``playout.burst_ratio``. A run from the window before counts here, too."""
     if not missing:
         return 1.0
     return max(1.0, missing / max(1, runs) * (expected - missing) / expected)
