@@ -19,9 +19,9 @@ ROOT = Path(relay.__file__).parent
 DICTIONARIES = sorted(ROOT.rglob("*.pxd"))
 # A marker that is not one of the kinds: the last of the facts.
 NO_NOTICE = {"LAST"}
-TWINS = {path.stem: path for path in (ROOT / "plane/reference").glob("*.py")} | {
-    path.stem: path for path in (ROOT / "plane").glob("*.py")
-}
+TWIN_FOLDERS = ("wire", "turn", "quality", "plane/reference", "plane")
+# Modules that have a compiled twin of the same name.
+TWINS = {path.stem: path for folder in TWIN_FOLDERS for path in (ROOT / folder).glob("*.py")}
 
 
 def enumerated(source: str) -> list[tuple[str, int]]:
