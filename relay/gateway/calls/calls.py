@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from relay.gateway.calls.call import BAD_MOS, Call, Heard, WholeCall, worse
+from relay.gateway.calls.windows import BAD_MOS, Call, Heard, WholeCall, worse
 from relay.plane.api import Closed, CloseReason, ConnectionId, DropReason, FlowSnapshot, Snapshot
 from relay.quality.emodel import mos
 from relay.quality.stream import Direction
