@@ -13,8 +13,9 @@ import pytest
 
 from relay._fastpath import live_objects
 from relay.addresses import Address
+from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import Calls
-from relay.gateway.calls.windows import Call, Heard
+from relay.gateway.calls.windows import Heard
 from relay.plane.api import FlowSnapshot
 from relay.quality.emodel import mos
 from relay.quality.stream import Direction, RtpStream

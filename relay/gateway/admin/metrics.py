@@ -24,7 +24,8 @@ from prometheus_client.registry import Collector
 
 from relay import __version__, logs
 from relay.gateway.admin.view import View
-from relay.gateway.calls.calls import Calls, Histogram
+from relay.gateway.calls.calls import Calls
+from relay.gateway.calls.histograms import Histogram
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.routing.upstreams import Health

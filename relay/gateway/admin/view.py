@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from relay import __version__
+from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
 from relay.gateway.calls.records import Records, iso
-from relay.gateway.calls.windows import Call, Heard, Window
+from relay.gateway.calls.windows import Heard, Window
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.routing.flows import Tally
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState

@@ -93,12 +93,12 @@ class _Handler(web.RequestHandler):
     """
 
     __slots__ = (
-        "_behind",
         "_head_bytes",
         "_last_body",
         "_max_head_bytes",
         "_max_header_bytes",
         "_on_bad_head",
+        "_past_head",
         "_seen",
         "_too_large",
     )
@@ -116,7 +116,7 @@ class _Handler(web.RequestHandler):
             **options,
         )
         self._seen = b""
-        self._behind = False
+        self._past_head = False
         # Bytes since the last message, and the reader of its body.
         self._head_bytes = 0
         self._last_body: StreamReader = EMPTY_PAYLOAD
@@ -130,7 +130,7 @@ class _Handler(web.RequestHandler):
         # A head may end with bytes of the chunk before. While a request is answered, all bytes come after it.
         seen = self._seen + data
         answering = self._current_request is not None or bool(self._messages)
-        self._behind = answering or bool(seen.partition(_HEAD_END)[2])
+        self._past_head = answering or bool(seen.partition(_HEAD_END)[2])
         self._seen = seen[-len(_HEAD_END) + 1 :]
         if self._too_large:
             return
@@ -158,7 +158,7 @@ class _Handler(web.RequestHandler):
     @property
     def has_more(self) -> bool:
         """True if the client has sent something after the head of the request, or two requests at once."""
-        if self._behind or self.transport is None:
+        if self._past_head or self.transport is None:
             return True
         waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
         return any(waiting)

@@ -102,13 +102,13 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
                 if not data:
                     raise ClientGone(ProxyOutcome.CLIENT_CLOSED)
                 received += len(data)
-                messages, _, behind = parser.feed_data(data)
+                messages, _, preread = parser.feed_data(data)
                 if messages:
                     request = messages[0][0]
                     # The parser accepts HTTP/0.9 as well, and the path may then be missing altogether.
                     if request.version < HttpVersion10 or not request.path:
                         break
-                    return request, behind
+                    return request, preread
             else:
                 text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay accepts."
                 raise ProxyRefusal(ProxyOutcome.HEAD_TOO_LONG, 431, text)

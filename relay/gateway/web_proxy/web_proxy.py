@@ -183,10 +183,10 @@ class WebProxy:
         try:
             configure_socket(accepted)
             self._admit(client)
-            request, behind = await read_head(accepted)
+            request, preread = await read_head(accepted)
             target = request.path
             if request.method == "CONNECT":
-                await self._connect(accepted, client, request, behind)
+                await self._connect(accepted, client, request, preread)
             else:
                 await self._send_pac(accepted, request)
         except ClientGone as gone:
@@ -222,15 +222,15 @@ class WebProxy:
     # CONNECT
 
     async def _connect(
-        self, accepted: socket.socket, client: Address, request: RawRequestMessage, behind: bytes
+        self, accepted: socket.socket, client: Address, request: RawRequestMessage, preread: bytes
     ) -> None:
         wanted = await self._judge(request, client)
         reached = str(accepted.getsockname()[0])
         match self._destinations.way(wanted, reached):
             case Way.ADOPT:
-                await self._adopt(accepted, behind)
+                await self._adopt(accepted, preread)
             case Way.TUNNEL:
-                await self._tunnel(accepted, client, wanted, behind)
+                await self._tunnel(accepted, client, wanted, preread)
             case Way.REFUSE_PORT:
                 text = (
                     f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If you need this, "
@@ -296,12 +296,12 @@ class WebProxy:
         await asyncio.sleep(self._guesses.fail(loop.time(), source, name))
         return False
 
-    async def _adopt(self, accepted: socket.socket, behind: bytes) -> None:
+    async def _adopt(self, accepted: socket.socket, preread: bytes) -> None:
         self.totals.outcomes[ProxyOutcome.ADOPTED] += 1
         await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
-        self._plane.adopt(accepted.detach(), behind)
+        self._plane.adopt(accepted.detach(), preread)
 
-    async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, behind: bytes) -> None:
+    async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, preread: bytes) -> None:
         totals, loop = self.totals, asyncio.get_running_loop()
         with await self._open(client, wanted) as server:
             totals.outcomes[ProxyOutcome.TUNNEL] += 1
@@ -310,8 +310,8 @@ class WebProxy:
             try:
                 # Neither waits: both are smaller than the kernel's buffer for a new connection.
                 await loop.sock_sendall(accepted, ESTABLISHED)
-                await loop.sock_sendall(server, behind)
-                totals.bytes.add_up(len(behind))
+                await loop.sock_sendall(server, preread)
+                totals.bytes.add_up(len(preread))
                 end = await carry(accepted, server, self._settings.idle_timeout_s, totals.bytes)
             except OSError:
                 end = TunnelEnd.RESET

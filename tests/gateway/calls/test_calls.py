@@ -9,8 +9,10 @@ import math
 import pytest
 
 from relay.gateway.calls import calls as module
-from relay.gateway.calls.calls import BANDS, NO_BAND, WINDOWS_KEPT, Calls, Histogram, band_of
-from relay.gateway.calls.windows import BAD_MOS, Call, Heard, Window, Windows, heard_between, percentile_ms
+from relay.gateway.calls.call import BAD_MOS, Call
+from relay.gateway.calls.calls import BANDS, NO_BAND, WINDOWS_KEPT, Calls, band_of
+from relay.gateway.calls.histograms import Histogram
+from relay.gateway.calls.windows import Heard, Window, Windows, heard_between, percentile_ms
 from relay.plane.api import ClientLink, Closed, CloseReason, ConnectionId, FlowSnapshot, Latency
 from relay.quality.emodel import G711_CONCEALED, mos, mouth_to_ear_ms, r_factor
 from relay.quality.stream import Direction, RtpStream

@@ -459,7 +459,7 @@ async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path
         await client.send(b"\x00\x03\x00\x80\x00")
         await eventually(lambda: handler.has_more)  # type: ignore[attr-defined]
         # And read by aiohttp, so that the socket tells nothing any more.
-        await eventually(lambda: handler._behind)  # type: ignore[attr-defined]
+        await eventually(lambda: handler._past_head)  # type: ignore[attr-defined]
         lookup.go_on.set()
         head, body = await answer(client)
         assert (head.status, body) == (400, b"bytes after the request: expected none before the 101\n")
