@@ -75,7 +75,7 @@ def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", hel
     """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing."""
     from relay.gateway.app import certificates
     from relay.gateway.calls.records import check_folder
-    from relay.gateway.entitlement.verdicts import check as check_entitlement
+    from relay.gateway.entitlement.verdicts import check_entitlement
     from relay.gateway.signaling.connections import open_trust
     from relay.plane.certificates import check_certificates
 

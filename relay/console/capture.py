@@ -15,7 +15,7 @@ from typing import BinaryIO
 import aiohttp
 
 from relay.errors import OperatorError, UpstreamError
-from relay.wire.pcapng import BlockCutter, PcapngError, Tally
+from relay.wire.pcapng import BlockCutter, CaptureTally, PcapngError
 
 # The listener is near, and begins at once.
 CONNECT_TIMEOUT_S = 5.0
@@ -79,7 +79,7 @@ class _Taken:
     """What came. Only whole blocks are written, so the file is readable wherever it ends."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.tally = Tally()
+        self.tally = CaptureTally()
         self.bytes = 0
         # Why its end is missing, if the relay went away.
         self.lost: str | None = None

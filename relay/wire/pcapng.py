@@ -1,7 +1,7 @@
 """Blocks of pcapng capture files (draft-ietf-opsawg-pcapng), little-endian: one section, one interface of IP packets.
 
 A file is ``build_section_header``, ``build_interface``, any number of ``build_packet``, and ``build_statistics``.
-``BlockCutter`` cuts such a stream into its blocks again, and ``Tally`` reads from them what a person needs to know.
+``BlockCutter`` cuts such a stream into its blocks again, and ``CaptureTally`` reads from them what people need to know.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class BlockCutter:
         return blocks
 
 
-class Tally:
+class CaptureTally:
     """What the blocks of a capture say, one after the other."""
 
     def __init__(self) -> None:

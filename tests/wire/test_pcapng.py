@@ -14,8 +14,8 @@ from relay.quality.stream import Direction
 from relay.wire.pcapng import (
     MAX_BLOCK_BYTES,
     BlockCutter,
+    CaptureTally,
     PcapngError,
-    Tally,
     build_interface,
     build_packet,
     build_section_header,
@@ -121,8 +121,8 @@ def test_two_lengths_that_differ() -> None:
         BlockCutter().feed(LAST[:-4] + bytes(4))
 
 
-def tally(file: bytes) -> Tally:
-    counted, cutter = Tally(), BlockCutter()
+def tally(file: bytes) -> CaptureTally:
+    counted, cutter = CaptureTally(), BlockCutter()
     for block in cutter.feed(file):
         counted.add(block)
     return counted

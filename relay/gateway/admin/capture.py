@@ -44,7 +44,7 @@ _HEADERS = {
 }
 
 
-class End(StrEnum):
+class CaptureEnd(StrEnum):
     """Why a capture ended."""
 
     SECONDS = "the time has passed"
@@ -100,7 +100,7 @@ class _Running:
         packet = build_udp_packet(source, target, one.data)
         return build_packet(self.offset_us + one.at_us, packet, outbound=outbound, missed=one.missed)
 
-    def trailer(self, end: End) -> bytes:
+    def trailer(self, end: CaptureEnd) -> bytes:
         """The block after the packets."""
         missed, now_us = self.tap.missed, self.offset_us + time.monotonic_ns() // 1000
         received = self.packets + missed
@@ -168,7 +168,7 @@ class Captures:
         # This comes before the first await, so that many that come at once are counted.
         running = _Running(tap, connection, settings.max_bytes - LAST_BLOCK_BYTES)
         self._running[connection] = running
-        end, response = End.READER, web.StreamResponse(headers=_HEADERS)
+        end, response = CaptureEnd.READER, web.StreamResponse(headers=_HEADERS)
         told = {"connection": connection, "asked_by": _peer(request), "client": str(tap.client)}
         log.info("capture started", **told, seconds=seconds, server_name=tap.server_name)
         try:
@@ -187,19 +187,19 @@ class Captures:
         return response
 
 
-async def _record(running: _Running, response: web.StreamResponse, until: float) -> End:
+async def _record(running: _Running, response: web.StreamResponse, until: float) -> CaptureEnd:
     loop = asyncio.get_running_loop()
-    end: End | None = None
+    end: CaptureEnd | None = None
     while end is None:
         # First look whether it has ended, then take packets: so all that came before the end are taken.
         if running.tap.ended:
-            end = End.FLOW
+            end = CaptureEnd.FLOW
         elif running.stop.is_set():
-            end = End.STOPPED
+            end = CaptureEnd.STOPPED
         elif loop.time() >= until:
-            end = End.SECONDS
+            end = CaptureEnd.SECONDS
         if not await _write_waiting(running, response):
-            end = End.SIZE
+            end = CaptureEnd.SIZE
         if end is None:
             await _pause(running.stop, min(READ_EVERY_S, until - loop.time()))
     await response.write(running.trailer(end))

@@ -130,7 +130,7 @@ class Entitlement:
         """Look whether ``configure`` would work. Raises OperatorError."""
         if settings.policy == "file" and settings.file == self._settings.file:
             return  # a bad list leaves the old one
-        check(settings)
+        check_entitlement(settings)
 
     def configure(self, settings: config.EntitlementSettings) -> None:
         """Decide by these from now on. Users who were admitted stay so; files are read and services asked anew.
@@ -270,7 +270,7 @@ def user_of(username: str) -> str:
     return user if colon and expires.isascii() and expires.isdigit() else username
 
 
-def check(settings: config.EntitlementSettings) -> None:
+def check_entitlement(settings: config.EntitlementSettings) -> None:
     """Look whether the files that the settings name can be used. Raises OperatorError."""
     if settings.policy == "file" and settings.file is not None:
         load_users(settings.file)

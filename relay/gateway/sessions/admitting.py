@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable
 
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict, user_of
-from relay.gateway.sessions.allocation import Allocation
-from relay.gateway.sessions.parking import Holder, Kind, Parking, source_of
+from relay.gateway.sessions.allocation import SessionAllocation
+from relay.gateway.sessions.parking import Account, AccountKind, Parking, source_of
 from relay.turn.credentials import prepared
 from relay.wire.stun import ErrorCode
 
@@ -28,7 +28,7 @@ class SessionAdmission:
         self._entitlement = entitlement
         self._parking = parking
 
-    def ask(self, host: str, region: str, allocation: Allocation, is_awaited: IsAwaited, settle: Settle) -> None:
+    def ask(self, host: str, region: str, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle) -> None:
         """Find out whether a client may have an allocation in this region, and ``settle`` it, now or later.
 
         A session without credentials of its own has no name: only the pattern * matches it.
@@ -45,7 +45,9 @@ class SessionAdmission:
         then = functools.partial(self._on_verdict, allocation, is_awaited, settle)
         self._entitlement.ask(allocation.asked.username, region, host, then)
 
-    def _on_verdict(self, allocation: Allocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict) -> None:
+    def _on_verdict(
+        self, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict
+    ) -> None:
         if not is_awaited():
             return
         verdict = self._entitlement.look_for_room(allocation.seat, verdict)
@@ -53,18 +55,18 @@ class SessionAdmission:
             allocation.verdict = verdict
         settle(verdict.error)
 
-    def grant(self, host: str, allocation: Allocation) -> ErrorCode | None:
+    def grant(self, host: str, allocation: SessionAllocation) -> ErrorCode | None:
         """Give a call that the upstream has granted its place. Returns why not, if others took it meanwhile."""
         verdict, allocation.verdict = allocation.verdict, None
         # Only now is it known that the user is who they say: a stranger makes nobody's session give way.
-        holders = [source_of(host)]
+        accounts = [source_of(host)]
         if user := user_of(prepared(allocation.asked.username)):
-            holders.append(Holder(Kind.USER, user))
-        for holder in holders:
-            if not self._parking.has_room(allocation.seat, holder):
-                return self._too_many(holder)
-        for holder in holders:
-            self._parking.hold(allocation.seat, holder)
+            accounts.append(Account(AccountKind.USER, user))
+        for account in accounts:
+            if not self._parking.has_room(allocation.seat, account):
+                return self._too_many(account)
+        for account in accounts:
+            self._parking.hold(allocation.seat, account)
         if verdict is None:
             return None  # the call has its place already, or nobody is asked
         verdict = self._entitlement.grant(allocation.seat, verdict)
@@ -72,13 +74,13 @@ class SessionAdmission:
             allocation.seat.region = verdict.region
         return verdict.error
 
-    def release(self, allocation: Allocation) -> None:
+    def release(self, allocation: SessionAllocation) -> None:
         """The call is over: its user may have another one."""
         self._entitlement.release(allocation.seat)
         self._parking.release(allocation.seat)
 
-    def _too_many(self, holder: Holder) -> ErrorCode:
+    def _too_many(self, account: Account) -> ErrorCode:
         """What a session is told whose source or user has too many."""
-        bound = self._parking.bounds[holder.kind]
-        text = f"too many sessions of one {holder.kind}: expected at most {bound} (limits.sessions_per_{holder.kind})"
+        bound = self._parking.bounds[account.kind]
+        text = f"too many sessions of one {account.kind}: expected at most {bound} (limits.sessions_per_{account.kind})"
         return ErrorCode(486, text)

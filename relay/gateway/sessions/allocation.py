@@ -19,7 +19,7 @@ class Seat:
 
 
 @dataclass
-class Allocation:
+class SessionAllocation:
     """What outlives a connection that is cut: what the client asked for, and its channels. The socket is kept apart."""
 
     asked: Open

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from relay.addresses import Address
 from relay.gateway.lines import Lines
-from relay.gateway.sessions.allocation import Allocation
+from relay.gateway.sessions.allocation import SessionAllocation
 from relay.gateway.sessions.returning import Tokens
 from relay.plane.api import CloseReason, HttpOpened, Plane
 from relay.turn.events import AllocationCreated
@@ -36,7 +36,7 @@ class ClientSide:
         """Send the client a message."""
         self._plane.tell(self.opened.connection, media_v1.build_control(message))
 
-    def tell_opened(self, allocation: Allocation, created: AllocationCreated) -> None:
+    def tell_opened(self, allocation: SessionAllocation, created: AllocationCreated) -> None:
         """The upstream has granted what the client asked for."""
         token = self._tokens.new(self.opened.connection)
         mapped, name, request_id = created.mapped_address, allocation.upstream.name, self.take_request_id()
@@ -44,11 +44,11 @@ class ClientSide:
         self.tell(replace(told, additional=created.additional_address))
         self.log("session opened", upstream=name, **allocation.relayed_addresses)
 
-    def tell_moved(self, allocation: Allocation, relayed: Address) -> None:
+    def tell_moved(self, allocation: SessionAllocation, relayed: Address) -> None:
         """The call goes on at another upstream."""
         self.tell(Moved(relayed, allocation.upstream.name, allocation.turn.additional_address))
 
-    def tell_resumed(self, allocation: Allocation, relayed: Address) -> None:
+    def tell_resumed(self, allocation: SessionAllocation, relayed: Address) -> None:
         """The client has found its allocation again."""
         name, token = allocation.upstream.name, self._tokens.new(self.opened.connection)
         told = Resumed(relayed, name, token, RESUME_WITHIN_S, self.take_request_id())

@@ -14,93 +14,93 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from relay import addresses
-from relay.gateway.sessions.allocation import Allocation, Seat
+from relay.gateway.sessions.allocation import Seat, SessionAllocation
 
 # A proxy that restarts cuts all its clients at once. Each of them takes a descriptor while it is away.
 MAX_PARKED = 4096
 
 
-class Kind(StrEnum):
-    """Whose sessions are counted."""
+class AccountKind(StrEnum):
+    """Whether an account is a source or a user."""
 
     SOURCE = "source"
     USER = "user"
 
 
-class Holder(NamedTuple):
-    """A source or a user."""
+class Account(NamedTuple):
+    """A source or a user, whose sessions are counted."""
 
-    kind: Kind
+    kind: AccountKind
     name: str
 
 
 class Parked(NamedTuple):
     """An allocation that waits for its client, and the socket that it owns; None if it was lost just before."""
 
-    allocation: Allocation
+    allocation: SessionAllocation
     socket: socket.socket | None
     expiry: asyncio.TimerHandle
 
 
 class Parking:
-    """Who holds which seat, and what waits for which token. ``give_up`` takes what no client came back for in time."""
+    """Which account holds which seat, and what waits for which token. ``give_up`` takes what has waited in vain."""
 
-    def __init__(self, give_up: Callable[[Allocation, socket.socket | None], None]) -> None:
+    def __init__(self, give_up: Callable[[SessionAllocation, socket.socket | None], None]) -> None:
         # Sessions of one source, and of one user; 0 for no bound.
-        self.bounds = {Kind.SOURCE: 0, Kind.USER: 0}
+        self.bounds = {AccountKind.SOURCE: 0, AccountKind.USER: 0}
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
-        self._holders: dict[Seat, set[Holder]] = {}
-        self._held: Counter[Holder] = Counter()
+        self._accounts: dict[Seat, set[Account]] = {}
+        self._held: Counter[Account] = Counter()
         self._parked: OrderedDict[bytes, Parked] = OrderedDict()
-        # The tokens of each holder, oldest first.
-        self._tokens: dict[Holder, dict[bytes, None]] = {}
+        # The tokens of each account, oldest first.
+        self._tokens: dict[Account, dict[bytes, None]] = {}
 
     def __len__(self) -> int:
         return len(self._parked)
 
     # Seats
 
-    def hold(self, seat: Seat, holder: Holder) -> bool:
-        """Count the seat as the holder's. Returns False if there is no room, and nothing waits that could give way."""
-        if holder in self._holders.get(seat, ()):
+    def hold(self, seat: Seat, account: Account) -> bool:
+        """Count the seat as the account's. Returns False if there is no room, and nothing waits that could give way."""
+        if account in self._accounts.get(seat, ()):
             return True
-        bound = self.bounds[holder.kind]
-        while bound and self._held[holder] >= bound:
-            tokens = self._tokens.get(holder)
+        bound = self.bounds[account.kind]
+        while bound and self._held[account] >= bound:
+            tokens = self._tokens.get(account)
             if not tokens:
                 return False
             self.expire(next(iter(tokens)))
-        self._holders.setdefault(seat, set()).add(holder)
-        self._held[holder] += 1
+        self._accounts.setdefault(seat, set()).add(account)
+        self._held[account] += 1
         return True
 
-    def has_room(self, seat: Seat, holder: Holder) -> bool:
+    def has_room(self, seat: Seat, account: Account) -> bool:
         """Whether ``hold`` would succeed. This takes no seat."""
-        bound = self.bounds[holder.kind]
-        free = not bound or self._held[holder] < bound or bool(self._tokens.get(holder))
-        return free or holder in self._holders.get(seat, ())
+        bound = self.bounds[account.kind]
+        free = not bound or self._held[account] < bound or bool(self._tokens.get(account))
+        return free or account in self._accounts.get(seat, ())
 
     def release(self, seat: Seat) -> None:
         """The session has ended. May be repeated."""
-        for holder in self._holders.pop(seat, ()):
-            self._held[holder] -= 1
-            if not self._held[holder]:
-                del self._held[holder]
+        for account in self._accounts.pop(seat, ()):
+            self._held[account] -= 1
+            if not self._held[account]:
+                del self._held[account]
 
     # What waits
 
-    def park(self, token: bytes, allocation: Allocation, left: socket.socket | None, within_s: float) -> None:
+    def park(self, token: bytes, allocation: SessionAllocation, left: socket.socket | None, within_s: float) -> None:
         """Keep an allocation for as long as its client may come back."""
         self._parked[token] = Parked(allocation, left, self._loop.call_later(within_s, self.expire, token))
-        for holder in self._holders.get(allocation.seat, ()):
-            self._tokens.setdefault(holder, {})[token] = None
+        for account in self._accounts.get(allocation.seat, ()):
+            self._tokens.setdefault(account, {})[token] = None
         if len(self._parked) > MAX_PARKED:
             self.expire(self._one_too_many())
 
     def _one_too_many(self) -> bytes:
         """The oldest that waits, of the source that has the most of them."""
-        sources = [tokens for holder, tokens in self._tokens.items() if holder.kind is Kind.SOURCE]
+        sources = [tokens for account, tokens in self._tokens.items() if account.kind is AccountKind.SOURCE]
         largest: dict[bytes, None] = max(sources, key=len, default={})
         return next(iter(largest or self._parked))
 
@@ -110,11 +110,11 @@ class Parking:
         if parked is None:
             return None
         parked.expiry.cancel()
-        for holder in self._holders.get(parked.allocation.seat, ()):
-            tokens = self._tokens.get(holder, {})
+        for account in self._accounts.get(parked.allocation.seat, ()):
+            tokens = self._tokens.get(account, {})
             tokens.pop(token, None)
             if not tokens:
-                self._tokens.pop(holder, None)
+                self._tokens.pop(account, None)
         return parked
 
     def expire(self, token: bytes) -> None:
@@ -128,6 +128,6 @@ class Parking:
             self.expire(token)
 
 
-def source_of(host: str) -> Holder:
-    """The holder of sessions from this address: the address, or the network of an IPv6 one."""
-    return Holder(Kind.SOURCE, addresses.source_of(host))
+def source_of(host: str) -> Account:
+    """The account of sessions from this address: the address, or the network of an IPv6 one."""
+    return Account(AccountKind.SOURCE, addresses.source_of(host))

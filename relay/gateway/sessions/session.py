@@ -23,7 +23,7 @@ from relay.addresses import Address
 from relay.gateway.routing.flows import FailoverOutcome, FlowRefused
 from relay.gateway.sessions import failures
 from relay.gateway.sessions.admitting import SessionAdmission
-from relay.gateway.sessions.allocation import Allocation, Seat
+from relay.gateway.sessions.allocation import Seat, SessionAllocation
 from relay.gateway.sessions.channels import Channels
 from relay.gateway.sessions.client_side import ClientSide
 from relay.gateway.sessions.failures import AllocateFailure, allocate_failure, refusal_of
@@ -70,7 +70,7 @@ class Session:
         """``resume`` gives the session what a token is good for (``take``), now or later. Returns False for nothing."""
         self.opened = client.opened
         self.state = State.NEW
-        self.allocation: Allocation | None = None
+        self.allocation: SessionAllocation | None = None
         # It has come back on another connection, which waits for what this one leaves.
         self.successor: Session | None = None
         self._client = client
@@ -160,10 +160,10 @@ class Session:
             return
         own = (asked.username, asked.password) if asked.username else self._placing.credentials(upstream)
         turn = TurnClient(*own, reliable=True)
-        self.allocation = Allocation(asked, turn, upstream, channels, seat)
+        self.allocation = SessionAllocation(asked, turn, upstream, channels, seat)
         self._ask_whether_admitted(self.allocation)
 
-    def _ask_whether_admitted(self, allocation: Allocation) -> None:
+    def _ask_whether_admitted(self, allocation: SessionAllocation) -> None:
         self._admission.ask(
             self.opened.client.host,
             self._placing.region_of(allocation.upstream),
@@ -199,7 +199,7 @@ class Session:
             self._search.is_back((name, address))
             self._go_elsewhere()
 
-    def _on_verdict(self, allocation: Allocation, refusal: ErrorCode | None) -> None:
+    def _on_verdict(self, allocation: SessionAllocation, refusal: ErrorCode | None) -> None:
         """The user may have this allocation, or is refused."""
         if self.allocation is not allocation or self.state not in {State.OPENING, State.MOVING}:
             return
@@ -369,7 +369,7 @@ class Session:
 
     # Coming back
 
-    def take(self, allocation: Allocation, *, has_socket: bool) -> None:
+    def take(self, allocation: SessionAllocation, *, has_socket: bool) -> None:
         """Go on with what another connection has left. Without its socket, that is at an upstream chosen anew."""
         if self.state is not State.RETURNING:
             return

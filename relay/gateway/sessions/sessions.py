@@ -16,9 +16,9 @@ from relay.gateway.routing.health import HealthMonitor
 from relay.gateway.routing.release import AllocationReleaser
 from relay.gateway.routing.upstreams import Upstreams, UpstreamState
 from relay.gateway.sessions.admitting import SessionAdmission
-from relay.gateway.sessions.allocation import Allocation
+from relay.gateway.sessions.allocation import SessionAllocation
 from relay.gateway.sessions.client_side import RESUME_WITHIN_S, ClientSide
-from relay.gateway.sessions.parking import Kind, Parking
+from relay.gateway.sessions.parking import AccountKind, Parking
 from relay.gateway.sessions.placing import Placing
 from relay.gateway.sessions.returning import Tokens, drain, key_of
 from relay.gateway.sessions.session import Session, State
@@ -77,7 +77,7 @@ class Sessions:
         With ``own_credentials`` a session without credentials gets those that the relay has for its upstream.
         """
         self._placing.own_credentials = own_credentials
-        self._parking.bounds = {Kind.SOURCE: per_source, Kind.USER: per_user}
+        self._parking.bounds = {AccountKind.SOURCE: per_source, AccountKind.USER: per_user}
 
     def __contains__(self, connection: ConnectionId) -> bool:
         return connection in self._sessions
@@ -172,7 +172,7 @@ class Sessions:
         self._plane.close(before, CloseReason.RESUMED)
         return True
 
-    def _give(self, session: Session, allocation: Allocation, left: socket.socket | None) -> None:
+    def _give(self, session: Session, allocation: SessionAllocation, left: socket.socket | None) -> None:
         if left is not None:
             stun = drain(left)
             try:
@@ -187,7 +187,7 @@ class Sessions:
         self._tally.resumptions[ResumeOutcome.RESUMED] += 1
         session.take(allocation, has_socket=left is not None)
 
-    def _park(self, key: bytes, allocation: Allocation, left: socket.socket | None) -> None:
+    def _park(self, key: bytes, allocation: SessionAllocation, left: socket.socket | None) -> None:
         if self._stopped:
             self._release(allocation, left)
             return
@@ -197,19 +197,19 @@ class Sessions:
     def _count_parked(self) -> None:
         self._tally.parked = len(self._parking)
 
-    def _on_given_up(self, allocation: Allocation, left: socket.socket | None) -> None:
+    def _on_given_up(self, allocation: SessionAllocation, left: socket.socket | None) -> None:
         self._tally.resumptions[ResumeOutcome.EXPIRED] += 1
         self._count_parked()
         self._release(allocation, left)
 
-    def _release(self, allocation: Allocation | None, left: socket.socket | None) -> None:
+    def _release(self, allocation: SessionAllocation | None, left: socket.socket | None) -> None:
         """Let the upstream have its allocation back, if there is one, and the user their place; closes the socket."""
         if allocation is not None:
             self._admission.release(allocation)
         if left is not None:
             self._give_back(allocation, left)
 
-    def _give_back(self, allocation: Allocation | None, left: socket.socket) -> None:
+    def _give_back(self, allocation: SessionAllocation | None, left: socket.socket) -> None:
         """Let the upstream have its allocation back, if there is one; closes the socket."""
         if allocation is None or allocation.turn.relayed_address is None:
             left.close()

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from relay import config
 from relay.errors import OperatorError
-from relay.gateway.entitlement.verdicts import Entitlement, Verdict, VerdictOutcome, check, user_of
+from relay.gateway.entitlement.verdicts import Entitlement, Verdict, VerdictOutcome, check_entitlement, user_of
 from tests.support.peers.user_service import user_service
 from tests.support.waiting import eventually
 
@@ -248,8 +248,8 @@ async def test_answers_are_asked_anew_after_a_reload_and_none_is_lost() -> None:
 def test_check_names_the_file(tmp_path: Path, tree: dict[str, Any]) -> None:
     settings = config.EntitlementSettings.model_validate(tree, context={"folder": tmp_path})
     with pytest.raises(OperatorError, match=f"{tmp_path}/absent"):
-        check(settings)
+        check_entitlement(settings)
 
 
 def test_nothing_to_check() -> None:
-    check(config.EntitlementSettings())
+    check_entitlement(config.EntitlementSettings())

@@ -13,8 +13,8 @@ from relay.addresses import Address
 from relay.config import LimitsSettings
 from relay.emulator.turnhost import TurnHost
 from relay.gateway.sessions import parking
-from relay.gateway.sessions.allocation import Allocation, Seat
-from relay.gateway.sessions.parking import Holder, Kind, Parking, source_of
+from relay.gateway.sessions.allocation import Seat, SessionAllocation
+from relay.gateway.sessions.parking import Account, AccountKind, Parking, source_of
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.raw_session import RawSession
@@ -162,8 +162,8 @@ async def test_session_that_came_back_counts_once(tmp_path: Path) -> None:
 # Parking itself
 
 
-def allocation() -> Allocation:
-    return cast("Allocation", type("Made", (), {"seat": Seat()})())
+def allocation() -> SessionAllocation:
+    return cast("SessionAllocation", type("Made", (), {"seat": Seat()})())
 
 
 async def test_floor_behind_one_web_proxy() -> None:
@@ -171,11 +171,11 @@ async def test_floor_behind_one_web_proxy() -> None:
     given_up: list[object] = []
     parked = Parking(lambda one, _: given_up.append(one))
     limits = LimitsSettings()
-    parked.bounds = {Kind.SOURCE: limits.sessions_per_source, Kind.USER: limits.sessions_per_user}
+    parked.bounds = {AccountKind.SOURCE: limits.sessions_per_source, AccountKind.USER: limits.sessions_per_user}
     desks = [allocation() for _ in range(300)]
     for number, desk in enumerate(desks):
         assert parked.hold(desk.seat, source_of("192.0.2.7"))
-        assert parked.hold(desk.seat, Holder(Kind.USER, "floor"))
+        assert parked.hold(desk.seat, Account(AccountKind.USER, "floor"))
         parked.park(number.to_bytes(2), desk, None, 10.0)
     assert all(parked.take(number.to_bytes(2)) is not None for number in range(300))
     assert (given_up, len(parked)) == ([], 0)
@@ -183,7 +183,7 @@ async def test_floor_behind_one_web_proxy() -> None:
     for number in range(1200 - 300):
         one = allocation()
         assert parked.hold(one.seat, source_of("192.0.2.7"))
-        assert parked.hold(one.seat, Holder(Kind.USER, f"desk {number}"))
+        assert parked.hold(one.seat, Account(AccountKind.USER, f"desk {number}"))
     assert not parked.hold(allocation().seat, source_of("192.0.2.7"))
     assert parked.hold(allocation().seat, source_of("192.0.2.8"))
 
