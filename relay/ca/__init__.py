@@ -1,4 +1,4 @@
-"""The firm's own certificate authority, which makes the relay a media host for the firm's clients, and for nobody else.
+"""The firm's own certificate authority. With it the relay is a media host for the firm's clients, and only for them.
 
 ``certificates`` builds and signs; ``folder`` keeps the files.
 """

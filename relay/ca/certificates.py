@@ -1,6 +1,6 @@
-"""X.509 certificates, built and signed: ECDSA P-256, an authority at the root and servers right below it.
+"""Builds and signs X.509 certificates: ECDSA P-256, an authority at the root and servers directly below it.
 
-No files and no clock: ``now`` is an argument, in UTC.
+There are no files and no clock: ``now`` is an argument, in UTC.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.addresses import IpNetwork
 
-# A clock that was set back, or a client's that is behind, must not make a certificate "not yet valid".
+# If a clock was set back, or a client's is slow, a certificate must not be "not yet valid".
 BACKDATED = datetime.timedelta(hours=1)
-# RFC 5280 section 4.2.1.10: a constraint on DNS names says nothing of addresses, so those are excluded as such.
+# RFC 5280 section 4.2.1.10: a constraint on DNS names does not restrict addresses, so all addresses are excluded.
 _ALL_ADDRESSES: tuple[IpNetwork, ...] = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 _SERVER_AUTH = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 
@@ -33,15 +33,17 @@ class Issuer:
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A key that nobody has."""
+    """A new key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def new_authority(
     common_name: str, lifetime: datetime.timedelta, now: datetime.datetime, *, permitted: Sequence[str] = ()
 ) -> Issuer:
-    """A root that signs servers only, with no authority between. With ``permitted``, which are domains such as
-    ``xhoot.com``, it can vouch for names in them and for nothing else: verifiers refuse the rest (RFC 5280, critical).
+    """A root that signs only servers, with no authority in between.
+
+    ``permitted`` has domains such as ``xhoot.com``. The root can vouch only for names in them: verifiers refuse all
+    others (RFC 5280, critical).
     """
     key = new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -67,8 +69,9 @@ def sign_server(
     lifetime: datetime.timedelta,
     now: datetime.datetime,
 ) -> x509.Certificate:
-    """A server's certificate for names and addresses, which does not outlive its issuer. The names stand in
-    subjectAltName only; since the subject is empty, that is critical (RFC 5280 section 4.2.1.6).
+    """A server's certificate for names and addresses. It does not outlive its issuer.
+
+    The names are only in subjectAltName. Because the subject is empty, this is critical (RFC 5280 section 4.2.1.6).
     """
     until = min(now + lifetime, issuer.certificate.not_valid_after_utc)
     builder = _builder(x509.Name([]), issuer.certificate.subject, key, issuer.key.public_key(), now=now, until=until)

@@ -1,11 +1,11 @@
-"""The folder of an authority: its keys and certificates by generation, what clients must trust, and the hosts'.
+"""The folder of an authority: its keys and certificates by generation, the bundle for clients, and the hosts' files.
 
-    ca-1.pem ca-1.key    the first generation; ``rotate`` makes ca-2 beside it. The newest one signs
-    bundle.pem           all generations that have not ended: what clients must trust
-    hosts/NAME.pem .key  one pair for each host; a * is written _
+    ca-1.pem ca-1.key    the first generation; ``rotate`` adds ca-2, and so on. The newest one signs
+    bundle.pem           all generations that have not expired: what clients must trust
+    hosts/NAME.pem .key  one pair for each host; a * is written as _
 
-A key is written once and never again: a host's certificate is renewed for the key that is there, so that at no time the
-two do not fit. Certificates and the bundle are replaced whole.
+A key is written only once. A host's certificate is renewed for its existing key, so that both match at all times.
+Certificates and the bundle are replaced whole.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from relay.errors import OperatorError
 from relay.plane.api import Certificate
 
 AUTHORITY_LIFETIME = datetime.timedelta(days=5 * 365 + 1)
-# What public authorities may give at most (398 days, of which one is lost to rounding): clients are built for it.
+# The most that public authorities may give (398 days, minus one for rounding). All clients accept it.
 HOST_LIFETIME = datetime.timedelta(days=397)
-# Certificates with less than this left are renewed when asked for: a month is time enough to notice that nobody did.
+# Certificates with less time left than this are renewed on request. A month is enough to notice if nobody asks.
 RENEW_BEFORE = datetime.timedelta(days=30)
 WILDCARDS = "wildcards"
 _KEY_MODE = 0o600
 _FOLDER_MODE = 0o700
-# What others than owner and group may do: nothing, with a folder or a key of an authority.
+# Others than owner and group may do nothing with a folder or a key of an authority.
 _OTHERS = 0o007
-# RFC 5280 allows 64 characters, and the library takes octets for them; the generation comes behind.
+# RFC 5280 allows 64 characters. The library counts octets, and the generation is appended.
 _MAX_NAME = 57
 _NAMES = frozenset({"bundle.pem", "hosts"})
 _AUTHORITY = re.compile(r"ca-([1-9]\d{0,5})\.(?:pem|key)")
 
-# Asked for the passphrase of a key that is encrypted: the file it is in. May raise OperatorError.
+# Called with the file of an encrypted key; returns its passphrase. May raise OperatorError.
 AskPassphrase = Callable[[Path], bytes]
 
 
@@ -67,24 +67,24 @@ class AuthorityFile:
         return tuple(str(each.value) for each in constraints.permitted_subtrees or ())
 
     def ended(self, now: datetime.datetime) -> bool:
-        """True if nothing that it signed is valid any more."""
+        """True if it has expired: then nothing that it signed is valid."""
         return now > self.certificate.not_valid_after_utc
 
 
 @dataclass(frozen=True)
 class HostCertificate:
-    """A host's pair of files. ``generation`` is that of the authority that signed it; None if it is not there."""
+    """A host's pair of files. ``generation`` is its authority's, or None if that is not in the folder."""
 
     files: Certificate
     names: tuple[str, ...]
     until: datetime.datetime
     generation: int | None
-    # False if it was there before, with time left.
+    # False if it existed already, with time left.
     fresh: bool = False
 
 
 class AuthorityFolder:
-    """Creates, reads and adds to one folder. All methods raise OperatorError for what the operator must act on."""
+    """Creates, reads and extends one folder. All methods raise OperatorError if the operator must act."""
 
     def __init__(self, directory: Path, authorities: Sequence[AuthorityFile]) -> None:
         self.directory = directory
@@ -110,7 +110,7 @@ class AuthorityFolder:
         lifetime: datetime.timedelta = AUTHORITY_LIFETIME,
         passphrase: bytes | None = None,
     ) -> AuthorityFolder:
-        """Make the folder and the first generation, constrained to the catalog's domains."""
+        """Make the folder and the first generation, limited to the catalog's domains."""
         if not 1 <= len(name.encode()) <= _MAX_NAME or not name.isprintable():
             raise OperatorError(f"name {name!r}: expected printable characters, 1 to {_MAX_NAME} octets of UTF-8")
         _make_private(directory)
@@ -122,12 +122,12 @@ class AuthorityFolder:
 
     @property
     def newest(self) -> AuthorityFile:
-        """The one that signs."""
+        """The generation that signs."""
         return self.authorities[-1]
 
     @property
     def bundle(self) -> Path:
-        """What clients must trust."""
+        """The file with all certificates that clients must trust."""
         return self.directory / "bundle.pem"
 
     def rotate(
@@ -139,9 +139,9 @@ class AuthorityFolder:
         lifetime: datetime.timedelta = AUTHORITY_LIFETIME,
         passphrase: bytes | None = None,
     ) -> AuthorityFolder:
-        """Make the next generation, of the same name. The others stay in the bundle until they end.
+        """Make the next generation, with the same name. The others stay in the bundle until they expire.
 
-        Unless a passphrase is given, the new key has that of the newest one, if there is such a key and it has one.
+        Unless a passphrase is given, the new key has the passphrase of the newest one, if that key exists and has one.
         """
         number = max(_generations(self.directory)) + 1
         if passphrase is None and self.newest.key_path.exists():
@@ -151,7 +151,7 @@ class AuthorityFolder:
         return self._add(number, catalog, now, name=own, lifetime=lifetime, passphrase=passphrase)
 
     def _passphrase(self, ask: AskPassphrase) -> bytes | None:
-        """That of the newest key, which it fits."""
+        """The passphrase of the newest key, checked with this key."""
         asked: list[bytes] = []
 
         def once(path: Path) -> bytes:
@@ -173,7 +173,7 @@ class AuthorityFolder:
     ) -> AuthorityFolder:
         issuer = certificates.new_authority(f"{name} {number}", lifetime, now, permitted=catalog.apexes)
         path, key_path = _authority_paths(self.directory, number)
-        # The key first: a generation without a certificate is none.
+        # The key comes first: a generation without a certificate does not count.
         writing.write_new(key_path, certificates.key_pem(issuer.key, passphrase), mode=_KEY_MODE)
         writing.write_new(path, certificates.certificate_pem(issuer.certificate))
         added = AuthorityFolder(
@@ -184,7 +184,7 @@ class AuthorityFolder:
         return added
 
     def write_bundle(self, now: datetime.datetime) -> None:
-        """Write ``bundle.pem``: the newest first, without those that have ended."""
+        """Write ``bundle.pem``: newest first, without expired generations."""
         trusted = [each.certificate for each in reversed(self.authorities) if not each.ended(now)]
         writing.replace(self.bundle, b"".join(map(certificates.certificate_pem, trusted)))
 
@@ -201,7 +201,7 @@ class AuthorityFolder:
         return Issuer(newest.certificate, key)
 
     def check_names(self, catalog: Catalog, names: Sequence[str]) -> tuple[str, ...]:
-        """The names in lower case. Raises OperatorError for those that are not the vendor's."""
+        """The names in lower case. Raises OperatorError for names that are not the vendor's."""
         return tuple(self._check_name(catalog, name) for name in names)
 
     def _check_name(self, catalog: Catalog, name: str) -> str:
@@ -227,10 +227,10 @@ class AuthorityFolder:
         stem: str | None = None,
         renew: bool = False,
     ) -> tuple[HostCertificate, ...]:
-        """Certificates for the names: one each, or with ``stem``, the name of its files, one for all of them.
+        """Certificates for the names: one for each, or with ``stem``, the name of its files, one for all.
 
-        Those that are there and valid for more than 30 days are left as they are, unless ``renew``. Nothing is
-        written if one of the names is refused.
+        Existing ones that are valid for more than 30 days are kept, unless ``renew``. If one of the names is refused,
+        nothing is written.
         """
         checked = tuple(dict.fromkeys(self.check_names(catalog, names)))
         wanted = {stem: checked} if stem is not None else {_stem(name): (name,) for name in checked}
@@ -257,7 +257,7 @@ class AuthorityFolder:
         return HostCertificate(files, names, certificate.not_valid_after_utc, self.newest.generation, fresh=True)
 
     def hosts(self) -> tuple[HostCertificate, ...]:
-        """All hosts' certificates, by name of file."""
+        """All hosts' certificates, in the order of their files' names."""
         return tuple(map(self._host, host_certificates(self.directory)))
 
     def _host(self, files: Certificate) -> HostCertificate:
@@ -271,13 +271,13 @@ class AuthorityFolder:
 
 
 def host_certificates(directory: Path) -> tuple[Certificate, ...]:
-    """The hosts' pairs of files in the folder of an authority, by name; empty if it has none, or is none."""
+    """The hosts' pairs of files in an authority's folder, by name. Empty if there are none, or it is no such folder."""
     chains = sorted((directory / "hosts").glob("*.pem"))
     return tuple(Certificate(chain, chain.with_suffix(".key")) for chain in chains)
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder for its owner alone, unless it is there. Raises OperatorError."""
+    """Make a folder that only its owner can use, unless it exists. Raises OperatorError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir() or not any(folder.iterdir()):
@@ -288,9 +288,9 @@ def _make_private(folder: Path) -> None:
 
 
 def _shut_out_others(directory: Path) -> None:
-    """Take what others may from the folders and keys of an authority; what their group may is the operator's to say.
+    """Take from others all rights to an authority's folders and keys. Rights of the group are the operator's choice.
 
-    The folder itself stays as it is if it holds anything else: it may be one that others need. Raises OperatorError.
+    If the folder contains anything else, its own rights stay: others may need it. Raises OperatorError.
     """
     own = {path for path in directory.iterdir() if _AUTHORITY.fullmatch(path.name) or path.name in _NAMES}
     private = [*directory.glob("ca-*.key"), directory / "hosts", *(directory / "hosts").glob("*.key")]
@@ -306,7 +306,7 @@ def _shut_out_others(directory: Path) -> None:
 
 
 def _generations(directory: Path) -> list[int]:
-    """The numbers that are taken, also by a key whose certificate was never written."""
+    """The numbers in use, including those of keys whose certificate was never written."""
     found = (_AUTHORITY.fullmatch(path.name) for path in directory.glob("ca-*"))
     return sorted({int(match[1]) for match in found if match})
 
@@ -331,7 +331,7 @@ def _stem(name: str) -> str:
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    # ValueError: the names differ; TypeError: a kind of key that we never make; the rest: the signature is another's.
+    # ValueError: the names differ. TypeError: a kind of key that we never make. Otherwise another key has signed it.
     except Exception:
         return False
     return True

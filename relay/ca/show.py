@@ -1,4 +1,4 @@
-"""An authority's folder for a terminal, and for the relay's configuration."""
+"""An authority's folder as tables for a terminal, and as lines for the relay's configuration."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from relay.ca.folder import RENEW_BEFORE, AuthorityFolder
 
 
 def tables_of(folder: AuthorityFolder, now: datetime.datetime) -> Iterator[Table]:
-    """Generations, with the fingerprint that clients show; then hosts."""
+    """A table of generations, with the fingerprint that clients show, and one of hosts."""
     authorities = Table("authority", "can vouch for", "valid until", box=box.SIMPLE_HEAD)
-    # Whole, to be compared with what a client shows.
+    # In full, so that it can be compared with what a client shows.
     authorities.add_column("SHA-256", overflow="fold")
     for each in folder.authorities:
         fingerprint = each.certificate.fingerprint(hashes.SHA256()).hex(":", 1).upper()
         mark = " (signs)" if each is folder.newest else ""
         until = _until(each.certificate.not_valid_after_utc, now)
-        # As it is: among others, rich takes :CD: for a picture of one.
+        # As Text, because rich would replace :CD: by a picture of one, for example.
         authorities.add_row(f"{each.path.name}{mark}", " ".join(each.permitted), until, Text(fingerprint))
     yield authorities
 
@@ -43,14 +43,14 @@ def _until(moment: datetime.datetime, now: datetime.datetime) -> str:
 
 
 def ended(folder: AuthorityFolder, now: datetime.datetime) -> bool:
-    """True if the authority that signs, or a host's certificate, is not valid any more."""
+    """True if the authority that signs has expired, or a host's certificate."""
     return folder.newest.ended(now) or any(host.until < now for host in folder.hosts())
 
 
 def toml_of(folder: AuthorityFolder, prefix: Path | None = None) -> str:
-    """``[[certificates]]`` of all hosts; they go below the relay's own, which is the default.
+    """``[[certificates]]`` of all hosts. Put them after the relay's own certificate, which is the default.
 
-    Paths are absolute on this machine, or files in ``prefix``: the folder that the relay has on its own machine.
+    Paths are absolute on this machine, or in ``prefix``, the folder on the relay's own machine.
     """
     blocks = (
         f"[[certificates]] # {' '.join(host.names)}\n"
@@ -63,5 +63,5 @@ def toml_of(folder: AuthorityFolder, prefix: Path | None = None) -> str:
 
 def _quoted(path: Path, prefix: Path | None) -> str:
     placed = path.resolve() if prefix is None else prefix / path.name
-    # A JSON text is a TOML text, except for pairs of surrogates.
+    # A JSON string is also a TOML string, except for pairs of surrogates.
     return json.dumps(str(placed), ensure_ascii=False)

@@ -1,8 +1,8 @@
-"""The vendor's network requirements as versioned data: hosts, domains, networks and ports; and what is made of them.
+"""The vendor's network requirements as versioned data: hosts, domains, networks and ports, and files made of them.
 
-``model`` has the values, ``files`` reads and checks them, ``changes`` compares two versions, ``allowlists`` chooses
-among what firewalls and proxies take (``by_name``, ``by_network``, ``data``, ``pac``). No sockets: nobody here asks for
-the address of a host.
+``model`` has the values. ``files`` reads and checks them. ``changes`` compares two versions. ``allowlists`` writes the
+formats that firewalls and proxies read (``by_name``, ``by_network``, ``data``, ``pac``). There are no sockets here: no
+host is looked up.
 """
 
 from relay.catalog.allowlists import Format, render_allowlist

@@ -1,4 +1,4 @@
-"""The formats that a catalog is written in for what stands between a firm and the vendor. The same in, the same out."""
+"""The formats of allow-lists, for the products between a firm and the vendor. The same catalog gives the same text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from relay.errors import OperatorError
 
 
 class Format(enum.StrEnum):
-    """Who takes it."""
+    """The product or format that an allow-list is written for."""
 
     ZSCALER = "zscaler"
     SQUID = "squid"
@@ -41,8 +41,8 @@ _BY_NETWORK = {
 def render_allowlist(catalog: Catalog, kind: Format, *, hosts_only: bool = False, proxy: str | None = None) -> str:
     """The text of an allow-list, which ends with a newline.
 
-    ``hosts_only`` lists each host instead of the vendor's wildcards; the vendor advises against it, since hosts change
-    without warning. ``proxy`` is for a PAC, which needs it. Raises OperatorError for what does not go together.
+    ``hosts_only`` lists each host instead of the vendor's wildcards. The vendor advises against this, because hosts
+    change without warning. A PAC needs ``proxy``. Raises OperatorError for options that do not go together.
     """
     if proxy is not None and kind is not Format.PAC:
         raise OperatorError(f"{kind}: only a PAC names a proxy")

@@ -1,4 +1,4 @@
-"""Allow-lists of what goes by name: web proxies and URL filters. Each has a rule of its own for wildcards."""
+"""Allow-lists by name, for web proxies and URL filters. Each has its own rule for wildcards."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from relay.catalog.model import Catalog
 
 
 def zscaler(catalog: Catalog, hosts_only: bool) -> str:
-    """Lines for a custom URL category: a leading dot reaches five labels deep, there is no ``*`` and no comment."""
+    """Lines for a custom URL category. A leading dot covers up to five labels. There are no ``*`` and no comments."""
     return _lines(_hosts(catalog) if hosts_only else [f".{apex}" for apex in catalog.apexes])
 
 
 def palo_alto_edl(catalog: Catalog, hosts_only: bool) -> str:
-    """An external dynamic list of the type URL: each entry ends with a slash, there is no comment.
+    """An external dynamic list of the type URL. Each entry ends with a slash. There are no comments.
 
-    Without the slash ``*.xhoot.com`` would also fit ``a.xhoot.com.evil.example``. PAN-OS takes ``*`` for one label or
-    more; other products that read such lists take it for one, so all domains are in it.
+    Without the slash ``*.xhoot.com`` would also match ``a.xhoot.com.evil.example``. In PAN-OS ``*`` is one label or
+    more. In other products that read such lists it is exactly one, so all domains are listed.
     """
     return _lines(f"{name}/" for name in (_hosts(catalog) if hosts_only else catalog.domains))
 
 
 def squid(catalog: Catalog, hosts_only: bool) -> str:
-    """A file for squid's conf.d: a leading dot reaches any depth, and squid warns of entries within another."""
+    """A file for squid's conf.d. A leading dot covers any depth, and squid warns of entries inside another."""
     names = _hosts(catalog) if hosts_only else [f".{apex}" for apex in catalog.apexes]
     ports = sorted({str(ports) for ports in catalog.ports if ports.protocol.value == "tcp"})
     return _lines(

@@ -1,6 +1,6 @@
-"""Rules for firewalls, which go by address and port: media to the vendor's networks.
+"""Rules by address and port, for firewalls: media to the vendor's networks.
 
-The vendor names no addresses for signaling, which goes by name through a web proxy.
+The vendor publishes no addresses for signaling, so signaling goes by name, through a web proxy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NAMES_ONLY = "Signaling has only names, no addresses: it needs a web proxy, or 
 
 
 def nftables(catalog: Catalog) -> str:
-    """A chain for ``nft -f``, which can be loaded again; the operator's own chain jumps to it."""
+    """A chain for ``nft -f``. It can be loaded again and again. The operator's own chain jumps to it."""
     return f"""\
 # Cloud9 network requirements as of {catalog.as_of}: outgoing media; answers are "established".
 # {_NAMES_ONLY}
@@ -43,7 +43,7 @@ def _nft_rules(catalog: Catalog) -> list[str]:
 
 
 def iptables(catalog: Catalog) -> str:
-    """A chain for ``iptables-restore --noflush``. It knows IPv4 only; IPv6 networks are named in a comment."""
+    """A chain for ``iptables-restore --noflush``. It has only IPv4; comments name the IPv6 networks."""
     lines = [
         f"# Cloud9 network requirements as of {catalog.as_of}: outgoing media; answers are ESTABLISHED.",
         f"# {_NAMES_ONLY}",
@@ -64,7 +64,7 @@ def iptables(catalog: Catalog) -> str:
 
 
 def aws_security_group(catalog: Catalog) -> str:
-    """``--ip-permissions`` for ``aws ec2 authorize-security-group-egress``; the descriptions say as of when."""
+    """``--ip-permissions`` for ``aws ec2 authorize-security-group-egress``. Descriptions have the catalog's date."""
     permissions = [
         {
             "IpProtocol": protocol.value,
@@ -93,7 +93,7 @@ def _title(network: Network) -> str:
 
 
 def _ranges(catalog: Catalog, protocol: Protocol) -> list[tuple[int, int]]:
-    """First and last ports, in order; those that touch are one, since nft refuses overlaps."""
+    """First and last ports, in order. Ranges that touch are joined, because nft refuses overlaps."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted((each.first, each.last) for each in catalog.ports if each.protocol is protocol):
         if merged and first <= merged[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""What differs between two catalogs: domains, hosts, networks and ports that came, went, or changed."""
+"""What differs between two catalogs: domains, hosts, networks and ports that were added, removed or changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from relay.catalog.model import Catalog
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is not the same: ``before`` is None for what came, ``after`` for what went."""
+    """One difference. ``before`` is None for what was added, ``after`` is None for what was removed."""
 
     kind: str
     name: str
@@ -23,7 +23,7 @@ class Change:
 
 
 def compare(old: Catalog, new: Catalog) -> tuple[Change, ...]:
-    """The changes from ``old`` to ``new``, in an order that depends on nothing else; empty if they ask for the same.
+    """The changes from ``old`` to ``new``, always in the same order. Empty if both require the same.
 
     Neither ``as_of`` nor the order of a list is a change.
     """
@@ -43,7 +43,7 @@ def _order(thing: tuple[str, str]) -> tuple[int, str]:
 
 
 def _things(catalog: Catalog) -> dict[tuple[str, str], str]:
-    """Kind and name of each thing, and what else there is to say of it."""
+    """Kind and name of each thing, and its other properties as text."""
     return {
         **{("domain", domain): "" for domain in catalog.domains},
         **{("host", host.name): _told(host.service, host.region, host.status) for host in catalog.hosts},

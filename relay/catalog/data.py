@@ -1,4 +1,4 @@
-"""The whole catalog for other programs: JSON, which is also a catalog file, and CSV."""
+"""The whole catalog for other programs: as JSON, which is also a valid catalog file, and as CSV."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ COLUMNS = ("kind", "value", "service", "region", "status", "note", "as_of")
 
 
 def as_json(catalog: Catalog, hosts_only: bool) -> str:
-    """The tree that ``relay.catalog.load`` reads; with ``hosts_only`` just ``as_of`` and ``hosts``."""
+    """The tree that ``relay.catalog.load`` reads, or with ``hosts_only`` just ``as_of`` and ``hosts``."""
     tree = as_tree(catalog)
     return json.dumps({key: tree[key] for key in ("as_of", "hosts")} if hosts_only else tree, indent=2) + "\n"
 
 
 def as_tree(catalog: Catalog) -> dict[str, Any]:
-    """What a file of this catalog says; regions that are None are left out."""
+    """The contents of a file with this catalog. Regions that are None are left out."""
     return {
         "as_of": catalog.as_of,
         "domains": list(catalog.domains),
@@ -34,7 +34,7 @@ def _present(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_csv(catalog: Catalog, hosts_only: bool) -> str:
-    """One row for each domain, host, network and range of ports, under a header. ``note`` is the place, or the use."""
+    """One row for each domain, host, network and range of ports, after a header. ``note`` is the place or the use."""
     hosts = [("host", host.name, host.service, host.region, host.status, "") for host in catalog.hosts]
     domains = [("domain", domain, "", "", "", "") for domain in catalog.domains]
     networks = [("network", str(each.network), "media", each.region, "", each.place) for each in catalog.networks]

@@ -1,6 +1,6 @@
-"""Reads catalogs, the bundled ones and the operator's, from TOML or JSON, and says what is wrong with them.
+"""Reads catalogs from TOML or JSON, bundled ones and the operator's, and says what is wrong with them.
 
-Each mistake is one line of the OperatorError: where, what, and what was expected.
+Each mistake is one line of the OperatorError: where it is, what it is, and what was expected.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from relay.name_patterns import WILDCARD
 _PREFIX, _SUFFIX = "cloud9-", ".toml"
 _AS_OF = re.compile(r"\d{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?")
 _REGION = re.compile(r"[a-z][a-z0-9-]{0,31}")
-# It goes into comments and descriptions; this is what all of them take, AWS's descriptions too.
+# It goes into comments and descriptions. All formats accept these characters, also AWS's descriptions.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,()/-]{0,99}")
-# A catalog of the whole vendor has 84 hosts; a file that is larger than this is something else.
+# The vendor's whole catalog has 84 hosts. A file larger than this is something else.
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _Item = TypeVar("_Item")
 _Enum = TypeVar("_Enum", bound=StrEnum)
 
 
 def bundled() -> tuple[str, ...]:
-    """The versions that come with the relay, the newest last."""
+    """The versions that come with the relay, newest last."""
     names = (entry.name for entry in resources.files("relay.catalog").iterdir())
     return tuple(
         sorted(
@@ -45,7 +45,7 @@ def bundled() -> tuple[str, ...]:
 
 
 def load(path: Path | None = None) -> Catalog:
-    """The catalog in a file (TOML; JSON if its name ends so), or the newest bundled one. Raises OperatorError."""
+    """The catalog in a file (JSON if named so, otherwise TOML), or the newest bundled one. Raises OperatorError."""
     return _load_bundled(bundled()[-1]) if path is None else _load_file(path, " (catalog.path)")
 
 
@@ -66,7 +66,7 @@ def _load_bundled(version: str) -> Catalog:
 
 
 def _load_file(path: Path, key: str = "") -> Catalog:
-    """``key`` is where an operator has the path from, for the text of what cannot be read at all."""
+    """Read a file. ``key`` is the setting with its path, for the message if it cannot be read."""
     read: Callable[[str], Any] = json.loads if path.suffix == ".json" else tomllib.loads
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
@@ -77,14 +77,14 @@ def _load_file(path: Path, key: str = "") -> Catalog:
         tree = read(content.decode("utf-8"))
     except OSError as error:
         raise OperatorError(f"{path}{key}: {error.strerror or error}") from None
-    # Both kinds of decoders raise heirs of ValueError; a file of brackets alone nests too deep for either.
+    # Both decoders raise kinds of ValueError. A file with nothing but brackets nests too deep for either.
     except (ValueError, RecursionError) as error:
         raise OperatorError(f"{path}: not valid {kind}: {error}") from None
     return parse(tree, source=str(path))
 
 
 def parse(tree: object, *, source: str) -> Catalog:
-    """Check a tree, as TOML or JSON gives it, named ``source`` in what is wrong. Raises OperatorError."""
+    """Check a tree that TOML or JSON has given. Messages call it ``source``. Raises OperatorError."""
     reader = _Reader()
     catalog = reader.catalog(tree)
     if reader.mistakes:
@@ -97,7 +97,7 @@ class _Mistake(Exception):
 
 
 class _Table:
-    """One table of the file, whose keys are taken out one by one; what is left is unknown."""
+    """One table of the file. Its keys are taken out one by one; those that are left are unknown."""
 
     def __init__(self, value: object) -> None:
         if not isinstance(value, dict):
@@ -105,7 +105,7 @@ class _Table:
         self._left = dict(value)
 
     def take(self, key: str, expected: str, read: Callable[[Any], _Item | None]) -> _Item:
-        """The value of ``key`` as ``read`` makes it; None from ``read`` means that it is not what was expected."""
+        """The value of ``key``, converted by ``read``, which returns None for a value that is not as expected."""
         if key not in self._left:
             raise _Mistake(f"{key}: required, but missing")
         value = self._left.pop(key)
@@ -123,7 +123,7 @@ class _Table:
 
 
 class _Reader:
-    """Reads a tree and goes on after a mistake, so that all of them are told at once."""
+    """Reads a tree, and goes on after a mistake, to report all of them at once."""
 
     def __init__(self) -> None:
         self.mistakes: list[str] = []
@@ -178,7 +178,7 @@ class _Reader:
 def _domain(value: object) -> str:
     if isinstance(value, str) and value.startswith(WILDCARD):
         parent = canonical_name(value.removeprefix(WILDCARD))
-        # A wildcard of a top-level domain would be the Internet.
+        # A wildcard below a top-level domain would allow far too much.
         if parent is not None and "." in parent:
             return WILDCARD + parent
     raise _Mistake(f"{value!r}: expected a wildcard such as '*.xhoot.com'")
@@ -231,7 +231,7 @@ def _network_text(value: object) -> str | None:
         network = ipaddress.ip_network(value) if isinstance(value, str) else None
     except ValueError:
         return None
-    # The whole Internet on an allow-list is a slip of the pen.
+    # The whole Internet on an allow-list can only be a mistake.
     return str(network) if network is not None and network.prefixlen else None
 
 

@@ -1,4 +1,4 @@
-"""The values of a catalog, all immutable, and the one rule of which names are the vendor's."""
+"""The values of a catalog, all immutable, and the rule of which names are the vendor's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Service(enum.StrEnum):
 
 
 class Status(enum.StrEnum):
-    """Whether a host is there. All of them belong on an allow-list: the vendor takes them into use unannounced."""
+    """Whether a host is in use. All hosts belong on an allow-list: the vendor starts to use them unannounced."""
 
     ACTIVE = "active"
     NOT_YET = "not_yet"
@@ -35,7 +35,7 @@ class Status(enum.StrEnum):
 
 
 class Protocol(enum.StrEnum):
-    """What ports are ports of."""
+    """The transport protocol of ports."""
 
     UDP = "udp"
     TCP = "tcp"
@@ -43,7 +43,7 @@ class Protocol(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Host:
-    """A name, in lower case and without a trailing dot. Hosts that serve every region have none."""
+    """A host. Its name is in lower case, without a trailing dot. Hosts that serve every region have no ``region``."""
 
     name: str
     service: Service
@@ -53,7 +53,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Network:
-    """Where media relays have their addresses."""
+    """A network in which media relays have their addresses."""
 
     network: IpNetwork
     place: str
@@ -92,14 +92,14 @@ class Catalog:
         return frozenset(domain.removeprefix(WILDCARD) for domain in self.domains)
 
     def find(self, name: str) -> Host | None:
-        """The listed host of this name, whatever its case and with or without a trailing dot."""
+        """The listed host of this name, in upper or lower case, with or without a trailing dot."""
         return self._by_name.get(canonical_name(name) or "")
 
     def covers(self, name: str) -> bool:
         """True for a listed host, and for any host within the vendor's domains.
 
         A ``*`` is exactly one label: ``a.xhoot.com`` is within ``*.xhoot.com``; ``xhoot.com``, ``a.b.xhoot.com`` and
-        ``axhoot.com`` are not. What is no host name (an address, a wildcard, a name with a space in it) is not covered.
+        ``axhoot.com`` are not. Texts that are not host names (addresses, wildcards, names with spaces) are not covered.
         """
         canonical = canonical_name(name)
         if canonical is None:
@@ -112,12 +112,12 @@ class Catalog:
 
     @cached_property
     def media_hosts(self) -> tuple[Host, ...]:
-        """The TURN servers, also those that do not exist yet."""
+        """The TURN servers, including those that are not in use yet."""
         return tuple(host for host in self.hosts if host.service is Service.MEDIA)
 
     @cached_property
     def apexes(self) -> tuple[str, ...]:
-        """The fewest domains that all the others are within, without ``*.``: for rules that reach any depth."""
+        """The smallest set of domains that covers all, without ``*.``, for rules that cover any depth."""
         return tuple(
             sorted(
                 name
@@ -128,8 +128,8 @@ class Catalog:
 
 
 def canonical_name(name: str) -> str | None:
-    """A host name in lower case without a trailing dot; None for what is none."""
-    # Not before lower(): it maps some letters outside ASCII into it.
+    """A host name in lower case without a trailing dot. Returns None for a text that is not a host name."""
+    # Checked before lower(), which turns some letters outside ASCII into ASCII.
     if not name.isascii():
         return None
     canonical = name.lower().removesuffix(".")

@@ -1,6 +1,7 @@
 """The proxy auto-configuration file: hosts of the catalog go to the web proxy, everything else goes directly.
 
-Engines as old as WinHTTP's JScript read it: ECMAScript 3, and none of the helper functions, some of which ask DNS.
+Old engines such as WinHTTP's JScript read it. So it is ECMAScript 3, without the helper functions, some of which ask
+DNS.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ function FindProxyForURL(url, host) {
 def render_pac(catalog: Catalog, proxy: str, *, hosts_only: bool = False) -> str:
     """The file's text, ASCII. ``proxy`` is ``host:port``, or directives such as ``HTTPS host:port; DIRECT``.
 
-    With ``hosts_only`` the vendor's wildcards are left out. Raises OperatorError for what is no proxy.
+    With ``hosts_only`` the vendor's wildcards are left out. Raises OperatorError if ``proxy`` is not valid.
     """
     domains = [] if hosts_only else [domain.removeprefix(WILDCARD) for domain in catalog.domains]
-    # What a domain covers need not be listed again.
+    # Hosts that a domain covers need not be listed again.
     names = [host.name for host in catalog.hosts if hosts_only or not catalog.within_domains(host.name)]
     return _TEMPLATE.substitute(
         as_of=catalog.as_of,
@@ -51,7 +52,7 @@ def render_pac(catalog: Catalog, proxy: str, *, hosts_only: bool = False) -> str
 
 
 def _set_of(names: list[str]) -> str:
-    # Alone on its line, so that two versions compare well.
+    # Each on a line of its own, so that two versions are easy to compare.
     return "{" + ",".join(f"\n    {json.dumps(name)}: 1" for name in names) + "}"
 
 

@@ -1,4 +1,4 @@
-"""A throw-away certificate authority for the demo and the tests: ECDSA P-256, valid for a day."""
+"""A temporary certificate authority for the demo and the tests: ECDSA P-256, valid for a day."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIFETIME = datetime.timedelta(days=1)
 
 
 class Authority:
-    """A CA whose files are kept in ``directory``; ``ca_certificate`` is what clients must trust."""
+    """A CA whose files are in ``directory``. Clients must trust ``ca_certificate``."""
 
     def __init__(self, directory: Path) -> None:
         self.ca_certificate = directory / "ca.pem"
@@ -22,7 +22,7 @@ class Authority:
         self.ca_certificate.write_bytes(certificate_pem(self._issuer.certificate))
 
     def issue(self, *names: str) -> Certificate:
-        """A server certificate for these names and addresses, of which the first also names the files."""
+        """A server certificate for these names and addresses. The first also names the files."""
         key = new_key()
         now = datetime.datetime.now(datetime.UTC)
         certificate = sign_server(self._issuer, key.public_key(), names, LIFETIME, now)
@@ -34,5 +34,5 @@ class Authority:
         return issued
 
     def client_context(self) -> ssl.SSLContext:
-        """A client's context that trusts this authority and nobody else."""
+        """A client's context that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.ca_certificate))

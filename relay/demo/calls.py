@@ -18,7 +18,7 @@ from relay.client.session import Session, open_session
 from relay.client.turn import OnData, open_turn_tls, open_turn_udp
 from relay.demo.softphone import PACKETS_PER_SECOND, Line, Softphone, Stream
 
-# What is under way when the last packet has left has this long to arrive; later it is of no use to anybody.
+# After the last packet has left, packets on their way have this long to arrive. Later ones are of no use.
 STRAGGLERS_S = 2.0
 
 OpenLine = Callable[[OnData], Awaitable[Line]]
@@ -65,7 +65,7 @@ def udp_path(upstream: Address, account: Account) -> Path:
 
 
 def relay_paths(relay: RelayAccess, upstream: Address, account: Account) -> list[Path]:
-    """Over each carrier, through the relay; CONNECT-UDP names its upstream, for the others the relay chooses."""
+    """Over each carrier, through the relay. CONNECT-UDP names its upstream; for the others the relay chooses one."""
     username, password, tls = account.username, account.password, relay.address
     trusted: _Trusted = {"ssl_context": relay.trust, "server_hostname": relay.server_name}
 
@@ -97,7 +97,7 @@ class _Trusted(TypedDict):
 
 
 class _SessionLine:
-    """A session, whose allocation is there when it opens."""
+    """A session, which has its allocation when it opens."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -110,7 +110,7 @@ class _SessionLine:
 
 
 async def place_call(path: Path, seconds: float, on_tick: Callable[[], None]) -> list[Heard]:
-    """Call for so many seconds; what each side heard of the other. Raises UpstreamError if it cannot be set up."""
+    """Call for some seconds. Returns what each side heard. Raises UpstreamError if a call cannot be set up."""
     packets = round(seconds * PACKETS_PER_SECOND)
     there, back = Stream(packets), Stream(packets)
     caller, callee = Softphone(there, back), Softphone(back, there)
@@ -133,7 +133,7 @@ async def _line(path: Path, phone: Softphone) -> AsyncIterator[Line]:
 
 
 async def _talk(phones: tuple[Softphone, ...], packets: int, on_tick: Callable[[], None]) -> None:
-    """Absolute deadlines: a late packet does not make the next ones late."""
+    """Wait for absolute deadlines, so that one late packet does not make the next ones late."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     for number in range(packets):

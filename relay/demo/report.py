@@ -34,7 +34,7 @@ def rows_of(heard: Sequence[Heard]) -> list[Row]:
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """For people."""
+    """The table, for people."""
     table = Table(
         title="SRTP calls, G.711, 50 packets/s each way; delays are one-way",
         box=box.SIMPLE_HEAD,
@@ -61,7 +61,7 @@ def _figure(value: float | None) -> str:
 
 
 def json_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """For scripts. Delays in milliseconds, one way; MOS is MOS-CQE of the E-model."""
+    """JSON, for scripts. Delays are in milliseconds, one way. MOS is MOS-CQE of the E-model."""
     return {
         "complete": all(row.complete for row in rows),
         "streams": [

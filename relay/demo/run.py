@@ -1,4 +1,4 @@
-"""Runs the demo: emulated TURN hosts, a relay with a throw-away CA, and calls over each path at the same time."""
+"""Runs the demo: emulated TURN hosts, a relay with a temporary CA, and calls over each path at the same time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def run_demo(seconds: float, on_tick: Callable[[], None]) -> list[Row]:
 
 
 async def _place_calls(paths: list[calls.Path], seconds: float, on_tick: Callable[[], None]) -> list[calls.Heard]:
-    """All at the same time; where one cannot be set up the others end too."""
+    """Place all calls at the same time. If one cannot be set up, the others end, too."""
     try:
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(calls.place_call(path, seconds, on_tick)) for path in paths]

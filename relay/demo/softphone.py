@@ -1,4 +1,4 @@
-"""A softphone: G.711-sized RTP, protected with SRTP, over a line; it notes what became of every packet."""
+"""A softphone: RTP in the size of G.711, protected with SRTP. It notes what became of every packet."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MASTER_KEY_BYTES = 30
 
 
 class Line(Protocol):
-    """What a call needs of a way to the upstream; a TurnConnection is one."""
+    """What a call needs to reach the upstream. A TurnConnection is one."""
 
     async def allocate(self) -> Address:
         """The relayed address. Raises UpstreamError."""
 
     async def bind_channel(self, peer: Address) -> int:
-        """A channel to the peer. Raises UpstreamError."""
+        """Bind a channel to the peer. Raises UpstreamError."""
 
     def send(self, peer: Address, data: bytes) -> None:
         """Send a datagram to a peer that is bound."""
@@ -40,14 +40,14 @@ class Line(Protocol):
 
 
 def voice_payload(ssrc: int, sequence_number: int) -> bytes:
-    """What stands for 20 ms of voice: bytes that only this packet of this stream has, so that any mix-up shows."""
+    """Bytes instead of 20 ms of voice. Only this packet of this stream has them, so that any mix-up is noticed."""
     seed = ssrc.to_bytes(4) + sequence_number.to_bytes(2)
     return hashlib.shake_128(seed).digest(PAYLOAD_BYTES)
 
 
 @dataclass
 class Stream:
-    """One direction of a call of so many packets, as its two ends know it. Times in seconds of one clock."""
+    """One direction of a call, as its two ends know it. Times are in seconds of one clock."""
 
     packets: int
     ssrc: int = field(default_factory=lambda: secrets.randbits(32))
@@ -56,7 +56,7 @@ class Stream:
     received_at: dict[int, float] = field(default_factory=dict)
     # Packets that did not authenticate, came twice, or were not what was sent.
     wrong: int = 0
-    # Every packet of the call has come.
+    # Set when every packet of the call has come.
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

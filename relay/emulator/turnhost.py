@@ -24,15 +24,15 @@ from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient
 from relay.turn.credentials import CredentialStore, NonceMint
 from relay.turn.server import ServerSettings, TurnServer
 
-# The longest datagram there is: nothing is cut off in reception.
+# The longest possible datagram, so that none is cut off.
 MAX_DATAGRAM_BYTES = 65535
 # Datagrams taken from one socket before the others have their turn: 64 take about two milliseconds.
 MAX_DATAGRAMS_PER_WAKE_UP = 64
-# The kernel charges a voice packet with 768 bytes: 1 MiB holds 1,300 of them, 270 ms of 100 calls. It is a wish:
-# the kernel grants no more than net.core.rmem_max and net.core.wmem_max.
+# The kernel counts 768 bytes for a voice packet, so 1 MiB holds 1,300 of them: 270 ms of 100 calls. This is a request:
+# the kernel grants at most net.core.rmem_max and net.core.wmem_max.
 SOCKET_BUFFER_BYTES = 1 << 20
 
-# What has run out when a socket cannot be opened; everything else is about the port that was tried.
+# Why no socket can be opened at all. Any other error is about the port that was tried.
 _LACKING = {
     errno.EMFILE: "no file descriptors left in this process",
     errno.ENFILE: "no file descriptors left on this machine",
@@ -49,7 +49,7 @@ def open_udp_socket(address: Address) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         if address.is_ipv6:
-            # Else "::" would take IPv4's datagrams as well, and report their senders as ::ffff:a.b.c.d.
+            # Otherwise "::" would also receive IPv4 datagrams, and report their senders as ::ffff:a.b.c.d.
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
@@ -63,9 +63,9 @@ def open_udp_socket(address: Address) -> socket.socket:
 class TurnHost:
     """One TURN server on one UDP address: ``start`` it once and ``stop`` it, or use it as a context manager.
 
-    ``settings`` are the server's, but for the policy, which ``allow_loopback_peers`` makes, and the relayed hosts,
-    by default the host's own address. ``dropped`` counts the datagrams that a socket did not take. Raises OperatorError
-    for an address that is not loopback, unless the host is to be ``exposed``: an emulator is no server for others.
+    ``settings`` are the server's, except for the policy, which ``allow_loopback_peers`` makes, and the relayed hosts,
+    which by default are the host's own address. ``dropped`` counts datagrams that a socket refused. Raises
+    OperatorError for an address that is not loopback, unless ``exposed``: an emulator is not meant to serve others.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class TurnHost:
 
     @property
     def allocations(self) -> int:
-        """How many allocations live."""
+        """How many allocations there are now."""
         return len(self._relayed)
 
     async def start(self) -> None:
@@ -131,7 +131,7 @@ class TurnHost:
         self._running = True
 
     async def stop(self) -> None:
-        """Close all sockets; clients hear nothing. May be repeated."""
+        """Close all sockets, without a word to the clients. May be repeated."""
         if not self._running:
             return
         self._running = False
@@ -150,7 +150,7 @@ class TurnHost:
             except BlockingIOError:
                 break
             except OSError:
-                # ICMP says that an earlier datagram did not arrive; over UDP that is nobody's business.
+                # ICMP says that an earlier datagram did not arrive. UDP promises nothing, so this is ignored.
                 continue
             self._perform(now, decide(now, Address(sender[0], sender[1]), data))
         self._timer.set(self._server.next_deadline())
@@ -170,7 +170,7 @@ class TurnHost:
         try:
             source.sendto(data, destination)
         except OSError:
-            # The socket is full, or there is no way to this address: a network drops it silently too.
+            # The socket is full, or there is no route to this address. A network would also drop it silently.
             self.dropped += 1
 
     # Relayed sockets and time
@@ -202,8 +202,8 @@ class TurnHost:
 class TurnHosts:
     """A cloud of hosts on loopback: host y of region x is 127.0.x.y, both counted from 1 in the caller's order.
 
-    ``regions`` gives each region the names of its hosts; ``port`` is the port of all of them, 0 lets the kernel
-    choose for each. They share ``credentials`` and ``settings``, but no state.
+    ``regions`` gives each region the names of its hosts. ``port`` is the port of all hosts; with 0 the kernel chooses
+    one for each. They share ``credentials`` and ``settings``, but no state.
     """
 
     def __init__(
