@@ -1,10 +1,10 @@
-"""The project's benchmark: the relay, and coturn beside it where that is installed, by turns under the same calls.
+"""The project's benchmark: the relay, and coturn if it is installed, take turns under the same calls.
 
     calls --TLS--> relay  --UDP--> upstream    (as TURN server)
     calls --TLS--> coturn --UDP--> upstream    (as peer)
 
-Prints a table and, as the last line, one JSON object. Status: 0 measured, 1 something was set up or forwarded wrongly,
-2 it could not start. README.md beside this file says what the figures mean.
+Prints a table and, as the last line, one JSON object. Exit status: 0 if all was measured, 1 if something was set up or
+forwarded wrongly, 2 if it could not start. README.md in this folder says what the figures mean.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ FOLDER = Path(__file__).resolve().parent
 BUILD = FOLDER.parent.parent / "build" / "bench"
 HOST = "127.0.0.1"
 SERVER_NAME = "bench.test"
-# Below the range that outgoing connections take their ports from.
+# Below the ports that outgoing connections use.
 PORTS = range(20_000, 30_000)
 # Python and its libraries take about a second on a quiet machine.
 START_TIMEOUT_S = 20.0
-# The relay closes its calls at once at the second signal; what is still there then is killed.
+# At the second signal the relay closes its calls at once. A process that still runs after this time is killed.
 STOP_TIMEOUT_S = 5.0
-# Before the next run: clean-up of hundreds of closed connections is not the next one's cost.
+# A pause before the next run, so that cleaning up after hundreds of connections does not count as its cost.
 REST_S = 0.5
-# coturn's own ports; the range below is that of outgoing connections, which would collide with it.
+# coturn's own ports. The ports below these are for outgoing connections, and would collide.
 COTURN_PORTS = (61_000, 65_535)
-# CPU time does not mind that packets left late, as long as they did not bunch: that makes them cheaper. The interval
-# between two packets of a call is where bunches begin.
+# Late packets do not change the CPU time, unless they bunch, which makes them cheaper. They begin to bunch at the
+# interval between two packets of a call.
 MAX_LATE_FOR_CPU_US = 20_000
 CARRIERS = ("turn", "websocket", "session", "connect-udp")
 WRONG = ("corrupt", "duplicate", "reordered", "misrouted")
@@ -55,11 +55,11 @@ Run = dict[str, Any]
 
 
 class BenchError(Exception):
-    """It could not start; the message says what."""
+    """Something could not start. The message says what."""
 
 
 def build() -> None:
-    """Build the two programs into ``BUILD``. Raises BenchError with the compiler's words."""
+    """Build the two programs into ``BUILD``. Raises BenchError with the compiler's message."""
     made = subprocess.run(  # noqa: S603
         ["make", "--silent", f"--directory={FOLDER}", f"BUILD={BUILD}"],  # noqa: S607
         capture_output=True,
@@ -72,14 +72,14 @@ def build() -> None:
 
 @dataclass(frozen=True)
 class Cores:
-    """Which core is whose: clients and upstream share one, servers have the other; with one core all share it."""
+    """Who uses which core: clients and upstream share one, servers have the other. A single core is shared."""
 
     clients: int
     servers: int
 
     @classmethod
     def choose(cls) -> Cores:
-        """The first two that this process may use."""
+        """The first two cores that this process may use."""
         usable = sorted(os.sched_getaffinity(0))
         return cls(usable[0], usable[min(1, len(usable) - 1)])
 
@@ -109,7 +109,7 @@ def _free_port() -> int:
 def _process(
     command: Sequence[str | Path], core: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process on a core, ended with the block: asked twice, as the relay drains after the first time, then killed."""
+    """A process on a core. It ends with the block: after two signals (the first only drains a relay), or a kill."""
     with log.open("ab") as output, _on_core(core):
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)  # noqa: S603
     try:
@@ -126,12 +126,12 @@ def _process(
 
 
 def _cpu_s(pid: int) -> float:
-    """A process's CPU clock; the kernel makes the clock's number from the process id (clock_getcpuclockid)."""
+    """A process's CPU time. The clock's number follows from the process id (clock_getcpuclockid)."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def _machine_s() -> tuple[float, float]:
-    """All cores: busy (user nice system irq softirq), and stolen by the host; idle and iowait are neither."""
+    """Of all cores: busy (user nice system irq softirq), and stolen by the host. Idle and iowait are neither."""
     with open("/proc/stat", encoding="ascii") as stat:
         user, nice, system, _, _, irq, softirq, stolen = (int(text) for text in stat.readline().split()[1:9])
     per_second = os.sysconf("SC_CLK_TCK")
@@ -139,7 +139,7 @@ def _machine_s() -> tuple[float, float]:
 
 
 def _own_s() -> float:
-    """This process and its children that have ended, such as generators."""
+    """The CPU time of this process and of its children that have ended, such as generators."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
@@ -189,7 +189,7 @@ class Bench:
             "RELAY_CERT": str(self.certificate.chain),
             "RELAY_KEY": str(self.certificate.private_key),
             "RELAY_DIR": str(folder),
-            # The relay of this Python's environment.
+            # The relay in the environment of this Python.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         }
         return [FOLDER / "start-relay.sh", str(port), str(self.upstream_port)], environment
@@ -206,7 +206,7 @@ class Bench:
             f"pkey={self.certificate.private_key}",
             f"userdb={folder / 'users.sqlite'}",
             f"pidfile={folder / 'pid'}",
-            # One thread that forwards: it has one core, as the relay's one worker.
+            # One forwarding thread, because the relay also has one worker on this core.
             "relay-threads=1",
             *("no-auth", "allow-loopback-peers", "no-cli", "no-dtls", "log-file=stdout", "simple-log", ""),
         ]
@@ -239,7 +239,7 @@ class Bench:
         return result
 
     def run(self, server: Server, section: str, *arguments: str) -> Run:
-        """One run, with what only the outside can see: who else was there, and drops at the upstream's socket."""
+        """One run, and what only an observer can see: other load, and drops at the upstream's socket."""
         started, before = time.monotonic(), self._outside(server)
         result = self._generate(server, *arguments)
         if server.process.poll() is not None:
@@ -255,13 +255,13 @@ class Bench:
         return result
 
     def _outside(self, server: Server) -> tuple[int, float, float]:
-        """Drops at the upstream, CPU time of what is none of ours, and CPU time that the host stole."""
+        """Drops at the upstream, CPU time of other processes, and CPU time that the host stole."""
         busy_s, stolen_s = _machine_s()
         ours_s = _own_s() + _cpu_s(server.process.pid) + _cpu_s(self.upstream_pid)
         return _dropped(self.upstream_port), busy_s - ours_s, stolen_s
 
     def measure(self) -> None:
-        """All sections: calls by turns, then the storm, each beside servers that have nothing else to do; then idle."""
+        """Run all sections: calls, then the storm, with each server in its turn; then idle connections."""
         options = self.options
         timing = [f"--{name}={getattr(options, name)}" for name in ("seconds", "warmup", "payload", "pps")]
         with contextlib.ExitStack() as stack:
@@ -276,14 +276,14 @@ class Bench:
                 calls = options.counts[0]
                 self.run(server, "storm", f"--calls={calls}", f"--storm={options.storm}", *timing)
         for name in options.servers if options.idle else ():
-            # A server that has been busy would fill memory that it has already.
+            # A server that was busy before would fill memory that it already has.
             with self.server(name) as server:
                 self.run(server, "idle", "--idle", f"--calls={options.idle}")
 
 
 @dataclass(frozen=True)
 class Server:
-    """What is measured."""
+    """What is measured: a server and a carrier."""
 
     name: str
     port: int
@@ -296,7 +296,7 @@ class Server:
         return self.name if self.carrier == "turn" else f"{self.name} {self.carrier}"
 
     def by_carrier(self, options: argparse.Namespace) -> list[Server]:
-        """The same process once for each carrier that it is asked for; coturn has one."""
+        """The same process, once for each carrier. coturn has only one."""
         return [replace(self, carrier=name) for name in (options.carriers if self.name == "relay" else CARRIERS[:1])]
 
 
@@ -309,7 +309,7 @@ def _cpu_valid(run: Run) -> bool:
 
 
 def _median(runs: Sequence[Run], *path: str) -> float | None:
-    """The median of a figure over the runs that have it."""
+    """The median of a figure over the runs that have this figure."""
     found = []
     for run in runs:
         value: Any = run
@@ -325,7 +325,7 @@ def _ms(microseconds: float | None) -> float | None:
 
 
 def _row(runs: Sequence[Run]) -> Run:
-    """Runs of one server at one count, as one."""
+    """The runs of one server at one count, combined into one."""
     valid, cpu_valid = [run for run in runs if run["valid"]], [run for run in runs if _cpu_valid(run)]
     row: Run = {"runs": len(runs), "valid_runs": len(valid)}
     row["cpu_us_per_packet"] = _median(cpu_valid, "cpu_us_per_packet")
@@ -387,7 +387,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def table(summary: Run) -> str:
-    """For people; a dash is a figure that could not be had, such as the latency of runs that do not count."""
+    """The table, for people. A dash is a figure that is not known, such as the latency of runs that do not count."""
     lines = [["section", "calls", "server", "valid", *_COLUMNS]]
     for section in ("voice", "storm"):
         for calls, by_server in summary[section].items():
@@ -456,7 +456,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """The options of another benchmark, and of this one what they leave open."""
+    """The options of another benchmark, with defaults from this one."""
     return argparse.Namespace(**{**vars(parse_options([])), **vars(options)})
 
 
@@ -480,7 +480,7 @@ def open_bench(options: argparse.Namespace) -> Iterator[Bench]:
 def main() -> int:
     """Measure and print."""
     options = parse_options()
-    # So that a kill, too, ends what was started.
+    # So that a kill also ends the processes that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with open_bench(options) as bench:

@@ -1,12 +1,12 @@
-"""Voice beside a WebRTC data channel: Chromium with two peer connections, over the relay and over coturn.
+"""Voice and a WebRTC data channel at the same time: Chromium with two peer connections, over relay and coturn.
 
     Chromium --TLS over the WAN--> relay --UDP--> coturn
     Chromium --TLS over the WAN--> coturn
 
-Both peer connections have a TURN server and nothing else (``iceTransportPolicy: "relay"``). Voice runs both ways all
-the time; then one sends the other so many bytes over a data channel, and gets as many back. The WAN is
-``tests.support.network.wan``: it needs root. Prints a table in Markdown and, as the last line, one JSON object. Status:
-0 all that README.md promises holds, 1 it does not, 2 it could not start.
+Both peer connections can use only a TURN server (``iceTransportPolicy: "relay"``). Voice runs in both directions all
+the time. One connection sends some megabytes over a data channel, then the other sends as many back. The WAN is
+``tests.support.network.wan``, which needs root. Prints a table in Markdown and, as the last line, one JSON object. Exit
+status: 0 if all that README.md promises is true, 1 if not, 2 if it could not start.
 
     python -m loadtest.bench.datachannel --stall 0,3
 """
@@ -40,21 +40,21 @@ PAGE = Path(__file__).with_name("datachannel.html")
 SERVER_NAME = "datachannel.test"
 SERVERS = ("coturn", "relay")
 MEGABYTE = 1_000_000
-# A line of 10 Mbit/s and a round trip of 40 ms, whose router holds 100 ms of it.
+# A line with 10 Mbit/s and a round trip of 40 ms. Its router holds 100 ms.
 LINE = Link(delay_s=0.02, rate_bps=10_000_000, queue_bytes=128 * 1024)
-# Chromium speaks TURN to 53, 80, 443 and what is above 1023.
+# Chromium speaks TURN only to ports 53, 80, 443 and those above 1023.
 RELAY_PORT = 443
 COTURN_PORT = 5349
 TURN_PORT = 3478
 CONNECT_TIMEOUT_S = 20.0
-# Voice alone before it begins, and after it has ended: what was late has come by then.
+# Only voice, before the transfers and after them. Late packets have come by the end of this.
 QUIET_S = 3.0
 LOOK_EVERY_S = 0.25
-# A transfer that has made no progress for so long has ended.
+# A transfer that makes no progress for this long counts as ended.
 PROGRESS_TIMEOUT_S = 40.0
-# What is promised: at least this much of coturn's throughput.
+# The promise: at least this share of coturn's throughput.
 MIN_SHARE = 0.8
-# Two runs of the same differ by this much.
+# Two runs of the same server differ by this much.
 CONCEALED_TOLERANCE_S = 0.5
 # What Opus is decoded to.
 SAMPLES_PER_S = 48_000
@@ -67,14 +67,14 @@ _CHROMIUM_OPTIONS = (
     "--autoplay-policy=no-user-gesture-required",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
-    # The relayed addresses are literal, and there is nothing else to find in the namespace.
+    # Relayed addresses are literal, and the namespace has no other addresses.
     "--host-resolver-rules=",
 )
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the servers are, and with what certificate."""
+    """The addresses of the servers, and their certificate."""
 
     folder: Path
     host: str
@@ -153,7 +153,7 @@ def _accepts(namespace: Namespace, address: Address) -> bool:
 
 @contextlib.asynccontextmanager
 async def _page() -> AsyncIterator[Page]:
-    """The page in a Chromium, in the namespace of this thread."""
+    """The page, in a Chromium that runs in this thread's namespace."""
     application = web.Application()
     application.router.add_get("/", _answer)
     runner = web.AppRunner(application)
@@ -194,7 +194,7 @@ async def _transfer(page: Page, line: Wan, port: int, bytes_each: int, stall_s: 
         received = [end["received"] for end in told["ends"]]
         if sum(received) != last:
             last, seen_at = sum(received), time.monotonic()
-        # In the middle of the first.
+        # In the middle of the first transfer.
         if not stalled and max(received) >= bytes_each / 2:
             stalled = True
             line.stall(stall_s)
@@ -267,7 +267,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def complaints(runs: Sequence[Run]) -> list[str]:
-    """What is promised of the relay and does not hold."""
+    """The promises that the relay has not kept."""
     said = []
     coturns = {run["stall_s"]: run for run in runs if run["server"] == "coturn"}
     for run in runs:
@@ -313,7 +313,7 @@ def main() -> int:
     """Measure and print."""
     options = parse_options()
     if CHROMIUM is None or (reason := refusal()) is not None:
-        print(f"datachannel: {'there is no chromium' if CHROMIUM is None else reason}", file=sys.stderr)  # noqa: T201
+        print(f"datachannel: {'chromium is not installed' if CHROMIUM is None else reason}", file=sys.stderr)  # noqa: T201
         return 2
     try:
         runs = uvloop.run(_measure_all(options))

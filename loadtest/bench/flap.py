@@ -2,10 +2,10 @@
 
     calls, sessions --TLS--> relay serve  --UDP over a veth-->  two coturns, and a peer that echoes
 
-Two network namespaces without names and a veth between them; all ends with it. Needs root, coturn, ip and nft. Each
-call sends voice and refreshes its allocation all the time. After each disturbance a call and a session that are new
-must be served. Prints a table and, as the last line, one JSON object. Status: 0 nothing ended and no upstream was
-marked down by the first two disturbances, 1 something was, 2 it could not start.
+It runs in two network namespaces without names, with a veth between them; both end with it. It needs root, coturn, ip
+and nft. Each call sends voice and refreshes its allocation all the time. After each disturbance a new call and a new
+session must be served. Prints a table and, as the last line, one JSON object. Exit status: 0 if nothing ended and the
+first two disturbances marked no upstream down, 1 otherwise, 2 if it could not start.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ TURN_PORT = 3478
 RELAY = Address("127.0.0.1", 443)
 SERVER_NAME = "relay.test"
 USER, PASSWORD, REALM = "trader", "secret", "flap.test"
-# Enough to see who is heard; 50 a second of 25 calls would be this process's own load.
+# Enough to notice who is heard. With 50 a second, 25 calls would keep this process itself busy.
 PACKETS_PER_SECOND = 20
 REFRESH_EVERY_S = 0.7
 START_TIMEOUT_S = 60.0
-# What a client waits for at most where it should be served at once, or be heard again.
+# The longest that a client waits to be served, or to be heard again. Both should be immediate.
 PATIENCE_S = 20.0
 
 
 class FlapError(Exception):
-    """It could not be measured."""
+    """The measurement could not be made."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many, and for how long each disturbance lasts; ``one_in`` datagrams is refused in the first."""
+    """How many calls, and how long each disturbance lasts. The first one refuses one in ``one_in`` datagrams."""
 
     plane: str = "compiled"
     calls: int = 20
@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass
 class Phase:
-    """What a disturbance did; times in seconds from its end on."""
+    """What a disturbance did. Times are in seconds since its end."""
 
     name: str
     ended: int = 0
@@ -82,14 +82,14 @@ class Phase:
 
 @dataclass
 class Result:
-    """The plan and what came of it."""
+    """The plan, and what happened."""
 
     plan: Plan
     phases: list[Phase] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Nothing ended, and no upstream was marked down by the first two disturbances."""
+        """True if nothing ended, and the first two disturbances marked no upstream down."""
         return not any(phase.ended for phase in self.phases) and not any(one.marked_down for one in self.phases[:2])
 
 
@@ -103,7 +103,7 @@ def refusal() -> str | None:
 
 
 def run(namespace: Namespace, *command: str) -> None:
-    """Run a command inside. Raises FlapError with what it says."""
+    """Run a command inside the namespaces. Raises FlapError with its error message."""
     with namespace.entered():
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
@@ -111,7 +111,7 @@ def run(namespace: Namespace, *command: str) -> None:
 
 
 def lay_link(relay_ns: Namespace, upstream_ns: Namespace, holder: int) -> None:
-    """A veth between the two; ``holder`` is a process of the second."""
+    """Put a veth between the two namespaces. ``holder`` is a process in the second."""
     run(relay_ns, "ip", "link", "add", DEVICE, "type", "veth", "peer", "name", OTHER_DEVICE, "netns", str(holder))
     for host in UPSTREAMS:
         run(upstream_ns, "ip", "address", "add", f"{host}/24", "dev", OTHER_DEVICE)
@@ -121,7 +121,7 @@ def lay_link(relay_ns: Namespace, upstream_ns: Namespace, holder: int) -> None:
 
 
 def coturn_configuration(folder: Path, host: str) -> Path:
-    """For a coturn on one address."""
+    """The configuration of a coturn on one address."""
     path = folder / f"turnserver-{host}.conf"
     path.write_text(
         f"listening-ip={host}\nrelay-ip={host}\nlistening-port={TURN_PORT}\nrealm={REALM}\nuser={USER}:{PASSWORD}\n"
@@ -132,7 +132,7 @@ def coturn_configuration(folder: Path, host: str) -> Path:
 
 
 def relay_configuration(folder: Path, plane: str, authority: Authority) -> Path:
-    """For a relay with both upstreams and the settings that it has by itself."""
+    """The configuration of a relay with both upstreams and default settings."""
     path = folder / "relay.toml"
     tree = settings_tree(
         authority,
@@ -146,7 +146,7 @@ def relay_configuration(folder: Path, plane: str, authority: Authority) -> Path:
 
 
 class RelayLog:
-    """What the relay says, line by line."""
+    """The relay's log, line by line."""
 
     def __init__(self, process: Process) -> None:
         assert process.stdout is not None
@@ -162,7 +162,7 @@ class RelayLog:
                 self.ready.set()
 
     def count(self, event: str, since: int) -> int:
-        """How many lines from a number on have these words."""
+        """How many lines, from a line number on, contain these words."""
         return sum(event in line for line in self.lines[since:])
 
 
@@ -170,23 +170,23 @@ class RelayLog:
 
 
 class Call:
-    """A call or a session that speaks with the echo all the time, and renews what it has."""
+    """A call or a session that talks to the echo all the time, and renews its allocation."""
 
     def __init__(self) -> None:
         self.heard = 0
         self.line: TurnConnection | Session
 
     def on_data(self, _: Address, __: bytes) -> None:
-        """The echo has come back."""
+        """Note that the echo has come back."""
         self.heard += 1
 
     @property
     def ended(self) -> bool:
-        """True once it is over."""
+        """True when the call is over."""
         return self.line.closed.done()
 
     async def open(self, authority: Authority, echo: Address, *, session: bool) -> None:
-        """Be served: an allocation, and a channel to the echo. Raises UpstreamError."""
+        """Get an allocation, and a channel to the echo. Raises UpstreamError."""
         context = authority.client_context()
         if session:
             line = await open_session(
@@ -209,7 +209,7 @@ class Call:
         await turn.bind_channel(echo)
 
     async def talk(self, echo: Address) -> None:
-        """Until it is cancelled, or the call ends."""
+        """Send voice until cancelled, or until the call ends."""
         refresh_at = time.monotonic()
         refreshing: asyncio.Task[int] | None = None
         while not self.ended:
@@ -224,7 +224,7 @@ class Call:
 
 
 def open_echo(namespace: Namespace) -> tuple[socket.socket, Address]:
-    """A socket inside that sends back what it gets, on the loop that runs."""
+    """A socket inside the namespaces that sends back what it receives, on the running loop."""
     opened = namespace.socket(kind=socket.SOCK_DGRAM)
     opened.setblocking(False)
     opened.bind((UPSTREAMS[0], 0))
@@ -242,7 +242,7 @@ def open_echo(namespace: Namespace) -> tuple[socket.socket, Address]:
 
 
 async def refuse_some(relay_ns: Namespace, plan: Plan) -> None:
-    """One in so many datagrams to the upstreams is refused by our own packet filter."""
+    """While the block runs, our own packet filter refuses one in this many datagrams to the upstreams."""
     run(relay_ns, "nft", "add table ip flap")
     run(relay_ns, "nft", "add chain ip flap out { type filter hook output priority 0; }")
     rule = f"ip daddr {NETWORK} meta l4proto udp numgen inc mod {plan.one_in} == 0 drop"
@@ -252,14 +252,14 @@ async def refuse_some(relay_ns: Namespace, plan: Plan) -> None:
 
 
 async def take_route(relay_ns: Namespace, plan: Plan) -> None:
-    """There is no route to the upstreams."""
+    """While the block runs, there is no route to the upstreams."""
     run(relay_ns, "ip", "route", "del", NETWORK, "dev", DEVICE)
     await asyncio.sleep(plan.route_gone_s)
     run(relay_ns, "ip", "route", "add", NETWORK, "dev", DEVICE, "src", RELAY_ADDRESS)
 
 
 async def take_link(relay_ns: Namespace, plan: Plan) -> None:
-    """The link to the upstreams is down."""
+    """While the block runs, the link to the upstreams is down."""
     run(relay_ns, "ip", "link", "set", DEVICE, "down")
     await asyncio.sleep(plan.link_down_s)
     run(relay_ns, "ip", "link", "set", DEVICE, "up")
@@ -277,7 +277,7 @@ DISTURBANCES = {
 
 @dataclass
 class Scene:
-    """All that runs."""
+    """Everything that runs during the measurement."""
 
     plan: Plan
     relay_ns: Namespace
@@ -288,7 +288,7 @@ class Scene:
     talking: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def begin(self, *, session: bool) -> float:
-        """A new call that stays; how long it took to be served, in seconds."""
+        """Place a new call, which stays. Returns how long it took to be served, in seconds."""
         started, call = time.monotonic(), Call()
         while True:
             try:
@@ -303,7 +303,7 @@ class Scene:
         return round(time.monotonic() - started, 3)
 
     async def heard_again(self) -> float:
-        """How long until all that have not ended have heard something new, in seconds."""
+        """How long until all calls that have not ended have heard something new, in seconds."""
         started = time.monotonic()
         before = {call: call.heard for call in self.calls}
         with contextlib.suppress(TimeoutError):
@@ -313,7 +313,7 @@ class Scene:
         return round(time.monotonic() - started, 3)
 
     async def disturb(self, name: str) -> Phase:
-        """One disturbance, and what comes of it."""
+        """Make one disturbance, and measure what it does."""
         phase, since, refused = Phase(name), len(self.log.lines), await refused_datagrams()
         over = {call for call in self.calls if call.ended}
         await DISTURBANCES[name](self.relay_ns, self.plan)
@@ -321,7 +321,7 @@ class Scene:
         running = list(self.calls)
         phase.call_served_after_s = await self.begin(session=False)
         phase.session_served_after_s = await self.begin(session=True)
-        # What would end a call for silence has come by then.
+        # A call that ends because of silence has ended by then.
         await asyncio.sleep(self.plan.link_down_s)
         phase.ended = sum(call.ended for call in running if call not in over)
         phase.marked_down = self.log.count("upstream down", since)
@@ -330,7 +330,7 @@ class Scene:
 
 
 async def refused_datagrams() -> int:
-    """As the relay counts them. Called within its namespace."""
+    """The refused datagrams, as the relay counts them. Must be called inside its namespace."""
     reader, writer = await asyncio.open_connection("127.0.0.1", 9443)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9443\r\nConnection: close\r\n\r\n")
     body = (await reader.read()).decode()
@@ -363,7 +363,7 @@ async def scene(plan: Plan) -> AsyncIterator[tuple[Namespace, Namespace, RelayLo
 
 
 async def entered_by(process: Process) -> None:
-    """Wait until the program has taken the place of what put it into its namespace."""
+    """Wait until the program runs, in place of the command that put it into its namespace."""
     program = Path(f"/proc/{process.pid}/comm")
     async with asyncio.timeout(START_TIMEOUT_S):
         while (await asyncio.to_thread(program.read_text)).strip() != "sleep":  # noqa: ASYNC110
@@ -383,7 +383,7 @@ async def all_answer() -> None:
 
 
 async def measure(plan: Plan) -> Result:
-    """All disturbances, one after the other, to the same calls. Raises FlapError or OSError if it cannot be set up."""
+    """Make all disturbances, one after the other, to the same calls. Raises FlapError or OSError."""
     result = Result(plan)
     async with scene(plan) as (relay_ns, upstream_ns, log, authority):
 
@@ -409,7 +409,7 @@ async def measure(plan: Plan) -> Result:
 
 
 def table(result: Result) -> str:
-    """For people."""
+    """The table, for people."""
     head = "| disturbance | calls and sessions ended | upstreams marked down | refused | heard, call, session after s |"
     rows = [
         f"| {one.name} | {one.ended} | {one.marked_down} | {one.refused} | "

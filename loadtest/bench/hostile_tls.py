@@ -1,11 +1,11 @@
-"""Hostile TLS beside running calls: records that carry no data, as fast as a client can send them.
+"""Hostile TLS during calls: records that carry no data, as fast as a client can send them.
 
     calls    --TLS--> relay --UDP--> upstream    (native generator, as in ``bench``)
-    hostiles --TLS--> relay                      (a process of its own, nicer than the calls, on their core)
+    hostiles --TLS--> relay                      (a process of its own on the calls' core, with lower priority)
 
-Each hostile client shakes hands, speaks TURN, and sends records that it has made in advance; where it is closed it
-comes back. Prints a line for each kind of record and, as the last line, one JSON object. Status: 0 nothing was lost and
-p99 stayed below three times its quiet value, 1 otherwise, 2 it could not start.
+Each hostile client makes a TLS handshake, speaks TURN, and sends records that it has made in advance. If it is closed,
+it comes back. Prints a line for each kind of record and, as the last line, one JSON object. Exit status: 0 if nothing
+was lost and p99 stayed below three times its value without hostile clients, 1 otherwise, 2 if it could not start.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_RATIO = 3.0
 ALERT = 21
 USER_CANCELED = b"\x01\x5a"
 HELLO = build_message(Method.BINDING, MessageClass.INDICATION, bytes(12))
-# Made again for each connection that was closed: it is closed again long before it has sent so many.
+# A client makes this many records for each connection. The relay closes it long before it has sent them all.
 RECORDS_OF_A_RETURN = 100
-# As a share of a processor: beneath the calls, which have the same core.
+# The priority of the hostile process. It must be below the calls', which use the same core.
 NICENESS = 10
 
 
@@ -81,7 +81,7 @@ KINDS: dict[str, tuple[ssl.TLSVersion, Make]] = {
 
 
 class Hostile:
-    """One client that comes back as often as it is closed."""
+    """One client that comes back every time it is closed."""
 
     def __init__(self, server: Address, kind: str, folder: Path, pause_s: float) -> None:
         self.sent = self.returns = 0
@@ -91,7 +91,7 @@ class Hostile:
         self._wire: list[bytes] = []
 
     async def prepare(self, records: int) -> None:
-        """Shake hands, begin as a client of TURN does, and make the records."""
+        """Make the handshake, begin as a TURN client does, and make the records."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         self._client = await ForgingClient.open_forging(self._server, context, self._version, self._folder)
@@ -99,7 +99,7 @@ class Hostile:
         self._wire = [self._make(self._client) for _ in range(records)]
 
     async def attack(self, end: float) -> None:
-        """Send what was made, then come back and send more, until the time is up."""
+        """Send the records, then come back and send more, until the time is up."""
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
                 await self._send(end)
@@ -114,7 +114,7 @@ class Hostile:
             self._client.abort()
 
     async def _send(self, end: float) -> None:
-        # As many as a segment takes, so that it is known how many were taken.
+        # As many as fit into a segment, so that it is known how many were sent.
         for at in range(0, len(self._wire), 50):
             if self._client is None or time.monotonic() > end:
                 return
@@ -124,7 +124,7 @@ class Hostile:
 
 
 async def _be_hostile(options: argparse.Namespace, kind: str) -> None:
-    """``ready`` on standard output when all is made; it begins with a line of standard input."""
+    """Print ``ready`` when all records are made, and begin when a line comes on standard input."""
     with tempfile.TemporaryDirectory() as name:
         server = Address(HOST, options.be_hostile)
         folders = [Path(name) / str(number) for number in range(options.hostiles)]
@@ -137,7 +137,7 @@ async def _be_hostile(options: argparse.Namespace, kind: str) -> None:
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.readline)
         started = time.monotonic()
-        # A second longer than what is measured, of which the first is warm-up.
+        # One second longer than the measurement, because the first second is warm-up.
         end = started + options.seconds + 1
         await asyncio.gather(*(hostile.attack(end) for hostile in hostiles))
         sent, returns = sum(one.sent for one in hostiles), sum(one.returns for one in hostiles)
@@ -177,7 +177,7 @@ def _voice(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure_kind(measured: Bench, kind: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A quiet run and a hostile one, on the same fresh relay. Raises BenchError."""
+    """A run without and a run with hostile clients, on the same fresh relay. Raises BenchError."""
     timing = [f"--calls={options.calls}", f"--seconds={options.seconds}", "--warmup=1"]
     with measured.server("relay") as server:
         quiet = measured.run(server, "quiet", *timing)

@@ -3,8 +3,8 @@
     calls   --TLS--> relay --UDP--> upstream            (native generator, as in ``bench``)
     clients --TLS--> relay --TCP--> socket.io server    (half of them WebSocket, half polling)
 
-Every client is asked something at the end, and must answer. Prints a table and, as the last line, one JSON object.
-Status: 0 nothing was lost, 1 something was, 2 it could not start.
+At the end every client must answer a question. Prints a table and, as the last line, one JSON object. Exit status: 0 if
+nothing was lost, 1 if something was, 2 if it could not start.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from aiohttp import web
 from loadtest.bench import bench
 from loadtest.bench.bench import HOST, Bench, BenchError, Server
 
-# Shorter than the 25 s of socket.io, so that every client says several times within the minute that it is alive.
+# Shorter than socket.io's 25 s, so that every client sends several signs of life within the minute.
 PING_INTERVAL_S = 10
 PING_TIMEOUT_S = 20
-# Logins under way at once: this process has one thread.
+# The most logins at a time: this process has one thread.
 LOGINS_AT_ONCE = 20
 CONNECT_TIMEOUT_S = 30.0
 SAMPLE_S = 1.0
-# After the logins, before memory counts: what they have left behind is collected once.
+# A pause after the logins, before memory counts, so that their garbage has been collected.
 SETTLE_S = 5.0
 
 
@@ -52,11 +52,11 @@ class Clients:
         self._count = count
         trust = ssl.create_default_context()
         trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-        # One session for all: each would have a pool of connections of its own.
+        # One session for all. Otherwise each would have its own pool of connections.
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust, limit=0), trust_env=False)
 
     async def connect(self) -> None:
-        """Log all of them in. Raises BenchError."""
+        """Log in all clients. Raises BenchError."""
         room = asyncio.Semaphore(LOGINS_AT_ONCE)
         numbers = range(self._count)
         await asyncio.gather(*(self._login(room, "websocket" if number % 2 else "polling") for number in numbers))
@@ -77,7 +77,7 @@ class Clients:
         self.disconnected += not self._closing
 
     async def ask_all(self) -> int:
-        """How many answer."""
+        """How many clients answer."""
         answers = await asyncio.gather(*(self._ask(client, n) for n, client in enumerate(self._clients)))
         return sum(answers)
 
@@ -88,7 +88,7 @@ class Clients:
             return False
 
     async def close(self) -> None:
-        """Log all of them out."""
+        """Log out all clients."""
         self._closing = True
         await asyncio.gather(*(client.disconnect() for client in self._clients))
         await self._http.close()
@@ -96,7 +96,7 @@ class Clients:
 
 @contextlib.asynccontextmanager
 async def _socketio_server() -> AsyncIterator[int]:
-    """A socket.io server in this process; its port."""
+    """A socket.io server in this process. Gives its port."""
     server = socketio.AsyncServer(async_mode="aiohttp", ping_interval=PING_INTERVAL_S, ping_timeout=PING_TIMEOUT_S)
 
     async def echo(_: str, said: object) -> object:
@@ -139,10 +139,10 @@ async def _calls(measured: Bench, server: Server, options: argparse.Namespace) -
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One run: clients log in, calls begin, both go on together, everybody is asked. Raises BenchError."""
+    """One run: clients log in, calls begin, both go on together, all clients are asked. Raises BenchError."""
     async with _socketio_server() as port:
         os.environ["RELAY_SIGNALING"] = f"http://{HOST}:{port}"
-        # In a thread, because the relay looks whether its signaling upstream, which is this process, is there.
+        # In a thread, because the relay probes its signaling upstream, which is this process.
         with contextlib.ExitStack() as stack:
             measured = await asyncio.to_thread(stack.enter_context, bench.open_bench(options))
             server = await asyncio.to_thread(stack.enter_context, measured.server("relay"))
@@ -172,7 +172,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _thirds(samples: list[int]) -> list[int]:
-    """The median of each third: flat is three times the same."""
+    """The median of each third. Three equal values mean that memory does not grow."""
     third = max(1, len(samples) // 3)
     return [int(statistics.median(samples[at : at + third])) for at in (0, third, len(samples) - third)]
 

@@ -1,11 +1,11 @@
-"""Voice over a bad WAN: the relay, and coturn where it is installed, under the same disturbances of the client's link.
+"""Voice over a bad WAN: the relay, and coturn if it is installed, under the same disturbances of the client's link.
 
     client --TLS over the WAN--> relay  --UDP--> source    (the source is the relay's upstream)
     client --TLS over the WAN--> coturn --UDP--> source    (the source is coturn's peer)
 
-The WAN is ``tests.support.network.wan``: it needs root. Servers and source are at its far end, with nothing between
-them. Prints a table in Markdown and, as the last line, one JSON object. Status: 0 measured, 1 a frame or a connection
-was broken, 2 it could not start. README.md beside this file says what the figures mean.
+The WAN is ``tests.support.network.wan``, which needs root. Servers and source are at its far end, with nothing between
+them. Prints a table in Markdown and, as the last line, one JSON object. Exit status: 0 if all was measured, 1 if a
+frame or a connection was broken, 2 if it could not start. README.md in this folder says what the figures mean.
 
     python -m loadtest.bench.wan --server all --scenario a,b,c,d,e
 """
@@ -46,28 +46,28 @@ from tests.support.network.wan import Link, Wan, open_wan, refusal
 
 SERVER_NAME = "wan.test"
 WARM_UP_S = 2.0
-# What has not come so long after the last was sent, will not.
+# Frames that have not come this long after the last one was sent will not come.
 DRAIN_S = 4.0
 SAMPLE_S = 0.1
-# Old voice is what no jitter buffer takes any more; an answer to STUN is late where clients become nervous.
+# Voice is old if no jitter buffer accepts it. An answer to STUN is late if clients begin to worry.
 OLD_S = 0.5
 LATE_ANSWER_S = 1.0
-# When voice leaves the source later than this, by the 99th percentile, the machine was too busy to say anything.
+# If the 99th percentile of voice leaves the source later than this, the machine was too busy to measure anything.
 MAX_LATE_MS = 20.0
-# After a disturbance so much is looked at.
+# How long a run is observed after a disturbance.
 AFTER_S = 10.0
-# What a client that does not read has in its kernel before the server notices. Linux takes twice that.
+# How much a client that does not read has in its kernel before the server notices. Linux doubles this value.
 SLOW_READER_BUFFER_BYTES = 16 * KIB
 
 Run = dict[str, Any]
 
-# A round trip of 40 ms and nothing else.
+# Only a round trip of 40 ms.
 FAR = Link(delay_s=0.02)
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A link, and what happens on it: ``stall_s`` passes nothing, for ``pause_s`` the client reads nothing."""
+    """A link and its disturbance: it passes nothing for ``stall_s``; the client reads nothing for ``pause_s``."""
 
     name: str
     title: str
@@ -76,7 +76,7 @@ class Scenario:
     stall_s: float = 0.0
     pause_s: float = 0.0
     bursts: bool = False
-    # How long it is looked at, from the end of a disturbance if there is one.
+    # How long the run is observed, after the disturbance if there is one.
     seconds: float = AFTER_S
 
     @property
@@ -95,7 +95,7 @@ def _loss(percent: int) -> Scenario:
 
 
 SCENARIOS = [
-    # The uplink carries its two streams (27 KB/s with all headers), so that a late answer is the downlink's doing. The
+    # The uplink carries its two streams (27 KB/s with all headers), so a late answer is caused by the downlink. The
     # queue is half a second long: the answer to a request has another half.
     Scenario(
         "a",
@@ -111,7 +111,7 @@ SCENARIOS = [
     _stall(3),
     Scenario("d", "200 KB burst a second, 40 ms RTT", bursts=True),
     Scenario("e", "client reads nothing for 5 s", pause_s=5),
-    # For memory alone, and only if asked for.
+    # Only to measure memory, and only on request.
     Scenario("m", "client reads nothing for 60 s", pause_s=60),
 ]
 DEFAULT_SCENARIOS = [scenario for scenario in SCENARIOS if scenario.name != "m"]
@@ -131,23 +131,23 @@ class Times:
 
 @dataclass
 class Samples:
-    """The server's memory and its kernel's queue towards the client, again and again."""
+    """Readings of the server's memory and of its kernel's queue towards the client."""
 
     server: Server
     taken: list[tuple[float, int, int]] = field(default_factory=list)
 
     def take(self) -> None:
-        """Take one."""
+        """Take one reading."""
         self.taken.append((time.monotonic(), self.server.rss_kb, self.server.kernel_queue_bytes))
 
     async def collect(self) -> None:
-        """Take them until cancelled."""
+        """Take readings until cancelled."""
         while True:
             self.take()
             await asyncio.sleep(SAMPLE_S)
 
     def summary(self, times: Times) -> Run:
-        """RSS before the disturbance, halfway through it, at most and at the end; and the longest queue."""
+        """RSS before the disturbance, halfway through it, at most and at the end, and the longest queue."""
         since = [sample for sample in self.taken if sample[0] >= times.begin]
         halfway = (times.begin + times.disturbed_until) / 2
         return {
@@ -161,7 +161,7 @@ class Samples:
 
 @contextlib.asynccontextmanager
 async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Coroutines that run as long as the block; what one of them raised comes out at its end."""
+    """Run coroutines while the block runs. If one of them raises, the block raises it at its end."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         yield
@@ -175,7 +175,7 @@ async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[N
 
 
 async def _disturb(scenario: Scenario, line: Wan, client: Client) -> Times:
-    """Let the call run while it is disturbed, and afterwards."""
+    """Let the call run during the disturbance, and after it."""
     begin = time.monotonic()
     line.uplink.change(**asdict(scenario.uplink))
     line.downlink.change(**asdict(scenario.downlink))
@@ -192,7 +192,7 @@ async def _disturb(scenario: Scenario, line: Wan, client: Client) -> Times:
 
 
 async def _call(scenario: Scenario, line: Wan, server: Server, client: Client, source: Source) -> Run:
-    """Set a call up, run it, and judge it."""
+    """Set up a call, run it, and judge it."""
     await client.set_up(source.address)
     samples, tracks = Samples(server), client.downlink
     async with _background(client.talk(), client.request(), samples.collect()):
@@ -216,7 +216,7 @@ async def _call(scenario: Scenario, line: Wan, server: Server, client: Client, s
 
 async def measure(scenario: Scenario, name: str, *, congestion: str, seed: int = 1) -> Run:
     """One scenario against a fresh server on a fresh WAN. Raises WanError, or OSError, if it cannot be set up."""
-    # The link is good until the call has been set up, but as long as it will be.
+    # Until the call has been set up, the link is good, but has its final length.
     base = [Link(delay_s=link.delay_s) for link in (scenario.uplink, scenario.downlink)]
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-wan-")))
@@ -251,12 +251,12 @@ async def measure(scenario: Scenario, name: str, *, congestion: str, seed: int =
 
 
 def _percentile_ms(seconds: Sequence[float], rank: float) -> float | None:
-    """In milliseconds; of values between two ranks the greater one. None if there are no values."""
+    """A percentile in milliseconds; between two ranks, the greater value. None if there are no values."""
     return round(1000 * sorted(seconds)[math.ceil(rank * len(seconds)) - 1], 1) if seconds else None
 
 
 def _ages(deliveries: Iterable[Delivery]) -> Run:
-    """Percentiles are of those that came."""
+    """The ages of frames. Percentiles are of the frames that came."""
     ages = [delivery.age_s for delivery in deliveries]
     return {
         **{f"age_{name}_ms": _percentile_ms(ages, rank) for name, rank in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
@@ -266,7 +266,7 @@ def _ages(deliveries: Iterable[Delivery]) -> Run:
 
 
 def _stream_figures(client: Client, streams: Sequence[int], scenario: Scenario, times: Times) -> Run:
-    """What became of the frames sent from the disturbance on, and how old those were that came after its end."""
+    """What became of the frames since the disturbance began, and the age of those that came after its end."""
     tracks = [client.downlink[stream] for stream in streams]
     numbers = [(track, number) for track in tracks for number in track.sent_between(times.begin, times.end)]
     delivered = sum(number in track.deliveries for track, number in numbers)
@@ -276,7 +276,7 @@ def _stream_figures(client: Client, streams: Sequence[int], scenario: Scenario, 
 
 
 def _answers(client: Client, scenario: Scenario, times: Times) -> Run:
-    """Requests since the disturbance began. While it lasts no answer can come: that time is not the server's."""
+    """Requests since the disturbance began. No answer can come while it lasts, so this time does not count."""
     requests = [request for request in client.requests.values() if times.begin <= request.sent < times.end]
     took = [(request, request.answered - request.sent) for request in requests if request.answered is not None]
     excused = times.disturbed_until if scenario.disturbs else times.begin
@@ -293,7 +293,7 @@ def _answers(client: Client, scenario: Scenario, times: Times) -> Run:
 
 
 def judge(scenario: Scenario, client: Client, source: Source, times: Times) -> Run:
-    """All figures of one run but those of the server's memory."""
+    """All figures of one run, except the server's memory."""
     uplink = [source.uplink[stream] for stream in VOICE_STREAMS if stream in source.uplink]
     return {
         "voice": _stream_figures(client, VOICE_STREAMS, scenario, times),
@@ -352,7 +352,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _scenarios(text: str) -> list[Scenario]:
-    """``c`` is all that begin with it, ``c3`` is one."""
+    """``c`` means all scenarios that begin with c, ``c3`` only one."""
     chosen = [[one for one in SCENARIOS if part in {one.name, one.name[0]}] for part in text.split(",")]
     if not all(chosen):
         raise argparse.ArgumentTypeError(f"scenarios are {', '.join(one.name for one in SCENARIOS)}; {text!r} is not")
@@ -390,7 +390,7 @@ async def _measure_all(options: argparse.Namespace) -> list[Run]:
 
 
 async def _measure_in_peace(scenario: Scenario, name: str, options: argparse.Namespace) -> Run:
-    """The first run for which the machine had time; without one, that of which it had most."""
+    """The first run for which the machine was not too busy, or else the run for which it was least busy."""
     tries: list[Run] = []
     while len(tries) < options.tries and not (tries and tries[-1]["late_p99_ms"] <= MAX_LATE_MS):
         tries.append(await measure(scenario, name, congestion=options.congestion, seed=options.seed))

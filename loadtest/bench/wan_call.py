@@ -1,7 +1,7 @@
-"""The two ends of the calls that ``wan.py`` measures: a TURN/TLS client, and what answers and feeds it by UDP.
+"""The two ends of the calls that ``wan.py`` measures: a TURN/TLS client, and the UDP socket that answers and feeds it.
 
-Every frame carries the time it was sent, by CLOCK_MONOTONIC, which is one for the machine: its age on delivery is
-exact. The rest of it follows from its stream and number, so that a damaged frame is seen.
+Every frame carries the time at which it was sent, by CLOCK_MONOTONIC. The machine has only one, so the frame's age on
+arrival is exact. The rest of a frame follows from its stream and number, so a damaged frame is noticed.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from relay.wire.stun import (
 )
 
 CHANNEL = 0x4000
-# SRTP of G.711 in frames of 20 ms; a call has two streams, as a trader listens to more than one line.
+# SRTP of G.711 in frames of 20 ms. A call has two streams, because a trader listens to more than one line.
 VOICE_BYTES = 182
 VOICE_INTERVAL_S = 0.02
 VOICE_STREAMS = (1, 2)
 VOICE_PAYLOAD_TYPE = 0
-# The burst: video by its size, on a stream of its own.
+# The burst: packets in the size of video, on a stream of their own.
 BURST_BYTES = 1200
 BURST_PACKETS = 170
 BURST_STREAM = 3
 BURST_PAYLOAD_TYPE = 96
-# So many at once, then a millisecond of rest, about 80 Mbit/s: a default socket buffer is enough on the way.
+# This many at once, then a pause of a millisecond: about 80 Mbit/s. Default socket buffers on the way are enough.
 BURST_GROUP = 8
 BURST_INTERVAL_S = 1.0
 REQUEST_INTERVAL_S = 0.5
 SETUP_TIMEOUT_S = 10.0
-# A client drops voice rather than let this much wait: its own end must not delay requests.
+# A client drops voice if this much waits, so that its own end does not delay requests.
 CLIENT_BACKLOG_BYTES = 4096
-# And keeps its kernel from collecting what it has not sent.
+# The most that its kernel may hold unsent.
 CLIENT_UNSENT_BYTES = 4096
 SOURCE_BUFFER_BYTES = 1 << 20
 # Datagrams or records read in one go.
@@ -60,7 +60,7 @@ _FRAME = struct.Struct("!BBHIIQI")
 
 
 def build_frame(stream: int, number: int, size: int) -> bytes:
-    """A frame that is sent now."""
+    """A frame with the current time."""
     kind = BURST_PAYLOAD_TYPE if stream == BURST_STREAM else VOICE_PAYLOAD_TYPE
     head = _FRAME.pack(0x80, kind, number & 0xFFFF, number * 160 & 0xFFFFFFFF, stream, time.monotonic_ns(), number)
     return head + _filler(stream, number, size - _FRAME.size)
@@ -79,13 +79,13 @@ class Delivery:
 
     @property
     def age_s(self) -> float:
-        """How old it was when it came."""
+        """The age of the frame when it came."""
         return self.came - self.sent
 
 
 @dataclass
 class Track:
-    """One stream at both ends: when its frames were sent, and what came of them."""
+    """One stream at both ends: when its frames were sent, and what became of them."""
 
     sent: list[float] = field(default_factory=list)
     deliveries: dict[int, Delivery] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Track:
     _last: int = -1
 
     def judge(self, stream: int, frame: bytes, came: float) -> None:
-        """A frame has come."""
+        """Note that a frame has come."""
         *_, sent_ns, number = _FRAME.unpack_from(frame)
         intact = frame[_FRAME.size :] == _filler(stream, number, len(frame) - _FRAME.size)
         if not intact or number in self.deliveries or number <= self._last:
@@ -103,12 +103,12 @@ class Track:
         self.deliveries[number] = Delivery(sent_ns / 1e9, came)
 
     def sent_between(self, begin: float, end: float) -> list[int]:
-        """The numbers of frames that were sent in that time."""
+        """The numbers of the frames that were sent in a period of time."""
         return [number for number, when in enumerate(self.sent) if begin <= when < end]
 
 
 def stream_of(frame: bytes) -> int:
-    """The SSRC of a frame, 0 if it is none of ours."""
+    """The SSRC of a frame, or 0 if it is not one of ours."""
     return int(_FRAME.unpack_from(frame)[4]) if len(frame) >= _FRAME.size else 0
 
 
@@ -121,7 +121,7 @@ class Request:
 
 
 def ticks(interval_s: float, late: list[float] | None = None) -> Iterator[float]:
-    """How long to wait until each next tick, on an absolute clock; ``late`` is told in seconds how late each was."""
+    """The waits until each next tick of an absolute clock. ``late`` is called with how late each was, in seconds."""
     due = time.monotonic()
     while True:
         if late is not None:
@@ -131,9 +131,9 @@ def ticks(interval_s: float, late: list[float] | None = None) -> Iterator[float]
 
 
 class Source:
-    """A UDP socket that is the upstream of a relay, or the peer of a TURN server: who speaks to it, is fed.
+    """A UDP socket that is the upstream of a relay, or the peer of a TURN server. It feeds those who send to it.
 
-    As an upstream it grants what is asked for. It knows a call by its address.
+    As an upstream it grants all requests. It identifies a call by its address.
     """
 
     def __init__(self, bound: socket.socket) -> None:
@@ -145,8 +145,8 @@ class Source:
         # Whether an address speaks ChannelData, as a relay forwards it, or bare frames, as a TURN server sends them.
         self.flows: dict[Address, bool] = {}
         self.uplink: dict[int, Track] = {}
-        self.refused = 0  # datagrams that the socket would not take
-        self.late_s: list[float] = []  # how late voice left, by how busy the machine was
+        self.refused = 0  # datagrams that the socket refused
+        self.late_s: list[float] = []  # how late voice left, because the machine was busy
         self.heard = asyncio.Event()
         asyncio.get_running_loop().add_reader(bound.fileno(), self._on_readable)
 
@@ -217,12 +217,12 @@ async def feed_bursts(source: Source, flow: Address, track: Track) -> None:
             source.send(flow, frame)
             if sent % BURST_GROUP == BURST_GROUP - 1:
                 await asyncio.sleep(0.001)
-        # What the burst took comes off the rest.
+        # The time of the burst is part of the second.
         await asyncio.sleep(max(0.0, wait_s - BURST_PACKETS / BURST_GROUP * 0.001))
 
 
 class Client:
-    """A TURN/TLS client on a socket that it reads itself: when it pauses, nothing is read ahead."""
+    """A TURN/TLS client that reads its socket itself, so that nothing is read ahead while it pauses."""
 
     def __init__(self, connected: ssl.SSLSocket) -> None:
         self._socket = connected
@@ -237,7 +237,7 @@ class Client:
         self.downlink: dict[int, Track] = {stream: Track() for stream in (*VOICE_STREAMS, BURST_STREAM)}
         self.unsent = 0  # frames that this end dropped, because it had too much to send
         self.sent: dict[int, int] = dict.fromkeys(VOICE_STREAMS, 0)
-        self.ended: str | None = None  # why, if the server ended it
+        self.ended: str | None = None  # why the server ended it, if it did
         self.closed = False
         self._reading = False
         self.resume()
@@ -250,17 +250,17 @@ class Client:
             return
         self._reading = True
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
-        # What TLS has decrypted already makes no descriptor readable.
+        # The descriptor is not readable for data that TLS has decrypted already.
         self._on_readable()
 
     def pause(self) -> None:
-        """Read nothing, and leave it to TCP to tell the server."""
+        """Stop reading. Only TCP tells the server."""
         self._reading = False
         if not self.closed:
             self._loop.remove_reader(self._socket.fileno())
 
     def close(self) -> None:
-        """Close at once; nothing that happens then counts."""
+        """Close at once. Nothing that happens later counts."""
         if not self.closed:
             self.closed = True
             self._loop.remove_reader(self._socket.fileno())
@@ -291,7 +291,7 @@ class Client:
             if self._cutter.fault is not None:
                 self._end(f"broken framing: {self._cutter.fault.value}")
                 return
-        # There may be more inside TLS, which no descriptor tells.
+        # TLS may hold more, which the descriptor does not show.
         self._loop.call_soon(self._on_readable)
 
     def _write(self, data: bytes) -> None:
@@ -345,7 +345,7 @@ class Client:
             raise ConnectionError(f"{method.name}: {message.error}")
 
     async def set_up(self, peer: Address) -> None:
-        """Allocate, and bind the channel to the source. Raises ConnectionError if it is refused, TimeoutError."""
+        """Allocate, and bind the channel to the source. Raises ConnectionError if refused, or TimeoutError."""
         await self._ask(Method.ALLOCATE, lambda _: [(AttributeType.REQUESTED_TRANSPORT, bytes([17, 0, 0, 0]))])
         await self._ask(
             Method.CHANNEL_BIND,
@@ -356,7 +356,7 @@ class Client:
         )
 
     async def talk(self) -> None:
-        """Send voice until cancelled; what finds too much before it is not sent."""
+        """Send voice until cancelled. A frame is dropped if too much waits before it."""
         for wait_s in ticks(VOICE_INTERVAL_S):
             for stream in VOICE_STREAMS:
                 if len(self._backlog) > CLIENT_BACKLOG_BYTES:
@@ -368,7 +368,7 @@ class Client:
             await asyncio.sleep(wait_s)
 
     async def request(self) -> None:
-        """Send a Refresh and a Binding by turns until cancelled."""
+        """Send a Refresh or a Binding, alternating, until cancelled."""
         bodies = [(Method.REFRESH, [(AttributeType.LIFETIME, build_uint32(600))]), (Method.BINDING, [])]
         for wait_s in ticks(REQUEST_INTERVAL_S):
             method, attributes = bodies[len(self.requests) % 2]
@@ -381,7 +381,7 @@ class Client:
 def connect(
     opened: socket.socket, server: Address, context: ssl.SSLContext, name: str, receive_buffer_bytes: int | None
 ) -> ssl.SSLSocket:
-    """Connect and shake hands, waiting. Raises OSError."""
+    """Connect and make the handshake; blocks. Raises OSError."""
     opened.settimeout(SETUP_TIMEOUT_S)
     try:
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -28,12 +28,12 @@ KIB = 1024
 
 
 class WanError(Exception):
-    """It could not start; the message says what."""
+    """Something could not start, or has ended. The message says what."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What is measured; what it has printed is in ``log``. Its figures raise WanError once it has died."""
+    """A server that is measured. ``log`` has what it has printed. Its figures raise WanError when it has died."""
 
     name: str
     process: Process
@@ -47,7 +47,7 @@ class Server:
 
     @property
     def kernel_queue_bytes(self) -> int:
-        """What TCP has taken from it and the client has not acknowledged (the tx_queue of /proc/net/tcp)."""
+        """The bytes that TCP holds and the client has not acknowledged (the tx_queue of /proc/net/tcp)."""
         rows = [line.split() for line in self._read("net/tcp").splitlines()[1:]]
         ours = [row for row in rows if int(row[1].partition(":")[2], 16) == SERVER_PORT and row[3] == "01"]
         return sum(int(row[4].partition(":")[0], 16) for row in ours)
