@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import resource
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +27,7 @@ from relay.plane.api import (
 from relay.plane.reference.media import MAX_UNITS_PER_TURN
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, forging_client, http_stream, plane_bench
+from tests.support.descriptors import no_descriptors
 from tests.support.messages import HELLO
 from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE
 from tests.support.peers.tls_client import TlsClient
@@ -269,19 +267,6 @@ async def test_what_comes_right_behind_such_an_error_is_not_left_lying(make: Mak
                 router.sendto(icmp_too_big(flow, bench.upstream.address), (flow.host, 0))
                 bench.upstream.send(flow, VOICE)
                 assert await client.receive_unit() == VOICE
-
-
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """The process can open nothing while the block runs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    next_free = os.dup(0)
-    os.close(next_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @every_plane

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import resource
 import socket
 import ssl
 import subprocess
@@ -43,6 +42,7 @@ from relay.plane.reference.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
 from tests.support.benches.plane import Bench, bounds, commands_are_taken, exchange, plane_bench
+from tests.support.descriptors import room_for
 from tests.support.messages import HELLO, stun
 from tests.support.peers.carriers import carried, moved_session
 from tests.support.peers.scripted_upstream import scripted_upstream
@@ -232,14 +232,6 @@ def come_and_go(server: Address, context: ssl.SSLContext) -> None:
 # ---- Crowds
 
 
-def need_descriptors(count: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count <= hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-    elif soft < count:
-        pytest.skip(f"{count} descriptors are needed, and {hard} are allowed")
-
-
 async def silent(bench: Bench, count: int) -> list[socket.socket]:
     """TCP connections that say nothing, from many addresses."""
     crowd = []
@@ -262,10 +254,14 @@ def descriptors() -> int:
 
 async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
     """Most do not even begin a handshake, some end theirs and say nothing. Slots and descriptors are used again."""
-    need_descriptors((3 + RESERVED_DESCRIPTORS) * CROWD)
     # The handshakes of those who end theirs have time enough on a machine that stands still for a while.
     settings = bounds(handshake_timeout_s=2.5, first_bytes_timeout_s=0.5)
-    async with talking(tmp_path) as (bench, _):
+    with room_for((3 + RESERVED_DESCRIPTORS) * CROWD):
+        await show_out_a_crowd(tmp_path, settings)
+
+
+async def show_out_a_crowd(folder: Path, settings: PlaneSettings) -> None:
+    async with talking(folder) as (bench, _):
         bench.plane.configure(settings)
         before, highest = descriptors(), 0
         for _ in range(2):
@@ -289,15 +285,15 @@ async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
 
 async def test_stop_with_more_connections_than_a_ring_has_room(tmp_path: Path) -> None:
     crowd_size = 4096 + 500
-    need_descriptors((2 + RESERVED_DESCRIPTORS) * crowd_size + 500)
-    async with plane_bench(make_with(1), tmp_path) as bench:
-        crowd = await silent(bench, crowd_size)
-        (await bench.connect()).abort()
-        await bench.plane.stop()
-        assert len([event for event in bench.events if isinstance(event, Closed)]) == crowd_size + 1
-        assert bench.plane.snapshot().connections == 0
-        for one in crowd:
-            one.close()
+    with room_for((2 + RESERVED_DESCRIPTORS) * crowd_size + 500):
+        async with plane_bench(make_with(1), tmp_path) as bench:
+            crowd = await silent(bench, crowd_size)
+            (await bench.connect()).abort()
+            await bench.plane.stop()
+            assert len([event for event in bench.events if isinstance(event, Closed)]) == crowd_size + 1
+            assert bench.plane.snapshot().connections == 0
+            for one in crowd:
+                one.close()
 
 
 # ---- Late verbs

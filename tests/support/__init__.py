@@ -3,6 +3,7 @@
 benches/        what is tested, set up: a plane, a gateway, a process
 network/        ports, namespaces, and a bad WAN
 peers/          who talks to the relay: clients, upstreams, proxies, services; real ones and scripted ones
+descriptors     more of them than usual, or none
 http_table      requests and answers that a reverse proxy passes on, byte by byte
 imports         which modules a source imports
 messages        STUN messages, the answers to them, and voice in ChannelData

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import resource
 import socket
 from typing import Any
 
@@ -23,6 +21,7 @@ from relay.gateway.routing.upstreams import Health, UpstreamState
 from relay.turn.credentials import RestCredentials, StaticCredentials, rest_password
 from relay.wire.stun import MAGIC_COOKIE_BYTES, Method
 from tests.support.benches.health import AT_ONCE_S, Watched, server, settings, watching
+from tests.support.descriptors import no_descriptors
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import open_echo
 from tests.support.peers.responder import Answer, open_responder, refusal, refused_allocate, script, silence, success
@@ -62,15 +61,9 @@ async def test_rise_and_fall() -> None:
 async def test_no_descriptor_to_ask_with_says_nothing_about_the_upstream() -> None:
     async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host, watching(server(host.address)) as watched:
         assert await watched.probes(1) == [UP]
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        next_free = os.dup(0)
-        os.close(next_free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
-        try:
+        with no_descriptors():
             asked = len(watched.history)
             assert set(await watched.probes(asked + 10)) == {UP}
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_success_without_an_address_counts() -> None:

@@ -6,8 +6,6 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import os
-import resource
 import secrets
 import shutil
 import socket
@@ -37,6 +35,7 @@ from relay.gateway.web_proxy.tunnel import TunnelEnd
 from relay.gateway.web_proxy.web_proxy import PAC_TYPE
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay, write_config
+from tests.support.descriptors import no_descriptors
 from tests.support.peers.aioice_client import Received, closed
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
 from tests.support.peers.browser import CHROMIUM, browser
@@ -744,17 +743,10 @@ async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path, monkeypa
     async with proxying(tmp_path) as relay:
         with socket.socket() as client:
             client.setblocking(False)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            next_free = os.dup(0)
-            os.close(next_free)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
-            try:
-                with monkeypatch.context() as patched:
-                    patched.setattr(asyncio, "sleep", pause)
-                    await loop.sock_connect(client, proxy_of(relay))
-                    await paused.wait()
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with no_descriptors(), monkeypatch.context() as patched:
+                patched.setattr(asyncio, "sleep", pause)
+                await loop.sock_connect(client, proxy_of(relay))
+                await paused.wait()
             await loop.sock_sendall(client, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")
             assert parse(await receive_all(client)).status == 200
 
