@@ -78,8 +78,8 @@ class Meter:
     def on_packet(self, now_us: int, packet: bytes) -> None: ...
     def streams(self, now_us: int) -> list[RtpStream]: ...
 
-MOST_CHUNKS: int
-MOST_DATA_CHUNKS: int
+MAX_CHUNKS: int
+MAX_DATA_CHUNKS: int
 CHUNK_BYTES: int
 HEADER_BYTES: int
 

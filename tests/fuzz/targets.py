@@ -334,7 +334,7 @@ class Queues:
         assert {reason: count for reason, count in reasons.items() if count} == self._totals.drops
         assert {traffic: count for traffic, count in traffics.items() if count} == self._totals.drops_by_traffic
         assert self._compiled_delays.latency() == self._delays.latency()
-        assert self.compiled.chunks <= _leaves.MOST_CHUNKS
+        assert self.compiled.chunks <= _leaves.MAX_CHUNKS
 
     def drain(self) -> None:
         """Take all that waits; nothing is left of it."""

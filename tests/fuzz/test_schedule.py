@@ -81,7 +81,7 @@ def test_frames_around_a_chunk(size: int) -> None:
 
 # ---- No more than 80 chunks of 4 KiB and 64 of data, whatever the bytes in them
 
-URGENT_CHUNKS = _leaves.MOST_CHUNKS - _leaves.MOST_DATA_CHUNKS
+URGENT_CHUNKS = _leaves.MAX_CHUNKS - _leaves.MAX_DATA_CHUNKS
 
 
 def new_schedule(control_bytes: int = CONTROL_BYTES) -> _leaves.Schedule:
@@ -95,7 +95,7 @@ def own_stun(number: int, size: int = 20) -> bytes:
 
 def test_576_kib_are_the_bound() -> None:
     assert URGENT_CHUNKS * (CHUNK + 8) == 320 * 1024
-    assert _leaves.MOST_DATA_CHUNKS * (CHUNK + 8) == 256 * 1024
+    assert _leaves.MAX_DATA_CHUNKS * (CHUNK + 8) == 256 * 1024
 
 
 @pytest.mark.parametrize("size", [4, 5, 8, 20, 4072, 4073, 9000, 65_535])
@@ -127,7 +127,7 @@ def test_a_flood_of_data_keeps_the_oldest_and_leaves_the_others_alone(size: int)
     count = 2 * DATA_BYTES // size
     for number in range(count):
         assert schedule.put(NOW, waiting_unit(Traffic.DATA, number, size))
-        assert schedule.chunks <= beside + _leaves.MOST_DATA_CHUNKS
+        assert schedule.chunks <= beside + _leaves.MAX_DATA_CHUNKS
     taken = [unit for _, unit, _ in schedule.take(NOW, 1 << 30)]
     # One goes early, behind a quarter of the room, if that does not take all chunks.
     data = [waiting_unit(Traffic.DATA, number, size) for number in range(count)]
@@ -145,9 +145,9 @@ def test_media_and_data_do_not_take_each_others_room() -> None:
     for number in range(60_000):
         schedule.put(NOW, waiting_unit(Traffic.MEDIA, number, 4))
         schedule.put(NOW, waiting_unit(Traffic.DATA, number, 5))
-    assert schedule.chunks == _leaves.MOST_CHUNKS
+    assert schedule.chunks == _leaves.MAX_CHUNKS
     schedule.put(NOW, own_stun(1, 4096))
-    assert URGENT_CHUNKS - 2 < schedule.chunks - _leaves.MOST_DATA_CHUNKS <= URGENT_CHUNKS
+    assert URGENT_CHUNKS - 2 < schedule.chunks - _leaves.MAX_DATA_CHUNKS <= URGENT_CHUNKS
 
 
 def test_control_of_a_peer_is_data_beyond_16_kib_a_second_and_beyond_half_of_the_room() -> None:
@@ -205,7 +205,7 @@ def test_any_flood_is_bounded_and_nothing_is_lost_without_a_reason(floods: list[
         unit = waiting_unit(traffic, number, size)
         for _ in range(count):
             put[traffic_of(unit)] += schedule.put(NOW, unit)
-            assert schedule.chunks <= _leaves.MOST_CHUNKS
+            assert schedule.chunks <= _leaves.MAX_CHUNKS
     taken = Counter(traffic_of(unit) for _, unit, _ in schedule.take(NOW, 1 << 30))
     _, full = schedule.drops
     # Control of a peer that was too much is among the data.

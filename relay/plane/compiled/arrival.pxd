@@ -8,7 +8,7 @@ from relay.plane.compiled.engine cimport (
     STATE_DECIDING, STATE_HANDSHAKE, STATE_WAITING, Connection, Engine,
 )
 from relay.plane.compiled.slots cimport (
-    ON_LISTENER, ON_TCP, mark, owe, see_again, take_slot, unread, watch, watch_client,
+    ON_LISTENER, ON_TCP, mark, queue_notice, run_again, take_slot, unread, watch, watch_client,
 )
 from relay.plane.compiled.wheel cimport set_deadline
 from relay.plane.compiled.ending cimport end, leave_contexts
@@ -212,7 +212,7 @@ cdef inline void on_established(Engine* e, Connection* c) noexcept nogil:
     if c.alpn >= 2:
         on_turn(e, c)
     elif unread(c):
-        see_again(e, c)
+        run_again(e, c)
 
 
 cdef inline void on_turn(Engine* e, Connection* c) noexcept nogil:
@@ -221,4 +221,4 @@ cdef inline void on_turn(Engine* e, Connection* c) noexcept nogil:
     c.readable = False
     watch_client(e, c)
     set_deadline(e, c, e.now_us + e.bounds.attach_timeout_us)
-    owe(e, c, NOTICE_TURN_OPENED)
+    queue_notice(e, c, NOTICE_TURN_OPENED)

@@ -10,11 +10,11 @@ from relay.plane.compiled.engine cimport (
     REASON_NO_DESCRIPTORS, REASON_STOPPED, REASON_UPSTREAM_UNREACHABLE, STATE_FREE, STATE_HANDSHAKE, STATE_HTTP,
     STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Engine,
 )
-from relay.plane.compiled.slots cimport ON_LISTENER, at, close_open, find, owe, see_again, watch
+from relay.plane.compiled.slots cimport ON_LISTENER, at, close_open, find, queue_notice, run_again, watch
 from relay.plane.compiled.wheel cimport arm, clear_deadline
 from relay.plane.compiled.ending cimport end, release, write_client
 from relay.plane.compiled.arrival cimport take_first, welcome
-from relay.plane.compiled.delivery cimport reply, say
+from relay.plane.compiled.delivery cimport reply, send_own
 from relay.plane.compiled.upstream cimport (
     leave_upstream, on_upstream_gone, send_request, send_up, use_socket, watch_upstream,
 )
@@ -108,7 +108,7 @@ cdef inline bint on_flow_command(Engine* e, Connection* c, Command* command) noe
     elif command.op == OP_MOVE:
         move(e, c, command)
     elif command.op == OP_TELL:
-        say(e, c, <const uint8_t*> command.data, command.size)
+        send_own(e, c, <const uint8_t*> command.data, command.size)
     elif command.op == OP_REQUEST:
         if c.udp >= 0:
             remember(e, c, <const uint8_t*> command.data, command.size)
@@ -151,12 +151,12 @@ cdef inline void adopt(Engine* e, Command* command) noexcept nogil:
     if c == NULL:
         return
     c.adoption_id = command.identity
-    owe(e, c, NOTICE_ADOPTED)
+    queue_notice(e, c, NOTICE_ADOPTED)
     if command.size and c.state == STATE_HANDSHAKE and take_first(
         e, c, <const uint8_t*> command.data, command.size
     ) and c.wire.hello.whole:
         # No event will tell of what has been read already.
-        see_again(e, c)
+        run_again(e, c)
 
 
 cdef inline void attach(Engine* e, Connection* c, Command* command) noexcept nogil:

@@ -10,7 +10,7 @@ from relay.plane.compiled.engine cimport (
 from relay.plane.compiled.counting cimport copy_datagram
 from relay.plane.compiled.wheel cimport arm, clear_deadline, quiet_since_us
 from relay.plane.compiled.ending cimport end, finish
-from relay.plane.compiled.delivery cimport say
+from relay.plane.compiled.delivery cimport send_own
 from relay.plane.compiled.upstream cimport on_upstream_gone, send_up_again, settle
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.carriage cimport write_ping
@@ -108,7 +108,7 @@ cdef inline void ping(Engine* e, Connection* c) noexcept nogil:
         # It is not read, so nothing can be heard.
         c.carriage.heard_us = e.now_us
     if write_ping(c.carriage, e.now_us, e.bounds.websocket_ping_us, frame):
-        say(e, c, frame, 2)
+        send_own(e, c, frame, 2)
     else:
         c.failure = b"no pong"
         end(e, c, REASON_CLIENT_LOST)

@@ -7,7 +7,7 @@ from relay.plane.compiled.engine cimport (
     DROP_DOWNLINK_FULL, DROP_DOWNLINK_OLD, PLAIN_BYTES, REASON_SLOW_CLIENT, STATE_CLOSING, STATE_DEAD, STATE_HTTP,
     STATE_MEDIA, Connection, Engine,
 )
-from relay.plane.compiled.slots cimport ask_again, watch_client, watch_pipe
+from relay.plane.compiled.slots cimport ask_tcp_again, watch_client, watch_pipe
 from relay.plane.compiled.counting cimport drop, meter, meter_datagram
 from relay.plane.compiled.ending cimport end, finish, is_refused_for_now, write_client
 from relay.plane.compiled.leaves cimport openssl as tls
@@ -64,10 +64,10 @@ cdef inline bint must_wait(Engine* e, Connection* c) noexcept nogil:
 # TCP has taken what it does not deliver: more would only grow old there, where nothing can be dropped.
 cdef inline bint falls_behind(Engine* e, Connection* c) noexcept nogil:
     if is_behind(&c.pace, c.fd, c.wire.given, c.link.min_rtt_us, e.now_us, c.schedule.data_bytes != 0):
-        ask_again(e, c)
+        ask_tcp_again(e, c)
         return True
     if c.pace.holds_data and c.schedule.data_bytes:
-        ask_again(e, c)
+        ask_tcp_again(e, c)
     return False
 
 
@@ -118,7 +118,7 @@ cdef inline void let_wait(
         end(e, c, REASON_SLOW_CLIENT)
     elif put == PUT_DONE:
         if traffic == TRAFFIC_DATA and c.pace.holds_data:
-            ask_again(e, c)
+            ask_tcp_again(e, c)
         watch_client(e, c)
 
 
@@ -195,7 +195,7 @@ cdef inline void write_waiting(Engine* e, Connection* c) noexcept nogil:
 
 
 # Nothing tells when TCP has caught up, so it is asked.
-cdef inline void see_those_behind(Engine* e) noexcept nogil:
+cdef inline void ask_those_behind(Engine* e) noexcept nogil:
     cdef Connection* c = e.behind
     cdef Connection* following
     e.behind = NULL
@@ -212,7 +212,7 @@ cdef inline void see_those_behind(Engine* e) noexcept nogil:
 
 
 # Whole frames that are no units: first of what waits, and in no count.
-cdef inline void say(Engine* e, Connection* c, const uint8_t* frames, uint32_t size) noexcept nogil:
+cdef inline void send_own(Engine* e, Connection* c, const uint8_t* frames, uint32_t size) noexcept nogil:
     if must_wait(e, c):
         let_wait(e, c, TRAFFIC_CONTROL, False, frames, NO_UNIT, size)
     else:

@@ -9,11 +9,11 @@ from relay.plane.compiled.engine cimport (
     FRESH_PORTS_US, MAX_FRESH_PORTS, MAX_HOPS, NOTICE_ALTERNATE, NOTICE_GRANTED, NOTICE_STALE, NOTICE_STUN,
     REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA, TRY_ALTERNATE, Connection, Engine,
 )
-from relay.plane.compiled.slots cimport owe
+from relay.plane.compiled.slots cimport queue_notice
 from relay.plane.compiled.counting cimport copy_datagram, drop
 from relay.plane.compiled.wheel cimport arm
 from relay.plane.compiled.ending cimport write_client
-from relay.plane.compiled.messages cimport report
+from relay.plane.compiled.messages cimport post_message
 from relay.plane.compiled.delivery cimport deliver
 from relay.plane.compiled.upstream cimport on_news, on_upstream_gone
 from relay.plane.compiled.leaves cimport posix
@@ -136,7 +136,7 @@ cdef inline bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint3
         return False
     if c.carrier == CARRIER_SESSION:
         if answer == ANSWER_FIRST or admit_unasked(c.carriage):
-            report(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
+            post_message(e, c, NOTICE_STUN, message, size, c.carriage.moves, 0)
         else:
             drop(c, DROP_DOWNLINK_FULL, traffic_of(message, size))
         return False
@@ -189,7 +189,7 @@ cdef inline bint must_wait_for_control(
     c.admission.granted = True
     c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
     arm(e, c)
-    report(e, c, NOTICE_GRANTED, message, size, 0, 0)
+    post_message(e, c, NOTICE_GRANTED, message, size, 0, 0)
     return True
 
 
@@ -205,7 +205,7 @@ cdef inline bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint
     if c.stale_answer == NULL:
         return False
     c.fresh_ports += 1
-    owe(e, c, NOTICE_STALE)
+    queue_notice(e, c, NOTICE_STALE)
     return True
 
 
@@ -225,5 +225,5 @@ cdef inline bint is_redirected(Engine* e, Connection* c, const uint8_t* message,
     if c.stale_answer == NULL:
         return False
     c.hops += 1
-    report(e, c, NOTICE_ALTERNATE, message, size, 0, 0)
+    post_message(e, c, NOTICE_ALTERNATE, message, size, 0, 0)
     return True

@@ -7,7 +7,7 @@ from relay.plane.compiled.engine cimport (
     NOTICE_CLOSED, PLAIN_BYTES, REASON_BROKEN_FRAME, REASON_CLIENT_LOST, REASON_HTTP_CLOSED, REASON_SLOW_CLIENT,
     REASON_TLS_BROKEN, REASON_TLS_FLOOD, STATE_CLOSING, STATE_DEAD, STATE_FREE, Connection, Engine,
 )
-from relay.plane.compiled.slots cimport ON_TCP, forget_behind, free_slot, mark, owe, watch, watch_client
+from relay.plane.compiled.slots cimport ON_TCP, forget_behind, free_slot, mark, queue_notice, watch, watch_client
 from relay.plane.compiled.counting cimport add_counters
 from relay.plane.compiled.wheel cimport clear_deadline, set_deadline
 from relay.plane.compiled.leaves cimport openssl as tls
@@ -121,7 +121,7 @@ cdef inline void end(Engine* e, Connection* c, int reason) noexcept nogil:
     add_delays(&e.ended_delays, &c.delays)
     c.state = STATE_CLOSING
     relay_add(&e.ends, 1)
-    owe(e, c, NOTICE_CLOSED)
+    queue_notice(e, c, NOTICE_CLOSED)
     if c.carriage != NULL and c.carrier != CARRIER_CONNECT_UDP:
         size = write_farewell(
             c.carriage, reason == REASON_BROKEN_FRAME, e.shared.close_codes[reason], e.shared.close_words[reason], farewell)
@@ -146,7 +146,7 @@ cdef inline void finish(Engine* e, Connection* c) noexcept nogil:
         linger(e, c)
         return
     if c.ssl != NULL:
-        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and is_to_be_told(c):
+        if not c.lingering and tls.SSL_is_init_finished(c.ssl) and gets_close_notify(c):
             tls.ERR_clear_error()
             tls.SSL_shutdown(c.ssl)
         tls.SSL_free(c.ssl)
@@ -168,7 +168,7 @@ cdef inline void finish(Engine* e, Connection* c) noexcept nogil:
 
 
 # Who only said nothing may hear that we have gone.
-cdef inline bint is_to_be_told(Connection* c) noexcept nogil:
+cdef inline bint gets_close_notify(Connection* c) noexcept nogil:
     return c.reason not in (REASON_TLS_BROKEN, REASON_TLS_FLOOD) and (c.reason != REASON_CLIENT_LOST or c.failure != NULL)
 
 

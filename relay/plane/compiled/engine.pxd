@@ -197,7 +197,7 @@ cdef struct Connection:
     bint ended                  # the client sends no more
     bint lingering              # all is said; what the client still sends is read and forgotten
     bint released               # Python has read the end
-    uint32_t owed               # notices that wait to be put in the ring
+    uint32_t notices            # notices that wait to be put in the ring
     int fd                      # TCP
     int udp                     # Python's from the end on
     Reserve reserve             # for the UDP socket, or for the pair to control
@@ -275,7 +275,7 @@ cdef struct Connection:
     Connection* wheel_next
     # Lists of one turn of the loop.
     Connection* again_next
-    Connection* owed_next
+    Connection* noticed_next
     Connection* behind_next
     Connection* free_next
     # What no packet touches that can be sent at once, apart from what all of them do.
@@ -348,14 +348,14 @@ cdef struct Engine:
     int64_t looked_us
     uint64_t sent_up            # packets of this turn that wait to be noted
     uint64_t sent_down
-    uint32_t said               # bytes of pongs in ``record``, within one call
+    uint32_t pong_bytes         # in ``record``, within one call
     Histogram uplink_us
     Histogram downlink_us
     int64_t swept_us            # when idle TLS buffers were last let go
-    int64_t told_us             # when Python was last told
+    int64_t flushed_us             # when notices were last put in the ring
     # Lists of one turn.
     Connection* again
-    Connection* owed
+    Connection* noticed
     # Connections to whom TCP is behind, and when it was last asked.
     Connection* behind
     int64_t behind_seen_us

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from relay.plane.compiled.engine cimport (
     NOTICE_HTTP_OPENED, PLAIN_BYTES, REASON_HTTP_CLOSED, REASON_NO_DESCRIPTORS, STATE_HTTP, Connection, Engine,
 )
-from relay.plane.compiled.slots cimport owe, see_again, watch_client, watch_pipe
+from relay.plane.compiled.slots cimport queue_notice, run_again, watch_client, watch_pipe
 from relay.plane.compiled.wheel cimport clear_deadline
 from relay.plane.compiled.ending cimport end, write_client
 from relay.plane.compiled.leaves cimport posix
@@ -26,7 +26,7 @@ cdef inline void on_http(Engine* e, Connection* c) noexcept nogil:
     fill(&c.reserve, e.command_fd, 1)
     count_live(LIVE_SOCKETS, 2)
     c.state = STATE_HTTP
-    owe(e, c, NOTICE_HTTP_OPENED)
+    queue_notice(e, c, NOTICE_HTTP_OPENED)
     on_pipe_writable(e, c)
 
 
@@ -52,7 +52,7 @@ cdef inline void on_pipe_writable(Engine* e, Connection* c) noexcept nogil:
         c.readable = not c.held.size
         watch_client(e, c)
         if c.readable:
-            see_again(e, c)
+            run_again(e, c)
     if c.ended and not c.held.size:
         posix.shutdown(c.pipe, posix.SHUT_WR)
 

@@ -9,9 +9,9 @@ from relay.plane.compiled.engine cimport (
 from relay.plane.compiled.slots cimport ON_COMMAND, ON_LISTENER, ON_PIPE, ON_TCP, ON_UDP, at, find
 from relay.plane.compiled.counting cimport note_time
 from relay.plane.compiled.ending cimport end, finish, on_lingering
-from relay.plane.compiled.messages cimport tell
+from relay.plane.compiled.messages cimport flush_notices
 from relay.plane.compiled.arrival cimport on_handshake, on_listener, watch_listeners
-from relay.plane.compiled.delivery cimport on_writable, see_those_behind
+from relay.plane.compiled.delivery cimport on_writable, ask_those_behind
 from relay.plane.compiled.downlink cimport on_upstream
 from relay.plane.compiled.http cimport on_pipe_readable, on_pipe_writable
 from relay.plane.compiled.reading cimport on_client
@@ -24,7 +24,7 @@ from relay.plane.compiled.leaves.schedule cimport is_waiting
 cdef enum:
     HANDSHAKES_A_TURN = 1
     PACKETS_A_CLOCK = 8             # packets whose time in the relay is noted together
-    TELL_EVERY_US = 2000
+    FLUSH_EVERY_US = 2000
     BEHIND_EVERY_MS = 5             # a jitter buffer does not notice
     BEHIND_EVERY_US = 5000
     SWEEP_MS = 1000
@@ -33,9 +33,9 @@ cdef enum:
 
 cdef inline void run(Engine* e) noexcept nogil:
     cdef int timeout_ms
-    while not (e.stopping and not e.live and e.owed == NULL):
+    while not (e.stopping and not e.live and e.noticed == NULL):
         timeout_ms = 0 if e.again != NULL else (
-            1 if e.owed != NULL else BEHIND_EVERY_MS if e.behind != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
+            1 if e.noticed != NULL else BEHIND_EVERY_MS if e.behind != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
         )
         turn(e, timeout_ms)
 
@@ -57,9 +57,9 @@ cdef inline void turn(Engine* e, int timeout_ms) noexcept nogil:
                 if e.sent_up + e.sent_down >= PACKETS_A_CLOCK:
                     note_time(e)
     if e.behind != NULL and e.now_us - e.behind_seen_us >= BEHIND_EVERY_US:
-        see_those_behind(e)
+        ask_those_behind(e)
     if e.again != NULL:
-        see_those_again(e)
+        run_those_again(e)
     if e.sent_up + e.sent_down:
         note_time(e)
     for i in range(count):
@@ -83,8 +83,8 @@ cdef inline void turn(Engine* e, int timeout_ms) noexcept nogil:
         e.accept_again_us = 0
         watch_listeners(e, True)
     # While clients log in one after the other, Python is woken for several of them at a time.
-    if e.owed != NULL and e.now_us - e.told_us > TELL_EVERY_US:
-        tell(e)
+    if e.noticed != NULL and e.now_us - e.flushed_us > FLUSH_EVERY_US:
+        flush_notices(e)
     if e.now_us - e.swept_us > SWEEP_US:
         sweep(e)
 
@@ -113,7 +113,7 @@ cdef inline void on_media(Engine* e, Connection* c, uint64_t source, uint32_t ev
             end(e, c, REASON_CLIENT_LOST)
 
 
-cdef inline void see_those_again(Engine* e) noexcept nogil:
+cdef inline void run_those_again(Engine* e) noexcept nogil:
     cdef Connection* c = e.again
     cdef Connection* following
     e.again = NULL

@@ -14,7 +14,7 @@ from relay.plane.compiled.leaves.ring cimport is_half_full, put, relay_add
 
 
 # Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
-cdef inline void report(
+cdef inline void post_message(
     Engine* e, Connection* c, uint32_t notice, const uint8_t* data, uint32_t size, int number, int fault
 ) noexcept nogil:
     cdef Event event
@@ -40,31 +40,31 @@ cdef inline void report(
 
 
 # Puts notices in the ring. What finds it full waits for the next turn: nothing is lost while Python hangs.
-cdef inline void tell(Engine* e) noexcept nogil:
-    cdef Connection* c = e.owed
+cdef inline void flush_notices(Engine* e) noexcept nogil:
+    cdef Connection* c = e.noticed
     cdef Connection* following
     cdef Event event
     cdef uint64_t one = 1
     cdef uint32_t bit
-    cdef bint told = False
+    cdef bint flushed = False
     memset(&event, 0, sizeof(event))
-    e.owed = NULL
-    e.told_us = e.now_us
+    e.noticed = NULL
+    e.flushed_us = e.now_us
     while c != NULL:
         event.identity = <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
         bit = 1
         while bit <= NOTICE_LAST:
-            if c.owed & bit:
+            if c.notices & bit:
                 event.notice = bit
                 if not put(&e.events, &event):
                     break
-                told = True
-                c.owed &= ~bit
+                flushed = True
+                c.notices &= ~bit
             bit *= 2
-        following = c.owed_next
-        if c.owed:
-            c.owed_next = e.owed
-            e.owed = c
+        following = c.noticed_next
+        if c.notices:
+            c.noticed_next = e.noticed
+            e.noticed = c
         c = following
-    if told:
+    if flushed:
         posix.write(e.event_fd, &one, sizeof(one))

@@ -8,7 +8,7 @@ from relay.plane.compiled.engine cimport (
     REASON_SLOW_CLIENT, REASON_TLS_BROKEN, REASON_TLS_FLOOD, STATE_CLOSING, STATE_DEAD, STATE_DECIDING, STATE_HTTP,
     STATE_MEDIA, Connection, Engine,
 )
-from relay.plane.compiled.slots cimport see_again, unread, watch_client
+from relay.plane.compiled.slots cimport run_again, unread, watch_client
 from relay.plane.compiled.ending cimport end
 from relay.plane.compiled.arrival cimport failure_words, on_turn
 from relay.plane.compiled.uplink cimport on_stream
@@ -33,7 +33,7 @@ cdef inline void on_client(Engine* e, Connection* c) noexcept nogil:
         c.more = False
         on_stream(e, c, NULL, 0)
         if c.more:
-            see_again(e, c)
+            run_again(e, c)
             return
     for _ in range(READS_A_TURN):
         if not c.readable or c.state in (STATE_CLOSING, STATE_DEAD):
@@ -54,7 +54,7 @@ cdef inline void on_client(Engine* e, Connection* c) noexcept nogil:
             break
         if not unread(c):
             return
-    see_again(e, c)
+    run_again(e, c)
 
 
 cdef inline void on_read_error(Engine* e, Connection* c, int error) noexcept nogil:
@@ -129,4 +129,4 @@ cdef inline void read_on(Engine* e, Connection* c) noexcept nogil:
     watch_client(e, c)
     on_stream(e, c, NULL, 0)
     if c.state == STATE_MEDIA and (c.more or unread(c)):
-        see_again(e, c)
+        run_again(e, c)

@@ -135,14 +135,14 @@ cdef inline bint unread(Connection* c) noexcept nogil:
     return not c.wire.drained or tls.SSL_has_pending(c.ssl)
 
 
-cdef inline void see_again(Engine* e, Connection* c) noexcept nogil:
+cdef inline void run_again(Engine* e, Connection* c) noexcept nogil:
     if not c.again:
         c.again = True
         c.again_next = e.again
         e.again = c
 
 
-cdef inline void ask_again(Engine* e, Connection* c) noexcept nogil:
+cdef inline void ask_tcp_again(Engine* e, Connection* c) noexcept nogil:
     if not c.behind:
         c.behind = True
         c.behind_next = e.behind
@@ -159,8 +159,8 @@ cdef inline void forget_behind(Engine* e, Connection* c) noexcept nogil:
     c.behind = False
 
 
-cdef inline void owe(Engine* e, Connection* c, uint32_t notice) noexcept nogil:
-    if not c.owed:
-        c.owed_next = e.owed
-        e.owed = c
-    c.owed |= notice
+cdef inline void queue_notice(Engine* e, Connection* c, uint32_t notice) noexcept nogil:
+    if not c.notices:
+        c.noticed_next = e.noticed
+        e.noticed = c
+    c.notices |= notice

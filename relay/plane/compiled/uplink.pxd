@@ -12,8 +12,8 @@ from relay.plane.compiled.slots cimport watch_client
 from relay.plane.compiled.counting cimport drop, meter, meter_datagram
 from relay.plane.compiled.wheel cimport arm, sooner
 from relay.plane.compiled.ending cimport end
-from relay.plane.compiled.messages cimport report
-from relay.plane.compiled.delivery cimport say
+from relay.plane.compiled.messages cimport post_message
+from relay.plane.compiled.delivery cimport send_own
 from relay.plane.compiled.upstream cimport send_up
 from relay.plane.compiled.leaves.admission cimport MAX_ASKED_BYTES, is_to_ask, is_turn_datagram
 from relay.plane.compiled.leaves.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
@@ -159,7 +159,7 @@ cdef inline bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint
     watch_client(e, c)
     c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
     arm(e, c)
-    report(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
+    post_message(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
     return True
 
 
@@ -199,7 +199,7 @@ cdef inline int on_message(Engine* e, Connection* c, Message* message) noexcept 
     if message.opcode == WEB_TEXT:
         if not admit_text(c.carriage):
             return WEB_TOO_MANY_TEXTS
-        report(e, c, NOTICE_TEXT, message.payload, message.size, 0, 0)
+        post_message(e, c, NOTICE_TEXT, message.payload, message.size, 0, 0)
     elif message.opcode == WEB_PING:
         add_pong(e, c, message.payload, message.size)
     elif message.opcode == WEB_CLOSE:
@@ -229,18 +229,18 @@ cdef inline int send_channel(Engine* e, Connection* c, uint8_t* message, uint32_
 
 # The pongs of one read leave together.
 cdef inline void add_pong(Engine* e, Connection* c, const uint8_t* payload, uint32_t size) noexcept nogil:
-    if e.said + 2 + size > PLAIN_BYTES:
+    if e.pong_bytes + 2 + size > PLAIN_BYTES:
         send_pongs(e, c)
-    write_control_head(e.record + e.said, WEB_PONG, size)
-    memcpy(e.record + e.said + 2, payload, size)
-    e.said += 2 + size
+    write_control_head(e.record + e.pong_bytes, WEB_PONG, size)
+    memcpy(e.record + e.pong_bytes + 2, payload, size)
+    e.pong_bytes += 2 + size
 
 
 cdef inline void send_pongs(Engine* e, Connection* c) noexcept nogil:
-    cdef uint32_t size = e.said
-    e.said = 0
+    cdef uint32_t size = e.pong_bytes
+    e.pong_bytes = 0
     if size and c.state == STATE_MEDIA:
-        say(e, c, e.record, size)
+        send_own(e, c, e.record, size)
 
 
 # The client closes: it gets its code back.

@@ -11,7 +11,7 @@ from relay.plane.compiled.slots cimport ON_UDP, mark, watch
 from relay.plane.compiled.counting cimport count_sent, count_up, drop
 from relay.plane.compiled.wheel cimport arm
 from relay.plane.compiled.ending cimport end
-from relay.plane.compiled.messages cimport report
+from relay.plane.compiled.messages cimport post_message
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.carriage cimport CARRIER_CONNECT_UDP, CARRIER_SESSION
 from relay.plane.compiled.leaves.live cimport LIVE_SOCKETS, count_live
@@ -113,7 +113,7 @@ cdef inline void on_upstream_gone(Engine* e, Connection* c, int reason, int faul
     leave_upstream(e, c)
     c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
     arm(e, c)
-    report(e, c, notice, NULL, 0, c.carriage.moves, fault)
+    post_message(e, c, notice, NULL, 0, c.carriage.moves, fault)
 
 
 cdef inline void leave_upstream(Engine* e, Connection* c) noexcept nogil:
