@@ -1,9 +1,10 @@
 # cython: auto_pickle=False, autotestdict=False
-"""Python's face of the compiled data plane: ``Worker`` is started in a thread, and carries packets without Python.
+"""Python's face of the compiled data plane: a ``Worker`` runs in a thread of its own, and carries packets alone.
 
-Put commands, take events, read snapshots: that is all that happens here. What a worker is made of is in ``engine``, and
-what happens to a packet in the layers beside it; ``relay/plane/compiled/__init__.py`` lists them in the order of a
-connection's life. Nothing there holds the GIL.
+Here Python puts commands, takes events and reads snapshots. ``relay/plane/compiled/engine.pxd`` says what a worker is
+made of. What it does with a packet is in the layers beside that file; ``relay/plane/compiled/__init__.py`` lists them
+in the order of a connection's life. Nothing in them holds the GIL. A connection takes a lock when it begins and when
+it ends, but no packet does.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -89,7 +90,7 @@ cdef class SharedState:
         pthread_mutex_init(&self.shared.descriptors, NULL)
 
     def __enter__(self) -> None:
-        """Nobody is accepted inside the block: what is given up there can be had there."""
+        """No worker accepts inside the block, so descriptors that are given up there can be taken there."""
         pthread_mutex_lock(&self.shared.descriptors)
 
     def __exit__(self, *_) -> None:
@@ -110,7 +111,7 @@ cdef tuple counters_of(Counters* counters):
     )
 
 
-# Reads all flows, and what they and those before them have counted.
+# Copies a record of each flow, and sums up what these flows and all earlier ones have counted.
 cdef uint32_t copy_flows(
     Engine* e, uint32_t slots, FlowRecord* records, Counters* totals, Delays* delays
 ) noexcept nogil:
@@ -131,7 +132,7 @@ cdef uint32_t copy_flows(
 
 cdef void write_record(Engine* e, Connection* c, FlowRecord* record, int64_t now) noexcept nogil:
     record.identity = <uint64_t> e.number << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
-    # The worker goes on: what it heard after ``now`` was heard just now.
+    # The worker does not stop for this: it may have heard something after ``now``.
     record.age_us = now - c.opened_us if now > c.opened_us else 0
     record.heard_us = now - c.heard_us if now > c.heard_us else 0
     record.allocated_us = c.allocated_until_us - now if c.allocated_until_us > now else 0
@@ -220,7 +221,7 @@ cdef class Worker:
         cdef uint32_t i
         if e == NULL:
             return
-        on_commands(e)              # what was said after the last turn
+        on_commands(e)              # those that came after the last turn
         while e.events.items != NULL and take(&e.events, &event):
             free(event.data)
         close_listeners(e)
@@ -244,7 +245,7 @@ cdef class Worker:
         return self.engine.event_fd
 
     def run(self) -> None:
-        """Carry packets until ``stop`` was said and the last connection has ended."""
+        """Carry packets until ``stop`` was called and the last connection has ended."""
         self.engine.now_us = posix.monotonic_us()
         with nogil:
             run(self.engine)
@@ -301,7 +302,7 @@ cdef class Worker:
         self.push(&command)
 
     def use_ticket_key(self, bytes key not None) -> None:
-        """Make session tickets with these 80 random bytes; the key before opens them still, the one before it not."""
+        """Make session tickets with these 80 random bytes; the key before still opens them, older ones do not."""
         if len(key) != sizeof(TicketKey):
             raise ValueError("a ticket key has 80 bytes")
         self.send(OP_TICKET_KEY, 0, -1, 0, key)
@@ -363,7 +364,7 @@ cdef class Worker:
         self.send(OP_TELL, identity, -1, 0, frame)
 
     def request(self, uint64_t identity, bytes message not None) -> None:
-        """Send the upstream of a session a STUN message. Raises ValueError if it is none."""
+        """Send the upstream of a session a STUN message. Raises ValueError if it is not one."""
         require_stun(message)
         self.send(OP_REQUEST, identity, -1, 0, message)
 
@@ -372,7 +373,7 @@ cdef class Worker:
         self.send(OP_ADMIT, identity, -1, 0, None)
 
     def refuse(self, uint64_t identity, bytes response not None) -> None:
-        """Answer the Allocate that waits with this STUN message. Raises ValueError if it is none."""
+        """Answer the Allocate that waits with this STUN message. Raises ValueError if it is not one."""
         require_stun(response)
         self.send(OP_REFUSE, identity, -1, 0, response)
 
@@ -386,7 +387,7 @@ cdef class Worker:
         self.send(OP_CLOSE, identity, reason, 0, None)
 
     def tap(self, uint64_t identity) -> TapReader:
-        """Copy the datagrams of a flow from now on, instead of for the reader before; the caller closes the reader."""
+        """Copy the datagrams of a flow from now on, and end an earlier reader of it. The caller closes the reader."""
         cdef TapReader reader = TapReader.__new__(TapReader)
         reader.worker, reader.identity = self, identity
         reader.tap = open_tap()
@@ -395,7 +396,7 @@ cdef class Worker:
         self.send_tap(OP_TAP, identity, reader.tap)
         return reader
 
-    # The owner that comes with the command leaves, if the command cannot.
+    # The command owns a share of the tap, which is given up if the command cannot be put.
     cdef int send_tap(self, int op, uint64_t identity, Tap* tap) except -1:
         cdef Command command
         memset(&command, 0, sizeof(command))
@@ -407,7 +408,7 @@ cdef class Worker:
             raise
 
     def release(self, uint64_t identity) -> None:
-        """What a closed connection had to say has been read."""
+        """Free a closed connection, of which everything has been read."""
         self.send(OP_RELEASE, identity, -1, 0, None)
 
     def stop(self) -> None:
@@ -415,7 +416,7 @@ cdef class Worker:
         self.send(OP_STOP, 0, -1, 0, None)
 
     def let_go(self) -> None:
-        """Close what is in commands that came too late. Call it once ``run`` has returned."""
+        """Close the sockets in commands that came too late. Call it once ``run`` has returned."""
         on_commands(self.engine)
 
     # Events and figures
@@ -442,7 +443,7 @@ cdef class Worker:
         return c
 
     def client(self, identity) -> tuple:
-        """(family, port, packed address) of the client."""
+        """(whether it is IPv6, port, packed address) of the client."""
         cdef Connection* c = self.slot(identity)
         cdef const uint8_t* address = <const uint8_t*> &c.client
         cdef bint ipv6 = (<uint16_t*> address)[0] == posix.AF_INET6
@@ -496,7 +497,7 @@ cdef class Worker:
         return (<char*> &record)[:sizeof(record)]
 
     def flow(self, identity) -> tuple | None:
-        """What is known of a flow now, or was at its end; None if it is gone for good.
+        """What is known of a flow now, or was known at its end; None if the connection has been released.
 
         (username, queued bytes, age of the oldest of them in us, delays, (rtt, variation, retransmits, unsent) or None,
         RTCP packets and streams of the uplink, the same of the downlink)
@@ -541,7 +542,7 @@ cdef class Worker:
     def flows(self) -> tuple:
         """(records, counters from the start, delays from the start): a FlowRecord for each flow.
 
-        All is copied while the worker goes on.
+        The worker does not stop meanwhile.
         """
         cdef uint32_t slots = relay_load(&self.engine.slots), count = 0
         cdef FlowRecord* records = <FlowRecord*> malloc((slots + 1) * sizeof(FlowRecord))
@@ -572,7 +573,7 @@ cdef class Worker:
 
 
 cdef class TapReader:
-    """Python's end of a tap. What is not taken in time is missed: the ring holds 1 MiB, headers of 24 bytes included."""
+    """Python's end of a tap. What is not taken in time is missed: the ring holds 1 MiB, with headers of 24 bytes."""
 
     cdef Worker worker              # None once it is closed
     cdef uint64_t identity
@@ -590,7 +591,7 @@ cdef class TapReader:
 
     @property
     def ended(self) -> bool:
-        """True if nothing more will come: what there is can be taken still."""
+        """True if nothing more will come; what has come can still be taken."""
         return self.tap == NULL or relay_load(&self.tap.ended) != 0
 
     def take(self, int limit) -> list:

@@ -1,4 +1,5 @@
-# How a connection begins: it is accepted, shakes hands, and waits for control if ALPN says that it speaks TURN.
+# How a connection begins: it is accepted and does its TLS handshake. If ALPN says that it speaks TURN, it then waits
+# for control, which gives it an upstream.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp
@@ -30,10 +31,11 @@ cdef enum:
     KEEPALIVE_INTERVAL_S = 10
     KEEPALIVE_PROBES = 3
     USER_TIMEOUT_MS = 30000
-    # The kernel would take minutes of voice from us for a client that does not read; so it takes no more than this.
+    # For a client that does not read, the kernel would buffer minutes of voice. It takes no more than this.
     NOTSENT_LOWAT_BYTES = 16384
 
 
+# Stops accepting, or starts again. Meanwhile newcomers wait in the kernel's queue.
 cdef inline void watch_listeners(Engine* e, bint accepting) noexcept nogil:
     cdef uint32_t wanted = posix.EPOLLIN if accepting else 0
     cdef int i
@@ -44,7 +46,9 @@ cdef inline void watch_listeners(Engine* e, bint accepting) noexcept nogil:
         watch(e, posix.EPOLL_CTL_MOD, e.listeners[i], wanted, <uint64_t> ON_LISTENER << 56 | i)
 
 
-# A newcomer is accepted with all the descriptors that it will need, or waits in the kernel's queue; running calls go on.
+# A newcomer is accepted only with all the descriptors that it will need. Until then it waits in the kernel's queue, and
+# running calls go on. If control or another worker holds the lock, this worker does not wait: epoll reports the
+# listener again in the next turn.
 cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
     if pthread_mutex_trylock(&e.shared.descriptors) != 0:
         return
@@ -54,6 +58,7 @@ cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
     pthread_mutex_unlock(&e.shared.descriptors)
 
 
+# Returns False if nobody else waits, or there are no descriptors.
 cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
     cdef int fd = -1
     cdef Connection* c
@@ -71,7 +76,7 @@ cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
     return True
 
 
-# A socket becomes a connection; it is closed again at once where there is no room. NULL without a slot.
+# Makes a connection of a socket, and ends it at once if there are too many. Returns NULL if there is no slot.
 cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
     cdef posix.socklen_t size = sizeof(posix.sockaddr_storage)
     cdef Connection* c = take_slot(e)
@@ -103,11 +108,12 @@ cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
     if watch(e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, mark(ON_TCP, c)) < 0:
         end(e, c, REASON_NO_DESCRIPTORS)
         return c
-    # From now: the turn may have begun before the client came, if the machine stood still in between.
+    # Reads the clock again: if the machine stood still, the turn may have begun long before the client came.
     set_deadline(e, c, posix.monotonic_us() + e.bounds.handshake_timeout_us)
     return c
 
 
+# The client's address as the table of sources has it: IPv4 is mapped into IPv6.
 cdef inline void read_source(Connection* c) noexcept nogil:
     cdef const uint8_t* address = <const uint8_t*> &c.client
     cdef uint16_t family = (<uint16_t*> address)[0]
@@ -152,8 +158,8 @@ cdef inline void on_handshake(Engine* e, Connection* c) noexcept nogil:
     end(e, c, REASON_HANDSHAKE_FAILED)
 
 
-# Reads until the ClientHello is whole, and only then makes a session of TLS: it takes 40 KiB, and who begins a hello and
-# does not end it must not have them. True once there is one.
+# Reads until the ClientHello is whole, and only then makes a TLS session. That takes 40 KiB, which a client must not
+# get by beginning a hello and never ending it. Returns True once there is a session.
 cdef inline bint begin_tls(Engine* e, Connection* c) noexcept nogil:
     cdef ssize_t size
     if not c.wire.hello.whole:
@@ -174,7 +180,7 @@ cdef inline bint begin_tls(Engine* e, Connection* c) noexcept nogil:
     return True
 
 
-# Takes what a client says first; False if that ends it.
+# Keeps and judges the first bytes of a client. Returns False if they end the connection.
 cdef inline bint take_first(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     if not take_hello(&c.wire.hello, data, size):
         c.failure = words_of(c.wire.hello.fault)
@@ -186,7 +192,7 @@ cdef inline bint take_first(Engine* e, Connection* c, const uint8_t* data, uint3
     return True
 
 
-# OpenSSL's words for what went wrong, or NULL: OpenSSL 3 calls a bare end of the stream an error too.
+# Returns OpenSSL's words for what went wrong; NULL for a stream that just ended, which OpenSSL 3 calls an error too.
 cdef inline const char* failure_words() noexcept nogil:
     cdef const char* words = tls.ERR_reason_error_string(tls.ERR_get_error())
     if words != NULL and strcmp(words, b"unexpected eof while reading") == 0:
@@ -215,9 +221,10 @@ cdef inline void on_established(Engine* e, Connection* c) noexcept nogil:
         run_again(e, c)
 
 
+# The client speaks TURN: control is asked for an upstream.
 cdef inline void on_turn(Engine* e, Connection* c) noexcept nogil:
     c.state = STATE_WAITING
-    # What has been read stays small: one read waits for control.
+    # Bytes that wait for control stay few: only one read is kept.
     c.readable = False
     watch_client(e, c)
     set_deadline(e, c, e.now_us + e.bounds.attach_timeout_us)

@@ -1,4 +1,4 @@
-# What control has decided: commands are taken from the ring and done.
+# Control decides, and puts commands in a ring. This layer takes them out and does what they say.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -90,7 +90,7 @@ cdef inline void on_connection_command(Engine* e, Connection* c, Command* comman
         posix.close(command.number)
 
 
-# True if it was one that the carrier and its state have.
+# Returns True if the command means something for this carrier, in its present state.
 cdef inline bint on_flow_command(Engine* e, Connection* c, Command* command) noexcept nogil:
     if command.op == OP_ADMIT and c.admission.asked != NULL:
         admit(e, c)
@@ -155,10 +155,11 @@ cdef inline void adopt(Engine* e, Command* command) noexcept nogil:
     if command.size and c.state == STATE_HANDSHAKE and take_first(
         e, c, <const uint8_t*> command.data, command.size
     ) and c.wire.hello.whole:
-        # No event will tell of what has been read already.
+        # These bytes are no longer in the socket, so there will be no event for them.
         run_again(e, c)
 
 
+# The connection becomes a flow.
 cdef inline void attach(Engine* e, Connection* c, Command* command) noexcept nogil:
     use_socket(c, command)
     count_live(LIVE_SOCKETS, c.udp >= 0)
@@ -184,6 +185,7 @@ cdef inline void attach(Engine* e, Connection* c, Command* command) noexcept nog
     read_on(e, c)
 
 
+# The client gets the response, and the connection leaves HTTP and becomes a flow.
 cdef inline void upgrade(Engine* e, Connection* c, Command* command) noexcept nogil:
     if c.ended:
         close_open(command.number)
@@ -201,7 +203,7 @@ cdef inline void upgrade(Engine* e, Connection* c, Command* command) noexcept no
         close_open(command.number)
 
 
-# A session goes on at another upstream, or learns that there is no way to it. What it counted and metered stays.
+# A session goes on at another upstream; or control learns that the way there is closed. Its counters and meters go on.
 cdef inline void move(Engine* e, Connection* c, Command* command) noexcept nogil:
     if not c.carriage.moves:
         c.opened_us = e.now_us
@@ -218,7 +220,7 @@ cdef inline void move(Engine* e, Connection* c, Command* command) noexcept nogil
         end(e, c, REASON_NO_DESCRIPTORS)
 
 
-# A socket on a fresh port, or -1: then the client gets the answer that it would have got.
+# The flow goes on from another socket. If there is none (-1), the client gets the response that was kept from it.
 cdef inline void replace(Engine* e, Connection* c, const Command* command) noexcept nogil:
     cdef int fd = command.number
     cdef uint8_t* answer = c.stale_answer
@@ -245,7 +247,7 @@ cdef inline void admit(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t* request = take_asked(&c.admission)
     cdef uint32_t size = c.admission.asked_size
     on_control_spoke(c)
-    # Over CONNECT-UDP it may be none that is whole.
+    # Over CONNECT-UDP the message may be broken, and goes on as it is.
     if datagram_unit(request, size):
         remember(e, c, request, size)
     send_up(e, c, request, size)
@@ -258,7 +260,8 @@ cdef inline void on_control_spoke(Connection* c) noexcept nogil:
         c.answer_due_us = 0
 
 
-# The command's share of the tap becomes the connection's, which ends the one it had; or it is given up.
+# Each command owns a share of its tap. Here the connection takes over that share, and ends its old tap; or the share is
+# given up.
 cdef inline void on_tap(Connection* c, Tap* tap, bint wanted) noexcept nogil:
     if wanted and (c == NULL or c.state != STATE_MEDIA or c.udp < 0):
         end_tap(tap)

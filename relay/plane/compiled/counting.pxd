@@ -1,4 +1,4 @@
-# What is counted, metered and tapped of each packet, and how long it was in the relay.
+# Counts each packet, meters it, copies it for a tap, and notes how long it was in the relay.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
@@ -21,7 +21,8 @@ cdef inline void count_up(Engine* e, Connection* c, const uint8_t* unit, uint32_
     e.sent_up += 1
 
 
-# For the slow ways up. Of a session only media counts; send_up, which each packet takes, is given nothing else of one.
+# For packets that do not go through ``send_up``. In a session only media counts, and ``send_up`` sees nothing else of a
+# session, so it need not ask.
 cdef inline void count_sent(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     if c.carrier != CARRIER_SESSION or unit[0] >= 0x40:
         count_up(e, c, unit, size)
@@ -29,7 +30,7 @@ cdef inline void count_sent(Engine* e, Connection* c, const uint8_t* unit, uint3
         copy_datagram(c, TAP_UPLINK, unit, size)
 
 
-# Copies a datagram for whoever has asked for it. The flow's own address goes before its first one, and before the first
+# Copies a datagram to the flow's tap. The flow's own address goes before the first datagram, and before the first one
 # from a fresh port.
 cdef inline void copy_datagram(Connection* c, TapKind kind, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef Tap* tap = c.tap
@@ -42,7 +43,7 @@ cdef inline void copy_datagram(Connection* c, TapKind kind, const uint8_t* data,
         tap.missed += 1
 
 
-# Counts an RTP packet. A meter is made for a flow's first one; without memory there is none.
+# Meters an RTP packet. The first one of a flow makes its meter; without memory the flow has none.
 cdef inline void meter(Engine* e, Meter** kept, const uint8_t* packet, uint32_t size) noexcept nogil:
     if not size or packet[0] >> 6 != 2:
         return
@@ -53,7 +54,7 @@ cdef inline void meter(Engine* e, Meter** kept, const uint8_t* packet, uint32_t 
     meter_packet(kept[0], e.now_us, packet, size, e.bounds.playout_deadline_us, e.bounds.payload_clocks)
 
 
-# RTP in ChannelData, or bare.
+# The same for a datagram, which is RTP or ChannelData with RTP in it.
 cdef inline void meter_datagram(Engine* e, Meter** kept, const uint8_t* data, uint32_t size) noexcept nogil:
     if not size or data[0] & 0xC0 != 0x40:
         meter(e, kept, data, size)
@@ -63,6 +64,7 @@ cdef inline void meter_datagram(Engine* e, Meter** kept, const uint8_t* data, ui
         meter(e, kept, data + 4, size - 4)
 
 
+# Counts a packet that is not forwarded.
 cdef inline void drop(Connection* c, int reason, int traffic) noexcept nogil:
     c.counters.drops[reason] += 1
     c.counters.drops_by_traffic[traffic] += 1
@@ -81,8 +83,8 @@ cdef inline void add_counters(Counters* totals, const Counters* more) noexcept n
         totals.drops_by_traffic[number] += more.drops_by_traffic[number]
 
 
-# Notes how long the packets sent since the last call were here. One look at the clock serves several of them, and says of
-# each at most what it took.
+# Notes how long the packets sent since the last call were in the relay. One look at the clock serves several packets,
+# so the figure is never too small for any of them.
 cdef inline void note_time(Engine* e) noexcept nogil:
     cdef int64_t us = posix.monotonic_us() - e.looked_us
     if e.sent_up:

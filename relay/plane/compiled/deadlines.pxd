@@ -1,4 +1,5 @@
-# What happens when a deadline comes: of a handshake, of the first bytes, of control's answer, and of a flow.
+# What happens when a connection's deadline comes: in the handshake, before the first bytes, while it waits for control,
+# and in a flow.
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -77,7 +78,7 @@ cdef inline void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
     arm(e, c)
 
 
-# True if the flow goes on; when it must be looked at again.
+# Returns True if the flow may go on, and sets when to look again.
 cdef inline bint may_stay(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t due = allocation_wanted_us(e, c), whole_by = c.first_byte_us + e.bounds.first_bytes_timeout_us
     cdef bint begins = c.first_byte_us and c.held.size and not c.counters.uplink_packets and c.admission.asked == NULL
@@ -94,18 +95,18 @@ cdef inline bint may_stay(Engine* e, Connection* c) noexcept nogil:
     return True
 
 
-# When a flow has been without an allocation for too long, if it gets none until then.
+# Returns when the flow must have an allocation, or end.
 cdef inline int64_t allocation_wanted_us(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t since = c.allocated_until_us if c.allocated_until_us else c.idle_since_us
     cdef int64_t due = since + e.bounds.allocation_timeout_us
-    # Whoever is not a TURN server says nothing of allocations.
+    # A peer that is not a TURN server knows no allocations: there media keeps the flow for two minutes.
     return max(due, c.heard_media_us + MEDIA_IDLE_US) if c.heard_media_us else due
 
 
 cdef inline void ping(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t[2] frame
     if c.admission.asked != NULL:
-        # It is not read, so nothing can be heard.
+        # We do not read from it, so we could not hear a pong.
         c.carriage.heard_us = e.now_us
     if write_ping(c.carriage, e.now_us, e.bounds.websocket_ping_us, frame):
         send_own(e, c, frame, 2)
@@ -114,7 +115,7 @@ cdef inline void ping(Engine* e, Connection* c) noexcept nogil:
         end(e, c, REASON_CLIENT_LOST)
 
 
-# Asks an upstream that says nothing whether it is there. False if it is not, which is acted upon.
+# Asks a silent upstream whether it is there. Returns False if it is not, or if the flow has ended.
 cdef inline bint is_there(Engine* e, Connection* c) noexcept nogil:
     cdef Judgement judgement = judge(
         &c.question, e.now_us, quiet_since_us(c), e.bounds.upstream_silence_us, c.transactions.rto_us)
@@ -126,7 +127,7 @@ cdef inline bint is_there(Engine* e, Connection* c) noexcept nogil:
     return c.state == STATE_MEDIA and c.udp >= 0
 
 
-# A question of our own is in no count, but a tap sees it like all that leaves.
+# Our own question is not counted, but a tap sees it, as it sees everything that leaves.
 cdef inline void ask(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t[QUESTION_BYTES] message
     write_question(&c.question, message)

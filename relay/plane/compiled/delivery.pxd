@@ -1,4 +1,5 @@
-# What goes to the client: units framed and written at once, or waiting while TCP is behind or the client does not read.
+# What goes to the client. A unit is framed and written at once; or it waits, while TCP is behind or the client does not
+# read, and may then be dropped.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -18,7 +19,6 @@ from relay.plane.compiled.leaves.carriage cimport (
 )
 from relay.plane.compiled.leaves.delays cimport record_delay
 from relay.plane.compiled.leaves.pace cimport is_behind, note_write
-from relay.plane.compiled.leaves.ring cimport put
 from relay.plane.compiled.leaves.schedule cimport (
     NO_UNIT, PUT_DONE, PUT_REFUSED, TRAFFICS, TRAFFIC_CONTROL, TRAFFIC_DATA, Frame, Put, Rules, expire, first_frame,
     is_urgent, is_waiting, judge_peer, next_class, note_oldest, pop_frame, put_frame, traffic_of,
@@ -29,7 +29,8 @@ cdef enum:
     LINK_US = 1000000               # TCP_INFO once a second
 
 
-# Puts one unit into the record of this turn, framed; or lets it wait, where the client takes less than comes.
+# Frames one unit and puts it in the record of this turn, which already has ``filled`` bytes; or lets it wait if the
+# client takes less than comes. Returns how many bytes the record has then.
 cdef inline uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t size, uint32_t filled) noexcept nogil:
     cdef uint32_t framed
     cdef uint8_t* frame
@@ -56,12 +57,13 @@ cdef inline uint32_t deliver(Engine* e, Connection* c, uint8_t* unit, uint32_t s
     return filled + framed
 
 
-# Data waits in more cases than these.
+# Returns True if any traffic must wait. Data waits in more cases than these.
 cdef inline bint must_wait(Engine* e, Connection* c) noexcept nogil:
     return c.out.size != 0 or is_urgent(&c.schedule) or falls_behind(e, c)
 
 
-# TCP has taken what it does not deliver: more would only grow old there, where nothing can be dropped.
+# Returns True if TCP has taken bytes that it does not deliver. More bytes would only grow old there, where nothing can
+# be dropped.
 cdef inline bint falls_behind(Engine* e, Connection* c) noexcept nogil:
     if is_behind(&c.pace, c.fd, c.wire.given, c.link.min_rtt_us, e.now_us, c.schedule.data_bytes != 0):
         ask_tcp_again(e, c)
@@ -71,8 +73,8 @@ cdef inline bint falls_behind(Engine* e, Connection* c) noexcept nogil:
     return False
 
 
-# A unit goes to TLS, and can be dropped no more: it is counted, and metered as the client will see it. Of a session
-# media is all that comes here, and the first four bytes are no header any more.
+# A unit goes to TLS and can no longer be dropped, so it is counted here, and metered as the client will see it. In a
+# session only media comes here, and its four bytes of header may be overwritten already.
 cdef inline void hand_over(
     Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int64_t arrived_us
 ) noexcept nogil:
@@ -101,6 +103,7 @@ cdef inline void read_link(Engine* e, Connection* c) noexcept nogil:
         c.link.known = True
 
 
+# Lets a frame wait with its class of traffic, which may drop older ones.
 cdef inline void let_wait(
     Engine* e, Connection* c, int traffic, bint from_peer, const uint8_t* frame, uint32_t size, uint32_t framed
 ) noexcept nogil:
@@ -112,7 +115,7 @@ cdef inline void let_wait(
     put = put_frame(&c.schedule, &rules, e.now_us, traffic, frame, size, framed)
     count_drops(c, &rules)
     if put == PUT_REFUSED and from_peer:
-        # There was no memory: a peer must not end the connection.
+        # There was no memory. A far peer's packet must not end the connection for that.
         drop(c, DROP_DOWNLINK_FULL, traffic)
     elif put == PUT_REFUSED:
         end(e, c, REASON_SLOW_CLIENT)
@@ -138,7 +141,7 @@ cdef inline void count_drops(Connection* c, const Rules* rules) noexcept nogil:
         c.counters.drops_by_traffic[traffic] += rules.old[traffic] + rules.full[traffic]
 
 
-# The client reads again: what was refused is written first, just as it was; then one record of what waits.
+# The client reads again. First TLS gets what it refused, unchanged; then goes one record of what waits.
 cdef inline void on_writable(Engine* e, Connection* c) noexcept nogil:
     cdef uint32_t size
     cdef int written
@@ -165,7 +168,8 @@ cdef inline void on_writable(Engine* e, Connection* c) noexcept nogil:
         watch_pipe(e, c)
 
 
-# One record of what has waited, in the order of its class. A first unit that is longer is a record of its own, or several.
+# Writes one record of what has waited, the most urgent class first. If the first unit is longer, it fills a record of
+# its own, or several.
 cdef inline void write_waiting(Engine* e, Connection* c) noexcept nogil:
     cdef Rules rules
     cdef Frame frame
@@ -180,7 +184,7 @@ cdef inline void write_waiting(Engine* e, Connection* c) noexcept nogil:
         frame = first_frame(&c.schedule.queues[traffic])[0]
         if filled and filled + frame.padded > RECORD_BYTES:
             break
-        # It lies in the first of the buffers for datagrams, which has room for the longest.
+        # The first buffer for datagrams is free here, and has room for the longest unit.
         pop_frame(&c.schedule, traffic, e.datagrams + filled)
         unit = e.datagrams + filled
         filled += frame.padded
@@ -194,7 +198,7 @@ cdef inline void write_waiting(Engine* e, Connection* c) noexcept nogil:
         write_client(e, c, e.datagrams, filled)
 
 
-# Nothing tells when TCP has caught up, so it is asked.
+# No event says when TCP has caught up, so it is asked.
 cdef inline void ask_those_behind(Engine* e) noexcept nogil:
     cdef Connection* c = e.behind
     cdef Connection* following
@@ -211,7 +215,7 @@ cdef inline void ask_those_behind(Engine* e) noexcept nogil:
         c = following
 
 
-# Whole frames that are no units: first of what waits, and in no count.
+# Sends frames of our own, which are not units of the upstream: before everything that waits, and uncounted.
 cdef inline void send_own(Engine* e, Connection* c, const uint8_t* frames, uint32_t size) noexcept nogil:
     if must_wait(e, c):
         let_wait(e, c, TRAFFIC_CONTROL, False, frames, NO_UNIT, size)
@@ -219,7 +223,7 @@ cdef inline void send_own(Engine* e, Connection* c, const uint8_t* frames, uint3
         write_client(e, c, frames, size)
 
 
-# A message of ours among those of the upstream.
+# Sends a STUN message of our own in place of one of the upstream's.
 cdef inline void reply(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     memcpy(e.vectors[0].iov_base, message, size)
     size = deliver(e, c, <uint8_t*> e.vectors[0].iov_base, size, 0)

@@ -1,13 +1,12 @@
-# What the upstream says: datagrams are received, STUN among them is matched with what the client has asked, and all that
-# is the client's is delivered.
+# From the upstream to the client: datagrams are received, STUN responses are matched with the client's requests, and
+# what is meant for the client is delivered.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
 
 from relay.plane.compiled.engine cimport (
-    ALLOCATION_MISMATCH, DATAGRAMS_A_TURN, DROP_DOWNLINK_DUPLICATE, DROP_DOWNLINK_FULL, DROP_DOWNLINK_MALFORMED,
-    FRESH_PORTS_US, MAX_FRESH_PORTS, MAX_HOPS, NOTICE_ALTERNATE, NOTICE_GRANTED, NOTICE_STALE, NOTICE_STUN,
-    REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA, TRY_ALTERNATE, Connection, Engine,
+    DATAGRAMS_A_TURN, DROP_DOWNLINK_DUPLICATE, DROP_DOWNLINK_FULL, DROP_DOWNLINK_MALFORMED, NOTICE_ALTERNATE,
+    NOTICE_GRANTED, NOTICE_STALE, NOTICE_STUN, REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA, Connection, Engine,
 )
 from relay.plane.compiled.slots cimport queue_notice
 from relay.plane.compiled.counting cimport copy_datagram, drop
@@ -33,11 +32,16 @@ from relay.plane.compiled.leaves.transactions cimport (
 from relay.plane.compiled.leaves.uplink cimport is_proof, news_of
 
 cdef enum:
-    ALLOCATION_LIFETIME_US = 600000000
+    ALLOCATION_LIFETIME_US = 600000000  # of an answer that does not say (RFC 8656 section 7.2)
+    ALLOCATION_MISMATCH = 437       # RFC 8656 section 7.2
+    MAX_FRESH_PORTS = 256           # with the reasons in relay.plane.reference.turn_flow
+    FRESH_PORTS_US = 5000000
+    TRY_ALTERNATE = 300
+    MAX_HOPS = 3                    # more 300s in a row are a loop
 
 
-# Voice comes one packet at a time, so one is taken. A flow that was heard in the turn before has more of them coming
-# than that: then several are, and what is left is told of again.
+# Voice comes one packet at a time, so only one is taken. A flow that also had one in the turn before gets more than
+# that, and several are taken. If any are left, epoll reports the socket again.
 cdef inline void on_upstream(Engine* e, Connection* c) noexcept nogil:
     cdef bint often = e.turns - c.heard_turn <= 1
     cdef ssize_t size
@@ -79,7 +83,7 @@ cdef inline void on_upstream_error(Engine* e, Connection* c) noexcept nogil:
         on_news(e, c, news_of(fault))
 
 
-# Puts what a datagram brings into the record of this turn, of which ``filled`` bytes are; how many are then.
+# Puts what a datagram brings into the record of this turn, which has ``filled`` bytes. Returns how many it has then.
 cdef inline uint32_t take_datagram(
     Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled
 ) noexcept nogil:
@@ -95,6 +99,7 @@ cdef inline uint32_t take_datagram(
     return filled
 
 
+# The same over CONNECT-UDP: the client gets each datagram as it is, duplicates too.
 cdef inline uint32_t take_payload(
     Engine* e, Connection* c, uint8_t* data, uint32_t size, uint32_t filled
 ) noexcept nogil:
@@ -117,7 +122,7 @@ cdef inline uint32_t take_payload(
     return deliver(e, c, data, size, filled)
 
 
-# Matches an answer with its request; False if it must not reach the client.
+# Matches a response with its request. Returns False if the message must not reach the client.
 cdef inline bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
     cdef Answer answer = ANSWER_UNKNOWN
@@ -127,7 +132,7 @@ cdef inline bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint3
             return False
     if kind & RESPONSE_BIT:
         if answers_question(&c.question, message):
-            return False        # a sign of life, like any datagram; nobody else has asked
+            return False        # we have asked, not the client; like any datagram it shows that the upstream is there
         answer = on_response(c.transactions, message + TRANSACTION_ID_OFFSET)
     if answer == ANSWER_DUPLICATE:
         if kind == ALLOCATE_ERROR:
@@ -145,8 +150,8 @@ cdef inline bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint3
     return not (c.admission.asks and must_wait_for_control(e, c, message, size, back))
 
 
-# True for a Refresh that gives a lifetime to an allocation which had ended as far as we knew. coturn keeps one that was
-# given up for a second, and one that has run out may have been refreshed just before.
+# Returns True for a Refresh that gives a lifetime to an allocation that had ended as far as we knew. coturn keeps an
+# allocation for a second after the client gives it up; and one may have been refreshed just before it ran out.
 cdef inline bint brings_back(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef const uint8_t* value
     if load16(message) != REFRESH_SUCCESS or c.allocated_until_us > e.now_us:
@@ -155,12 +160,12 @@ cdef inline bint brings_back(Engine* e, Connection* c, const uint8_t* message, u
     return value == NULL or load32(value) != 0
 
 
-# How long the client's allocation lives, for whoever may have to release it.
+# Notes how long the client's allocation lives: it may have to be released for the client.
 cdef inline void note_allocation(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
     cdef const uint8_t* value
     if kind == ALLOCATE_ERROR:
-        # A port where another client's allocation is rests like one that has an allocation of its own.
+        # If another client's allocation is on this port, the port must rest as if the allocation were ours.
         c.allocating = error_code(message, size) == ALLOCATION_MISMATCH
     elif kind == ALLOCATE_SUCCESS or kind == REFRESH_SUCCESS:
         value = find_attribute(message, size, ATTRIBUTE_LIFETIME, 4)
@@ -168,7 +173,7 @@ cdef inline void note_allocation(Engine* e, Connection* c, const uint8_t* messag
         if kind == ALLOCATE_SUCCESS:
             c.both_families = count_attributes(message, size, ATTRIBUTE_XOR_RELAYED_ADDRESS) > 1
         elif c.both_families and value != NULL and not load32(value):
-            return      # one address may have been given up, and the other lives (RFC 8656 section 7.2)
+            return      # perhaps only one address was given up, and the other lives (RFC 8656 section 7.2)
         if value == NULL:
             c.allocated_until_us = e.now_us + ALLOCATION_LIFETIME_US
         else:
@@ -176,8 +181,8 @@ cdef inline void note_allocation(Engine* e, Connection* c, const uint8_t* messag
             c.idle_since_us = e.now_us
 
 
-# True if the message grants an allocation, or brings one back: control answers in its place. One at a time waits, and
-# no server grants two.
+# Returns True if the message grants an allocation, or brings one back: then control answers in its place. Only one can
+# wait, and no server grants two.
 cdef inline bint must_wait_for_control(
     Engine* e, Connection* c, const uint8_t* message, uint32_t size, bint back
 ) noexcept nogil:
@@ -193,8 +198,8 @@ cdef inline bint must_wait_for_control(
     return True
 
 
-# An Allocate met another client's stale allocation (437): control is asked for a socket on a fresh port, and the
-# request goes out again from there. The answer is kept, in case there is none.
+# An Allocate met a stale allocation of another client (437): control is asked for a socket on a fresh port, and the
+# request goes out again from there. The response is kept for the client, in case there is no socket.
 cdef inline bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef int position = find_pending(c.transactions, message + TRANSACTION_ID_OFFSET)
     if position < 0 or error_code(message, size) != ALLOCATION_MISMATCH or c.stale_answer != NULL:
@@ -209,8 +214,8 @@ cdef inline bint is_stale(Engine* e, Connection* c, const uint8_t* message, uint
     return True
 
 
-# The upstream names another server (300): control is asked for a socket to there, if that may be. Over a stream the
-# request goes out again from it. A copy of the answer, meanwhile, is nobody's.
+# The upstream names another server (300): if the flow may follow, control is asked for a socket to that server. Except
+# over CONNECT-UDP the request goes out again from it. A copy of the response that comes meanwhile is dropped.
 cdef inline bint is_redirected(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef const uint8_t* identity = message + TRANSACTION_ID_OFFSET
     if not c.follows or c.allocated_until_us or error_code(message, size) != TRY_ALTERNATE:

@@ -1,5 +1,5 @@
-# The write to the client and the end of a connection, which call each other: a write may end a connection, and the end
-# may write a farewell.
+# Writing to the client, and the end of a connection. They share a layer because they call each other: a failed write
+# ends the connection, and the end of a WebSocket writes a farewell.
 
 from libc.stdint cimport uint8_t, uint32_t
 
@@ -32,7 +32,7 @@ cdef enum:
     WARM_AFTER = 16                 # records written: a call has begun
 
 
-# Encrypts and sends. What TLS cannot send now it has all the same: it is kept, to be offered again just as it was.
+# Encrypts and sends. If TLS cannot send now, it must be offered the same bytes again, so they are kept.
 cdef inline void write_client(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef int written
     if c.out.size:
@@ -52,7 +52,7 @@ cdef inline void write_client(Engine* e, Connection* c, const uint8_t* data, uin
         watch_client(e, c)
 
 
-# True if TLS will take the same bytes later; the connection is at its end otherwise.
+# Returns True if TLS will take the same bytes later. Otherwise the connection has ended.
 cdef inline bint is_refused_for_now(Engine* e, Connection* c, int written) noexcept nogil:
     cdef int error = tls.SSL_get_error(c.ssl, written)
     if error == tls.SSL_ERROR_WANT_WRITE:
@@ -62,7 +62,7 @@ cdef inline bint is_refused_for_now(Engine* e, Connection* c, int written) noexc
     if c.state == STATE_CLOSING:
         finish(e, c)
     elif error == tls.SSL_ERROR_WANT_READ:
-        # The client has begun a TLS message and does not end it: nothing can be written until it does.
+        # The client has begun a TLS message and not ended it. Nothing can be written until it does.
         end(e, c, REASON_TLS_BROKEN)
     else:
         c.fault = posix.errno
@@ -75,7 +75,7 @@ cdef inline void queue(Engine* e, Connection* c, const uint8_t* data, uint32_t s
         end(e, c, REASON_SLOW_CLIENT)
 
 
-# A connection that speaks often keeps the TLS buffers that others take and give with every record.
+# A busy connection keeps its TLS buffers. The others allocate them for each record and free them again.
 cdef inline void warm(Connection* c) noexcept nogil:
     c.warmth += 1
     if c.warmth == WARM_AFTER:
@@ -83,7 +83,7 @@ cdef inline void warm(Connection* c) noexcept nogil:
         c.buffered = True
 
 
-# Ends a connection; only the first reason counts. What is written already still leaves.
+# Ends a connection. Only the first reason counts. What has been written still leaves.
 cdef inline void end(Engine* e, Connection* c, int reason) noexcept nogil:
     cdef uint8_t[FAREWELL_BYTES] farewell
     cdef uint32_t size
@@ -115,7 +115,7 @@ cdef inline void end(Engine* e, Connection* c, int reason) noexcept nogil:
         end_tap(c.tap)
         c.tap = NULL
     c.readable = False
-    # Who reads both in between would count it twice, or not at all.
+    # Python copies both sets of counters. While ``ends`` is odd it would count this flow twice, or not at all.
     relay_add(&e.ends, 1)
     add_counters(&e.ended, &c.counters)
     add_delays(&e.ended_delays, &c.delays)
@@ -124,7 +124,8 @@ cdef inline void end(Engine* e, Connection* c, int reason) noexcept nogil:
     queue_notice(e, c, NOTICE_CLOSED)
     if c.carriage != NULL and c.carrier != CARRIER_CONNECT_UDP:
         size = write_farewell(
-            c.carriage, reason == REASON_BROKEN_FRAME, e.shared.close_codes[reason], e.shared.close_words[reason], farewell)
+            c.carriage, reason == REASON_BROKEN_FRAME, e.shared.close_codes[reason], e.shared.close_words[reason],
+            farewell)
         if size:
             write_client(e, c, farewell, size)
         if c.state == STATE_DEAD:
@@ -136,7 +137,7 @@ cdef inline void end(Engine* e, Connection* c, int reason) noexcept nogil:
         finish(e, c)
 
 
-# close_notify, and the descriptors are gone.
+# Sends close_notify and closes the socket. Its slot stays until Python has read the end.
 cdef inline void finish(Engine* e, Connection* c) noexcept nogil:
     clear_deadline(e, c)
     leave_contexts(e, c)
@@ -167,13 +168,15 @@ cdef inline void finish(Engine* e, Connection* c) noexcept nogil:
         release(e, c)
 
 
-# Who only said nothing may hear that we have gone.
+# A client that broke TLS, or that is lost, gets no close_notify. One that was only silent may still hear it.
 cdef inline bint gets_close_notify(Connection* c) noexcept nogil:
-    return c.reason not in (REASON_TLS_BROKEN, REASON_TLS_FLOOD) and (c.reason != REASON_CLIENT_LOST or c.failure != NULL)
+    if c.reason == REASON_CLIENT_LOST:
+        return c.failure != NULL
+    return c.reason not in (REASON_TLS_BROKEN, REASON_TLS_FLOOD)
 
 
-# To close a socket with something unread resets the connection, and the client would lose the end of its response: what
-# it still sends is read and forgotten, until it has seen our end, or the deadline has come.
+# Closing a socket with unread bytes resets the connection, and the client would lose the end of its response. So what
+# it still sends is read and discarded, until it closes too, or the deadline comes.
 cdef inline void linger(Engine* e, Connection* c) noexcept nogil:
     c.lingering = True
     tls.ERR_clear_error()
@@ -190,6 +193,7 @@ cdef inline void on_lingering(Engine* e, Connection* c) noexcept nogil:
         finish(e, c)
 
 
+# The last connection to leave retired contexts frees them.
 cdef inline void leave_contexts(Engine* e, Connection* c) noexcept nogil:
     if c.contexts != NULL:
         c.contexts.references -= 1
@@ -198,7 +202,7 @@ cdef inline void leave_contexts(Engine* e, Connection* c) noexcept nogil:
         c.contexts = NULL
 
 
-# Python has read all there is to read.
+# Python has read all that it wants of an ended connection.
 cdef inline void release(Engine* e, Connection* c) noexcept nogil:
     c.released = True
     if c.state == STATE_DEAD:
@@ -206,13 +210,13 @@ cdef inline void release(Engine* e, Connection* c) noexcept nogil:
         free_slot(e, c)
 
 
-# What Python may look at until it has said that it has read the end.
+# Frees what Python may read until it releases the connection.
 cdef inline void free_what_is_read(Connection* c) noexcept nogil:
     free(c.request)
     free(c.username)
     free(c.uplink_meter)
     free(c.downlink_meter)
-    # Its words may be those of the failure.
+    # ``failure`` may point into it.
     free(c.carriage)
     c.failure = NULL
     c.request, c.username, c.uplink_meter, c.downlink_meter, c.carriage = NULL, NULL, NULL, NULL, NULL

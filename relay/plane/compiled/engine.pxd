@@ -1,7 +1,7 @@
 # The data dictionary of the compiled plane: what a connection is made of, and what a worker owns.
 #
-# Everything here belongs to one worker thread, but for what is marked otherwise. Python reads the fields of a
-# connection for snapshots while the worker writes them: each is a machine word, so a figure may be a moment old, and is
+# Everything here belongs to one worker thread, except where a comment says otherwise. Python reads the fields of a
+# connection for snapshots while the worker writes them. Each is a machine word, so a figure may be a moment old, but is
 # never torn.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -73,7 +73,7 @@ cdef enum:
     DROP_UPLINK_REFUSED
     DROPS
 
-# What is reported to Python, one bit each, in the order in which it is.
+# What control hears. The first ones are facts about a connection, one bit each, and are put in the ring in this order.
 cdef enum:
     NOTICE_ADOPTED = 1
     NOTICE_TURN_OPENED = 2
@@ -81,12 +81,12 @@ cdef enum:
     NOTICE_STALE = 8            # 437: a socket on a fresh port is wanted
     NOTICE_CLOSED = 16
     NOTICE_LAST = 16
-    # Messages: put in the ring as they happen, with their bytes.
+    # The others are messages, which are put in the ring as they happen, with their bytes.
     NOTICE_ALLOCATE = 32        # the request that waits
     NOTICE_TEXT = 64
-    NOTICE_STUN = 128           # number: the upstream's, as moves were counted
-    NOTICE_SILENT = 256         # the upstream is lost; number: its
-    NOTICE_UNREACHABLE = 512    # number: its; fault: an errno
+    NOTICE_STUN = 128           # number: how often the session had moved
+    NOTICE_SILENT = 256         # the upstream is lost; number: as above
+    NOTICE_UNREACHABLE = 512    # the same; fault: an errno
     NOTICE_GRANTED = 1024       # the answer that waits
     NOTICE_ALTERNATE = 2048     # 300, the answer: a socket for the server that it names is wanted
 
@@ -112,7 +112,7 @@ cdef enum:
     OP_RELEASE                  # Python has read a closed connection
     OP_STOP
 
-# Flags of OP_ATTACH; the carrier stands above them.
+# Flags of OP_ATTACH; the bits above them are the carrier.
 cdef enum:
     FLOW_RELEASES = 1           # the upstream releases allocations
     FLOW_ASKS = 2               # it asks for users
@@ -124,7 +124,7 @@ cdef struct Command:
     int number
     int flag
     int moves                   # of a session, this one included
-    uint32_t target_size        # of where an unconnected UDP socket is to be connected to; 0 for a connected one
+    uint32_t target_size        # of the address to connect the UDP socket to; 0 if it is connected
     uint8_t[SOCKADDR_BYTES] target
     uint32_t size
     uint64_t identity
@@ -137,7 +137,7 @@ cdef struct Event:
     int number
     int fault
     uint32_t size
-    void* data                  # owned by the event, freed by who takes it; NULL if there is none
+    void* data                  # owned by the event, freed by its reader; NULL if there is none
 
 cdef struct Counters:
     uint64_t uplink_packets
@@ -176,7 +176,7 @@ cdef struct Bounds:
     uint32_t downlink_data_bytes
     uint32_t[PAYLOAD_TYPES] payload_clocks
 
-# What TCP says of the way to the client.
+# What TCP knows of the way to the client.
 cdef struct Link:
     uint32_t rtt_us
     uint32_t rtt_variation_us
@@ -186,24 +186,24 @@ cdef struct Link:
     bint known
 
 cdef struct Connection:
-    # Identity: a late event or command carries an old generation and finds nobody.
+    # Identity: a late event or command carries an old generation, and finds no connection.
     uint32_t index
     uint32_t generation
     uint8_t state
     uint8_t carrier
     bint readable               # the client is read
-    bint again                  # TLS holds bytes that no event will tell of
-    bint more                   # what is held has whole units in it, for the next turn
+    bint again                  # TLS holds bytes for which there will be no event
+    bint more                   # whole units are held, for the next turn
     bint ended                  # the client sends no more
-    bint lingering              # all is said; what the client still sends is read and forgotten
+    bint lingering              # all is sent; what the client still sends is read and discarded
     bint released               # Python has read the end
-    uint32_t notices            # notices that wait to be put in the ring
+    uint32_t notices            # that wait to be put in the ring
     int fd                      # TCP
     int udp                     # Python's from the end on
     Reserve reserve             # for the UDP socket, or for the pair to control
     int pipe                    # our end of the pair to control
     bint pipe_watched
-    int their_pipe              # control's end, until it has been told
+    int their_pipe              # control's end, until Python takes it
     SSL* ssl
     Wire wire                   # under it
     Contexts* contexts          # while the handshake may ask for a name
@@ -216,24 +216,24 @@ cdef struct Connection:
     char[256] server_name
     uint8_t alpn                # 0 none, 1 http/1.1, 2 stun.turn, 3 stun.nat-discovery
     const char* version
-    # Uplink: plain bytes whose unit is not whole, or that wait for a decision.
+    # Uplink: plain bytes of a unit that is not whole, or that wait for a decision.
     Buffer held
-    # Downlink: what TLS has taken and not sent, the first `retry` bytes of it one write that was refused; and what waits
-    # behind that, which may still be dropped.
+    # Downlink: bytes that TLS refused, of which the first ``retry`` must be offered again in one write; and after them
+    # the units that wait, which may still be dropped.
     Buffer out
     uint32_t retry
     Schedule schedule
     Pace pace
-    bint behind                 # TCP is, for all that waits or for data, and in the list of those
+    bint behind                 # TCP is, for everything or for data; then this is in the list ``behind``
     int64_t max_age_us
     Delays delays
     Link link
     int64_t link_due_us
-    # What is seen of the media; made for the first RTP packet, gone when Python has read the end.
     Carriage* carriage          # NULL for a TURN stream
+    # Meters are made for the first RTP packet, and freed when Python has read the end.
     Meter* uplink_meter
     Meter* downlink_meter
-    char* username              # USERNAME_BYTES and a zero; also until then
+    char* username              # USERNAME_BYTES and a zero; freed with the meters
     uint32_t username_size
     # The flow.
     Transactions* transactions
@@ -242,31 +242,30 @@ cdef struct Connection:
     int64_t opened_us
     int64_t heard_us
     uint32_t heard_turn         # the worker's turn in which the upstream was last heard
-    int64_t spoken_us           # when TLS last had work: its buffers are let go a second later
+    int64_t spoken_us           # when TLS last had work; a second later it gives back its buffers
     bint buffered               # TLS keeps its buffers
-    uint32_t warmth             # records written since it kept none
+    uint32_t warmth             # records written since it gave them back
     int64_t allocated_until_us  # 0: no allocation of its own
     bint allocating
-    int64_t idle_since_us       # since when it has none, where it has none
+    int64_t idle_since_us       # since when it has none, while it has none
     bint both_families          # it has a relayed address of each
-    int64_t heard_media_us      # CONNECT-UDP: something else than STUN
+    int64_t heard_media_us      # CONNECT-UDP: when the peer last sent anything but STUN
     int64_t first_byte_us       # of a first unit that is not whole yet
-    int64_t allocation_due_us   # when it is looked whether there is one; 0 for a session, whose is control's
+    int64_t allocation_due_us   # when to look whether there is one; 0 for a session, where control has it
     bint releases               # keep the last authenticated request for control
     int fresh_ports
-    bint follows                # where a 300 leads
-    int hops                    # how often it has
-    uint8_t[12] stale_id        # the Allocate that was answered 437
-    uint8_t* stale_answer       # or 300; it goes to the client if there is no socket to go on from
+    bint follows                # goes where a 300 leads
+    int hops                    # how often it has gone
+    uint8_t* stale_answer       # 437 or 300; it goes to the client if there is no socket to go on from
     uint32_t stale_size
     uint8_t* request
     uint32_t request_size
-    # Who may use it; while an Allocate waits, the client is not read.
+    # Whether control admits the user; while an Allocate waits, the client is not read.
     Admission admission
-    int64_t answer_due_us       # when control must have spoken: of that, or of a lost upstream
+    int64_t answer_due_us       # when control must have answered about that, or about a lost upstream
     # The end.
     int reason
-    int fault                   # framing fault, negative, an errno, or how many first_bytes there are
+    int fault                   # a framing fault (negative), an errno, or how many first_bytes there are
     const char* failure         # OpenSSL's words, static
     uint8_t[8] first_bytes
     # Time: one deadline at a time, in one slot of the wheel.
@@ -278,10 +277,10 @@ cdef struct Connection:
     Connection* noticed_next
     Connection* behind_next
     Connection* free_next
-    # What no packet touches that can be sent at once, apart from what all of them do.
+    # Last comes what a packet does not touch if it can be sent at once.
     Uplink uplink
     Question question           # what we ask of a silent upstream ourselves
-    int64_t doubt_since_us      # since when ICMP makes it doubtful that the upstream is there, 0 if it does not
+    int64_t doubt_since_us      # since when ICMP casts doubt on the upstream; 0 if it does not
 
 cdef enum:
     WHEEL_SLOTS = 1024
@@ -290,19 +289,13 @@ cdef enum:
     MAX_CHUNKS = 4096
     EVENTS_A_TURN = 256
     DATAGRAMS_A_TURN = 8
-    DATAGRAM_ROOM = 16          # before it, for what the carrier writes there
+    DATAGRAM_ROOM = 16          # in front of it, for the carrier's header
     DATAGRAM_BYTES = DATAGRAM_ROOM + 65536 + 4  # the longest, and room for padding
-    MESSAGES_BYTES = 16777216   # that wait for Python: beyond, it hangs
+    MESSAGES_BYTES = 16777216   # that may wait for Python; if more do, it hangs
     PLAIN_BYTES = 16384         # one TLS record
-    MAX_HOPS = 3                # more 300s in a row are a loop
-    TRY_ALTERNATE = 300
-    MAX_FRESH_PORTS = 256       # with the reasons in relay.plane.reference.turn_flow
-    FRESH_PORTS_US = 5000000
-    ALLOCATION_MISMATCH = 437   # RFC 8656 section 7.2
-    MAX_KEPT_REQUEST_BYTES = 4096   # with the reason in relay.plane.reference.flow
-    USERNAME_BYTES = 512        # 128 characters, which are shown
+    USERNAME_BYTES = 512        # enough for the 128 characters that are shown
 
-# Shared by all workers; changed at accept and close only.
+# All workers share it, and change it only when they accept or close.
 cdef struct Shared:
     # What a WebSocket client is told at the end, by reason: a code, 0 for nothing, and the reason's word.
     uint16_t[REASONS] close_codes
@@ -310,8 +303,8 @@ cdef struct Shared:
     BIO_METHOD* wires           # under the TLS of every connection
     int64_t connections         # atomic
     Sources sources             # under its own lock
-    # Held by whoever takes descriptors: control, for one that a client has kept free, and a worker that accepts, which
-    # does not wait for it.
+    # Held while descriptors are taken: by control, when it needs one that a connection has kept free, and by a worker
+    # that accepts, which never waits for it.
     pthread_mutex_t descriptors
 
 cdef struct Engine:
@@ -351,12 +344,12 @@ cdef struct Engine:
     uint32_t pong_bytes         # in ``record``, within one call
     Histogram uplink_us
     Histogram downlink_us
-    int64_t swept_us            # when idle TLS buffers were last let go
-    int64_t flushed_us             # when notices were last put in the ring
+    int64_t swept_us            # when idle TLS buffers were last given back
+    int64_t flushed_us          # when notices were last put in the ring
     # Lists of one turn.
     Connection* again
     Connection* noticed
-    # Connections to whom TCP is behind, and when it was last asked.
+    # Connections whose TCP is behind, and when it was last asked.
     Connection* behind
     int64_t behind_seen_us
     # Counted from the start, connections that have ended included.

@@ -1,4 +1,5 @@
-# HTTP: plain bytes of the client go to control over a pair of sockets, and come back.
+# HTTP is control's: the client's plain bytes go to it through a pair of sockets, and its response comes back the same
+# way.
 
 from libc.stdint cimport uint8_t, uint32_t
 
@@ -22,7 +23,7 @@ cdef inline void on_http(Engine* e, Connection* c) noexcept nogil:
         end(e, c, REASON_NO_DESCRIPTORS)
         return
     c.pipe, c.their_pipe = pair[0], pair[1]
-    # An upgrade wants a UDP socket, and may do without one more than others have.
+    # An upgrade needs a UDP socket, so one descriptor stays reserved, if there is one.
     fill(&c.reserve, e.command_fd, 1)
     count_live(LIVE_SOCKETS, 2)
     c.state = STATE_HTTP
@@ -30,7 +31,7 @@ cdef inline void on_http(Engine* e, Connection* c) noexcept nogil:
     on_pipe_writable(e, c)
 
 
-# The client is not read while control does not take what it has said.
+# The client's bytes go to control. While control does not take them, the client is not read.
 cdef inline void on_request_bytes(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     if not append(&c.held, data, size):
         end(e, c, REASON_NO_DESCRIPTORS)
@@ -43,7 +44,7 @@ cdef inline void on_pipe_writable(Engine* e, Connection* c) noexcept nogil:
     if c.held.size:
         written = posix.send(c.pipe, front(&c.held), c.held.size, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL)
         if written < 0 and posix.errno != posix.EAGAIN:
-            # Control has closed its end: reading it will say so.
+            # Control has closed its end. The next read says so.
             written = c.held.size
         if written > 0:
             drop_front(&c.held, <uint32_t> written)
@@ -60,7 +61,7 @@ cdef inline void on_pipe_writable(Engine* e, Connection* c) noexcept nogil:
 cdef inline void on_pipe_readable(Engine* e, Connection* c) noexcept nogil:
     cdef ssize_t size = posix.recv(c.pipe, e.record, PLAIN_BYTES, posix.MSG_DONTWAIT)
     if size < 0 and posix.errno == posix.ECONNRESET:
-        # Control closed its end and left something of the request unread: that is said before the rest of the response.
+        # Control closed its end without reading the whole request. The error comes before the rest of the response.
         size = posix.recv(c.pipe, e.record, PLAIN_BYTES, posix.MSG_DONTWAIT)
     if size > 0:
         write_client(e, c, e.record, <uint32_t> size)

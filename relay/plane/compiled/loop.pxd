@@ -1,4 +1,4 @@
-# A turn of the loop: epoll, media first, then newcomers, then what is due.
+# A worker's loop. Each turn waits for epoll, carries media first, then serves newcomers and commands, then what is due.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -21,6 +21,7 @@ from relay.plane.compiled.leaves cimport openssl as tls
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.schedule cimport is_waiting
 
+# A handshake takes half a millisecond. With one a turn, running calls wait no longer than for a burst of media.
 cdef enum:
     HANDSHAKES_A_TURN = 1
     PACKETS_A_CLOCK = 8             # packets whose time in the relay is noted together
@@ -28,14 +29,15 @@ cdef enum:
     BEHIND_EVERY_MS = 5             # a jitter buffer does not notice
     BEHIND_EVERY_US = 5000
     SWEEP_MS = 1000
-    SWEEP_US = 1000000              # a call speaks fifty times a second: after one it is silent
+    SWEEP_US = 1000000              # a call sends fifty packets a second: after one without any it is silent
 
 
 cdef inline void run(Engine* e) noexcept nogil:
     cdef int timeout_ms
     while not (e.stopping and not e.live and e.noticed == NULL):
         timeout_ms = 0 if e.again != NULL else (
-            1 if e.noticed != NULL else BEHIND_EVERY_MS if e.behind != NULL else 8 if e.armed or e.accept_again_us else SWEEP_MS
+            1 if e.noticed != NULL else BEHIND_EVERY_MS if e.behind != NULL
+            else 8 if e.armed or e.accept_again_us else SWEEP_MS
         )
         turn(e, timeout_ms)
 
@@ -72,7 +74,7 @@ cdef inline void turn(Engine* e, int timeout_ms) noexcept nogil:
         elif source == ON_TCP and handshakes < HANDSHAKES_A_TURN:
             c = find(e, number)
             if c != NULL and c.state == STATE_HANDSHAKE:
-                # Those that are not reached are reported again: epoll forgets nobody.
+                # epoll reports the others again in the next turn.
                 handshakes += 1
                 on_handshake(e, c)
     if e.armed:
@@ -82,7 +84,7 @@ cdef inline void turn(Engine* e, int timeout_ms) noexcept nogil:
     if e.accept_again_us and e.now_us >= e.accept_again_us:
         e.accept_again_us = 0
         watch_listeners(e, True)
-    # While clients log in one after the other, Python is woken for several of them at a time.
+    # While clients connect one after the other, Python is woken once for several of them.
     if e.noticed != NULL and e.now_us - e.flushed_us > FLUSH_EVERY_US:
         flush_notices(e)
     if e.now_us - e.swept_us > SWEEP_US:
@@ -127,7 +129,7 @@ cdef inline void run_those_again(Engine* e) noexcept nogil:
         c = following
 
 
-# A connection that has fallen silent gives its TLS buffers back, which are 32 KiB.
+# A connection that has fallen silent gives back its TLS buffers, 32 KiB.
 cdef inline void sweep(Engine* e) noexcept nogil:
     cdef uint32_t i
     cdef Connection* c

@@ -1,4 +1,4 @@
-# What control is told: messages with their bytes as they happen, and notices once in a turn.
+# What control hears: a message at once, with its bytes; notices, which are facts about a connection, once in a turn.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -13,7 +13,7 @@ from relay.plane.compiled.leaves.live cimport free, malloc
 from relay.plane.compiled.leaves.ring cimport is_half_full, put, relay_add
 
 
-# Tells Python something with its bytes. Where it does not take what it is told, the connection ends.
+# Puts a message with its bytes in the ring. If there is no room, Python hangs, and the connection ends.
 cdef inline void post_message(
     Engine* e, Connection* c, uint32_t notice, const uint8_t* data, uint32_t size, int number, int fault
 ) noexcept nogil:
@@ -28,7 +28,8 @@ cdef inline void post_message(
             end(e, c, REASON_NO_DESCRIPTORS)
             return
         memcpy(event.data, data, size)
-    # Anyone may send texts. They leave half of the room to what upstreams say and what clients ask of control.
+    # Any client may send texts. They leave half of the room to the messages of upstreams, and to what clients ask of
+    # control.
     if notice == NOTICE_TEXT and is_half_full(&e.events):
         max_bytes = 0
     if relay_add(&e.message_bytes, size) > max_bytes or not put(&e.events, &event):
@@ -39,7 +40,8 @@ cdef inline void post_message(
     posix.write(e.event_fd, &one, sizeof(one))
 
 
-# Puts notices in the ring. What finds it full waits for the next turn: nothing is lost while Python hangs.
+# Puts all queued notices in the ring. Those that find it full wait for the next turn, so none is lost while Python
+# hangs.
 cdef inline void flush_notices(Engine* e) noexcept nogil:
     cdef Connection* c = e.noticed
     cdef Connection* following

@@ -1,4 +1,5 @@
-# What the client says, out of TLS: the first bytes decide what it speaks, and what follows goes where the state says.
+# Reads what the client sends, through TLS. The first bytes decide whether it speaks TURN or HTTP; the rest goes to
+# uplink or http.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
@@ -26,7 +27,7 @@ cdef enum:
     READS_A_TURN = 8                # TLS reads of one client before others have their turn
 
 
-# Reads what TLS has, until it has no more or others are due.
+# Reads until TLS has no more, or until it is the turn of others.
 cdef inline void on_client(Engine* e, Connection* c) noexcept nogil:
     cdef int size
     if c.more:
@@ -63,12 +64,12 @@ cdef inline void on_read_error(Engine* e, Connection* c, int error) noexcept nog
     elif error == tls.SSL_ERROR_WANT_READ:
         return
     elif error == tls.SSL_ERROR_WANT_WRITE:
-        # The client has TLS itself answer (KeyUpdate), again and again, and reads none of the answers.
+        # The client makes TLS itself answer (KeyUpdate) again and again, and reads none of the answers.
         end(e, c, REASON_SLOW_CLIENT)
     elif error == tls.SSL_ERROR_ZERO_RETURN:
         on_client_end(e, c)
     elif error == tls.SSL_ERROR_SYSCALL:
-        # An alert that could not be written says EAGAIN: that client does not read its answers either.
+        # EAGAIN means that TLS could not write an alert: this client does not read its answers either.
         c.fault = posix.errno
         end(e, c, REASON_SLOW_CLIENT if c.fault == posix.EAGAIN else REASON_CLIENT_LOST)
     else:
@@ -121,7 +122,7 @@ cdef inline void on_decide(Engine* e, Connection* c) noexcept nogil:
         end(e, c, REASON_FIRST_BYTES_UNKNOWN)
 
 
-# The client is read again, from what has been read already.
+# Reads the client again, after a wait for control. What it had sent before comes first.
 cdef inline void read_on(Engine* e, Connection* c) noexcept nogil:
     if c.state != STATE_MEDIA:
         return

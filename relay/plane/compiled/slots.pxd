@@ -1,5 +1,5 @@
-# A connection's slot in the slab, the number by which epoll and Python know it, what epoll watches for it, and the lists
-# of one turn of the loop that it waits in.
+# A connection's slot in the slab, and the number by which epoll and Python know it; what epoll watches for it; and the
+# lists in which it waits for another turn.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -22,6 +22,7 @@ cdef enum Source:
     ON_COMMAND
 
 
+# What epoll keeps with a descriptor of this connection.
 cdef inline uint64_t mark(Source source, Connection* c) noexcept nogil:
     return <uint64_t> source << 56 | <uint64_t> (c.generation & 0xFFFFFF) << 32 | c.index
 
@@ -30,7 +31,7 @@ cdef inline Connection* at(Engine* e, uint32_t index) noexcept nogil:
     return &e.chunks[index // CHUNK][index % CHUNK]
 
 
-# The connection that a number means, or NULL if it has gone.
+# Returns the connection with this number, or NULL if it has gone.
 cdef inline Connection* find(Engine* e, uint64_t number) noexcept nogil:
     cdef uint32_t index = <uint32_t> number
     cdef Connection* c
@@ -40,6 +41,7 @@ cdef inline Connection* find(Engine* e, uint64_t number) noexcept nogil:
     return c if c.state != STATE_FREE and (c.generation & 0xFFFFFF) == ((number >> 32) & 0xFFFFFF) else NULL
 
 
+# Returns a cleared slot, or NULL if there is no memory, or no room for another one.
 cdef inline Connection* take_slot(Engine* e) noexcept nogil:
     cdef Connection* c
     cdef Connection* chunk
@@ -57,7 +59,7 @@ cdef inline Connection* take_slot(Engine* e) noexcept nogil:
             chunk[i].generation = 1
             chunk[i].free_next = e.free_slots
             e.free_slots = &chunk[i]
-        # Python counts them and looks at each: they are there first.
+        # Python reads this number and then looks at that many slots, so they must be there first.
         relay_store(&e.slots, e.slots + CHUNK)
     c = e.free_slots
     e.free_slots = c.free_next
@@ -70,6 +72,7 @@ cdef inline Connection* take_slot(Engine* e) noexcept nogil:
     return c
 
 
+# From here the old number finds nothing: the generation has changed.
 cdef inline void free_slot(Engine* e, Connection* c) noexcept nogil:
     c.state = STATE_FREE
     c.generation += 1
@@ -92,7 +95,7 @@ cdef inline int watch(Engine* e, int operation, int fd, uint32_t events, uint64_
     return posix.epoll_ctl(e.epoll, operation, fd, &event)
 
 
-# What epoll should tell of the client's socket, from what the connection waits for.
+# Has epoll watch the client's socket for what the connection waits for.
 cdef inline void watch_client(Engine* e, Connection* c) noexcept nogil:
     cdef uint32_t wanted = 0
     if c.fd < 0:
@@ -106,20 +109,21 @@ cdef inline void watch_client(Engine* e, Connection* c) noexcept nogil:
         watch(e, posix.EPOLL_CTL_MOD, c.fd, wanted, mark(ON_TCP, c))
 
 
-# True if something waits that TCP may be given, as far as is known; or else it is asked again.
+# Returns True if something waits that TCP may be given, as far as we know. Otherwise TCP is asked again later.
 cdef inline bint may_write_waiting(Connection* c) noexcept nogil:
     if not is_waiting(&c.schedule) or c.pace.behind:
         return False
     return not c.pace.holds_data or is_urgent(&c.schedule)
 
 
+# The same for the socket to control.
 cdef inline void watch_pipe(Engine* e, Connection* c) noexcept nogil:
     cdef uint32_t wanted = 0
     if not c.out.size:
         wanted |= posix.EPOLLIN
     if c.held.size:
         wanted |= posix.EPOLLOUT
-    # Nothing wanted is not watched at all: epoll would tell of a hang-up again and again.
+    # If nothing is wanted, epoll must not watch at all: it would report a hang-up again and again.
     if wanted and not c.pipe_watched:
         watch(e, posix.EPOLL_CTL_ADD, c.pipe, wanted, mark(ON_PIPE, c))
     elif wanted:
@@ -129,12 +133,13 @@ cdef inline void watch_pipe(Engine* e, Connection* c) noexcept nogil:
     c.pipe_watched = wanted != 0
 
 
-# True while a read would give something. With read-ahead all of the socket's bytes are in TLS already, unless there were
-# more than it takes at once: asking the kernel again would find nothing.
+# Returns True while a read would give something. TLS reads ahead, so it has all bytes of the socket unless there were
+# more than it takes at once. Without this check each read would ask the kernel once more, and find nothing.
 cdef inline bint unread(Connection* c) noexcept nogil:
     return not c.wire.drained or tls.SSL_has_pending(c.ssl)
 
 
+# The client's turn comes again in this round, or the next, without an event.
 cdef inline void run_again(Engine* e, Connection* c) noexcept nogil:
     if not c.again:
         c.again = True
@@ -142,6 +147,7 @@ cdef inline void run_again(Engine* e, Connection* c) noexcept nogil:
         e.again = c
 
 
+# In a few milliseconds TCP is asked whether it has caught up.
 cdef inline void ask_tcp_again(Engine* e, Connection* c) noexcept nogil:
     if not c.behind:
         c.behind = True
@@ -159,6 +165,7 @@ cdef inline void forget_behind(Engine* e, Connection* c) noexcept nogil:
     c.behind = False
 
 
+# Control hears of it at the end of a turn. A notice that waits already is not queued twice.
 cdef inline void queue_notice(Engine* e, Connection* c, uint32_t notice) noexcept nogil:
     if not c.notices:
         c.noticed_next = e.noticed

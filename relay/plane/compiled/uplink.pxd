@@ -1,12 +1,12 @@
-# What the client says in a flow: units are cut out of the stream as its carrier frames them, and sent upstream.
+# From the client to the upstream: units are cut out of the stream as the flow's carrier frames them, remembered if they
+# are STUN requests, and sent.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from relay.plane.compiled.engine cimport (
-    DROP_UPLINK_MALFORMED, DROP_UPLINK_OVERSIZE, MAX_KEPT_REQUEST_BYTES, NOTICE_ALLOCATE, NOTICE_TEXT, PLAIN_BYTES,
-    REASON_BROKEN_FRAME, REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, STATE_MEDIA, USERNAME_BYTES, Connection,
-    Engine,
+    DROP_UPLINK_MALFORMED, DROP_UPLINK_OVERSIZE, NOTICE_ALLOCATE, NOTICE_TEXT, PLAIN_BYTES, REASON_BROKEN_FRAME,
+    REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, STATE_MEDIA, USERNAME_BYTES, Connection, Engine,
 )
 from relay.plane.compiled.slots cimport watch_client
 from relay.plane.compiled.counting cimport drop, meter, meter_datagram
@@ -38,10 +38,11 @@ from relay.plane.compiled.leaves.websocket cimport (
 )
 
 cdef enum:
+    MAX_KEPT_REQUEST_BYTES = 4096   # with the reason in relay.plane.reference.flow
     UNITS_A_TURN = 256              # units of one client before others have their turn: one record may bring 4,000
 
 
-# Cuts units out of what is held and what is new; without a rest nothing is copied.
+# Cuts units out of what is held and what is new. While no unit is cut in two, nothing is copied.
 cdef inline void on_stream(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t used
     if not c.held.size:
@@ -61,7 +62,7 @@ cdef inline void on_stream(Engine* e, Connection* c, uint8_t* data, uint32_t siz
     note_part(e, c)
 
 
-# A part of a unit waits. The first unit of a flow has a deadline.
+# Part of a unit is held. The first unit of a flow must be whole by a deadline.
 cdef inline void note_part(Engine* e, Connection* c) noexcept nogil:
     if not c.counters.uplink_packets and not c.first_byte_us and c.held.size and c.allocation_due_us:
         c.first_byte_us = e.now_us
@@ -69,7 +70,7 @@ cdef inline void note_part(Engine* e, Connection* c) noexcept nogil:
         arm(e, c)
 
 
-# Sends what is whole; how many bytes are done with.
+# Sends the units that are whole. Returns how many bytes they were.
 cdef inline uint32_t cut(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
     if c.carrier == CARRIER_TURN:
         return send_units(e, c, data, size)
@@ -78,6 +79,7 @@ cdef inline uint32_t cut(Engine* e, Connection* c, uint8_t* data, uint32_t size)
     return send_messages(e, c, data, size)
 
 
+# The stream of TURN: units follow each other (RFC 8656 section 12.5).
 cdef inline uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t offset = 0
     cdef Unit unit
@@ -101,7 +103,7 @@ cdef inline uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, u
     return offset
 
 
-# One STUN or ChannelData message on its way up, unless control is asked first.
+# Sends one STUN or ChannelData message, unless control is asked first.
 cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     if unit[0] < 0x40:
         if c.admission.asks and must_ask(e, c, unit, size):
@@ -112,7 +114,7 @@ cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t
     send_up(e, c, unit, size)
 
 
-# A STUN message on its way up: a request is sent again until it is answered, but for those who do that themselves.
+# Remembers a request, which is sent again until the upstream answers. A client over CONNECT-UDP does that itself.
 cdef inline void remember(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
     if kind & CLASS_BITS:
@@ -127,7 +129,7 @@ cdef inline void remember(Engine* e, Connection* c, const uint8_t* message, uint
         arm(e, c)
 
 
-# The name of the last Allocate that had one. Python may read it meanwhile, so it never moves.
+# Keeps the user name of the last Allocate that had one. Python may read it at the same time, so its memory never moves.
 cdef inline void remember_name(Connection* c, const uint8_t* request, uint32_t size) noexcept nogil:
     cdef const uint8_t* name = find_attribute(request, size, ATTRIBUTE_USERNAME, 1)
     cdef uint32_t length
@@ -143,8 +145,8 @@ cdef inline void remember_name(Connection* c, const uint8_t* request, uint32_t s
         c.username_size = length
 
 
-# True if the message is an Allocate of a user, or one of its kind: it waits for control's word, and so does what the client says after it;
-# one that is too long to wait is dropped.
+# Returns True if control decides on the message first: an Allocate of a user, or a request like it. It waits, and so
+# does everything that the client sends after it. If it is too long to wait, it is dropped.
 cdef inline bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     if not is_to_ask(message, size):
         return False
@@ -163,7 +165,7 @@ cdef inline bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint
     return True
 
 
-# WebSocket: media, and what the protocol itself wants answered.
+# WebSocket: media, text, and frames that the protocol itself answers.
 cdef inline uint32_t send_messages(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
     cdef Carriage* carriage = c.carriage
     cdef uint32_t offset = 0
@@ -190,7 +192,7 @@ cdef inline uint32_t send_messages(Engine* e, Connection* c, uint8_t* data, uint
     return offset
 
 
-# 0, or what is wrong with it.
+# Returns 0, or what is wrong with the message.
 cdef inline int on_message(Engine* e, Connection* c, Message* message) noexcept nogil:
     if message.opcode == WEB_BINARY:
         if c.carrier == CARRIER_SESSION:
@@ -207,6 +209,7 @@ cdef inline int on_message(Engine* e, Connection* c, Message* message) noexcept 
     return 0
 
 
+# Sub-protocol turn: each message is one unit, with or without padding.
 cdef inline int send_message(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint32_t unit = <uint32_t> datagram_unit(message, size)
     if not unit or (unit != size and ((unit + 3) & ~<uint32_t> 3) != size):
@@ -215,7 +218,7 @@ cdef inline int send_message(Engine* e, Connection* c, const uint8_t* message, u
     return 0
 
 
-# A channel number with what follows becomes ChannelData where it lies.
+# Sub-protocol media.v1: channel number and data become ChannelData in place; there is room in front of the message.
 cdef inline int send_channel(Engine* e, Connection* c, uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint8_t* unit = message - WEB_ROOM
     if size < 2 or message[0] & 0xC0 != 0x40:
@@ -227,7 +230,7 @@ cdef inline int send_channel(Engine* e, Connection* c, uint8_t* message, uint32_
     return 0
 
 
-# The pongs of one read leave together.
+# All pongs to one read leave together.
 cdef inline void add_pong(Engine* e, Connection* c, const uint8_t* payload, uint32_t size) noexcept nogil:
     if e.pong_bytes + 2 + size > PLAIN_BYTES:
         send_pongs(e, c)
@@ -243,7 +246,7 @@ cdef inline void send_pongs(Engine* e, Connection* c) noexcept nogil:
         send_own(e, c, e.record, size)
 
 
-# The client closes: it gets its code back.
+# The client closes, and gets its own code back.
 cdef inline void on_close_frame(Engine* e, Connection* c, const uint8_t* payload, uint32_t size) noexcept nogil:
     send_pongs(e, c)
     note_close(c.carriage, payload, size)
@@ -260,7 +263,7 @@ cdef inline void break_web(Engine* e, Connection* c, int fault) noexcept nogil:
     end(e, c, REASON_BROKEN_FRAME)
 
 
-# CONNECT-UDP: datagrams as they are.
+# CONNECT-UDP: each capsule has one datagram, which goes on as it is (RFC 9298).
 cdef inline uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t offset = 0
     cdef int got, capsules = 0
@@ -286,7 +289,7 @@ cdef inline uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data
     return offset
 
 
-# The client believes that this is UDP, and sends again itself.
+# The client thinks that it sends UDP, so it sends again itself what gets lost.
 cdef inline void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     if not is_media_datagram(data, size) or (c.admission.asks and not is_turn_datagram(data, size)):
         c.counters.drops[DROP_UPLINK_MALFORMED] += 1

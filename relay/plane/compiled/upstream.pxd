@@ -1,4 +1,5 @@
-# The UDP socket to the upstream: what is sent through it, what errors and ICMP say of it, and how a flow leaves it.
+# The UDP socket to the upstream: what goes out through it, what errors and ICMP mean, and what happens when the
+# upstream is gone.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -30,11 +31,14 @@ cdef inline void use_socket(Connection* c, const Command* command) noexcept nogi
     memcpy(c.uplink.target, command.target, command.target_size)
 
 
-# True without an upstream, too. Before a socket is connected it would hear anybody.
+# Returns True also without an upstream. A socket is not watched before it is connected, since anyone could send to it.
 cdef inline bint watch_upstream(Engine* e, Connection* c) noexcept nogil:
-    return c.udp < 0 or c.uplink.target_size or watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) == 0
+    if c.udp < 0 or c.uplink.target_size:
+        return True
+    return watch(e, posix.EPOLL_CTL_ADD, c.udp, posix.EPOLLIN, mark(ON_UDP, c)) == 0
 
 
+# Every packet of a client goes this way.
 cdef inline void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     if posix.send(c.udp, unit, size, posix.MSG_DONTWAIT) >= 0:
         count_up(e, c, unit, size)
@@ -42,8 +46,8 @@ cdef inline void send_up(Engine* e, Connection* c, const uint8_t* unit, uint32_t
         on_send_error(e, c, unit, size, posix.errno)
 
 
-# A request that control or a timer sends. What control asks for a session is in no count, as its answers are not; a
-# tap sees it like all that leaves.
+# Sends a request for control, or again for a timer. What control asks for a session is not counted, and neither are the
+# answers. A tap sees it, as it sees everything that leaves.
 cdef inline void send_request(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
     if posix.send(c.udp, message, size, posix.MSG_DONTWAIT) >= 0:
         count_sent(e, c, message, size)
@@ -51,7 +55,8 @@ cdef inline void send_request(Engine* e, Connection* c, const uint8_t* message, 
         on_send_error(e, c, message, size, posix.errno)
 
 
-# The same for a copy of a request. A long one may have met a router that drops it and says nothing: it goes in fragments.
+# Sends a request again. If it is long, a router may have dropped the first one without a word, so this one may be
+# fragmented.
 cdef inline void send_up_again(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
     cdef int fault
     c.counters.retransmissions += 1
@@ -77,8 +82,8 @@ cdef inline void on_send_error(Engine* e, Connection* c, const uint8_t* unit, ui
         drop(c, DROP_UPLINK_REFUSED, traffic_of(unit, size))
 
 
-# What an error of ``send`` comes to: 0 if the datagram has gone in the end, or why it has not. If nobody listens at the
-# upstream, that is acted upon.
+# Deals with an error of ``send``. Returns 0 if the datagram has gone after all, or the error that stopped it. If the
+# upstream is gone, the flow ends or moves.
 cdef inline int settle(Engine* e, Connection* c, const uint8_t* unit, uint32_t size, int fault) noexcept nogil:
     cdef News news
     cdef bint late = c.uplink.target_size != 0
@@ -93,10 +98,10 @@ cdef inline int settle(Engine* e, Connection* c, const uint8_t* unit, uint32_t s
     return fault
 
 
-# ICMP has said something of an earlier datagram.
+# ICMP has reported on an earlier datagram.
 cdef inline void on_news(Engine* e, Connection* c, News news) noexcept nogil:
     if news == NEWS_OVERSIZE:
-        # A router further on says that it was too long; the upstream is still there.
+        # It was too long for a router on the way. The upstream is still there.
         c.counters.drops[DROP_UPLINK_OVERSIZE] += 1
     elif news == NEWS_DOUBT and not c.doubt_since_us and c.carrier != CARRIER_CONNECT_UDP:
         c.doubt_since_us = e.now_us

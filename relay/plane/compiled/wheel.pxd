@@ -1,4 +1,4 @@
-# The one deadline of each connection, in a wheel of time, and what a flow's next deadline is.
+# Each connection has one deadline, in a wheel of time. This layer sets it, and knows what a flow waits for next.
 
 from libc.stdint cimport int64_t
 
@@ -10,7 +10,7 @@ from relay.plane.compiled.leaves.transactions cimport next_due_us, waiting_since
 cdef inline void set_deadline(Engine* e, Connection* c, int64_t when_us) noexcept nogil:
     cdef Connection** slot
     clear_deadline(e, c)
-    # Never in a slot that has been passed this round.
+    # The wheel has passed earlier slots in this round already.
     c.deadline_us = when_us if when_us > e.wheel_tick * WHEEL_TICK_US else e.wheel_tick * WHEEL_TICK_US + 1
     slot = &e.wheel[(c.deadline_us // WHEEL_TICK_US) % WHEEL_SLOTS]
     c.wheel_previous = NULL
@@ -34,8 +34,8 @@ cdef inline void clear_deadline(Engine* e, Connection* c) noexcept nogil:
     e.armed -= 1
 
 
-# The next moment a flow must be looked at: a request is due, the upstream has been silent for too long, control has not
-# answered, or the client is to be pinged.
+# Sets the next moment at which a flow needs a look: a request is due again, the upstream has been silent for too long,
+# control has not answered, there is no allocation, or the client gets a ping.
 cdef inline void arm(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t quiet_us = quiet_since_us(c), due = next_due_us(c.transactions)
     if quiet_us:
@@ -50,7 +50,7 @@ cdef inline void arm(Engine* e, Connection* c) noexcept nogil:
         set_deadline(e, c, due)
 
 
-# When the silence began that may mean that the upstream is gone; 0 while nothing makes that likely.
+# Returns when the silence began that may mean that the upstream is gone; 0 while nothing makes that likely.
 cdef inline int64_t quiet_since_us(Connection* c) noexcept nogil:
     cdef int64_t since
     if c.doubt_since_us and c.heard_us > c.doubt_since_us:
@@ -59,6 +59,6 @@ cdef inline int64_t quiet_since_us(Connection* c) noexcept nogil:
     return c.heard_us if since and c.heard_us > since else since
 
 
-# The earlier of two times, of which 0 is none.
+# Returns the earlier of two times; 0 stands for never.
 cdef inline int64_t sooner(int64_t one, int64_t other) noexcept nogil:
     return one if not other or (one and one < other) else other
