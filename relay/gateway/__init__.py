@@ -1,6 +1,7 @@
 """The control plane: it decides where flows go, watches upstreams, and answers HTTP.
 
-serve, app       the process; all that follows put together, started, drained, stopped and reloaded
+serve            the process: signals in, one ``ready`` line out
+app              puts all that follows together; starts, drains, stops and reloads it
 read_ahead       the configuration's files, read before a reload
 admin/           what operators see
 web_proxy/       CONNECT and proxy.pac
@@ -12,7 +13,7 @@ routing/         which upstream a new flow gets; upstreams, their names and thei
 calls/           how each call sounds, and what is kept of it
 lines            log lines that clients cause, limited
 
-These are floors, from the top down: each imports only what stands below it in this list, and ``signaling`` and
-``entitlement``, ``routing`` and ``calls`` do not know each other. A media packet is seen here in one case only, when an
-operator captures a flow.
+These are floors, from the top down: each imports only what comes after it in this list. ``signaling`` and
+``entitlement`` do not know each other, nor do ``routing`` and ``calls``. The control plane sees a media packet in one
+case only: when an operator captures a flow.
 """

@@ -1,4 +1,4 @@
-"""The web-proxy face: explicit proxy listeners that take CONNECT, and serve proxy.pac.
+"""The web proxy: listeners for clients that are configured to use it, which take CONNECT and serve proxy.pac.
 
 A connection has one request. A CONNECT goes to the plane (``adopt``), into a tunnel (``tunnel``), or gets a page that
 says why not, and what to do (``http``). ``destinations`` says where a client may go.

@@ -211,7 +211,7 @@ async def test_off_unless_the_configuration_allows_it(tmp_path: Path) -> None:
 
 
 async def test_no_web_page_may(tmp_path: Path) -> None:
-    """Any page that an operator looks at can have his browser send a POST to a listener on loopback."""
+    """Any page that an operator looks at can make the browser send a POST to a listener on loopback."""
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
         url = f"{bench.url}/api/flows/{bench.connection}/capture?seconds=1"
         for origin in ("https://evil.example", "null", bench.url):

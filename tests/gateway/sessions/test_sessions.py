@@ -239,7 +239,7 @@ async def test_a_call_that_moves_stays_in_its_region_while_it_can(tmp_path: Path
                 while (moved := await session.hear())["type"] != "moved":
                     pass
                 assert {opened["upstream"], moved["upstream"]} == {"stun1", "stun2"}
-                # Nobody is left there, and elsewhere he may not.
+                # No upstream is left there, and the user may not go elsewhere.
                 await hosts[moved["upstream"]].stop()
                 await eventually(lambda: states[opened["upstream"]].health == "down")
                 await session.say(type="bind", peer="127.0.0.1:10")
