@@ -1,24 +1,23 @@
-# Everything a newcomer needs: `make demo` and `make test` set up what is missing, build the extension, and run.
+# All that a newcomer needs: `make demo` and `make test` install what is missing, build the extension, and run.
 
 PYTHON ?= python3
 VENV   ?= .venv
-# How long the demo's calls last; each search of `make fuzz` takes 60 unless this is said.
+# How long the demo's calls last, in seconds. For `make fuzz`: how long it searches, 60 by default.
 SECONDS ?= 10
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
 
-# Debian's packages: what builds the extension, what builds the benchmark, the real TURN server that both the benchmark
-# and the tests talk to, the Wireshark that reads captures, those that read allow-lists, and the reverse proxies and the
-# web proxy that the relay is compared with.
+# Debian's packages. They build the extension and the benchmark. Benchmark and tests use coturn as a real TURN server. Tests
+# also use Wireshark (to read captures), programs that read allow-lists, and reverse proxies and a web proxy.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
-# The official socket.io servers and clients run on node, which many machines have from elsewhere.
+# The official socket.io servers and clients need node. Many machines have it, but not from Debian.
 NODE_PACKAGES  := $(if $(and $(shell command -v node),$(shell command -v npm)),,nodejs npm)
 TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iproute2 iptables nftables nginx-light squid tshark $(NODE_PACKAGES)
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan
-# A larger benchmark that may lie beside the repository.
+# A larger benchmark, used if it is next to the repository.
 COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd)
 
@@ -28,18 +27,18 @@ SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/c
 help:
 	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS))"
 	@echo "make test   lint, types, fuzz, test-asan and the whole test suite"
-	@echo "make lint   the first part of it"
+	@echo "make lint   only lint and types"
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
 	@echo "make test-asan  the data plane's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make bench  measure the relay beside coturn: CPU per packet, latency, loss"
-	@echo "make bench-wan  voice over a bad WAN, beside coturn (root; WAN='--scenario c3 --server relay')"
+	@echo "make bench  measure the relay and coturn: CPU per packet, latency, loss"
+	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/relay demo --seconds $(SECONDS)
 
-# The suite in parts of a few minutes each. They wait more than they work, so four run at a time, the longest first. The
-# search for input takes what processor time the others leave.
+# The suite in parts of a few minutes each. They wait more than they compute, so four run at a time, the longest first. The
+# fuzz search has the lowest priority.
 PARTS := test-interop test-plane test-asan test-gateway test-others fuzz
 
 test: lint
@@ -71,9 +70,10 @@ fuzz: $(VENV)/.test-installed
 
 ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py
 
-# In a copy, so that the extension in the tree stays as it is. A report ends the run. Leaks are not LeakSanitizer's, which
-# would list the interpreter's: the debug build counts our own, and the tests assert that none are left. What runs on the
-# reference plane has no compiled code to look at. pytest must not keep what a sanitizer says as it ends the process.
+# In a copy of the tree, so that its extension stays as it is. A sanitizer's report ends the run. LeakSanitizer is off, because
+# it would list the interpreter's leaks. The debug build counts our own objects, and the tests assert that none are left.
+# Tests of the reference plane are left out, because they run no compiled code. pytest must not capture the output, or it would
+# hide the report of a sanitizer that ends the process.
 test-asan: $(VENV)/.test-installed
 	@rm -rf $(ASAN)/relay $(ASAN)/tests $(ASAN)/report.* && mkdir -p $(ASAN)
 	@tar -c --exclude='*.so' --exclude=__pycache__ relay tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(ASAN)

@@ -9,11 +9,11 @@ connection  one TCP connection from a client
 flow        a connection that carries media, with a UDP socket of its own
 carrier     how media is framed on the client's side: ``turn`` is the stream of RFC 8656, ``websocket`` one TURN message
             in each message, ``session`` channels without TURN, ``connect-udp`` the capsules of RFC 9298
-upstream    a UDP TURN server; a *region* is a named group of upstreams; those of *signaling* speak HTTP
+upstream    a UDP TURN server; a *region* is a named group of upstreams; *signaling* upstreams speak HTTP
 route       from a server name (SNI) to a region
 uplink      client to upstream; *downlink* is upstream to client
 unit        one whole STUN message or ChannelData message of a stream
-tunnel      a CONNECT through the web proxy whose bytes are passed on as they are, over TCP
+tunnel      a CONNECT through the web proxy whose bytes are passed on unchanged, over TCP
 plane       an implementation of the data-plane contract
 
 Folders, from the bottom up: each imports only what stands above it in this list
@@ -38,7 +38,7 @@ emulator/   the vendor's side on a laptop: TURN hosts
 demo/       softphones that place real SRTP calls through all of it
 cli         serve, top, capture, demo, check-config, allowlist, catalog, ca
 
-Beside them ``web/`` holds the dashboard's pages, which the admin listener serves.
+In addition, ``web/`` has the dashboard's pages, which the admin listener serves.
 """
 
 __version__ = "0.1.0"

@@ -52,7 +52,7 @@ function toggleTheme() {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target instanceof HTMLInputElement;
-  // Out of the filter come Escape, Enter and the arrows; the rest is typed.
+  // In the filter only Escape, Enter and the arrows are commands. Other keys are typed.
   if (typing && event.key === "Escape" && !event.target.value) event.target.blur();
   else if (typing && !["Escape", "Enter", "ArrowDown", "ArrowUp"].includes(event.key)) return;
   else if (event.key === "t" && !typing) toggleTheme();

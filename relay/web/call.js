@@ -17,7 +17,7 @@ export class CallPage {
       const place = h("div", { class: "chart" });
       const made = new Chart(place, { sync: "call", height: 140, ...options });
       this.charts.push(made);
-      // The axis has numbers alone, and the legend names their unit under a pointer only.
+      // The axis has only numbers, and the legend shows their unit only under a pointer.
       const heading = options.unit ? `${title} (${options.unit})` : title;
       return [h("section", { class: "panel" }, h("h2", {}, heading), place), made];
     };
@@ -253,10 +253,10 @@ export class CallPage {
 
 const back = () => h("a", { href: "#/", class: "back", title: "Back (Esc)" }, "←");
 
-// A table that scrolls within its panel where the page is narrower.
+// A table that scrolls inside its panel if the page is narrower.
 const scroll = (heads, rows, texts) => h("div", { class: "scroll" }, table(heads, rows, texts));
 
-// The first ``texts`` columns hold words, the others numbers.
+// The first ``texts`` columns have words, the others numbers.
 function table(heads, rows, texts) {
   return h(
     "table",

@@ -1,4 +1,4 @@
-// Line charts over time, all of one look; the colours are the theme's.
+// Line charts over time, all in one style, with the theme's colours.
 /* global uPlot */
 import { clockTime, zone } from "./format.js";
 
@@ -28,7 +28,7 @@ function options(chart, width) {
   return {
     width,
     height: chart.height,
-    // Right: half of the last time's width, which stands in the middle below its line.
+    // On the right: half of the last label's width, because labels are centred below their lines.
     padding: [8, 26, 0, 0],
     cursor: { sync: { key: chart.sync }, points: { size: 6 }, drag: { x: true, y: false } },
     legend: { live: true },
@@ -52,7 +52,7 @@ function options(chart, width) {
   };
 }
 
-// lines: [{label, colour: "--up", dash, fill}]. The range takes the least and the greatest value, which may be null.
+// lines: [{label, colour: "--up", dash, fill}]. ``range`` gets the smallest and the largest value, which may be null.
 export class Chart {
   constructor(place, { lines, height = 150, unit = "", digits = 0, sync = "page", range = fromNought, splits }) {
     Object.assign(this, { place, lines, height, unit, digits, sync, range, splits });
@@ -69,7 +69,7 @@ export class Chart {
     else this.draw();
   }
 
-  // A chart that is not on the page has no width: it is drawn when it is shown.
+  // A chart that is not on the page has no width. It is drawn when it is shown.
   draw() {
     const width = this.place.clientWidth;
     this.plot?.destroy();

@@ -1,4 +1,4 @@
-// Elements and text. Names that a peer chose come in as text nodes only: nothing here parses markup.
+// Elements and text. Names that a peer chose become text nodes: nothing here parses markup.
 
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -20,7 +20,7 @@ export function svg(tag, attributes, ...children) {
   return element;
 }
 
-// Sets text only where it changed, so that a selection in it survives.
+// Sets text only if it has changed, so that a selection in it survives.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -1,4 +1,4 @@
-// Numbers as people at a desk read them; a figure that is not known is a dash, never a nought.
+// Numbers for people. A figure that is not known is a dash, never a zero.
 
 const UNKNOWN = "–";
 
@@ -42,7 +42,7 @@ export function bandClass(mos) {
 
 export const words = (name) => name.replaceAll("_", " ");
 
-// A Unix time as the clock on the wall shows it, with the zone: the log and the API are in UTC.
+// A Unix time in the local time zone, with the zone's name, because the log and the API are in UTC.
 export const clockTime = (unix) =>
   new Date(unix * 1000).toLocaleTimeString("en-GB", {
     hour: "2-digit",

@@ -1,4 +1,4 @@
-// The stream of summaries, and what the page says of it: live, quiet, or lost and coming back.
+// The stream of summaries, and its state on the page: live, quiet, or lost and trying again.
 
 const QUIET_MS = 4000;
 const AGAIN_MS = 5000;
@@ -25,7 +25,7 @@ export class Live {
     this.source.addEventListener("error", () => {
       this.lost = true;
       this.onState("lost", "no connection – trying again");
-      // The browser tries again by itself, but for an answer that was no stream.
+      // The browser tries again by itself, unless the answer was not an event stream.
       if (this.source.readyState === EventSource.CLOSED) setTimeout(() => this.open(), AGAIN_MS);
     });
   }

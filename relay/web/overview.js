@@ -107,7 +107,7 @@ export class Overview {
         ...this.points[row],
       ]);
     } catch {
-      // The chart begins now, then.
+      // Then the chart begins now.
     }
   }
 

@@ -54,7 +54,7 @@ export class CallTable {
     this.timer = setTimeout(() => this.refresh(), FILTER_DELAY_MS);
   }
 
-  // Asks anew; an answer that was overtaken by a later question is not shown.
+  // Asks again. An answer is not shown if a later request has overtaken it.
   async refresh() {
     const question = ++this.asked;
     const match = this.filter.value.trim();
@@ -130,7 +130,7 @@ function row(flow) {
   );
 }
 
-// A line of the last windows: 1 at the bottom, 4.5 at the top.
+// A line through the last windows: MOS 1 at the bottom, 4.5 at the top.
 function trail(values) {
   const [width, height] = [72, 16];
   const step = width / 23;

@@ -1,8 +1,8 @@
-// Before anything is drawn: the theme that was chosen here; without a choice, that of the system.
+// Runs before anything is drawn. Sets the theme that the user has chosen here, or else the system's.
 "use strict";
 try {
   const chosen = localStorage.getItem("theme");
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
 } catch {
-  // No storage: the system's theme it is.
+  // Without storage, the system's theme is used.
 }
