@@ -1,6 +1,6 @@
-"""Runs coroutine tests on uvloop, with a deadline, and proves after each that nothing was left behind.
+"""Runs coroutine tests on uvloop, with a deadline, and proves after each that nothing is left of it.
 
-What escapes from a callback of the loop fails the test, too: it would be a traceback in an operator's log.
+An exception that escapes from a callback of the loop fails the test: an operator would find it in the log.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ pytest.register_assert_rewrite("tests.support")
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
 MAX_LINES = 40
-# What pytest keeps of each test makes the collections of those after it slower, unless it is put aside.
+# What pytest keeps of each test makes later collections slower, unless it is put aside.
 FREEZE_EVERY = 50
-# c-ares closes its descriptors in a thread of its own, which nobody can wait for.
+# c-ares closes its descriptors in a thread of its own, for which nothing can wait.
 CLOSING_S = 10
 
 _finished = itertools.count(1)
 
-# How long an example takes, to make or to try, says something of the machine. What is kept on disk differs by machine.
+# The time that an example takes depends on the machine, and so does what is kept on disk.
 hypothesis.settings.register_profile(
     "suite", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -55,7 +55,7 @@ async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
     escaped: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: escaped.append(context))
-    # In debug mode the loop logs what took longer: that says something of the machine, nothing of what is tested.
+    # In debug mode the loop logs what took longer. That depends on the machine, not on what is tested.
     loop.slow_callback_duration = float("inf")
     async with asyncio.timeout(DEADLINE_S):
         await test(**arguments)
@@ -73,29 +73,29 @@ async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
 
 
 def pytest_configure() -> None:
-    """Have what differs cut after some lines: where these are set pytest tells all of it, which is pages of bytes."""
+    """Have pytest cut long differences: where these are set it prints them whole, which is pages of bytes."""
     for name in ("CI", "BUILD_NUMBER"):
         os.environ.pop(name, None)
-    # No test trusts the authorities of this machine, and to read them takes longer than most tests.
+    # No test trusts the authorities of this machine, and reading them takes longer than most tests.
     os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Of what a failed test has logged the end is shown: a crowd leaves thousands of lines."""
+    """Show only the end of what a failed test has logged: a crowd leaves thousands of lines."""
     report = yield
     report.sections = [(title, "\n".join(text.splitlines()[-MAX_LINES:])) for title, text in report.sections]
     return report
 
 
 def pytest_collection_finish() -> None:
-    """What the modules made stays: the collection behind each test need not look at it, which took most of its time."""
+    """Put aside what the modules made: the collection after each test spent most of its time on it."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_runtest_logfinish() -> None:
-    """Put aside what is there between tests."""
+    """Put aside what has gathered since."""
     if next(_finished) % FREEZE_EVERY == 0:
         gc.collect()
         gc.freeze()

@@ -1,17 +1,17 @@
-"""Waiting for what another thread, process or socket does: it is asked again and again, never once."""
+"""Wait for what another thread, process or socket does: ask again and again, never once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-# A condition that has not come true by then never will; the slowest takes a small part of it.
+# A condition that is not true by then never will be: the slowest takes a small part of this.
 EVENTUALLY_S = 60.0
 POLL_S = 0.005
 
 
 async def eventually(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until the condition holds; only for what no event can be awaited for. Raises AssertionError."""
+    """Wait until the condition is true. For what no event tells of. Raises AssertionError."""
     try:
         async with asyncio.timeout(EVENTUALLY_S):
             while not condition():  # noqa: ASYNC110

@@ -45,7 +45,7 @@ class Bench:
         return f"http://{self.relay.admin}"
 
     async def hears(self, data: bytes) -> None:
-        """The upstream hears this next, but for copies of the health probe."""
+        """The upstream hears this next, apart from copies of the health probe."""
         while (came := (await self.upstream.receive())[0]) != data:
             assert is_stun(came), came.hex()
 

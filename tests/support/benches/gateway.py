@@ -82,7 +82,7 @@ class Relay:
 def settings_tree(
     authority: Authority, *upstreams: Address | Section, names: tuple[str, ...] = CERTIFICATE_NAMES, **sections: Any
 ) -> dict[str, Any]:
-    """The tree of a relay's TOML file; ``sections`` are merged into or put beside those of its own."""
+    """The tree of a relay's TOML file. ``sections`` are added to it; ``listen`` is merged with what is there."""
     issued = authority.issue(*names)
     tree: dict[str, Any] = {
         "certificates": [{"certificate": str(issued.chain), "private_key": str(issued.private_key)}],
@@ -146,5 +146,5 @@ async def relay_with_hosts(
 
 
 def fall_silent(host: TurnHost) -> None:
-    """From now on it answers nothing, and no ICMP says so."""
+    """Make the host answer nothing from now on, and without ICMP."""
     host._loop.remove_reader(host._socket.fileno())

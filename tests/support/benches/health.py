@@ -1,4 +1,4 @@
-"""The health monitor, and what it told of its upstreams: probes follow each other at once."""
+"""The health monitor with probes that follow each other at once, and a record of what it found out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from tests.support.ssrf_table import FakeDns
 
-# Long enough that only a test that wants it runs into it.
+# So long that only a test that waits for a timeout sees one.
 PATIENT_S = 60.0
 AT_ONCE_S = 0.001
 
@@ -25,7 +25,7 @@ def settings(**keys: Any) -> HealthSettings:
 
 
 class Watched:
-    """What the monitor told of its upstreams, in order; ``history`` are the names and healths after each probe."""
+    """A monitor and its upstreams; ``history`` has the name and the health after each probe, in order."""
 
     def __init__(self, *servers: UpstreamServer, lookup: Lookup | None = None) -> None:
         self.upstreams = Upstreams()
@@ -50,7 +50,7 @@ class Watched:
             await self._probed.wait()
 
     async def probes(self, count: int) -> list[Health]:
-        """The healths after the first so many probes."""
+        """Wait for this many probes; the healths after each of them."""
         await self.until(lambda: len(self.history) >= count)
         return [known for _, known in self.history[:count]]
 

@@ -46,7 +46,7 @@ def stream(direction: Direction = Direction.DOWNLINK, ssrc: int = 1, **figures: 
 
 
 def went_on(one: RtpStream, packets: int, *, lost: int = 0, late: int = 0, jitter_us: int = 500) -> RtpStream:
-    """The same stream after so many more packets, of which some never came and others came late."""
+    """The same stream after this many more packets, of which some never came and others came late."""
     return dataclasses.replace(
         one,
         packets=one.packets + packets - lost,

@@ -59,9 +59,9 @@ _FAR_OFF = PlaneSettings(
 
 
 def bounds(**those: Any) -> PlaneSettings:
-    """These settings, and every deadline that is not among them far off.
+    """These settings, with every other deadline far off.
 
-    So a machine that stands still for a second does not have a request sent again, or media dropped for its age.
+    On a machine that stands still for a second, no request is sent again then, and no media is dropped for its age.
     """
     return replace(_FAR_OFF, **those)
 
@@ -93,7 +93,7 @@ class Bench:
         self._arrived.set()
 
     async def event(self, kind: type[_Kind], where: Callable[[_Kind], bool] = lambda _: True) -> _Kind:
-        """The next event of this kind that fits; it is taken out."""
+        """Wait for the next event of this kind for which ``where`` is true, and take it out."""
         while True:
             for event in self.events:
                 if isinstance(event, kind) and where(event):
@@ -168,7 +168,7 @@ async def plane_bench(
 
 
 def assert_nothing_is_alive(apart_from: Set[str] = frozenset()) -> None:
-    """``apart_from`` what the workers keep until they are collected themselves."""
+    """``apart_from`` names what the workers keep until they are collected themselves."""
 
     def alive() -> dict[str, int]:
         return {kind: count for kind, count in live_objects().items() if count and kind not in apart_from}
@@ -205,7 +205,7 @@ def only_flow(bench: Bench) -> FlowSnapshot:
 
 
 async def http_stream(bench: Bench, client: TlsClient, request: bytes) -> tuple[HttpOpened, socket.socket]:
-    """The client sends a request; control's end of it."""
+    """Send a request; returns what control is told, and control's end of the stream."""
     await client.send(request)
     opened = await bench.event(HttpOpened)
     stream = socket.socket(fileno=opened.fd)
@@ -224,7 +224,7 @@ async def raw_client(bench: Bench, data: bytes) -> socket.socket:
 
 
 async def exchange(bench: Bench, client: TlsClient, flow: Address, text: bytes = b"ping") -> None:
-    """One packet up and one down: the call is alive, and whatever was sent before has been seen by the plane."""
+    """Send one packet up and one down: the call lives, and the plane has seen all that was sent before."""
     frame = build_channel_data(0x4001, text, padded=True)
     await client.send(frame)
     await bench.upstream.expect(frame[: 4 + len(text)])

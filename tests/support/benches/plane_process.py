@@ -26,7 +26,7 @@ def answer(fd: int) -> None:
 
 
 async def serve(name: str, spare_descriptors: int, chain: str, private_key: str, upstream_port: int) -> None:
-    # A slow machine is no mistake of ours.
+    # A slow machine is not a mistake of the relay.
     asyncio.get_running_loop().slow_callback_duration = float("inf")
     planes: list[Plane] = []
     upstream = Upstream("scripted", Address("127.0.0.1", upstream_port))

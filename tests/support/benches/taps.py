@@ -1,4 +1,4 @@
-"""Taps that copy already: a plane takes the command in a turn of its own, after the packets of that turn."""
+"""Taps that copy already. A plane takes the command for a tap after the packets of its turn, so a test must wait."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from relay.addresses import Address
 from relay.plane.api import ConnectionId, Tap
 from tests.support.benches.plane import Bench
 
-# No carrier has such a first byte: it is dropped as malformed, and no client gets it.
+# No carrier has this first byte: the datagram is dropped as malformed, and no client gets it.
 PROBE = b"\xff"
-# A probe that is not copied by then was lost, where the flow's socket was full.
+# A probe that has not been copied by then was lost, because the flow's socket was full.
 PROBE_TIMEOUT_S = 1.0
 
 
 async def tapped(bench: Bench, connection: ConnectionId, flow: Address) -> Tap:
-    """A tap of this flow, from which on all is copied."""
+    """A tap of this flow, which has begun to copy."""
     tap = bench.plane.tap(connection)
     assert tap is not None
     await is_tapped(bench, tap, flow)

@@ -1,4 +1,4 @@
-"""Free addresses, for servers that cannot take a free port and say which, and where nobody must listen."""
+"""Free addresses: for servers that cannot choose a port and say which, and for tests that need nobody to listen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from relay.addresses import Address
 
-# Below net.ipv4.ip_local_port_range (32768 by default), from which the kernel gives ports to connections and to those
-# who bind to port 0, and below the ports of the benchmark, which starts servers of its own.
+# These are below net.ipv4.ip_local_port_range (32768 by default), from which the kernel takes ports for connections and
+# for port 0, and below the ports of the benchmark, which starts servers of its own.
 PORTS = range(10_000, 20_000)
 
 
@@ -34,7 +34,7 @@ def reserved_address(host: str = "127.0.0.1") -> Iterator[Address]:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raise OSError if somebody has it."""
+    """Raises OSError if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with socket.socket(family, kind) as probe:

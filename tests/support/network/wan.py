@@ -71,7 +71,7 @@ class Direction:
             self._model.change(link, now)
 
     def stall(self, seconds: float = math.inf) -> None:
-        """Send nothing on for so long, or until ``release``; what comes then waits in the queue, up to its bound."""
+        """Send nothing on for this long, or until ``release``. What comes then waits in the queue, up to its bound."""
         with self._forwarder.changing() as now:
             self._model.stall(seconds, now)
 

@@ -99,7 +99,7 @@ class LinkModel:
         self.link = link
 
     def stall(self, seconds: float, now: float) -> None:
-        """Send nothing for so long, ``math.inf`` until ``release``; what is being sent now is sent again afterwards."""
+        """Send nothing for this long, ``math.inf`` until ``release``. What is being sent now is sent again."""
         self._advance(now)
         self._stalled_until = max(self._stalled_until, now + seconds)
 

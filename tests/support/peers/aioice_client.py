@@ -1,4 +1,4 @@
-"""What clients of aioice need: somebody who keeps what came, and an end that is awaited."""
+"""What tests with aioice need: a protocol that keeps what comes, and an end that is awaited."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Received(asyncio.DatagramProtocol):
-    """What the peer sent back."""
+    """Keeps what the peer sends back."""
 
     def __init__(self) -> None:
         self.data: asyncio.Queue[bytes] = asyncio.Queue()
@@ -17,7 +17,7 @@ class Received(asyncio.DatagramProtocol):
 
 
 async def closed(transport: Any) -> None:
-    """aioice deletes its allocation in a task of its own: wait for what it leaves behind."""
+    """Wait for the tasks in which aioice deletes its allocation."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     mine = [task for task in others if "aioice" in repr(task)]
     if mine:

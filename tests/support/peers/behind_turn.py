@@ -11,7 +11,7 @@ from relay.addresses import Address
 from relay.client.turn import TurnConnection
 from tests.support.network.bursts import give_room
 
-# Every padding, the length of voice, and the longest that fits an Ethernet frame with room to spare.
+# Every padding, the length of voice, and the longest payload that surely fits into an Ethernet frame.
 SIZES = [0, 1, 2, 3, 4, 5, 172, 182, 183, 1199, 1200, 1400]
 
 # Told of each datagram that an echo sends back.

@@ -1,4 +1,4 @@
-"""Clients of the carriers behind HTTP, byte by byte: a WebSocket and a stream of capsules over ``TlsClient``."""
+"""Clients of the carriers that begin with HTTP, byte by byte: WebSocket and capsules over ``TlsClient``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of a web proxy: what it asks, byte by byte, and a way to bring clients behind it that know no proxy."""
+"""A client of a web proxy, byte by byte, and a way through the proxy for clients that cannot use one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def ask(proxy: Address, *parts: bytes) -> Answer:
 
 
 def parse(received: bytes) -> Answer:
-    """One whole answer and nothing behind it."""
+    """One whole answer; nothing may come after it."""
     head, _, body = received.partition(b"\r\n\r\n")
     first, *lines = head.decode("ascii").split("\r\n")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -73,7 +73,7 @@ async def refused(proxy: Address, target: str, *fields: str) -> Answer:
 
 
 async def open_connect(proxy: Address, target: str, *fields: str, behind: bytes = b"") -> socket.socket:
-    """A CONNECT that is granted; ``behind`` goes in the same segment. Nothing behind the answer is read."""
+    """A CONNECT that is granted; ``behind`` goes in the same segment. Nothing after the answer is read."""
     loop, connected = asyncio.get_running_loop(), await open_socket(proxy)
     try:
         await loop.sock_sendall(connected, connect_request(target, *fields) + behind)

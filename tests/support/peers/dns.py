@@ -24,7 +24,7 @@ class DnsServer(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # asyncio's own is no subclass of what it promises.
+        # The transport of asyncio is not a subclass of the class that its documentation names.
         self._transport = cast("asyncio.DatagramTransport", transport)
         host, port = transport.get_extra_info("sockname")
         self.address = f"{host}:{port}"

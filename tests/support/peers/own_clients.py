@@ -24,7 +24,7 @@ async def open_turn(
     server: Address | None = None,
     timeout_s: float = 10.0,
 ) -> TurnConnection:
-    """A connection over a carrier to a relay, or to what stands in for it."""
+    """A connection over a carrier to the relay, or to another server in its place."""
     where = server or relay.tls
     trusted: dict[str, Any] = {"ssl_context": relay.trust, "server_hostname": "relay.test", "timeout_s": timeout_s}
     more: dict[str, Any] = {**trusted, "on_data": on_data, "proxy": proxy}

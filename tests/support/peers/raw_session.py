@@ -67,7 +67,7 @@ class RawSession:
         return self._messages.pop(0)
 
     async def hear(self) -> Json:
-        """The next control message; media before it is let go of. Raises EOFError at the end."""
+        """The next control message; media before it is dropped. Raises EOFError at the end."""
         while True:
             message = await self._receive()
             assert message.opcode is not Opcode.CLOSE, parse_close(message.payload)
@@ -84,7 +84,7 @@ class RawSession:
                 return message.payload
 
     async def hear_close(self) -> tuple[int | None, str]:
-        """Code and reason of the Close frame that must come next, but for media."""
+        """Code and reason of the Close frame; only media may come before it."""
         while True:
             message = await self._receive()
             if message.opcode is Opcode.CLOSE:

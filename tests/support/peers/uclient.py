@@ -36,7 +36,7 @@ Excuses = Callable[[UclientReport], Awaitable[bool]]
 
 
 class Witness:
-    """Hears what reaches the peer, and judges with it whether a loss behind a relay was the program's own."""
+    """Counts what reaches the peer, and tells with it whether the program itself lost what is missing."""
 
     def __init__(self) -> None:
         self._heard = 0
@@ -79,8 +79,8 @@ async def run_uclient(
     are further flags, such as ``-t -S`` for TLS. ``programs`` share the clients among them and run at once: one alone
     has a pause that grows with its clients. Raises AssertionError with the output if a program fails.
 
-    On a busy machine the program loses some of what has reached it. Then it runs again, ATTEMPTS times in all, but only
-    if ``excuses`` has proved that nobody else lost anything; without a proof the loss is in the report.
+    On a busy machine the program loses some of what has reached it. It then runs again, ATTEMPTS times in all, but only
+    if ``excuses`` has proved that nobody else lost anything. Without a proof the loss is in the report.
     """
     assert clients % programs == 0
     arguments = ["-u", username, "-w", password, "-p", str(server.port)]

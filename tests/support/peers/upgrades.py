@@ -50,5 +50,5 @@ async def answer(bench: Bench, opened: HttpOpened) -> None:
         if carrier is Carrier.SESSION:
             bench.plane.move(opened.connection, bench.target)
             bench.plane.tell(opened.connection, READY)
-        # Whoever lets go of HTTP before the plane has, has ended the connection.
+        # If control closes the stream before the plane has taken over, it ends the connection.
         assert await loop.sock_recv(stream, 1) == b""
