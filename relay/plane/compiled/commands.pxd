@@ -73,6 +73,7 @@ cdef inline void on_command(Engine* e, Command* command) noexcept nogil:
     free(command.data)
 
 
+# A command that comes too late for its connection does nothing, and closes the socket that came with it.
 cdef inline void on_connection_command(Engine* e, Connection* c, Command* command) noexcept nogil:
     if command.op == OP_RELEASE:
         release(e, c)
@@ -137,6 +138,7 @@ cdef inline void close_listeners(Engine* e) noexcept nogil:
     give_up(&e.reserve)
 
 
+# Handshakes that have begun keep the old certificates; the last of them frees those.
 cdef inline void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
     cdef Contexts* old = e.contexts
     e.contexts = contexts
@@ -243,6 +245,7 @@ cdef inline void replace(Engine* e, Connection* c, const Command* command) noexc
     free(answer)
 
 
+# Control admits the user: the Allocate that waits goes on, and the client is read again.
 cdef inline void admit(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t* request = take_asked(&c.admission)
     cdef uint32_t size = c.admission.asked_size

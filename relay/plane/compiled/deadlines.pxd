@@ -25,6 +25,7 @@ cdef enum:
     MEDIA_IDLE_US = 120000000       # RFC 9298 section 3.1: a proxy keeps a flow for two minutes at least
 
 
+# Goes through the slots of the wheel whose time has come. A deadline of a later round stays in its slot.
 cdef inline void turn_wheel(Engine* e) noexcept nogil:
     cdef int64_t tick = e.now_us // WHEEL_TICK_US
     cdef Connection* c
@@ -56,6 +57,7 @@ cdef inline void on_deadline(Engine* e, Connection* c) noexcept nogil:
         on_flow_deadline(e, c)
 
 
+# One deadline stands for everything that a flow waits for, so each of these is looked at.
 cdef inline void on_flow_deadline(Engine* e, Connection* c) noexcept nogil:
     cdef Pending* pending
     if c.answer_due_us and e.now_us >= c.answer_due_us:
@@ -95,7 +97,7 @@ cdef inline bint may_stay(Engine* e, Connection* c) noexcept nogil:
     return True
 
 
-# Returns when the flow must have an allocation, or end.
+# Returns the time by which the flow must have an allocation; without one it ends.
 cdef inline int64_t allocation_wanted_us(Engine* e, Connection* c) noexcept nogil:
     cdef int64_t since = c.allocated_until_us if c.allocated_until_us else c.idle_since_us
     cdef int64_t due = since + e.bounds.allocation_timeout_us
@@ -103,6 +105,7 @@ cdef inline int64_t allocation_wanted_us(Engine* e, Connection* c) noexcept nogi
     return max(due, c.heard_media_us + MEDIA_IDLE_US) if c.heard_media_us else due
 
 
+# Keeps a WebSocket alive in proxies, and ends one whose client answers no pings.
 cdef inline void ping(Engine* e, Connection* c) noexcept nogil:
     cdef uint8_t[2] frame
     if c.admission.asked != NULL:

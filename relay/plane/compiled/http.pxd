@@ -15,6 +15,7 @@ from relay.plane.compiled.leaves.live cimport LIVE_SOCKETS, count_live
 from relay.plane.compiled.leaves.reserve cimport fill, give_up
 
 
+# The client speaks HTTP: control gets one end of a pair of sockets, and with it what has been read already.
 cdef inline void on_http(Engine* e, Connection* c) noexcept nogil:
     cdef int[2] pair
     clear_deadline(e, c)

@@ -32,6 +32,7 @@ cdef enum:
     SWEEP_US = 1000000              # a call sends fifty packets a second: after one without any it is silent
 
 
+# Turns until the worker is to stop, the last connection has ended, and control has heard of it.
 cdef inline void run(Engine* e) noexcept nogil:
     cdef int timeout_ms
     while not (e.stopping and not e.live and e.noticed == NULL):
@@ -91,6 +92,7 @@ cdef inline void turn(Engine* e, int timeout_ms) noexcept nogil:
         sweep(e)
 
 
+# An event of a connection whose handshake is done.
 cdef inline void on_media(Engine* e, Connection* c, uint64_t source, uint32_t events) noexcept nogil:
     if source == ON_UDP:
         if c.state == STATE_MEDIA and c.udp >= 0:
@@ -115,6 +117,7 @@ cdef inline void on_media(Engine* e, Connection* c, uint64_t source, uint32_t ev
             end(e, c, REASON_CLIENT_LOST)
 
 
+# Those that were not finished, or that hold bytes for which there will be no event.
 cdef inline void run_those_again(Engine* e) noexcept nogil:
     cdef Connection* c = e.again
     cdef Connection* following

@@ -84,6 +84,7 @@ cdef inline void on_tls_error(Engine* e, Connection* c) noexcept nogil:
         end(e, c, REASON_TLS_BROKEN)
 
 
+# The client sends no more. Over HTTP it may still wait for its response; any other connection ends.
 cdef inline void on_client_end(Engine* e, Connection* c) noexcept nogil:
     c.ended = True
     if c.state == STATE_HTTP and c.pipe >= 0:
@@ -96,6 +97,7 @@ cdef inline void on_client_end(Engine* e, Connection* c) noexcept nogil:
         end(e, c, REASON_CLIENT_CLOSED)
 
 
+# Bytes out of TLS go where the state says. While control decides, they are held.
 cdef inline void on_plain(Engine* e, Connection* c, uint8_t* data, uint32_t size) noexcept nogil:
     if c.state == STATE_MEDIA:
         on_stream(e, c, data, size)
@@ -107,6 +109,7 @@ cdef inline void on_plain(Engine* e, Connection* c, uint8_t* data, uint32_t size
         on_decide(e, c)
 
 
+# Without ALPN the first bytes decide: TURN, HTTP, or the end.
 cdef inline void on_decide(Engine* e, Connection* c) noexcept nogil:
     cdef FirstBytes verdict = decide(front(&c.held), c.held.size)
     cdef uint32_t shown = c.held.size if c.held.size < 8 else 8
