@@ -1,4 +1,4 @@
-"""What Python remembers of the workers' connections: their flows, the sessions among them, and the adopted ones."""
+"""What Python remembers of the workers' connections: flows, which of them are sessions, and which were adopted."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ FIRST_ADOPTION_ID = 1 << 60
 
 @dataclass(slots=True)
 class Flow:
-    """What is known of a flow: how the connection came, and where it goes.
+    """What is known of a flow: whose it is, and where its media goes.
 
-    A session can move to another upstream, and here the move counts at once. Its worker learns of it from a command,
-    and may say something about the upstream before that, or end the connection, until it has taken the command::
+    When control moves a session to another upstream, Python counts the move at once. The worker learns of it from a
+    command. Until it takes the command it may still say something about the upstream before, or end the connection::
 
-        Python   ── flow 1 ──┬ move ── flow 2 ────────────── notice: of move 1? ──▶
-                             └───────── command ──────┐          ▲
-        worker   ── flow 1 ───────── says something ──│──────────┘
-                                                      └ flow 2 ───────────────────▶
+        Python   ── flow 1 ──┬── flow 2 ───────────────── flow 1 is lost? too late ──▶
+                             │ move                       ▲
+                             └────── command ────────┐    │ notice
+        worker   ── flow 1 ────────────────── lost ──│────┘
+                                                     └── flow 2 ──▶
 
-    So each notice carries the count of moves as its worker knew it. What a worker says of an upstream that the session
-    has left is dropped. At an end it leaves the socket of the newest upstream that it knew of: ``before`` leads back to
-    it. The chain stays short, because ``follow`` cuts it where the worker has come so far.
+    So each notice carries the number of moves that its worker had heard of. Python drops what is said about an
+    upstream that the session has left. At an end the worker leaves the socket of the newest upstream that it knew, and
+    ``before`` leads back to that flow. The chain stays short: ``follow`` cuts it where the worker has caught up.
     """
 
     connection: ConnectionId
@@ -36,13 +37,13 @@ class Flow:
     carrier: Carrier
     upstream: Upstream
     port: int
-    # Of a session: how often it has moved, whether its upstream is lost, and the flow before the move.
+    # A session's: how often it has moved, whether its upstream is lost, and the flow before the last move.
     moves: int = 0
     lost: bool = False
     before: Flow | None = None
 
     def follow(self, before: Flow | None, moves_of_worker: int) -> None:
-        """Come after a flow by a move, while the worker has come to this many moves."""
+        """Make this the flow after a move. The worker has heard of this many moves so far."""
         self.before = before
         self.moves = 1
         if before is not None:
@@ -51,7 +52,7 @@ class Flow:
                 before.before = None
 
     def after(self, moves: int) -> Flow:
-        """The flow as a worker knew it after this many moves."""
+        """The flow of a worker that has heard of this many moves."""
         flow = self
         while flow.moves > moves and flow.before is not None:
             flow = flow.before
@@ -63,13 +64,13 @@ class Flow:
 
 
 class Adoptions:
-    """The ids of adopted connections. Control gets one at once, the worker's own number comes with a notice."""
+    """The ids of adopted connections. Control gets an id at once; the worker's own number comes with a notice."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(FIRST_ADOPTION_ID + 1)
         self._identities: dict[int, int] = {}
         self._known_as: dict[int, int] = {}  # and back
-        # Those that no worker has taken yet, and why they are to be closed already.
+        # Connections that no worker has taken yet, and why they are to be closed already.
         self._waiting: dict[int, CloseReason | None] = {}
 
     def new_id(self) -> ConnectionId:
@@ -106,7 +107,7 @@ class Adoptions:
 
 
 class Connections:
-    """All of them, by the worker's number."""
+    """All connections that Python remembers, by their workers' numbers."""
 
     def __init__(self) -> None:
         self.flows: dict[int, Flow] = {}

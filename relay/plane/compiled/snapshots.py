@@ -24,8 +24,7 @@ from relay.plane.compiled.numbers import DROPS, REASONS, TRAFFICS
 from relay.quality.stream import Direction, RtpStream
 
 if TYPE_CHECKING:
-    from relay._fastpath import Worker, _Histogram
-    from relay._fastpath import _Flow as _Figures
+    from relay._fastpath import Worker, _Figures, _Histogram
 
 # FlowRecord of the data dictionary: number, age, time since the upstream was heard, and the counters.
 _RECORD = struct.Struct(f"=Qqqq{5 + len(DROPS) + len(TRAFFICS)}Q")
