@@ -19,6 +19,7 @@ pings              signs of life of a WebSocket, and what may come only so often
 The UDP leg
 -----------
 flow               the socket, the counters, and what stays at the upstream
+allocation         whether there is an allocation, as far as the messages that pass say
 turn_flow          requests sent again, fresh ports, silence
 question           what a flow itself asks of a silent upstream
 allocation_watch   flows without an allocation end

@@ -5,7 +5,7 @@ The compiled twin is ``admission.pxd``.
 
 from __future__ import annotations
 
-from relay.plane.reference.flow import ALLOCATE_REQUEST, REFRESH_REQUEST
+from relay.plane.reference.allocation import ALLOCATE_REQUEST, REFRESH_REQUEST
 from relay.plane.reference.traffic import find_attribute
 from relay.wire.stun import HEADER_BYTES, AttributeType
 

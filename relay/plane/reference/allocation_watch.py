@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from relay.plane.api import CloseReason, PlaneSettings
+from relay.plane.reference.allocation import Allocation
 
 # RFC 9298 section 3.1: a proxy keeps a flow for two minutes at least.
 MEDIA_IDLE_S = 120.0
@@ -16,12 +17,9 @@ class Watched(Protocol):
     """A flow that is watched. Times are the loop's."""
 
     @property
-    def allocation_ends_at(self) -> float | None:
-        """When its allocation ends. None without one."""
-
-    @property
-    def idle_since(self) -> float:
-        """Since when it has no allocation, if it has none."""
+    def allocation(self) -> Allocation:
+        """What is known of its allocation."""
+        ...
 
     @property
     def heard_media_at(self) -> float | None:
@@ -70,8 +68,9 @@ class AllocationWatch:
 
     def _allocation_wanted_at(self) -> float:
         """When the flow will have been without an allocation for too long."""
-        flow, ends = self._flow, self._flow.allocation_ends_at
-        due = (flow.idle_since if ends is None else ends) + self._settings.allocation_timeout_s
+        flow, allocation = self._flow, self._flow.allocation
+        ends_at = allocation.idle_since if allocation.ends_at is None else allocation.ends_at
+        due = ends_at + self._settings.allocation_timeout_s
         # A peer that is not a TURN server says nothing of allocations.
         return due if flow.heard_media_at is None else max(due, flow.heard_media_at + MEDIA_IDLE_S)
 

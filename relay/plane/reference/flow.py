@@ -15,29 +15,21 @@ from dataclasses import dataclass, field
 
 from relay.plane.alternates import MAX_HOPS, redirected
 from relay.plane.api import MAX_USERNAME_CHARACTERS, CloseReason, DropReason, Totals, Traffic, Upstream
+from relay.plane.reference.allocation import ALLOCATE_ERROR, ALLOCATE_REQUEST, REFRESH_REQUEST, Allocation
 from relay.plane.reference.tap import FlowTap
-from relay.plane.reference.traffic import find_attribute, is_media, is_whole_stun, rtp_packet, traffic_of
+from relay.plane.reference.traffic import is_media, is_whole_stun, rtp_packet, traffic_of
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
 from relay.plane.uplink import Fate, News, Uplink
 from relay.quality.meter import Meter
 from relay.quality.stream import Direction
 from relay.sockaddr import from_sockaddr
-from relay.wire.stun import AttributeType, MessageClass, Method, StunError, message_type, parse_message
+from relay.wire.stun import AttributeType, StunError, parse_message
 
 _MAX_DATAGRAM_BYTES = 65_535
-
-ALLOCATE_REQUEST = message_type(Method.ALLOCATE, MessageClass.REQUEST)
-ALLOCATE_ERROR = message_type(Method.ALLOCATE, MessageClass.ERROR)
-ALLOCATE_SUCCESS = message_type(Method.ALLOCATE, MessageClass.SUCCESS)
-REFRESH_REQUEST = message_type(Method.REFRESH, MessageClass.REQUEST)
-REFRESH_SUCCESS = message_type(Method.REFRESH, MessageClass.SUCCESS)
 
 # A request is kept for control (AllocationOrphaned) if it is not longer than this. Even with a name, a realm and a
 # nonce of the greatest length (RFC 8489 section 14) it is far shorter.
 MAX_KEPT_REQUEST_BYTES = 4096
-# The error of an Allocate that met another client's allocation (RFC 8656 section 7.2).
-ALLOCATION_MISMATCH = 437
-
 _DROPS = {
     Fate.FULL: DropReason.UPLINK_FULL,
     Fate.OVERSIZE: DropReason.UPLINK_OVERSIZE,
@@ -85,26 +77,20 @@ class Flow:
         # Where its datagrams are copied to, if anywhere.
         self.tap: FlowTap | None = None
         self.heard_at = loop.time()
-        # Since when it has no allocation, if it has none; and when something other than STUN last came.
-        self.idle_since = self.heard_at
+        # When something other than STUN last came.
         self.heard_media_at: float | None = None
+        self.allocation = Allocation(self.heard_at)
         self._loop = loop
         self._ports = ports
         self._deliver = deliver
         self._fail = fail
-        self._allocated_until: float | None = None
-        self._allocating = False
-        self._both_families = False
-        # The last answer with a lifetime was to a Refresh, and the allocation had ended as far as we knew. coturn keeps
-        # an allocation for a second after it was given up, and one that ran out may have been refreshed just before.
-        self.brought_back = False
         self._authenticated = b""
         self._hops = 0
         if left is None:
             self._use(self._ports.open_socket(self.heard_at, upstream.address))
         else:
             # Only the flow before knew its lifetime.
-            self._allocated_until = self.heard_at + ALLOCATION_LIFETIME_S
+            self.allocation.ends_at = self.heard_at + ALLOCATION_LIFETIME_S
             self._use(left)
 
     @property
@@ -115,12 +101,7 @@ class Flow:
     @property
     def allocated(self) -> bool:
         """True while there is an allocation, as far as its lifetime says."""
-        return self._allocated_until is not None and self._loop.time() < self._allocated_until
-
-    @property
-    def allocation_ends_at(self) -> float | None:
-        """When the allocation ends, as far as its lifetime says. None without an allocation."""
-        return self._allocated_until
+        return self.allocation.is_live(self._loop.time())
 
     def _use(self, opened: socket.socket) -> None:
         self._socket = opened
@@ -146,7 +127,7 @@ class Flow:
     def _on_stun_uplink(self, message: bytes) -> None:
         kind = message[0] << 8 | message[1]
         if kind == ALLOCATE_REQUEST:
-            self._allocating = True
+            self.allocation.on_request()
             name = (username(message) or b"").decode(errors="replace")
             self.account.username = name[:MAX_USERNAME_CHARACTERS] or self.account.username
         keeps = self.upstream.releases_allocations and kind in {ALLOCATE_REQUEST, REFRESH_REQUEST}
@@ -229,14 +210,18 @@ class Flow:
         if is_whole_stun(datagram):
             if self._follow(datagram):
                 return  # the client sends its request again, as one does over UDP
-            self._note_answer(datagram)
+            self.allocation.on_answer(self._loop.time(), datagram)
         else:
             self.heard_media_at = self._loop.time()
         self._deliver(arrived, datagram)
 
     def _follow(self, answer: bytes, request: bytes = b"") -> bool:
         """Go on at the server that a 300 names, and send it ``request``. Returns False if the client gets the 300."""
-        if answer[0] << 8 | answer[1] != ALLOCATE_ERROR or self._allocated_until is not None or self._hops >= MAX_HOPS:
+        if (
+            answer[0] << 8 | answer[1] != ALLOCATE_ERROR
+            or self.allocation.ends_at is not None
+            or self._hops >= MAX_HOPS
+        ):
             return False
         before, upstream = self._socket, redirected(self.upstream, answer)
         if upstream is None:
@@ -254,31 +239,6 @@ class Flow:
             self._send(request, Traffic.CONTROL)
         return True
 
-    def _note_answer(self, message: bytes) -> None:
-        kind = message[0] << 8 | message[1]
-        if kind == ALLOCATE_ERROR:
-            # A port with another client's allocation rests like one with an allocation of the flow's own.
-            self._allocating = error_code(message) == ALLOCATION_MISMATCH
-        elif kind in {ALLOCATE_SUCCESS, REFRESH_SUCCESS}:
-            self._on_lifetime(kind, message)
-
-    def _on_lifetime(self, kind: int, message: bytes) -> None:
-        try:
-            answer = parse_message(message)
-            lifetime_s = answer.uint32(AttributeType.LIFETIME)
-        except StunError:
-            return  # the client judges it
-        if lifetime_s is None:
-            lifetime_s = int(ALLOCATION_LIFETIME_S)
-        self._allocating = False
-        if kind == ALLOCATE_SUCCESS:
-            self._both_families = len(answer.get_all(AttributeType.XOR_RELAYED_ADDRESS)) > 1
-        elif self._both_families and not lifetime_s:
-            return  # one of its addresses may have been given up while the other lives (RFC 8656 section 7.2)
-        self.brought_back = kind == REFRESH_SUCCESS and lifetime_s > 0 and not self.allocated
-        self.idle_since = self._loop.time()
-        self._allocated_until = self.idle_since + lifetime_s if lifetime_s else None
-
     # The end
 
     def close(self) -> None:
@@ -288,7 +248,7 @@ class Flow:
 
     def leave(self) -> tuple[int, bytes] | None:
         """End. Returns (fd, the client's last request) if there is an allocation that control can release."""
-        leaves = self.is_open and self._authenticated and self._allocated_until is not None
+        leaves = self.is_open and self._authenticated and self.allocation.ends_at is not None
         self._stop()
         if leaves:
             return self._socket.detach(), self._authenticated
@@ -300,17 +260,11 @@ class Flow:
             self.tap.end()
         if self.is_open:
             self._loop.remove_reader(self._socket)
-            if self._allocated_until is not None or self._allocating:
-                self._rest(self._socket, self._allocated_until or self._loop.time() + ALLOCATION_LIFETIME_S)
+            if (until := self.allocation.may_stay_until(self._loop.time())) is not None:
+                self._rest(self._socket, until)
 
     def _rest(self, used: socket.socket, until: float) -> None:
         self._ports.rest(used.getsockname()[1], self.upstream.address, until)
-
-
-def error_code(response: bytes) -> int:
-    """The number in ERROR-CODE. 0 if it is missing or cannot be read."""
-    value = find_attribute(response, AttributeType.ERROR_CODE)
-    return 0 if value is None or len(value) < 4 else (value[2] & 7) * 100 + value[3]
 
 
 def username(request: bytes) -> bytes | None:

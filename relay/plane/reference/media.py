@@ -24,6 +24,7 @@ from relay.plane.api import (
 )
 from relay.plane.endings import unread_detail
 from relay.plane.reference.admission import MAX_ASKED_BYTES, Admission, is_to_ask, is_turn_datagram
+from relay.plane.reference.allocation import ALLOCATE_SUCCESS, REFRESH_SUCCESS
 from relay.plane.reference.allocation_watch import AllocationWatch
 from relay.plane.reference.carriers import (
     Closing,
@@ -38,12 +39,7 @@ from relay.plane.reference.carriers import (
     pong_frame,
 )
 from relay.plane.reference.downlink import Downlink
-from relay.plane.reference.flow import (
-    ALLOCATE_SUCCESS,
-    REFRESH_SUCCESS,
-    Account,
-    Flow,
-)
+from relay.plane.reference.flow import Account, Flow
 from relay.plane.reference.pings import Pings
 from relay.plane.reference.schedule import Room, Schedule
 from relay.plane.reference.tap import FlowTap
@@ -260,7 +256,7 @@ class Media:
         """Deliver a unit of the upstream; control has to know first of what grants or brings back an allocation."""
         assert self.flow is not None
         kind = unit[0] << 8 | unit[1] if len(unit) >= HEADER_BYTES else 0
-        grants = kind == ALLOCATE_SUCCESS or (kind == REFRESH_SUCCESS and self.flow.brought_back)
+        grants = kind == ALLOCATE_SUCCESS or (kind == REFRESH_SUCCESS and self.flow.allocation.brought_back)
         if self._closed or not grants or not self.flow.upstream.asks_for_users:
             self._deliver(arrived, unit)
         elif self._admission.granted:

@@ -14,13 +14,8 @@ from collections.abc import Callable
 
 from relay.plane.api import CloseReason, DropReason, Traffic, Upstream
 from relay.plane.endings import silence_detail
-from relay.plane.reference.flow import (
-    ALLOCATE_ERROR,
-    ALLOCATION_MISMATCH,
-    Account,
-    Flow,
-    error_code,
-)
+from relay.plane.reference.allocation import ALLOCATE_ERROR, ALLOCATION_MISMATCH, error_code
+from relay.plane.reference.flow import Account, Flow
 from relay.plane.reference.question import Judgement, Question
 from relay.plane.reference.traffic import is_whole_stun
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
@@ -99,13 +94,13 @@ class TurnFlow(Flow):
         kind = message[0] << 8 | message[1]
         if not kind & _RESPONSE_BIT:
             return Answer.UNKNOWN
-        if kind == ALLOCATE_ERROR and self._allocated_until is None:
+        if kind == ALLOCATE_ERROR and self.allocation.ends_at is None:
             request = self._transactions.request(message[8:20])
             if self._retry_elsewhere(message) or (request is not None and self._follow(message, request)):
                 return None
         answer = self._transactions.on_response(message[8:20])
         if answer is not Answer.DUPLICATE or kind == ALLOCATE_ERROR:
-            self._note_answer(message)
+            self.allocation.on_answer(self._loop.time(), message)
         return answer
 
     def _retry_elsewhere(self, message: bytes) -> bool:
