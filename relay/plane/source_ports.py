@@ -44,7 +44,7 @@ PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 DEFAULT_PORT_RANGE = range(32_768, 61_000)
 # Ports that are kept for others, such as 3478,8080-8089.
 RESERVED_PORTS = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-# A burst of 200 KB must fit in while the thread serves others. The kernel takes the memory only when it is filled.
+# A burst of 200 KB must fit while the thread serves others. The kernel takes the memory only when it is filled.
 RECEIVE_BUFFER_BYTES = 512 * 1024
 # One entry for each port and upstream. Beyond this many the oldest entry goes.
 MAX_RESTING = 1 << 20
@@ -152,7 +152,7 @@ def _bind(opened: socket.socket, source: Address) -> None:
 
 
 def _connect_if_possible(opened: socket.socket, upstream: Address) -> None:
-    """Connect, or bind to a port if there is no way to the upstream now. Raises OSError where no port is free."""
+    """Connect, or bind to a port if there is no way to the upstream now. Raises OSError if no port is free."""
     try:
         opened.connect(to_sockaddr(upstream))
     except OSError as error:

@@ -203,7 +203,7 @@ class NoticeReader:
         return words or (os.strerror(fault) if fault > 0 else "")
 
     def _take_flow(self, worker: Worker, identity: int, closed: Closed, flow: Flow | None) -> AllocationOrphaned | None:
-        """Take the socket that a flow leaves: for control if there is an allocation behind it, or else to close it."""
+        """Take the socket that a flow leaves. Control gets it if it leads to an allocation; otherwise it is closed."""
         fd, left_us, allocating, request, moves = worker.take_flow(identity)
         if fd < 0:
             return None

@@ -1,4 +1,4 @@
-"""How each carrier frames media on the client's side: what the client's bytes say, and how a unit stands on its stream.
+"""How each carrier frames media on the client's side: what the client's bytes say, and a unit's bytes on its stream.
 
 There is one class for each carrier, without I/O and without a clock. ``feed`` gives what the client has said, in order:
 units for the upstream, as bytes, and whatever else a WebSocket says. When something is broken ``fault`` is set: what
@@ -86,7 +86,7 @@ class Framing(Protocol):
         """Take plain bytes of the client."""
 
     def frame(self, unit: bytes) -> bytes:
-        """A unit of the upstream as it stands on the client's stream."""
+        """A unit of the upstream in its bytes on the client's stream."""
 
     def unfinished(self) -> str:
         """What the log says of a client that ends at this point, if anything."""

@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
     # The transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the handshake, or refuse where there is no room."""
+        """Start the handshake, or refuse the client if there is no room."""
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername") or ("", 0)
         self.client = Address(peer[0], peer[1])
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
         if self._state is not State.CLOSED and self._intake is not None:
             self._intake.pause(paused)
 
-    # Deadlines: one at a time, that of the state
+    # Deadlines: one at a time, which belongs to the state
 
     def set_deadline(self, seconds: float | None, expired: Callable[[], None] | None = None) -> None:
         """Replace the deadline: ``expired`` is called after this many seconds, or nothing is with None."""

@@ -188,7 +188,7 @@ class Flow:
         except OSError as error:
             self._on_receive_error(error.errno or 0)
             return
-        # The loop's own clock stands still for a turn, and knows milliseconds only.
+        # The loop's own clock does not move within a turn, and knows only milliseconds.
         arrived = time.monotonic()
         self.heard_at = self._loop.time()
         datagram = bytes(_datagram[:size])

@@ -58,7 +58,7 @@ class Listener:
             self._welcome(accepted, reserve)
 
     def close(self) -> None:
-        """Accept nobody any more. May be repeated."""
+        """Accept nobody from now on. May be repeated."""
         if self._socket.fileno() < 0:
             return
         if self._pause is not None:
