@@ -331,7 +331,7 @@ async def test_port_in_use(tmp_path: Path, section: str) -> None:
         path = tmp_path / "relay.toml"
         write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, listen=listen))
         line = line_of(await run("serve", "--config", path))
-        # Whoever connects reaches the one who was there first.
+        # A client that connects reaches the one that was there first.
         taken.setblocking(False)
         with pytest.raises(BlockingIOError):
             taken.accept()

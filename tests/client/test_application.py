@@ -108,7 +108,7 @@ async def test_what_is_too_long_is_dropped_and_counted(tmp_path: Path, carrier: 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
 async def test_longer_datagrams_of_peers_come_as_they_are(tmp_path: Path, carrier: str) -> None:
-    """They come from a peer that is asked for them, because none so long can be sent."""
+    """They come from a peer that is asked for them, because the client cannot send any of this length."""
     inbox = Inbox()
     answer = bytes(index & 0xFF for index in range(3000))
 
@@ -268,7 +268,7 @@ async def test_sending_over_a_channel_that_is_not_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("through_a_proxy", [False, True])
 @pytest.mark.parametrize("carrier", CARRIERS)
 async def test_opening_that_is_given_up(tmp_path: Path, carrier: str, through_a_proxy: bool) -> None:
-    """After each turn of the loop; what was left behind, or told to the loop, fails the test in its end."""
+    """Runs after each turn of the loop. What was left behind, or reported to the loop, fails the test at its end."""
     async with relay_and_host(tmp_path) as (relay, host), connect_proxy() as proxy:
         more = {"proxy": proxy.url if through_a_proxy else None}
         for turns in range(0, 60, 2):

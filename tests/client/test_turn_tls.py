@@ -109,7 +109,7 @@ async def test_uclient_through_coturn_over_tls(certificate: Certificate) -> None
 async def open_tls_server(
     certificate: Certificate, answer: bytes, *, closes: bool = True
 ) -> AsyncIterator[tuple[Address, asyncio.Future[None]]]:
-    """A TLS server that sends ``answer`` to whoever has sent something, and closes unless told not to.
+    """A TLS server that sends ``answer`` to each client that has sent something, and closes unless told not to.
 
     Gives its address and a future: once it is set, a server that does not close reads to the end of the stream.
     """

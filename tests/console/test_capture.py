@@ -64,7 +64,7 @@ async def test_the_whole_way_with_a_real_client(plane: str, tmp_path: Path) -> N
         captured = await taking
     file = read_capture(path.read_bytes())
     tapped = [(one.direction, one.source, one.target, one.data) for one in file.packets]
-    # What was seen behind the relay since the marker is the end of what was captured.
+    # What was seen at the upstream since the marker is the end of what was captured.
     assert len(wire.seen) >= 2 * len(range(12))
     assert tapped[-len(wire.seen) :] == wire.seen
     assert [one.at_us for one in file.packets] == sorted(one.at_us for one in file.packets)

@@ -33,7 +33,7 @@ SETTINGS = bounds(playout_deadline_s=3600, max_media_age_s=3600)
 VOICE_SSRC = 0xC0FFEE
 # G.711 with concealment, 60 ms of jitter buffer, nothing missing.
 BEST_MOS = mos(93.2)
-MOST_STREAMS = 16
+MAX_STREAMS = 16
 BATCH = 32
 
 
@@ -218,7 +218,7 @@ async def test_a_thousand_sources_take_no_memory(make: MakePlane, tmp_path: Path
             await ways.calls.look()
             streams = ways.flow().streams
             for direction in Direction:
-                assert sum(stream.direction is direction for stream in streams) == MOST_STREAMS
+                assert sum(stream.direction is direction for stream in streams) == MAX_STREAMS
             assert len(ways.streams(VOICE_SSRC)) == 2
             assert ways.streams(1000 + start + 249)
         await asyncio.sleep(0)

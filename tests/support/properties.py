@@ -8,7 +8,7 @@ from hypothesis import settings
 repeatable = settings(derandomize=True)
 
 # So many pieces have a chosen size: 100 KB one byte at a time take seconds, and prove no more.
-MOST_PIECES = 300
+MAX_PIECES = 300
 
 
 def pieces(data: bytes, sizes: list[int], longest: int) -> list[bytes]:
@@ -17,6 +17,6 @@ def pieces(data: bytes, sizes: list[int], longest: int) -> list[bytes]:
     at = 0
     while at < len(data):
         turn = len(cut)
-        cut.append(data[at : at + (sizes[turn % len(sizes)] if turn < MOST_PIECES else longest)])
+        cut.append(data[at : at + (sizes[turn % len(sizes)] if turn < MAX_PIECES else longest)])
         at += len(cut[-1])
     return cut

@@ -183,7 +183,7 @@ def test_12_1_what_is_under_way_is_asked_again_over_another_connection() -> None
 
 
 def test_8_1_release(pair: ClientBench) -> None:
-    """Nothing is renewed behind it, and what was bound is forgotten."""
+    """Nothing is renewed after it, and what was bound is forgotten."""
     pair.allocated()
     pair.client.bind_channel(pair.now, PEER)
     pair.settle()

@@ -26,7 +26,7 @@ DELAY_S = 0.02
 FRAME_BYTES = 186
 FRAME_INTERVAL_S = 0.01
 # A round trip and 50 ms of it, as long again because machines are slow; 16 KiB of unsent data would be eighty.
-GIVEN_AT_MOST = 30
+MAX_GIVEN = 30
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +70,7 @@ async def test_a_stalled_link_is_given_little_and_gets_what_is_new_when_it_works
             number += 1
             bench.upstream.send(flow, voice(number, FRAME_BYTES))
             await asyncio.sleep(FRAME_INTERVAL_S)
-        assert only_flow(bench).totals.downlink_packets - before <= GIVEN_AT_MOST
+        assert only_flow(bench).totals.downlink_packets - before <= MAX_GIVEN
         line.release()
         came: list[int] = []
         reading = asyncio.ensure_future(read_until_new(client, number + 1, came))

@@ -243,7 +243,7 @@ async def test_a_thousand_calls() -> None:
         await opened(page, address)
         await page.until("document.querySelectorAll('#calls tbody tr').length === 100")
         assert "100 of 1" in await page.run("document.querySelector('.calls h2').textContent")
-        # Whoever is not among the worst is found too.
+        # Calls that are not among the worst are found, too.
         await page.press("/")
         for letter in "trader987":
             await page.press(letter)

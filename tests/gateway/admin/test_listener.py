@@ -69,7 +69,7 @@ async def test_ready_while_an_upstream_is_up_and_nobody_drains(tmp_path: Path) -
                 503,
                 {"ready": False, "upstream": True, "draining": True},
             )
-            # Draining is no illness.
+            # Draining does not mean unhealthy.
             assert (await get(relay.admin, "/healthz"))[0] == 200
 
 

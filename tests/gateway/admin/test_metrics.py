@@ -178,7 +178,7 @@ def test_flows_by_upstream_and_carrier() -> None:
     ]
     samples = samples_of_snapshot(replace(NOTHING, flows=flows))
     found = {key[1]: value for key, value in samples.items() if key[0] == "relay_flows"}
-    # Carrier, region, upstream; an address that a client has chosen is no label.
+    # Carrier, region, upstream. An address that a client has chosen is not a label.
     assert len(found) == 4 * len(Carrier)
     expected = {"turn,use1,up": 3, "session,use1,up": 2, "connect-udp,use1,up": 1, "connect-udp,,": 1}
     assert {label: value for label, value in found.items() if value} == expected

@@ -151,7 +151,7 @@ async def test_who_may_is_admitted_at_once() -> None:
         it.attach()
         it.ask("1795358992:ann")
         assert it.plane.told == [("admit", ONE)]
-        # Whoever it is: the upstream has not said so yet.
+        # It may be anyone: the upstream has not confirmed the user yet.
         assert (it.entitlement.counts[VerdictOutcome.ADMITTED], it.entitlement.calls) == (0, 0)
         it.grant()
         [_, (verb, connection, answered)] = it.plane.told

@@ -1,4 +1,4 @@
-"""Requests that leave HTTP: which are taken, what the others are told, and that nothing behind them is ever read."""
+"""Requests that leave HTTP: which are taken, what the others are told, and that nothing after them is ever read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WEBSOCKET = (
 )
 CONNECT_UDP = (HOST, "Connection: Upgrade", "Upgrade: connect-udp", "Capsule-Protocol: ?1")
 NOBODY = Address("127.0.0.1", 9)
-# Pipelined behind a refused upgrade, this must not be answered.
+# Pipelined after a refused upgrade, this must not be answered.
 SMUGGLED = b"GET /healthz HTTP/1.1\r\nHost: relay.test\r\n\r\n"
 
 
@@ -55,7 +55,7 @@ def request(path: str, fields: Sequence[str], version: str = "1.1", method: str 
 
 
 async def answer(client: TlsClient) -> tuple[Response, bytes]:
-    """The response, and what is behind its head until the relay ends the connection."""
+    """The response, and what follows its head until the relay ends the connection."""
     data = b""
     while (head := parse_response(data)) is None:
         received = await client.receive()
@@ -99,7 +99,7 @@ BAD_WEBSOCKETS: list[tuple[Sequence[str], int, str]] = [
     (without(WEBSOCKET, "Sec-WebSocket-Protocol"), 400, "Sec-WebSocket-Protocol: none: expected turn among them"),
     (changed(WEBSOCKET, "Sec-WebSocket-Protocol: media.v1"), 400, "Sec-WebSocket-Protocol: media.v1: expected turn"),
     ((*WEBSOCKET, "Content-Length: 3"), 400, "a body: expected none before the 101"),
-    # What follows is no chunk.
+    # What follows is not a chunk.
     ((*WEBSOCKET, "Transfer-Encoding: chunked"), 400, "400: bad request"),
     ((*WEBSOCKET, "Origin: https://evil.example"), 403, "the page https://evil.example may not connect here"),
     ((*WEBSOCKET, "Origin: null"), 403, "the page null may not connect here (media.origins)"),
@@ -130,7 +130,7 @@ async def test_what_a_refusal_tells_beside_its_text(tmp_path: Path) -> None:
         assert head.status == 426
         for method in ("POST", "HEAD", "PUT", "OPTIONS"):
             head, body = await ask(relay, request("/media", WEBSOCKET, method=method), SMUGGLED)
-            # A HEAD with something behind it is no request at all to aiohttp.
+            # To aiohttp, a HEAD with bytes after it is not a request at all.
             assert head.status in {405, 400}, method
             assert b"HTTP/1.1" not in body
             head, _ = await ask(relay, request("/media", WEBSOCKET, method=method))
@@ -138,7 +138,7 @@ async def test_what_a_refusal_tells_beside_its_text(tmp_path: Path) -> None:
         for path in ("/turn", "/.well-known/masque/udp/127.0.0.1/3478/"):
             head, _ = await ask(relay, request(path, WEBSOCKET, method="HEAD"))
             assert head.status == 405
-        # Any other page: what is behind an Upgrade that nobody takes is not read either.
+        # Any other page: bytes after an Upgrade that nobody takes are not read either.
         head, body = await ask(relay, request("/", WEBSOCKET), SMUGGLED)
         assert (head.status, head.headers["connection"]) == (200, "close")
         assert b"HTTP/1.1" not in body
@@ -295,7 +295,7 @@ NAMES = {"inside.xhoot.com": ["10.0.0.1"], "dns.xhoot.com": ["8.8.8.8"]}
 
 
 async def lookup(host: str) -> list[str]:
-    # Whatever a client names beside the vendor's hosts is never asked for.
+    # Names other than the vendor's hosts are never looked up.
     assert host.endswith(".xhoot.com"), host
     assert host.count(".") == 2, host
     if host not in NAMES:
@@ -458,7 +458,7 @@ async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path
         (handler,) = relay.gateway._site._handlers.values()
         await client.send(b"\x00\x03\x00\x80\x00")
         await eventually(lambda: handler.has_more)  # type: ignore[attr-defined]
-        # And read by aiohttp, so that the socket tells nothing any more.
+        # And read by aiohttp, so that the socket no longer shows it.
         await eventually(lambda: handler._past_head)  # type: ignore[attr-defined]
         lookup.go_on.set()
         head, body = await answer(client)

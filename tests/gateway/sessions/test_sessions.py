@@ -178,7 +178,7 @@ async def test_client_that_says_nothing(tmp_path: Path, plane: str, monkeypatch:
 
 
 async def test_client_that_only_tries_tokens(tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong one lets it begin anew, but not for ever: whoever opens nothing is closed."""
+    """A wrong one lets it begin anew, but not for ever: a client that opens nothing is closed."""
     monkeypatch.setattr(session_module, "OPEN_TIMEOUT_S", 3600.0)
     monkeypatch.setattr(session_module, "NEW_TIMEOUT_S", 0.2)
     async with relay_with_hosts(tmp_path, plane) as (relay, hosts):

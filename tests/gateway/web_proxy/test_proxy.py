@@ -66,7 +66,7 @@ LOOPBACK = ["127.0.0.1/32"]
 async def proxying(
     folder: Path, *upstreams: Address, names: tuple[str, ...] = (), plane: str = "compiled", **sections: Any
 ) -> AsyncIterator[Relay]:
-    """A relay with a web proxy, and a certificate of the firm's own CA for ``names`` beside its own."""
+    """A relay with a web proxy, and a certificate of the firm's own CA for ``names`` in addition to its own."""
     listening = {"web_proxy": ["127.0.0.1:0"], "plane": plane}
     async with running_relay(folder, *(upstreams or (NO_UPSTREAM,)), listen=listening, **sections) as relay:
         if names:
@@ -131,7 +131,7 @@ async def test_call_of_a_client_that_believes_it_talks_to_the_vendor(tmp_path: P
             [flow] = relay.gateway.plane.snapshot().flows
             assert flow.server_name == MEDIA_HOST
             assert flow.username == "trader"
-            # The plane has it: nothing of it is the web proxy's any more.
+            # The plane has it: it no longer counts as the web proxy's.
             await eventually(lambda: not relay.gateway.web_proxy.totals.connections)
         assert outcomes(relay) == {ProxyOutcome.ADOPTED: 1}
 
@@ -343,7 +343,7 @@ async def test_an_answer_that_changes_between_check_and_connect(tmp_path: Path) 
         rules = {"allow": [target], "allowed_networks": LOOPBACK}
         async with proxying(tmp_path, web_proxy=rules, lookup=dns) as relay:
             with await open_connect(proxy_of(relay), target), await wanted.accept():
-                # Whoever asked twice would have had the other address.
+                # A second look-up would have given the other address.
                 assert dns.asked == ["moving.test"]
             assert (await refused(proxy_of(relay), target)).status == 403
         assert attacked.untouched
@@ -444,7 +444,7 @@ async def test_nothing_behind_a_refusal_is_parsed(tmp_path: Path, head: bytes, *
     second = b"GET /proxy.pac HTTP/1.1\r\nHost: b\r\n\r\n" + connect_request(GRANTED)
     async with proxying(tmp_path) as relay:
         received = await ask(proxy_of(relay), *([head + second] if at_once else [head, second]))
-        # One answer: parse() checks that nothing stands behind it.
+        # One answer: parse() checks that nothing follows it.
         assert received.status in {200, 400, 403, 405}
         assert (received.status == 200) == head.startswith(b"GET /proxy.pac")
         assert ProxyOutcome.ADOPTED not in outcomes(relay)
