@@ -19,7 +19,6 @@ from tests.support.waiting import becomes
 pytestmark = pytest.mark.parametrize("plane", ["compiled", "reference"])
 
 CLIENTS = 100
-PROGRAMS = 10
 # The program loses some of what comes at once when it has stood still itself: it is to be over soon.
 MESSAGES = 5
 # A socket of coturn holds 64 KiB, some 85 datagrams: 200 allocations fill one within 9 ms where they speak
@@ -40,7 +39,6 @@ async def call_clients(relay: Relay, username: str, password: str, peer: Address
         interval_ms=INTERVAL_MS,
         rtcp=True,
         options=["-t", "-S"],
-        programs=PROGRAMS,
         excuses=lambda report: witness.excuses(relay, report),
     )
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from relay.addresses import Address
 from tests.support.benches.gateway import Relay
@@ -70,32 +70,25 @@ async def run_uclient(
     rtcp: bool = False,
     by_send_indication: bool = False,
     options: Sequence[str] = (),
-    programs: int = 1,
     excuses: Excuses | None = None,
 ) -> UclientReport:
     """Send ``messages`` from each client to ``peer``, which must echo them, or to each other if it is None.
 
     ``rtcp`` adds to each allocation a second one on the next port (to a peer on its next port as well); ``options``
-    are further flags, such as ``-t -S`` for TLS. ``programs`` share the clients among them and run at once: one alone
-    has a pause that grows with its clients. Raises AssertionError with the output if a program fails.
+    are further flags, such as ``-t -S`` for TLS. Raises AssertionError with the output if the program fails.
 
     On a busy machine the program loses some of what has reached it. It then runs again, ATTEMPTS times in all, but only
     if ``excuses`` has proved that nobody else lost anything. Without a proof the loss is in the report.
     """
-    assert clients % programs == 0
     arguments = ["-u", username, "-w", password, "-p", str(server.port)]
-    arguments += ["-m", str(clients // programs), "-n", str(messages), "-l", str(message_bytes), "-z", str(interval_ms)]
+    arguments += ["-m", str(clients), "-n", str(messages), "-l", str(message_bytes), "-z", str(interval_ms)]
     arguments += ["-y"] if peer is None else ["-e", peer.host, "-r", str(peer.port)]
     arguments += [*([] if rtcp else ["-c"]), *(["-s"] if by_send_indication else []), *options, server.host]
     for _ in range(ATTEMPTS):
-        report = _together([parse_report(output) for output in await _run_all(programs, *arguments)])
+        report = parse_report(await _run("turnutils_uclient", *arguments))
         if report.received == report.sent or excuses is None or not await excuses(report):
             break
     return report
-
-
-def _together(reports: Sequence[UclientReport]) -> UclientReport:
-    return UclientReport(*(sum(getattr(one, field.name) for one in reports) for field in fields(UclientReport)))
 
 
 def parse_report(output: str) -> UclientReport:
@@ -105,15 +98,6 @@ def parse_report(output: str) -> UclientReport:
         raise AssertionError(output)
     sent, received = (int(total) for total in totals[-1])
     return UclientReport(sent, received, int(lost[1]), int(lost[2]))
-
-
-async def _run_all(programs: int, *arguments: str) -> list[str]:
-    try:
-        async with asyncio.TaskGroup() as running:
-            tasks = [running.create_task(_run("turnutils_uclient", *arguments)) for _ in range(programs)]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 async def _run(*command: str) -> str:
