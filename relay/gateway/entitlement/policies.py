@@ -1,7 +1,8 @@
 """Where the rules for users come from: the configuration, a file of its own, or nowhere, if everyone may call.
 
 A policy is asked for the Rule of a user. ``rule_now`` answers at once if it can; ``rule`` may wait, with a deadline of
-its own. The third kind of policy, a service of the firm, is in ``policy_http``.
+its own. A fourth policy, a service of the firm, is in ``policy_http``. ``Entitlement`` makes the policy that
+``entitlement.policy`` names.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ log = structlog.get_logger()
 
 # Copying a file over another one takes moments, and the operator who has edited a list can wait this long.
 WATCH_INTERVAL_S = 2.0
-# 100,000 users with all their keys.
+# 100,000 users with all their keys. Not more than read_ahead.READ_BYTES, so a reload finds all of it in memory.
 MAX_FILE_BYTES = 16 * 1024 * 1024
 
 _T = TypeVar("_T")
@@ -55,7 +56,7 @@ NOBODY = Rule(allowed=False)
 
 
 class PolicyUnavailable(RelayError):
-    """It cannot be found out now what a user may do. The message is the cause, for the log."""
+    """The rule cannot be found out now. The message is the cause, for the log."""
 
 
 class Policy(Protocol):

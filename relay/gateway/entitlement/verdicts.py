@@ -18,6 +18,8 @@ import unicodedata
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
+from typing import assert_never
 
 from relay import config
 from relay.gateway.entitlement.places import Places
@@ -154,18 +156,19 @@ class Entitlement:
         await self._policy.close()
 
     def _make_policy(self, settings: config.EntitlementSettings, before: Policy | None) -> Policy:
-        if settings.policy == "static":
-            return UserList(settings.users)
-        if settings.policy == "http":
-            return UserService(settings)
-        if settings.policy == "file":
-            assert settings.file is not None
-            old = before if isinstance(before, UserFile) and before.path == settings.file else None
-            policy = UserFile(settings.file, None if old is None else old.users)
-            policy.trouble = "" if old is None else old.trouble
-            policy.load()
-            return policy
-        return NoPolicy()
+        match settings.policy:
+            case "none":
+                return NoPolicy()
+            case "static":
+                return UserList(settings.users)
+            case "file":
+                assert settings.file is not None
+                return _user_file(settings.file, before)
+            case "http":
+                return UserService(settings)
+            case unknown:
+                # A policy that is forgotten here must not let everyone call.
+                assert_never(unknown)
 
     # Decisions
 
@@ -272,7 +275,22 @@ def user_of(username: str) -> str:
 
 def check_entitlement(settings: config.EntitlementSettings) -> None:
     """Look whether the files that the settings name can be used. Raises OperatorError."""
-    if settings.policy == "file" and settings.file is not None:
-        load_users(settings.file)
-    if settings.policy == "http":
-        trust(settings.ca)
+    match settings.policy:
+        case "none" | "static":
+            pass  # they name no files
+        case "file":
+            assert settings.file is not None
+            load_users(settings.file)
+        case "http":
+            trust(settings.ca)
+        case unknown:
+            assert_never(unknown)
+
+
+def _user_file(path: Path, before: Policy | None) -> UserFile:
+    """The policy for this file. If ``before`` is the same file, its users stay until the file can be read."""
+    old = before if isinstance(before, UserFile) and before.path == path else None
+    policy = UserFile(path, None if old is None else old.users)
+    policy.trouble = "" if old is None else old.trouble
+    policy.load()
+    return policy
