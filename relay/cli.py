@@ -1,6 +1,11 @@
 """The command line: serve, top, capture, demo and check-config; allowlist, catalog and ca.
 
-Exit status: 0 if all is well; 1 if a call failed or lost something, or two catalogs differ; 2 if the operator must act.
+Exit status
+-----------
+0  all is well
+1  a call of the demo failed or lost something, two catalogs differ, a certificate of ``ca show`` has expired,
+   ``capture`` was interrupted, or something outside failed
+2  the operator must act: a mistake in the configuration or on the command line, or a file that cannot be used
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="relay",
-    help="A firm's own relay for Cloud9 voice: TURN/TLS and HTTPS on one port in, UDP out.",
+    help="A firm's own relay for Cloud9 voice: TURN/TLS and HTTPS on one port in, voice out over UDP.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -73,18 +78,11 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
     """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing."""
-    from relay.gateway.app import certificates
-    from relay.gateway.calls.records import check_folder
+    from relay.gateway.app import check
     from relay.gateway.entitlement.verdicts import check_entitlement
-    from relay.gateway.signaling.connections import open_trust
-    from relay.plane.certificates import check_certificates
 
     settings = config.load(config_file)
-    check_certificates(certificates(settings))
-    load_catalog(settings.catalog.path)
-    if settings.quality.records is not None:
-        check_folder(settings.quality.records)
-    open_trust(settings.signaling)
+    check(settings)
     check_entitlement(settings.entitlement)
     found = f"{_counted(len(settings.upstreams), 'upstream')}, {_counted(len(settings.routes), 'route')}"
     typer.echo(f"{config_file}: ok ({found})")

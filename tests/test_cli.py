@@ -390,6 +390,14 @@ async def test_check_config_reads_the_authorities_of_signaling(tmp_path: Path) -
     assert said.startswith(f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}: ")
 
 
+async def test_check_config_says_of_files_what_the_start_says(tmp_path: Path) -> None:
+    path, tree = tmp_path / "relay.toml", settings_tree(Authority(tmp_path), NO_UPSTREAM)
+    write_config(path, {**tree, "quality": {"records": "none/calls.jsonl"}})
+    checked, started = await asyncio.gather(run("check-config", path), run("serve", "--config", path))
+    assert line_of(checked) == line_of(started)
+    assert line_of(checked).endswith("none/calls.jsonl (quality.records): no such file or directory")
+
+
 async def test_version_and_help() -> None:
     version, help_text = await asyncio.gather(run("--version"), run("--help"))
     assert version == (0, f"cloud9-relay {__version__}\n", "")

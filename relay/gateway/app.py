@@ -55,6 +55,7 @@ from relay.plane.api import (
     TurnOpened,
     UpstreamLost,
 )
+from relay.plane.certificates import check_certificates
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
 from relay.rate_limit import RateLimit
@@ -67,7 +68,7 @@ log = structlog.get_logger()
 SILENT_FLOW_S = 2.0
 # For each reason: a port scan must not fill the log. The counters count all.
 CLOSED_LINES_PER_S = 20
-# A trading floor that hangs up at once. Packets that look like voice make a call, so anybody can end many.
+# A trading floor that hangs up at the same moment. Anyone can send packets that look like voice, and so end many calls.
 CALL_LINES_PER_S = 500
 # Records of flows that no upstream has served. Anyone can end many of them, without a password, and each takes 600
 # bytes on the disk.
@@ -95,7 +96,7 @@ class Gateway:
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         # The plane's threads run from its constructor on, so what can raise comes before it.
-        open_trust(settings.signaling)
+        check(settings)
         vendor = _vendor(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated)
         self.plane = self._make_plane()
@@ -165,7 +166,6 @@ class Gateway:
             started.push_async_callback(self.entitlement.stop)
             started.callback(self._admission.stop)
             started.push_async_callback(self.plane.stop)
-            check_path(self._config.quality.records)
             await self._site.start()
             started.push_async_callback(self._site.stop)
             self.admin = await self._admin.listen(self._config.listen.admin)
@@ -203,9 +203,8 @@ class Gateway:
         Raises OperatorError, and then everything is as it was.
         """
         settings = config.load(path)
-        check_path(settings.quality.records)
         # Each of these raises before it has changed anything. What cannot fail comes after them.
-        open_trust(settings.signaling)
+        check(settings)
         self.entitlement.check(settings.entitlement)
         vendor = _vendor(settings)
         self.plane.set_certificates(certificates(settings))
@@ -332,6 +331,18 @@ class Gateway:
                 self._sessions.on_upstream_down(flow.connection)
             else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
+
+
+def check(settings: Config) -> None:
+    """Look whether the files of a configuration can be used: at the start, in a reload, and for ``relay check-config``.
+
+    Changes nothing. Raises OperatorError. A list of users is not read here, because a bad one does not keep a relay
+    from starting: a reload asks ``Entitlement.check``, and ``relay check-config`` asks ``check_entitlement``.
+    """
+    check_certificates(certificates(settings))
+    _vendor(settings)
+    check_path(settings.quality.records)
+    open_trust(settings.signaling)
 
 
 def _vendor(settings: Config) -> Callable[[], Catalog]:

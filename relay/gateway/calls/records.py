@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import tempfile
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,27 +66,34 @@ def iso(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def check_folder(path: Path) -> None:
-    """Look whether the file could be there, and leave nothing behind. Raises OperatorError."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise OperatorError(f"{path} (quality.records): expected a file in a folder that exists")
-
-
 def check_path(path: Path | None) -> None:
-    """Open the file for writing, and close it. Raises OperatorError if that does not work."""
+    """Look whether records can be written to this file, and leave nothing behind. Raises OperatorError."""
     if path is None:
         return
     try:
-        os.close(_open(path))
+        _try(path)
     except OSError as error:
         raise OperatorError(
             f"cannot write {path} (quality.records): {(error.strerror or str(error)).lower()}"
         ) from None
 
 
+# A pipe that nobody reads is an error; it is not waited for.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+
+
 def _open(path: Path) -> int:
-    # Only the operator may read who has called whom. A pipe that nobody reads is an error; it is not waited for.
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+    # Only the operator may read who has called whom.
+    return os.open(path, _FLAGS | os.O_CREAT, 0o640)
+
+
+def _try(path: Path) -> None:
+    try:
+        os.close(os.open(path, _FLAGS))
+    except FileNotFoundError:
+        # The first record will make the file. ``relay check-config`` may run as another user, who must not own it.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 class Records:

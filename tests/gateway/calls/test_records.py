@@ -62,7 +62,9 @@ async def test_lines_are_appended_for_their_owner(tmp_path: Path) -> None:
 
 
 async def test_a_new_file_is_not_for_everybody(tmp_path: Path) -> None:
-    check_path(tmp_path / "calls.jsonl")
+    records = Records(tmp_path / "calls.jsonl")
+    records.write(record())
+    await records.stop()
     assert stat.S_IMODE((tmp_path / "calls.jsonl").stat().st_mode) & 0o027 == 0
 
 
@@ -143,6 +145,15 @@ async def test_without_a_file_nothing_is_written() -> None:
     records.write(record())
     await records.stop()
     assert (records.written, records.lost) == (0, 0)
+
+
+def test_the_check_of_a_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    check_path(path)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("{}\n")
+    check_path(path)
+    assert path.read_text() == "{}\n"
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
