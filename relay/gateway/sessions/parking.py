@@ -43,7 +43,10 @@ class Parked(NamedTuple):
 
 
 class Parking:
-    """Which account holds which seat, and what waits for which token. ``give_up`` takes what has waited in vain."""
+    """Which account holds which seat, and what waits under which key, the hash of a token.
+
+    ``give_up`` takes what has waited in vain.
+    """
 
     def __init__(self, give_up: Callable[[SessionAllocation, socket.socket | None], None]) -> None:
         # Sessions of one source, and of one user; 0 for no bound.
@@ -53,8 +56,8 @@ class Parking:
         self._accounts: dict[Seat, set[Account]] = {}
         self._held: Counter[Account] = Counter()
         self._parked: OrderedDict[bytes, Parked] = OrderedDict()
-        # The tokens of each account, oldest first.
-        self._tokens: dict[Account, dict[bytes, None]] = {}
+        # The keys of each account, oldest first.
+        self._keys: dict[Account, dict[bytes, None]] = {}
 
     def __len__(self) -> int:
         return len(self._parked)
@@ -67,10 +70,10 @@ class Parking:
             return True
         bound = self.bounds[account.kind]
         while bound and self._held[account] >= bound:
-            tokens = self._tokens.get(account)
-            if not tokens:
+            keys = self._keys.get(account)
+            if not keys:
                 return False
-            self.expire(next(iter(tokens)))
+            self.expire(next(iter(keys)))
         self._accounts.setdefault(seat, set()).add(account)
         self._held[account] += 1
         return True
@@ -78,7 +81,7 @@ class Parking:
     def has_room(self, seat: Seat, account: Account) -> bool:
         """Whether ``hold`` would succeed. This takes no seat."""
         bound = self.bounds[account.kind]
-        free = not bound or self._held[account] < bound or bool(self._tokens.get(account))
+        free = not bound or self._held[account] < bound or bool(self._keys.get(account))
         return free or account in self._accounts.get(seat, ())
 
     def release(self, seat: Seat) -> None:
@@ -90,42 +93,42 @@ class Parking:
 
     # What waits
 
-    def park(self, token: bytes, allocation: SessionAllocation, left: socket.socket | None, within_s: float) -> None:
+    def park(self, key: bytes, allocation: SessionAllocation, left: socket.socket | None, within_s: float) -> None:
         """Keep an allocation for as long as its client may come back."""
-        self._parked[token] = Parked(allocation, left, self._loop.call_later(within_s, self.expire, token))
+        self._parked[key] = Parked(allocation, left, self._loop.call_later(within_s, self.expire, key))
         for account in self._accounts.get(allocation.seat, ()):
-            self._tokens.setdefault(account, {})[token] = None
+            self._keys.setdefault(account, {})[key] = None
         if len(self._parked) > MAX_PARKED:
             self.expire(self._one_too_many())
 
     def _one_too_many(self) -> bytes:
         """The oldest that waits, of the source that has the most of them."""
-        sources = [tokens for account, tokens in self._tokens.items() if account.kind is AccountKind.SOURCE]
+        sources = [keys for account, keys in self._keys.items() if account.kind is AccountKind.SOURCE]
         largest: dict[bytes, None] = max(sources, key=len, default={})
         return next(iter(largest or self._parked))
 
-    def take(self, token: bytes) -> Parked | None:
-        """What waits for this token, if anything does. It waits no longer."""
-        parked = self._parked.pop(token, None)
+    def take(self, key: bytes) -> Parked | None:
+        """What waits under this key, if anything does. It waits no longer."""
+        parked = self._parked.pop(key, None)
         if parked is None:
             return None
         parked.expiry.cancel()
         for account in self._accounts.get(parked.allocation.seat, ()):
-            tokens = self._tokens.get(account, {})
-            tokens.pop(token, None)
-            if not tokens:
-                self._tokens.pop(account, None)
+            keys = self._keys.get(account, {})
+            keys.pop(key, None)
+            if not keys:
+                self._keys.pop(account, None)
         return parked
 
-    def expire(self, token: bytes) -> None:
+    def expire(self, key: bytes) -> None:
         """No client has come back for this, or it gives way to another one."""
-        if (parked := self.take(token)) is not None:
+        if (parked := self.take(key)) is not None:
             self._give_up(parked.allocation, parked.socket)
 
     def stop(self) -> None:
         """Nobody may come back from now on."""
-        for token in list(self._parked):
-            self.expire(token)
+        for key in list(self._parked):
+            self.expire(key)
 
 
 def source_of(host: str) -> Account:

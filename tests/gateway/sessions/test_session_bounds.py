@@ -35,7 +35,7 @@ async def relay_with(folder: Path, **limits: int) -> AsyncIterator[Relay]:
         await relay.gateway.stop()
         await eventually(lambda: not host.allocations, "allocations were left")
         assert not relay.gateway._sessions._parking._held
-        assert not relay.gateway._sessions._parking._tokens
+        assert not relay.gateway._sessions._parking._keys
 
 
 @contextlib.asynccontextmanager
