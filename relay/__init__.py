@@ -1,7 +1,7 @@
-"""cloud9-relay: a firm's own relay between its Cloud9 clients on TCP 443 and the TURN servers behind UDP.
+"""cloud9-relay: a firm's own relay between its Cloud9 clients, on TCP 443, and TURN servers, over UDP.
 
-It ends TCP and TLS on the LAN, where nothing is lost, and goes on over UDP, so that voice does not freeze.
-It never holds a key to the voice itself: SRTP passes through as it came.
+It ends TCP and TLS on the LAN, where little is lost, and goes on over UDP, so that voice does not freeze.
+It never has a key to the voice: SRTP passes through unchanged.
 
 Words used everywhere, in code, configuration, metrics and logs
 ---------------------------------------------------------------

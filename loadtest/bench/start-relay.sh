@@ -1,8 +1,7 @@
 #!/bin/sh
 # Starts the relay for a benchmark:  start-relay.sh PORT UPSTREAM_PORT
-# In the environment: RELAY_CERT and RELAY_KEY, files; RELAY_DIR, a folder for relay.toml; and, if wanted, RELAY_PLANE,
-# which is the configuration's default otherwise, and RELAY_SIGNALING, the URL of a socket.io server. The relay keeps this
-# process's id.
+# The environment has RELAY_CERT and RELAY_KEY, two files, and RELAY_DIR, a folder for relay.toml. It may have RELAY_PLANE (by
+# default that of the configuration) and RELAY_SIGNALING, the URL of a socket.io server. The relay keeps this process's id.
 set -eu
 
 plane=""

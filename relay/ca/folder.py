@@ -271,7 +271,7 @@ class AuthorityFolder:
 
 
 def host_certificates(directory: Path) -> tuple[Certificate, ...]:
-    """The hosts' pairs of files in an authority's folder, by name. Empty if there are none, or it is no such folder."""
+    """The hosts' pairs of files in an authority's folder, by name. Empty for any other folder."""
     chains = sorted((directory / "hosts").glob("*.pem"))
     return tuple(Certificate(chain, chain.with_suffix(".key")) for chain in chains)
 

@@ -60,7 +60,7 @@ STATIC_CLOCKS = {
 # --- chosen here, with the reasons above ---
 MAX_STREAMS = 16
 ALIVE_US = 5_000_000
-# As many packets behind the highest are known one by one.
+# How many packets behind the highest are known one by one.
 SEEN_PACKETS = 64
 MIN_PACKET_US = 1_000
 STALL_US = 200_000
@@ -70,7 +70,7 @@ SETTLE_US = 1_000_000
 JUMP_S = 2
 # The first ends at 1 ms, each other at twice the one before; the last has also what is longer.
 PAUSE_BUCKETS = 12
-# A sender is silent if it leaves more between its packets: those of voice hold 20 ms, seldom 60.
+# A sender is silent if it leaves more between its packets. A voice packet has 20 ms, seldom 60.
 SILENT_STEP_US = 100_000
 GUESS_US = 1_000_000
 # Half a second of voice, or ten seconds of comfort noise.

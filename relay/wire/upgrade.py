@@ -83,7 +83,7 @@ def build_connect_udp_request(target: str, host: str, headers: Headers = ()) -> 
 
 
 def parse_response(data: bytes) -> Response | None:
-    """Read the head of a response, or None for "need more". Raises UpgradeError if it is none, or over 16 KiB."""
+    """Read the head of a response, or None for "need more". Raises UpgradeError for anything else, or over 16 KiB."""
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
     if end < 0:
         if len(data) >= MAX_HEAD_BYTES or not data.startswith(b"HTTP/1."[: len(data)]):
