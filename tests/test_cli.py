@@ -20,6 +20,7 @@ from relay import __version__
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
+from tests.support.benches.commands import run_here
 from tests.support.benches.gateway import settings_tree, write_config
 from tests.support.benches.serving import PATIENT, Served, kill, of_the_relay, open_host, serving, start
 from tests.support.pcapng import Packet, read_capture
@@ -363,12 +364,12 @@ async def test_check_config(tmp_path: Path) -> None:
     )
 
 
-async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
+def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
     path, users = tmp_path / "relay.toml", tmp_path / "users.toml"
     entitlement = {"policy": "file", "file": "users.toml"}
     write_config(path, {**settings_tree(Authority(tmp_path), NO_UPSTREAM), "entitlement": entitlement})
     users.write_text("[[users]]\nuser = 'ann'\ncalls = 0\n[[users]]\nname = 'bob'\n")
-    assert await run("check-config", path) == (
+    assert run_here("check-config", path) == (
         2,
         "",
         f"relay: {users}: users.0.calls: 0: expected greater than or equal to 1\n"
@@ -376,16 +377,16 @@ async def test_check_config_reads_the_list_of_users(tmp_path: Path) -> None:
         f"relay: {users}: users.1.name: unknown key\n",
     )
     users.write_text("[[users]]\nuser = 'ann'\n")
-    assert (await run("check-config", path))[0] == 0
+    assert run_here("check-config", path)[0] == 0
 
 
-async def test_check_config_reads_the_authorities_of_signaling(tmp_path: Path) -> None:
+def test_check_config_reads_the_authorities_of_signaling(tmp_path: Path) -> None:
     path, tree = tmp_path / "relay.toml", settings_tree(Authority(tmp_path), NO_UPSTREAM)
     write_config(path, {**tree, "signaling": {"upstreams": ["https://192.0.2.7"], "ca_file": "missing.pem"}})
-    status, _, said = await run("check-config", path)
+    status, _, said = run_here("check-config", path)
     assert (status, said) == (2, f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}: No such file or directory\n")
     (tmp_path / "missing.pem").write_text("no PEM")
-    status, _, said = await run("check-config", path)
+    status, _, said = run_here("check-config", path)
     assert (status, "[Errno" in said) == (2, False)
     assert said.startswith(f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}: ")
 
