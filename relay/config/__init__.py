@@ -5,11 +5,11 @@ Relative paths count from the configuration file.
 
 Each topic has a file, and each table of the configuration has a class in it (``[health]`` is ``HealthSettings``)
 -----------------------------------------------------------------------------------------------------------------
-voice        [[upstreams]] [[routes]] [health] [media] [quality]: TURN servers, UDP and its timers, how calls are judged
+voice        [[upstreams]] [[routes]] [health] [media] [quality]: TURN servers, the media itself, how calls are judged
 signaling    [signaling]: the servers for socket.io and REST
 web_proxy    [web_proxy]: who may use CONNECT, and where to
 entitlement  [entitlement]: who may place calls; also files of users
-limits       [limits]: how many, how often and for how long clients may
+limits       [limits]: how many connections and sessions, and all time limits of a connection or flow
 operation    [listen] [[certificates]] [capture] [catalog] [log]: what the operator sets up around all that
 
 ``values`` has the types of settings, such as addresses, names and seconds, with the text for what is not one.

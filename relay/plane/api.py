@@ -135,7 +135,7 @@ class Upstream:
     address: Address
     # Hand the socket of a client that vanished to control, which can release its allocation.
     releases_allocations: bool = False
-    # Instead of the plane's own setting, where it is not None.
+    # If set, it replaces ``PlaneSettings.max_media_age_s`` for the flows of this upstream.
     max_media_age_s: float | None = None
     # Report each Allocate of a user (AllocateRequested), and forward it when control has admitted it; report each one
     # that the upstream has granted or brought back (AllocateGranted), and let control answer it.
@@ -166,7 +166,8 @@ class PlaneSettings:
     initial_rto_s: float = RTO_S
     max_connections: int = 20_000
     max_connections_per_source: int = 0
-    # Media that has waited for its client for longer is dropped, the oldest first: a jitter buffer would drop it too.
+    # Media (RTCP, too) that has waited for its client for longer is dropped, the oldest first. A jitter buffer would
+    # drop it too.
     max_media_age_s: float = 0.2
     # No more of it waits than this, RTCP included, and the oldest media is dropped first. A burst of 200 KB fits.
     downlink_media_bytes: int = 256 * 1024

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from relay import config
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
+from relay.config import LimitsSettings
 from relay.demo.authority import Authority
 from relay.emulator.turnhost import TurnHost
 from relay.errors import OperatorError, UpstreamError
@@ -238,6 +239,13 @@ def test_the_plane_is_told_of_limits(tmp_path: Path) -> None:
     assert (told.max_connections, told.max_connections_per_source) == (7, 3)
     assert (told.handshake_timeout_s, told.upstream_silence_s) == (4, 2.5)
     assert told.attach_timeout_s == PlaneSettings().attach_timeout_s
+
+
+def test_each_limit_reaches_the_plane_or_is_the_gateways_own() -> None:
+    """A limit that the plane should have is passed by its name, so a name with a slip in it would reach nobody."""
+    own = {"connections", "connections_per_source", "sessions_per_source", "sessions_per_user", "drain_timeout_s"}
+    bounds = {bound.name for bound in fields(PlaneSettings)}
+    assert set(LimitsSettings.model_fields) - own <= bounds
 
 
 async def test_region_without_a_living_upstream_takes_nobody(tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ snapshots    what the workers have counted
 tap          copies of a flow's datagrams
 numbers      what Python and the workers count by
 engine.pxd   the data dictionary: what a connection is made of, and what a worker owns
-leaves/      byte work that knows neither: framing, STUN, queues, meters
+leaves/      byte work that knows neither connections nor workers: framing, STUN, queues, meters
 
 Between ``leaves/`` and ``_fastpath``, which is Python's face of a worker, are the layers: functions on the data
-dictionary that need neither the GIL nor Python. Each cimports only the layers above it in this list.
+dictionary that need neither the GIL nor Python. They are header-only Cython (``.pxd``), so that the compiler sees all
+of a packet's way at once. Each cimports only the layers above it in this list, which is not the order of a packet:
+
+up    loop.on_media, reading.on_client, uplink.on_stream and forward, upstream.send_up
+down  loop.on_media, downlink.on_upstream, delivery.deliver, ending.write_client
 
 What all the others stand on
 ----------------------------
