@@ -15,9 +15,6 @@ V4 = (Address("192.0.2.1", 50000), Address("198.51.100.7", 3478))
 V6 = (Address("2001:db8::1", 50000), Address("2001:db8::7", 3478))
 
 
-one_byte = st.binary(min_size=1, max_size=1)
-
-
 def test_an_ipv4_packet() -> None:
     header = "4500 0020 0000 4000 4011 4e91 c0000201 c6336407"
     assert build_udp_packet(*V4, b"abcd").hex() == (header + "c350 0d96 000c 7dec 61626364").replace(" ", "")
