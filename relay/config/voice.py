@@ -98,13 +98,14 @@ class MediaSettings(Section):
     # An upstream given by name must not resolve to a private or special address, and no upstream may send clients on to
     # one (300 Try Alternate), unless the address is in one of these.
     allowed_networks: tuple[Network, ...] = ()
-    # Voice that has waited longer for a slow client is dropped, the oldest first. A jitter buffer takes no more.
+    # Voice and RTCP that have waited longer for a slow client are dropped, the oldest first. A jitter buffer takes no
+    # older voice.
     max_media_age_ms: VoiceMilliseconds = 200.0
     # Pages that may open /turn and /media, such as "https://desk.firm.example". Nothing there depends on cookies, so by
     # default all pages may. A client that sends no Origin is not a browser, and always may.
     origins: tuple[Origin, ...] = ()
-    # Whether a session (/media) that brings no credentials gets the upstream's. Then anyone who reaches the relay can
-    # place calls, so only the operator can decide it.
+    # Whether a session (/media) that brings no credentials gets those configured for the upstream. Then anyone who
+    # reaches the relay can place calls, so only the operator can decide it.
     own_credentials: Flag = False
 
     @field_validator("source_addresses")
