@@ -263,7 +263,8 @@ async def test_a_silent_crowd_is_shown_out(tmp_path: Path) -> None:
 async def show_out_a_crowd(folder: Path, settings: PlaneSettings) -> None:
     async with talking(folder) as (bench, _):
         bench.plane.configure(settings)
-        before, highest = descriptors(), 0
+        before = descriptors()
+        slots: set[tuple[int, int]] = set()
         for _ in range(2):
             crowd = await silent(bench, CROWD)
             quiet = [await bench.connect() for _ in range(50)]
@@ -278,9 +279,10 @@ async def show_out_a_crowd(folder: Path, settings: PlaneSettings) -> None:
                 client.abort()
             await becomes(lambda: connections_and_flows(bench), (CALLS, CALLS))
             await becomes(descriptors, before)
-            last, highest = highest, max(slot_of(closed.connection) for closed in ended)
-            # One chunk more or less: the kernel does not share them out alike each time.
-            assert not last or highest < 2 * last
+            slots |= {(worker_of(closed.connection), slot_of(closed.connection)) for closed in ended}
+        # Two crowds would have two slots for each place in one, if none were used again. How many a crowd needs depends
+        # on how many of it are there at once, and how the kernel shares them out among the workers.
+        assert len(slots) < 2 * CROWD
 
 
 async def test_stop_with_more_connections_than_a_ring_has_room(tmp_path: Path) -> None:
