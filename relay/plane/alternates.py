@@ -13,7 +13,7 @@ from dataclasses import replace
 from relay.plane.api import Upstream
 from relay.wire.stun import StunError, parse_message
 
-# A flow is sent on this often at most: more is a loop.
+# A flow, a session or a probe is sent on this often at most: more is a loop, or the operator's mistake.
 MAX_HOPS = 3
 TRY_ALTERNATE = 300
 

@@ -1,4 +1,7 @@
-"""Why a connection ends, as both planes say it: the reason for an error, and the words for the log."""
+"""How both planes say why a connection ends: the reason for an error, and the words for the log.
+
+All reasons are in ``api.CloseReason``.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import os
 
 from relay.plane.api import CloseReason
 
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
+# Other errors of a socket are the upstream's, or the network's.
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def is_exhausted(error: OSError) -> bool:
     """True if the process, or the machine, has no descriptor left."""
-    return error.errno in _EXHAUSTED
+    return error.errno in _NO_DESCRIPTORS
 
 
 def reason_without_socket(error: OSError) -> CloseReason:

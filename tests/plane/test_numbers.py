@@ -21,7 +21,12 @@ DICTIONARIES = sorted(ROOT.rglob("*.pxd"))
 NO_NOTICE = {"LAST"}
 TWIN_FOLDERS = ("wire", "turn", "quality", "plane/reference", "plane")
 # Modules that have a compiled twin of the same name.
-TWINS = {path.stem: path for folder in TWIN_FOLDERS for path in (ROOT / folder).glob("*.py")}
+NAMESAKES = {path.stem: path for folder in TWIN_FOLDERS for path in (ROOT / folder).glob("*.py")}
+# Modules whose numbers are in a dictionary of another name.
+OTHER_TWINS = {
+    "carriage": ["plane/reference/pings.py"],
+    "downlink": ["plane/alternates.py", "plane/reference/turn_flow.py"],
+}
 
 
 def enumerated(source: str) -> list[tuple[str, int]]:
@@ -84,6 +89,13 @@ def test_enumerations_have_one_order_on_both_sides(
 ) -> None:
     assert list(prefixed(prefix).items()) == [(member.name, place) for place, member in enumerate(meant)]
     assert list(meant) == list(order)
+
+
+def test_the_words_of_reasons_have_room_in_a_close_frame() -> None:
+    """``close_words`` has 32 bytes for each, with the NUL, and would cut a longer word without a sign."""
+    source = (ROOT / "plane/compiled/engine.pxd").read_text()
+    assert "char[REASONS][32] close_words" in source
+    assert [reason.value for reason in CloseReason if len(reason.value) > 31] == []
 
 
 def test_notices_have_one_number_on_both_sides() -> None:
@@ -154,22 +166,28 @@ def constants(module: ModuleType) -> dict[str, int]:
     return found
 
 
+def twins() -> list[tuple[Path, Path]]:
+    """Dictionaries, each with a Python module that may have the same constants."""
+    namesakes = [(path, NAMESAKES[path.stem]) for path in DICTIONARIES if path.stem in NAMESAKES]
+    return namesakes + [(path, ROOT / name) for path in DICTIONARIES for name in OTHER_TWINS.get(path.stem, ())]
+
+
 def module_of(path: Path) -> ModuleType:
-    """The Python twin of a dictionary."""
-    return importlib.import_module(".".join(TWINS[path.stem].relative_to(ROOT.parent).with_suffix("").parts))
+    return importlib.import_module(".".join(path.relative_to(ROOT.parent).with_suffix("").parts))
 
 
-def in_common(path: Path) -> dict[str, tuple[int, int]]:
+def in_common(dictionary: Path, twin: Path) -> dict[str, tuple[int, int]]:
     """The constants that a dictionary and its twin both have, as the two have them."""
-    compiled, obvious = dict(enumerated(path.read_text())), constants(module_of(path))
+    compiled, obvious = dict(enumerated(dictionary.read_text())), constants(module_of(twin))
     return {name: (compiled[name], obvious[name]) for name in compiled.keys() & obvious.keys()}
 
 
-@pytest.mark.parametrize("path", [path for path in DICTIONARIES if path.stem in TWINS], ids=lambda path: path.stem)
-def test_constants_of_twins_are_equal(path: Path) -> None:
-    assert {name: values for name, values in in_common(path).items() if len(set(values)) > 1} == {}
+@pytest.mark.parametrize(("dictionary", "twin"), twins(), ids=lambda path: path.stem)
+def test_constants_of_twins_are_equal(dictionary: Path, twin: Path) -> None:
+    assert {name: values for name, values in in_common(dictionary, twin).items() if len(set(values)) > 1} == {}
 
 
 def test_constants_of_twins_are_seen() -> None:
-    seen = {name for path in DICTIONARIES if path.stem in TWINS for name in in_common(path)}
+    seen = {name for dictionary, twin in twins() for name in in_common(dictionary, twin)}
     assert seen >= {"BEHIND_US", "MAX_HELLO_BYTES", "METHOD_BYTES", "PEER_CONTROL_PERIOD_US", "SURE_BYTES"}
+    assert seen >= {"MAX_FRESH_PORTS", "MAX_HOPS", "MAX_TEXTS_A_PING", "MAX_UNASKED_A_PING"}

@@ -35,13 +35,12 @@ from relay.gateway.entitlement.policies import (
 )
 from relay.gateway.entitlement.policy_http import UserService, trust
 from relay.gateway.lines import Lines
+from relay.plane.api import MAX_USERNAME_CHARACTERS
 from relay.tasks import Tasks
 from relay.wire.stun import ErrorCode
 
 # For each outcome: a trading floor that is shut out must not fill the log. The counters count all.
 LINES_PER_S = 20
-# At most this much of a user name is shown, because the client chooses it.
-MAX_SHOWN_CHARACTERS = 128
 
 
 class VerdictOutcome(StrEnum):
@@ -238,7 +237,7 @@ class Entitlement:
             "not entitled",
             verdict.outcome,
             verdict=verdict.outcome.value,
-            username=username[:MAX_SHOWN_CHARACTERS],
+            username=username[:MAX_USERNAME_CHARACTERS],
             region=verdict.region,
             client=verdict.client,
         )

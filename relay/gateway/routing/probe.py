@@ -19,22 +19,22 @@ from relay.addresses import Address, RelayPolicy
 from relay.client.requests import TurnRequestError
 from relay.client.turn import TurnConnection, open_turn_udp
 from relay.errors import UpstreamError
+from relay.plane.alternates import MAX_HOPS
 from relay.tasks import Tasks
 from relay.wire.stun import Method
 
-# A redirection (300) that leads on to further ones is a loop, or the operator's mistake.
-MAX_HOPS = 3
 # Source ports that are tried if another client's allocation is still there (437).
 MAX_PORTS = 4
-# This module decides what is too late. The connection waits for longer than our own loop may ever stand still.
+# This module decides what is too late. The connection waits for longer than any stall of our loop.
 DECIDED_HERE_S = 3600.0
 # Turns of the loop, until what a socket holds has been read and has reached the task that waits for it.
 TURNS_TO_READ = 4
 # Servers that answer one of these have first found the credentials good (RFC 8656 section 7.2), so they work. Reasons
 # are an earlier use of the source port (437), a family that it does not relay (440) and this user's quota (486).
 _SERVES = frozenset({437, 440, 486})
-# Our own machine has nothing to ask with, however long that lasts.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+# Our own machine has no descriptor, or no memory, to ask with. However long that lasts, the upstream does not count as
+# down. With any other error of our own it does, after ``health.OURS_S``.
+_NOTHING_TO_ASK_WITH = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class ProbeVerdict(Enum):
@@ -163,4 +163,4 @@ def _of_our_own(cause: BaseException | None, words: str) -> Finding | None:
         return None
     if isinstance(cause, ConnectionRefusedError):
         return Finding(ProbeVerdict.GONE, words)
-    return Finding(ProbeVerdict.EXHAUSTED if cause.errno in _EXHAUSTED else ProbeVerdict.OURS, words)
+    return Finding(ProbeVerdict.EXHAUSTED if cause.errno in _NOTHING_TO_ASK_WITH else ProbeVerdict.OURS, words)

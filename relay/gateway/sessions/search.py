@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from relay.addresses import Address
 from relay.gateway.routing.flows import Avoided, FlowRefused
+from relay.plane.alternates import MAX_HOPS
 from relay.plane.api import CloseReason, Upstream
 
 # Upstreams that are tried before a client hears that there is none.
@@ -17,8 +18,6 @@ MAX_ATTEMPTS = 4
 # After a restart, an upstream may still hold allocations of earlier clients on our source ports (437). Such a port does
 # not count as an attempt. In ten seconds this many can be tried, which is enough if nine in ten ports are taken.
 MAX_STALE_PORTS = 256
-# An upstream may name another address to go to (RFC 8489 section 10). More of them in a row are a loop, or worse.
-MAX_HOPS = 3
 
 # Starts the flow in a region, at none of the addresses to avoid. Raises FlowRefused.
 Place = Callable[[str | None, Avoided], Upstream]
@@ -30,7 +29,7 @@ class UpstreamSearch:
     def __init__(self) -> None:
         # Why the session waits for an upstream, if it does.
         self.refused: FlowRefused | None = None
-        # What the last upstream said that has no address of the family, and which ones those are.
+        # The last refusal for lack of the family, and who refused.
         self.no_family = ""
         self._without_family: Avoided = frozenset()
         # Where it has been in vain, the last one last.

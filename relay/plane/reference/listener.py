@@ -13,9 +13,9 @@ from relay.sockaddr import from_sockaddr
 
 # Newcomers before running calls have their turn.
 ACCEPTS_A_TURN = 16
-# When descriptors have run out.
+# When accept(2) has failed for lack of descriptors, or of memory for the socket.
 ACCEPT_PAUSE_S = 0.1
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_CANNOT_ACCEPT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
@@ -50,7 +50,7 @@ class Listener:
                 accepted, _ = self._socket.accept()
             except OSError as error:
                 reserve.give_up()
-                if error.errno in _EXHAUSTED:
+                if error.errno in _CANNOT_ACCEPT:
                     # Newcomers wait in the kernel's queue; running calls go on.
                     self._loop.remove_reader(self._socket)
                     self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._watch)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 # Texts between two pings. A client opens and binds 64 channels, and may need as many messages again to bind them anew
 # when the other side has moved. Each text costs control a turn of its loop.
-MAX_TEXTS = 128
-# STUN of the upstream between two pings that nobody asked for: a peer without a channel causes Data indications.
-MAX_UNASKED = 256
+MAX_TEXTS_A_PING = 128
+# STUN of the upstream that nobody asked for, between two pings: a peer without a channel causes Data indications.
+MAX_UNASKED_A_PING = 256
 # After this many pings without any answer the client is gone.
 MAX_UNHEARD = 2
 
@@ -46,12 +46,12 @@ class Pings:
     def on_text(self) -> bool:
         """The client has sent a text message. Returns False if it is one too many."""
         self._texts += 1
-        return self._texts <= MAX_TEXTS
+        return self._texts <= MAX_TEXTS_A_PING
 
     def on_unasked(self) -> bool:
         """The upstream has sent STUN that answers nothing. Returns False if it is one too many."""
         self._unasked += 1
-        return self._unasked <= MAX_UNASKED
+        return self._unasked <= MAX_UNASKED_A_PING
 
     def close(self) -> None:
         """Ask no more."""

@@ -26,8 +26,8 @@ cdef enum:
     # Between two pings, so that Python is not flooded. Text messages of the client: it opens, binds 64 channels, and
     # has as many left to bind anew where the other side has moved. STUN of a session's upstream that answers no request
     # of ours: peers without a channel could send such, packet by packet.
-    TEXTS_A_PING = 128
-    UNASKED_A_PING = 256
+    MAX_TEXTS_A_PING = 128
+    MAX_UNASKED_A_PING = 256
 
 # Made when a connection leaves HTTP, gone when Python has read its end.
 cdef struct Carriage:
@@ -83,13 +83,13 @@ cdef inline bint is_from_peer(int carrier, const uint8_t* unit) noexcept nogil:
 # False for one more text message than a client may send.
 cdef inline bint admit_text(Carriage* carriage) noexcept nogil:
     carriage.texts += 1
-    return carriage.texts <= TEXTS_A_PING
+    return carriage.texts <= MAX_TEXTS_A_PING
 
 
 # False for one more message than an upstream may send that nobody has asked for.
 cdef inline bint admit_unasked(Carriage* carriage) noexcept nogil:
     carriage.unasked += 1
-    return carriage.unasked <= UNASKED_A_PING
+    return carriage.unasked <= MAX_UNASKED_A_PING
 
 
 # Proxies cut tunnels that are idle. False for a client that has said nothing since the ping before the last.
