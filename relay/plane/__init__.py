@@ -7,7 +7,7 @@ Both share what is beside ``api``:
 
 alternates    where an upstream may send a flow (300 Try Alternate)
 certificates  TLS: protocols, ciphers, certificates by name, the words for handshakes that fail
-endings       why a connection ends, and how the log says it
+endings       the reason for an error, and what the log says of it; all reasons are in ``api.CloseReason``
 listening     sockets that share one address
 source_ports  the UDP sockets of flows, from ports that do not rest
 uplink        what an error of such a socket means; the clients of ``client/`` ask it too

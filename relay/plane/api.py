@@ -4,6 +4,8 @@ Verbs go down (``Plane``), events come up in batches through one callback. Nothi
 per packet: control sees a connection when it opens, when it asks for something, and when it closes.
 
 A connection id is never used again, so a verb that comes too late for its connection does nothing.
+
+Comments say where ``compiled/`` lists an enumeration again, in the same order. tests/plane/test_numbers.py compares.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ MAX_USERNAME_CHARACTERS = 128
 
 
 class Carrier(StrEnum):
-    """How media is framed on the client's side."""
+    """How media is framed on the client's side."""  # listed again as CARRIER_* in compiled/leaves/carriage.pxd
 
     TURN = "turn"  # the stream of RFC 8656 section 12.5
     WEBSOCKET = "websocket"  # sub-protocol turn: one STUN or ChannelData message in each binary message
@@ -37,9 +39,10 @@ class Carrier(StrEnum):
 class CloseReason(StrEnum):
     """Why a connection ended: a label of metrics and a word of the log, so the set is closed."""
 
+    # Listed again as REASON_* in compiled/engine.pxd. A word has at most 31 characters (close_words).
     # The client's side
     CLIENT_CLOSED = "client_closed"
-    CLIENT_LOST = "client_lost"  # reset, or silent for longer than TCP waits
+    CLIENT_LOST = "client_lost"  # reset, silent for longer than TCP waits, or answers no WebSocket ping
     HANDSHAKE_FAILED = "handshake_failed"
     TLS_BROKEN = "tls_broken"  # a bad record after a good handshake
     TLS_FLOOD = "tls_flood"  # records that carry no data (new keys, empty ones), more than a client needs
@@ -50,22 +53,25 @@ class CloseReason(StrEnum):
     SLOW_CLIENT = "slow_client"  # does not read what must not be dropped
     RESUMED = "resumed"  # came back on another connection
     # The upstream's side
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"  # ICMP: nobody listens there
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"  # ICMP: nobody listens there; or our kernel opens no UDP socket to it
     UPSTREAM_SILENT = "upstream_silent"
     NO_UPSTREAM = "no_upstream"
     # Ours
     HTTP_CLOSED = "http_closed"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     NO_DESCRIPTORS = "no_descriptors"
-    CONTROL_TIMEOUT = "control_timeout"  # control did not answer TurnOpened
-    NOT_ENTITLED = "not_entitled"  # policy says that this user may not
+    CONTROL_TIMEOUT = "control_timeout"  # control did not answer within ``control_timeout_s``, or takes no messages
+    NOT_ENTITLED = "not_entitled"  # refused: by policy, or a session's Allocate by its upstream (4xx, also 440)
     DRAINING = "draining"
     STOPPED = "stopped"
 
 
-# What a WebSocket client is told (RFC 6455 section 7.4), with the reason's word as text. A broken frame has the code
-# for what is wrong with it, and a client that closes first gets its own code back. For the reasons that are not here
-# the client is told nothing: it is gone, does not read, or never spoke WebSocket.
+# What a WebSocket client is told (RFC 6455 section 7.4), with the reason's word as text. For a broken frame, code and
+# text say what is wrong with it. A client that closes first gets its own code back.
+#
+# Other reasons have no Close frame. Most of these clients are gone, do not read, or never spoke WebSocket. A few may
+# still read: one whose first message, or whose session's ``open``, does not come in time (FIRST_BYTES_TIMEOUT), one
+# that does not close after ``closed`` (CLIENT_CLOSED), and one that sends empty records (TLS_FLOOD).
 CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
     {
         CloseReason.UPSTREAM_UNREACHABLE: 1013,
@@ -85,6 +91,7 @@ CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
 class Traffic(StrEnum):
     """What a packet is, by its first bytes (RFC 7983, RFC 5761): the order in which a slow client gets it."""
 
+    # Listed again as TRAFFIC_* in compiled/leaves/schedule.pxd.
     CONTROL = "control"  # STUN, and what sets DTLS up: first, and never dropped by age
     RTCP = "rtcp"
     MEDIA = "media"
@@ -92,7 +99,7 @@ class Traffic(StrEnum):
 
 
 class DropReason(StrEnum):
-    """Why a packet was not forwarded."""
+    """Why a packet was not forwarded."""  # listed again as DROP_* in compiled/engine.pxd
 
     DOWNLINK_FULL = "downlink_full"  # more waits than a flow may hold
     DOWNLINK_OLD = "downlink_old"  # waited for its client until it was worth nothing
@@ -105,7 +112,7 @@ class DropReason(StrEnum):
 
 
 class HandshakeFailure(StrEnum):
-    """Why a TLS handshake did not come to its end."""
+    """Why a TLS handshake did not come to its end."""  # not listed again: compiled/events.py looks up OpenSSL's words
 
     TIMEOUT = "timeout"
     CLIENT_CLOSED = "client_closed"
@@ -146,7 +153,7 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class PlaneSettings:
-    """The bounds of a plane; 0 connections means "no bound"."""
+    """Source addresses, then bounds (listed again as Bounds in compiled/engine.pxd); 0 connections: "no bound"."""
 
     # The source of UDP towards upstreams, for each family; None lets the route decide.
     source_ipv4: str | None = None
@@ -157,8 +164,9 @@ class PlaneSettings:
     # A flow holds a UDP socket, and without an allocation it carries nothing. An Allocate takes a second, with a 401
     # and a fresh port in between. Over CONNECT-UDP a flow also stays for two minutes after media of the other side.
     allocation_timeout_s: float = 30.0
-    # Control answers within a turn of its loop; five seconds means that it hangs.
-    attach_timeout_s: float = 5.0
+    # If control does not answer TurnOpened, AllocateRequested, AllocateGranted or UpstreamLost within this time, the
+    # connection ends. Control answers within a turn of its loop, and policy within four seconds.
+    control_timeout_s: float = 5.0
     # A client whose upstream answers nothing for this long is closed, so that it comes back to a healthy one. Only the
     # requests count that every TURN server answers; after half of the time the flow asks something itself.
     upstream_silence_s: float = 4.0
@@ -397,8 +405,7 @@ class AllocateRequested:
 
     This happens only where the upstream ``asks_for_users``. An Allocate that is authenticated and names nobody waits as
     well, and so does a Refresh that takes over the allocation of another connection (RFC 8016). Over CONNECT-UDP only
-    TURN passes then. The name is what the client claims, until the upstream has answered. If control says nothing
-    within ``attach_timeout_s``, the connection ends.
+    TURN passes then. The name is what the client claims, until the upstream has answered.
     """
 
     connection: ConnectionId
@@ -410,8 +417,7 @@ class AllocateGranted:
     """The upstream has granted an allocation. Its answer waits: ``answer`` with this response, or with another.
 
     A Refresh is reported as well if it brings back an allocation that was given up, or that had run out as far as the
-    plane knows. This happens only where the upstream ``asks_for_users``. Everything else goes on meanwhile. If control
-    says nothing within ``attach_timeout_s``, the connection ends.
+    plane knows. This happens only where the upstream ``asks_for_users``. Everything else goes on meanwhile.
     """
 
     connection: ConnectionId
@@ -420,7 +426,7 @@ class AllocateGranted:
 
 @dataclass(frozen=True, slots=True)
 class TextReceived:
-    """The client of a session has sent a text message: at most 64 KiB, valid UTF-8."""
+    """The client of a session has sent a text: at most 64 KiB of UTF-8. ``wire.media_v1`` takes 8,192 characters."""
 
     connection: ConnectionId
     text: str = field(repr=False)
@@ -438,8 +444,7 @@ class StunReceived:
 class UpstreamLost:
     """The upstream of a session is gone, and its socket closed. The client stays: ``move`` or ``close`` it.
 
-    If control does neither within ``attach_timeout_s``, the connection ends. ``reason`` is UPSTREAM_SILENT or
-    UPSTREAM_UNREACHABLE.
+    ``reason`` is UPSTREAM_SILENT or UPSTREAM_UNREACHABLE.
     """
 
     connection: ConnectionId

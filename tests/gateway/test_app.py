@@ -238,7 +238,7 @@ def test_the_plane_is_told_of_limits(tmp_path: Path) -> None:
     told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
     assert (told.max_connections, told.max_connections_per_source) == (7, 3)
     assert (told.handshake_timeout_s, told.upstream_silence_s) == (4, 2.5)
-    assert told.attach_timeout_s == PlaneSettings().attach_timeout_s
+    assert told.control_timeout_s == PlaneSettings().control_timeout_s
 
 
 def test_each_limit_reaches_the_plane_or_is_the_gateways_own() -> None:

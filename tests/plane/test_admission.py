@@ -279,7 +279,7 @@ async def test_nobody_is_asked_where_nobody_wants_to_know(make: MakePlane, tmp_p
 
 
 async def test_control_must_answer(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    settings = bounds(attach_timeout_s=0.3)
+    settings = bounds(control_timeout_s=0.3)
     async with asking_client(make, tmp_path, carrier, settings) as client:
         await client.send(allocate(1, "alice"))
         if carrier is Carrier.WEBSOCKET:
@@ -292,7 +292,7 @@ async def test_control_must_answer(make: MakePlane, tmp_path: Path, carrier: Car
 
 async def test_an_answer_ends_the_deadline(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
     # Time enough to answer in, on a machine that stands still for a moment.
-    settings = bounds(attach_timeout_s=1.5)
+    settings = bounds(control_timeout_s=1.5)
     async with asking_client(make, tmp_path, carrier, settings) as client:
         await client.send(stun(9, message_class=MessageClass.INDICATION), allocate(1, "alice"))
         await client.bench.upstream.expect(stun(9, message_class=MessageClass.INDICATION))
@@ -480,14 +480,14 @@ async def test_a_grant_that_nobody_was_asked_about_waits_as_well(
 
 
 async def test_control_must_answer_a_grant(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    async with asking_client(make, tmp_path, carrier, bounds(attach_timeout_s=1)) as client:
+    async with asking_client(make, tmp_path, carrier, bounds(control_timeout_s=1)) as client:
         request = allocate(1, "alice")
         await client.allocate(request, allocated(request))
         assert (await client.bench.closed()).reason is CloseReason.CONTROL_TIMEOUT
 
 
 async def test_a_request_and_a_grant_wait_side_by_side(make: MakePlane, tmp_path: Path, carrier: Carrier) -> None:
-    async with asking_client(make, tmp_path, carrier, bounds(attach_timeout_s=1)) as client:
+    async with asking_client(make, tmp_path, carrier, bounds(control_timeout_s=1)) as client:
         first, second = allocate(1, "alice"), allocate(2, "bob")
         await client.allocate(first, allocated(first))
         await client.send(second, FRAME)

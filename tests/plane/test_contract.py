@@ -458,7 +458,7 @@ async def test_control_hears_who_comes_and_by_what_name(make: MakePlane, tmp_pat
 
 
 async def test_control_that_does_not_answer(make: MakePlane, tmp_path: Path) -> None:
-    async with plane_bench(make, tmp_path, bounds(attach_timeout_s=0.1)) as bench:
+    async with plane_bench(make, tmp_path, bounds(control_timeout_s=0.1)) as bench:
         bench.attaches = False
         async with bench.client() as client:
             await client.send(HELLO)

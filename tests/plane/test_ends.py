@@ -271,7 +271,7 @@ async def test_upgrade_with_nothing_to_say(make: MakePlane, tmp_path: Path) -> N
 
 async def test_attach_when_the_client_has_gone(make: MakePlane, tmp_path: Path) -> None:
     """In the turn that reports both, and later: no flow, and nothing is left behind."""
-    async with plane_bench(make, tmp_path, bounds(attach_timeout_s=0.05)) as bench:
+    async with plane_bench(make, tmp_path, bounds(control_timeout_s=0.05)) as bench:
         bench.attaches = False
         for _ in range(10):
             async with bench.client() as client:

@@ -314,7 +314,7 @@ async def test_a_silent_upstream_is_told(make: MakePlane, tmp_path: Path) -> Non
 
 
 async def test_control_must_answer_a_lost_upstream(make: MakePlane, tmp_path: Path) -> None:
-    settings = bounds(upstream_silence_s=0.2, attach_timeout_s=0.2)
+    settings = bounds(upstream_silence_s=0.2, control_timeout_s=0.2)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
         bench.plane.request(client.connection, stun(1, Method.REFRESH))
         await client.expect_close(1011, "control_timeout")
@@ -325,7 +325,7 @@ async def test_control_must_answer_a_lost_upstream(make: MakePlane, tmp_path: Pa
 
 async def test_a_move_ends_the_deadline_of_a_lost_upstream(make: MakePlane, tmp_path: Path) -> None:
     # Time enough to answer in, on a machine that stands still for a moment.
-    settings = bounds(upstream_silence_s=0.2, attach_timeout_s=1.5)
+    settings = bounds(upstream_silence_s=0.2, control_timeout_s=1.5)
     async with plane_bench(make, tmp_path, settings) as bench, moved_session(bench) as (client, _):
         bench.plane.request(client.connection, stun(1, Method.REFRESH))
         await bench.event(UpstreamLost)

@@ -205,7 +205,7 @@ async def test_what_happened_meanwhile_is_told_afterwards(tmp_path: Path) -> Non
     """Clients that come, wait and go while Python hangs: each is told of, in order, when it is back."""
     async with plane_bench(make_with(2), tmp_path) as bench, bench.flow(HELLO) as (client, flow):
         await bench.event(TurnOpened)
-        bench.plane.configure(bounds(attach_timeout_s=0.1))
+        bench.plane.configure(bounds(control_timeout_s=0.1))
         guests = threading.Thread(target=come_and_go, args=(bench.server, bench.authority.client_context()))
         guests.start()
         guests.join()

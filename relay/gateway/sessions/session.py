@@ -46,7 +46,7 @@ RETURN_TIMEOUT_S = 5.0
 # A client that has said "close" hears the answer and closes the WebSocket.
 CLOSE_TIMEOUT_S = 2.0
 # A call whose upstreams are all gone waits this long for one to come back, or to be found at a new address. The plane
-# waits for five seconds (``attach_timeout_s``).
+# waits for five seconds (``control_timeout_s``).
 WAIT_S = 4.0
 
 

@@ -227,5 +227,5 @@ cdef inline void on_turn(Engine* e, Connection* c) noexcept nogil:
     # Bytes that wait for control stay few: only one read is kept.
     c.readable = False
     watch_client(e, c)
-    set_deadline(e, c, e.now_us + e.bounds.attach_timeout_us)
+    set_deadline(e, c, e.now_us + e.bounds.control_timeout_us)
     queue_notice(e, c, NOTICE_TURN_OPENED)

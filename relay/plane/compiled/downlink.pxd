@@ -192,7 +192,7 @@ cdef inline bint must_wait_for_control(
         drop(c, DROP_DOWNLINK_DUPLICATE, TRAFFIC_CONTROL)
         return True
     c.admission.granted = True
-    c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
+    c.answer_due_us = e.now_us + e.bounds.control_timeout_us
     arm(e, c)
     post_message(e, c, NOTICE_GRANTED, message, size, 0, 0)
     return True

@@ -162,7 +162,7 @@ cdef struct Bounds:
     int64_t handshake_timeout_us
     int64_t first_bytes_timeout_us
     int64_t allocation_timeout_us
-    int64_t attach_timeout_us
+    int64_t control_timeout_us
     int64_t upstream_silence_us
     int64_t initial_rto_us
     int64_t max_connections

@@ -159,7 +159,7 @@ cdef inline bint must_ask(Engine* e, Connection* c, const uint8_t* message, uint
         return True
     c.readable = False
     watch_client(e, c)
-    c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
+    c.answer_due_us = e.now_us + e.bounds.control_timeout_us
     arm(e, c)
     post_message(e, c, NOTICE_ALLOCATE, message, size, 0, 0)
     return True

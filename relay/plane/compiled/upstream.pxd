@@ -116,7 +116,7 @@ cdef inline void on_upstream_gone(Engine* e, Connection* c, int reason, int faul
         end(e, c, reason)
         return
     leave_upstream(e, c)
-    c.answer_due_us = e.now_us + e.bounds.attach_timeout_us
+    c.answer_due_us = e.now_us + e.bounds.control_timeout_us
     arm(e, c)
     post_message(e, c, notice, NULL, 0, c.carriage.moves, fault)
 

@@ -251,7 +251,7 @@ class Connection(asyncio.Protocol):
         self._state = State.WAITING
         # At most one read of the transport waits for control.
         self.pause_reading(True)
-        self.set_deadline(self._plane.settings.attach_timeout_s, self.on_control_timeout)
+        self.set_deadline(self._plane.settings.control_timeout_s, self.on_control_timeout)
         self._plane.emit(TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn))
 
     def _on_http(self) -> None:

@@ -250,7 +250,7 @@ class Media:
             self._host.set_deadline(None)
 
     def _await_control(self) -> None:
-        self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
+        self._host.set_deadline(self._plane.settings.control_timeout_s, self._host.on_control_timeout)
 
     def _on_downlink(self, arrived: float, unit: bytes) -> None:
         """Deliver a unit of the upstream; control has to know first of what grants or brings back an allocation."""

@@ -83,5 +83,5 @@ class SessionMedia(Media):
         """Keep the client while control moves it."""
         if self.flow is not None:
             self.flow.close()
-        self._host.set_deadline(self._plane.settings.attach_timeout_s, self._host.on_control_timeout)
+        self._host.set_deadline(self._plane.settings.control_timeout_s, self._host.on_control_timeout)
         self._plane.emit(UpstreamLost(self._host.identity, reason, detail))
