@@ -9,12 +9,15 @@ connection  one TCP connection from a client
 flow        a connection that carries media, with a UDP socket of its own
 carrier     how media is framed on the client's side: ``turn`` is the stream of RFC 8656, ``websocket`` one TURN message
             in each message, ``session`` channels without TURN, ``connect-udp`` the capsules of RFC 9298
-upstream    a UDP TURN server; a *region* is a named group of upstreams; *signaling* upstreams speak HTTP
+upstream    a UDP TURN server; a *region* is a named group of upstreams
+signaling   what clients say over HTTP, socket.io and REST; a *signaling upstream* is one of the vendor's servers for it
 route       from a server name (SNI) to a region
 uplink      client to upstream; *downlink* is upstream to client
 unit        one whole STUN message or ChannelData message of a stream
 tunnel      a CONNECT through the web proxy whose bytes are passed on unchanged, over TCP
-plane       an implementation of the data-plane contract
+plane       an implementation of the data-plane contract; *control* is everything above it, which decides
+leaf        a part of the compiled plane that knows no other part: one codec, queue or counter
+twin        the same thing written twice, in Cython and in Python; tests compare the two
 
 Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------

@@ -15,8 +15,12 @@ operation    [listen] [[certificates]] [capture] [catalog] [log]: what the opera
 ``values`` has the types of settings, such as addresses, names and seconds, with the text for what is not one.
 ``reading`` turns a file into checked settings, or into lines that explain its mistakes.
 
-A new setting goes into the class of its table, with its reason, and into ``deploy/relay.toml``, which has every one.
+A new setting goes into the class of its table, with its reason. ``deploy/relay.toml`` has every setting, and so has
+``docs/``, on the page of its topic. SIGHUP can change all except [listen] and [log]: ``Gateway.reload`` hands them on.
+A setting that the data plane needs is also a field of ``PlaneSettings``, which ``app.plane_settings`` fills.
+
 A check of several settings goes into the class that has them all. Config has the checks of several tables.
+``app.check`` looks at the files that settings name.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from relay.config.limits import LimitsSettings
 from relay.config.operation import CaptureSettings, CatalogSettings, CertificateFiles, ListenSettings, LogSettings
 from relay.config.reading import check_tree, read_toml
 from relay.config.signaling import SignalingRoute, SignalingSettings
-from relay.config.values import Name, Section, Some
+from relay.config.values import AtLeastOne, Name, Section
 from relay.config.voice import HealthSettings, MediaSettings, QualitySettings, Route, UpstreamServer
 from relay.config.web_proxy import WebProxySettings
 
@@ -64,8 +68,8 @@ class Config(Section):
     """All tables. ``deploy/relay.toml`` has every setting of them."""
 
     listen: ListenSettings = ListenSettings()
-    certificates: Some[CertificateFiles]
-    upstreams: Some[UpstreamServer]
+    certificates: AtLeastOne[CertificateFiles]
+    upstreams: AtLeastOne[UpstreamServer]
     routes: tuple[Route, ...] = ()
     signaling: SignalingSettings = SignalingSettings()
     web_proxy: WebProxySettings = WebProxySettings()

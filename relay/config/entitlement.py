@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from relay.config.reading import check_tree
-from relay.config.values import Count, EndpointUrl, FilePath, Flag, Name, Section, Some, Token, UserPattern
+from relay.config.values import AtLeastOne, Count, EndpointUrl, FilePath, Flag, Name, Section, Token, UserPattern
 
 
 class EntitledUser(Section):
@@ -21,7 +21,7 @@ class EntitledUser(Section):
     # Calls at once, over all carriers; no bound unless given. 0 is refused, because allowed = false says it better.
     calls: Count | None = Field(default=None, ge=1, le=1_000_000)
     # Regions of the upstreams that the calls go to; all unless given.
-    regions: Some[Name] | None = None
+    regions: AtLeastOne[Name] | None = None
 
 
 class EntitledUsers(Section):

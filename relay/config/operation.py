@@ -7,14 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from relay.addresses import Address
-from relay.config.values import Count, FilePath, Flag, HostPattern, ListenAddress, Seconds, Section, Some
+from relay.config.values import AtLeastOne, Count, FilePath, Flag, HostPattern, ListenAddress, Seconds, Section
 
 
 class ListenSettings(Section):
     """``[listen]``: where the relay is reached."""
 
     # HTTPS, WebSocket and TURN/TLS, all on this port. [::] takes IPv6 only; list 0.0.0.0 as well for both.
-    tls: Some[ListenAddress] = (Address("0.0.0.0", 443),)  # noqa: S104
+    tls: AtLeastOne[ListenAddress] = (Address("0.0.0.0", 443),)  # noqa: S104
     # The explicit web proxy (CONNECT and PAC).
     web_proxy: tuple[ListenAddress, ...] = ()
     # Plain HTTP for operators. On loopback, because it has no authentication.

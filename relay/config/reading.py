@@ -27,7 +27,7 @@ _MESSAGES = {
     "path_type": "expected the path of a file",
     "string_pattern_mismatch": "expected at most 63 letters, digits, '.', '_' or '-', the first a letter or digit",
 }
-# These name the value in their own text, or there is no value to name.
+# These name the value in their own text, or have no value.
 _SELF_EXPLAINED = {"value_error", "extra_forbidden", "missing"}
 # The values of these keys are never shown, whatever is wrong with them.
 _SECRET_KEYS = {"password", "secret", "token"}

@@ -6,7 +6,17 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from relay.config.values import Count, FilePath, HostPattern, HttpOrigin, Network, PathPrefix, Seconds, Section, Some
+from relay.config.values import (
+    AtLeastOne,
+    Count,
+    FilePath,
+    HostPattern,
+    HttpOrigin,
+    Network,
+    PathPrefix,
+    Seconds,
+    Section,
+)
 
 
 class SignalingRoute(Section):
@@ -19,7 +29,7 @@ class SignalingRoute(Section):
     host: HostPattern = "*"
     # This path and all below it.
     path: PathPrefix = "/"
-    upstreams: Some[HttpOrigin]
+    upstreams: AtLeastOne[HttpOrigin]
 
 
 class SignalingSettings(Section):

@@ -55,7 +55,7 @@ def _at_least_one(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 _Item = TypeVar("_Item")
-Some = Annotated[tuple[_Item, ...], AfterValidator(_at_least_one)]
+AtLeastOne = Annotated[tuple[_Item, ...], AfterValidator(_at_least_one)]
 
 
 # Names

@@ -77,7 +77,7 @@ class HealthSettings(Section):
     # nothing, and takes the upstream to be up. "auto" and "allocate" also make a whole allocation where credentials are
     # known.
     probe: Probe = "auto"
-    # A probe that takes longer is lost. G.114 ends at 400 ms one way.
+    # A probe that takes longer is lost. G.114 allows at most 400 ms one way.
     timeout_s: Seconds = 1.0
     # This many failures in a row make an upstream down, and this many successes in a row make it up again.
     fall: Count = Field(default=3, ge=1, le=100)

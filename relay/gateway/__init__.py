@@ -1,19 +1,21 @@
 """The control plane: it decides where flows go, watches upstreams, and answers HTTP.
 
-serve            the process: signals in, one ``ready`` line out
-app              puts all that follows together; starts, drains, stops and reloads it
-read_ahead       the configuration's files, read before a reload
-admin/           what operators see
-web_proxy/       CONNECT and proxy.pac
-http/            HTTP on the TLS port, and what leaves it for the data plane
-sessions/        sessions of media.v1
-signaling/       the reverse proxy for socket.io and REST
-entitlement/     who may place calls
-routing/         which upstream a new flow gets; upstreams, their names and their health
-calls/           how each call sounds, and what is kept of it
 lines            log lines that clients cause, limited
+calls/           how each call sounds, and what is kept of it
+routing/         which upstream a new flow gets; upstreams, their names and their health
+entitlement/     who may place calls
+signaling/       the reverse proxy for socket.io and REST
+sessions/        sessions of media.v1
+http/            HTTP on the TLS port, and what leaves it for the data plane
+web_proxy/       CONNECT and proxy.pac
+admin/           what operators see
+read_ahead       the configuration's files, read before a reload
+app              puts all of these together; starts, drains, stops and reloads it
+serve            the process: signals in, one ``ready`` line out
 
-These are floors, from the top down: each imports only what comes after it in this list. ``signaling`` and
-``entitlement`` do not know each other, nor do ``routing`` and ``calls``. The control plane sees a media packet in one
-case only: when an operator captures a flow.
+These are floors, from the bottom up: each imports only what stands above it in this list. Neither ``signaling`` nor
+``entitlement`` knows the other. The same holds for ``routing`` and ``calls``.
+
+The control plane sees media packets in two cases only: when an operator captures a flow, and when a session's client
+comes back. Then ``sessions/returning`` reads what the socket has received meanwhile, and drops the media.
 """

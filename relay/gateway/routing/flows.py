@@ -2,6 +2,9 @@
 
 All carriers pass through ``Flows.begin``: TURN from its first bytes, the others from their upgrade, sessions each time
 they move.
+
+``Tally`` counts what becomes of the carriers besides: requests to leave HTTP, which ``http/upgrades`` answers, and the
+returns and moves of sessions. It is here because routing is below all that count and ``admin`` reads one tally.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ OnBegun = Callable[["Wanted", UpstreamState | None], None]
 
 
 def _nobody_asks(_: Wanted, __: UpstreamState | None) -> None:
-    """Nobody wants to know."""
+    """Does nothing."""
 
 
 class FlowRefused(UpstreamError):
@@ -85,7 +88,7 @@ class FailoverOutcome(StrEnum):
 
 @dataclass
 class Tally:
-    """What happened to carriers since the start."""
+    """What happened to carriers since the start: counted by ``http`` and ``sessions``, read by ``admin``."""
 
     upgrades: Counter[tuple[Carrier, UpgradeOutcome]] = field(default_factory=Counter)
     resumptions: Counter[ResumeOutcome] = field(default_factory=Counter)

@@ -53,8 +53,8 @@ _METHODS = {
 def credentials_for(settings: UpstreamServer, username: str, unix_time: float) -> tuple[str, str]:
     """User name and password for an upstream.
 
-    Where the shared secret is known, the password is made for ``username``; if that is empty, so is a name, which is
-    good for a day from now. Otherwise they are the configured ones.
+    Where the shared secret is known, the password is made for ``username``; if it is empty, a name is made too, good
+    for a day. Otherwise they are the configured ones.
     """
     if settings.secret is not None:
         name = username or rest_username(PROBE_USER, int(unix_time) + PROBE_CREDENTIAL_S)

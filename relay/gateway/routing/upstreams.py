@@ -159,7 +159,7 @@ class UpstreamState:
             self.allocate.begin_anew()
 
     def others(self, avoid: Collection[Address] = ()) -> list[Address]:
-        """Addresses of the name that flows do not go to now, those that have not been found dead first."""
+        """Addresses of the name that flows do not go to now, live ones first."""
         others = [one for one in self.addresses if one != self.address and one not in avoid]
         return sorted(others, key=lambda one: one in self._dead)
 

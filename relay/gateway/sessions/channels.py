@@ -8,7 +8,7 @@ from relay.addresses import Address
 from relay.wire.channeldata import FIRST_CHANNEL, LAST_CHANNEL
 from relay.wire.media_v1 import Bind, Bound, Failed, RequestId
 
-# The lines of a trader's desk, and twice that. Each channel is renewed every four minutes.
+# Twice the lines of a desk. Each channel is renewed every four minutes.
 MAX_CHANNELS = 64
 
 

@@ -34,7 +34,8 @@ from relay.plane.api import (
     UpstreamLost,
 )
 
-# For each kind of line. A floor that comes back has its lines, and a client that fails on purpose cannot fill the log.
+# For each kind of line. Enough log lines for a trading floor that reconnects, and a client that fails on purpose cannot
+# fill the log.
 LINES_PER_S = 50
 # A client whose connection ends with one of these was cut, for whatever reason.
 _CUT = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST, CloseReason.TLS_BROKEN, CloseReason.SLOW_CLIENT})

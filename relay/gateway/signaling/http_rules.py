@@ -19,7 +19,7 @@ from relay.addresses import IpNetwork
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
-# RFC 9110 section 7.6.1, and what is hop-by-hop by use.
+# RFC 9110 section 7.6.1, and what is hop-by-hop by custom.
 HOP_BY_HOP = frozenset(
     b"connection,keep-alive,proxy-connection,proxy-authenticate,proxy-authorization,te,transfer-encoding,upgrade,"
     b"http2-settings".split(b",")

@@ -191,7 +191,7 @@ class Splice:
         if end.peer.lost:
             if not self._done.done():
                 self._done.set_result(None)
-            # Not before: aiohttp then cancels the handler, and until now that has carried the rest to the other end.
+            # Tell the owners only now: aiohttp cancels the handler, which has carried the rest until here.
             for one in (self._client, self._upstream):
                 one.owner.connection_lost(one.error)
         else:
