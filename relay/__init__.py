@@ -1,6 +1,6 @@
 """cloud9-relay: a firm's own relay between its Cloud9 clients, on TCP 443, and TURN servers, over UDP.
 
-It ends TCP and TLS on the LAN, where little is lost, and goes on over UDP, so that voice does not freeze.
+It terminates TCP and TLS on the LAN, where almost nothing is lost. Voice goes on over UDP, so that it does not freeze.
 It never has a key to the voice: SRTP passes through unchanged.
 
 Words used everywhere, in code, configuration, metrics and logs

@@ -164,7 +164,7 @@ def allowlist(
     version: Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)] = None,
     hosts_only: Annotated[
         bool,
-        typer.Option("--hosts-only", help="List hosts instead of the vendor's wildcards. They may change unannounced."),
+        typer.Option("--hosts-only", help="List hosts, not the vendor's wildcards. Hosts change without warning."),
     ] = False,
     proxy: Annotated[str | None, typer.Option(help="For a PAC: host:port of the web proxy.")] = None,
     output: Annotated[

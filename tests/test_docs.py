@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay.catalog import Format
+from relay.gateway.entitlement.verdicts import VerdictOutcome
+from relay.gateway.signaling.refusals import RefusalReason
 from relay.plane.api import CloseReason, DropReason, HandshakeFailure
 
 PROJECT = Path(__file__).parent.parent
@@ -46,15 +48,17 @@ def test_the_folder_leads_to_the_index() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "members"),
+    ("name", "heading", "members"),
     [
-        ("Why a connection ended", CloseReason),
-        ("Why a TLS handshake failed", HandshakeFailure),
-        ("Why a packet was dropped", DropReason),
+        ("troubleshooting.md", "Why a connection ended", CloseReason),
+        ("troubleshooting.md", "Why a TLS handshake failed", HandshakeFailure),
+        ("troubleshooting.md", "Why a packet was dropped", DropReason),
+        ("entitlement.md", "What operators see", VerdictOutcome),
+        ("signaling.md", "What operators see", RefusalReason),
     ],
 )
-def test_the_reasons_are_explained(heading: str, members: type[StrEnum]) -> None:
-    page = (PROJECT / "docs" / "troubleshooting.md").read_text()
+def test_the_reasons_are_explained(name: str, heading: str, members: type[StrEnum]) -> None:
+    page = (PROJECT / "docs" / name).read_text()
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \| ", section, re.MULTILINE) == list(members)
 
