@@ -10,7 +10,9 @@ import pytest
 
 from relay.catalog import Format
 from relay.gateway.entitlement.verdicts import VerdictOutcome
+from relay.gateway.routing.flows import UpgradeOutcome
 from relay.gateway.signaling.refusals import RefusalReason
+from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.plane.api import CloseReason, DropReason, HandshakeFailure
 
 PROJECT = Path(__file__).parent.parent
@@ -27,6 +29,19 @@ def links_of(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_each_link_leads_to_a_file(page: Path) -> None:
     broken = [link for link in links_of(page) if not (page.parent / link.partition("#")[0]).exists()]
+    assert broken == []
+
+
+def headings_of(page: Path) -> set[str]:
+    """The headings of a page, as links name them: in lower case, with hyphens for spaces, without punctuation."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_each_link_to_a_heading_finds_it(page: Path) -> None:
+    targets = [link.partition("#") for link in links_of(page) if "#" in link]
+    broken = [link for link, _, heading in targets if heading not in headings_of(page.parent / link if link else page)]
     assert broken == []
 
 
@@ -55,12 +70,15 @@ def test_the_folder_leads_to_the_index() -> None:
         ("troubleshooting.md", "Why a packet was dropped", DropReason),
         ("entitlement.md", "What operators see", VerdictOutcome),
         ("signaling.md", "What operators see", RefusalReason),
+        ("web-proxy.md", "What operators see", ProxyOutcome),
+        ("carriers.md", "When the relay refuses an upgrade", UpgradeOutcome),
     ],
 )
 def test_the_reasons_are_explained(name: str, heading: str, members: type[StrEnum]) -> None:
     page = (PROJECT / "docs" / name).read_text()
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)` \| ", section, re.MULTILINE) == list(members)
+    first_columns = re.findall(r"^\| (`[^|]*`) \| ", section, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(first_columns)) == list(members)
 
 
 def test_the_formats_of_allow_lists_are_named() -> None:
@@ -73,3 +91,9 @@ def test_a_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("[a](a.md), [b](../b.toml#part), `[c](c.md)`, [d](https://example.com/d.md)\n```\n[e](e.md)\n```\n")
     assert links_of(page) == ["a.md", "../b.toml#part"]
+
+
+def test_a_heading_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n## 2. Who may, and `who` may not\n\n```sh\n# no heading\n```\n")
+    assert headings_of(page) == {"title", "2-who-may-and-who-may-not"}
