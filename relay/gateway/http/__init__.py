@@ -1,1 +1,5 @@
-"""HTTP on the TLS port: the site that answers it, and the upgrades that leave it for the data plane."""
+"""HTTP on the TLS port.
+
+site      serves the connections: the relay's own paths, and all others through the reverse proxy
+upgrades  what leaves HTTP for the data plane: TURN and sessions over WebSocket, and CONNECT-UDP
+"""
