@@ -26,8 +26,8 @@ ROWS_ONCE = 20
 # Lines that are not rows: title, figures, upstreams, drops, head of the table, and the line for the cursor.
 LINES_BESIDE = 8
 
-# The steps of MOS at which the colour changes: R 80, 70 and 60.
-_GOOD, _FAIR, _LOW = 4.03, 3.60, 3.10
+# The colours of the bands of MOS, best first. The relay's summary says where each band begins (``mos_bands``).
+_BAND_STYLES = ("green", "green", "yellow", "red", "bold red", "bold red")
 
 # A narrower terminal shows users, but no addresses and other names.
 _WIDE_COLUMNS = 110
@@ -112,13 +112,13 @@ def frame(summary: Json, flows: Json, width: int, lost: str | None = None) -> Gr
     lines: list[Any] = [title, Text(figures), upstreams, Text(f"drops, last minute: {drops or 'none'}{more}")]
     if lost is not None:
         lines.append(Text(printable(lost), style="bold red"))
-    return Group(*lines, _table(flows["flows"], width))
+    return Group(*lines, _table(flows["flows"], width, [one["mos_from"] for one in summary["mos_bands"]]))
 
 
 _HEALTH = {"up": "green", "down": "bold red"}
 
 
-def _table(flows: list[Json], width: int) -> Table:
+def _table(flows: list[Json], width: int, bands: list[float]) -> Table:
     table = Table(box=None, padding=(0, 1), expand=True, header_style="dim")
     names = _NAMES if width >= _WIDE_COLUMNS else {"user": "username"}
     table.add_column("MOS", justify="right", no_wrap=True)
@@ -127,7 +127,7 @@ def _table(flows: list[Json], width: int) -> Table:
     for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     for flow in flows:
-        mos = Text(_number(flow["mos"], 2), style=_style(flow["mos"]))
+        mos = Text(_number(flow["mos"], 2), style=_style(flow["mos"], bands))
         told = (Text(printable(flow[key]) or "-") for key in names.values())
         table.add_row(mos, *told, *map(Text, _figures(flow)))
     return table
@@ -154,10 +154,10 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _style(mos: float | None) -> str:
+def _style(mos: float | None, bands: list[float]) -> str:
     if mos is None:
         return "dim"
-    return "green" if mos >= _GOOD else "yellow" if mos >= _FAIR else "red" if mos >= _LOW else "bold red"
+    return next((style for least, style in zip(bands, _BAND_STYLES, strict=False) if mos >= least), _BAND_STYLES[-1])
 
 
 def _duration(seconds: float) -> str:

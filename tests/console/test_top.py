@@ -12,6 +12,7 @@ from rich.console import Console
 
 from relay.console import top
 from relay.errors import OperatorError
+from relay.gateway.calls.calls import BANDS
 from relay.plane.api import CloseReason
 from tests.support.benches.made_up import MadeUpRelay
 from tests.support.waiting import eventually
@@ -47,6 +48,15 @@ async def test_one_frame_worst_first() -> None:
     assert [row.split()[1] for row in rows] == ["bad", "good", "silent"]
     assert "24.0" in rows[0].split()
     assert rows[2].split()[0] == "-"
+
+
+@pytest.mark.parametrize(
+    ("mos", "style"),
+    [(4.02, "green"), (4.01, "yellow"), (3.6, "yellow"), (3.59, "red"), (3.09, "bold red"), (0.5, "bold red")],
+)
+def test_colours_change_where_the_bands_of_the_relay_do(mos: float, style: str) -> None:
+    assert top._style(mos, [least for _, least in BANDS]) == style
+    assert top._style(None, []) == "dim"
 
 
 async def test_match_and_a_narrow_terminal() -> None:

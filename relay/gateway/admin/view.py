@@ -94,7 +94,7 @@ class View:
             "calls_unscored": unscored,
             "calls_unwatched": calls.unwatched,
             "mos_bands": [
-                {"name": name, "mos_from": round(least, 2), "calls": count}
+                {"name": name, "mos_from": least, "calls": count}
                 for (name, least), count in zip(BANDS, bands, strict=True)
             ],
             "packets_per_s": self._packets_per_s(now, snapshot.totals),

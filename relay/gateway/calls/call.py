@@ -8,8 +8,8 @@ from relay.gateway.calls.windows import Heard, Window, Windows, heard_between, q
 from relay.plane.api import FlowSnapshot
 from relay.quality import emodel
 
-# A window with a lower MOS is called bad: below R 70, G.107 Annex B says, many users are dissatisfied.
-BAD_MOS = emodel.mos(70.0)
+# A window with a lower MOS, as it is shown, is called bad: below R 70, G.107 Annex B says, many users are dissatisfied.
+BAD_MOS = round(emodel.mos(70.0), 2)
 
 
 class WholeCall:

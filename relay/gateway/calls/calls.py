@@ -129,7 +129,7 @@ class Calls:
 
     def ended_badly(self, count: int) -> list[EndedCall]:
         """The last calls that had a bad window, latest first."""
-        bad = [one for one in reversed(self.ended) if (least := one.mos_min) is not None and least < BAD_MOS]
+        bad = [one for one in reversed(self.ended) if (least := one.mos_min) is not None and round(least, 2) < BAD_MOS]
         return bad[:count]
 
     # Looking
@@ -227,12 +227,13 @@ class Calls:
 
 
 # The categories of speech transmission quality of G.109, best first, each with its lowest MOS: R 90, 80, 70, 60, 50.
+# This is the only list. A MOS has two digits here, as people and the API see it, so a figure has one band everywhere.
 BANDS = (
-    ("best", mos(90)),
-    ("high", mos(80)),
-    ("medium", mos(70)),
-    ("low", mos(60)),
-    ("poor", mos(50)),
+    ("best", round(mos(90), 2)),
+    ("high", round(mos(80), 2)),
+    ("medium", round(mos(70), 2)),
+    ("low", round(mos(60), 2)),
+    ("poor", round(mos(50), 2)),
     ("not recommended", 1.0),
 )
 NO_BAND = -1
@@ -242,7 +243,8 @@ def band_of(score: float) -> int:
     """The number of a MOS in ``BANDS``; NO_BAND for inf, which is no score."""
     if score == math.inf:
         return NO_BAND
-    return next(number for number, (_, least) in enumerate(BANDS) if score >= least or number == len(BANDS) - 1)
+    shown = round(score, 2)
+    return next(number for number, (_, least) in enumerate(BANDS) if shown >= least or number == len(BANDS) - 1)
 
 
 def whole(way: WholeCall) -> dict[str, float | int | None]:

@@ -337,6 +337,12 @@ def test_bands(r: float, name: str) -> None:
     assert band_of(math.inf) == NO_BAND
 
 
+@pytest.mark.parametrize(("score", "name"), [(4.0151, "high"), (4.0149, "medium"), (3.596, "medium"), (3.594, "low")])
+def test_the_band_is_that_of_the_figure_as_it_is_shown(score: float, name: str) -> None:
+    assert BANDS[band_of(score)][0] == name
+    assert band_of(score) == band_of(round(score, 2))
+
+
 def test_histogram() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
