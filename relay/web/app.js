@@ -1,8 +1,20 @@
 // Puts the page together: the stream of summaries, the two pages, the keyboard and the theme.
+//
+// index.html   the frame of the page; style.css has its looks, icon.svg its icon
+// app.js       begins here
+// live.js      the stream of summaries, and whether it still comes
+// overview.js  the first page
+// table.js     its list of the worst calls
+// call.js      the page of one call
+// columns.js   tables, made of lists of columns
+// charts.js    lines over time, drawn by uplot/
+// format.js    numbers, times and the bands of MOS
+// dom.js       elements and text
+// theme.js     light or dark, before anything is drawn
 import { redrawAll } from "./charts.js";
 import { CallPage } from "./call.js";
 import { setText } from "./dom.js";
-import { clockTime } from "./format.js";
+import { clockTime, takeBands } from "./format.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
 
@@ -22,6 +34,7 @@ function route() {
 
 function onSummary(summary) {
   latest = summary;
+  takeBands(summary);
   setText(document.getElementById("version"), summary.version);
   setText(document.getElementById("clock"), clockTime(summary.at));
   document.getElementById("draining").hidden = !summary.draining;

@@ -1,11 +1,50 @@
 // The page of one call: who, how it sounds, and its timeline.
 import { Chart, atLeast, ofMos } from "./charts.js";
+import { number, row, table, text } from "./columns.js";
 import { h } from "./dom.js";
 import { bandClass, clockTime, count, duration, fixed, known, percent, sum, words } from "./format.js";
 
 const TWO_WAYS = [
   { label: "uplink ↑", colour: "--up" },
   { label: "downlink ↓", colour: "--down" },
+];
+
+const key = (way) => h("i", { class: `key ${way}` });
+
+const quality = ({ call, way }) => call.whole_call?.[way] ?? {};
+
+// Its rows are the two directions of a call.
+const WHOLE = [
+  ["", "", "", ({ way }) => text(key(way), way)],
+  ["packets", "", "number", ({ call, way }) => number(count(call[way].packets))],
+  ["lost %", "", "number", (one) => number(percent(quality(one).lost_percent))],
+  ["late %", "", "number", (one) => number(percent(quality(one).late_percent))],
+  ["jitter ms", "", "number", (one) => number(fixed(quality(one).jitter_ms, 1))],
+  ["MOS min", "", "number", (one) => number(fixed(quality(one).mos_min, 2))],
+  ["MOS mean", "", "number", (one) => number(fixed(quality(one).mos_mean, 2))],
+  ["RTCP", "", "number", ({ call, way }) => number(count(call.rtcp[way]))],
+];
+
+const DROPS = [
+  ["reason", "", "", ([reason]) => text(reason)],
+  ["packets", "", "number", ([, packets]) => number(count(packets))],
+];
+
+const STREAMS = [
+  ["direction", "", "", (one) => text(key(one.direction), one.direction)],
+  ["SSRC", "", "", (one) => h("td", { class: "mono" }, one.ssrc)],
+  ["type", "", "number", (one) => number(String(one.payload_type))],
+  ["clock Hz", "", "number", (one) => number(known(one.clock_hz) ? count(one.clock_hz) : "?")],
+  ["packets", "", "number", (one) => number(count(one.packets))],
+  ["lost", "", "number", (one) => number(count(one.lost))],
+  ["late", "", "number", (one) => number(count(one.late))],
+  ["jitter ms", "", "number", (one) => number(fixed(one.jitter_ms, 1))],
+  ["stalls", "", "number", (one) => number(count(one.stalls))],
+  ["longest pause ms", "", "number", (one) => number(fixed(one.longest_pause_ms, 0))],
+  ["reordered", "", "number", (one) => number(count(one.reordered))],
+  ["twice", "", "number", (one) => number(count(one.duplicates))],
+  ["restarts", "", "number", (one) => number(count(one.restarts))],
+  ["idle s", "", "number", (one) => number(fixed(one.idle_s, 1))],
 ];
 
 export class CallPage {
@@ -149,94 +188,26 @@ export class CallPage {
   }
 
   renderWhole(call) {
-    const cells = (way) => {
-      const quality = call.whole_call?.[way] ?? {};
-      return [
-        count(call[way].packets),
-        percent(quality.lost_percent),
-        percent(quality.late_percent),
-        fixed(quality.jitter_ms, 1),
-        fixed(quality.mos_min, 2),
-        fixed(quality.mos_mean, 2),
-        count(call.rtcp[way]),
-      ];
-    };
-    const row = (name, way) =>
-      h(
-        "tr",
-        {},
-        h("td", {}, h("i", { class: `key ${way}` }), name),
-        cells(way).map((text) => h("td", { class: "number" }, text)),
-      );
-    this.whole.replaceChildren(
-      h("h2", {}, "The whole call"),
-      scroll(
-        ["", "packets", "lost %", "late %", "jitter ms", "MOS min", "MOS mean", "RTCP"],
-        [row("uplink", "uplink"), row("downlink", "downlink")],
-        1,
-      ),
-    );
+    const ways = ["uplink", "downlink"].map((way) => ({ call, way }));
+    this.whole.replaceChildren(h("h2", {}, "The whole call"), scroll(WHOLE, ways));
   }
 
   renderDrops(call) {
-    const rows = (counts, what) =>
-      Object.entries(counts).map(([name, number]) =>
-        h("tr", {}, h("td", {}, what, words(name)), h("td", { class: "number" }, count(number))),
-      );
-    const all = [...rows(call.drops, ""), ...rows(call.drops_by_traffic, "of kind: ")];
-    if (call.retransmissions) all.push(...rows({ "STUN requests sent again": call.retransmissions }, ""));
+    const all = [
+      ...Object.entries(call.drops).map(([reason, packets]) => [words(reason), packets]),
+      ...Object.entries(call.drops_by_traffic).map(([kind, packets]) => [`of kind: ${words(kind)}`, packets]),
+    ];
+    if (call.retransmissions) all.push(["STUN requests sent again", call.retransmissions]);
     this.drops.replaceChildren(
       h("h2", {}, "Drops"),
-      all.length ? scroll(["reason", "packets"], all, 1) : h("p", { class: "muted" }, "None."),
+      all.length ? scroll(DROPS, all) : h("p", { class: "muted" }, "None."),
     );
   }
 
   renderStreams(call) {
-    const row = (one) =>
-      h(
-        "tr",
-        {},
-        h("td", {}, h("i", { class: `key ${one.direction}` }), one.direction),
-        h("td", { class: "mono" }, one.ssrc),
-        ...[
-          String(one.payload_type),
-          known(one.clock_hz) ? count(one.clock_hz) : "?",
-          count(one.packets),
-          count(one.lost),
-          count(one.late),
-          fixed(one.jitter_ms, 1),
-          count(one.stalls),
-          fixed(one.longest_pause_ms, 0),
-          count(one.reordered),
-          count(one.duplicates),
-          count(one.restarts),
-          fixed(one.idle_s, 1),
-        ].map((text) => h("td", { class: "number" }, text)),
-      );
     this.streams.replaceChildren(
       h("h2", {}, "Streams"),
-      call.streams.length
-        ? scroll(
-            [
-              "direction",
-              "SSRC",
-              "type",
-              "clock Hz",
-              "packets",
-              "lost",
-              "late",
-              "jitter ms",
-              "stalls",
-              "longest pause ms",
-              "reordered",
-              "twice",
-              "restarts",
-              "idle s",
-            ],
-            call.streams.map(row),
-            2,
-          )
-        : h("p", { class: "muted" }, "No RTP was seen."),
+      call.streams.length ? scroll(STREAMS, call.streams) : h("p", { class: "muted" }, "No RTP was seen."),
     );
   }
 
@@ -254,22 +225,16 @@ export class CallPage {
 const back = () => h("a", { href: "#/", class: "back", title: "Back (Esc)" }, "←");
 
 // A table that scrolls inside its panel if the page is narrower.
-const scroll = (heads, rows, texts) => h("div", { class: "scroll" }, table(heads, rows, texts));
-
-// The first ``texts`` columns have words, the others numbers.
-function table(heads, rows, texts) {
-  return h(
-    "table",
-    {},
-    h(
-      "thead",
-      {},
+const scroll = (columns, rows) =>
+  h(
+    "div",
+    { class: "scroll" },
+    table(
+      columns,
       h(
-        "tr",
+        "tbody",
         {},
-        heads.map((name, number) => h("th", { class: number < texts ? null : "number", scope: "col" }, name)),
+        rows.map((one) => row(columns, one)),
       ),
     ),
-    h("tbody", {}, rows),
   );
-}

@@ -29,15 +29,16 @@ export function duration(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
 }
 
-// The bands of G.107 Annex B, best first, as the summary has them.
-export function band(mos) {
-  if (!known(mos)) return "none";
-  return [4.34, 4.02, 3.6, 3.1, 2.58].findIndex((least) => mos >= least - 0.005) >>> 0;
+// The lowest MOS of each band, best first. They come with each summary, so the relay alone says where a band begins.
+let bands = [];
+
+export function takeBands({ mos_bands }) {
+  bands = mos_bands.map(({ mos_from }) => mos_from);
 }
 
 export function bandClass(mos) {
-  const number = band(mos);
-  return number === "none" ? "band-none" : `band-${Math.min(number, 5)}`;
+  const number = known(mos) ? bands.findIndex((least) => mos >= least) : -1;
+  return number < 0 ? "band-none" : `band-${number}`;
 }
 
 export const words = (name) => name.replaceAll("_", " ");

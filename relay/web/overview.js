@@ -1,12 +1,56 @@
 // The first page: the relay as a whole, and the worst calls.
 import { Chart } from "./charts.js";
+import { empty, mos, name, named, number, row, table, text } from "./columns.js";
 import { h, setText } from "./dom.js";
-import { bandClass, clockTime, count, duration, fixed, percent, sum, words } from "./format.js";
-import { CallTable } from "./table.js";
+import { clockTime, count, duration, fixed, percent, sum, words } from "./format.js";
+import { CallTable, upstreamOf } from "./table.js";
 
 const CHART_S = 600;
-// The bands with dissatisfied users: MOS below 3.60.
+// The first of the bands with dissatisfied users.
 const BAD_FROM = 3;
+
+const health = (state) => h("span", { class: `health ${state}`, title: state });
+
+const UPSTREAMS = [
+  ["", "", "", (one) => text(health(one.health))],
+  ["name", "", "", (one) => text(one.name)],
+  ["calls", "", "number", (one) => number(count(one.flows))],
+  ["RTT ms", "", "number", (one) => number(fixed(one.rtt_ms, 1))],
+  ["MOS", "", "number", (one) => mos(one.mos)],
+];
+
+const upOf = ({ up, upstreams }) => h("span", { class: "muted" }, ` ${up}/${upstreams} up`);
+
+// A region has a row among its upstreams, with cells of its own.
+const REGION = [
+  (region) => text(health(region.health)),
+  (region) => text(region.name, upOf(region)),
+  (region) => number(count(region.flows)),
+];
+
+const DROPS = [
+  ["", "", "", ([reason]) => text(words(reason))],
+  ["last min", "", "number", ([, , lastMinute]) => number(count(lastMinute))],
+  ["all", "", "number", ([, total]) => number(count(total))],
+];
+
+const missing = (way) => number(percent(sum(way.lost_percent, way.late_percent)));
+const jitter = (way) => number(fixed(way.jitter_ms, 1));
+
+const ENDED = [
+  ["MOS min", "", "number", (call) => mos(call.mos_min)],
+  ["user", "", "", (call) => named(call.username)],
+  ["client", "", "", (call) => name(null, call.client)],
+  ["server name", "", "", (call) => named(call.server_name)],
+  ["upstream", "", "", (call) => name(null, ...upstreamOf(call))],
+  ["lasted", "", "number", (call) => number(duration(call.age_s))],
+  ["missing % ↑", "", "number", (call) => missing(call.uplink)],
+  ["missing % ↓", "", "number", (call) => missing(call.downlink)],
+  ["jitter ↑", "", "number", (call) => jitter(call.uplink)],
+  ["jitter ↓", "", "number", (call) => jitter(call.downlink)],
+  ["ended", "", "", (call) => text(clockTime(Date.parse(call.ended_at) / 1000))],
+  ["why", "", "", (call) => name(call.detail, words(call.reason))],
+];
 
 export class Overview {
   constructor() {
@@ -28,7 +72,7 @@ export class Overview {
         "section",
         { class: "figures panel" },
         figure("calls", "Flows that carry voice"),
-        figure("bad now", "Calls with a MOS below 3.60 in the last 5 s"),
+        figure("bad now", ""),
         figure("connections", "Open TCP connections"),
         figure("packets/s ↑", "From clients to upstreams"),
         figure("packets/s ↓", "From upstreams to clients"),
@@ -42,44 +86,20 @@ export class Overview {
         "section",
         { class: "panel" },
         h("h2", {}, "Regions and upstreams"),
-        h(
-          "div",
-          { class: "scroll" },
-          table(["", "name", "calls|number", "RTT ms|number", "MOS|number"], this.upstreams),
-        ),
+        h("div", { class: "scroll" }, table(UPSTREAMS, this.upstreams)),
       ),
       h(
         "section",
         { class: "panel" },
         h("h2", {}, "Drops by reason"),
-        table(["", "last min|number", "all|number"], this.drops),
+        table(DROPS, this.drops),
       ),
       this.table.element,
       h(
         "section",
         { class: "panel ended" },
         h("h2", {}, "Bad calls that ended"),
-        h(
-          "div",
-          { class: "scroll" },
-          table(
-            [
-              "MOS min|number",
-              "user",
-              "client",
-              "server name",
-              "upstream",
-              "lasted|number",
-              "missing % ↑|number",
-              "missing % ↓|number",
-              "jitter ↑|number",
-              "jitter ↓|number",
-              "ended",
-              "why",
-            ],
-            this.ended,
-          ),
-        ),
+        h("div", { class: "scroll" }, table(ENDED, this.ended)),
       ),
     );
     this.packets = new Chart(this.chart, {
@@ -117,7 +137,8 @@ export class Overview {
     this.showBands(summary);
     this.upstreams.replaceChildren(...summary.regions.flatMap((region) => upstreamRows(region, summary.upstreams)));
     this.showDrops(summary);
-    this.ended.replaceChildren(...(summary.ended_badly.length ? summary.ended_badly.map(endedRow) : [none(12)]));
+    const ended = summary.ended_badly.map(endedRow);
+    this.ended.replaceChildren(...(ended.length ? ended : [empty(ENDED)]));
     if (summary.looked_at !== this.looked) {
       this.looked = summary.looked_at;
       this.table.refresh();
@@ -134,6 +155,8 @@ export class Overview {
     };
     set("calls", count(summary.calls));
     set("bad now", count(bad), bad > 0);
+    const good = summary.mos_bands[BAD_FROM - 1].mos_from.toFixed(2);
+    this.figures["bad now"].parentElement.title = `Calls with a MOS below ${good} in the last 5 s`;
     set("connections", count(summary.connections));
     set("packets/s ↑", count(summary.packets_per_s.uplink));
     set("packets/s ↓", count(summary.packets_per_s.downlink));
@@ -155,7 +178,7 @@ export class Overview {
   }
 
   showBands({ mos_bands, calls, calls_unscored }) {
-    const row = (name, title, number, kind) =>
+    const band = (name, title, number, kind) =>
       h(
         "div",
         { class: "band", title },
@@ -172,25 +195,17 @@ export class Overview {
       );
     this.bands.replaceChildren(
       ...mos_bands.map((one, number) =>
-        row(one.name, `MOS from ${one.mos_from.toFixed(2)}: ${one.calls} of ${calls}`, one.calls, `band-${number}`),
+        band(one.name, `MOS from ${one.mos_from.toFixed(2)}: ${one.calls} of ${calls}`, one.calls, `band-${number}`),
       ),
-      row("silent", "No score: nothing was heard", calls_unscored, "band-none"),
+      band("silent", "No score: nothing was heard", calls_unscored, "band-none"),
     );
   }
 
   showDrops({ drops, drops_last_minute }) {
     const rows = Object.entries(drops)
       .sort((one, other) => other[1] - one[1])
-      .map(([reason, total]) =>
-        h(
-          "tr",
-          {},
-          h("td", {}, words(reason)),
-          h("td", { class: "number" }, count(drops_last_minute[reason] ?? 0)),
-          h("td", { class: "number" }, count(total)),
-        ),
-      );
-    this.drops.replaceChildren(...(rows.length ? rows : [none(3)]));
+      .map(([reason, total]) => row(DROPS, [reason, total, drops_last_minute[reason] ?? 0]));
+    this.drops.replaceChildren(...(rows.length ? rows : [empty(DROPS)]));
   }
 
   onKey(event) {
@@ -206,64 +221,18 @@ export class Overview {
   }
 }
 
-function table(heads, body) {
-  const cells = heads
-    .map((head) => head.split("|"))
-    .map(([name, kind]) => h("th", { class: kind, scope: "col" }, name));
-  return h("table", {}, h("thead", {}, h("tr", {}, cells)), body);
-}
-
-const none = (columns) => h("tr", { class: "empty" }, h("td", { colspan: columns }, "none"));
-
-const health = (state) => h("span", { class: `health ${state}`, title: state });
-
 function upstreamRows(region, upstreams) {
   const own = upstreams.filter((one) => one.region === region.name);
+  const cells = UPSTREAMS.map((_, place) => REGION[place]?.(region) ?? text());
   return [
-    h(
-      "tr",
-      { class: "region" },
-      h("td", {}, health(region.health)),
-      h("td", {}, region.name, h("span", { class: "muted" }, ` ${region.up}/${region.upstreams} up`)),
-      h("td", { class: "number" }, count(region.flows)),
-      h("td"),
-      h("td"),
-    ),
-    ...own.map((one) =>
-      h(
-        "tr",
-        { title: one.address ?? "no address" },
-        h("td", {}, health(one.health)),
-        h("td", {}, one.name),
-        h("td", { class: "number" }, count(one.flows)),
-        h("td", { class: "number" }, fixed(one.rtt_ms, 1)),
-        h("td", { class: "number" }, h("span", { class: `mos ${bandClass(one.mos)}` }, fixed(one.mos, 2))),
-      ),
-    ),
+    h("tr", { class: "region" }, cells),
+    ...own.map((one) => row(UPSTREAMS, one, { title: one.address ?? "no address" })),
   ];
 }
 
 function endedRow(call) {
-  const { uplink, downlink } = call;
-  const number = (text) => h("td", { class: "number" }, text);
-  return h(
-    "tr",
-    {
-      on: {
-        click: () => {
-          location.hash = `#/call/${call.connection}`;
-        },
-      },
-    },
-    h("td", { class: "number" }, h("span", { class: `mos ${bandClass(call.mos_min)}` }, fixed(call.mos_min, 2))),
-    h("td", { class: "name", title: call.username }, call.username || "–"),
-    h("td", { class: "name" }, call.client),
-    h("td", { class: "name", title: call.server_name }, call.server_name || "–"),
-    h("td", { class: "name" }, call.upstream, h("span", { class: "muted" }, ` ${call.region}`)),
-    number(duration(call.age_s)),
-    ...[uplink, downlink].map((way) => number(percent(sum(way.lost_percent, way.late_percent)))),
-    ...[uplink, downlink].map((way) => number(fixed(way.jitter_ms, 1))),
-    h("td", {}, clockTime(Date.parse(call.ended_at) / 1000)),
-    h("td", { class: "name", title: call.detail }, words(call.reason)),
-  );
+  const open = () => {
+    location.hash = `#/call/${call.connection}`;
+  };
+  return row(ENDED, call, { on: { click: open } });
 }

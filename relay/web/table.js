@@ -1,25 +1,44 @@
 // The list of calls, worst first: filter, selection by keyboard, and a row that opens a call.
+import { empty, mos, name, named, number, row, table, text } from "./columns.js";
 import { h, setText, svg } from "./dom.js";
-import { bandClass, count, duration, fixed, known, percent, sum } from "./format.js";
+import { count, duration, fixed, known, percent, sum } from "./format.js";
 
 const SHOWN = 100;
 const FILTER_DELAY_MS = 150;
 
+const missing = (way) => {
+  const value = sum(way.lost_percent, way.late_percent);
+  return number(percent(value), known(value) && value >= 2);
+};
+const jitter = (way) => number(fixed(way.jitter_ms, 1), way.jitter_ms >= 30);
+const milliseconds = (value) => fixed(value, value >= 10 ? 0 : 1);
+const allDrops = (flow) => Object.values(flow.drops).reduce((total, one) => total + one, 0);
+
 const COLUMNS = [
-  ["MOS", "Of the worse direction, in the last 5 s", "number"],
-  ["last 2 min", "MOS of the last windows, 1 to 4.5"],
-  ["user", "As the client names itself to the upstream"],
-  ["client", "Its address, or its web proxy's"],
-  ["server name", "What the client asked for"],
-  ["upstream", "And its region"],
-  ["age", "", "number"],
-  ["missing % ↑", "Lost and late, from the client", "number"],
-  ["missing % ↓", "Lost and late, to the client", "number"],
-  ["jitter ↑", "ms, RFC 3550, the worst stream", "number"],
-  ["jitter ↓", "ms, RFC 3550, the worst stream", "number"],
-  ["queue", "ms, 95th percentile of the wait for the client", "number"],
-  ["RTT", "ms, the client's TCP", "number"],
-  ["drops", "Packets not forwarded, the whole call", "number"],
+  ["MOS", "Of the worse direction, in the last 5 s", "number", (flow) => mos(flow.mos)],
+  ["last 2 min", "MOS of the last windows, 1 to 4.5", "", (flow) => text(trail(flow.mos_trail))],
+  ["user", "As the client names itself to the upstream", "", (flow) => named(flow.username)],
+  ["client", "Its address, or its web proxy's", "", (flow) => name(null, flow.client)],
+  ["server name", "What the client asked for", "", (flow) => named(flow.server_name)],
+  ["upstream", "And its region", "", (flow) => name(flow.region, ...upstreamOf(flow))],
+  ["age", "", "number", (flow) => number(duration(flow.age_s))],
+  ["missing % ↑", "Lost and late, from the client", "number", (flow) => missing(flow.uplink)],
+  ["missing % ↓", "Lost and late, to the client", "number", (flow) => missing(flow.downlink)],
+  ["jitter ↑", "ms, RFC 3550, the worst stream", "number", (flow) => jitter(flow.uplink)],
+  ["jitter ↓", "ms, RFC 3550, the worst stream", "number", (flow) => jitter(flow.downlink)],
+  [
+    "queue",
+    "ms, 95th percentile of the wait for the client",
+    "number",
+    (flow) => number(milliseconds(flow.queue_ms), flow.queue_ms >= 100),
+  ],
+  ["RTT", "ms, the client's TCP", "number", (flow) => number(milliseconds(flow.rtt_ms))],
+  [
+    "drops",
+    "Packets not forwarded, the whole call",
+    "number",
+    (flow) => number(count(allDrops(flow)), allDrops(flow) > 0),
+  ],
 ];
 
 export class CallTable {
@@ -36,12 +55,11 @@ export class CallTable {
     });
     this.note = h("span", { class: "muted" });
     this.body = h("tbody");
-    const head = COLUMNS.map(([name, title, kind]) => h("th", { class: kind, title, scope: "col" }, name));
     this.element = h(
       "section",
       { class: "panel calls" },
       h("h2", {}, "Worst calls", this.note, h("span", { class: "space" }), this.filter),
-      h("div", { class: "scroll" }, h("table", { id: "calls" }, h("thead", {}, h("tr", {}, head)), this.body)),
+      h("div", { class: "scroll" }, table(COLUMNS, this.body, { id: "calls" })),
     );
     this.rows = [];
     this.selected = null;
@@ -73,12 +91,8 @@ export class CallTable {
     setText(this.note, total > flows.length ? `${flows.length} of ${count(total)} ${what}` : `${count(total)} ${what}`);
     this.rows = flows.map((flow) => flow.connection);
     if (!this.rows.includes(this.selected)) this.selected = null;
-    this.body.replaceChildren(...flows.map(row));
-    if (!flows.length) {
-      this.body.append(
-        h("tr", { class: "empty" }, h("td", { colspan: COLUMNS.length }, match ? "No flow matches." : "No calls now.")),
-      );
-    }
+    this.body.replaceChildren(...flows.map(rowOf));
+    if (!flows.length) this.body.append(empty(COLUMNS, match ? "No flow matches." : "No calls now."));
     this.mark();
   }
 
@@ -99,35 +113,13 @@ export class CallTable {
   }
 }
 
-function row(flow) {
-  const { uplink, downlink } = flow;
+export const upstreamOf = ({ upstream, region }) => [upstream, h("span", { class: "muted" }, ` ${region}`)];
+
+function rowOf(flow) {
   const open = () => {
     location.hash = `#/call/${flow.connection}`;
   };
-  const drops = Object.values(flow.drops).reduce((total, one) => total + one, 0);
-  const number = (text, bad) => h("td", { class: bad ? "number bad" : "number" }, text);
-  const missing = (way) => {
-    const value = sum(way.lost_percent, way.late_percent);
-    return number(percent(value), known(value) && value >= 2);
-  };
-  return h(
-    "tr",
-    { data: { connection: flow.connection }, on: { click: open } },
-    h("td", { class: "number" }, h("span", { class: `mos ${bandClass(flow.mos)}` }, fixed(flow.mos, 2))),
-    h("td", {}, trail(flow.mos_trail)),
-    h("td", { class: "name", title: flow.username }, flow.username || "–"),
-    h("td", { class: "name" }, flow.client),
-    h("td", { class: "name", title: flow.server_name }, flow.server_name || "–"),
-    h("td", { class: "name", title: flow.region }, flow.upstream, h("span", { class: "muted" }, ` ${flow.region}`)),
-    number(duration(flow.age_s)),
-    missing(uplink),
-    missing(downlink),
-    number(fixed(uplink.jitter_ms, 1), uplink.jitter_ms >= 30),
-    number(fixed(downlink.jitter_ms, 1), downlink.jitter_ms >= 30),
-    number(fixed(flow.queue_ms, flow.queue_ms >= 10 ? 0 : 1), flow.queue_ms >= 100),
-    number(fixed(flow.rtt_ms, flow.rtt_ms >= 10 ? 0 : 1)),
-    number(drops ? count(drops) : "0", drops > 0),
-  );
+  return row(COLUMNS, flow, { data: { connection: flow.connection }, on: { click: open } });
 }
 
 // A line through the last windows: MOS 1 at the bottom, 4.5 at the top.

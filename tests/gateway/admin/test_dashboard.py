@@ -20,6 +20,7 @@ from tests.support.peers.browser import CHROMIUM, Page, browser
 PROJECT = Path(__file__).parent.parent.parent.parent
 # It would run if anything parsed it as markup.
 HOSTILE = "<img src=x onerror=\"window.ran = 'image'\"><script>window.ran = 'script'</script>"
+BAD_NOW = "Calls with a MOS below 3.60 in the last 5 s"
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
 
@@ -101,10 +102,15 @@ async def opened(page: Page, address: Address, path: str = "/") -> None:
     await page.until("document.querySelector('#live')?.dataset.state === 'live'")
 
 
+async def cell_of(page: Page, table: str, head: str) -> str:
+    """The selector of a column's cells, by the words above them."""
+    heads = await page.run(f"[...document.querySelectorAll('{table} th')].map((e) => e.textContent)")
+    return f"{table} tbody td:nth-child({heads.index(head) + 1})"
+
+
 async def users(page: Page) -> list[str]:
-    return list(
-        await page.run("[...document.querySelectorAll('#calls tbody tr td:nth-child(3)')].map((e) => e.textContent)")
-    )
+    cells = await cell_of(page, "#calls", "user")
+    return list(await page.run(f"[...document.querySelectorAll('{cells}')].map((e) => e.textContent)"))
 
 
 async def relay_of(calls: int) -> MadeUpRelay:
@@ -130,14 +136,21 @@ async def test_in_a_browser() -> None:
         await page.until("document.querySelectorAll('#calls tbody tr').length === 4")
         # What a peer chose is there as text, in the list, the tooltip and the calls that ended.
         assert await users(page) == [HOSTILE, "trader0", "trader2", "trader3"]
-        assert await page.run("document.querySelector('#calls td:nth-child(5)').title") == HOSTILE
-        assert await page.run("document.querySelector('.ended td:nth-child(2)').textContent") == HOSTILE + "2"
+        asked_for, ended = await cell_of(page, "#calls", "server name"), await cell_of(page, ".ended table", "user")
+        assert await page.run(f"document.querySelector('{asked_for}').title") == HOSTILE
+        assert await page.run(f"document.querySelector('{ended}').textContent") == HOSTILE + "2"
         figures = await page.run(
             "Object.fromEntries([...document.querySelectorAll('.figure')]"
             ".map((e) => [e.lastChild.textContent, e.firstChild.textContent]))"
         )
         assert (figures["calls"], figures["bad now"], figures["upstreams up"]) == ("4", "1", "2/3")
         assert await page.run("document.querySelectorAll('.overview canvas').length") == 1
+        assert await page.run("[...document.querySelectorAll('.figure')][1].title") == BAD_NOW
+        # A call has the colour of the band in which it is counted.
+        score = await cell_of(page, "#calls", "MOS")
+        coloured = await page.run(f"[...document.querySelectorAll('{score} .mos')].map((e) => e.classList[1])")
+        counts, _ = relay.calls.mos_bands()
+        assert sorted(coloured) == [f"band-{band}" for band, calls in enumerate(counts) for _ in range(calls)]
 
         # By keyboard: down to the first, open it, and back.
         await page.press("j")
@@ -209,7 +222,8 @@ async def test_times_have_their_zone() -> None:
         await opened(page, address)
         clock = re.compile(r"\d\d:\d\d:\d\d GMT\+5:30")
         assert clock.fullmatch(await page.run("document.querySelector('#clock').textContent"))
-        assert clock.fullmatch(await page.run("document.querySelector('.ended td:nth-last-child(2)').textContent"))
+        ended_at = await cell_of(page, ".ended table", "ended")
+        assert clock.fullmatch(await page.run(f"document.querySelector('{ended_at}').textContent"))
         await page.until("document.querySelector('.u-legend').textContent.includes('time (GMT+5:30)')")
         await opened(page, address, "/#/call/2")
         await page.until("document.querySelector('.who')")
