@@ -52,25 +52,30 @@ class Account:
     username: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FlowSetup:
+    """What a flow has from its plane and its connection.
+
+    ``deliver`` takes the time at which a unit of the downlink came (time.monotonic), and the whole unit. ``fail`` is
+    called once, when the upstream is gone. A TURN flow sends requests again after ``rto_s``, and takes an upstream that
+    is silent for ``silence_s`` to be gone.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    account: Account
+    ports: SourcePorts
+    silence_s: float
+    rto_s: float
+    deliver: Callable[[float, bytes], None]
+    fail: Callable[[CloseReason, str], None]
+
+
 class Flow:
     """One client's UDP socket towards its upstream; this one carries datagrams as they are (CONNECT-UDP)."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        upstream: Upstream,
-        account: Account,
-        *,
-        ports: SourcePorts,
-        deliver: Callable[[float, bytes], None],
-        fail: Callable[[CloseReason, str], None],
-        left: socket.socket | None = None,
-    ) -> None:
-        """Opens a socket, or goes on with one that an earlier flow has ``left``. Raises OSError.
-
-        ``deliver`` takes the time at which a unit of the downlink came (time.monotonic), and the whole unit. ``fail``
-        is called once, when the upstream is gone.
-        """
+    def __init__(self, upstream: Upstream, setup: FlowSetup, left: socket.socket | None = None) -> None:
+        """Opens a socket, or goes on with one that an earlier flow has ``left``. Raises OSError."""
+        loop, account = setup.loop, setup.account
         self.upstream = upstream
         self.account = account
         self.totals = account.totals
@@ -81,9 +86,9 @@ class Flow:
         self.heard_media_at: float | None = None
         self.allocation = Allocation(self.heard_at)
         self._loop = loop
-        self._ports = ports
-        self._deliver = deliver
-        self._fail = fail
+        self._ports = setup.ports
+        self._deliver = setup.deliver
+        self._fail = setup.fail
         self._authenticated = b""
         self._hops = 0
         if left is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from relay.plane.api import (
@@ -39,7 +40,7 @@ from relay.plane.reference.carriers import (
     pong_frame,
 )
 from relay.plane.reference.downlink import Downlink
-from relay.plane.reference.flow import Account, Flow
+from relay.plane.reference.flow import Account, Flow, FlowSetup
 from relay.plane.reference.pings import Pings
 from relay.plane.reference.schedule import Room, Schedule
 from relay.plane.reference.tap import FlowTap
@@ -113,24 +114,18 @@ class Media:
             )
 
     def _open_flow(self, upstream: Upstream) -> Flow:
+        setup = self._flow_setup(self._on_downlink)
+        return Flow(upstream, setup) if self.carrier is Carrier.CONNECT_UDP else TurnFlow(upstream, setup)
+
+    def _flow_setup(self, deliver: Callable[[float, bytes], None]) -> FlowSetup:
         plane = self._plane
-        if self.carrier is Carrier.CONNECT_UDP:
-            return Flow(
-                plane.loop,
-                upstream,
-                self._account,
-                ports=plane.ports,
-                deliver=self._on_downlink,
-                fail=self._on_upstream_lost,
-            )
-        return TurnFlow(
+        return FlowSetup(
             plane.loop,
-            upstream,
             self._account,
-            ports=plane.ports,
+            plane.ports,
             silence_s=plane.settings.upstream_silence_s,
             rto_s=plane.settings.initial_rto_s,
-            deliver=self._on_downlink,
+            deliver=deliver,
             fail=self._on_upstream_lost,
         )
 

@@ -39,18 +39,7 @@ class SessionMedia(Media):
             self._use(upstream, flow)
 
     def _open_session(self, upstream: Upstream, left: socket.socket | None) -> SessionFlow:
-        return SessionFlow(
-            self._plane.loop,
-            upstream,
-            self._account,
-            ports=self._plane.ports,
-            silence_s=self._plane.settings.upstream_silence_s,
-            rto_s=self._plane.settings.initial_rto_s,
-            deliver=self._deliver,
-            fail=self._on_upstream_lost,
-            on_stun=self._on_stun,
-            left=left,
-        )
+        return SessionFlow(upstream, self._flow_setup(self._deliver), self._on_stun, left)
 
     def _on_stun(self, message: bytes, asked: bool) -> None:
         assert self._pings is not None

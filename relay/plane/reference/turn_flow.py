@@ -15,10 +15,10 @@ from collections.abc import Callable
 from relay.plane.api import CloseReason, DropReason, Traffic, Upstream
 from relay.plane.endings import silence_detail
 from relay.plane.reference.allocation import ALLOCATE_ERROR, ALLOCATION_MISMATCH, error_code
-from relay.plane.reference.flow import Account, Flow
+from relay.plane.reference.flow import Flow, FlowSetup
 from relay.plane.reference.question import Judgement, Question
 from relay.plane.reference.traffic import is_whole_stun
-from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
+from relay.plane.source_ports import ALLOCATION_LIFETIME_S
 from relay.plane.uplink import Fate
 from relay.turn.transactions import Answer, Transactions
 
@@ -37,31 +37,16 @@ _RESPONSE_BIT = 0x0100
 class TurnFlow(Flow):
     """Forwards whole STUN and ChannelData messages only."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        upstream: Upstream,
-        account: Account,
-        *,
-        ports: SourcePorts,
-        silence_s: float,
-        rto_s: float,
-        deliver: Callable[[float, bytes], None],
-        fail: Callable[[CloseReason, str], None],
-        left: socket.socket | None = None,
-    ) -> None:
-        """As ``Flow``. Requests are sent again after ``rto_s``; an upstream that is silent for ``silence_s`` is gone.
-
-        Raises OSError.
-        """
-        self._transactions = Transactions(rto_s)
-        self._question = Question(rto_s)
+    def __init__(self, upstream: Upstream, setup: FlowSetup, left: socket.socket | None = None) -> None:
+        """As ``Flow``. Raises OSError."""
+        self._transactions = Transactions(setup.rto_s)
+        self._question = Question(setup.rto_s)
         # Since when ICMP makes it doubtful that the upstream is there, or None.
         self._doubt_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._silence_s = silence_s
+        self._silence_s = setup.silence_s
         self._fresh_ports = 0
-        super().__init__(loop, upstream, account, ports=ports, deliver=deliver, fail=fail, left=left)
+        super().__init__(upstream, setup, left)
 
     # Uplink
 
@@ -191,31 +176,14 @@ class SessionFlow(TurnFlow):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         upstream: Upstream,
-        account: Account,
-        *,
-        ports: SourcePorts,
-        silence_s: float,
-        rto_s: float,
-        deliver: Callable[[float, bytes], None],
-        fail: Callable[[CloseReason, str], None],
+        setup: FlowSetup,
         on_stun: Callable[[bytes, bool], None],
         left: socket.socket | None = None,
     ) -> None:
         """As ``TurnFlow``. ``on_stun`` gets each message, and whether a request waited for it. Raises OSError."""
         self._tell = on_stun
-        super().__init__(
-            loop,
-            upstream,
-            account,
-            ports=ports,
-            silence_s=silence_s,
-            rto_s=rto_s,
-            deliver=deliver,
-            fail=fail,
-            left=left,
-        )
+        super().__init__(upstream, setup, left)
 
     def _count_sent(self, unit: bytes) -> None:
         # What control asks is not counted, and neither are the answers that it hears.
