@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ParamSpec
+from types import TracebackType
+from typing import ParamSpec, Self
 
 import structlog
 
@@ -40,6 +42,22 @@ def fail(future: asyncio.Future[None], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()
+
+
+class ClosedOnExit(ABC):
+    """A connection that ``async with`` closes."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the connection."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 class Ending:

@@ -23,11 +23,9 @@ import contextlib
 import itertools
 import ssl
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from relay.addresses import Address, AddressFamily, canonical
-from relay.client.application import Ending, guarded
+from relay.client.application import ClosedOnExit, Ending, guarded
 from relay.client.carriers import Endpoint, websocket_upgrade
 from relay.client.connect import Proxy
 from relay.client.links import MAX_DATA_BYTES
@@ -74,7 +72,7 @@ def _stay(relayed: Address) -> None:
     """The default: nobody wants to know where the session has moved."""
 
 
-class Session:
+class Session(ClosedOnExit):
     """A session; ``open_session`` makes it.
 
     ``closed`` is done when it has ended: with None after ``close``, with an UpstreamError if the relay ended it, or if
@@ -109,14 +107,6 @@ class Session:
         # Set while there is a connection that carries media.
         self._connected = asyncio.Event()
         self._tasks = Tasks()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def closed(self) -> asyncio.Future[None]:

@@ -18,11 +18,9 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from relay.addresses import Address, AddressFamily, canonical
-from relay.client.application import Ending, guarded
+from relay.client.application import ClosedOnExit, Ending, guarded
 from relay.client.connect import Proxy, as_proxy
 from relay.client.links import MAX_DATA_BYTES, Link, UdpLink, open_tls_link, open_udp_link
 from relay.client.requests import AwaitedRequests, TurnRequestError
@@ -55,7 +53,7 @@ def _ignore(peer: Address, data: bytes) -> None:
     """The default: nobody wants data."""
 
 
-class TurnConnection:
+class TurnConnection(ClosedOnExit):
     """One 5-tuple towards one TURN server; ``open_turn_udp`` and ``open_turn_tls`` make it.
 
     ``closed`` is done when the connection has ended: with None after ``close``, with an UpstreamError if the server
@@ -73,14 +71,6 @@ class TurnConnection:
         self._timer = DeadlineTimer(self._on_deadline)
         self._awaited = AwaitedRequests()
         self._link: Link
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def closed(self) -> asyncio.Future[None]:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -60,7 +61,28 @@ def open_udp_socket(address: Address) -> socket.socket:
     return opened
 
 
-class TurnHost:
+class _Started(ABC):
+    """What runs inside ``async with``."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Begin. Raises OperatorError if an address cannot be bound."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End. May be repeated."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+class TurnHost(_Started):
     """One TURN server on one UDP address: ``start`` it once and ``stop`` it, or use it as a context manager.
 
     ``settings`` are the server's, except for the policy, which ``allow_loopback_peers`` makes, and the relayed hosts,
@@ -98,15 +120,6 @@ class TurnHost:
         self._loop: asyncio.AbstractEventLoop
         self._timer: DeadlineTimer
         self._running = False
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
 
     @property
     def address(self) -> Address:
@@ -199,7 +212,7 @@ class TurnHost:
         self._timer.set(self._server.next_deadline())
 
 
-class TurnHosts:
+class TurnHosts(_Started):
     """A cloud of hosts on loopback: host y of region x is 127.0.x.y, both counted from 1 in the caller's order.
 
     ``regions`` gives each region the names of its hosts. ``port`` is the port of all hosts; with 0 the kernel chooses
@@ -238,15 +251,6 @@ class TurnHosts:
 
     def __len__(self) -> int:
         return len(self._hosts)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
 
     async def start(self) -> None:
         """Start all hosts, or none. Raises OperatorError if an address cannot be bound."""

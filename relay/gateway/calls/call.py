@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from relay.gateway.calls.windows import Heard, Window, Windows, heard_between, queue_percentile_ms
+from relay.gateway.calls.windows import Heard, Missing, Window, Windows, heard_between, queue_percentile_ms
 from relay.plane.api import FlowSnapshot
 from relay.quality import emodel
 
@@ -12,7 +12,7 @@ from relay.quality import emodel
 BAD_MOS = round(emodel.mos(70.0), 2)
 
 
-class WholeCall:
+class WholeCall(Missing):
     """One direction from the call's start, whatever windows are kept."""
 
     __slots__ = ("_jitter_ms", "_mos", "_scored", "expected", "late", "lost", "mos_min")
@@ -47,16 +47,6 @@ class WholeCall:
     def jitter_ms(self) -> float | None:
         """The mean jitter of these windows."""
         return self._jitter_ms / self._scored if self._scored else None
-
-    @property
-    def lost_percent(self) -> float | None:
-        """Packets that never came."""
-        return 100 * self.lost / self.expected if self.expected else None
-
-    @property
-    def late_percent(self) -> float | None:
-        """Packets that came too late to be played."""
-        return 100 * self.late / self.expected if self.expected else None
 
 
 class Call:

@@ -16,8 +16,28 @@ from relay.quality.stream import Direction
 from relay.quality.window import StreamWindow, stream_window
 
 
+class Missing:
+    """The share of packets that are missing, for classes that count packets."""
+
+    __slots__ = ()
+
+    expected: int
+    lost: int
+    late: int
+
+    @property
+    def lost_percent(self) -> float | None:
+        """Packets that never came."""
+        return 100 * self.lost / self.expected if self.expected else None
+
+    @property
+    def late_percent(self) -> float | None:
+        """Packets that came too late to be played."""
+        return 100 * self.late / self.expected if self.expected else None
+
+
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(Missing):
     """One direction in one window. R and MOS are those of its worst audible stream: one that can be scored at all.
 
     The jitter is the highest of all streams. The percentages are of the packets expected on all streams. None means
@@ -30,16 +50,6 @@ class Heard:
     jitter_ms: float | None = None
     r: float | None = None
     mos: float | None = None
-
-    @property
-    def lost_percent(self) -> float | None:
-        """Packets that never came."""
-        return 100 * self.lost / self.expected if self.expected else None
-
-    @property
-    def late_percent(self) -> float | None:
-        """Packets that came too late to be played."""
-        return 100 * self.late / self.expected if self.expected else None
 
 
 SILENCE = Heard()
