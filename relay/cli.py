@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay import __version__, config, logs, writing
-from relay.catalog import Format, compare, load_version, render_allowlist
+from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
 from relay.catalog import load as load_catalog
 from relay.errors import OperatorError, RelayError
 
@@ -156,12 +156,17 @@ def demo(
 
 
 CATALOG_HELP = "A version that comes with the relay, or a TOML or JSON file. Default: the newest version."
+CatalogOption = Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)]
+
+
+def _catalog(version: str | None) -> Catalog:
+    return load_catalog() if version is None else load_version(version)
 
 
 @app.command()
 def allowlist(
     kind: Annotated[Format, typer.Option("--format", help="The product or format to write for.")],
-    version: Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)] = None,
+    version: CatalogOption = None,
     hosts_only: Annotated[
         bool,
         typer.Option("--hosts-only", help="List hosts, not the vendor's wildcards. Hosts change without warning."),
@@ -172,7 +177,7 @@ def allowlist(
     ] = None,
 ) -> None:
     """Write the vendor's hosts, networks and ports as an allow-list for a web proxy or a firewall."""
-    catalog = load_catalog() if version is None else load_version(version)
+    catalog = _catalog(version)
     if kind is Format.PAC and proxy is None:
         proxy = "relay.example.com:3128"
         typer.echo(f"relay: the PAC names {proxy}: give your own proxy with --proxy", err=True)
@@ -195,7 +200,7 @@ def catalog_show(
     """Show the domains, ports, networks and hosts of a catalog."""
     from relay.catalog.show import tables_of
 
-    for table in tables_of(load_catalog() if version is None else load_version(version)):
+    for table in tables_of(_catalog(version)):
         Console().print(table)
 
 
@@ -219,7 +224,8 @@ ca_app = typer.Typer(
 app.add_typer(ca_app, name="ca")
 
 CaFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's folder.")]
-CatalogOption = Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)]
+DaysOption = Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")]
+FIVE_YEARS_DAYS = 1826
 PASSPHRASE = "RELAY_CA_PASSPHRASE"  # noqa: S105 - the variable's name
 
 
@@ -252,7 +258,7 @@ def _now() -> datetime.datetime:
 def ca_create(
     directory: CaFolder,
     name: Annotated[str, typer.Option(help="The authority's name, as clients display it.")] = "cloud9-relay CA",
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
+    days: DaysOption = FIVE_YEARS_DAYS,
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help=f"Ask for a passphrase for its key. {PASSPHRASE} does the same.")
     ] = False,
@@ -261,7 +267,7 @@ def ca_create(
     """Make an authority that can vouch only for names in the catalog's domains. Clients must trust bundle.pem."""
     from relay.ca import AuthorityFolder
 
-    catalog = load_catalog() if version is None else load_version(version)
+    catalog = _catalog(version)
     passphrase = _new_passphrase(encrypt)
     lifetime = datetime.timedelta(days=days)
     made = AuthorityFolder.create(directory, catalog, _now(), name=name, lifetime=lifetime, passphrase=passphrase)
@@ -271,7 +277,7 @@ def ca_create(
 @ca_app.command("rotate")
 def ca_rotate(
     directory: CaFolder,
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 1826,
+    days: DaysOption = FIVE_YEARS_DAYS,
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help="Ask for a new passphrase, instead of keeping the old key's.")
     ] = False,
@@ -280,7 +286,7 @@ def ca_rotate(
     """Make the authority's next generation. The old one stays in bundle.pem, and so trusted, until it expires."""
     from relay.ca import AuthorityFolder
 
-    catalog = load_catalog() if version is None else load_version(version)
+    catalog = _catalog(version)
     lifetime = datetime.timedelta(days=days)
     folder = AuthorityFolder.open(directory)
     passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
@@ -314,7 +320,7 @@ def ca_issue(
     from relay.ca import AuthorityFolder
     from relay.ca.folder import WILDCARDS
 
-    catalog = load_catalog() if version is None else load_version(version)
+    catalog = _catalog(version)
     names = [*(hosts or ()), *(host.name for host in catalog.media_hosts if media_hosts)]
     if not names and not wildcards:
         raise OperatorError("expected hosts, --media-hosts, or --wildcards")
