@@ -94,6 +94,14 @@ def test_uplot_is_what_its_page_says() -> None:
     assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
 
 
+def test_dark_is_the_same_whoever_asks_for_it() -> None:
+    """CSS has no way to write these colours once that all browsers know."""
+    style = (FOLDER / "style.css").read_text()
+    palettes = [re.findall(r"[\w-]+: [^;]+;", block) for block in re.findall(r"color-scheme: dark;[^}]*", style)]
+    assert len(palettes) == 2
+    assert palettes[0] == palettes[1]
+
+
 # In a browser
 
 
