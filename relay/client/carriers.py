@@ -37,7 +37,7 @@ Check = Callable[[Response], None]
 
 
 def _ignore(peer: Address, data: bytes) -> None:
-    """The default: nobody wants data."""
+    """The default: does nothing with data."""
 
 
 def _ascii(host: str) -> str:

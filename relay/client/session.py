@@ -65,11 +65,11 @@ class SessionRefused(SessionError, WebSocketClosed):
 
 
 def _ignore(peer: Address, data: bytes) -> None:
-    """The default: nobody wants data."""
+    """The default: does nothing with data."""
 
 
 def _stay(relayed: Address) -> None:
-    """The default: nobody wants to know where the session has moved."""
+    """The default: does nothing when the session moves."""
 
 
 class Session(ClosedOnExit):

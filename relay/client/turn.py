@@ -50,7 +50,7 @@ RELEASE_TIMEOUT_S = 1.0
 
 
 def _ignore(peer: Address, data: bytes) -> None:
-    """The default: nobody wants data."""
+    """The default: does nothing with data."""
 
 
 class TurnConnection(ClosedOnExit):

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import assert_never
 
 import structlog
 
@@ -275,6 +276,8 @@ class Gateway:
                     self._releaser.release(event, self.upstreams.get(event.upstream.name))
             case Closed():
                 self._on_closed(event)
+            case unknown:
+                assert_never(unknown)
 
     def _on_turn_opened(self, opened: TurnOpened) -> None:
         connection = opened.connection

@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
+from typing import assert_never
 
 from relay.addresses import Address
 from relay.gateway.routing.flows import FailoverOutcome, FlowRefused
@@ -107,6 +108,8 @@ class Session:
                 self._on_bind(message)
             case Close():
                 self._on_close(message)
+            case unknown:
+                assert_never(unknown)
 
     def _on_open(self, message: Open) -> None:
         if self.state is not State.NEW:
