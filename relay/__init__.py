@@ -15,8 +15,8 @@ route       from a server name (SNI) to a region
 uplink      client to upstream; *downlink* is upstream to client
 unit        one whole STUN message or ChannelData message of a stream
 tunnel      a CONNECT through the web proxy whose bytes are passed on unchanged, over TCP
-plane       an implementation of the data-plane contract; *control* is everything above it, which decides
-leaf        a part of the compiled plane that knows no other part: one codec, queue or counter
+plane       an implementation of the data-plane contract; *control* is the gateway above it, which decides
+leaf        a part of the compiled plane that knows nothing of connections and workers: a codec, a queue, a counter
 twin        the same thing written twice, in Cython and in Python; tests compare the two
 
 Folders, from the bottom up: each imports only what stands above it in this list
