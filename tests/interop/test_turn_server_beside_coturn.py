@@ -50,11 +50,17 @@ CHANNEL: Attributes = (AttributeType.CHANNEL_NUMBER, b"\x40\0\0\0")
 PEER = Address("127.0.0.1", 4000)
 
 
+# An address of its own for each client. coturn keeps an allocation for a second after it is released, and a client that
+# gets the same port from the kernel meanwhile would hear 437.
+sources = (f"127.{second}.{third}.1" for second in range(64, 128) for third in range(256))
+
+
 class Client:
     """One 5-tuple to a server. ``ask`` gives the code of the answer, with what must be signed checked."""
 
     def __init__(self, server: Address) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind((next(sources), 0))
         self._socket.connect(server)
         self._nonce = b""
         self.answer: Message | None = None
