@@ -21,7 +21,7 @@ from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import SignalingCollector
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls, EndedCall
-from relay.gateway.calls.records import Records, check_path, record_of
+from relay.gateway.calls.records import Records, check_path, make_file, record_of
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
@@ -167,6 +167,7 @@ class Gateway:
             started.push_async_callback(self.entitlement.stop)
             started.callback(self._admission.stop)
             started.push_async_callback(self.plane.stop)
+            make_file(self._config.quality.records)
             await self._site.start()
             started.push_async_callback(self._site.stop)
             self.admin = await self._admin.listen(self._config.listen.admin)
@@ -208,6 +209,7 @@ class Gateway:
         check(settings)
         self.entitlement.check(settings.entitlement)
         vendor = _vendor(settings)
+        make_file(settings.quality.records)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
         self.web_proxy.configure(settings.web_proxy, vendor(), certificates(settings))

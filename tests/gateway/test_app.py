@@ -241,6 +241,16 @@ def test_the_plane_is_told_of_limits(tmp_path: Path) -> None:
     assert told.control_timeout_s == PlaneSettings().control_timeout_s
 
 
+async def test_the_file_of_records_is_there_from_the_start_on(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    async with running_relay(tmp_path, NO_UPSTREAM, quality={"records": str(first)}) as relay:
+        assert (first.read_text(), second.exists()) == ("", False)
+        tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, quality={"records": str(second)})
+        write_config(tmp_path / "relay.toml", tree)
+        relay.gateway.reload(tmp_path / "relay.toml")
+        assert second.read_text() == ""
+
+
 def test_each_limit_reaches_the_plane_or_is_the_gateways_own() -> None:
     """A limit that the plane should have is passed by its name, so a name with a slip in it would reach nobody."""
     own = {"connections", "connections_per_source", "sessions_per_source", "sessions_per_user", "drain_timeout_s"}

@@ -13,6 +13,7 @@ import os
 import queue
 import tempfile
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,22 @@ def iso(unix_s: float) -> str:
 
 def check_path(path: Path | None) -> None:
     """Look whether records can be written to this file, and leave nothing behind. Raises OperatorError."""
-    if path is None:
-        return
+    if path is not None:
+        with _told_to_the_operator(path):
+            _try(path)
+
+
+def make_file(path: Path | None) -> None:
+    """Make the file, unless it is there: what reads it expects it from the start on. Raises OperatorError."""
+    if path is not None:
+        with _told_to_the_operator(path):
+            os.close(_open(path))
+
+
+@contextlib.contextmanager
+def _told_to_the_operator(path: Path) -> Iterator[None]:
     try:
-        _try(path)
+        yield
     except OSError as error:
         raise OperatorError(
             f"cannot write {path} (quality.records): {(error.strerror or str(error)).lower()}"
@@ -91,8 +104,9 @@ def _try(path: Path) -> None:
     try:
         os.close(os.open(path, _FLAGS))
     except FileNotFoundError:
-        # The first record will make the file. ``relay check-config`` may run as another user, who must not own it.
-        with tempfile.TemporaryFile(dir=path.parent):
+        # The relay makes the file. ``relay check-config`` may run as another user, who must not own it. For a link, the
+        # file will be where it leads to.
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from relay.errors import OperatorError
 from relay.gateway.calls import records as module
-from relay.gateway.calls.records import Records, check_path, record_of
+from relay.gateway.calls.records import Records, check_path, make_file, record_of
 from relay.plane.api import CloseReason
 from tests.support.benches.made_up import MadeUpRelay
 from tests.support.waiting import eventually
@@ -154,6 +154,19 @@ def test_the_check_of_a_file_leaves_nothing_behind(tmp_path: Path) -> None:
     path.write_text("{}\n")
     check_path(path)
     assert path.read_text() == "{}\n"
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "calls.jsonl"
+    link.symlink_to(tmp_path / "none" / "calls.jsonl")
+    for look in (check_path, make_file):
+        with pytest.raises(OperatorError, match="no such file or directory"):
+            look(link)
+    (tmp_path / "none").mkdir()
+    check_path(link)
+    assert not link.exists()
+    make_file(link)
+    assert link.exists()
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
