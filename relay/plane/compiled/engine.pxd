@@ -36,7 +36,7 @@ cdef enum State:
     STATE_CLOSING               # the last bytes are on their way out
     STATE_DEAD                  # descriptors closed; the slot waits until Python has read it
 
-# In the order of relay.plane.api.CloseReason. HandshakeFailure is not listed here: Python finds it by the words of `failure`.
+# In the order of relay.plane.api.CloseReason. HandshakeFailure is not here: Python finds it by the words in `failure`.
 cdef enum:
     REASON_CLIENT_CLOSED
     REASON_CLIENT_LOST
