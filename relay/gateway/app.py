@@ -97,8 +97,7 @@ class Gateway:
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         # The plane's threads run from its constructor on, so what can raise comes before it.
-        check(settings)
-        vendor = _vendor(settings)
+        vendor = check(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated)
         self.plane = self._make_plane()
         self._names = SystemLookup()
@@ -206,9 +205,8 @@ class Gateway:
         """
         settings = config.load(path)
         # Each of these raises before it has changed anything. What cannot fail comes after them.
-        check(settings)
+        vendor = check(settings)
         self.entitlement.check(settings.entitlement)
-        vendor = _vendor(settings)
         make_file(settings.quality.records)
         self.plane.set_certificates(certificates(settings))
         self.plane.configure(plane_settings(settings))
@@ -338,16 +336,19 @@ class Gateway:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
 
 
-def check(settings: Config) -> None:
+def check(settings: Config) -> Callable[[], Catalog]:
     """Look whether the files of a configuration can be used: at the start, in a reload, and for ``relay check-config``.
 
-    Changes nothing. Raises OperatorError. A list of users is not read here, because a bad one does not keep a relay
-    from starting: a reload asks ``Entitlement.check``, and ``relay check-config`` asks ``check_entitlement``.
+    Changes nothing. Returns the catalog, which has been read if it is the operator's own. Raises OperatorError.
+
+    A list of users is not read here, because a bad one does not keep a relay from starting: a reload asks
+    ``Entitlement.check``, and ``relay check-config`` asks ``check_entitlement``.
     """
     check_certificates(certificates(settings))
-    _vendor(settings)
+    vendor = _vendor(settings)
     check_path(settings.quality.records)
     open_trust(settings.signaling)
+    return vendor
 
 
 def _vendor(settings: Config) -> Callable[[], Catalog]:
