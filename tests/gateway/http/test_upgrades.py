@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -446,15 +447,22 @@ class HeldLookup:
         return [self._answer]
 
 
-async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path) -> None:
-    """They would be missing in the stream of capsules."""
+@contextlib.asynccontextmanager
+async def target_looked_up(folder: Path) -> AsyncIterator[tuple[Relay, TlsClient, HeldLookup]]:
+    """A CONNECT-UDP whose target is being looked up."""
     lookup = HeldLookup("127.0.7.1")
     networks = {"allowed_networks": ["127.0.0.0/8"]}
-    vendor = write_catalog(tmp_path, "127.0.7.0/24")
-    async with running_relay(tmp_path, NOBODY, lookup=lookup, catalog=vendor, media=networks) as relay:
+    vendor = write_catalog(folder, "127.0.7.0/24")
+    async with running_relay(folder, NOBODY, lookup=lookup, catalog=vendor, media=networks) as relay:
         client = await TlsClient.open(relay.tls, relay.trust)
         await client.send(request(udp_path("media.x.example"), CONNECT_UDP))
         await lookup.asked.wait()
+        yield relay, client, lookup
+
+
+async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path) -> None:
+    """They would be missing in the stream of capsules."""
+    async with target_looked_up(tmp_path) as (relay, client, lookup):
         (handler,) = relay.gateway._site._handlers.values()
         await client.send(b"\x00\x03\x00\x80\x00")
         await eventually(lambda: handler.has_more)  # type: ignore[attr-defined]
@@ -468,13 +476,7 @@ async def test_bytes_before_the_101_while_the_target_is_looked_up(tmp_path: Path
 
 async def test_connection_that_has_ended_while_its_target_is_looked_up(tmp_path: Path) -> None:
     """The plane says so before the socket to aiohttp does: a flow that began then would never end."""
-    lookup = HeldLookup("127.0.7.1")
-    networks = {"allowed_networks": ["127.0.0.0/8"]}
-    vendor = write_catalog(tmp_path, "127.0.7.0/24")
-    async with running_relay(tmp_path, NOBODY, lookup=lookup, catalog=vendor, media=networks) as relay:
-        client = await TlsClient.open(relay.tls, relay.trust)
-        await client.send(request(udp_path("media.x.example"), CONNECT_UDP))
-        await lookup.asked.wait()
+    async with target_looked_up(tmp_path) as (relay, client, lookup):
         site = relay.gateway._site
         site.on_closed(next(iter(site._handlers)))
         lookup.go_on.set()
