@@ -3,7 +3,7 @@
 
 Here Python puts commands, takes events and reads snapshots. ``relay/plane/compiled/engine.pxd`` says what a worker is
 made of. What it does with a packet is in the layers beside that file; ``relay/plane/compiled/__init__.py`` lists them
-in the order of a connection's life. Nothing in them holds the GIL. A connection takes a lock when it begins and when
+and says which way a packet takes through them. Nothing in them holds the GIL. A connection takes a lock when it begins and when
 it ends, but no packet does.
 """
 

@@ -1,4 +1,4 @@
-"""Log lines that clients cause: so many of each kind a second. The next line of a kind says how many were left out."""
+"""Log lines that clients cause: a few of each kind each second. The next line of a kind says how many were left out."""
 
 from __future__ import annotations
 
