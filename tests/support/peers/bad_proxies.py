@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from relay.addresses import Address
 from relay.tasks import Tasks
@@ -22,6 +22,17 @@ BUFFER_BYTES = 4096
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
 Body = int | Literal["chunked", "to the end"]
+
+
+async def until_one_ends(*both: Coroutine[Any, Any, None]) -> None:
+    """Run both until one of them ends; the other is cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in both]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class BadProxy:
@@ -86,13 +97,7 @@ class BadProxy:
 
     async def tunnel(self, client: tuple[Reader, Writer], relay: tuple[Reader, Writer]) -> None:
         """After a 101: bytes both ways until one side ends."""
-        both = [asyncio.ensure_future(self._pump(*way)) for way in ((client[0], relay[1]), (relay[0], client[1]))]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in both:
-                one.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
+        await until_one_ends(self._pump(client[0], relay[1]), self._pump(relay[0], client[1]))
 
     async def _pump(self, reader: Reader, writer: Writer) -> None:
         held = b""
@@ -172,13 +177,7 @@ class SwallowsFrames(BadProxy):
             while await reader.read(READ_BYTES):
                 pass
 
-        both = [asyncio.ensure_future(swallow(reader)) for reader in (client[0], relay[0])]
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in both:
-                one.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
+        await until_one_ends(swallow(client[0]), swallow(relay[0]))
 
 
 class HoldsBack(BadProxy):
@@ -207,14 +206,7 @@ class CutsAtIdle(BadProxy):
                         writer.write(data)
                         await writer.drain()
 
-                ways = (client[0], relay[1]), (relay[0], client[1])
-                both = [asyncio.ensure_future(pump(*way)) for way in ways]
-                try:
-                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for one in both:
-                        one.cancel()
-                    await asyncio.gather(*both, return_exceptions=True)
+                await until_one_ends(pump(client[0], relay[1]), pump(relay[0], client[1]))
         except TimeoutError:
             self.cuts += 1
 
