@@ -13,7 +13,8 @@ BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
 # The official socket.io servers and clients need node. Many machines have it, but not from Debian.
 NODE_PACKAGES  := $(if $(and $(shell command -v node),$(shell command -v npm)),,nodejs npm)
-TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iproute2 iptables nftables nginx-light squid tshark $(NODE_PACKAGES)
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iproute2 iptables nftables nginx-light postgresql redis-server squid tshark \
+                  $(NODE_PACKAGES)
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan
