@@ -24,7 +24,7 @@ from relay import output as module
 from relay.addresses import Address
 from relay.client.turn import open_turn_tls
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.output import Output
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import settings_tree, write_config

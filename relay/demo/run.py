@@ -14,7 +14,7 @@ from relay.config import Config
 from relay.demo import calls
 from relay.demo.authority import Authority
 from relay.demo.report import Row, rows_of
-from relay.emulator.turnhost import TurnHosts
+from relay.emulator.turn.slow import TurnHosts
 from relay.gateway.app import Gateway
 from relay.turn.credentials import StaticCredentials
 

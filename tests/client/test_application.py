@@ -19,7 +19,7 @@ from relay.client.links import MAX_BACKLOG_BYTES, StreamLink
 from relay.client.requests import TurnRequestError
 from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection, open_turn_tls
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, relay_with_hosts, running_relay
 from tests.support.peers.behind_turn import Inbox, open_echo

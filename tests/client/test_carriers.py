@@ -15,7 +15,7 @@ from relay.client.carriers import Endpoint, open_turn_websocket
 from relay.client.connect import Proxy
 from relay.client.turn import TurnConnection
 from relay.client.upgraded import WebSocketClosed
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.plane.api import CloseReason
 from relay.turn.credentials import StaticCredentials

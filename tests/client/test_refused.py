@@ -10,7 +10,7 @@ import pytest
 from relay.addresses import Address
 from relay.client.requests import TurnRequestError
 from relay.client.turn import open_turn_udp
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials
 from tests.support.network.refusing import WAYS, allow, in_namespace, refuse
 from tests.support.waiting import eventually

@@ -13,7 +13,7 @@ import pytest
 from relay.addresses import Address, AddressFamily
 from relay.client.requests import TurnRequestError
 from relay.client.turn import open_turn_udp, take_turn_udp
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import NonceMint, StaticCredentials
 from relay.wire.stun import Method

@@ -19,7 +19,7 @@ from relay import __version__
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
 from relay.console.capture import capture
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials

@@ -21,7 +21,7 @@ from relay.addresses import Address
 from relay.client.turn import TurnConnection
 from relay.config import LimitsSettings
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway

@@ -10,7 +10,7 @@ import pytest
 from relay.addresses import Address
 from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection, open_turn_udp
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.network.refusing import in_namespace, run

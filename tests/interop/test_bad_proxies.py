@@ -14,7 +14,7 @@ from relay.addresses import Address
 from relay.client import upgraded
 from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay

@@ -19,7 +19,7 @@ from relay.addresses import Address
 from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
 from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import ResumeOutcome

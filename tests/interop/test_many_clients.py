@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials
 from tests.conftest import open_descriptors
 from tests.support.benches.gateway import Relay, running_relay

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials, long_term_key
 from relay.turn.server import ServerSettings
 from relay.wire.stun import (

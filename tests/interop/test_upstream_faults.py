@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason

@@ -129,7 +129,7 @@ def test_protocol_code_has_no_io(name: str) -> None:
 def test_gateway_console_and_emulator_do_not_know_each_other() -> None:
     assert violations("gateway", {"relay.console.top"}) == {"console"}
     assert violations("console", {"relay.gateway.admin.view"}) == {"gateway"}
-    assert violations("gateway", {"relay.emulator.turnhost"}) == {"emulator"}
+    assert violations("gateway", {"relay.emulator.turn.slow"}) == {"emulator"}
     assert violations("emulator", {"relay.gateway"}) == {"gateway"}
 
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.calls.records import record_of
 from relay.plane.api import CloseReason, Upstream
 from relay.turn.credentials import StaticCredentials

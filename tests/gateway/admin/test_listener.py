@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.admin.listener import Admin
 from relay.turn.credentials import StaticCredentials

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay import __version__
 from relay.addresses import Address
 from relay.config import HealthSettings, UpstreamServer
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.admin.metrics import Metrics, RelayCollector
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls

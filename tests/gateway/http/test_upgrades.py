@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.routing.flows import UpgradeOutcome
 from relay.plane.api import Carrier, CloseReason
 from relay.turn.credentials import StaticCredentials

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.config import MediaSettings
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.routing.upstreams import Health
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import (

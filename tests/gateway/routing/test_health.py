@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from relay.addresses import Address
 from relay.client.turn import open_turn_udp
 from relay.config import MediaSettings
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing import health
 from relay.gateway.routing.health import credentials_for

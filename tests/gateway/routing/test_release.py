@@ -16,7 +16,7 @@ from relay.addresses import Address
 from relay.client.links import TlsLink
 from relay.client.turn import TurnConnection
 from relay.config import HealthSettings, UpstreamServer
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.routing import release
 from relay.gateway.routing.release import AllocationReleaser
 from relay.gateway.routing.upstreams import Health, UpstreamState

@@ -10,7 +10,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
 from relay.plane.api import Certificate, PlaneSettings

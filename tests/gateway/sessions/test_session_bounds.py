@@ -11,7 +11,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.config import LimitsSettings
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.sessions import parking
 from relay.gateway.sessions.allocation import Seat, SessionAllocation
 from relay.gateway.sessions.parking import Account, AccountKind, Parking, source_of

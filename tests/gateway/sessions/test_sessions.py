@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.addresses import Address
-from relay.emulator.turnhost import TurnHost, TurnHosts
+from relay.emulator.turn.slow import TurnHost, TurnHosts
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome
 from relay.gateway.routing.upstreams import Health
 from relay.gateway.sessions import channels, parking

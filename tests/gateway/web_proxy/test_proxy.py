@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address, source_of
 from relay.client.turn import open_turn_tls
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from relay.gateway.web_proxy import guesses, tunnel
 from relay.gateway.web_proxy import http as proxy_http
 from relay.gateway.web_proxy import web_proxy as webproxy

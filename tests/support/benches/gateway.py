@@ -14,7 +14,7 @@ from relay import config
 from relay.addresses import Address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHost, TurnHosts
+from relay.emulator.turn.slow import TurnHost, TurnHosts
 from relay.gateway.app import Gateway
 from relay.turn.credentials import StaticCredentials
 from tests.support.waiting import eventually

@@ -17,7 +17,7 @@ from typing import Any
 from relay.addresses import Address, parse_address
 from relay.client.turn import TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
-from relay.emulator.turnhost import TurnHost
+from relay.emulator.turn.slow import TurnHost
 from tests.support.benches.gateway import CREDENTIALS, settings_tree, write_config
 
 PROJECT = Path(__file__).parents[3]

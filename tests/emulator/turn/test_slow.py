@@ -12,7 +12,7 @@ import pytest
 from relay.addresses import Address
 from relay.client.requests import TurnRequestError
 from relay.client.turn import TurnConnection, open_turn_udp
-from relay.emulator.turnhost import TurnHost, TurnHosts
+from relay.emulator.turn.slow import TurnHost, TurnHosts
 from relay.errors import OperatorError
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
@@ -186,7 +186,7 @@ async def test_what_has_run_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         def none_left(address: Address) -> socket.socket:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        monkeypatch.setattr("relay.emulator.turnhost.open_udp_socket", none_left)
+        monkeypatch.setattr("relay.emulator.turn.slow.open_udp_socket", none_left)
         with pytest.raises(TurnRequestError) as refused:
             await turn.allocate()
         assert (refused.value.code, refused.value.reason) == (508, "no file descriptors left in this process")

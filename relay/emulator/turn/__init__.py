@@ -1,0 +1,4 @@
+"""STUN and TURN hosts of the emulator.
+
+slow  hosts in plain Python
+"""
