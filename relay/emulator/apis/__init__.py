@@ -1,0 +1,7 @@
+"""The APIs that other programs use, and how their requests are signed.
+
+signing         the string to sign, and signatures; pure
+signing_faults  why a signature is wrong
+nonces          each nonce counts once
+verifying       the server's side: whose a request is, and whether they may do this
+"""
