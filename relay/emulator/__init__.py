@@ -1,1 +1,11 @@
-"""The vendor's side on a laptop: TURN hosts."""
+"""The vendor's cloud on a laptop, for developers, demonstrations and tests. It says what of it is documented.
+
+Each part imports only what stands above it in this list
+--------------------------------------------------------
+marks, names, lines  where our knowledge comes from; roles of hosts and users; kinds of lines
+fixtures             the firms, users, lines and keys to begin with (``default_fixtures.toml``)
+store/               the database
+http/                one site for all hosts; endpoints that check and describe themselves
+turnhost             TURN hosts
+signaling/           presence and lines, over socket.io
+"""

@@ -1,0 +1,162 @@
+"""A database of the emulator: opened by URL, brought up to date, and used through sessions that read or write.
+
+What a block of ``writing`` has done is on disk when the block ends. It survives a killed process, and with SQLite also
+a power failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.util import CommandError
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import StaticPool
+
+from relay.emulator.store.tables import AuditEntry
+from relay.errors import OperatorError
+
+IN_MEMORY = ":memory:"
+MIGRATIONS = Path(__file__).parent / "migrations"
+# Writers of SQLite wait for each other this long. One write takes milliseconds.
+BUSY_TIMEOUT_S = 10.0
+# Connections to PostgreSQL: enough for a laptop, and a tenth of what the server allows by default.
+POOL_SIZE = 10
+# Two processes that start at once must not both migrate. The number is ours alone: "c9 emulator" in ASCII, cut short.
+_MIGRATION_LOCK = 0x6339656D
+_READ_ONLY = "relay_read_only"
+
+
+def database_url(database: str) -> str:
+    """SQLAlchemy's URL of what an operator names: ``:memory:``, the path of a file, or ``postgresql://…``.
+
+    Raises OperatorError for any other scheme.
+    """
+    if database == IN_MEMORY:
+        return "sqlite+aiosqlite://"
+    scheme, separator, rest = database.partition("://")
+    if not separator:
+        return f"sqlite+aiosqlite:///{Path(database).absolute()}"
+    if scheme in {"postgresql", "postgres", "postgresql+asyncpg"}:
+        return f"postgresql+asyncpg://{rest}"
+    raise OperatorError(
+        f"store {scheme}://…: expected :memory:, the path of a file, or postgresql://user@host/database"
+    )
+
+
+class Store:
+    """The database. ``open`` it, use ``reading`` and ``writing``, and ``close`` it."""
+
+    def __init__(self, engine: AsyncEngine, shown: str) -> None:
+        self._engine = engine
+        self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+        # SQLite has one writer. Waiting here is fair and cheap; waiting in SQLite is neither.
+        self._writer: asyncio.Lock | None = asyncio.Lock() if engine.dialect.name == "sqlite" else None
+        self.shown = shown
+
+    @classmethod
+    async def open(cls, database: str) -> Self:
+        """Open and migrate. Raises OperatorError if the database cannot be used."""
+        url = database_url(database)
+        options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_pre_ping": True}
+        if url.startswith("sqlite"):
+            options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+            if database == IN_MEMORY:
+                options["poolclass"] = StaticPool
+        try:
+            shown = make_url(url).render_as_string(hide_password=True)
+            engine = create_async_engine(url, **options)
+        except (ArgumentError, ValueError) as error:
+            raise OperatorError(f"store: not a database URL: {error}") from None
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine)
+        store = cls(engine, database if database == IN_MEMORY else shown)
+        try:
+            await store._migrate()
+        except (SQLAlchemyError, OSError, CommandError) as error:
+            await engine.dispose()
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise OperatorError(f"store {store.shown}: {cause}") from error
+        except BaseException:
+            await engine.dispose()
+            raise
+        return store
+
+    async def _migrate(self) -> None:
+        async with self._engine.begin() as connection:
+            if self._writer is None:
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            await connection.run_sync(_upgrade)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session that sees one state of the database."""
+        async with self._sessions() as session:
+            await session.connection(execution_options={_READ_ONLY: True})
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """A session whose changes are on disk when the block ends, or are all undone if it raises.
+
+        Keep the block short: with SQLite, one block at a time runs.
+        """
+        async with self._writer or contextlib.nullcontext(), self._sessions.begin() as session:
+            yield session
+
+
+def audit(session: AsyncSession, firm_id: str, actor: str, action: str, target: str, **details: Any) -> None:
+    """Note in the same transaction who did what. ``details`` must not hold secrets."""
+    entry = AuditEntry(
+        at=time.time(), firm_id=firm_id, actor=actor, action=action, object=target, details=dict(details)
+    )
+    session.add(entry)
+
+
+def _upgrade(connection: Connection) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _prepare_sqlite(engine: AsyncEngine) -> None:
+    """Make SQLite durable, and make its transactions begin where SQLAlchemy says so."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, record: object) -> None:
+        # Otherwise the driver would begin transactions by itself, only before some statements.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        # Readers do not wait for the writer, and a commit waits for the disk.
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        # A writer takes its lock at once. A reader that becomes a writer could fail without having waited.
+        read_only = connection.get_execution_options().get(_READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def is_busy(error: BaseException) -> bool:
+    """True if another process holds SQLite's lock: the same request may be sent again."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return (
+        isinstance(error, OperationalError) and isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause)
+    )
