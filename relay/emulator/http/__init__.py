@@ -1,0 +1,7 @@
+"""How the emulator answers over HTTP: one site for all hosts, and endpoints that describe themselves.
+
+errors      what a client is told when a request cannot be done: what, where, and what was expected
+endpoints   an endpoint: its host's role, method, path, mark and models; checks requests by them
+openapi     the description of all endpoints, made from the same models
+site        which role a Host header asks for, and one aiohttp application that serves them all
+"""

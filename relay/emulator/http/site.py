@@ -1,0 +1,188 @@
+"""One aiohttp application for all hosts. The Host header chooses the roles that answer; catalog names have one each.
+
+    c9rest.xhoot.com                   the role of this host only
+    c9rest.xhoot.com.localhost         the same: browsers resolve such names to this machine
+    localhost, 127.0.0.1, other names  every role, because their paths do not overlap
+
+A host that the catalog lists as not existing yet does not answer until it is switched on.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import structlog
+from aiohttp import web
+
+from relay.catalog import Catalog, Service, Status
+from relay.catalog.model import Host
+from relay.emulator.http.endpoints import Endpoint
+from relay.emulator.http.errors import ApiError
+from relay.emulator.http.openapi import describe
+from relay.emulator.marks import Mark
+from relay.emulator.names import Role
+
+log = structlog.get_logger()
+
+LOCALHOST_SUFFIX = ".localhost"
+_ROLES_OF_SERVICE = {
+    Service.LOGIN: frozenset({Role.LOGIN}),
+    Service.PORTAL: frozenset({Role.PORTAL}),
+    Service.RECORDING: frozenset({Role.RECORDING}),
+    Service.SIGNALING: frozenset({Role.SIGNALING}),
+    Service.MEDIA: frozenset({Role.MEDIA}),
+}
+_APIS = frozenset({Role.CTI, Role.MANAGEMENT, Role.CALL_DATA, Role.AUDIT})
+# The vendor lists six hosts as "APIs". Their names say which: c9apiproxy is for all of them, as far as we know.
+_ROLES_OF_API = {
+    "ctiapi": frozenset({Role.CTI}),
+    "ctiapitrader": frozenset({Role.CTI}),
+    "managementapi": frozenset({Role.MANAGEMENT}),
+    "calldataapi": frozenset({Role.CALL_DATA}),
+    "c9auditapi": frozenset({Role.AUDIT}),
+    "c9apiproxy": _APIS,
+}
+# In an application's request: the Endpoint's own role, for routes that are not endpoints as well.
+_EVERY_ROLE = frozenset(Role)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Looks at a request before it is handled; an answer ends it. Faults on demand come in here.
+Intercept = Callable[[web.Request, Role | None], Awaitable[web.StreamResponse | None]]
+
+
+def roles_of(host: Host) -> frozenset[Role]:
+    """What a host of the catalog serves."""
+    if host.service is Service.API:
+        return _ROLES_OF_API.get(host.name.partition(".")[0], _APIS)
+    return _ROLES_OF_SERVICE[host.service]
+
+
+class Names:
+    """Which hosts answer. ``switch`` turns on hosts that the catalog lists as not existing yet, and off any host."""
+
+    def __init__(self, catalog: Catalog, *, on: Iterable[str] = ()) -> None:
+        self.catalog = catalog
+        self._off = {host.name for host in catalog.hosts if host.status is not Status.ACTIVE} - set(on)
+
+    def exists(self, name: str) -> bool:
+        """True for a host of the catalog that answers."""
+        host = self.catalog.find(name)
+        return host is not None and host.name not in self._off
+
+    def switch(self, name: str, *, on: bool) -> None:
+        """Let a host of the catalog answer or not. Raises KeyError for other names."""
+        host = self.catalog.find(name)
+        if host is None:
+            raise KeyError(name)
+        (self._off.discard if on else self._off.add)(host.name)
+
+    def roles(self, name: str) -> frozenset[Role] | None:
+        """The roles behind a name, without port. None if the name does not exist in the vendor's cloud."""
+        bare = name.lower().removesuffix(".").removesuffix(LOCALHOST_SUFFIX)
+        host = self.catalog.find(bare)
+        if host is not None:
+            return roles_of(host) if host.name not in self._off else None
+        if any(bare == apex or bare.endswith(f".{apex}") for apex in self.catalog.apexes):
+            return None
+        return _EVERY_ROLE
+
+
+def name_in(host_header: str) -> str:
+    """A Host header without its port and brackets."""
+    if host_header.startswith("["):
+        return host_header[1:].partition("]")[0]
+    return host_header.partition(":")[0]
+
+
+def is_address(name: str) -> bool:
+    """True for an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Site:
+    """Collects endpoints and routes of all roles, and makes the application."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.endpoints: list[Endpoint] = []
+        self.intercepts: list[Intercept] = []
+        self.app = web.Application(middlewares=[self._middleware], client_max_size=1 << 40)
+        self._roles: dict[web.AbstractResource | None, Role] = {}
+        self.add(
+            Endpoint(Role.EMULATOR, "GET", "/openapi.json", Mark.INVENTED, "This description", self._describe),
+        )
+
+    def add(self, *endpoints: Endpoint) -> None:
+        """Serve endpoints."""
+        for endpoint in endpoints:
+            self.endpoints.append(endpoint)
+            self.route(endpoint.role, endpoint.method, endpoint.path, endpoint.answer_to)
+
+    def route(self, role: Role, method: str, path: str, handler: Handler) -> None:
+        """Serve something that is not an endpoint: pages, files, WebSockets."""
+        route = self.app.router.add_route(method, path, handler)
+        self._roles[route.resource] = role
+
+    def claim(self, role: Role, resource: web.AbstractResource) -> None:
+        """Say whose role a resource is that was added to ``app.router`` by other means, such as static files."""
+        self._roles[resource] = role
+
+    async def _describe(self, call: object) -> web.Response:
+        return web.json_response(describe(self.endpoints))
+
+    def _role_of(self, request: web.Request) -> Role | None:
+        return self._roles.get(request.match_info.route.resource)
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            role = self._role_of(request)
+            self._check_host(request, role)
+            for intercept in self.intercepts:
+                if (answer := await intercept(request, role)) is not None:
+                    return answer
+            return await handler(request)
+        except ApiError as refused:
+            return refused.response()
+        except web.HTTPMethodNotAllowed as refused:
+            return self._method_not_allowed(request, sorted(refused.allowed_methods))
+        except web.HTTPNotFound:
+            return ApiError(404, "no_such_path", "There is nothing at this path.", where="path").response()
+        except web.HTTPException as answer:
+            if answer.status < 400:
+                raise
+            return ApiError(answer.status, "refused", answer.reason, where="request").response()
+        except (ConnectionError, web.RequestPayloadError):
+            # The client is gone. Nobody reads this answer.
+            return ApiError(400, "broken_off", "The request broke off.", where="body").response()
+        except Exception:
+            incident = secrets.token_hex(4)
+            log.exception("request failed", incident=incident, method=request.method, path=request.path)
+            message = f"A fault of the emulator's own. Its log has it as incident {incident}."
+            return ApiError(500, "internal", message).response()
+
+    def _method_not_allowed(self, request: web.Request, allowed: Sequence[str]) -> web.Response:
+        names = ", ".join(allowed)
+        message = f"{request.method[:20]} is not a method of this path."
+        return ApiError(
+            405, "wrong_method", message, where="method", expected=names, headers={"Allow": names}
+        ).response()
+
+    def _check_host(self, request: web.Request, role: Role | None) -> None:
+        name = name_in(request.host)
+        roles = self.names.roles(name)
+        if roles is None:
+            expected = "a host of `relay catalog show` that exists; hosts that do not exist yet can be switched on"
+            message = f"The vendor has no host {name[:100]!r}."
+            raise ApiError(421, "no_such_host", message, where="Host", expected=expected)
+        if role is None or role in roles or roles == _EVERY_ROLE:
+            return
+        hosts = [h.name for h in self.names.catalog.hosts if role in roles_of(h) and self.names.exists(h.name)]
+        message = f"{name[:100]} does not serve this path: it is for {', '.join(sorted(roles))}."
+        raise ApiError(404, "wrong_host", message, where="Host", expected=", ".join(hosts[:3]) or "localhost")
