@@ -1,4 +1,4 @@
-"""Builds the one extension, relay._fastpath; everything else is stated in pyproject.toml."""
+"""Builds the extensions; everything else is stated in pyproject.toml."""
 
 import os
 
@@ -8,8 +8,11 @@ from setuptools import Extension, setup
 
 Options.warning_errors = True
 
-# The fuzz tests build a module of their own, just as this one is built.
-MODULE = os.environ.get("RELAY_MODULE", "relay._fastpath")
+# Each has the path of its source as its name, and may use the leaves of the compiled plane.
+MODULES = ["relay._fastpath"]
+# The fuzz tests build a module of their own, just as these are built.
+if "RELAY_MODULE" in os.environ:
+    MODULES = [os.environ["RELAY_MODULE"]]
 # Counts live objects. Sanitizers want frames that they can name.
 DEBUG = os.environ.get("RELAY_DEBUG") == "1"
 SANITIZE = os.environ.get("RELAY_SANITIZE") == "1"
@@ -20,13 +23,14 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                MODULE,
-                [MODULE.replace(".", "/") + ".pyx"],
+                module,
+                [module.replace(".", "/") + ".pyx"],
                 define_macros=[("RELAY_DEBUG", "1")] if DEBUG else [],
                 libraries=["ssl", "crypto"],
                 extra_compile_args=[OPTIMIZE, "-g", "-Wall", "-Wextra", "-Werror", *(SANITIZERS if SANITIZE else [])],
                 extra_link_args=SANITIZERS if SANITIZE else [],
             )
+            for module in MODULES
         ],
         compiler_directives={
             "language_level": "3",

@@ -1,6 +1,6 @@
 # What the data plane asks of the kernel, beyond what Cython declares itself.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<errno.h>" nogil:
@@ -29,14 +29,17 @@ cdef extern from "<sys/socket.h>" nogil:
         void* iov_base
         size_t iov_len
     struct msghdr:
+        void* msg_name
+        socklen_t msg_namelen
         iovec* msg_iov
         size_t msg_iovlen
+        int msg_flags
     struct mmsghdr:
         msghdr msg_hdr
         unsigned int msg_len
     enum:
-        AF_UNIX, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_KEEPALIVE, SO_DOMAIN, MSG_DONTWAIT, MSG_NOSIGNAL
-        SHUT_WR
+        AF_UNIX, AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_KEEPALIVE, SO_DOMAIN
+        MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SHUT_WR
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
     int socketpair(int domain, int kind, int protocol, int* fds)
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
@@ -46,10 +49,17 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t recv(int fd, void* data, size_t size, int flags)
     int recvmmsg(int fd, mmsghdr* messages, unsigned int count, int flags, timespec* timeout)
+    int sendmmsg(int fd, mmsghdr* messages, unsigned int count, int flags)
     int connect(int fd, const sockaddr* address, socklen_t size)
     int shutdown(int fd, int how)
 
 cdef extern from "<netinet/in.h>" nogil:
+    struct in_addr:
+        uint32_t s_addr         # in network byte order, like the port
+    struct sockaddr_in:
+        unsigned short sin_family
+        uint16_t sin_port
+        in_addr sin_addr
     enum:
         IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6
         IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER
@@ -66,6 +76,15 @@ cdef enum:
     TCP_INFO_NOTSENT_BYTES = 144
     TCP_INFO_MIN_RTT = 148
     TCP_INFO_BYTES = 152        # up to there; since Linux 4.6
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum:
+        POLLOUT
+    int poll(pollfd* watched, unsigned long count, int timeout_ms)
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
