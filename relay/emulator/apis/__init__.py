@@ -4,4 +4,5 @@ signing         the string to sign, and signatures; pure
 signing_faults  why a signature is wrong
 nonces          each nonce counts once
 verifying       the server's side: whose a request is, and whether they may do this
+sign_command    ``relay emulate sign``
 """
