@@ -9,6 +9,7 @@ imports         which modules a source imports
 messages        STUN messages, the answers to them, and voice in ChannelData
 pcapng          a strict reader of captures
 properties      what property tests share
+signaling       lines and users of the emulator's signaling, without a store
 ssrf_table      addresses that must never be connected to
 stun_vectors    the test vectors of the RFCs
 waiting         wait for what another thread, process or socket does

@@ -1,0 +1,19 @@
+"""Lines and users for the tests of signaling, without a store."""
+
+from __future__ import annotations
+
+from relay.emulator.signaling.lines import LineSpec, Member
+from relay.emulator.signaling.messages import LineKind
+
+NUMBERS = {kind: f"sPK-10000000-{number:06}" for number, kind in enumerate(LineKind, 1)}
+
+
+def member(user_id: str) -> Member:
+    """A user of the firm that the first letter names: ``a1`` is of firm ``a``."""
+    return Member(user_id=user_id, name=user_id.title(), firm_id=user_id[0], firm=f"Firm {user_id[0].upper()}")
+
+
+def line(kind: LineKind, *user_ids: str, number: str = "") -> LineSpec:
+    """A line of these users."""
+    members = tuple(member(user_id) for user_id in user_ids)
+    return LineSpec(number=number or NUMBERS[kind], kind=kind, label=f"Line {kind}", members=members)
