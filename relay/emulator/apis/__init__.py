@@ -3,6 +3,7 @@
 signing         the string to sign, and signatures; pure
 signing_faults  why a signature is wrong
 nonces          each nonce counts once
+entitlement     who has voice through the relay, and why
 verifying       the server's side: whose a request is, and whether they may do this
 sign_command    ``relay emulate sign``
 """
