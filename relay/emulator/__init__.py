@@ -6,6 +6,7 @@ marks, names, lines  where our knowledge comes from; roles of hosts and users; k
 fixtures             the firms, users, lines and keys to begin with (``default_fixtures.toml``)
 store/               the database
 http/                one site for all hosts; endpoints that check and describe themselves
-turnhost             TURN hosts
+turn/                TURN hosts
 signaling/           presence and lines, over socket.io
+apis/                signed APIs for other programs: CTI, Management, Call Data, audit
 """

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
 
 from relay import __version__
 from relay.emulator.http.endpoints import JSON, Endpoint
@@ -31,7 +32,7 @@ _WITH_SECURITY = {401: "It is not proved who asks.", 403: "Who asks may not do t
 
 def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The whole description, as JSON's values."""
-    references, definitions = models_json_schema(_models(endpoints), ref_template=_REF)
+    references, definitions = models_json_schema(_models(endpoints), ref_template=_REF, schema_generator=_MarkedSchema)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, references)
@@ -51,6 +52,20 @@ def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             },
         },
     }
+
+
+class _MarkedSchema(GenerateJsonSchema):
+    """Writes each class's ``mark`` into its schema. What has none is our own."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        return {**super().model_schema(schema), "x-mark": _mark_of(schema["cls"])}
+
+    def enum_schema(self, schema: core_schema.EnumSchema) -> JsonSchemaValue:
+        return {**super().enum_schema(schema), "x-mark": _mark_of(schema["cls"])}
+
+
+def _mark_of(cls: type) -> str:
+    return str(getattr(cls, "mark", Mark.INVENTED))
 
 
 def _models(endpoints: Sequence[Endpoint]) -> list[_Use]:

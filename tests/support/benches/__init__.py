@@ -1,5 +1,6 @@
 """What is tested, set up and taken down again.
 
+apis            the emulator's signed APIs on a port, with the default fixtures, and a client that signs
 background      an event loop in a thread, for servers that outlive one test
 capture         a relay with one flow, and captures of it
 commands        a command of the command line, without a process

@@ -1,0 +1,79 @@
+"""What the models of all APIs share: names in camelCase, times in RFC 3339, and pages."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+from relay.emulator.marks import Mark
+
+# A page of this size is some 100 KB of JSON.
+MAX_PAGE_SIZE = 1000
+DEFAULT_PAGE_SIZE = 100
+# In one request. Longer lists are asked for in parts.
+MAX_NAMES = 1000
+
+# Of users, firms and groups: longer than any in the fixtures, and printable.
+Name = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+# A NUL is in no name, and PostgreSQL takes none.
+Email = Annotated[str, Field(pattern=r"^[^\x00]{1,255}$")]
+Label = Annotated[str, Field(pattern=r"^[^\x00]{1,128}$")]
+LineNumber = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _is_time(value: object) -> object:
+    """Only texts: pydantic would take numbers too, as seconds."""
+    if isinstance(value, datetime.datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
+        return value
+    raise ValueError("expected a time in RFC 3339, such as 2026-11-27T09:00:00Z")
+
+
+def _shown_time(value: datetime.datetime) -> str:
+    return value.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Time = Annotated[
+    datetime.datetime,
+    BeforeValidator(_is_time),
+    PlainSerializer(_shown_time, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+def time_of(seconds: float) -> datetime.datetime:
+    """A Unix time as the models have it."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+class ApiModel(BaseModel):
+    """A message of an API. Its names are in camelCase on the wire, and unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, validate_by_name=True)
+    mark: ClassVar[Mark] = Mark.INVENTED
+
+
+class ApiRequest(ApiModel):
+    """A message that a client sends. Only the names of the wire will do, and not those of Python."""
+
+    model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
+
+
+class PageRequest(ApiRequest):
+    """What a request for a list may say. The rest of a long list begins after ``pageToken``."""
+
+    page_size: Annotated[int, Field(strict=True, ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE
+    page_token: Annotated[
+        str | None, Field(description="nextPageToken of the page before", pattern=r"^[!-~]{1,64}$")
+    ] = None
+
+
+class Page(ApiModel):
+    """What an answer with a list says of the next page."""
+
+    next_page_token: str | None = Field(default=None, description="null on the last page")
