@@ -37,9 +37,10 @@ client/     asyncio clients of sessions and of TURN over each carrier: for other
 gateway/    the control plane, in floors of its own: routing, calls, entitlement, signaling, sessions, http, web_proxy,
             admin; it decides, and no packet waits for it
 console/    ``relay top`` and ``relay capture``, which ask a running relay
-emulator/   the vendor's side on a laptop: TURN hosts
+emulator/   the vendor's cloud on a laptop: login, signaling, APIs, portal and TURN hosts
+floor/      the emulated cloud and a relay in front of it, in one process
 demo/       softphones that place real SRTP calls through all of it
-cli         serve, top, capture, demo, check-config, allowlist, catalog, ca
+cli         serve, top, capture, demo, emulate, check-config, allowlist, catalog, ca
 
 In addition, ``web/`` has the dashboard's pages, which the admin listener serves.
 """

@@ -1,4 +1,4 @@
-"""The command line: serve, top, capture, demo and check-config; allowlist, catalog and ca.
+"""The command line: serve, top, capture, demo, emulate and check-config; allowlist, catalog and ca.
 
 Exit status
 -----------
@@ -30,6 +30,7 @@ from relay import __version__, config, logs, writing
 from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
 from relay.catalog import load as load_catalog
 from relay.errors import OperatorError, RelayError
+from relay.floor.commands import app as emulate_app
 
 if TYPE_CHECKING:
     from relay.ca import AuthorityFolder
@@ -216,6 +217,8 @@ def catalog_diff(
     if changes:
         raise typer.Exit(1)
 
+
+app.add_typer(emulate_app, name="emulate")
 
 ca_app = typer.Typer(
     help="The firm's own certificate authority. It can vouch only for names in the catalog's domains.",

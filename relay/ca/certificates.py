@@ -38,12 +38,17 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def new_authority(
-    common_name: str, lifetime: datetime.timedelta, now: datetime.datetime, *, permitted: Sequence[str] = ()
+    common_name: str,
+    lifetime: datetime.timedelta,
+    now: datetime.datetime,
+    *,
+    permitted: Sequence[str] = (),
+    permitted_networks: Sequence[IpNetwork] = (),
 ) -> Issuer:
     """A root that signs only servers, with no authority in between.
 
-    ``permitted`` has domains such as ``xhoot.com``. The root can vouch only for names in them: verifiers refuse all
-    others (RFC 5280, critical).
+    ``permitted`` has domains such as ``xhoot.com``. The root can vouch only for names in them, and for addresses in
+    ``permitted_networks``: verifiers refuse all others (RFC 5280, critical).
     """
     key = new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -52,14 +57,19 @@ def new_authority(
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
     if permitted:
         builder = builder.add_extension(_SERVER_AUTH, critical=False)
-        builder = builder.add_extension(
-            x509.NameConstraints(
-                permitted_subtrees=[x509.DNSName(domain) for domain in permitted],
-                excluded_subtrees=[x509.IPAddress(network) for network in _ALL_ADDRESSES],
-            ),
-            critical=True,
-        )
+        builder = builder.add_extension(_constraints(permitted, permitted_networks), critical=True)
     return Issuer(builder.sign(key, hashes.SHA256()), key)
+
+
+def _constraints(domains: Sequence[str], networks: Sequence[IpNetwork]) -> x509.NameConstraints:
+    excluded = () if networks else _ALL_ADDRESSES
+    return x509.NameConstraints(
+        permitted_subtrees=[
+            *(x509.DNSName(domain) for domain in domains),
+            *(x509.IPAddress(network) for network in networks),
+        ],
+        excluded_subtrees=[x509.IPAddress(network) for network in excluded] or None,
+    )
 
 
 def sign_server(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from relay import config
@@ -15,7 +14,7 @@ from relay.demo import calls
 from relay.demo.authority import Authority
 from relay.demo.report import Row, rows_of
 from relay.emulator.turn.slow import TurnHosts
-from relay.gateway.app import Gateway
+from relay.floor.relays import running_gateway
 from relay.turn.credentials import StaticCredentials
 
 # Two regions with two hosts each, on 127.0.1.1 to 127.0.2.2.
@@ -24,17 +23,6 @@ SERVER_NAME = "use1.relay.test"
 USERNAME = "trader"
 # Direct, and through the relay over TURN/TLS, WebSocket, sessions and CONNECT-UDP.
 PATHS = 5
-
-
-@contextlib.asynccontextmanager
-async def running_gateway(settings: Config) -> AsyncIterator[Gateway]:
-    """A gateway that serves while the block runs."""
-    gateway = Gateway(settings)
-    await gateway.start()
-    try:
-        yield gateway
-    finally:
-        await gateway.stop()
 
 
 def _settings(hosts: TurnHosts, authority: Authority, folder: Path) -> Config:

@@ -6,7 +6,13 @@ marks, names, lines  where our knowledge comes from; roles of hosts and users; k
 fixtures             the firms, users, lines and keys to begin with (``default_fixtures.toml``)
 store/               the database
 http/                one site for all hosts; endpoints that check and describe themselves
+login/               login, settings, TURN credentials, logs of clients
 turn/                TURN hosts
 signaling/           presence and lines, over socket.io
 apis/                signed APIs for other programs: CTI, Management, Call Data, audit
+settings             what the command line chose; where the TURN hosts are
+tls                  the certificate of all hosts
+welcome              the page at ``/``
+cloud                starts and stops all of it
+folder               the files for clients, relays and scripts
 """

@@ -29,6 +29,7 @@ LAYERS = [
     {"ca"},
     {"client"},
     {"gateway", "console", "emulator"},
+    {"floor"},
     {"demo"},
     {"cli"},
     {"__main__"},

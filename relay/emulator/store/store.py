@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -34,6 +35,8 @@ POOL_SIZE = 10
 # Two processes that start at once must not both migrate. The number is ours alone: "c9 emulator" in ASCII, cut short.
 _MIGRATION_LOCK = 0x6339656D
 _READ_ONLY = "relay_read_only"
+# Alembic tells each step at the level of information. An operator wants to know only of trouble.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def database_url(database: str) -> str:

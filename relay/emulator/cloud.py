@@ -1,0 +1,168 @@
+"""The whole cloud in one process: starts every part in order, and stops them in the reverse order.
+
+Order: files and certificates, the database, the TURN hosts, the site with its roles, the listeners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Sequence
+
+import structlog
+from aiohttp import web
+
+from relay.addresses import Address
+from relay.emulator import tls
+from relay.emulator.http.site import Names, Site
+from relay.emulator.login.client_logs import ClientLogs
+from relay.emulator.login.media import Media, RunningHost
+from relay.emulator.login.models import RelayView
+from relay.emulator.login.service import LoginService, Passwords
+from relay.emulator.settings import EmulatorSettings, MediaHost, media_hosts
+from relay.emulator.store import Store
+from relay.emulator.store.seeding import seed, turn_secret
+from relay.emulator.turn.slow import TurnHost
+from relay.emulator.welcome import Welcome
+from relay.errors import OperatorError
+from relay.sockaddr import from_sockaddr
+from relay.turn.credentials import RestCredentials
+
+log = structlog.get_logger()
+
+# A request that is answered when the emulator stops has this long. Uploads and polls are cut.
+SHUTDOWN_S = 2.0
+FOLDER_MODE = 0o700
+
+
+class Cloud:
+    """``start`` it once and ``stop`` it, or use it as a context manager. Attributes are valid once it has started."""
+
+    def __init__(self, settings: EmulatorSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.names = Names(settings.catalog, on=settings.hosts_on)
+        self.site = Site(self.names)
+        self.tls = settings.tls
+        self.http = settings.http
+        self.started_at = 0.0
+        self.store: Store
+        self.files: tls.TlsFiles
+        self.turn_secret: str
+        self.login: LoginService
+        self._turn: dict[str, TurnHost] = {}
+        self._running = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Cloud:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start everything, or nothing. Raises OperatorError."""
+        async with contextlib.AsyncExitStack() as started:
+            self._running = started
+            await self._open_files()
+            await self._open_store()
+            await self._start_turn()
+            self._add_roles()
+            await self._listen()
+            self._running = started.pop_all()
+        self.started_at = time.time()
+
+    async def stop(self) -> None:
+        """Stop everything. May be repeated."""
+        await self._running.aclose()
+
+    async def _open_files(self) -> None:
+        try:
+            self.settings.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise OperatorError(f"{self.settings.folder}: {error.strerror or error}") from None
+        # All hosts of the vendor's, and this machine's addresses that are used.
+        addresses = sorted({"127.0.0.1", "::1", self.settings.tls.host, self.settings.http.host})
+        addresses += [host.host for host in media_hosts(self.settings.catalog)]
+        self.files = await asyncio.to_thread(tls.prepare, self.settings.folder, self.settings.catalog, addresses)
+
+    async def _open_store(self) -> None:
+        self.store = await Store.open(self.settings.database)
+        self._running.push_async_callback(self.store.close)
+        await seed(self.store, self.settings.fixtures)
+        self.turn_secret = await turn_secret(self.store)
+
+    # TURN hosts
+
+    async def _start_turn(self) -> None:
+        self._running.push_async_callback(self._stop_turn)
+        if self.settings.runs_turn:
+            for host in media_hosts(self.settings.catalog):
+                if self.names.exists(host.name):
+                    await self._start_host(host)
+
+    async def _start_host(self, host: MediaHost) -> None:
+        address = Address(host.host, self.settings.turn_port)
+        credentials = RestCredentials(self.turn_secret)
+        turn = TurnHost(address, credentials, name=host.name, region=host.region, allow_loopback_peers=True)
+        await turn.start()
+        self._turn[host.name] = turn
+
+    async def _stop_turn(self) -> None:
+        while self._turn:
+            await self._turn.popitem()[1].stop()
+
+    async def switch_host(self, name: str, *, on: bool) -> None:
+        """Let a host of the catalog exist or not, from now on. Raises KeyError for other names, OperatorError."""
+        self.names.switch(name, on=on)
+        for host in media_hosts(self.settings.catalog):
+            if host.name != name or not self.settings.runs_turn:
+                continue
+            if on and name not in self._turn:
+                await self._start_host(host)
+            elif not on and name in self._turn:
+                await self._turn.pop(name).stop()
+
+    def running_hosts(self) -> Sequence[RunningHost]:
+        """The TURN hosts that run, here or in another process of the same cloud."""
+        if not self.settings.runs_turn:
+            return [
+                RunningHost(host.name, host.region, Address(host.host, self.settings.turn_port), self.tls.port)
+                for host in media_hosts(self.settings.catalog)
+                if self.names.exists(host.name)
+            ]
+        return [RunningHost(turn.name, turn.region, turn.address, self.tls.port) for turn in self._turn.values()]
+
+    # The site
+
+    def _add_roles(self) -> None:
+        plan = self.settings.relay
+        media = Media(
+            secret=self.turn_secret,
+            hosts=self.running_hosts,
+            relay=RelayView(tls=str(plan.tls), web_proxy=str(plan.web_proxy)),
+            lifetime_s=lambda: self.settings.credentials_lifetime_s,
+        )
+        logs = ClientLogs(self.store, self.settings.folder / "client-logs")
+        self.login = LoginService(self.store, self.names, media, logs, Passwords())
+        self.login.register(self.site)
+        Welcome(self.site).register()
+
+    async def _listen(self) -> None:
+        runner = web.AppRunner(self.site.app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await runner.setup()
+        self._running.push_async_callback(runner.cleanup)
+        context = tls.server_context(self.files, self.names)
+        self.tls = await _listen_on(runner, self.settings.tls, context)
+        self.http = await _listen_on(runner, self.settings.http, None)
+
+
+async def _listen_on(runner: web.AppRunner, address: Address, context: ssl.SSLContext | None) -> Address:
+    site = web.TCPSite(runner, address.host, address.port, ssl_context=context)
+    try:
+        await site.start()
+    except OSError as error:
+        raise OperatorError(f"emulator on {address}: {error.strerror or error}") from error
+    return from_sockaddr(runner.addresses[-1])

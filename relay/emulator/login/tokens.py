@@ -1,0 +1,125 @@
+"""Logins: opaque tokens, of which the database holds only a hash, with an end."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aiohttp import web
+from sqlalchemy import delete, select
+
+from relay.emulator.http.errors import unauthorized
+from relay.emulator.store import Store, tables
+
+# A working day and more. The vendor's is unknown.
+LIFETIME_S = 12 * 3600.0
+# A user with more clients than this loses the oldest login.
+MAX_PER_USER = 20
+
+Kind = Literal["client", "portal"]
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who holds a token. ``voice_via_web_proxy`` is the setting as it was at the login."""
+
+    user_id: str
+    firm_id: str
+    role: str
+    region: str
+    name: str
+    voice_via_web_proxy: bool
+    expires_at: float
+    token_hash: str
+
+
+def hash_token(token: str) -> str:
+    """What the database holds of a token: it has 256 random bits, so a plain hash is enough."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Tokens:
+    """Opens, finds and closes logins."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def open(
+        self, user: tables.User, kind: Kind, *, client_version: str = "", lifetime_s: float = LIFETIME_S
+    ) -> tuple[str, float]:
+        """A new login of a user. Returns the token and when it ends."""
+        token = secrets.token_urlsafe(32)
+        now = self._clock()
+        session = tables.LoginSession(
+            token_hash=hash_token(token),
+            user_id=user.user_id,
+            kind=kind,
+            created_at=now,
+            expires_at=now + lifetime_s,
+            voice_via_web_proxy=user.voice_via_web_proxy,
+            client_version=client_version,
+        )
+        logins = tables.LoginSession
+        async with self._store.writing() as write:
+            await write.execute(delete(logins).where(logins.expires_at <= now))
+            mine = select(logins.token_hash).where(logins.user_id == user.user_id, logins.kind == kind)
+            oldest = (await write.scalars(mine.order_by(logins.created_at.desc()).offset(MAX_PER_USER - 1))).all()
+            if oldest:
+                await write.execute(delete(logins).where(logins.token_hash.in_(oldest)))
+            write.add(session)
+        return token, session.expires_at
+
+    async def find(self, token: str, kind: Kind) -> Principal | None:
+        """Who holds the token. None if nobody does, it has ended, or its user was disabled."""
+        logins, users = tables.LoginSession, tables.User
+        wanted = (
+            select(logins, users)
+            .join(users, users.user_id == logins.user_id)
+            .where(logins.token_hash == hash_token(token), logins.kind == kind, users.enabled)
+        )
+        async with self._store.reading() as read:
+            found = (await read.execute(wanted)).first()
+        if found is None or found.LoginSession.expires_at <= self._clock():
+            return None
+        login, user = found.LoginSession, found.User
+        return Principal(
+            user_id=user.user_id,
+            firm_id=user.firm_id,
+            role=user.role,
+            region=user.region,
+            name=user.name,
+            voice_via_web_proxy=login.voice_via_web_proxy,
+            expires_at=login.expires_at,
+            token_hash=login.token_hash,
+        )
+
+    async def close(self, token_hash: str) -> None:
+        """End a login."""
+        async with self._store.writing() as write:
+            await write.execute(delete(tables.LoginSession).where(tables.LoginSession.token_hash == token_hash))
+
+
+class Bearer:
+    """The security of endpoints for clients that have logged in. Returns a Principal."""
+
+    name = "login"
+    scheme: Mapping[str, Any] = {"type": "http", "scheme": "bearer", "description": "The token of POST /rest/v1/login"}
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    async def check(self, request: web.Request, body: bytes) -> Principal:
+        """Who asks. Raises ApiError 401."""
+        header = request.headers.get("Authorization", "")
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise unauthorized("A token is required.", expected="Authorization: Bearer TOKEN, from POST /rest/v1/login")
+        principal = await self._tokens.find(token.strip(), "client")
+        if principal is None:
+            raise unauthorized("The token is unknown or has ended.", expected="a token of a new login")
+        return principal

@@ -1,0 +1,6 @@
+"""A whole floor in one process: the emulated cloud, and a relay in front of it.
+
+relays    a relay that serves while a block runs
+emulate   ``relay emulate``: starts the cloud, and with --with-relay the relay, and stays until it is told to stop
+commands  the command line of ``relay emulate``
+"""

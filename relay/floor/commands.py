@@ -1,0 +1,94 @@
+"""The command line of ``relay emulate``. Each command imports only what it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from relay import config
+from relay.addresses import Address, parse_address
+from relay.errors import OperatorError
+
+app = typer.Typer(
+    invoke_without_command=True,
+    help="The vendor's cloud on this machine: login, signaling, APIs, portal and TURN hosts, for developers and tests.",
+)
+
+_FOLDER = Path("cloud9-emulator")
+
+
+@app.callback()
+def emulate(
+    context: typer.Context,
+    *,
+    folder: Annotated[Path, typer.Option(help="Where its files go: CA, hosts, PAC, relay.toml, database.")] = _FOLDER,
+    fixtures: Annotated[Path | None, typer.Option(help="A TOML file of firms, users, lines and keys.")] = None,
+    store: Annotated[
+        str, typer.Option(help=":memory:, a file, or postgresql://user@host/database. [default: FOLDER/emulator.db]")
+    ] = "",
+    http: Annotated[str, typer.Option(help="Where plain HTTP listens, for all hosts.")] = "127.0.0.1:8080",
+    tls: Annotated[str, typer.Option(help="Where HTTPS listens, for all hosts.")] = "127.0.0.1:8443",
+    turn_port: Annotated[int, typer.Option(min=0, max=65535, help="The UDP port of the TURN hosts.")] = 3478,
+    no_turn: Annotated[
+        bool, typer.Option("--no-turn", help="Another process of this cloud has the TURN hosts.")
+    ] = False,
+    redis: Annotated[
+        str, typer.Option(help="redis://host: share the state of signaling with other processes of this cloud.")
+    ] = "",
+    host_on: Annotated[
+        list[str] | None, typer.Option(help="Switch on a host that does not exist yet. May be repeated.")
+    ] = None,
+    with_relay: Annotated[bool, typer.Option("--with-relay", help="Run a relay as well.")] = False,
+    relay_tls: Annotated[str, typer.Option(help="Where the relay of relay.toml listens.")] = "127.0.0.1:4443",
+    relay_web_proxy: Annotated[str, typer.Option(help="Where its web proxy listens.")] = "127.0.0.1:3129",
+    relay_admin: Annotated[str, typer.Option(help="Where its dashboard is.")] = "127.0.0.1:9443",
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Listen on addresses that are not loopback. Everybody knows the passwords.")
+    ] = False,
+) -> None:
+    """Start the cloud, and stay until Ctrl-C or SIGTERM."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+
+    from relay import catalog, logs
+    from relay.emulator import fixtures as fixture_files
+    from relay.emulator.settings import EmulatorSettings, RelayPlan
+    from relay.floor.emulate import emulate as run
+
+    settings = EmulatorSettings(
+        folder=folder.absolute(),
+        fixtures=fixture_files.bundled() if fixtures is None else fixture_files.load(fixtures),
+        catalog=catalog.load(),
+        database=store or str(folder / "emulator.db"),
+        tls=_address("--tls", tls),
+        http=_address("--http", http),
+        turn_port=turn_port,
+        runs_turn=not no_turn,
+        redis_url=redis or None,
+        hosts_on=tuple(host_on or ()),
+        exposed=expose,
+        relay=RelayPlan(
+            tls=_address("--relay-tls", relay_tls),
+            web_proxy=_address("--relay-web-proxy", relay_web_proxy),
+            admin=_address("--relay-admin", relay_admin),
+        ),
+    )
+    log = config.LogSettings()
+    logs.configure(log.level, log.format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(settings, Console(), with_relay=with_relay))
+
+
+def _address(option: str, text: str) -> Address:
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        raise OperatorError(f"{option} {error}") from None
+    if not address.is_literal:
+        raise OperatorError(f"{option} {text!r}: expected an address such as 127.0.0.1:8080, not a name")
+    return address
