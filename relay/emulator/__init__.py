@@ -15,4 +15,5 @@ tls                  the certificate of all hosts
 welcome              the page at ``/``
 cloud                starts and stops all of it
 folder               the files for clients, relays and scripts
+softphone/           a headless client of all of it
 """
