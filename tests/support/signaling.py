@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from relay.emulator.lines import LineKind
 from relay.emulator.signaling.lines import LineSpec, Member
-from relay.emulator.signaling.messages import LineKind
 
 NUMBERS = {kind: f"sPK-10000000-{number:06}" for number, kind in enumerate(LineKind, 1)}
 

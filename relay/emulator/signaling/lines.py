@@ -11,16 +11,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from relay.emulator.signaling.messages import (
-    MAX_LISTED_PARTICIPANTS,
-    MAX_SUBSCRIBERS,
-    EndReason,
-    ErrorCode,
-    ErrorInfo,
-    LineKind,
-    LineStatus,
-    Role,
-)
+from relay.emulator.lines import MAX_SUBSCRIBERS, LineKind
+from relay.emulator.signaling.messages import MAX_LISTED_PARTICIPANTS, EndReason, ErrorCode, ErrorInfo, LineStatus, Role
 
 # On these lines many listen to few. Everyone in a call of the other kinds is listed in ``line.state``.
 CROWDED = frozenset({LineKind.HOOT, LineKind.BROADCAST})

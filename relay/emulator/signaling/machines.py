@@ -20,16 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from relay.emulator.lines import MAX_SUBSCRIBERS, MAX_TALKERS, LineKind
 from relay.emulator.signaling.lines import Call, CallRecord, Decision, Line, LineSpec, Party, Refusal, Stay, end_call
-from relay.emulator.signaling.messages import (
-    MAX_SUBSCRIBERS,
-    MAX_TALKERS,
-    EndReason,
-    ErrorCode,
-    LineKind,
-    LineStatus,
-    Role,
-)
+from relay.emulator.signaling.messages import EndReason, ErrorCode, LineStatus, Role
 
 # Long enough to walk back to the desk, short enough for a test run by hand.
 RING_TIMEOUT_S = 30.0

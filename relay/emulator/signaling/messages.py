@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
+from relay.emulator.lines import MAX_TALKERS, LineKind
 from relay.emulator.marks import Mark
 
 # A browser's offer for audio has 2 to 6 KB. 64 KiB leave room for every candidate and codec that anybody adds.
@@ -21,9 +22,6 @@ MAX_SDP_BYTES = 64 * 1024
 MAX_CANDIDATE_BYTES = 1024
 # The longest opaque token in use is a JWT of a few hundred bytes; ours are shorter.
 MAX_TOKEN_CHARACTERS = 1024
-# Documented: a hoot has up to 800 subscribers, and at most 12 of them talk at once.
-MAX_SUBSCRIBERS = 800
-MAX_TALKERS = 12
 # Above 50 users the vendor takes a hoot to its cloud (documented). A message that lists everyone would then be sent to
 # everyone: 800 times 50 KB for each that joins. So a line with more participants than this lists its talkers only.
 MAX_LISTED_PARTICIPANTS = 50
@@ -45,17 +43,6 @@ DialNumber = Annotated[str, StringConstraints(pattern=r"^\+?[0-9*#]{1,32}$")]
 Sdp = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SDP_BYTES), _at_most(MAX_SDP_BYTES)]
 # Empty: no more candidates follow (RFC 8838, section 8.2).
 Candidate = Annotated[str, StringConstraints(max_length=MAX_CANDIDATE_BYTES), _at_most(MAX_CANDIDATE_BYTES)]
-
-
-class LineKind(StrEnum):
-    """What a line does when it is used. The kinds are documented; their details here are ours."""
-
-    RINGDOWN = "ringdown"
-    SHOUTDOWN = "shoutdown"
-    HOOT = "hoot"
-    INTERCOM = "intercom"
-    DIAL_TONE = "dial_tone"
-    BROADCAST = "broadcast"
 
 
 class LineStatus(StrEnum):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from relay.emulator.lines import LineKind
 from relay.emulator.signaling.event_log import EventLog, read_event_log
 from relay.emulator.signaling.invariants import check
 from relay.emulator.signaling.lines import Line, LineSpec
@@ -26,7 +27,6 @@ from relay.emulator.signaling.machines import (
     Talk,
     decide,
 )
-from relay.emulator.signaling.messages import LineKind
 from tests.support.signaling import line
 
 USERS = frozenset({"a1", "a2", "b1", "b2"})

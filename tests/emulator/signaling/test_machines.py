@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.emulator.lines import MAX_SUBSCRIBERS, MAX_TALKERS, LineKind
 from relay.emulator.signaling.event_log import build_transition
 from relay.emulator.signaling.invariants import check
 from relay.emulator.signaling.lines import (
@@ -43,16 +44,7 @@ from relay.emulator.signaling.machines import (
     decide,
     next_deadline,
 )
-from relay.emulator.signaling.messages import (
-    MAX_SUBSCRIBERS,
-    MAX_TALKERS,
-    EndReason,
-    ErrorCode,
-    LineKind,
-    LineState,
-    LineStatus,
-    Role,
-)
+from relay.emulator.signaling.messages import EndReason, ErrorCode, LineState, LineStatus, Role
 from tests.support.properties import repeatable
 from tests.support.signaling import line
 
