@@ -20,7 +20,8 @@ BIN      := $(VENV)/bin
 ASAN     := build/asan
 # A larger benchmark, used if it is next to the repository.
 COMPARE  := ../shared/perf/compare.py
-SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd)
+SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
+            relay/emulator/*/*.pyx relay/emulator/*/*.pxd)
 
 .PHONY: help demo test test-plane test-gateway test-interop test-others lint fuzz test-asan bench bench-wan clean
 .DELETE_ON_ERROR:
@@ -63,13 +64,13 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/stubtest relay._fastpath
+	$(BIN)/stubtest relay._fastpath relay.emulator.sfu._fanout
 
 fuzz: SECONDS = 60
 fuzz: $(VENV)/.test-installed
 	@nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS)
 
-ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py
+ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py tests/emulator/sfu
 
 # In a copy of the tree, so that its extension stays as it is. A sanitizer's report ends the run. LeakSanitizer is off, because
 # it would list the interpreter's leaks. The debug build counts our own objects, and the tests assert that none are left.

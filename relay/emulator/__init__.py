@@ -8,6 +8,7 @@ store/               the database
 http/                one site for all hosts; endpoints that check and describe themselves
 login/               login, settings, TURN credentials, logs of clients
 turn/                TURN hosts
+sfu/                 hoots: a few talkers to many subscribers
 signaling/           presence and lines, over socket.io
 apis/                signed APIs for other programs: CTI, Management, Call Data, audit
 settings             what the command line chose; where the TURN hosts are
