@@ -64,13 +64,14 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/stubtest relay._fastpath relay.emulator.sfu._fanout
+	$(BIN)/stubtest relay._fastpath relay.emulator.sfu._fanout relay.emulator.turn._native
 
 fuzz: SECONDS = 60
 fuzz: $(VENV)/.test-installed
 	@nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS)
 
-ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py tests/emulator/sfu
+ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py tests/emulator/sfu \
+    tests/emulator/turn
 
 # In a copy of the tree, so that its extension stays as it is. A sanitizer's report ends the run. LeakSanitizer is off, because
 # it would list the interpreter's leaks. The debug build counts our own objects, and the tests assert that none are left.
@@ -120,4 +121,4 @@ $(VENV)/.bench-installed: $(SOURCES)
 	$(call install,$(BENCH_PACKAGES),loadtest,$@)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info relay/*.so .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info relay/*.so relay/emulator/turn/*.so .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from relay.config import Config
 from relay.demo import calls
 from relay.demo.authority import Authority
 from relay.demo.report import Row, rows_of
-from relay.emulator.turn.slow import TurnHosts
+from relay.emulator.turn.hosts import TurnHosts
 from relay.floor.relays import running_gateway
 from relay.turn.credentials import StaticCredentials
 

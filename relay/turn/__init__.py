@@ -5,6 +5,7 @@
 client         the client: requests in, messages and ``events`` out
 server         the server: datagrams in, ``commands`` out; ``allocation`` is what it holds for one client
 allocate       what an Allocate asks for
+observer       who is told what the server grants; ``drops`` are the reasons why it passes something not on
 authentication who has sent a request; ``credentials`` are the keys and nonces
 answers        what the server sends back, kept for copies of the request
 relayed_ports  the ports of the server's relayed addresses

@@ -30,8 +30,9 @@ class _Reservation:
 class RelayedPorts:
     """The ports of a server's relayed hosts: free, taken, or reserved under a token."""
 
-    def __init__(self, choose: random.Random) -> None:
+    def __init__(self, choose: random.Random, first_port: int = FIRST_PORT) -> None:
         self._choose = choose
+        self._first_port = first_port
         self._taken: set[Address] = set()
         self._reserved: dict[bytes, _Reservation] = {}
 
@@ -40,7 +41,7 @@ class RelayedPorts:
         self._drop_expired(now)
         reserved = {reservation.address for reservation in self._reserved.values()}
         for _ in range(MAX_PICKS):
-            port = self._choose.randrange(FIRST_PORT, LAST_PORT + 1) & (~1 if even else ~0)
+            port = self._choose.randrange(self._first_port, LAST_PORT + 1) & (~1 if even else ~0)
             address = Address(host, port)
             wanted = {address, _sibling(address)} if with_sibling else {address}
             if not wanted & self._taken and not wanted & reserved:

@@ -26,7 +26,9 @@ from relay.turn.answers import Answers, build_refusal
 from relay.turn.authentication import Authenticator, AuthenticRequest, TurnError, unknown_attributes
 from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import CredentialStore, NonceMint, prepared
-from relay.turn.relayed_ports import RelayedPorts
+from relay.turn.drops import Drop
+from relay.turn.observer import Observer
+from relay.turn.relayed_ports import FIRST_PORT, RelayedPorts
 from relay.wire.channeldata import (
     FIRST_CHANNEL,
     LAST_CHANNEL,
@@ -95,6 +97,8 @@ class ServerSettings:
     realm: str = "cloud9"
     relayed_hosts: tuple[str, ...] = ("127.0.0.1",)
     policy: RelayPolicy = field(default_factory=RelayPolicy)
+    # The lowest port of a relayed address; the highest is 65535.
+    first_relayed_port: int = FIRST_PORT
     # A TURN client needs one allocation for each call, or two with separate RTCP.
     max_allocations: int = 10_000
     max_allocations_per_user: int = 0
@@ -120,7 +124,11 @@ class _Opening:
 
 
 class TurnServer:
-    """One server address; clients are told apart by their transport address."""
+    """One server address; clients are told apart by their transport address.
+
+    ``drops`` counts datagrams that were neither passed on nor answered. ``observer`` is told what is granted, before
+    the answer is returned.
+    """
 
     def __init__(
         self,
@@ -130,9 +138,12 @@ class TurnServer:
         nonces: NonceMint | None = None,
         choose: random.Random | None = None,
         unix_time: Callable[[], float] = time.time,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
-        self._ports = RelayedPorts(choose or random.SystemRandom())
+        self._observer = observer or Observer()
+        self.drops: Counter[Drop] = Counter()
+        self._ports = RelayedPorts(choose or random.SystemRandom(), settings.first_relayed_port)
         self._authenticator = Authenticator(
             settings.realm, credentials, nonces or NonceMint(), unix_time, settings.unauthenticated_answers_per_s
         )
@@ -147,6 +158,10 @@ class TurnServer:
     def allocations(self) -> int:
         """How many allocations live."""
         return len(self._allocations)
+
+    def serves(self, now: float, client: Address) -> bool:
+        """True while the client has an allocation."""
+        return self._live(now, client) is not None
 
     # Time
 
@@ -209,24 +224,26 @@ class TurnServer:
         if is_channel_data(data):
             return self._on_channel_data(now, client, data)
         if not is_stun(data):
-            return []
+            return self._drop(Drop.MALFORMED)
         try:
             message = parse_message(data, allow_faults=True)
         except StunError:
-            return []
+            return self._drop(Drop.MALFORMED)
         if message.message_class is MessageClass.INDICATION:
-            return [] if message.fault else self._on_indication(now, client, message)
+            return self._on_indication(now, client, message)
         if message.message_class is MessageClass.REQUEST:
             return self._on_request(now, client, message)
-        return []
+        return self._drop(Drop.MALFORMED)
 
     def receive_from_peer(self, now: float, relayed_address: Address, peer: Address, data: bytes) -> list[Command]:
         """Take a datagram that came to a relayed address (RFC 8656 sections 11.3 and 12.7)."""
         allocation = self._by_relayed.get(relayed_address)
         if allocation is None or allocation.source_for(now, relayed_address.host) != relayed_address:
-            return []
-        if not allocation.permits(now, peer.host) or len(data) > MAX_RELAYED_BYTES:
-            return []
+            return self._drop(Drop.NO_ALLOCATION)
+        if not allocation.permits(now, peer.host):
+            return self._drop(Drop.NOT_PERMITTED)
+        if len(data) > MAX_RELAYED_BYTES:
+            return self._drop(Drop.OVERSIZE)
         channel = allocation.channel_from(now, peer)
         if channel is not None:
             return [SendToClient(allocation.client, build_channel_data(channel.number, data))]
@@ -240,24 +257,40 @@ class TurnServer:
 
     def _on_channel_data(self, now: float, client: Address, data: bytes) -> list[Command]:
         allocation = self._live(now, client)
-        channel = None if allocation is None else allocation.channel_to(now, data[0] << 8 | data[1])
+        if allocation is None:
+            return self._drop(Drop.NO_ALLOCATION)
+        channel = allocation.channel_to(now, data[0] << 8 | data[1])
+        if channel is None:
+            return self._drop(Drop.NO_CHANNEL)
         length = data[2] << 8 | data[3]
-        if allocation is None or channel is None or 4 + length > len(data):
-            return []
-        return _send_to_peer(now, allocation, channel.peer, data[4 : 4 + length])
+        if 4 + length > len(data):
+            return self._drop(Drop.MALFORMED)
+        return self._send_to_peer(now, allocation, channel.peer, data[4 : 4 + length])
 
     def _on_indication(self, now: float, client: Address, message: Message) -> list[Command]:
         allocation = self._live(now, client)
-        if allocation is None or message.method != Method.SEND or message.unknown_required(_UNDERSTOOD):
-            return []
+        if message.fault or message.method != Method.SEND or message.unknown_required(_UNDERSTOOD):
+            return self._drop(Drop.MALFORMED)
         try:
             peer = message.address(AttributeType.XOR_PEER_ADDRESS)
         except StunError:
-            return []
+            return self._drop(Drop.MALFORMED)
         data = message.get(AttributeType.DATA)
-        if peer is None or data is None or not allocation.permits(now, peer.host):
-            return []
-        return _send_to_peer(now, allocation, peer, data)
+        if peer is None or data is None:
+            return self._drop(Drop.MALFORMED)
+        if allocation is None:
+            return self._drop(Drop.NO_ALLOCATION)
+        if not allocation.permits(now, peer.host):
+            return self._drop(Drop.NOT_PERMITTED)
+        return self._send_to_peer(now, allocation, peer, data)
+
+    def _send_to_peer(self, now: float, allocation: Allocation, peer: Address, data: bytes) -> list[Command]:
+        source = allocation.source_for(now, peer.host)
+        return self._drop(Drop.NO_ALLOCATION) if source is None else [SendToPeer(source, peer, data)]
+
+    def _drop(self, reason: Drop) -> list[Command]:
+        self.drops[reason] += 1
+        return []
 
     def _live(self, now: float, client: Address) -> Allocation | None:
         allocation = self._allocations.get(client)
@@ -269,12 +302,12 @@ class TurnServer:
         if message.method == Method.BINDING:
             return self._on_binding(now, client, message)
         if message.method not in _METHODS:
-            return []
+            return self._drop(Drop.MALFORMED)
         if (known := self._answers.known(now, client, message)) is not None:
             return [SendToClient(client, known)]
         # Before any work: a flood of wrong passwords must not cost an HMAC each.
         if not self._authenticator.may_answer(now, client):
-            return []
+            return self._drop(Drop.RATE_LIMITED)
         request: AuthenticRequest | None = None
         try:
             request = self._authenticator.authenticate(now, client, message)
@@ -289,7 +322,7 @@ class TurnServer:
 
     def _on_binding(self, now: float, client: Address, message: Message) -> list[Command]:
         if not self._authenticator.may_answer(now, client):
-            return []
+            return self._drop(Drop.RATE_LIMITED)
         if message.fault:
             return _refuse(client, message, None, TurnError(400, message.fault))
         if unknown := message.unknown_required(_UNDERSTOOD_IN_BINDING):
@@ -402,6 +435,7 @@ class TurnServer:
         self._by_relayed |= dict.fromkeys(opening.opened, allocation)
         self._per_user[allocation.username] += 1
         self._look_at(allocation, expires)
+        self._observer.on_allocation(allocation)
         return [*commands, *self._succeed(now, request, self._allocate_attributes(now, opening))]
 
     def _allocate_attributes(self, now: float, opening: _Opening) -> list[tuple[int, bytes]]:
@@ -437,6 +471,7 @@ class TurnServer:
             # A later end is found out at the old deadline: a flood of Refresh requests must not pile up deadlines.
             if allocation.first_expiry < allocation.deadline:
                 self._look_at(allocation, allocation.first_expiry)
+            self._observer.on_refresh(allocation)
         return [*commands, *self._succeed(now, request, [(AttributeType.LIFETIME, build_uint32(lifetime_s))])]
 
     def _on_create_permission(self, now: float, request: AuthenticRequest, allocation: Allocation) -> list[Command]:
@@ -452,6 +487,7 @@ class TurnServer:
             raise TurnError(508, "too many permissions")
         for host in hosts:
             allocation.permit(now, host)
+            self._observer.on_permission(allocation, host)
         return self._succeed(now, request, [])
 
     def _on_channel_bind(self, now: float, request: AuthenticRequest, allocation: Allocation) -> list[Command]:
@@ -470,6 +506,7 @@ class TurnServer:
             raise TurnError(400, "the channel or the peer is bound otherwise")
         if not allocation.has_room_for(now, {peer.host}) or not allocation.bind_channel(now, number, peer):
             raise TurnError(508, "too many channels or permissions")
+        self._observer.on_channel(allocation, allocation.channels[number])
         return self._succeed(now, request, [])
 
     def _check_peer(self, allocation: Allocation, peer: Address) -> None:
@@ -486,11 +523,6 @@ class TurnServer:
 
 def _refuse(client: Address, message: Message, request: AuthenticRequest | None, refused: TurnError) -> list[Command]:
     return [SendToClient(client, build_refusal(message, request, refused))]
-
-
-def _send_to_peer(now: float, allocation: Allocation, peer: Address, data: bytes) -> list[Command]:
-    source = allocation.source_for(now, peer.host)
-    return [] if source is None else [SendToPeer(source, peer, data)]
 
 
 def _check_form(message: Message) -> None:

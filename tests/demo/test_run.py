@@ -10,7 +10,7 @@ from relay.demo import calls, run
 from relay.demo.report import json_of
 from relay.demo.run import PATHS, run_demo
 from relay.demo.softphone import Softphone
-from relay.emulator.turn.slow import TurnHosts
+from relay.emulator.turn.hosts import TurnHosts
 from relay.errors import UpstreamError
 from relay.turn.credentials import StaticCredentials
 

@@ -12,7 +12,7 @@ import pytest
 from relay.addresses import Address
 from relay.client.session import Session, open_session
 from relay.demo.softphone import PACKETS_PER_SECOND, Softphone, Stream
-from relay.emulator.turn.slow import TurnHosts
+from relay.emulator.turn.hosts import TurnHosts
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.connect_proxy import ConnectProxy, connect_proxy

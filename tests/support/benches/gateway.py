@@ -14,7 +14,8 @@ from relay import config
 from relay.addresses import Address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
-from relay.emulator.turn.slow import TurnHost, TurnHosts
+from relay.emulator.turn.host import Host
+from relay.emulator.turn.hosts import TurnHosts
 from relay.gateway.app import Gateway
 from relay.turn.credentials import StaticCredentials
 from tests.support.waiting import eventually
@@ -145,6 +146,6 @@ async def relay_with_hosts(
             yield relay, hosts
 
 
-def fall_silent(host: TurnHost) -> None:
+def fall_silent(host: Host) -> None:
     """Make the host answer nothing from now on, and without ICMP."""
-    host._loop.remove_reader(host._socket.fileno())
+    host.paused = True

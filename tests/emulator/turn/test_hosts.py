@@ -1,4 +1,4 @@
-"""TURN hosts on real sockets: their lifetime, what they let pass, and coturn's load client against them."""
+"""TURN hosts on real sockets, both twins: lifetime, what they let pass, and coturn's load client against them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from relay.addresses import Address
 from relay.client.requests import TurnRequestError
 from relay.client.turn import TurnConnection, open_turn_udp
-from relay.emulator.turn.slow import TurnHost, TurnHosts
+from relay.emulator.turn import native, slow
+from relay.emulator.turn.host import Host
+from relay.emulator.turn.hosts import Plane, TurnHosts
 from relay.errors import OperatorError
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
@@ -25,7 +27,22 @@ ANY_PORT = Address("127.0.0.1", 0)
 REGIONS = {"use1": ("use1-stun1", "use1-stun2"), "euw1": ("euw1-stun1",)}
 
 
-async def _open(host: TurnHost, inbox: Inbox | None = None) -> TurnConnection:
+Make = type[slow.TurnHost] | type[native.TurnHost]
+
+
+@pytest.fixture(params=[slow.TurnHost, native.TurnHost], ids=["slow", "native"])
+def make(request: pytest.FixtureRequest) -> Make:
+    kind: Make = request.param
+    return kind
+
+
+@pytest.fixture(params=["slow", "native"])
+def plane(request: pytest.FixtureRequest) -> Plane:
+    chosen: Plane = request.param
+    return chosen
+
+
+async def _open(host: Host, inbox: Inbox | None = None) -> TurnConnection:
     return await open_turn_udp(host.address, "trader", "secret", on_data=(inbox or Inbox()).put)
 
 
@@ -38,7 +55,7 @@ class _Pair:
     inbox: Inbox
 
 
-async def _allocate(host: TurnHost) -> _Pair:
+async def _allocate(host: Host) -> _Pair:
     inbox = Inbox()
     turn = await _open(host, inbox)
     return _Pair(turn, await turn.allocate(), inbox)
@@ -47,22 +64,22 @@ async def _allocate(host: TurnHost) -> _Pair:
 # Lifetime
 
 
-async def test_port_0_binds_a_free_port() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host:
+async def test_port_0_binds_a_free_port(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS) as host:
         assert host.address.host == "127.0.0.1"
         assert host.address.port != 0
 
 
-async def test_taken_port_is_an_operator_error() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host:
+async def test_taken_port_is_an_operator_error(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS) as host:
         with pytest.raises(OperatorError, match=str(host.address)):
-            await TurnHost(host.address, CREDENTIALS).start()
+            await make(host.address, CREDENTIALS).start()
 
 
-async def test_stop_closes_relayed_sockets_and_the_timer() -> None:
+async def test_stop_closes_relayed_sockets_and_the_timer(make: Make) -> None:
     # That no descriptor and no task is left is asserted for every test; here both existed before.
     loop = asyncio.get_running_loop()
-    host = TurnHost(ANY_PORT, CREDENTIALS, allow_loopback_peers=True)
+    host = make(ANY_PORT, CREDENTIALS, allow_loopback_peers=True)
     await host.start()
     turn = await _open(host)
     relayed = await turn.allocate()
@@ -76,19 +93,19 @@ async def test_stop_closes_relayed_sockets_and_the_timer() -> None:
     assert loop.is_running()
 
 
-async def test_allocation_ends_with_refresh_0() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
+async def test_allocation_ends_with_refresh_0(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
         await turn.allocate()
         assert host.allocations == 1
         assert await turn.refresh(0) == 0
         assert host.allocations == 0
 
 
-async def test_expired_allocation_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_expired_allocation_is_let_go(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # The least lifetime is ten minutes: here it is none at all, so that the timer is due at once.
     monkeypatch.setattr("relay.turn.allocate.DEFAULT_LIFETIME_S", 0)
     monkeypatch.setattr("relay.turn.allocate.MAX_LIFETIME_S", 0)
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host:
+    async with make(ANY_PORT, CREDENTIALS) as host:
         turn = await _open(host)
         relayed = await turn.allocate()
         while host.allocations:
@@ -99,7 +116,9 @@ async def test_expired_allocation_is_let_go(monkeypatch: pytest.MonkeyPatch) -> 
         await turn.close(release=False)
 
 
-async def test_relayed_port_that_another_program_holds_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_relayed_port_that_another_program_holds_is_passed_over(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free,
@@ -109,7 +128,7 @@ async def test_relayed_port_that_another_program_holds_is_passed_over(monkeypatc
         ports = iter([other.getsockname()[1], other.getsockname()[1], free.getsockname()[1]])
         free.close()
         monkeypatch.setattr("random.SystemRandom.randrange", lambda *_: next(ports))
-        async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
+        async with make(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
             relayed = await turn.allocate()
             assert relayed.port != other.getsockname()[1]
             assert host.allocations == 1
@@ -118,8 +137,8 @@ async def test_relayed_port_that_another_program_holds_is_passed_over(monkeypatc
 # Several hosts
 
 
-async def test_several_hosts_are_numbered_by_region_and_host() -> None:
-    async with TurnHosts(REGIONS, CREDENTIALS, allow_loopback_peers=True) as hosts:
+async def test_several_hosts_are_numbered_by_region_and_host(plane: Plane) -> None:
+    async with TurnHosts(REGIONS, CREDENTIALS, plane=plane, allow_loopback_peers=True) as hosts:
         assert len(hosts) == 3
         addresses = {host.name: (host.region, host.address.host) for host in hosts}
         assert addresses == {
@@ -129,8 +148,8 @@ async def test_several_hosts_are_numbered_by_region_and_host() -> None:
         }
 
 
-async def test_data_passes_from_host_to_host() -> None:
-    async with TurnHosts(REGIONS, CREDENTIALS, allow_loopback_peers=True) as hosts:
+async def test_data_passes_from_host_to_host(plane: Plane) -> None:
+    async with TurnHosts(REGIONS, CREDENTIALS, plane=plane, allow_loopback_peers=True) as hosts:
         ends = [await _allocate(host) for host in hosts]
         for sender, receiver in zip(ends, [*ends[1:], ends[0]], strict=True):
             await sender.turn.bind_channel(receiver.relayed)
@@ -142,10 +161,10 @@ async def test_data_passes_from_host_to_host() -> None:
         assert [host.allocations for host in hosts] == [0, 0, 0]
 
 
-async def test_all_hosts_start_or_none() -> None:
+async def test_all_hosts_start_or_none(plane: Plane) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.1.2", 0))
-        hosts = TurnHosts(REGIONS, CREDENTIALS, port=other.getsockname()[1])
+        hosts = TurnHosts(REGIONS, CREDENTIALS, plane=plane, port=other.getsockname()[1])
         with pytest.raises(OperatorError, match=r"127\.0\.1\.2"):
             await hosts.start()
         await hosts.stop()
@@ -159,8 +178,8 @@ def test_a_name_belongs_to_one_host() -> None:
 # What passes
 
 
-async def test_loopback_peers_need_the_switch() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn, open_echo() as peer:
+async def test_loopback_peers_need_the_switch(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn, open_echo() as peer:
         await turn.allocate()
         for request in (turn.create_permission, turn.bind_channel):
             with pytest.raises(TurnRequestError) as refused:
@@ -168,8 +187,8 @@ async def test_loopback_peers_need_the_switch() -> None:
             assert refused.value.code == 403
 
 
-async def test_data_passes_only_from_permitted_peers() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host:
+async def test_data_passes_only_from_permitted_peers(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host:
         end = await _allocate(host)
         async with open_echo() as peer, open_echo("127.0.0.9") as stranger:
             await end.turn.create_permission(peer)
@@ -180,13 +199,13 @@ async def test_data_passes_only_from_permitted_peers() -> None:
         await end.turn.close()
 
 
-async def test_what_has_run_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
+async def test_what_has_run_out_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with make(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
 
-        def none_left(address: Address) -> socket.socket:
+        def none_left(*_: object) -> socket.socket:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        monkeypatch.setattr("relay.emulator.turn.slow.open_udp_socket", none_left)
+        monkeypatch.setattr("relay.emulator.turn.sockets.open_udp_socket", none_left)
         with pytest.raises(TurnRequestError) as refused:
             await turn.allocate()
         assert (refused.value.code, refused.value.reason) == (508, "no file descriptors left in this process")
@@ -194,8 +213,8 @@ async def test_what_has_run_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         await turn.allocate()
 
 
-async def test_unreachable_peer_disturbs_nobody() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host, open_echo() as peer:
+async def test_unreachable_peer_disturbs_nobody(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host, open_echo() as peer:
         end = await _allocate(host)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
             gone.bind(("127.0.0.1", 0))
@@ -210,17 +229,17 @@ async def test_unreachable_peer_disturbs_nobody() -> None:
         await end.turn.close()
 
 
-async def test_garbage_is_ignored() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
+async def test_garbage_is_ignored(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for garbage in (b"", b"\x40", b"\x40\x00\xff\xff", bytes(20), b"\x80" * 1400, bytes(60000)):
                 sender.sendto(garbage, host.address)
         assert await turn.binding() == turn.local_address
 
 
-async def test_quota_of_the_settings_holds() -> None:
+async def test_quota_of_the_settings_holds(make: Make) -> None:
     settings = ServerSettings(max_allocations_per_user=1)
-    host = TurnHost(ANY_PORT, CREDENTIALS, settings=settings)
+    host = make(ANY_PORT, CREDENTIALS, settings=settings)
     async with host, await _open(host) as first, await _open(host) as second:
         await first.allocate()
         with pytest.raises(TurnRequestError) as refused:
@@ -229,7 +248,10 @@ async def test_quota_of_the_settings_holds() -> None:
 
 
 async def test_ipv6() -> None:
-    async with TurnHost(Address("::1", 0), CREDENTIALS, allow_loopback_peers=True) as host, open_echo("::1") as peer:
+    async with (
+        slow.TurnHost(Address("::1", 0), CREDENTIALS, allow_loopback_peers=True) as host,
+        open_echo("::1") as peer,
+    ):
         inbox = Inbox()
         async with await _open(host, inbox) as turn:
             family = (AttributeType.REQUESTED_ADDRESS_FAMILY, bytes([2, 0, 0, 0]))
@@ -242,21 +264,24 @@ async def test_ipv6() -> None:
 
 async def test_other_family_only_if_relayed() -> None:
     family = (AttributeType.REQUESTED_ADDRESS_FAMILY, bytes([2, 0, 0, 0]))
-    async with TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
+    async with slow.TurnHost(ANY_PORT, CREDENTIALS) as host, await _open(host) as turn:
         with pytest.raises(TurnRequestError) as refused:
             await turn.allocate((family,))
         assert refused.value.code == 440
-    async with TurnHost(ANY_PORT, CREDENTIALS, relayed_hosts=("127.0.0.1", "::1")) as host, await _open(host) as turn:
+    async with (
+        slow.TurnHost(ANY_PORT, CREDENTIALS, relayed_hosts=("127.0.0.1", "::1")) as host,
+        await _open(host) as turn,
+    ):
         assert (await turn.allocate((family,))).host == "::1"
 
 
 # coturn's load client
 
 
-async def test_uclient_loses_nothing_through_an_echo() -> None:
+async def test_uclient_loses_nothing_through_an_echo(make: Make) -> None:
     heard: list[bytes] = []
     async with (
-        TurnHost(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host,
+        make(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host,
         open_echo(on_datagram=heard.append) as peer,
     ):
 
@@ -278,8 +303,8 @@ async def test_uclient_loses_nothing_through_an_echo() -> None:
         assert (report.sent, report.received, report.lost, report.dropped) == (500, 500, 0, 0)
 
 
-async def test_uclient_loses_nothing_from_client_to_client_with_rtcp() -> None:
-    async with TurnHost(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host:
+async def test_uclient_loses_nothing_from_client_to_client_with_rtcp(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host:
 
         async def excuses(_: UclientReport) -> bool:
             return host.dropped == 0
@@ -300,7 +325,15 @@ async def test_uclient_loses_nothing_from_client_to_client_with_rtcp() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "2001:db8::1"])
-def test_an_address_for_others_must_be_asked_for(host: str) -> None:
+def test_an_address_for_others_must_be_asked_for(make: Make, host: str) -> None:
     with pytest.raises(OperatorError, match="not a loopback address"):
-        TurnHost(Address(host, 0), StaticCredentials({}))
-    TurnHost(Address(host, 0), StaticCredentials({}), exposed=True)
+        make(Address(host, 0), CREDENTIALS)
+    if ":" not in host or make is slow.TurnHost:
+        make(Address(host, 0), CREDENTIALS, exposed=True)
+
+
+def test_the_native_path_serves_ipv4_only() -> None:
+    with pytest.raises(OperatorError, match="IPv4 only"):
+        native.TurnHost(Address("::1", 0), CREDENTIALS)
+    with pytest.raises(OperatorError, match="IPv4 only"):
+        native.TurnHost(ANY_PORT, CREDENTIALS, relayed_hosts=("127.0.0.1", "::1"))

@@ -1,0 +1,189 @@
+"""TURN over TCP and TLS (RFC 8656 section 3.1): a listener, its connections and their allocations, on the asyncio loop.
+
+A connection holds one unit that is not complete yet, and what its client has not taken: beyond MAX_WAITING_BYTES data
+is dropped, and beyond twice as much of answers the client is cut off. No client waits for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from relay.addresses import Address
+from relay.emulator.turn.counters import Counters
+from relay.emulator.turn.relaying import Relaying
+from relay.plane.listening import open_listeners
+from relay.plane.reference.intake import Intake
+from relay.plane.reference.listener import Listener
+from relay.plane.reference.reserve import Reserve
+from relay.sockaddr import from_sockaddr
+from relay.tasks import Tasks
+from relay.turn.credentials import CredentialStore, NonceMint
+from relay.turn.drops import Drop
+from relay.turn.server import ServerSettings
+from relay.wire.channeldata import is_channel_data, pad
+from relay.wire.stream import StreamCutter
+
+HANDSHAKE_TIMEOUT_S = 10.0
+# A client that has no allocation and says nothing for so long is cut off: an Allocate is sent again for 39.5 s.
+IDLE_TIMEOUT_S = 60.0
+# A second of 40 calls. More than that is late for voice.
+MAX_WAITING_BYTES = 64 * 1024
+# The emulator serves one machine. A descriptor and some kilobytes each.
+MAX_CONNECTIONS = 10_000
+# An aborted transport ends in the next turn of the loop.
+CLOSE_TIMEOUT_S = 5.0
+
+
+class StreamListener:
+    """Listens from the beginning until ``close``. Raises OperatorError if the address cannot be bound."""
+
+    def __init__(
+        self,
+        address: Address,
+        settings: ServerSettings,
+        credentials: CredentialStore,
+        nonces: NonceMint | None,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tls = tls
+        self.relaying = Relaying(settings, credentials, nonces, self._send)
+        self._connections: dict[Address, _Connection] = {}
+        self._arriving = Tasks()
+        self._closed = False
+        self._emptied = asyncio.Event()
+        self._listener = Listener(self._loop, open_listeners(address, 1)[0], self._welcome)
+        self.address = self._listener.address
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected, and through with TLS."""
+        return len(self._connections)
+
+    @property
+    def allocations(self) -> int:
+        """How many allocations they have."""
+        return self.relaying.allocations
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of what was counted."""
+        return self.relaying.counters
+
+    @property
+    def paused(self) -> bool:
+        """True while it drops all units and data."""
+        return self.relaying.paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self.relaying.paused = paused
+
+    async def close(self) -> None:
+        """Cut off everybody."""
+        self._closed = True
+        self._listener.close()
+        await self._arriving.cancel()
+        for connection in list(self._connections.values()):
+            connection.abort()
+        if self._connections:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._emptied.wait()
+        self.relaying.close()
+
+    # Arrival
+
+    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
+        reserve.give_up()
+        if self.connections + len(self._arriving) >= MAX_CONNECTIONS:
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        self._arriving.start(self._arrive(accepted), "TURN client arrives")
+
+    async def _arrive(self, accepted: socket.socket) -> None:
+        timeout = None if self._tls is None else HANDSHAKE_TIMEOUT_S
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: _Connection(self), accepted, ssl=self._tls, ssl_handshake_timeout=timeout
+            )
+        except OSError:
+            # The client has gone, does not speak TLS, or takes too long: nothing that anybody could do about.
+            accepted.close()
+
+    def add(self, connection: _Connection) -> bool:
+        """A connection is ready. Returns False if it came too late."""
+        if self._closed:
+            return False
+        self._connections[connection.client] = connection
+        return True
+
+    def remove(self, connection: _Connection) -> None:
+        """A connection has ended, and with it its allocation."""
+        if self._connections.get(connection.client) is connection:
+            del self._connections[connection.client]
+            self.relaying.on_client_closed(connection.client)
+            if not self._connections:
+                self._emptied.set()
+
+    def _send(self, client: Address, data: bytes) -> Drop | None:
+        connection = self._connections.get(client)
+        return None if connection is None else connection.send(data)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, listener: StreamListener) -> None:
+        self._listener = listener
+        self._cutter = StreamCutter()
+        self._heard = False
+        self.client = Address("", 0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._intake = Intake(self._loop, transport, self._take)
+        self.client = from_sockaddr(transport.get_extra_info("peername") or ("", 0))
+        self._idle = self._loop.call_later(IDLE_TIMEOUT_S, self._on_idle)
+        if not self._listener.add(self):
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        self._intake.receive(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.cancel()
+        self._intake.close()
+        self._listener.remove(self)
+
+    def abort(self) -> None:
+        """Cut the client off."""
+        self._transport.abort()
+
+    def _take(self, data: bytes) -> None:
+        for unit in self._cutter.feed(data):
+            self._listener.relaying.receive(self.client, unit)
+        if self._cutter.fault is not None:
+            self.abort()
+
+    def _on_idle(self) -> None:
+        if not self._heard and not self._listener.relaying.server.serves(self._loop.time(), self.client):
+            self.abort()
+            return
+        self._heard = False
+        self._idle = self._loop.call_later(IDLE_TIMEOUT_S, self._on_idle)
+
+    def send(self, data: bytes) -> Drop | None:
+        """Send a unit, unless too much waits already."""
+        waiting = self._transport.get_write_buffer_size()
+        is_data = is_channel_data(data) or data[:2] == b"\x00\x17"
+        if self._transport.is_closing() or (is_data and waiting > MAX_WAITING_BYTES):
+            return Drop.SLOW_CLIENT
+        if waiting > 2 * MAX_WAITING_BYTES:
+            self.abort()
+            return Drop.SLOW_CLIENT
+        self._transport.write(pad(data) if is_data else data)
+        return None
