@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import ssl
 import time
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
 from relay.emulator.login.models import RelayView
 from relay.emulator.login.service import LoginService, Passwords
-from relay.emulator.settings import EmulatorSettings, MediaHost, media_hosts
+from relay.emulator.settings import EmulatorSettings, media_hosts
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
-from relay.emulator.turn.slow import TurnHost
+from relay.emulator.turn.hosts import TurnHosts
 from relay.emulator.welcome import Welcome
 from relay.errors import OperatorError
 from relay.sockaddr import from_sockaddr
@@ -52,7 +53,7 @@ class Cloud:
         self.files: tls.TlsFiles
         self.turn_secret: str
         self.login: LoginService
-        self._turn: dict[str, TurnHost] = {}
+        self._turn: TurnHosts | None = None
         self._running = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Cloud:
@@ -97,43 +98,46 @@ class Cloud:
     # TURN hosts
 
     async def _start_turn(self) -> None:
-        self._running.push_async_callback(self._stop_turn)
-        if self.settings.runs_turn:
-            for host in media_hosts(self.settings.catalog):
-                if self.names.exists(host.name):
-                    await self._start_host(host)
-
-    async def _start_host(self, host: MediaHost) -> None:
-        address = Address(host.host, self.settings.turn_port)
-        credentials = RestCredentials(self.turn_secret)
-        turn = TurnHost(address, credentials, name=host.name, region=host.region, allow_loopback_peers=True)
-        await turn.start()
-        self._turn[host.name] = turn
-
-    async def _stop_turn(self) -> None:
-        while self._turn:
-            await self._turn.popitem()[1].stop()
+        if not self.settings.runs_turn:
+            return
+        regions: dict[str, list[str]] = {}
+        for host in media_hosts(self.settings.catalog):
+            regions.setdefault(host.region, []).append(host.name)
+        self._turn = TurnHosts(
+            regions,
+            RestCredentials(self.turn_secret),
+            port=self.settings.turn_port,
+            tcp=True,
+            tls=tls.server_context(self.files, self.names),
+            # The front's port, unless the front has it on every address.
+            tls_port=0 if ipaddress.ip_address(self.settings.tls.host).is_unspecified else self.settings.tls.port,
+            allow_loopback_peers=True,
+        )
+        await self._turn.start({host.name for host in self._turn if self.names.exists(host.name)})
+        self._running.push_async_callback(self._turn.stop)
 
     async def switch_host(self, name: str, *, on: bool) -> None:
         """Let a host of the catalog exist or not, from now on. Raises KeyError for other names, OperatorError."""
         self.names.switch(name, on=on)
-        for host in media_hosts(self.settings.catalog):
-            if host.name != name or not self.settings.runs_turn:
-                continue
-            if on and name not in self._turn:
-                await self._start_host(host)
-            elif not on and name in self._turn:
-                await self._turn.pop(name).stop()
+        if self._turn is not None and name in self._turn:
+            turn = self._turn[name]
+            await (turn.start() if on else turn.stop())
 
     def running_hosts(self) -> Sequence[RunningHost]:
         """The TURN hosts that run, here or in another process of the same cloud."""
-        if not self.settings.runs_turn:
+        if self._turn is None:
             return [
                 RunningHost(host.name, host.region, Address(host.host, self.settings.turn_port), self.tls.port)
                 for host in media_hosts(self.settings.catalog)
                 if self.names.exists(host.name)
             ]
-        return [RunningHost(turn.name, turn.region, turn.address, self.tls.port) for turn in self._turn.values()]
+        return [
+            RunningHost(
+                turn.name, turn.region, turn.address, turn.tls_address.port if turn.tls_address else self.tls.port
+            )
+            for turn in self._turn
+            if turn.running
+        ]
 
     # The site
 

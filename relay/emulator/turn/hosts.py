@@ -78,6 +78,9 @@ class TurnHosts(Started):
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._hosts
+
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts.values())
 
