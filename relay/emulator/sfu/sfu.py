@@ -15,7 +15,7 @@ import structlog
 from relay.addresses import Address
 from relay.emulator.sfu import _fanout
 from relay.emulator.sfu.hoot import Hoot, HootError
-from relay.emulator.turn.slow import open_udp_socket
+from relay.emulator.turn.sockets import open_udp_socket
 from relay.errors import OperatorError
 
 log = structlog.get_logger()
