@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from relay.addresses import Address
-from relay.emulator import tls
+from relay.emulator import softphone_page, tls
 from relay.emulator.http.site import Names, Site
 from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
@@ -152,6 +152,7 @@ class Cloud:
         logs = ClientLogs(self.store, self.settings.folder / "client-logs")
         self.login = LoginService(self.store, self.names, media, logs, Passwords())
         self.login.register(self.site)
+        softphone_page.register(self.site)
         Welcome(self.site).register()
 
     async def _listen(self) -> None:

@@ -1,4 +1,4 @@
-"""Debian's Chromium without a screen, driven through the DevTools protocol: a page, its keys and its picture."""
+"""Debian's Chromium without a screen, driven through the DevTools protocol: tabs, their keys and their pictures."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ _OPTIONS = (
 _KEYS = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38}
 
 
-class Page:
-    """One tab. ``complaints`` are what it said on the console, threw, or was refused by its own security policy."""
+# Calls without people: a microphone that beeps, and nobody who must allow it.
+FAKE_MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
+class Browser:
+    """A running Chromium. ``open_tab`` opens as many pages as a test needs."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.session = ""
         self._socket = socket
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._pages: dict[str, Page] = {}
         self._number = 0
 
     async def read(self) -> None:
@@ -58,10 +60,42 @@ class Page:
             if (answer := self._answers.pop(told.get("id", 0), None)) is not None:
                 if not answer.done():
                     answer.set_result(told)
-            elif "method" in told:
-                self._on_event(told["method"], told["params"])
+            elif "method" in told and (page := self._pages.get(told.get("sessionId", ""))) is not None:
+                page.on_event(told["method"], told["params"])
 
-    def _on_event(self, method: str, params: dict[str, Any]) -> None:
+    async def ask(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
+        """One command of the protocol, and its result."""
+        self._number += 1
+        answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
+        asked = {"id": self._number, "method": method, "params": params}
+        await self._socket.send_json({**asked, "sessionId": session} if session else asked)
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            told = await answer
+        assert "error" not in told, (method, told)
+        return dict(told["result"])
+
+    async def open_tab(self) -> Page:
+        """A new empty page, in a window of its own: none is in the background."""
+        target = (await self.ask("Target.createTarget", url="about:blank", newWindow=True))["targetId"]
+        session = (await self.ask("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        page = self._pages[session] = Page(self, session)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await page.ask(f"{domain}.enable")
+        await page.size(1440, 900)
+        return page
+
+
+class Page:
+    """One tab. ``complaints`` are what it said on the console, threw, or was refused by its own security policy."""
+
+    def __init__(self, owner: Browser, session: str) -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self._owner = owner
+        self._session = session
+
+    def on_event(self, method: str, params: dict[str, Any]) -> None:
+        """Note what the page does."""
         if method == "Log.entryAdded":
             self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif method == "Runtime.exceptionThrown":
@@ -72,15 +106,8 @@ class Page:
             self.requests.append(params["request"]["url"])
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the protocol, and its result."""
-        self._number += 1
-        answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
-        asked = {"id": self._number, "method": method, "params": params}
-        await self._socket.send_json({**asked, "sessionId": self.session} if self.session else asked)
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            told = await answer
-        assert "error" not in told, (method, told)
-        return dict(told["result"])
+        """One command of the protocol about this page, and its result."""
+        return await self._owner.ask(method, self._session, **params)
 
     async def open(self, url: str) -> None:
         """Load a page; a fragment only is a step inside of it."""
@@ -110,6 +137,29 @@ class Page:
         await self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         await self.ask("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
+    async def click(self, selector: str) -> None:
+        """Click an element with the mouse, as a person does: it counts as a gesture."""
+        await self.until(
+            f"document.querySelector({json.dumps(selector)})?.checkVisibility()", f"no {selector} to click"
+        )
+        script = f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
+            element.scrollIntoView({{ block: "center", behavior: "instant" }});
+            const box = element.getBoundingClientRect();
+            return [box.left + box.width / 2, box.top + box.height / 2]; }})()"""
+        x, y = await self.run(script)
+        await self.mouse("mousePressed", x, y)
+        await self.mouse("mouseReleased", x, y)
+
+    async def mouse(self, kind: str, x: float, y: float) -> None:
+        """``mousePressed`` or ``mouseReleased`` of the left button at a place of the window."""
+        await self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    async def write(self, selector: str, text: str) -> None:
+        """Click a field, and replace what it has."""
+        await self.click(selector)
+        await self.run(f"document.querySelector({json.dumps(selector)}).select()")
+        await self.ask("Input.insertText", text=text)
+
     async def size(self, width: int, height: int) -> None:
         """What the window shows, in CSS pixels."""
         await self.ask(
@@ -129,6 +179,13 @@ class Page:
 @contextlib.asynccontextmanager
 async def browser(*options: str) -> AsyncIterator[Page]:
     """A fresh Chromium with one empty page and further options; it is ended with the block."""
+    async with chromium(*options) as started:
+        yield await started.open_tab()
+
+
+@contextlib.asynccontextmanager
+async def chromium(*options: str) -> AsyncIterator[Browser]:
+    """A fresh Chromium with further options, for several pages; it is ended with the block."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # It keeps certificates in the home directory, and sockets and shared memory in the temporary one.
@@ -142,16 +199,10 @@ async def browser(*options: str) -> AsyncIterator[Page]:
                 address = await _address_of(process.stderr)
             drained = asyncio.create_task(process.stderr.read())
             async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
-                page = Page(socket)
-                reading = asyncio.create_task(page.read())
-                target = (await page.ask("Target.createTarget", url="about:blank"))["targetId"]
-                page.session = (await page.ask("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
-                for domain in ("Page", "Runtime", "Log", "Network"):
-                    await page.ask(f"{domain}.enable")
-                await page.size(1440, 900)
-                yield page
-                page.session = ""
-                await page.ask("Browser.close")
+                started = Browser(socket)
+                reading = asyncio.create_task(started.read())
+                yield started
+                await started.ask("Browser.close")
                 await reading
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,169 @@
+// What went wrong, in words: the cause, and who can do what about it. {key, title, text}; one key is shown once.
+
+const AGAIN = "Log out and in again after the change: the setting counts from the next login.";
+const PORTAL = "A firm administrator can switch on Voice via Web Proxy for you in the portal, under Users.";
+
+const problem = (key, title, ...sentences) => ({ key, title, text: sentences.filter(Boolean).join(" ") });
+
+// TURN servers: event is RTCPeerConnectionIceErrorEvent. Its errorCode is TURN's own, or 701 if there was no answer.
+export function ofIceError({ errorCode, errorText, url }, { transport, settings }) {
+  const said = `The server said: ${errorCode} ${errorText || "without a reason"} (${url}).`;
+  const off = !settings.voiceViaWebProxy;
+  if (errorCode === 403) return ofForbidden(errorText ?? "", said, off);
+  if (errorCode === 401) {
+    const act =
+      "The page asks for new ones. If this stays, log out and in. Then it is for whoever runs the TURN servers.";
+    return problem("turn-401", "The TURN server does not accept the credentials", said, act);
+  }
+  if (errorCode === 486) {
+    const act = "End a call in another tab or on another device. The operator of the relay sets how many are allowed.";
+    return problem("turn-486", "You have as many calls as you may have at once", said, act);
+  }
+  if (errorCode === 508) {
+    return problem("turn-508", "The TURN server is full", said, "Try later. Its operator can add capacity.");
+  }
+  if (errorCode === 701) return transport.kind === "relay" ? ofNoRelay(transport, url) : ofNoUdp(settings, url);
+  return problem(`turn-${errorCode}`, "The TURN server refused the call", said, "Its operator can say why.");
+}
+
+function ofForbidden(errorText, said, off) {
+  if (/region/i.test(errorText)) {
+    const act = "The operator of the relay sets who may use which region.";
+    return problem("turn-region", "You may not use this region through the relay", said, act);
+  }
+  if (/cannot be checked/i.test(errorText)) {
+    const cause = "The relay could not ask whether you may place calls.";
+    const act = "Its operator should look at the entitlement service.";
+    return problem("turn-unchecked", "The relay cannot check your entitlement", cause, said, act);
+  }
+  const title = "The relay refused the call: you are not entitled to voice through it";
+  if (off) return problem("turn-403", title, "Voice via Web Proxy is off for you.", PORTAL, AGAIN, said);
+  const act =
+    "Voice via Web Proxy was on for you when you logged in. A firm administrator can see in the portal whether it still is.";
+  return problem("turn-403", title, act, "Or the operator of the relay does not allow you to call.", said);
+}
+
+function ofNoRelay(transport, url) {
+  return problem(
+    "turns-701",
+    `No TURN over TLS with ${transport.hosts.join(", ") || url}`,
+    "Either nothing answers there, or this browser does not trust its certificate.",
+    "Open the same address with https:// in a tab. If the browser warns you, import the CA file of the emulator's folder",
+    "as an authority for websites, and restart the browser. If there is no answer, the relay is down or a proxy does not",
+    "let you reach it: ask its operator.",
+  );
+}
+
+function ofNoUdp(settings, url) {
+  const hope = settings.voiceViaWebProxy
+    ? "Voice via Web Proxy is on for you: choose the relay as your transport."
+    : `${PORTAL} ${AGAIN}`;
+  const cause = "UDP is blocked on this network, by a firewall or by the browser's own policy, or the server is down.";
+  return problem("udp-701", "No answer from the TURN servers by UDP", `Nothing came back from ${url}.`, cause, hope);
+}
+
+// All servers were asked, and none gave a relayed address, without a reason.
+export function ofNoCandidate({ transport, settings }) {
+  if (!transport.iceServers.length) {
+    const which = transport.kind === "relay" ? "no relay (no turns: URL)" : "no UDP server (no turn: URL)";
+    const act = "Whoever runs the emulator can start it with a relay, or choose the other transport here.";
+    return problem("no-servers", `The settings name ${which}`, act);
+  }
+  const url = transport.hosts.join(", ");
+  return transport.kind === "relay" ? ofNoRelay(transport, url) : ofNoUdp(settings, url);
+}
+
+export function ofFailedPath(name) {
+  const cause = "Each side has a relayed address, but no check got through between the two TURN servers.";
+  return problem(
+    "ice-failed",
+    `No path for voice to ${name}`,
+    cause,
+    "The page tries again. The operator of the TURN servers can look.",
+  );
+}
+
+export function ofNativePeer(name) {
+  const cause =
+    "Their description of media has no DTLS fingerprint: they use a native softphone, with keys in the description.";
+  return problem("native-peer", `No voice with ${name}`, cause, "A browser can talk to browsers only.");
+}
+
+export function ofNoAnswerOfMedia(name) {
+  const cause = "The offer of media was not answered.";
+  return problem(
+    "no-answer",
+    `No voice with ${name} yet`,
+    cause,
+    "A native softphone cannot answer a browser. Else their page is hung or gone.",
+  );
+}
+
+export function ofTooManyListeners(listeners, most) {
+  const cause = `${listeners} listen, and this page reaches ${most} of them: a browser encrypts for each listener separately.`;
+  return problem(
+    "too-many",
+    "Not everyone hears you",
+    cause,
+    "Native softphones send once, and the cloud's SFU sends it on.",
+  );
+}
+
+// The microphone: getUserMedia's DOMException.
+export function ofMicrophone(error) {
+  const instead = "A built-in tone is sent instead.";
+  if (!isSecureContext) {
+    const act = "Open it by https, or as localhost.";
+    return problem("microphone", "This page may not use the microphone", "It was not loaded safely.", act, instead);
+  }
+  if (error.name === "NotAllowedError") {
+    const act = "Allow it beside the address, then choose Microphone again.";
+    return problem(
+      "microphone",
+      "The microphone was refused",
+      "You, or a policy of this browser, refused it.",
+      act,
+      instead,
+    );
+  }
+  if (error.name === "NotFoundError") {
+    return problem("microphone", "There is no microphone", "Connect one, then choose Microphone again.", instead);
+  }
+  const cause = `The browser says: ${error.message || error.name}.`;
+  return problem("microphone", "The microphone cannot be used", cause, "Another program may hold it.", instead);
+}
+
+export function ofSound() {
+  return problem("sound", "The browser holds the sound back", "Click anywhere on this page to hear it.");
+}
+
+// Signaling: state is what signaling.js tells.
+export function ofSignaling(state, detail) {
+  if (state === "replaced") {
+    const act = "Log in here to go on in this tab. A user has one session at a time.";
+    return problem("session", "You have logged in elsewhere, so this session has ended", act);
+  }
+  if (state === "refused")
+    return problem("session", "Signaling refused this login", detail?.message, detail?.expected, "Log in again.");
+  const act = "The page connects again by itself. Voice goes on meanwhile, but buttons do not work.";
+  return problem("signaling", "The connection to signaling is lost", detail ? `Reason: ${detail}.` : "", act);
+}
+
+export function ofRefusal(what, { code, message, expected }) {
+  return problem(`refused-${code}`, what, message, expected && `Expected: ${expected}.`);
+}
+
+export function ofLogin({ status, detail, retryAfterS }) {
+  if (status === 0) {
+    return problem(
+      "login",
+      `The login server did not answer: ${detail.message}`,
+      "The emulator may be down, or a proxy is in the way.",
+    );
+  }
+  if (status === 429) {
+    const when = retryAfterS ? `Try again in ${retryAfterS} s.` : "Try again later.";
+    return problem("login", "Too many attempts", when);
+  }
+  return problem("login", detail.message, detail.expected && `Expected: ${detail.expected}.`);
+}
