@@ -59,7 +59,7 @@ class BenchError(Exception):
 
 
 def build() -> None:
-    """Build the two programs into ``BUILD``. Raises BenchError with the compiler's message."""
+    """Build the programs into ``BUILD``. Raises BenchError with the compiler's message."""
     made = subprocess.run(  # noqa: S603
         ["make", "--silent", f"--directory={FOLDER}", f"BUILD={BUILD}"],  # noqa: S607
         capture_output=True,
@@ -85,7 +85,7 @@ class Cores:
 
 
 @contextlib.contextmanager
-def _on_core(core: int) -> Iterator[None]:
+def on_core(core: int) -> Iterator[None]:
     """Children started inside the block inherit the core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -110,7 +110,7 @@ def _process(
     command: Sequence[str | Path], core: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process on a core. It ends with the block: after two signals (the first only drains a relay), or a kill."""
-    with log.open("ab") as output, _on_core(core):
+    with log.open("ab") as output, on_core(core):
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)  # noqa: S603
     try:
         yield process
@@ -231,7 +231,7 @@ class Bench:
             f"--tls={self.options.tls}",
             *arguments,
         ]
-        with _on_core(self.cores.clients):
+        with on_core(self.cores.clients):
             done = subprocess.run([*_priority(self.options), *command], capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode not in {0, 1} or not done.stdout:
             raise BenchError(f"generator: {done.stderr.strip() or 'no output'}")

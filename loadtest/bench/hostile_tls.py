@@ -156,7 +156,7 @@ def _hostiles(
     command = [sys.executable, "-m", "loadtest.bench.hostile_tls", "--be-hostile", str(server.port), "--kinds", kind]
     command += [f"--hostiles={options.hostiles}", f"--records={options.records}", f"--seconds={options.seconds}"]
     command += [f"--pause={options.pause}"]
-    with bench._on_core(measured.cores.clients):
+    with bench.on_core(measured.cores.clients):
         process = subprocess.Popen(  # noqa: S603
             ["nice", f"-n{NICENESS}", *command],  # noqa: S607
             stdin=subprocess.PIPE,

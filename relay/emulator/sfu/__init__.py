@@ -10,6 +10,7 @@ One group key for each hoot
 All who are in a hoot share one SRTP master key, which signaling hands out. The thread that carries packets never has
 it, and passes them on unchanged. The other way would be a key for each subscriber. Then the SFU would decrypt each
 packet and encrypt it again for each subscriber: it would hear everything, and pay for the encryption of each copy.
+``docs/emulator.md`` has both in figures.
 
 What one key costs: anyone in the hoot could speak as any other. The SFU therefore passes on only what comes from the
 address and with the SSRC that got the floor. Whoever leaves still knows the key, so the key changes then.
