@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 # A request that is answered when the emulator stops has this long. Uploads and polls are cut.
 SHUTDOWN_S = 2.0
+# A client that sends a body which nobody reads has this long to take the answer.
+LINGERING_TIME_S = 2.0
 FOLDER_MODE = 0o700
 
 
@@ -156,8 +158,11 @@ class Cloud:
         Welcome(self.site).register()
 
     async def _listen(self) -> None:
-        runner = web.AppRunner(self.site.app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        runner = web.AppRunner(
+            self.site.app, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=LINGERING_TIME_S
+        )
         await runner.setup()
+        self._running.push_async_callback(self.site.finish, SHUTDOWN_S)
         self._running.push_async_callback(runner.cleanup)
         context = tls.server_context(self.files, self.names)
         self.tls = await _listen_on(runner, self.settings.tls, context)

@@ -9,9 +9,11 @@ A host that the catalog lists as not existing yet does not answer until it is sw
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -114,6 +116,7 @@ class Site:
         self.intercepts: list[Intercept] = []
         self.app = web.Application(middlewares=[self._middleware], client_max_size=1 << 40)
         self._roles: dict[web.AbstractResource | None, Role] = {}
+        self._handlers: set[asyncio.Task[Any]] = set()
         self.add(
             Endpoint(Role.EMULATOR, "GET", "/openapi.json", Mark.INVENTED, "This description", self._describe),
         )
@@ -133,6 +136,22 @@ class Site:
         """Say whose role a resource is that was added to ``app.router`` by other means, such as static files."""
         self._roles[resource] = role
 
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for the tasks of all connections, also of those that are lost already; cancel them after a time."""
+        if not self._handlers:
+            return
+        _, slow = await asyncio.wait(self._handlers, timeout=timeout_s)
+        for task in slow:
+            task.cancel()
+        if slow:
+            await asyncio.wait(slow)
+
+    def _note_task(self, task: asyncio.Task[None]) -> None:
+        """Keep the task of a connection. aiohttp forgets it when the connection is lost, before it has ended."""
+        if task not in self._handlers:
+            self._handlers.add(task)
+            task.add_done_callback(self._handlers.discard)
+
     async def _describe(self, call: object) -> web.Response:
         return web.json_response(describe(self.endpoints))
 
@@ -141,6 +160,7 @@ class Site:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._note_task(request.task)
         try:
             role = self._role_of(request)
             self._check_host(request, role)

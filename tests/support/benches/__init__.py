@@ -3,6 +3,7 @@
 apis            the emulator's signed APIs on a port, with the default fixtures, and a client that signs
 background      an event loop in a thread, for servers that outlive one test
 capture         a relay with one flow, and captures of it
+cloud           an emulated cloud in the test's loop, and clients for it
 commands        a command of the command line, without a process
 echoing         a plane whose upstream and control send everything back
 gateway         a whole relay in the test's loop

@@ -1,0 +1,241 @@
+"""Login, settings, credentials and logs, as a client has them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.emulator.login.client_logs import MAX_LOGS_PER_USER
+from relay.emulator.login.tokens import MAX_PER_USER
+from relay.emulator.store import tables
+from relay.turn.credentials import rest_password
+from tests.support.benches.cloud import CloudClient, running_cloud
+
+
+async def switch_voice_via_web_proxy(client: CloudClient, user_id: str, *, on: bool) -> None:
+    async with client.cloud.store.writing() as session:
+        user = await session.get_one(tables.User, user_id)
+        user.voice_via_web_proxy = on
+
+
+async def test_a_login_says_who_one_is_and_how_voice_is_to_go(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path, runs_turn=True) as client:
+        body = await client.login("fay")
+        assert body["user"] == {
+            "user_id": "fay",
+            "name": "Fay Martin",
+            "email": "fay@borealis.example",
+            "firm_id": "borealis",
+            "firm_name": "Borealis Bank",
+            "role": "user",
+            "extension": "2001",
+        }
+        settings = body["settings"]
+        assert settings["voiceViaWebProxy"] is True
+        assert settings["signaling"]["hosts"][0] == {"name": "c9so-euc1.xhoot.com", "region": "euc1"}
+        assert settings["media"]["transport"] == "web_proxy"
+        assert settings["media"]["hosts"][0]["name"] == "euc1-stun1.xhoot.com"
+        assert settings["media"]["ice_servers"][0]["urls"] == ["turns:127.0.0.1:4443?transport=tcp"]
+        assert {line["line"] for line in settings["lines"]} >= {"sPK-10000001-100002", "sPK-10000005-100002"}
+        assert settings["buttons"] == [
+            {"position": 1, "label": "Atlas Rates", "line": "sPK-10000001-100002", "dial": None}
+        ]
+
+
+async def test_who_has_no_voice_via_web_proxy_is_told_to_use_udp(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path, runs_turn=True) as client:
+        media = (await client.login("gus"))["settings"]["media"]
+        assert media["transport"] == "udp"
+        assert "Voice via Web Proxy was off" in media["reason"]
+        first, second = media["hosts"][:2]
+        assert media["ice_servers"][0]["urls"] == [
+            f"turn:{host['address']}:{host['udp_port']}?transport=udp" for host in (first, second)
+        ]
+
+
+async def test_by_e_mail_address(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        assert (await client.login("Anna@atlas.example"))["user"]["user_id"] == "anna"
+
+
+async def test_the_setting_counts_from_the_next_login(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        before = (await client.login("gus"))["token"]
+        await switch_voice_via_web_proxy(client, "gus", on=True)
+        _, settings, _ = await client.ask("GET", "/rest/v1/settings", token=before)
+        assert settings["voiceViaWebProxy"] is False
+        after = (await client.login("gus"))["token"]
+        _, settings, _ = await client.ask("GET", "/rest/v1/settings", token=after)
+        assert settings["voiceViaWebProxy"] is True
+
+
+async def test_credentials_are_time_limited_and_the_hosts_know_them(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path, credentials_lifetime_s=60.0) as client:
+        token = (await client.login())["token"]
+        status, got, _ = await client.ask("POST", "/rest/v1/turn-credentials", token=token)
+        expires, _, user = got["username"].partition(":")
+        assert (status, user, int(expires)) == (200, "anna", got["expires_at"])
+        assert 0 < got["expires_at"] - time.time() <= 61
+        assert got["password"] == rest_password(client.cloud.turn_secret, got["username"])
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("anna", "wrong"), ("nobody", "trader"), ("anna", "Trader"), ("' OR 1=1 --", "x")]
+)
+async def test_a_wrong_name_and_a_wrong_password_are_told_alike(tmp_path: Path, user: str, password: str) -> None:
+    async with running_cloud(tmp_path) as client:
+        wanted = {"user": user, "password": password}
+        status, body, headers = await client.ask("POST", "/rest/v1/login", json=wanted)
+        assert (status, body["error"]["message"]) == (401, "The name or the password is wrong.")
+        assert "WWW-Authenticate" in headers
+
+
+async def test_a_disabled_user_is_known_and_may_not(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        async with client.cloud.store.writing() as session:
+            (await session.get_one(tables.User, "anna")).enabled = False
+        status, body, _ = await client.ask("GET", "/rest/v1/settings", token=token)
+        assert status == 401
+        wanted = {"user": "anna", "password": "trader"}
+        status, body, _ = await client.ask("POST", "/rest/v1/login", json=wanted)
+        assert (status, body["error"]["code"]) == (403, "disabled")
+        status, _, _ = await client.ask("POST", "/rest/v1/login", json={**wanted, "password": "guess"})
+        assert status == 401
+
+
+async def test_who_guesses_is_slowed_down_and_others_are_not(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        statuses = []
+        for number in range(8):
+            wanted = {"user": "anna", "password": f"guess {number}"}
+            status, body, headers = await client.ask("POST", "/rest/v1/login", json=wanted)
+            statuses.append(status)
+        assert statuses[:5] == [401] * 5
+        assert statuses[5:] == [429] * 3
+        assert int(headers["Retry-After"]) >= 1
+        assert "Try again in" in body["error"]["message"]
+        right = {"user": "anna", "password": "trader"}
+        assert (await client.ask("POST", "/rest/v1/login", json=right))[0] == 429
+        await client.login("ben")
+
+
+async def test_a_logout_ends_the_token(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        other = (await client.login())["token"]
+        assert (await client.ask("POST", "/rest/v1/logout", token=token))[1] == {"done": True}
+        assert (await client.ask("GET", "/rest/v1/settings", token=token))[0] == 401
+        assert (await client.ask("GET", "/rest/v1/settings", token=other))[0] == 200
+
+
+async def test_the_oldest_login_of_a_user_makes_room(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        tokens = [(await client.login())["token"] for _ in range(MAX_PER_USER + 1)]
+        asked = [(await client.ask("GET", "/rest/v1/settings", token=token))[0] for token in tokens]
+        assert asked == [401] + [200] * MAX_PER_USER
+
+
+@pytest.mark.parametrize("header", ["", "Basic YTpi", "Bearer", "Bearer ", "Bearer x", "bearer " + "x" * 5000])
+async def test_what_is_not_a_token(tmp_path: Path, header: str) -> None:
+    async with running_cloud(tmp_path) as client:
+        status, body, _ = await client.ask("GET", "/rest/v1/settings", headers={"Authorization": header})
+        assert status == 401
+        assert body["error"]["where"] == "Authorization"
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code", "where"),
+    [
+        ({"data": b"{", "headers": {"Content-Type": "application/json"}}, 400, "not_json", "body"),
+        ({"data": b"\xff", "headers": {"Content-Type": "application/json"}}, 400, "not_json", "body"),
+        ({"data": b"[" * 60000, "headers": {"Content-Type": "application/json"}}, 400, "not_json", "body"),
+        ({"data": b"x" * 70000, "headers": {"Content-Type": "application/json"}}, 413, "too_large", "body"),
+        ({"data": b"user=anna"}, 415, "wrong_type", "Content-Type"),
+        ({"json": []}, 422, "model_type", "body"),
+        ({"json": {}}, 422, "missing", "body.user"),
+        ({"json": {"user": 1, "password": "x"}}, 422, "string_type", "body.user"),
+        ({"json": {"user": "anna", "password": "x" * 129}}, 422, "string_too_long", "body.password"),
+        ({"json": {"user": "anna", "password": "x", "colour": 1}}, 422, "extra_forbidden", "body.colour"),
+        (
+            {"json": {"user": "anna", "password": "x", "client_version": "\n"}},
+            422,
+            "string_pattern_mismatch",
+            "body.client_version",
+        ),
+    ],
+)
+async def test_a_bad_body_is_told_what_is_wrong(
+    tmp_path: Path, more: dict[str, Any], status: int, code: str, where: str
+) -> None:
+    async with running_cloud(tmp_path) as client:
+        got, body, _ = await client.ask("POST", "/rest/v1/login", **more)
+        assert (got, body["error"]["code"], body["error"]["where"]) == (status, code, where)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "PROPFIND"])
+async def test_another_method(tmp_path: Path, method: str) -> None:
+    async with running_cloud(tmp_path) as client:
+        status, body, headers = await client.ask(method, "/rest/v1/login")
+        assert (status, body["error"]["code"], headers["Allow"]) == (405, "wrong_method", "POST")
+
+
+async def test_another_path(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        status, body, _ = await client.ask("GET", "/rest/v2/login")
+        assert (status, body["error"]["code"]) == (404, "no_such_path")
+
+
+# Logs
+
+
+def log_names(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("client-logs/*")}
+
+
+PLAIN = {"Content-Type": "text/plain"}
+GZIP = {"Content-Type": "application/gzip"}
+
+
+@pytest.mark.parametrize(("headers", "body"), [(PLAIN, "grüße\n".encode()), (GZIP, gzip.compress("grüße\n".encode()))])
+async def test_a_log_is_kept(tmp_path: Path, headers: dict[str, str], body: bytes) -> None:
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        status, receipt, _ = await client.ask("POST", "/rest/v1/logs", token=token, data=body, headers=headers)
+        assert (status, receipt["size_bytes"]) == (201, 8)
+        assert (tmp_path / "client-logs" / f"{receipt['log_id']}.log").read_text() == "grüße\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (PLAIN, b"\xff\xfe", 400),
+        (GZIP, b"not gzip at all", 400),
+        (GZIP, gzip.compress(b"x" * 1000)[:-9], 400),
+        (GZIP, gzip.compress(bytes(17 * 1024 * 1024)), 413),
+        (PLAIN, io.BytesIO(bytes(1024 * 1024 + 1)), 413),
+        ({"Content-Type": "image/png"}, b"x", 415),
+    ],
+)
+async def test_what_is_not_a_log(tmp_path: Path, headers: dict[str, str], body: Any, status: int) -> None:
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        got, _, _ = await client.ask("POST", "/rest/v1/logs", token=token, data=body, headers=headers)
+        assert got == status
+        assert log_names(tmp_path) == set()
+
+
+async def test_the_oldest_log_of_a_user_makes_room(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        kept = []
+        for number in range(MAX_LOGS_PER_USER + 2):
+            body = f"log {number}"
+            _, receipt, _ = await client.ask("POST", "/rest/v1/logs", token=token, data=body, headers=PLAIN)
+            kept.append(receipt["log_id"])
+        assert log_names(tmp_path) == set(kept[2:])

@@ -1,0 +1,150 @@
+"""Every host of the catalog answers in its role, and those that do not exist yet do not, until they are switched on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from relay import catalog
+from relay.addresses import Address
+from relay.catalog import Service, Status
+from relay.emulator.http.site import Names, name_in, roles_of
+from relay.emulator.names import Role
+from relay.emulator.settings import media_hosts
+from relay.errors import OperatorError
+from relay.wire.stun import MessageClass, Method, parse_message
+from tests.support.benches.cloud import CloudClient, cloud_settings, running_cloud
+
+CATALOG = catalog.load()
+BINDING = bytes.fromhex("000100002112a442") + bytes(12)
+
+
+async def binding(address: Address) -> bool:
+    """True if a STUN server answers there; False if the port is closed."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[bool] = loop.create_future()
+
+    class Client(asyncio.DatagramProtocol):
+        def datagram_received(self, data: bytes, addr: object) -> None:
+            message = parse_message(data)
+            good = (message.method, message.message_class) == (Method.BINDING, MessageClass.SUCCESS)
+            if not answered.done():
+                answered.set_result(good)
+
+        def error_received(self, exc: Exception) -> None:
+            if not answered.done():
+                answered.set_result(False)
+
+    transport, _ = await loop.create_datagram_endpoint(Client, remote_addr=(address.host, address.port))
+    try:
+        transport.sendto(BINDING)
+        return await answered
+    finally:
+        transport.close()
+
+
+def test_the_seed_has_84_hosts() -> None:
+    assert len(CATALOG.hosts) == 84
+    assert len({host.host for host in media_hosts(CATALOG)}) == 65
+
+
+async def test_each_of_the_84_hosts_answers_in_its_role_or_not_at_all(tmp_path: Path) -> None:
+    walked = []
+    async with running_cloud(tmp_path, runs_turn=True) as client:
+        running = {host.name: host for host in client.cloud.running_hosts()}
+        for host in CATALOG.hosts:
+            walked.append(host.name)
+            if host.service is Service.MEDIA:
+                assert (host.name in running) is (host.status is Status.ACTIVE)
+                if host.name in running:
+                    assert await binding(running[host.name].address)
+            if host.status is Status.ACTIVE:
+                await answers_in_its_role(client, host.name, roles_of(host))
+            else:
+                await does_not_exist(client, host.name)
+    assert len(set(walked)) == 84
+
+
+async def answers_in_its_role(client: CloudClient, name: str, roles: frozenset[Role]) -> None:
+    wanted = {"Accept": "application/json"}
+    for secure in (True, False):
+        status, body, _ = await client.ask("GET", "/", host=name, secure=secure, headers=wanted)
+        assert status == 200
+        assert {Role(role) for role in body["roles"]} == roles
+    status, body, _ = await client.ask("GET", "/rest/v1/settings", host=name)
+    assert status == (401 if Role.LOGIN in roles else 404), body
+
+
+async def does_not_exist(client: CloudClient, name: str) -> None:
+    status, body, _ = await client.ask("GET", "/", host=name)
+    assert (status, body["error"]["code"]) == (421, "no_such_host")
+    # uvloop does not always send the alert before it closes.
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await client.ask("GET", "/", host=name, secure=True)
+
+
+async def test_a_host_that_does_not_exist_yet_is_switched_on_and_off(tmp_path: Path) -> None:
+    name = "use1-stun10.xhoot.com"
+    async with running_cloud(tmp_path, runs_turn=True) as client:
+        await does_not_exist(client, name)
+        await client.cloud.switch_host(name, on=True)
+        host = next(host for host in client.cloud.running_hosts() if host.name == name)
+        assert await binding(host.address)
+        await answers_in_its_role(client, name, frozenset({Role.MEDIA}))
+        await client.cloud.switch_host(name, on=False)
+        assert not await binding(host.address)
+        await does_not_exist(client, name)
+        with pytest.raises(KeyError):
+            await client.cloud.switch_host("www.example.com", on=True)
+
+
+async def test_a_host_is_switched_on_from_the_start(tmp_path: Path) -> None:
+    name = "stun1.use1.prod1.xhoot.com"
+    async with running_cloud(tmp_path, hosts_on=(name,)) as client:
+        await answers_in_its_role(client, name, frozenset({Role.MEDIA}))
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("c9rest.xhoot.com", {Role.LOGIN}),
+        ("C9REST.xhoot.com.", {Role.LOGIN}),
+        ("c9rest.xhoot.com.localhost", {Role.LOGIN}),
+        ("ctiapi.prod1.xhoot.com", {Role.CTI}),
+        ("c9apiproxy.xhoot.com", {Role.CTI, Role.MANAGEMENT, Role.CALL_DATA, Role.AUDIT}),
+        ("localhost", set(Role)),
+        ("127.0.0.1", set(Role)),
+        ("relay.firm.example", set(Role)),
+        ("nobody.xhoot.com", None),
+        ("xhoot.com", None),
+        ("use1-stun10.xhoot.com", None),
+    ],
+)
+def test_roles_of_names(name: str, roles: set[Role] | None) -> None:
+    assert Names(CATALOG).roles(name) == roles
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [("a.example", "a.example"), ("a.example:80", "a.example"), ("[::1]:80", "::1"), ("127.0.0.1:8080", "127.0.0.1")],
+)
+def test_a_host_header_without_its_port(header: str, name: str) -> None:
+    assert name_in(header) == name
+
+
+@pytest.mark.parametrize("option", ["tls", "http"])
+async def test_only_loopback_unless_exposed(tmp_path: Path, option: str) -> None:
+    outside = Address("0.0.0.0", 0)
+    settings = cloud_settings(tmp_path, **{option: outside})
+    with pytest.raises(OperatorError, match=rf"--{option} 0\.0\.0\.0:0: not a loopback address.*--expose"):
+        settings.check()
+    async with running_cloud(tmp_path, **{option: outside}, exposed=True) as client:
+        assert client.cloud.tls.port
+
+
+async def test_an_unknown_host_cannot_be_switched_on(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"--host-on www\.example\.com: not a host of the catalog"):
+        cloud_settings(tmp_path, hosts_on=("www.example.com",)).check()
