@@ -28,8 +28,9 @@ TWINS = [
     "relay.turn.transactions",
     "relay.quality.meter",
 ]
-# Beyond, a scenario is longer but not different. No input takes a hundredth of the seconds that count as hanging.
-OPTIONS = ["-max_len=1200", "-timeout=10", "-use_value_profile=1", "-print_final_stats=0"]
+# Beyond, a scenario is longer but not different. An input takes a tenth of a second. It counts as hanging after two
+# minutes of the clock, because the search has the lowest priority: beside a busy suite it may stand still for a while.
+OPTIONS = ["-max_len=1200", "-timeout=120", "-use_value_profile=1", "-print_final_stats=0"]
 
 
 def search(seconds: str, name: str) -> None:

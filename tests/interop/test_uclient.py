@@ -8,6 +8,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.emulator.turn.slow import TurnHost
+from relay.plane.api import DropReason
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
 from tests.support.benches.gateway import Relay, running_relay
@@ -48,6 +49,12 @@ def assert_nothing_lost(report: UclientReport) -> None:
     assert (report.lost, report.dropped) == (0, 0)
 
 
+def drops(relay: Relay) -> dict[DropReason, int]:
+    """What the relay has dropped, except second answers: on a slow machine it asks again before the first one comes."""
+    totals = relay.gateway.plane.snapshot().totals
+    return {reason: count for reason, count in totals.drops.items() if reason is not DropReason.DOWNLINK_DUPLICATE}
+
+
 async def test_clients_through_the_relay_to_coturn(tmp_path: Path, plane: str) -> None:
     witness = Witness()
     async with (
@@ -56,7 +63,7 @@ async def test_clients_through_the_relay_to_coturn(tmp_path: Path, plane: str) -
         running_relay(tmp_path, coturn.address, listen={"plane": plane}, media=PATIENT) as relay,
     ):
         report = await call_clients(relay, coturn.username, coturn.password, peer, witness)
-        await becomes(lambda: relay.gateway.plane.snapshot().totals.drops, {})
+        await becomes(lambda: drops(relay), {})
         assert_nothing_lost(report)
 
 
@@ -71,5 +78,5 @@ async def test_clients_through_the_relay_to_the_embedded_upstream(tmp_path: Path
         running_relay(tmp_path, host.address, listen={"plane": plane}, media=PATIENT) as relay,
     ):
         report = await call_clients(relay, "trader", "secret", peer, witness)
-        await becomes(lambda: relay.gateway.plane.snapshot().totals.drops, {})
+        await becomes(lambda: drops(relay), {})
         assert_nothing_lost(report)

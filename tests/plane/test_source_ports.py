@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -75,13 +76,16 @@ def the_range(monkeypatch: pytest.MonkeyPatch, folder: Path, first: int, last: i
     """Linux is to pick from these ports, and to leave out what is reserved."""
     monkeypatch.setattr(source_ports, "PORT_RANGE", folder / "range")
     monkeypatch.setattr(source_ports, "RESERVED_PORTS", folder / "reserved")
+    # Far off: a slow machine finds the port, too.
+    monkeypatch.setattr(source_ports, "SEARCH_S", 600.0)
     (folder / "range").write_text(f"{first}\t{last}\n")
     (folder / "reserved").write_text(f"{reserved}\n")
 
 
 def neighbours(count: int) -> range:
-    """So many free ports in a row."""
-    for first in range(20_000, 30_000, count):
+    """So many free ports in a row. Each process begins elsewhere: the same test may run in two at the same time."""
+    offset = os.getpid() * count % 10_000
+    for first in (20_000 + (offset + step) % 10_000 for step in range(0, 10_000, count)):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(("127.0.0.1", port))
