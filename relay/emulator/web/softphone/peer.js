@@ -1,5 +1,12 @@
 // One WebRTC connection to one other browser: negotiation, ICE through TURN only, and what is heard.
-import { ofFailedPath, ofIceError, ofNativePeer, ofNoAnswerOfMedia, ofNoCandidate } from "./problems.js";
+import {
+  ofFailedPath,
+  ofIceError,
+  ofNativePeer,
+  ofNoAnswerOfMedia,
+  ofNoCandidate,
+  ofNoFarCandidate,
+} from "./problems.js";
 
 // An answer needs no user, so it comes within a second; slow machines and proxies need more.
 const ANSWER_TIMEOUT_MS = 15_000;
@@ -23,6 +30,7 @@ export class Peer {
     this.restarts = 0;
     this.ignoring = false;
     this.refusal = null;
+    this.reachable = false;
     this.chain = Promise.resolve();
     // Both may offer at once. Then the offer of the first by name counts.
     this.polite = link.me > userId;
@@ -42,7 +50,11 @@ export class Peer {
   listen() {
     const { pc, link } = this;
     pc.addEventListener("track", ({ track }) => this.play(new MediaStream([track])));
-    pc.addEventListener("icecandidate", ({ candidate }) => link.sendCandidate(candidate?.candidate ?? ""));
+    // The last one is null. An empty one before it says the same, in the form of an older draft.
+    pc.addEventListener(
+      "icecandidate",
+      ({ candidate }) => candidate?.candidate !== "" && link.sendCandidate(candidate?.candidate ?? ""),
+    );
     pc.addEventListener("icecandidateerror", (event) => this.onIceError(event));
     pc.addEventListener("icegatheringstatechange", () => this.onGathered());
     pc.addEventListener("connectionstatechange", () => this.onConnection());
@@ -104,6 +116,8 @@ export class Peer {
   onCandidate(candidate) {
     return this.step(async () => {
       if (this.ignoring || !this.pc.remoteDescription) return;
+      this.reachable ||= candidate !== "";
+      if (!this.reachable) this.link.onProblem(ofNoFarCandidate(this.link.name));
       await this.pc.addIceCandidate({ candidate, sdpMLineIndex: 0 });
     });
   }
@@ -132,7 +146,7 @@ export class Peer {
     const { connectionState } = this.pc;
     this.link.onChange();
     if (connectionState === "connected") this.restarts = 0;
-    if (connectionState !== "failed" || this.refusal) return;
+    if (connectionState !== "failed" || this.refusal || !this.reachable) return;
     this.link.onProblem(ofFailedPath(this.link.name));
     // Only one side restarts, and it is the one whose offer would count.
     if (!this.polite && this.restarts < MAX_RESTARTS) {

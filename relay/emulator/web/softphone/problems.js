@@ -73,6 +73,10 @@ export function ofNoCandidate({ transport, settings }) {
   return transport.kind === "relay" ? ofNoRelay(transport, url) : ofNoUdp(settings, url);
 }
 
+export function ofNoFarCandidate(name) {
+  return problem("no-far-candidate", `No voice with ${name}`, "They have no relayed address. Their own page says why.");
+}
+
 export function ofFailedPath(name) {
   const cause = "Each side has a relayed address, but no check got through between the two TURN servers.";
   return problem(
