@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,12 +22,14 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import StaticPool
 
 from relay.emulator.store.tables import AuditEntry
 from relay.errors import OperatorError
 
+# SQLite's own memory has one connection, in which a second transaction cannot begin, or several that lock each other
+# out. So this is a file that is deleted at the end, in the memory of Linux where there is such a folder.
 IN_MEMORY = ":memory:"
+MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Writers of SQLite wait for each other this long. One write takes milliseconds.
 BUSY_TIMEOUT_S = 10.0
@@ -40,12 +43,10 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def database_url(database: str) -> str:
-    """SQLAlchemy's URL of what an operator names: ``:memory:``, the path of a file, or ``postgresql://…``.
+    """SQLAlchemy's URL of what an operator names: the path of a file, or ``postgresql://…``.
 
     Raises OperatorError for any other scheme.
     """
-    if database == IN_MEMORY:
-        return "sqlite+aiosqlite://"
     scheme, separator, rest = database.partition("://")
     if not separator:
         return f"sqlite+aiosqlite:///{Path(database).absolute()}"
@@ -59,38 +60,27 @@ def database_url(database: str) -> str:
 class Store:
     """The database. ``open`` it, use ``reading`` and ``writing``, and ``close`` it."""
 
-    def __init__(self, engine: AsyncEngine, shown: str) -> None:
+    def __init__(self, engine: AsyncEngine, shown: str, folder: contextlib.ExitStack) -> None:
         self._engine = engine
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         # SQLite has one writer. Waiting here is fair and cheap; waiting in SQLite is neither.
         self._writer: asyncio.Lock | None = asyncio.Lock() if engine.dialect.name == "sqlite" else None
         self.shown = shown
+        self._folder = folder
 
     @classmethod
     async def open(cls, database: str) -> Self:
         """Open and migrate. Raises OperatorError if the database cannot be used."""
-        url = database_url(database)
-        options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_pre_ping": True}
-        if url.startswith("sqlite"):
-            options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-            if database == IN_MEMORY:
-                options["poolclass"] = StaticPool
-        try:
-            shown = make_url(url).render_as_string(hide_password=True)
-            engine = create_async_engine(url, **options)
-        except (ArgumentError, ValueError) as error:
-            raise OperatorError(f"store: not a database URL: {error}") from None
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        store = cls(engine, database if database == IN_MEMORY else shown)
+        with contextlib.ExitStack() as folder:
+            store = cls(*_engine_for(database, folder), folder.pop_all())
         try:
             await store._migrate()
         except (SQLAlchemyError, OSError, CommandError) as error:
-            await engine.dispose()
+            await store.close()
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise OperatorError(f"store {store.shown}: {cause}") from error
         except BaseException:
-            await engine.dispose()
+            await store.close()
             raise
         return store
 
@@ -103,6 +93,7 @@ class Store:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+        self._folder.close()
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -119,6 +110,27 @@ class Store:
         """
         async with self._writer or contextlib.nullcontext(), self._sessions.begin() as session:
             yield session
+
+
+def _engine_for(database: str, folder: contextlib.ExitStack) -> tuple[AsyncEngine, str]:
+    """The engine, and what to call it. What it needs for a database in memory is added to ``folder``."""
+    shown = ""
+    if database == IN_MEMORY:
+        parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
+        made = tempfile.TemporaryDirectory(prefix="cloud9-emulator-", dir=parent, ignore_cleanup_errors=True)
+        database, shown = f"{folder.enter_context(made)}/emulator.db", IN_MEMORY
+    url = database_url(database)
+    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    try:
+        shown = shown or make_url(url).render_as_string(hide_password=True)
+        engine = create_async_engine(url, **options)
+    except (ArgumentError, ValueError) as error:
+        raise OperatorError(f"store: not a database URL: {error}") from None
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    return engine, shown
 
 
 def audit(session: AsyncSession, firm_id: str, actor: str, action: str, target: str, **details: Any) -> None:

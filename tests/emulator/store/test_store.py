@@ -72,6 +72,23 @@ def test_a_block_that_raises_changes_nothing() -> None:
     asyncio.run(fails())
 
 
+def test_readers_and_writers_of_memory_do_not_meet_in_one_transaction() -> None:
+    async def at_once() -> None:
+        store = await Store.open(":memory:")
+        async with store.reading() as one, store.reading() as other:
+            assert (await one.scalars(select(tables.Firm))).all() == (await other.scalars(select(tables.Firm))).all()
+        async with store.writing() as session:
+            session.add(tables.Firm(firm_id="f", name="F", region="use1"))
+            await session.flush()
+            async with store.reading() as meanwhile:
+                assert (await meanwhile.scalars(select(tables.Firm))).all() == []
+        async with store.reading() as session:
+            assert len((await session.scalars(select(tables.Firm))).all()) == 1
+        await store.close()
+
+    asyncio.run(at_once())
+
+
 def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     async def crowd() -> None:
         path = str(tmp_path / "e.db")
@@ -115,6 +132,5 @@ def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
 
 
 def test_urls() -> None:
-    assert database_url(":memory:") == "sqlite+aiosqlite://"
     assert database_url("/a/b.db") == "sqlite+aiosqlite:////a/b.db"
     assert database_url("postgres://u@h/d") == "postgresql+asyncpg://u@h/d"
