@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import ssl
 import time
@@ -17,6 +18,11 @@ from aiohttp import web
 
 from relay.addresses import Address
 from relay.emulator import softphone_page, tls
+from relay.emulator.apis.audit import Audit
+from relay.emulator.apis.call_data import CallData
+from relay.emulator.apis.entitlement import VoiceEntitlement
+from relay.emulator.apis.management import Management
+from relay.emulator.apis.security import Keys
 from relay.emulator.http.site import Names, Site
 from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
@@ -154,8 +160,22 @@ class Cloud:
         logs = ClientLogs(self.store, self.settings.folder / "client-logs")
         self.login = LoginService(self.store, self.names, media, logs, Passwords())
         self.login.register(self.site)
+        self._add_apis()
         softphone_page.register(self.site)
         Welcome(self.site).register()
+
+    def _add_apis(self) -> None:
+        keys = Keys(self.store)
+        for api in (Management(self.store, keys), CallData(self.store, keys), Audit(self.store, keys)):
+            api.register(self.site)
+        entitlement = VoiceEntitlement(self.store, self.entitlement_token)
+        self.site.add(entitlement.for_relay())
+        self.site.add(entitlement.for_users(self.login.bearer, lambda principal: principal.user_id))
+
+    @property
+    def entitlement_token(self) -> str:
+        """The relay's token for the entitlement service. It follows from the TURN secret: one less to keep."""
+        return hashlib.sha256(b"entitlement " + self.turn_secret.encode()).hexdigest()
 
     async def _listen(self) -> None:
         runner = web.AppRunner(

@@ -134,16 +134,11 @@ upstreams = ["http://{cloud.http}"]
 [entitlement]
 policy = "http"
 url = "http://{cloud.http}{ENTITLEMENT_PATH}"
-token = "{entitlement_token(cloud.turn_secret)}"
+token = "{cloud.entitlement_token}"
 # So that a change in the portal is seen at the next login.
 cache_s = 1.0
 refused_cache_s = 1.0
 """
-
-
-def entitlement_token(turn_secret: str) -> str:
-    """The relay's token for the entitlement service. It follows from the TURN secret, so there is one less to keep."""
-    return hashlib.sha256(b"entitlement " + turn_secret.encode()).hexdigest()
 
 
 def _quoted(path: Path) -> str:

@@ -11,12 +11,15 @@ import uvloop
 
 from relay import config
 from relay.addresses import Address, parse_address
+from relay.emulator.apis.sign_command import sign_command
 from relay.errors import OperatorError
 
 app = typer.Typer(
     invoke_without_command=True,
     help="The vendor's cloud on this machine: login, signaling, APIs, portal and TURN hosts, for developers and tests.",
 )
+
+app.command("sign")(sign_command)
 
 _FOLDER = Path("cloud9-emulator")
 
