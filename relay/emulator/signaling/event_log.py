@@ -11,7 +11,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-from relay.emulator.signaling.lines import Decision, LineSpec, Party, dump_record
+from relay.emulator.signaling.state import Decision, LineSpec, Party, dump_record
 
 Entry = dict[str, Any]
 # 50 events a second for three minutes, at about 1 KB each.

@@ -10,8 +10,9 @@ shoutdown   directional: someone may talk to you while you do not transmit. It i
             each direction is switched with ``line.talk``
 hoot        up to 800 subscribers; all may talk, at most 12 at once
 intercom    connects at once, two-way
-dial_tone   dials a number. The emulator answers after a second, except for numbers that end in 404, 408 or 486, as SIP
-            has them: not found, nobody answers, busy
+dial_tone   dials a number. A user's extension rings for that user, who need not have the line. The emulator answers
+            other numbers after a second, except for those that end in 404, 408 or 486, as SIP has them: not found,
+            nobody answers, busy
 broadcast   one talks, everyone who is logged in listens
 """
 
@@ -21,8 +22,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from relay.emulator.lines import MAX_SUBSCRIBERS, MAX_TALKERS, LineKind
-from relay.emulator.signaling.lines import Call, CallRecord, Decision, Line, LineSpec, Party, Refusal, Stay, end_call
-from relay.emulator.signaling.messages import EndReason, ErrorCode, LineStatus, Role
+from relay.emulator.signaling.messages import (
+    EndReason,
+    ErrorCode,
+    LineStatus,
+    Role,
+)
+from relay.emulator.signaling.state import Call, CallRecord, Decision, Line, LineSpec, Party, Refusal, Stay, end_call
 
 # Long enough to walk back to the desk, short enough for a test run by hand.
 RING_TIMEOUT_S = 30.0
@@ -40,7 +46,7 @@ SILENT_NUMBERS = "408"
 class Ring:
     """A user starts a call. ``reachable`` are the other members who are logged in and may be disturbed.
 
-    ``disturbable`` are those for whom the line may ring, logged in or not.
+    ``disturbable`` are those for whom the line may ring, logged in or not. ``callee`` is whose extension ``number`` is.
     """
 
     user_id: str
@@ -49,6 +55,7 @@ class Ring:
     number: str | None = None
     reachable: frozenset[str] = frozenset()
     disturbable: frozenset[str] = frozenset()
+    callee: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +125,10 @@ Handler = Callable[[LineSpec, Line, "Input", float], Outcome]
 
 def decide(spec: LineSpec, line: Line, told: Input, now: float) -> Decision:
     """What an input does to a line. Raises Refusal."""
-    if not isinstance(told, Deadline) and told.user_id not in spec.firm_of:
+    if not isinstance(told, Deadline) and not is_for(spec, line, told.user_id):
         if isinstance(told, Gone):
             return Decision(line, line)
-        raise Refusal(ErrorCode.UNKNOWN_LINE, f"You have no line {spec.number}.", "one of your lines")
+        raise no_such_line(spec.number)
     inputs = TABLES[spec.kind][line.status]
     handler = inputs.get(type(told))
     if handler is None:
@@ -135,6 +142,16 @@ def decide(spec: LineSpec, line: Line, told: Input, now: float) -> Decision:
         )
     after, ended = handler(spec, line, told, now)
     return Decision(line, after, ended)
+
+
+def is_for(spec: LineSpec, line: Line, user_id: str) -> bool:
+    """Whether a user has the line, or was called by its dial tone."""
+    return user_id in spec.firm_of or user_id in line.parties
+
+
+def no_such_line(number: str) -> Refusal:
+    """The same for a line that does not exist and one that is not yours."""
+    return Refusal(ErrorCode.UNKNOWN_LINE, f"You have no line {number}.", "one of your lines")
 
 
 def next_deadline(line: Line) -> float | None:
@@ -178,6 +195,11 @@ def _without_number(told: Ring) -> None:
         raise Refusal(ErrorCode.BAD_MESSAGE, "Only dial tone takes a number.", "line.ring without number")
 
 
+def _may_talk(spec: LineSpec, user_id: str) -> None:
+    if user_id in spec.listeners_only:
+        raise Refusal(ErrorCode.WRONG_STATE, "You may only listen on this line.", "a member who is a talker")
+
+
 def _others(spec: LineSpec, told: Ring, candidates: frozenset[str]) -> tuple[str, ...]:
     """The members at the other end who are among the candidates, in the order of the directory."""
     if not (found := tuple(user_id for user_id in spec.far_side(told.user_id) if user_id in candidates)):
@@ -213,6 +235,7 @@ def _with_talking(spec: LineSpec, line: Line, told: Talk, now: float) -> Outcome
     party = _party(line, told.user_id)
     if party.talking is told.on:
         return line, None
+    _may_talk(spec, told.user_id)
     parties = {**line.parties, told.user_id: replace(party, talking=told.on)}
     return _step(line, now, parties=parties, status=_STATUS_OF[spec.kind](spec, parties))
 
@@ -237,7 +260,7 @@ def _ringdown_ring(spec: LineSpec, line: Line, told: Input, now: float) -> Outco
     )
 
 
-def _ringdown_answer(_: LineSpec, line: Line, told: Input, now: float) -> Outcome:
+def _answer(_: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     assert isinstance(told, Answer | Ring)
     if _party(line, told.user_id).role is Role.CALLER:
         raise Refusal(ErrorCode.WRONG_STATE, "You are calling on this line.", "line.release, or an answer")
@@ -252,10 +275,10 @@ def _ringdown_pick_up(spec: LineSpec, line: Line, told: Input, now: float) -> Ou
     """To ring a line that rings for you is to answer: both ends may pick up at once."""
     assert isinstance(told, Ring)
     _without_number(told)
-    return _ringdown_answer(spec, line, told, now)
+    return _answer(spec, line, told, now)
 
 
-def _ringdown_stop_ringing(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
+def _stop_ringing(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     assert isinstance(told, Release | Gone)
     gone = isinstance(told, Gone)
     if gone and told.user_id not in line.parties:
@@ -284,6 +307,8 @@ def _connect(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     assert isinstance(told, Ring)
     _without_number(told)
     two_way = spec.kind is LineKind.INTERCOM
+    if not two_way:
+        _may_talk(spec, told.user_id)
     callee = Party(Role.LISTENER if spec.kind is LineKind.BROADCAST else Role.CALLEE, talking=two_way)
     parties = {
         told.user_id: Party(Role.CALLER, talking=True),
@@ -379,15 +404,21 @@ def _dial(_: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     assert isinstance(told, Ring)
     if told.number is None:
         raise Refusal(ErrorCode.BAD_MESSAGE, "Dial tone needs a number.", "number: digits, * or #, up to 32")
+    if told.callee == told.user_id:
+        raise Refusal(ErrorCode.BAD_MESSAGE, "This is your own extension.", "the extension of someone else")
     parties = {told.user_id: Party(Role.CALLER)}
-    silent = told.number.endswith(SILENT_NUMBERS)
+    rung = frozenset({told.callee}) if told.callee is not None else frozenset[str]()
+    if not rung <= told.disturbable:
+        raise Refusal(ErrorCode.NOBODY_THERE, "They do not want to be disturbed.", "someone whom you may disturb")
+    parties.update(dict.fromkeys(rung, Party(Role.CALLEE)))
+    waits_long = bool(rung) or told.number.endswith(SILENT_NUMBERS)
     return _step(
         line,
         now,
         status=LineStatus.RINGING,
         parties=parties,
-        call=replace(_began(told, now, parties), answered_at=None),
-        deadline=now + (RING_TIMEOUT_S if silent else DIAL_ANSWER_S),
+        call=replace(_began(told, now, parties, rung=rung), answered_at=None),
+        deadline=now + (RING_TIMEOUT_S if waits_long else DIAL_ANSWER_S),
         reason=None,
     )
 
@@ -398,7 +429,7 @@ def _dialled(spec: LineSpec, line: Line, _: Input, now: float) -> Outcome:
         return line, None
     assert line.call is not None
     number = line.call.number or ""
-    if number.endswith(SILENT_NUMBERS):
+    if len(line.parties) > 1 or number.endswith(SILENT_NUMBERS):
         return _end(spec, line, now, EndReason.TIMEOUT)
     if (reason := UNANSWERED.get(number[-3:])) is not None:
         return _end(spec, line, now, reason)
@@ -455,10 +486,10 @@ TABLES: dict[LineKind, dict[LineStatus, dict[type[Input], Handler]]] = {
     LineKind.RINGDOWN: {
         LineStatus.IDLE: {Ring: _ringdown_ring},
         LineStatus.RINGING: {
-            Answer: _ringdown_answer,
+            Answer: _answer,
             Ring: _ringdown_pick_up,
-            Release: _ringdown_stop_ringing,
-            Gone: _ringdown_stop_ringing,
+            Release: _stop_ringing,
+            Gone: _stop_ringing,
             Deadline: _ring_timeout,
         },
         LineStatus.CONNECTED: _TWO_PARTIES,
@@ -479,7 +510,12 @@ TABLES: dict[LineKind, dict[LineStatus, dict[type[Input], Handler]]] = {
     },
     LineKind.DIAL_TONE: {
         LineStatus.IDLE: {Ring: _dial},
-        LineStatus.RINGING: {Deadline: _dialled, Release: _hang_up, Gone: _hang_up},
+        LineStatus.RINGING: {
+            Answer: _answer,
+            Release: _stop_ringing,
+            Gone: _stop_ringing,
+            Deadline: _dialled,
+        },
         LineStatus.CONNECTED: _TWO_PARTIES,
     },
     LineKind.BROADCAST: {

@@ -13,7 +13,6 @@ import pytest
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling.event_log import EventLog, read_event_log
 from relay.emulator.signaling.invariants import check
-from relay.emulator.signaling.lines import Line, LineSpec
 from relay.emulator.signaling.machines import (
     EVENTS,
     Answer,
@@ -27,6 +26,7 @@ from relay.emulator.signaling.machines import (
     Talk,
     decide,
 )
+from relay.emulator.signaling.state import Line, LineSpec
 from tests.support.signaling import line
 
 USERS = frozenset({"a1", "a2", "b1", "b2"})

@@ -15,18 +15,6 @@ from hypothesis import strategies as st
 from relay.emulator.lines import MAX_SUBSCRIBERS, MAX_TALKERS, LineKind
 from relay.emulator.signaling.event_log import build_transition
 from relay.emulator.signaling.invariants import check
-from relay.emulator.signaling.lines import (
-    Decision,
-    Line,
-    LineSpec,
-    Refusal,
-    Stay,
-    build_line_state,
-    dump_line,
-    dump_record,
-    load_line,
-    load_record,
-)
 from relay.emulator.signaling.machines import (
     DIAL_ANSWER_S,
     EVENTS,
@@ -44,7 +32,25 @@ from relay.emulator.signaling.machines import (
     decide,
     next_deadline,
 )
-from relay.emulator.signaling.messages import EndReason, ErrorCode, LineState, LineStatus, Role
+from relay.emulator.signaling.messages import (
+    EndReason,
+    ErrorCode,
+    LineState,
+    LineStatus,
+    Role,
+)
+from relay.emulator.signaling.state import (
+    Decision,
+    Line,
+    LineSpec,
+    Refusal,
+    Stay,
+    build_line_state,
+    dump_line,
+    dump_record,
+    load_line,
+    load_record,
+)
 from tests.support.properties import repeatable
 from tests.support.signaling import line
 
@@ -140,6 +146,7 @@ intercom  idle      ring     connected     connected     connected
 intercom  connected release  idle          connected     not_in_call
 intercom  connected gone     idle          connected     =
 dial_tone idle      ring     ringing       ringing       ringing
+dial_tone ringing   answer   wrong_state   not_in_call   not_in_call
 dial_tone ringing   release  idle          not_in_call   not_in_call
 dial_tone ringing   gone     idle          =             =
 dial_tone ringing   deadline connected     connected     connected
@@ -407,6 +414,32 @@ def test_what_becomes_of_a_number(number: str, after_s: float, state: LineStatus
     assert build_line_state(spec, ringing)["number"] == number
 
 
+def test_an_extension_rings_for_its_user_who_need_not_have_the_line() -> None:
+    spec = line(LineKind.DIAL_TONE, "a1")
+    dialled = ring("a1", number="2001", callee="b1")
+    ringing = after(spec, dialled)
+    assert who(ringing) == {"a1": (Role.CALLER, False), "b1": (Role.CALLEE, False)}
+    assert next_deadline(ringing) == START + RING_TIMEOUT_S
+    assert refused(spec, ringing, Answer("b2")) is ErrorCode.UNKNOWN_LINE
+    connected = decide(spec, ringing, Answer("b1"), START + 1).line
+    assert who(connected) == {"a1": (Role.CALLER, True), "b1": (Role.CALLEE, True)}
+    assert decide(spec, connected, Release("b1"), START + 2).line.reason is EndReason.RELEASED
+    assert decide(spec, ringing, Release("b1"), START + 2).line.reason is EndReason.DECLINED
+    assert decide(spec, ringing, Deadline(), START + RING_TIMEOUT_S).line.reason is EndReason.TIMEOUT
+    assert refused(spec, Line(), replace(dialled, disturbable=frozenset({"a2"}))) is ErrorCode.NOBODY_THERE
+    assert refused(spec, Line(), replace(dialled, callee="a1")) is ErrorCode.BAD_MESSAGE
+
+
+def test_listeners_do_not_talk() -> None:
+    hoot = line(LineKind.HOOT, *USERS, listeners=("b1",))
+    assert refused(hoot, after(hoot, join("b1")), Talk("b1", on=True)) is ErrorCode.WRONG_STATE
+    shout = line(LineKind.SHOUTDOWN, *USERS, listeners=("b1",))
+    assert refused(shout, Line(), ring("b1")) is ErrorCode.WRONG_STATE
+    assert refused(shout, after(shout, ring("a1")), Talk("b1", on=True)) is ErrorCode.WRONG_STATE
+    broadcast = line(LineKind.BROADCAST, *USERS, listeners=("a2", "b1", "b2"))
+    assert refused(broadcast, Line(), ring("b1")) is ErrorCode.WRONG_STATE
+
+
 def test_only_dial_tone_has_numbers() -> None:
     assert refused(SPECS[LineKind.DIAL_TONE], Line(), ring("a1")) is ErrorCode.BAD_MESSAGE
     for kind in (LineKind.RINGDOWN, LineKind.INTERCOM):
@@ -423,8 +456,9 @@ def histories(draw: st.DrawFn) -> tuple[LineKind, list[tuple[float, Input]]]:
     some = st.frozensets(st.sampled_from(USERS))
     ids = st.uuids(version=4).map(str)
     numbers = st.sampled_from([None, "+442071234567", "5550486", "5550404", "5550408"])
+    callees = st.sampled_from([None, "b1", "c1"])
     told = st.one_of(
-        st.builds(Ring, users, ids, number=numbers, reachable=some, disturbable=some),
+        st.builds(Ring, users, ids, number=numbers, reachable=some, disturbable=some, callee=callees),
         st.builds(Answer, users),
         st.builds(Release, users),
         st.builds(Talk, users, on=st.booleans()),

@@ -12,7 +12,14 @@ from functools import cached_property
 from typing import Any
 
 from relay.emulator.lines import MAX_SUBSCRIBERS, LineKind
-from relay.emulator.signaling.messages import MAX_LISTED_PARTICIPANTS, EndReason, ErrorCode, ErrorInfo, LineStatus, Role
+from relay.emulator.signaling.messages import (
+    MAX_LISTED_PARTICIPANTS,
+    EndReason,
+    ErrorCode,
+    ErrorInfo,
+    LineStatus,
+    Role,
+)
 
 # On these lines many listen to few. Everyone in a call of the other kinds is listed in ``line.state``.
 CROWDED = frozenset({LineKind.HOOT, LineKind.BROADCAST})
@@ -23,12 +30,13 @@ MAX_HOOT_MEMBERS = 2 * MAX_SUBSCRIBERS
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A user who has a button for a line."""
+    """A user who has a line. Someone who may not talk listens only."""
 
     user_id: str
     name: str
     firm_id: str
     firm: str
+    may_talk: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class LineSpec:
     def firm_of(self) -> dict[str, str]:
         """The firm of each member."""
         return {member.user_id: member.firm_id for member in self.members}
+
+    @cached_property
+    def listeners_only(self) -> frozenset[str]:
+        """The members who may not talk."""
+        return frozenset(member.user_id for member in self.members if not member.may_talk)
 
     @cached_property
     def is_between_firms(self) -> bool:
