@@ -4,12 +4,12 @@ benches/        what is tested, set up: a plane, a gateway, a process
 network/        ports, namespaces, and a bad WAN
 peers/          who talks to the relay: clients, upstreams, proxies, services; real ones and scripted ones
 descriptors     more of them than usual, or none
+emulated_lines  lines and users of the emulator's signaling, without a store
 http_table      requests and answers that a reverse proxy passes on, byte by byte
 imports         which modules a source imports
 messages        STUN messages, the answers to them, and voice in ChannelData
 pcapng          a strict reader of captures
 properties      what property tests share
-signaling       lines and users of the emulator's signaling, without a store
 ssrf_table      addresses that must never be connected to
 stun_vectors    the test vectors of the RFCs
 waiting         wait for what another thread, process or socket does

@@ -5,4 +5,14 @@ state       what a line is and what goes on on it: values, and how they are writ
 machines    the state machines of lines, as tables; pure
 event_log   what has happened, in memory and in a file
 invariants  reads such a log, and says what should never have happened
+directory   what signaling asks of whoever knows the firms
+shared      the lines and sessions that all processes share; in memory for one, ``shared_redis`` for several
+hub         takes what clients say, decides, stores, and tells everyone concerned
+housekeeping  deadlines, sessions that end, dead processes
+delivery    queues of clients, and how messages reach them here and in other processes
+server      the socket.io server, which bounds what a client can hold
 """
+
+from relay.emulator.signaling.server import SignalingServer, serve_signaling
+
+__all__ = ["SignalingServer", "serve_signaling"]

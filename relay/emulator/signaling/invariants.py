@@ -27,7 +27,7 @@ _EDGES: dict[str, dict[str, str]] = {
     "dial_tone": {"idle": "ringing", "ringing": "connected idle", "connected": "idle"},
     "broadcast": {"idle": "talking", "talking": "talking connected idle", "connected": "connected talking idle"},
 }
-_RINGING_ENDS = {"released", "declined", "timeout", "gone", "busy", "unreachable"}
+_RINGING_ENDS = {"removed", "released", "declined", "timeout", "gone", "busy", "unreachable"}
 _ANSWERED_BY = {"ringdown": {"line.answer", "line.ring"}, "dial_tone": {"line.answer", "deadline"}}
 
 

@@ -108,7 +108,12 @@ class Deadline:
     """The line's deadline has come, or may have."""
 
 
-Input = Ring | Answer | Release | Talk | Join | Leave | Gone | Deadline
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The line no longer exists. Whatever its state, a call on it ends."""
+
+
+Input = Ring | Answer | Release | Talk | Join | Leave | Gone | Deadline | Removed
 # What each is called on the wire.
 EVENTS: dict[type[Input], str] = {
     Ring: "line.ring",
@@ -125,6 +130,9 @@ Handler = Callable[[LineSpec, Line, "Input", float], Outcome]
 
 def decide(spec: LineSpec, line: Line, told: Input, now: float) -> Decision:
     """What an input does to a line. Raises Refusal."""
+    if isinstance(told, Removed):
+        after, ended = (line, None) if line.call is None else _end(spec, line, now, EndReason.REMOVED)
+        return Decision(line, after, ended)
     if not isinstance(told, Deadline) and not is_for(spec, line, told.user_id):
         if isinstance(told, Gone):
             return Decision(line, line)

@@ -81,6 +81,7 @@ class EndReason(StrEnum):
     TIMEOUT = "timeout"  # nobody answered
     LEFT = "left"  # the last subscriber left the hoot
     GONE = "gone"  # a client vanished, and did not come back within the grace
+    REMOVED = "removed"  # the line no longer exists
     BUSY = "busy"  # the dialled number is busy
     UNREACHABLE = "unreachable"  # the dialled number does not exist
 

@@ -22,12 +22,13 @@ from relay.emulator.signaling.machines import (
     Join,
     Leave,
     Release,
+    Removed,
     Ring,
     Talk,
     decide,
 )
 from relay.emulator.signaling.state import Line, LineSpec
-from tests.support.signaling import line
+from tests.support.emulated_lines import line
 
 USERS = frozenset({"a1", "a2", "b1", "b2"})
 Entries = list[dict[str, Any]]
@@ -38,7 +39,7 @@ def run(log: EventLog, spec: LineSpec, *inputs: Input) -> None:
     current = Line()
     for number, told in enumerate(inputs):
         decision = decide(spec, current, told, 60.0 * number)
-        user = None if isinstance(told, Deadline) else told.user_id
+        user = None if isinstance(told, Deadline | Removed) else told.user_id
         event = EVENTS.get(type(told), "deadline" if user is None else "gone")
         log.transition(spec, decision, event, user, 60.0 * number)
         current = decision.line

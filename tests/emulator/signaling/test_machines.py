@@ -27,6 +27,7 @@ from relay.emulator.signaling.machines import (
     Join,
     Leave,
     Release,
+    Removed,
     Ring,
     Talk,
     decide,
@@ -51,8 +52,8 @@ from relay.emulator.signaling.state import (
     load_line,
     load_record,
 )
+from tests.support.emulated_lines import line
 from tests.support.properties import repeatable
-from tests.support.signaling import line
 
 USERS = ("a1", "a2", "b1", "b2")
 EVERYONE = frozenset(USERS)
@@ -226,7 +227,15 @@ def test_each_input_in_each_state(kind: LineKind, state: LineStatus, name: str) 
 
 def test_tables_have_no_state_that_is_not_tried() -> None:
     assert {(kind, state) for kind, table in TABLES.items() for state in table} == set(WAYS)
-    assert set(EVENTS) == set(Input.__args__) - {Gone, Deadline}
+    assert set(EVENTS) == set(Input.__args__) - {Gone, Deadline, Removed}
+
+
+@pytest.mark.parametrize(("kind", "state"), WAYS)
+def test_a_line_that_is_removed_ends_its_call(kind: LineKind, state: LineStatus) -> None:
+    decision = decide(SPECS[kind], prepared(kind, state), Removed(), START + 1000)
+    assert decision.line.status is LineStatus.IDLE
+    assert (decision.ended is not None) == decision.changed == (state is not LineStatus.IDLE)
+    assert decision.ended is None or decision.ended.end_reason is EndReason.REMOVED
 
 
 @pytest.mark.parametrize("kind", LineKind)
@@ -488,7 +497,7 @@ def run_history(
             except Refusal:
                 continue
             if decision.changed:
-                user = None if isinstance(one, Deadline) else one.user_id
+                user = None if isinstance(one, Deadline | Removed) else one.user_id
                 event = EVENTS.get(type(one), "deadline" if user is None else "gone")
                 entries.append(build_transition(spec, decision, event, user, now))
                 decisions.append(decision)

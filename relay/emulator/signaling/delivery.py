@@ -1,0 +1,167 @@
+"""How messages reach clients: python-socketio's managers, with two differences.
+
+A message to a room is encoded once and put into each client's queue at once: the library would start a task for each
+client, 800 for a hoot. And a queue has a bound: a client that does not read is cut off, so it blocks nobody and fills
+no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import engineio
+import socketio
+from aiohttp import WSCloseCode, WSMsgType, web
+from engineio import packet as eio_packet
+from engineio.async_drivers.aiohttp import WebSocket
+from socketio import packet
+
+# A welcome to a user who shares hoots with 800 others has 100 KB. Two seconds of the busiest line have 100 messages.
+MAX_QUEUED_MESSAGES = 1000
+MAX_QUEUED_BYTES = 4 << 20
+# Of a message to the hubs of other processes: no client can enter a room of this name.
+HUBS = "@hubs"
+
+OnHeard = Callable[[str, Any], Awaitable[None]]
+
+
+class Outbox(asyncio.Queue[Any]):
+    """What waits for one client. Once it is full, it stays empty, and ``on_full`` is called once."""
+
+    def __init__(self, on_full: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_full = on_full
+        self._bytes = 0
+        self.is_cut = False
+
+    async def put(self, item: Any) -> None:
+        """Never waits."""
+        self.put_nowait(item)
+
+    def put_nowait(self, item: Any) -> None:
+        """Add a packet; None ends the writer."""
+        if self.is_cut and item is not None:
+            return
+        self._bytes += _size(item)
+        super().put_nowait(item)
+        if self.qsize() > MAX_QUEUED_MESSAGES or self._bytes > MAX_QUEUED_BYTES:
+            self.is_cut = True
+            while not self.empty():
+                super().get_nowait()
+            self._bytes = 0
+            super().put_nowait(None)
+            self._on_full()
+
+    async def join(self) -> None:
+        """Do not wait for a client to read what it was sent: it may never do so."""
+
+    def get_nowait(self) -> Any:
+        """Also what ``get`` ends with."""
+        item = super().get_nowait()
+        self._bytes -= _size(item)
+        return item
+
+
+def _size(item: Any) -> int:
+    data = getattr(item, "data", None)
+    return len(data) if isinstance(data, str | bytes) else 0
+
+
+class FastManager(socketio.AsyncManager):  # type: ignore[misc]
+    """Delivers on this process."""
+
+    async def emit(
+        self, event: str, data: Any, namespace: str, room: Any = None, skip_sid: Any = None, **_: Any
+    ) -> None:
+        """Put an event into the queue of each client in the room, or in one of them. No acknowledgements."""
+        if namespace not in self.rooms:
+            return
+        sockets = self.server.eio.sockets
+        encoded = None
+        for sid, eio_sid in self.get_participants(namespace, room):
+            socket = sockets.get(eio_sid)
+            if socket is None or socket.closed or sid == skip_sid:
+                continue
+            if encoded is None:
+                text = packet.Packet(packet.EVENT, namespace=namespace, data=[event, data]).encode()
+                encoded = eio_packet.Packet(eio_packet.MESSAGE, text)
+            socket.queue.put_nowait(encoded)
+
+
+class RedisManager(socketio.AsyncRedisManager, FastManager):  # type: ignore[misc]
+    """Delivers on this process and, through Redis, on the others. ``on_heard`` hears what others have sent."""
+
+    on_heard: OnHeard | None = None
+
+    async def _handle_emit(self, message: dict[str, Any]) -> None:
+        if message.get("host_id") != self.host_id and self.on_heard is not None:
+            await self.on_heard(message["event"], message["data"][0])
+        await super()._handle_emit(message)
+
+    async def stop(self) -> None:
+        """End the listener, and close the connections."""
+        if (listener := getattr(self, "thread", None)) is not None:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+        if self.redis is not None:
+            await self.pubsub.aclose()
+            await self.redis.aclose()
+
+
+class KnownWebSocket(WebSocket):  # type: ignore[misc]
+    """A WebSocket whose connection its session knows, so that it can be cut."""
+
+    async def __call__(self, environ: dict[str, Any]) -> web.WebSocketResponse:
+        """Serve it to its end. A client that sends what is not of the protocol loses its session at once."""
+        socket, request = self.handler.__self__, environ["aiohttp.request"]
+        socket.transport = request.transport
+        self.environ = environ
+        # Compression would cost a quarter of a megabyte for each connection, and time; this is for one machine.
+        self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        await self._sock.prepare(request)
+        try:
+            await self.handler(self)
+        except ValueError as error:
+            self.server.logger.warning("%s: not a packet of engine.io: %s", socket.sid, error)
+            await self._sock.close(code=WSCloseCode.PROTOCOL_ERROR)
+        finally:
+            await socket.close(wait=False, abort=True, reason=self.server.reason.TRANSPORT_ERROR)
+        return self._sock
+
+    async def wait(self) -> str | bytes:
+        """The next message. Raises OSError at the end."""
+        message = await self._sock.receive()
+        if isinstance(message.data, str | bytes):
+            return message.data
+        # Clients of python-socketio close the WebSocket before they have sent that they disconnect. Status 1000 says
+        # the same; a browser whose page is closed or loaded again sends 1001.
+        if message.type is WSMsgType.CLOSE and message.data == WSCloseCode.OK:
+            self.handler.__self__.said_goodbye = True
+        raise OSError("closed")
+
+
+class EngineServer(engineio.AsyncServer):  # type: ignore[misc]
+    """The library's server with bounded queues, and tasks that are ended with it."""
+
+    def bound(self, on_full: Callable[[str], None], start: Callable[[Any, str], asyncio.Task[None]]) -> None:
+        """Say what to do with a client whose queue is full, and how tasks are started."""
+        self._on_full = on_full
+        self._start = start
+        self._async: dict[str, Any] = {**self._async, "websocket": KnownWebSocket}
+
+    def create_queue(self, *_: Any, **__: Any) -> Outbox:
+        """A client's queue. Its session is made before its id is known here, so the queue is its name."""
+        box = Outbox(lambda: self._on_full_box(box))
+        return box
+
+    def _on_full_box(self, box: Outbox) -> None:
+        for eio_sid, socket in self.sockets.items():
+            if socket.queue is box:
+                self._on_full(eio_sid)
+                return
+
+    def start_background_task(self, target: Any, *args: Any, **kwargs: Any) -> asyncio.Task[None]:
+        """Start a task that ``SignalingServer.stop`` ends."""
+        return self._start(target(*args, **kwargs), f"engine.io {target.__name__}")

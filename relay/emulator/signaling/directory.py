@@ -1,0 +1,40 @@
+"""What signaling asks of whoever knows the firms: whose token this is, which lines a user has, and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from relay.emulator.signaling.state import CallRecord, LineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user who has logged in."""
+
+    user_id: str
+    name: str
+    firm_id: str
+    firm: str
+    region: str
+
+
+class Directory(Protocol):
+    """Answers from memory or from a database. Each method may raise any exception: the client is told to come again."""
+
+    async def user_of_token(self, token: str) -> Account | None:
+        """Whose login this is. None for an unknown token, or one that has ended."""
+
+    async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
+        """The lines that a user has."""
+
+    async def line(self, number: str) -> LineSpec | None:
+        """A line by its number."""
+
+    async def user_of_extension(self, number: str) -> str | None:
+        """Whose extension this is."""
+
+
+# Makes the record of a call durable. It may be called twice with the same call id: the second time changes nothing.
+OnCallEnded = Callable[[CallRecord], Awaitable[None]]

@@ -1,0 +1,454 @@
+"""The hub: takes what clients say, has the machines decide, stores it, and tells everyone concerned.
+
+Life of a message: ``handle`` → its model → the machine's decision, stored by ``Shared`` → ``line.state`` to the members
+→ the record of an ended call, durable → the acknowledgement. It knows neither socket.io nor a database: a
+``Delivery`` carries messages, a ``Directory`` knows the firms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import structlog
+from pydantic import ValidationError
+
+from relay.emulator.lines import MAX_TALKERS, LineKind
+from relay.emulator.signaling import machines, messages
+from relay.emulator.signaling.directory import Account, Directory, OnCallEnded
+from relay.emulator.signaling.event_log import EventLog
+from relay.emulator.signaling.machines import decide, no_such_line
+from relay.emulator.signaling.messages import (
+    FROM_CLIENT,
+    MAX_LISTED_PARTICIPANTS,
+    ErrorCode,
+    Event,
+    FloorState,
+    LineState,
+    PresenceState,
+    PresenceStatus,
+    SessionReplaced,
+    Welcome,
+)
+from relay.emulator.signaling.shared import Session, Shared
+from relay.emulator.signaling.state import CallRecord, Decision, Line, LineSpec, Refusal, build_line_state
+from relay.errors import UpstreamError
+
+log = structlog.get_logger()
+
+# How long a vanished client's calls wait for it: a client that was restarted is back in 5 to 10 s, and whoever it
+# talked to should not hear silence much longer.
+GRACE_S = 15.0
+# Our own side may be slow: a database that waits for its disk. A client gives up after 20 s or so.
+HANDLE_TIMEOUT_S = 10.0
+# Listeners that come and go on a crowded line are told of this often at most: 800 joins would be 640,000 messages.
+CROWD_INTERVAL_S = 0.25
+# The media servers' own name as a sender and receiver of media descriptions. No user has it.
+MEDIA_SERVER = "@sfu"
+_MODELS: dict[str, type[Event]] = {model.event: model for model in FROM_CLIENT}
+
+Observer = Callable[[LineSpec, Line], None]
+OnMedia = Callable[[str, str, "messages.SendDescription | messages.SendCandidate"], Awaitable[None]]
+
+
+class Delivery(Protocol):
+    """Carries messages to clients, on whichever process they are. A room is a name that connections have entered."""
+
+    async def emit(self, event: str, payload: Any, rooms: list[str]) -> None:
+        """Send to all connections in any of the rooms; never waits for a slow one."""
+
+    async def enter(self, connection: str, rooms: Iterable[str]) -> None:
+        """Put a connection of this process into exactly these rooms."""
+
+    async def drop(self, connection: str) -> None:
+        """End a connection, on whichever process it is."""
+
+    async def tell_others(self, what: str) -> None:
+        """Say a word to the hubs of other processes."""
+
+
+@dataclass(slots=True)
+class Connection:
+    """A client that has logged in here."""
+
+    account: Account
+    was_offline: bool = True
+    specs: dict[str, LineSpec] = field(default_factory=dict)
+
+
+def line_room(number: str) -> str:
+    """The room of those who have a line."""
+    return f"line:{number}"
+
+
+def user_room(user_id: str) -> str:
+    """The room of one user."""
+    return f"user:{user_id}"
+
+
+class Hub:
+    """See the module. ``grace_s`` is how long a vanished client's calls wait, ``clock`` gives Unix time."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        shared: Shared,
+        delivery: Delivery,
+        on_call_ended: OnCallEnded,
+        *,
+        process: str = "",
+        event_log: EventLog | None = None,
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self.shared = shared
+        self.event_log = event_log or EventLog()
+        self.grace_s = grace_s
+        self.process = process or uuid.uuid4().hex
+        self.clock = clock
+        # Set when a deadline may be nearer than before.
+        self.sooner = asyncio.Event()
+        self.connections: dict[str, Connection] = {}
+        # Connections whose loss could not be stored: user to connection and end of the grace. At most one a user.
+        self.unsaid: dict[str, tuple[str, float]] = {}
+        self._delivery = delivery
+        self._on_call_ended = on_call_ended
+        self._observers: list[Observer] = []
+        self._media_server: OnMedia | None = None
+        # Crowded lines whose listeners changed, and were not yet told of.
+        self._crowds: dict[str, tuple[LineSpec, Line]] = {}
+
+    # What other parts of the emulator may do
+
+    def observe(self, observer: Observer) -> None:
+        """Have every transition of every line told, also those that other processes have made."""
+        self._observers.append(observer)
+
+    def serve_media(self, on_media: OnMedia) -> None:
+        """Take what clients send ``to`` the media server: called with user, line number and message."""
+        self._media_server = on_media
+
+    async def act(self, user_id: str, region: str, message: Event) -> LineState:
+        """Do for a user what a ``line.`` message asks for. Raises Refusal and UpstreamError."""
+        spec, decision = await self._on_line(user_id, region, message)
+        return LineState.model_validate_json(json.dumps(build_line_state(spec, decision.line)))
+
+    async def live_lines(self) -> list[tuple[LineSpec, Line]]:
+        """The lines on which a call goes on. Raises UpstreamError."""
+        lines = await self.shared.read_lines(await self.shared.live_lines())
+        specs = {number: await self.directory.line(number) for number in lines}
+        return [(spec, line) for number, line in lines.items() if (spec := specs[number]) is not None]
+
+    async def send_media(self, to: str, message: messages.MediaDescription | messages.MediaCandidate) -> None:
+        """Send a description or a candidate of the media server to a user."""
+        await self._delivery.emit(message.event, message.model_dump(mode="json", by_alias=True), [user_room(to)])
+
+    async def lines_changed(self) -> None:
+        """Lines or their members were changed: let clients know, here and in other processes."""
+        await self.reload()
+        await self._delivery.tell_others("reload")
+
+    # Connections
+
+    async def connect(self, connection: str, auth: object) -> None:
+        """Log a client in. Raises Refusal."""
+        try:
+            token = messages.ConnectAuth.model_validate(auth).token
+        except ValidationError:
+            raise Refusal(
+                ErrorCode.NOT_LOGGED_IN, "The connection has no token.", 'auth: {"token": "..."}, from a login'
+            ) from None
+        try:
+            async with asyncio.timeout(HANDLE_TIMEOUT_S):
+                account = await self.directory.user_of_token(token)
+                if account is None:
+                    raise Refusal(ErrorCode.NOT_LOGGED_IN, "The token is unknown, or has ended.", "a new login")
+                session = Session(user_id=account.user_id, connection=connection, process=self.process)
+                former = await self.shared.open_session(session)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise self._unavailable(error, "connect") from error
+        self.connections[connection] = Connection(account, was_offline=former is None)
+        self.unsaid.pop(account.user_id, None)
+        self.event_log.session(account.user_id, "opened", self.clock())
+        if former is not None and former.connection != connection and former.is_connected:
+            self.event_log.session(account.user_id, "replaced", self.clock())
+            await self.replace_connection(former.connection)
+
+    async def replace_connection(self, connection: str) -> None:
+        """Tell a connection, here or elsewhere, that its user has another one now, and end it."""
+        await self._delivery.emit(SessionReplaced.event, {}, [connection])
+        await self._delivery.drop(connection)
+
+    async def admit(self, connection: str) -> None:
+        """Tell a client that has logged in everything, and others that it is there."""
+        known = self.connections[connection]
+        try:
+            async with asyncio.timeout(HANDLE_TIMEOUT_S):
+                await self._enter(connection, known)
+                await self._delivery.emit(Welcome.event, await self._welcome(known), [connection])
+                if known.was_offline:
+                    await self._tell_presence(known, PresenceStatus.AVAILABLE)
+        except Exception as error:
+            refusal = self._unavailable(error, "welcome")
+            fault = messages.Fault(code=refusal.info.code, message=refusal.info.message)
+            await self._delivery.emit(fault.event, fault.model_dump(mode="json"), [connection])
+            await self._delivery.drop(connection)
+
+    async def disconnect(self, connection: str, *, for_good: bool) -> None:
+        """A connection is lost. ``for_good``: the client has said so, and will not come back."""
+        known = self.connections.pop(connection, None)
+        if known is None:
+            return
+        user_id, now = known.account.user_id, self.clock()
+        until = now if for_good else now + self.grace_s
+        try:
+            vanished = await self.shared.vanish(user_id, connection, until)
+        except UpstreamError:
+            self.unsaid[user_id] = (connection, until)
+            return
+        if vanished:
+            self.event_log.session(user_id, "vanished", now)
+            self.sooner.set()
+
+    async def reload(self) -> None:
+        """Read all lines again: new rooms and a new welcome for all, and calls end for those who lost their line."""
+        former = {number: spec for known in self.connections.values() for number, spec in known.specs.items()}
+        for number, line in (await self.shared.read_lines(await self.shared.live_lines())).items():
+            spec = await self.directory.line(number)
+            if spec is None and (spec := former.get(number)) is not None:
+                await self.apply(spec, machines.Removed(), "removed")
+            elif spec is not None and spec.kind is not LineKind.DIAL_TONE:
+                for user_id in line.parties.keys() - spec.firm_of.keys():
+                    await self.apply(spec, machines.Gone(user_id), "gone")
+        for connection, known in list(self.connections.items()):
+            await self._enter(connection, known)
+            await self._delivery.emit(Welcome.event, await self._welcome(known), [connection])
+
+    async def _enter(self, connection: str, known: Connection) -> None:
+        known.specs = {spec.number: spec for spec in await self.directory.lines_of(known.account.user_id)}
+        rooms = [user_room(known.account.user_id), *(line_room(number) for number in known.specs)]
+        await self._delivery.enter(connection, rooms)
+
+    # Messages
+
+    async def handle(self, connection: str, event: str, payload: object) -> dict[str, Any]:
+        """The acknowledgement of a client's message."""
+        try:
+            async with asyncio.timeout(HANDLE_TIMEOUT_S):
+                return {"ok": True, **await self._handle(connection, parse(event, payload))}
+        except Refusal as refusal:
+            return refused(refusal)
+        except Exception as error:
+            return refused(self._unavailable(error, event))
+
+    def _unavailable(self, error: Exception, what: str) -> Refusal:
+        """What a client is told of our own failure; the log has the rest."""
+        if isinstance(error, UpstreamError | TimeoutError):
+            log.warning("signaling failed", what=what, error=str(error) or type(error).__name__)
+            return Refusal(ErrorCode.UNAVAILABLE, "The emulator cannot do this now.", "a later try")
+        incident = secrets.token_hex(4)
+        log.error("signaling failed", what=what, incident=incident, exc_info=error)
+        return Refusal(ErrorCode.UNAVAILABLE, f"A fault of the emulator's own; its log has incident {incident}.")
+
+    async def _handle(self, connection: str, message: Event) -> dict[str, Any]:
+        known = self.connections.get(connection)
+        if known is None:
+            raise Refusal(ErrorCode.NOT_LOGGED_IN, "This connection has no session.", "a new connection")
+        if isinstance(message, messages.StateGet):
+            return await self._welcome(known)
+        if isinstance(message, messages.PresenceSet):
+            await self.shared.set_presence(known.account.user_id, message.state)
+            await self._tell_presence(known, message.state)
+            return {}
+        if isinstance(message, messages.SendDescription | messages.SendCandidate):
+            await self._on_media(known.account.user_id, message)
+            return {}
+        spec, decision = await self._on_line(known.account.user_id, known.account.region, message)
+        return {"line_state": build_line_state(spec, decision.line)}
+
+    async def _on_line(self, user_id: str, region: str, message: Event) -> tuple[LineSpec, Decision]:
+        number: str = message.line  # type: ignore[attr-defined]
+        spec = await self.directory.line(number)
+        if spec is None:
+            raise no_such_line(number)
+        told = await self._input(spec, user_id, region, message)
+        return spec, await self.apply(spec, told, message.event)
+
+    async def _input(self, spec: LineSpec, user_id: str, region: str, message: Event) -> machines.Input:
+        match message:
+            case messages.LineRing():
+                return await self._ring(spec, user_id, region, message.number)
+            case messages.LineJoin():
+                return machines.Join(user_id, str(uuid.uuid4()), region)
+            case messages.LineAnswer():
+                return machines.Answer(user_id)
+            case messages.LineRelease():
+                return machines.Release(user_id)
+            case messages.LineTalk():
+                return machines.Talk(user_id, message.on)
+            case messages.LineLeave():
+                return machines.Leave(user_id)
+        raise Refusal(ErrorCode.UNKNOWN_EVENT, f"{message.event} is not about a line.", "a line. message")
+
+    async def _ring(self, spec: LineSpec, user_id: str, region: str, number: str | None) -> machines.Ring:
+        callee = None
+        if spec.kind is LineKind.DIAL_TONE and number is not None:
+            callee = await self.directory.user_of_extension(number)
+        concerned = {*spec.firm_of, *((callee,) if callee else ())}
+        sessions = await self.shared.sessions(concerned)
+        undisturbed = {one.user_id for one in sessions.values() if one.presence is PresenceStatus.DO_NOT_DISTURB}
+        connected = {one.user_id for one in sessions.values() if one.is_connected}
+        # A broadcast is for everyone.
+        reachable = connected if spec.kind is LineKind.BROADCAST else connected - undisturbed
+        return machines.Ring(
+            user_id,
+            str(uuid.uuid4()),
+            region,
+            number,
+            reachable=frozenset(reachable - {user_id}),
+            disturbable=frozenset(concerned - undisturbed),
+            callee=callee,
+        )
+
+    async def apply(self, spec: LineSpec, told: machines.Input, event: str) -> Decision:
+        """Decide, store, tell, and have the record of an ended call written. Raises Refusal and UpstreamError."""
+        now = self.clock()
+        decision = await self.shared.change_line(spec, lambda line: decide(spec, line, told, now))
+        if not decision.changed:
+            return decision
+        user_id = None if isinstance(told, machines.Deadline | machines.Removed) else told.user_id
+        self.event_log.transition(spec, decision, event, user_id, now)
+        await self._publish(spec, decision)
+        if machines.next_deadline(decision.line) is not None:
+            self.sooner.set()
+        if decision.ended is not None:
+            await self.write_record(decision.ended)
+        return decision
+
+    async def write_record(self, record: CallRecord) -> None:
+        """Have a record made durable. Raises UpstreamError; housekeeping tries again."""
+        try:
+            await self._on_call_ended(record)
+        except Exception as error:
+            log.error("the record of a call was not written", call_id=record.call_id, exc_info=error)
+            raise UpstreamError(f"the record of call {record.call_id} was not written: {error}") from error
+        await self.shared.record_written(record.call_id)
+
+    # Telling
+
+    async def _publish(self, spec: LineSpec, decision: Decision) -> None:
+        line = decision.line
+        for observer in self._observers:
+            observer(spec, line)
+        if decision.only_listeners_changed:
+            if not self._crowds:
+                asyncio.get_running_loop().call_later(CROWD_INTERVAL_S, self.sooner.set)
+            self._crowds[spec.number] = (spec, line)
+            return
+        self._crowds.pop(spec.number, None)
+        guests = {*decision.before.parties, *line.parties} - spec.firm_of.keys()
+        rooms = [line_room(spec.number), *(user_room(guest) for guest in guests)]
+        await self._delivery.emit(LineState.event, build_line_state(spec, line), rooms)
+        if spec.kind is LineKind.HOOT and decision.floor_changed:
+            floor = {"line": spec.number, "talkers": line.talkers, "max_talkers": MAX_TALKERS}
+            await self._delivery.emit(FloorState.event, floor, rooms)
+
+    async def tell_crowds(self) -> None:
+        """Tell of listeners who came and went."""
+        crowds, self._crowds = self._crowds, {}
+        for spec, line in crowds.values():
+            await self._delivery.emit(LineState.event, build_line_state(spec, line), [line_room(spec.number)])
+
+    async def heard(self, number: str) -> None:
+        """Another process has told clients of a line; observers here want to know too."""
+        if self._observers and (spec := await self.directory.line(number)) is not None:
+            line = (await self.shared.read_lines([number]))[number]
+            for observer in self._observers:
+                observer(spec, line)
+
+    async def _on_media(self, user_id: str, message: messages.SendDescription | messages.SendCandidate) -> None:
+        number = await self.shared.line_of_call(message.call_id)
+        line = (await self.shared.read_lines([number]))[number] if number is not None else Line()
+        if number is None or line.call is None or line.call.call_id != message.call_id or user_id not in line.parties:
+            raise Refusal(ErrorCode.NOT_IN_CALL, "You are not in this call.", "the call_id of a call that goes on")
+        if message.to == MEDIA_SERVER and self._media_server is not None:
+            await self._media_server(user_id, number, message)
+            return
+        if message.to not in line.parties or message.to == user_id:
+            expected = ", ".join(other for other in list(line.parties)[:MAX_LISTED_PARTICIPANTS] if other != user_id)
+            raise Refusal(ErrorCode.NOT_IN_CALL, f"{message.to} is not in this call.", f"one of: {expected}")
+        session = (await self.shared.sessions([message.to])).get(message.to)
+        if session is None or not session.is_connected:
+            raise Refusal(ErrorCode.NOBODY_THERE, f"{message.to} is not connected now.", "someone who is connected")
+        payload = message.model_dump(mode="json", exclude={"to"})
+        await self._delivery.emit(message.event, {**payload, "from": user_id}, [user_room(message.to)])
+
+    async def _tell_presence(self, known: Connection, state: PresenceStatus) -> None:
+        await self.tell_presence(known.account.user_id, known.specs.values(), state)
+
+    async def tell_presence(self, user_id: str, specs: Iterable[LineSpec], state: PresenceStatus) -> None:
+        """Tell a user's presence to those who share a line with them that is not a crowd, and to themselves."""
+        rooms = [user_room(other) for other in neighbours(user_id, specs)]
+        await self._delivery.emit(PresenceState.event, {"user_id": user_id, "state": state}, rooms)
+
+    async def _welcome(self, known: Connection) -> dict[str, Any]:
+        """The fields of ``messages.Welcome``."""
+        user_id, specs = known.account.user_id, dict(known.specs)
+        for number in await self.shared.guest_lines(user_id):
+            if (spec := await self.directory.line(number)) is not None:
+                specs[number] = spec
+        lines = await self.shared.read_lines(specs)
+        watched = neighbours(user_id, known.specs.values())
+        sessions = await self.shared.sessions(watched)
+        offline = dict.fromkeys(watched, PresenceStatus.OFFLINE)
+        people = {member.user_id: member for spec in specs.values() for member in spec.members}
+        return {
+            "user_id": user_id,
+            "firm_id": known.account.firm_id,
+            "region": known.account.region,
+            "lines": [build_line_state(spec, lines[number]) for number, spec in specs.items()],
+            "joined": [number for number, line in lines.items() if user_id in line.parties],
+            "presence": {**offline, **{other: session.presence for other, session in sessions.items()}},
+            "users": [{"user_id": one.user_id, "name": one.name, "firm": one.firm} for one in people.values()],
+        }
+
+
+def neighbours(user_id: str, specs: Iterable[LineSpec]) -> list[str]:
+    """Who sees a user's presence. Crowds do not: 800 subscribers who log in would be 640,000 messages."""
+    near = {other for spec in specs if len(spec.members) <= MAX_LISTED_PARTICIPANTS for other in spec.firm_of}
+    return sorted(near | {user_id})
+
+
+def refused(refusal: Refusal) -> dict[str, Any]:
+    """The acknowledgement of a message that changed nothing."""
+    return {"ok": False, "error": refusal.info.model_dump(mode="json")}
+
+
+def parse(event: str, payload: object) -> Event:
+    """A client's message as its model. Raises Refusal."""
+    model = _MODELS.get(event)
+    if model is None:
+        raise Refusal(ErrorCode.UNKNOWN_EVENT, "There is no such event.", f"one of: {', '.join(_MODELS)}")
+    try:
+        return model.model_validate({} if payload is None else payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Refusal(
+            ErrorCode.BAD_MESSAGE, f"{where}: {first['msg']}" if where else first["msg"], shape(model)
+        ) from None
+
+
+def shape(model: type[Event]) -> str:
+    """A message's fields, for whoever sent it wrongly."""
+    fields = [name if known.is_required() else f"{name} (optional)" for name, known in model.model_fields.items()]
+    return f"{model.event} with {', '.join(fields) or 'no fields'}"
