@@ -12,6 +12,7 @@ sfu/                 hoots: a few talkers to many subscribers
 signaling/           presence and lines, over socket.io
 apis/                signed APIs for other programs: CTI, Management, Call Data, audit
 softphone_page       a softphone in the browser; its files are in ``web/softphone``
+recordings/          the upload of recordings, and what there is of them
 settings             what the command line chose; where the TURN hosts are
 tls                  the certificate of all hosts
 welcome              the page at ``/``

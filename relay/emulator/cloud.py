@@ -1,6 +1,6 @@
 """The whole cloud in one process: starts every part in order, and stops them in the reverse order.
 
-Order: files and certificates, the database, the TURN hosts, the site with its roles, the listeners.
+Order: files and certificates, the database, the TURN hosts, the recordings, the site with its roles, the listeners.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
 from relay.emulator.login.models import RelayView
 from relay.emulator.login.service import LoginService, Passwords
+from relay.emulator.recordings.endpoints import RecordingUpload
+from relay.emulator.recordings.recordings import Recordings
 from relay.emulator.settings import EmulatorSettings, media_hosts
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
@@ -61,6 +63,7 @@ class Cloud:
         self.files: tls.TlsFiles
         self.turn_secret: str
         self.login: LoginService
+        self.recordings: Recordings
         self._turn: TurnHosts | None = None
         self._running = contextlib.AsyncExitStack()
 
@@ -78,6 +81,7 @@ class Cloud:
             await self._open_files()
             await self._open_store()
             await self._start_turn()
+            await self._start_recordings()
             self._add_roles()
             await self._listen()
             self._running = started.pop_all()
@@ -102,6 +106,11 @@ class Cloud:
         self._running.push_async_callback(self.store.close)
         await seed(self.store, self.settings.fixtures)
         self.turn_secret = await turn_secret(self.store)
+
+    async def _start_recordings(self) -> None:
+        self.recordings = Recordings(self.store, self.settings.folder / "recordings")
+        await self.recordings.start()
+        self._running.push_async_callback(self.recordings.stop)
 
     # TURN hosts
 
@@ -168,6 +177,7 @@ class Cloud:
         keys = Keys(self.store)
         for api in (Management(self.store, keys), CallData(self.store, keys), Audit(self.store, keys)):
             api.register(self.site)
+        RecordingUpload(self.recordings, self.login.bearer).register(self.site)
         entitlement = VoiceEntitlement(self.store, self.entitlement_token)
         self.site.add(entitlement.for_relay())
         self.site.add(entitlement.for_users(self.login.bearer, lambda principal: principal.user_id))

@@ -7,6 +7,7 @@ descriptors     more of them than usual, or none
 emulated_lines  lines and users of the emulator's signaling, without a store
 http_table      requests and answers that a reverse proxy passes on, byte by byte
 imports         which modules a source imports
+media_files     recordings as Ogg/Opus and M4A
 messages        STUN messages, the answers to them, and voice in ChannelData
 pcapng          a strict reader of captures
 properties      what property tests share

@@ -43,8 +43,8 @@ class TranscriptionsRequest(ApiRequest):
     """Calls that ended from ``beginDate`` and before ``endDate``, in the order in which they ended."""
 
     mark: ClassVar[Mark] = Mark.OBSERVED
-    begin_date: Time
-    end_date: Time
+    begin_date: Annotated[Time, Field(examples=["2026-11-27T00:00:00Z"])]
+    end_date: Annotated[Time, Field(examples=["2026-11-28T00:00:00Z"])]
     region: Region | None = None
     next_page_token: Annotated[
         str | None,
@@ -116,7 +116,7 @@ class CallData:
                     401: "The signature is wrong; the answer names the field that differs.",
                     403: "The caller's address is not on the key's list, or the key is not for this API.",
                 },
-                description=f"The header {NEXT_PAGE} has what to send as nextPageToken. The last page has none.",
+                headers={NEXT_PAGE: "What to send as nextPageToken. The last page has none."},
             )
         )
 

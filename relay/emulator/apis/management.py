@@ -28,8 +28,8 @@ class UsersRequest(PageRequest):
     """Users who match any of the lists, or all of the firm if there is no list."""
 
     mark: ClassVar[Mark] = Mark.OBSERVED
-    emails: Annotated[list[Email], Field(max_length=MAX_NAMES)] | None = None
-    user_ids: Annotated[list[Name], Field(max_length=MAX_NAMES)] | None = None
+    emails: Annotated[list[Email], Field(max_length=MAX_NAMES, examples=[["anna@atlas.example"]])] | None = None
+    user_ids: Annotated[list[Name], Field(max_length=MAX_NAMES, examples=[["anna", "ben"]])] | None = None
     user_names: Annotated[list[Label], Field(max_length=MAX_NAMES)] | None = None
 
 
@@ -57,7 +57,7 @@ class UsersAnswer(Page):
 class UserPath(ApiModel):
     """The user in the path."""
 
-    id: Name
+    id: Annotated[Name, Field(examples=["anna"])]
 
 
 class ButtonItem(ApiModel):
@@ -88,7 +88,7 @@ class ConnectionsRequest(PageRequest):
     """Connections of a group's users, or with these numbers. All that the firm has if neither is given."""
 
     mark: ClassVar[Mark] = Mark.OBSERVED
-    group_id: Name | None = None
+    group_id: Annotated[Name, Field(examples=["atlas-rates"])] | None = None
     connection_numbers: Annotated[list[LineNumber], Field(max_length=MAX_NAMES)] | None = None
 
 

@@ -51,6 +51,19 @@ def time_of(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
+def _whole(value: object) -> object:
+    """In JSON, 10.0 is an integer too; a text or true is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError("expected a whole number")
+
+
+# Comes last in an annotation, after the bounds: otherwise these would be missing in the description.
+WHOLE = BeforeValidator(_whole)
+
+
 class ApiModel(BaseModel):
     """A message of an API. Its names are in camelCase on the wire, and unknown ones are refused."""
 
@@ -67,7 +80,7 @@ class ApiRequest(ApiModel):
 class PageRequest(ApiRequest):
     """What a request for a list may say. The rest of a long list begins after ``pageToken``."""
 
-    page_size: Annotated[int, Field(strict=True, ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE
+    page_size: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE), WHOLE] = DEFAULT_PAGE_SIZE
     page_token: Annotated[
         str | None, Field(description="nextPageToken of the page before", pattern=r"^[!-~]{1,64}$")
     ] = None

@@ -86,6 +86,10 @@ class Endpoint:
     # What a handler that reads the body itself takes.
     body_types: tuple[str, ...] = ()
     errors: Mapping[int, str] = field(default_factory=dict)
+    # Headers of the answer that a client should read, and what they say.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # Headers that the handler reads and checks: each one's parameter in OpenAPI, without its name.
+    reads_headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     description: str = ""
 
     async def answer_to(self, request: web.Request) -> web.StreamResponse:

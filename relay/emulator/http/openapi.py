@@ -86,7 +86,9 @@ def _operation(endpoint: Endpoint, references: _References) -> dict[str, Any]:
     }
     if endpoint.description:
         operation["description"] = endpoint.description
-    if parameters := [*_parameters(endpoint.path_model, "path"), *_parameters(endpoint.query, "query")]:
+    headers = [{"name": name, "in": "header", **each} for name, each in endpoint.reads_headers.items()]
+    parameters = [*_parameters(endpoint.path_model, "path"), *_parameters(endpoint.query, "query"), *headers]
+    if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
         content = {JSON: {"schema": references[endpoint.body, "validation"]}}
@@ -128,6 +130,10 @@ def _responses(endpoint: Endpoint, references: _References) -> dict[str, Any]:
         good["content"] = {JSON: {"schema": references[endpoint.answer, "serialization"]}}
     elif endpoint.content_types:
         good["content"] = {each: {} for each in endpoint.content_types}
+    if endpoint.headers:
+        good["headers"] = {
+            name: {"description": meaning, "schema": {"type": "string"}} for name, meaning in endpoint.headers.items()
+        }
     statuses = dict(_ALWAYS)
     if endpoint.reads_body or endpoint.body_types:
         statuses |= _WITH_BODY

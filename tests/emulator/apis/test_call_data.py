@@ -6,6 +6,7 @@ import io
 import json
 import time
 import zipfile
+from pathlib import Path
 from typing import Any
 
 from relay.emulator.store.store import audit
@@ -26,8 +27,8 @@ def files(answer: Answer) -> dict[str, Any]:
         return {name: json.loads(packed.read(name)) for name in packed.namelist()}
 
 
-async def test_one_file_for_each_call() -> None:
-    async with open_apis() as apis:
+async def test_one_file_for_each_call(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         call = await add_call(apis.store, ANNA, FAY, ended_at=T0)
         missed = await add_call(apis.store, ANNA, BEN, ended_at=T0 + 1, answered=False)
         found = files(await apis.post(PATH, RANGE))
@@ -45,8 +46,8 @@ async def test_one_file_for_each_call() -> None:
         assert found[f"{missed}.json"]["answerDate"] is None
 
 
-async def test_a_firm_gets_its_own_calls_in_the_range_and_region() -> None:
-    async with open_apis() as apis:
+async def test_a_firm_gets_its_own_calls_in_the_range_and_region(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         await add_call(apis.store, ANNA, BEN, ended_at=T0)
         both = await add_call(apis.store, ANNA, FAY, ended_at=T0, region="euc1")
         await add_call(apis.store, ANNA, FAY, ended_at=T0 + 86_400)
@@ -66,8 +67,8 @@ async def all_pages(apis: Apis) -> list[list[str]]:
         asked["nextPageToken"] = token
 
 
-async def test_pages_have_every_call_once_even_if_many_end_at_once() -> None:
-    async with open_apis() as apis:
+async def test_pages_have_every_call_once_even_if_many_end_at_once(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         # Three times, with more digits than a microsecond has, and many calls at each.
         ends = [T0 + 0.1234567 * (number // 81) for number in range(243)]
         calls = [await add_call(apis.store, ANNA, BEN, ended_at=end) for end in ends]
@@ -76,8 +77,8 @@ async def test_pages_have_every_call_once_even_if_many_end_at_once() -> None:
         assert sorted(name for page in found for name in page) == sorted(f"{call}.json" for call in calls)
 
 
-async def test_wrong_ranges_and_fields_are_named() -> None:
-    async with open_apis() as apis:
+async def test_wrong_ranges_and_fields_are_named(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         empty = await apis.post(PATH, {"beginDate": RANGE["endDate"], "endDate": RANGE["beginDate"]})
         assert (empty.status, empty.json["error"]["where"]) == (400, "body.endDate")
         for change, where in (
@@ -99,8 +100,8 @@ async def entries(apis: Apis, *, key: str = "atlas-key-1", **asked: object) -> l
     return list(answer.json["entries"])
 
 
-async def test_downloads_are_in_the_audit() -> None:
-    async with open_apis() as apis:
+async def test_downloads_are_in_the_audit(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         await add_call(apis.store, ANNA, BEN, ended_at=T0)
         before = time.time()
         await apis.post(PATH, RANGE)
@@ -110,8 +111,8 @@ async def test_downloads_are_in_the_audit() -> None:
         assert before - 1 < time.time()
 
 
-async def test_the_audit_is_read_in_pages_and_cannot_be_changed() -> None:
-    async with open_apis() as apis:
+async def test_the_audit_is_read_in_pages_and_cannot_be_changed(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         async with apis.store.writing() as session:
             for number in range(5):
                 audit(session, "atlas", "anna" if number % 2 else "ben", "test.done", f"thing {number}", number=number)

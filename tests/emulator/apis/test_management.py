@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from relay.emulator.store import tables
@@ -27,8 +28,8 @@ async def pages(apis: Apis, path: str, items: str, size: int) -> list[Any]:
             return found
 
 
-async def test_users_of_the_firm() -> None:
-    async with open_apis() as apis:
+async def test_users_of_the_firm(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         assert await ids(apis) == ["anna", "atlas-admin", "ben", "chen", "dora", "emil"]
         assert await ids(apis, userIds=["ben", "fay", "nobody"]) == ["ben"]
         assert await ids(apis, emails=["anna@atlas.example"], userNames=["Dora Lind"]) == ["anna", "dora"]
@@ -48,8 +49,8 @@ async def test_users_of_the_firm() -> None:
         }
 
 
-async def test_pages_have_everything_once() -> None:
-    async with open_apis() as apis:
+async def test_pages_have_everything_once(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         for size in (1, 2, 5, 6, 7):
             users = await pages(apis, f"{BASE}/users", "users", size)
             assert [user["userId"] for user in users] == await ids(apis)
@@ -59,8 +60,8 @@ async def test_pages_have_everything_once() -> None:
             assert len({each["connectionNumber"] for each in connections}) == len(connections) == 7
 
 
-async def test_buttons_of_a_user_of_the_firm_only() -> None:
-    async with open_apis() as apis:
+async def test_buttons_of_a_user_of_the_firm_only(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         answer = (await apis.post(f"{BASE}/users/anna/buttons", {})).json
         assert answer["buttons"][3] == {
             "position": 4,
@@ -73,8 +74,8 @@ async def test_buttons_of_a_user_of_the_firm_only() -> None:
         assert foreign.json["error"]["message"].replace("fay", "nobody") == unknown.json["error"]["message"]
 
 
-async def test_connections_by_group_and_number() -> None:
-    async with open_apis() as apis:
+async def test_connections_by_group_and_number(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
 
         async def numbers(**asked: object) -> list[str]:
             answer = await apis.post(f"{BASE}/connections", asked)
@@ -91,8 +92,8 @@ async def test_connections_by_group_and_number() -> None:
         assert {"userId": "fay", "firmId": "borealis", "role": "talker"} in shared["connections"][0]["members"]
 
 
-async def test_wrong_fields_are_named() -> None:
-    async with open_apis() as apis:
+async def test_wrong_fields_are_named(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         for body, where in (
             ({"pageSize": 0}, "body.pageSize"),
             ({"pageSize": "10"}, "body.pageSize"),
@@ -107,8 +108,8 @@ async def test_wrong_fields_are_named() -> None:
             assert (answer.status, answer.json["error"]["where"]) == (422, where)
 
 
-async def test_a_key_of_another_firm_sees_that_firm() -> None:
-    async with open_apis() as apis:
+async def test_a_key_of_another_firm_sees_that_firm(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
         async with apis.store.writing() as session:
             (await session.get_one(tables.ApiKey, BOREALIS)).apis = ["management"]
         users = (await apis.post(f"{BASE}/users", {}, key=BOREALIS)).json["users"]

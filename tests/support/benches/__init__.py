@@ -1,6 +1,6 @@
 """What is tested, set up and taken down again.
 
-apis            the emulator's signed APIs on a port, with the default fixtures, and a client that signs
+apis            the emulator's APIs on a port, with the default fixtures, and a client for them
 background      an event loop in a thread, for servers that outlive one test
 capture         a relay with one flow, and captures of it
 cloud           an emulated cloud in the test's loop, and clients for it

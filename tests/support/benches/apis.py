@@ -1,13 +1,16 @@
-"""The emulator's signed APIs on a free port, with the default fixtures, and a client that signs."""
+"""The emulator's APIs and recording upload on a free port, with the default fixtures, and a client for both."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import io
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,8 +24,12 @@ from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
 from relay.emulator.apis.signing import SignedRequest, http_date, new_nonce, sign
 from relay.emulator.http.site import Names, Site
+from relay.emulator.login.tokens import Bearer, Tokens
+from relay.emulator.recordings.endpoints import RecordingUpload
+from relay.emulator.recordings.recordings import Recordings
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed
+from tests.support.waiting import eventually
 
 SECRETS = {"atlas-key-1": "atlas-secret-for-a-laptop", "borealis-key-1": "borealis-secret-for-a-laptop"}
 ATLAS, BOREALIS = SECRETS
@@ -54,6 +61,8 @@ class Apis:
     store: Store
     site: Site
     keys: Keys
+    tokens: Tokens
+    recordings: Recordings
     http: aiohttp.ClientSession
     port: int = 0
     host: str = field(default="")
@@ -71,8 +80,10 @@ class Apis:
     async def send(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
         """Send a request as it is."""
         url = f"http://{self.host}{path}"
+        # aiohttp wants large bodies to be files.
+        data = io.BytesIO(body) if len(body) >= 1 << 20 else body
         async with self.http.request(
-            method, url, data=body, headers=headers, skip_auto_headers=["Content-Type"]
+            method, url, data=data, headers=headers, skip_auto_headers=["Content-Type"]
         ) as got:
             return Answer(got.status, await got.read(), got.headers)
 
@@ -81,30 +92,44 @@ class Apis:
         text = json.dumps(body).encode()
         return await self.send("POST", path, text, self.signed("POST", path, text, key=key))
 
+    async def token(self, user: str) -> str:
+        """A new login of a user."""
+        async with self.store.reading() as session:
+            row = await session.get_one(tables.User, user)
+        return (await self.tokens.open(row, "client"))[0]
+
 
 @contextlib.asynccontextmanager
 async def serving(site: Site) -> AsyncIterator[int]:
     """Serve a site on a free port of 127.0.0.1."""
-    runner = web.AppRunner(site.app, access_log=None, shutdown_timeout=1)
+    # Who is refused in the middle of a body is read for a while, so that they see the answer. Here they all look.
+    runner = web.AppRunner(site.app, access_log=None, shutdown_timeout=1, lingering_time=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+        await eventually(lambda: not any("RequestHandler" in repr(task) for task in asyncio.all_tasks()))
 
 
 @contextlib.asynccontextmanager
-async def open_apis() -> AsyncIterator[Apis]:
-    """Everything, with the default fixtures in memory."""
-    store = await Store.open(":memory:")
+async def open_apis(folder: Path, *, database: str = ":memory:") -> AsyncIterator[Apis]:
+    """Everything, with the default fixtures."""
+    store = await Store.open(database)
     try:
         await seed(store, fixtures.bundled())
-        site, keys = Site(Names(load())), Keys(store)
+        site, keys, tokens = Site(Names(load())), Keys(store), Tokens(store)
+        recordings = Recordings(store, folder)
         for api in (Management(store, keys), CallData(store, keys), Audit(store, keys)):
             api.register(site)
-        async with serving(site) as port, aiohttp.ClientSession() as http:
-            yield Apis(store, site, keys, http, port, f"127.0.0.1:{port}")
+        RecordingUpload(recordings, Bearer(tokens)).register(site)
+        await recordings.start()
+        try:
+            async with serving(site) as port, aiohttp.ClientSession() as http:
+                yield Apis(store, site, keys, tokens, recordings, http, port, f"127.0.0.1:{port}")
+        finally:
+            await recordings.stop()
     finally:
         await store.close()
 

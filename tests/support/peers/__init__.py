@@ -10,6 +10,8 @@ Clients
     own_clients        the product's own clients
     raw_http           HTTP as bytes, and an upstream that records them
     raw_session        a session of media.v1, message by message
+    schemathesis_auth  what schemathesis loads: signatures and tokens
+    schemathesis_run   schemathesis, in a process
     silent_crowd       connections that say nothing
     tls_client         TLS, record by record
     uclient            coturn's load client

@@ -1,0 +1,362 @@
+"""All recordings: what there is, what each lacks, and when it is whole.
+
+A recording is whole when its metadata and all of its media have come, and the media is what the metadata says: this
+long, with this checksum, in this format. What has not become whole within a day is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from aiohttp.streams import StreamReader
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from relay.emulator.http.errors import ApiError
+from relay.emulator.names import UserRole
+from relay.emulator.recordings import models
+from relay.emulator.recordings.disk import Content, Disk
+from relay.emulator.recordings.intake import take_in
+from relay.emulator.recordings.places import Place, Places
+from relay.emulator.recordings.rules import (
+    at_offset,
+    check_agrees,
+    difference,
+    is_complete,
+    metadata_of,
+    no_such,
+    total_bytes,
+)
+from relay.emulator.store import Store, tables
+from relay.emulator.store.store import audit
+from relay.tasks import Tasks, in_daemon_thread
+
+log = structlog.get_logger()
+
+# A client that lost its line in the evening goes on in the morning. What takes longer never comes.
+UNFINISHED_LIFETIME_S = 24 * 3600.0
+SWEEP_INTERVAL_S = 600.0
+# Of one user. A client uploads one after the other, and keeps some of a day without a network.
+MAX_UNFINISHED_OF_USER = 500
+# Of all media, whole or announced: what a laptop can spare. An hour of Opus is 14 MB.
+MAX_FOLDER_BYTES = 20 << 30
+
+_Result = TypeVar("_Result")
+_R = tables.Recording
+
+
+class Owner(Protocol):
+    """Who has logged in."""
+
+    @property
+    def user_id(self) -> str:
+        """The user's name."""
+
+    @property
+    def firm_id(self) -> str:
+        """Their firm's."""
+
+    @property
+    def role(self) -> str:
+        """A ``UserRole``."""
+
+
+class Recordings:
+    """The service. Methods raise ApiError for what a client did wrong."""
+
+    def __init__(self, store: Store, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._disk = Disk(folder)
+        self._places = Places()
+        self._uploads = Tasks()
+        self._sweeper = Tasks()
+
+    async def start(self) -> None:
+        """Finish what a killed process had received whole, remove what is too old, and go on doing so."""
+        await self.finish_received()
+        await self.sweep()
+        self._sweeper.start(self._sweep_forever(), "recordings sweep")
+
+    async def stop(self) -> None:
+        """End all uploads. What they have received is kept."""
+        await self._sweeper.cancel()
+        self._places.stop()
+        await self._uploads.finish()
+
+    # What clients send
+
+    async def put_metadata(self, owner: Owner, recording_id: str, metadata: models.Metadata) -> tables.Recording:
+        """Keep a recording's metadata. If the media is there already, the recording is whole or this is refused."""
+        return await self._to_the_end(self._put_metadata(owner, recording_id, metadata))
+
+    async def _put_metadata(self, owner: Owner, recording_id: str, metadata: models.Metadata) -> tables.Recording:
+        if metadata.ended_at < metadata.started_at:
+            message = "ended_at is before started_at."
+            raise ApiError(400, "empty_range", message, where="body.ended_at", expected="a time after started_at")
+        async with self._places.take(recording_id):
+            row = await self._own(owner, recording_id)
+            if row is not None and row.completed_at is not None:
+                if metadata_of(row) == metadata:
+                    return row
+                raise is_complete()
+            if row is not None:
+                check_agrees(row, metadata)
+            else:
+                row = await self._create(owner, recording_id, metadata.media_bytes)
+            whole = row.received_bytes == metadata.media_bytes
+            if whole and (fault := difference(metadata, await self._content(row))):
+                raise fault
+            return await self._save(row, metadata=metadata, completed=whole)
+
+    async def append(
+        self, owner: Owner, recording_id: str, content: StreamReader, *, offset: int, length: int | None
+    ) -> tables.Recording:
+        """Write a part of the media. Returns the recording as it is now; ApiError tells the offset, too."""
+        self._places.check_room(owner.user_id)
+        return await self._to_the_end(self._append(owner, recording_id, content, offset, length))
+
+    async def _append(
+        self, owner: Owner, recording_id: str, content: StreamReader, offset: int, length: int | None
+    ) -> tables.Recording:
+        async with self._places.take(recording_id, owner.user_id) as place:
+            row = await self._own(owner, recording_id)
+            if row is not None and row.completed_at is not None:
+                raise is_complete()
+            total = total_bytes(row, length)
+            received = 0 if row is None else row.received_bytes
+            if offset != received:
+                message = f"The media has {received} bytes, not {offset}."
+                raise at_offset(
+                    ApiError(409, "wrong_offset", message, where="Upload-Offset", expected=str(received)), received
+                )
+            row = row or await self._create(owner, recording_id, total)
+            return await self._take(row, place, content, offset, total)
+
+    async def _take(
+        self, row: tables.Recording, place: Place, content: StreamReader, offset: int, total: int
+    ) -> tables.Recording:
+        path = self.media_path(row)
+        taken = await take_in(content, place, self._disk, path, offset=offset, total=total)
+        row = await self._save(row, received_bytes=taken.size, media_bytes=total)
+        if taken.refused is not None:
+            raise at_offset(taken.refused, taken.size)
+        return await self._finish(row) if row.details is not None and taken.size == total else row
+
+    async def _finish(self, row: tables.Recording) -> tables.Recording:
+        """The media is all there, and so is the metadata: the recording is whole, or its media is thrown away."""
+        metadata = metadata_of(row)
+        assert metadata is not None
+        if fault := difference(metadata, await self._content(row)):
+            await self._throw_media_away(row)
+            raise at_offset(fault, 0)
+        return await self._save(row, completed=True)
+
+    async def discard(self, owner: Owner, recording_id: str) -> None:
+        """Remove a recording that is not whole, to begin anew."""
+        await self._to_the_end(self._discard(owner, recording_id))
+
+    async def _discard(self, owner: Owner, recording_id: str) -> None:
+        async with self._places.take(recording_id):
+            row = await self._own(owner, recording_id)
+            if row is None:
+                raise no_such(recording_id)
+            if row.completed_at is not None:
+                raise is_complete()
+            await self._remove(row)
+
+    # What clients ask
+
+    async def settled(self, owner: Owner, recording_id: str) -> tables.Recording:
+        """A recording of the owner's, when nothing is being written to it: an upload that goes on is stopped."""
+        return await self._to_the_end(self._settled(owner, recording_id))
+
+    async def _settled(self, owner: Owner, recording_id: str) -> tables.Recording:
+        async with self._places.take(recording_id):
+            if (row := await self._own(owner, recording_id)) is None:
+                raise no_such(recording_id)
+            return row
+
+    async def find(self, owner: Owner, recording_id: str) -> tables.Recording:
+        """A recording that the owner may see: their own, or any of the firm for its administrators."""
+        async with self._store.reading() as session:
+            row = await session.get(_R, recording_id)
+        seen = row is not None and row.firm_id == owner.firm_id
+        if row is None or not seen or (owner.role != UserRole.ADMIN and row.user_id != owner.user_id):
+            raise no_such(recording_id)
+        return row
+
+    async def page(self, owner: Owner, asked: models.ListQuery) -> tuple[list[tables.Recording], str | None]:
+        """A page of what the owner may see, the newest first, and the token of the next page."""
+        query = select(_R).where(_R.firm_id == owner.firm_id)
+        if owner.role != UserRole.ADMIN:
+            query = query.where(_R.user_id == owner.user_id)
+        if asked.call_id is not None:
+            query = query.where(_R.call_id == asked.call_id)
+        if asked.state is not None:
+            query = query.where(_IN_STATE[asked.state])
+        if asked.page_token is not None:
+            created, _, last = asked.page_token.partition("_")
+            at = float(created)
+            query = query.where(or_(_R.created_at < at, and_(_R.created_at == at, _R.recording_id > last)))
+        query = query.order_by(_R.created_at.desc(), _R.recording_id).limit(asked.page_size + 1)
+        async with self._store.reading() as session:
+            found = (await session.scalars(query)).all()
+        shown = list(found[: asked.page_size])
+        more = len(found) > len(shown)
+        return shown, f"{shown[-1].created_at!r}_{shown[-1].recording_id}" if more else None
+
+    def media_path(self, row: tables.Recording) -> Path:
+        """Where the media of a recording is."""
+        return self._disk.path(row.firm_id, row.recording_id)
+
+    # The database and the disk
+
+    async def _own(self, owner: Owner, recording_id: str) -> tables.Recording | None:
+        """Nobody but its owner changes a recording. Raises ApiError 404 for one of somebody else's."""
+        async with self._store.reading() as session:
+            row = await session.get(_R, recording_id)
+        if row is not None and row.user_id != owner.user_id:
+            raise no_such(recording_id)
+        return row
+
+    async def _create(self, owner: Owner, recording_id: str, media_bytes: int) -> tables.Recording:
+        row = tables.Recording(
+            recording_id=recording_id,
+            user_id=owner.user_id,
+            firm_id=owner.firm_id,
+            media_bytes=media_bytes,
+            received_bytes=0,
+            created_at=self._clock(),
+        )
+        async with self._store.writing() as session:
+            await _check_bounds(session, owner, media_bytes)
+            session.add(row)
+        return row
+
+    async def _save(
+        self,
+        row: tables.Recording,
+        *,
+        metadata: models.Metadata | None = None,
+        completed: bool = False,
+        **values: Any,
+    ) -> tables.Recording:
+        if metadata is not None:
+            values |= {
+                "details": metadata.model_dump(mode="json"),
+                "call_id": metadata.call_id,
+                "media_type": str(metadata.media_type),
+                "media_bytes": metadata.media_bytes,
+                "sha256": metadata.sha256,
+            }
+        if completed:
+            values["completed_at"] = self._clock()
+        async with self._store.writing() as session:
+            stored = await session.get_one(_R, row.recording_id)
+            for name, value in values.items():
+                setattr(stored, name, value)
+            if completed:
+                audit(session, stored.firm_id, stored.user_id, "recording.complete", stored.recording_id)
+        return stored
+
+    async def _content(self, row: tables.Recording) -> Content:
+        path = self.media_path(row)
+        try:
+            return await in_daemon_thread(lambda: self._disk.content(path), "recording checksum")
+        except OSError as error:
+            log.error("recording not read", recording=row.recording_id, error=str(error))
+            raise ApiError(500, "disk_failed", "The media cannot be read.", expected="the request again") from None
+
+    async def _throw_media_away(self, row: tables.Recording) -> None:
+        path = self.media_path(row)
+        await in_daemon_thread(lambda: self._disk.remove(path), "recording remove")
+        await self._save(row, received_bytes=0)
+
+    async def _remove(self, row: tables.Recording) -> None:
+        """First the file: what is left after a crash is a row, which the next sweep finds."""
+        path = self.media_path(row)
+        await in_daemon_thread(lambda: self._disk.remove(path), "recording remove")
+        async with self._store.writing() as session:
+            await session.execute(delete(_R).where(_R.recording_id == row.recording_id))
+
+    # By themselves
+
+    async def finish_received(self) -> None:
+        """Check recordings that have all of their media and are not whole: a process was killed in between."""
+        wanted = select(_R).where(
+            _R.completed_at.is_(None), _R.sha256.is_not(None), _R.received_bytes == _R.media_bytes
+        )
+        async with self._store.reading() as session:
+            found = (await session.scalars(wanted)).all()
+        for row in found:
+            try:
+                async with self._places.take(row.recording_id):
+                    await self._finish(row)
+            except ApiError as error:
+                log.warning("recording not whole", recording=row.recording_id, error=str(error))
+
+    async def sweep(self) -> int:
+        """Remove recordings that were begun too long ago and never became whole. Returns how many."""
+        old = self._clock() - UNFINISHED_LIFETIME_S
+        wanted = select(_R.recording_id).where(_R.completed_at.is_(None), _R.created_at < old)
+        async with self._store.reading() as session:
+            found = (await session.scalars(wanted)).all()
+        for recording_id in found:
+            async with self._places.take(recording_id):
+                async with self._store.reading() as session:
+                    row = await session.get(_R, recording_id)
+                if row is not None and row.completed_at is None:
+                    await self._remove(row)
+                    log.info("recording expired", recording=recording_id, user=row.user_id)
+        return len(found)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            try:
+                await self.sweep()
+            except Exception:
+                log.exception("recordings not swept")
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Do work that must not be cut in the middle, even if the request's task is cancelled."""
+        done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                result = await work
+            except Exception as error:
+                if done.cancelled():
+                    log.warning("upload failed after its client had gone", error=repr(error))
+                else:
+                    done.set_exception(error)
+            else:
+                if not done.cancelled():
+                    done.set_result(result)
+
+        self._uploads.start(run(), "recording request")
+        return await done
+
+
+_IN_STATE = {
+    models.RecordingState.COMPLETE: _R.completed_at.is_not(None),
+    models.RecordingState.WAITING_FOR_METADATA: and_(_R.completed_at.is_(None), _R.sha256.is_(None)),
+    models.RecordingState.WAITING_FOR_MEDIA: and_(_R.completed_at.is_(None), _R.sha256.is_not(None)),
+}
+
+
+async def _check_bounds(session: AsyncSession, owner: Owner, media_bytes: int) -> None:
+    mine = select(func.count()).where(_R.user_id == owner.user_id, _R.completed_at.is_(None))
+    if (await session.scalar(mine) or 0) >= MAX_UNFINISHED_OF_USER:
+        message = "You have too many recordings that are not whole."
+        expected = f"at most {MAX_UNFINISHED_OF_USER}: finish some, or delete them"
+        raise ApiError(429, "too_many_unfinished", message, expected=expected)
+    if (await session.scalar(select(func.sum(_R.media_bytes))) or 0) + media_bytes > MAX_FOLDER_BYTES:
+        message = "The emulator keeps no more recordings."
+        raise ApiError(507, "folder_full", message, expected=f"at most {MAX_FOLDER_BYTES >> 30} GiB in all")
