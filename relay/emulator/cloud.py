@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import ipaddress
 import ssl
@@ -28,9 +29,14 @@ from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
 from relay.emulator.login.models import RelayView
 from relay.emulator.login.service import LoginService, Passwords
+from relay.emulator.login.tokens import Tokens
+from relay.emulator.names import Role
 from relay.emulator.recordings.endpoints import RecordingUpload
 from relay.emulator.recordings.recordings import Recordings
 from relay.emulator.settings import EmulatorSettings, media_hosts
+from relay.emulator.signaling import SignalingServer, serve_signaling
+from relay.emulator.signaling.event_log import EventLog
+from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
 from relay.emulator.turn.hosts import TurnHosts
@@ -64,6 +70,8 @@ class Cloud:
         self.turn_secret: str
         self.login: LoginService
         self.recordings: Recordings
+        self.directory: StoreDirectory
+        self.signaling: SignalingServer
         self._turn: TurnHosts | None = None
         self._running = contextlib.AsyncExitStack()
 
@@ -84,6 +92,9 @@ class Cloud:
             await self._start_recordings()
             self._add_roles()
             await self._listen()
+            self.signaling.start()
+            # Before the listeners: requests of socket.io wait for messages.
+            started.push_async_callback(self.signaling.stop)
             self._running = started.pop_all()
         self.started_at = time.time()
 
@@ -169,9 +180,20 @@ class Cloud:
         logs = ClientLogs(self.store, self.settings.folder / "client-logs")
         self.login = LoginService(self.store, self.names, media, logs, Passwords())
         self.login.register(self.site)
+        self._add_signaling(self.login.tokens)
         self._add_apis()
         softphone_page.register(self.site)
         Welcome(self.site).register()
+
+    def _add_signaling(self, tokens: Tokens) -> None:
+        self.directory = StoreDirectory(self.store, tokens)
+        self.signaling = SignalingServer(
+            self.directory,
+            self.directory.on_call_ended,
+            redis_url=self.settings.redis_url,
+            event_log=EventLog(self.settings.event_log),
+        )
+        serve_signaling(functools.partial(self.site.route, Role.SIGNALING), self.signaling)
 
     def _add_apis(self) -> None:
         keys = Keys(self.store)

@@ -45,6 +45,8 @@ class EmulatorSettings:
     # Off if another process of the same cloud runs the TURN hosts.
     runs_turn: bool = True
     redis_url: str | None = field(default=None, repr=False)
+    # Where signaling notes each transition of each line, as JSON lines.
+    event_log: Path | None = None
     hosts_on: tuple[str, ...] = ()
     # Listening on other than loopback addresses was asked for by name.
     exposed: bool = False

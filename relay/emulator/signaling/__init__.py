@@ -6,6 +6,7 @@ machines    the state machines of lines, as tables; pure
 event_log   what has happened, in memory and in a file
 invariants  reads such a log, and says what should never have happened
 directory   what signaling asks of whoever knows the firms
+in_store    the same, asked of the emulator's database; the records of calls
 shared      the lines and sessions that all processes share; in memory for one, ``shared_redis`` for several
 hub         takes what clients say, decides, stores, and tells everyone concerned
 housekeeping  deadlines, sessions that end, dead processes

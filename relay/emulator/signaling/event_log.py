@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from relay.emulator.signaling.state import Decision, LineSpec, Party, dump_record
+from relay.errors import OperatorError
 
 Entry = dict[str, Any]
 # 50 events a second for three minutes, at about 1 KB each.
@@ -50,13 +51,16 @@ def build_transition(spec: LineSpec, decision: Decision, event: str, user_id: st
 
 
 class EventLog:
-    """The last entries, oldest first. ``dropped`` counts those that the file had no more room for."""
+    """The last entries, oldest first. ``dropped`` counts those that the file had no more room for.
+
+    Raises OperatorError if the file cannot be written.
+    """
 
     def __init__(self, path: Path | None = None, *, max_entries: int = MAX_ENTRIES) -> None:
         self.dropped = 0
         self._entries: deque[Entry] = deque(maxlen=max_entries)
         self._lines_known: dict[str, LineSpec] = {}
-        self._file: TextIO | None = path.open("a", encoding="utf-8") if path is not None else None
+        self._file = _open(path) if path is not None else None
         self._room = MAX_FILE_BYTES
 
     @property
@@ -96,6 +100,13 @@ class EventLog:
         self._file.write(text)
         # Whole lines: a process that is killed leaves the entries before it.
         self._file.flush()
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise OperatorError(f"event log {path}: {error.strerror or error}") from None
 
 
 def _build_line(spec: LineSpec) -> Entry:

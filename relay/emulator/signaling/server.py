@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -350,7 +350,10 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         return await self.hub.handle(sid or "", event, args[0] if args else None)
 
 
-def serve_signaling(app: web.Application, server: SignalingServer) -> None:
-    """Route ``/socket.io/`` of an application to the server."""
+Add = Callable[[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]], object]
+
+
+def serve_signaling(add_route: Add, server: SignalingServer) -> None:
+    """Route ``/socket.io/`` to the server: ``add_route`` takes method, path and handler."""
     for method in ("GET", "POST", "OPTIONS"):
-        app.router.add_route(method, PATH, server.handle_request)
+        add_route(method, PATH, server.handle_request)

@@ -139,9 +139,11 @@ class MemoryShared:
         for user_id in came:
             self._guests.setdefault(user_id, set()).add(number)
         for user_id in left:
-            self._guests[user_id].discard(number)
-            if not self._guests[user_id]:
-                del self._guests[user_id]
+            # Someone who has just lost the line was not noted when they came in.
+            lines = self._guests.get(user_id, set())
+            lines.discard(number)
+            if not lines:
+                self._guests.pop(user_id, None)
         if decision.ended is not None:
             self._records[decision.ended.call_id] = decision.ended
 

@@ -71,8 +71,8 @@ class LineSpec:
         return len(set(self.firm_of.values())) > 1
 
     def side_of(self, user_id: str) -> str:
-        """The side of the line on which a member is."""
-        return self.firm_of[user_id] if self.is_between_firms else user_id
+        """The side of the line on which a member is. Someone who has lost the line is a side of their own."""
+        return self.firm_of.get(user_id, user_id) if self.is_between_firms else user_id
 
     def far_side(self, user_id: str) -> tuple[str, ...]:
         """The members at the other end, seen from one of them."""

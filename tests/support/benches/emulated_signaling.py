@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -130,25 +131,28 @@ class Signaling:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @contextlib.asynccontextmanager
-    async def phone(self, user_id: str, *, transports: Iterable[str] = WEBSOCKET) -> AsyncIterator[Phone]:
-        """A phone that has logged in and heard its welcome, which is kept for the test."""
-        phone = Phone()
-        await phone.client.connect(
-            self.url, auth={"token": f"token-{user_id}"}, transports=list(transports), wait_timeout=HEAR_TIMEOUT_S
-        )
-        try:
-            welcome = await phone.heard("welcome", user_id=user_id)
-            phone.told.insert(0, ("welcome", welcome))
-            yield phone
-        finally:
-            await phone.client.disconnect()
+    def phone(self, user_id: str, *, transports: Iterable[str] = WEBSOCKET) -> AbstractAsyncContextManager[Phone]:
+        """A phone of a user."""
+        return phone(self.url, f"token-{user_id}", transports=transports)
 
 
 @contextlib.asynccontextmanager
-async def running_signaling(
-    people: People, *, wrap: Callable[..., Any] | None = None, **options: Any
-) -> AsyncIterator[Signaling]:
+async def phone(url: str, token: str, *, transports: Iterable[str] = WEBSOCKET, **options: Any) -> AsyncIterator[Phone]:
+    """A phone that has logged in and heard its welcome, which is kept for the test."""
+    opened = Phone()
+    await opened.client.connect(
+        url, auth={"token": token}, transports=list(transports), wait_timeout=HEAR_TIMEOUT_S, **options
+    )
+    try:
+        welcome = await opened.heard("welcome")
+        opened.told.insert(0, ("welcome", welcome))
+        yield opened
+    finally:
+        await opened.client.disconnect()
+
+
+@contextlib.asynccontextmanager
+async def running_signaling(people: People, **options: Any) -> AsyncIterator[Signaling]:
     """A server on a free port while the block runs. Deadlines that a test does not name are far off."""
     known = {
         "grace_s": 3600.0,
@@ -159,7 +163,7 @@ async def running_signaling(
     }
     server = SignalingServer(people, people.on_call_ended, **known)
     app = web.Application()
-    serve_signaling(app, server)
+    serve_signaling(app.router.add_route, server)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
