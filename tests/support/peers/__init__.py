@@ -27,6 +27,7 @@ Servers, proxies and services
     bad_proxies        web proxies that spoil what passes
     connect_proxy      a web proxy that opens tunnels
     python_socketio    python-socketio's server
+    redis_server       Debian's redis-server
     reverse_proxies    haproxy and nginx
     scripted_relay     a server in a relay's place
     socketio           the official socket.io servers and clients, from ``node/``

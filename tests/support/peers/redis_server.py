@@ -1,0 +1,61 @@
+"""Debian's redis-server, on a free port, with nothing on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.network.ports import reserved_address
+
+needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+READY_TIMEOUT_S = 60.0
+
+
+@dataclass
+class RedisServer:
+    """A process. ``pause`` and ``resume`` stop it and let it go on: a server that does not answer."""
+
+    port: int
+    process: asyncio.subprocess.Process
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+async def start_redis(folder: Path, port: int) -> RedisServer:
+    """Start a server, and wait until it takes connections."""
+    process = await asyncio.create_subprocess_exec(
+        "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+        "--dir", str(folder),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(READY_TIMEOUT_S):
+        while b"Ready to accept connections" not in await process.stdout.readline():
+            assert process.returncode is None, "redis-server has ended"
+    return RedisServer(port, process)
+
+
+@contextlib.asynccontextmanager
+async def redis_server(folder: Path) -> AsyncIterator[RedisServer]:
+    """A server while the block runs."""
+    with reserved_address() as address:
+        server = await start_redis(folder, address.port)
+        try:
+            yield server
+        finally:
+            await server.kill()
+            server.process._transport.close()  # type: ignore[attr-defined]
