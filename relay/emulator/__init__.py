@@ -13,6 +13,7 @@ signaling/           presence and lines, over socket.io
 apis/                signed APIs for other programs: CTI, Management, Call Data, audit
 softphone_page       a softphone in the browser; its files are in ``web/softphone``
 recordings/          the upload of recordings, and what there is of them
+portal/              web pages for administrators and users of a firm
 settings             what the command line chose; where the TURN hosts are
 tls                  the certificate of all hosts
 welcome              the page at ``/``

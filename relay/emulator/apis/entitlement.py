@@ -159,7 +159,7 @@ class VoiceEntitlement:
         """Why this user has voice through the relay or not, and who can change it."""
         async with self._store.reading() as session:
             standing = await standing_of(session, user_id, self._clock())
-            found = await _administrators(session, user_id) if standing.exists else []
+            found = await administrators_of(session, user_id) if standing.exists else []
         return Explanation(
             allowed=standing.allowed,
             now=standing.setting,
@@ -205,7 +205,8 @@ class VoiceEntitlement:
         return Verdict(allowed=standing.allowed, calls=self._calls, reason=standing.reason)
 
 
-async def _administrators(session: AsyncSession, user_id: str) -> list[Administrator]:
+async def administrators_of(session: AsyncSession, user_id: str) -> list[Administrator]:
+    """The enabled administrators of this user's firm, at most five."""
     own_firm = select(User.firm_id).where(User.user_id == user_id).scalar_subquery()
     found = await session.execute(
         select(User.name, User.email)

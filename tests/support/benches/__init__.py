@@ -12,6 +12,7 @@ health          the health monitor, and what it found out
 made_up         the admin's parts, with calls that are made up
 plane           a plane with a scripted upstream, its clients, and its traffic
 plane_process   a plane in a process, with few descriptors
+portal          the emulator's portal, with calls and recordings that are made up
 serving         ``relay serve`` in a process
 signaling       a relay in front of an upstream that records
 taps            taps that copy already

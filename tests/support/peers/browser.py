@@ -37,7 +37,7 @@ _OPTIONS = (
     # Names lead nowhere: a page that loads anything from elsewhere fails here.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-_KEYS = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38}
+_KEYS = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "Tab": 9}
 
 
 # Calls without people: a microphone that beeps, and nobody who must allow it.

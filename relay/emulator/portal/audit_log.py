@@ -1,0 +1,59 @@
+"""The firm's audit: who did what, newest first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from aiohttp import web
+from sqlalchemy import func, or_, select
+
+from relay.emulator.portal.listing import ROWS, Paging, offset_of, page_in
+from relay.emulator.portal.pages import ROOT
+from relay.emulator.portal.parts import Parts
+from relay.emulator.portal.visits import Visit, Visits
+from relay.emulator.store.tables import AuditEntry
+
+AUDIT = f"{ROOT}audit"
+# A value of an entry is cut after this many characters: the members of a hoot would fill the page.
+MAX_VALUE = 200
+
+
+class AuditLog:
+    """The page ``/portal/audit``."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+
+    def routes(self, visits: Visits) -> Iterable[tuple[str, str, Any]]:
+        """Method, path and handler of each page."""
+        yield "GET", AUDIT, visits.reading(self._list, admin=True)
+
+    async def _list(self, visit: Visit) -> web.StreamResponse:
+        wanted, page = visit.query("q"), page_in(visit.query("page"))
+        entries = select(AuditEntry).where(AuditEntry.firm_id == visit.who.firm_id)
+        if wanted:
+            columns = (AuditEntry.actor, AuditEntry.action, AuditEntry.object)
+            entries = entries.where(or_(*(column.icontains(wanted, autoescape=True) for column in columns)))
+        async with self._store.reading() as session:
+            total = await session.scalar(select(func.count()).select_from(entries.subquery())) or 0
+            newest = entries.order_by(AuditEntry.entry_id.desc()).offset(offset_of(page)).limit(ROWS)
+            rows = (await session.scalars(newest)).all()
+        context = {"rows": [(row, told(row.details)) for row in rows], "q": wanted}
+        return visit.render("audit.html", {**context, "paging": Paging(AUDIT, {"q": wanted}, page, total)})
+
+
+def told(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an entry says, as names and values: a change as ``old → new``."""
+    found = {key: value for key, value in details.items() if key != "changes"}
+    told = [(name, _text(value)) for name, value in found.items()]
+    for name, (old, new) in dict(details.get("changes") or {}).items():
+        told.append((name, f"{_text(old)} → {_text(new)}"))
+    return told
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = text or "(empty)"
+    return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
