@@ -31,6 +31,8 @@ from relay.emulator.login.models import RelayView
 from relay.emulator.login.service import LoginService, Passwords
 from relay.emulator.login.tokens import Tokens
 from relay.emulator.names import Role
+from relay.emulator.portal.neighbours import HubListener
+from relay.emulator.portal.portal import Portal
 from relay.emulator.recordings.endpoints import RecordingUpload
 from relay.emulator.recordings.recordings import Recordings
 from relay.emulator.settings import EmulatorSettings, media_hosts
@@ -178,10 +180,12 @@ class Cloud:
             lifetime_s=lambda: self.settings.credentials_lifetime_s,
         )
         logs = ClientLogs(self.store, self.settings.folder / "client-logs")
-        self.login = LoginService(self.store, self.names, media, logs, Passwords())
+        passwords = Passwords()
+        self.login = LoginService(self.store, self.names, media, logs, passwords)
         self.login.register(self.site)
         self._add_signaling(self.login.tokens)
         self._add_apis()
+        self._add_portal(passwords)
         softphone_page.register(self.site)
         Welcome(self.site).register()
 
@@ -203,6 +207,13 @@ class Cloud:
         entitlement = VoiceEntitlement(self.store, self.entitlement_token)
         self.site.add(entitlement.for_relay())
         self.site.add(entitlement.for_users(self.login.bearer, lambda principal: principal.user_id))
+
+    def _add_portal(self, passwords: Passwords) -> None:
+        hub = self.signaling.hub
+        listener = HubListener(hub, self.directory.forget)
+        Portal(self.store, self.login.tokens, passwords, self.recordings, live=hub, listener=listener).register(
+            self.site
+        )
 
     @property
     def entitlement_token(self) -> str:
