@@ -237,10 +237,8 @@ async def test_both_sides_agree_who_offers() -> None:
 
 # TURN's answer, whether Voice via Web Proxy is on, the transport; what the title and the text must say.
 REFUSALS = [
-    (403, "Forbidden: not entitled to voice through this relay", False, "relay", "not entitled", "in the portal"),
-    (403, "Forbidden: not entitled to voice through this relay", True, "relay", "not entitled", "whether it still is"),
-    (403, "Forbidden: not entitled to this region", True, "relay", "region", "operator of the relay"),
-    (403, "Forbidden: entitlement cannot be checked now", True, "relay", "cannot check", "operator"),
+    (403, "TURN allocate error.", False, "relay", "not entitled", "in the portal"),
+    (403, "TURN allocate error.", True, "relay", "not entitled", "whether it still is"),
     (486, "Allocation Quota Reached: too many calls at once", True, "relay", "as many calls", "End a call"),
     (401, "Unauthorized", True, "udp", "credentials", "log out and in"),
     (508, "Insufficient Capacity", True, "relay", "full", "operator"),

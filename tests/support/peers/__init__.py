@@ -2,7 +2,7 @@
 
 Clients
     aioice_client      what clients of aioice need
-    browser            Chromium
+    browser            Chromium, with as many tabs as a test needs
     carriers           WebSocket and capsules, byte by byte
     client_hello       ClientHellos that are made up
     connect            a client of a web proxy
@@ -13,6 +13,7 @@ Clients
     schemathesis_auth  what schemathesis loads: signatures and tokens
     schemathesis_run   schemathesis, in a process
     silent_crowd       connections that say nothing
+    softphone_page     the emulator's softphone page in a tab, used as a person would
     tls_client         TLS, record by record
     uclient            coturn's load client
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import aiohttp
 
+from relay.tasks import Tasks
+
 CHROMIUM = shutil.which("chromium")
 # A cold start on a busy machine takes some seconds, and an answer a fraction of one.
 START_TIMEOUT_S = 60.0
@@ -47,8 +49,10 @@ FAKE_MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-medi
 class Browser:
     """A running Chromium. ``open_tab`` opens as many pages as a test needs."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, proxy_login: tuple[str, str] | None = None) -> None:
         self._socket = socket
+        self._proxy_login = proxy_login
+        self._tasks = Tasks()
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._pages: dict[str, Page] = {}
         self._number = 0
@@ -81,8 +85,27 @@ class Browser:
         page = self._pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.ask(f"{domain}.enable")
+        if self._proxy_login is not None:
+            await page.ask("Fetch.enable", handleAuthRequests=True)
         await page.size(1440, 900)
         return page
+
+    def on_paused(self, session: str, request: str, *, asks: bool) -> None:
+        """A request waits: for the proxy's name and password, or, as all do meanwhile, for leave to go on."""
+        self._tasks.start(self._go_on(session, request, asks=asks), "let a request go on")
+
+    async def _go_on(self, session: str, request: str, *, asks: bool) -> None:
+        if not asks or self._proxy_login is None:
+            await self.ask("Fetch.continueRequest", session, requestId=request)
+            return
+        username, password = self._proxy_login
+        answer = {"response": "ProvideCredentials", "username": username, "password": password}
+        await self.ask("Fetch.continueWithAuth", session, requestId=request, authChallengeResponse=answer)
+
+    async def close(self) -> None:
+        """End it."""
+        await self._tasks.cancel()
+        await self.ask("Browser.close")
 
 
 class Page:
@@ -104,6 +127,8 @@ class Page:
             self.complaints.append(json.dumps(params["args"])[:1000])
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method in {"Fetch.authRequired", "Fetch.requestPaused"}:
+            self._owner.on_paused(self._session, params["requestId"], asks=method == "Fetch.authRequired")
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol about this page, and its result."""
@@ -139,16 +164,23 @@ class Page:
 
     async def click(self, selector: str) -> None:
         """Click an element with the mouse, as a person does: it counts as a gesture."""
-        await self.until(
-            f"document.querySelector({json.dumps(selector)})?.checkVisibility()", f"no {selector} to click"
-        )
-        script = f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
-            element.scrollIntoView({{ block: "center", behavior: "instant" }});
-            const box = element.getBoundingClientRect();
-            return [box.left + box.width / 2, box.top + box.height / 2]; }})()"""
-        x, y = await self.run(script)
+        x, y = await self.middle_of(selector)
         await self.mouse("mousePressed", x, y)
         await self.mouse("mouseReleased", x, y)
+
+    async def middle_of(self, selector: str) -> tuple[float, float]:
+        """Wait until an element can be seen, and nothing covers it. Returns where it is in the window."""
+        await self.until(
+            f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
+            if (!element?.checkVisibility()) return false;
+            element.scrollIntoView({{ block: "center", behavior: "instant" }});
+            const box = element.getBoundingClientRect();
+            window.middle = [box.left + box.width / 2, box.top + box.height / 2];
+            return element.contains(document.elementFromPoint(...window.middle)); }})()""",
+            f"no {selector} to click",
+        )
+        x, y = await self.run("window.middle")
+        return x, y
 
     async def mouse(self, kind: str, x: float, y: float) -> None:
         """``mousePressed`` or ``mouseReleased`` of the left button at a place of the window."""
@@ -184,8 +216,11 @@ async def browser(*options: str) -> AsyncIterator[Page]:
 
 
 @contextlib.asynccontextmanager
-async def chromium(*options: str) -> AsyncIterator[Browser]:
-    """A fresh Chromium with further options, for several pages; it is ended with the block."""
+async def chromium(*options: str, proxy_login: tuple[str, str] | None = None) -> AsyncIterator[Browser]:
+    """A fresh Chromium with further options, for several pages; it is ended with the block.
+
+    ``proxy_login`` is what its user would write into the window that a proxy's 407 opens.
+    """
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # It keeps certificates in the home directory, and sockets and shared memory in the temporary one.
@@ -199,10 +234,10 @@ async def chromium(*options: str) -> AsyncIterator[Browser]:
                 address = await _address_of(process.stderr)
             drained = asyncio.create_task(process.stderr.read())
             async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
-                started = Browser(socket)
+                started = Browser(socket, proxy_login)
                 reading = asyncio.create_task(started.read())
                 yield started
-                await started.ask("Browser.close")
+                await started.close()
                 await reading
         finally:
             with contextlib.suppress(ProcessLookupError):

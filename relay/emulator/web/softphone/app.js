@@ -39,7 +39,8 @@ let session = null;
 const stored = {
   get: () => JSON.parse(sessionStorage.getItem("login") ?? "null"),
   set: (login) => sessionStorage.setItem("login", JSON.stringify(login)),
-  clear: () => sessionStorage.removeItem("login"),
+  // With what they chose: the next user of this tab begins anew.
+  clear: () => sessionStorage.clear(),
 };
 
 function showState(state) {

@@ -11,17 +11,18 @@ const MAX_PEERS = MAX_REACHED + 12;
 
 export class Call {
   // context: {state, signaling, transport, settings, track, onProblem, onEvent, onFault, onSilent, onChange}
-  constructor(line, context) {
+  // With ``rejoins`` the page was loaded again in the middle of a call: only this side knows that, so it offers to all.
+  constructor(line, context, rejoins) {
     this.callId = line.call_id;
     this.context = context;
     this.track = context.track.clone();
     this.peers = new Map();
     this.meter = new Meter();
-    this.update(line);
+    this.update(line, rejoins);
   }
 
   // The line's new state: connect to those who came, and close what those who went have left.
-  update(line) {
+  update(line, rejoins = false) {
     this.line = line;
     const { state } = this.context;
     const me = state.part(line) ?? { user_id: state.me, role: "listener", talking: false };
@@ -29,7 +30,10 @@ export class Call {
     const there = new Set(others.map((one) => one.user_id));
     for (const [userId, peer] of this.peers) if (!there.has(userId) && this.isComplete(line)) this.drop(userId, peer);
     for (const peer of this.peers.values()) peer.talk(this.track, me.talking);
-    const wanted = others.filter((one) => offererOf(me, one) === me.user_id);
+    const wanted = others.filter((one) => {
+      const offerer = offererOf(me, one);
+      return rejoins ? offerer : offerer === me.user_id;
+    });
     const reached = wanted.slice(0, MAX_REACHED);
     for (const one of reached) if (!this.peers.has(one.user_id)) this.open(one.user_id)?.offer();
     this.say(line, me);
@@ -54,20 +58,23 @@ export class Call {
   }
 
   linkTo(userId) {
-    const { state, signaling, transport, settings, onProblem, onEvent, onFault, onSilent, onChange } = this.context;
+    const { state, signaling, transport, settings, onProblem, onEvent, onFault, onSilent, onChange, onConnected } =
+      this.context;
     const send = (event, message) =>
       signaling.send(event, { call_id: this.callId, to: userId, ...message }).catch((refused) => {
         if (!this.closed) onFault(`${event} to ${state.nameOf(userId)}: ${refused.message}`);
       });
     return {
       ...{ me: state.me, name: state.nameOf(userId), transport, settings },
-      ...{ onProblem, onEvent, onFault, onSilent, onChange },
+      ...{ onProblem, onEvent, onFault, onSilent, onChange, onConnected },
       sendDescription: (type, sdp) => send("media.description", { type, sdp }),
       sendCandidate: (candidate) => send("media.candidate", { candidate }),
     };
   }
 
   onDescription({ from, type, sdp }) {
+    const known = this.peers.get(from);
+    if (type === "offer" && known?.isAnother(sdp)) this.drop(from, known);
     const peer = this.peers.get(from) ?? (type === "offer" ? this.open(from) : null);
     peer?.onDescription(type, sdp);
   }

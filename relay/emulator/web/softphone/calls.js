@@ -48,7 +48,7 @@ class CallPanel {
     const connected = count("connected");
     setText(this.title, call.line.label);
     const names = peers.map((peer) => state.nameOf(peer.userId)).join(", ");
-    const failed = peers.some((peer) => peer.refusal || peer.pc.connectionState === "failed");
+    const failed = peers.some((peer) => peer.hasFailed);
     const word = connected ? "voice flows" : failed ? "no voice" : peers.length ? "connecting" : this.alone();
     setText(this.status, names ? `${word} · ${names}` : word);
     this.element.dataset.media = connected ? "connected" : failed ? "failed" : "waiting";

@@ -7,6 +7,8 @@ const REASONS = {
   ...{ gone: "the other end vanished", busy: "busy (486)", unreachable: "no such number (404)" },
 };
 
+const verb = (talkers, state) => (talkers.length > 1 || talkers[0].user_id === state.me ? "talk" : "talks");
+
 export function describe(line, state) {
   const names = (all) => all.map((one) => state.nameOf(one.user_id)).join(", ");
   const others = state.others(line);
@@ -16,7 +18,11 @@ export function describe(line, state) {
     return line.number ? `dials ${line.number}` : `rings ${names(others)}`;
   }
   const talkers = line.participants.filter((one) => one.talking);
-  const who = ONE_WAY.has(line.kind) ? (talkers.length ? `${names(talkers)} talks` : "open, nobody talks") : "";
+  const who = ONE_WAY.has(line.kind)
+    ? talkers.length
+      ? `${names(talkers)} ${verb(talkers, state)}`
+      : "open, nobody talks"
+    : "";
   const crowd = line.kind === "hoot" || line.kind === "broadcast" ? `${line.subscribers} on it` : "";
   const peers = !ONE_WAY.has(line.kind) ? (others.length ? `with ${names(others)}` : (line.number ?? "")) : "";
   return [who || line.state, peers, crowd, state.amIn(line) ? "" : "without you"].filter(Boolean).join(" · ");

@@ -2,6 +2,7 @@
 import {
   ofFailedPath,
   ofIceError,
+  ofLostPath,
   ofNativePeer,
   ofNoAnswerOfMedia,
   ofNoCandidate,
@@ -21,6 +22,8 @@ function codecsInOrder() {
   return codecs.filter((codec) => rank(codec) >= 0).sort((one, other) => rank(one) - rank(other));
 }
 
+const sessionOf = (sdp) => /^o=\S+ (\d+)/m.exec(sdp)?.[1];
+
 export class Peer {
   // link: {me, name, sendDescription(type, sdp), sendCandidate(text), transport, settings, onProblem, onChange}
   constructor(userId, link, track, talking) {
@@ -31,6 +34,7 @@ export class Peer {
     this.ignoring = false;
     this.refusal = null;
     this.reachable = false;
+    this.unreachable = false;
     this.chain = Promise.resolve();
     // Both may offer at once. Then the offer of the first by name counts.
     this.polite = link.me > userId;
@@ -116,10 +120,21 @@ export class Peer {
   onCandidate(candidate) {
     return this.step(async () => {
       if (this.ignoring || !this.pc.remoteDescription) return;
-      this.reachable ||= candidate !== "";
-      if (!this.reachable) this.link.onProblem(ofNoFarCandidate(this.link.name));
       await this.pc.addIceCandidate({ candidate, sdpMLineIndex: 0 });
+      this.reachable ||= candidate !== "";
+      if (!this.reachable) this.onUnreachable();
     });
+  }
+
+  // Their candidates have ended, and there was none.
+  onUnreachable() {
+    this.unreachable = true;
+    this.link.onProblem(ofNoFarCandidate(this.link.name));
+    this.link.onChange();
+  }
+
+  get hasFailed() {
+    return Boolean(this.refusal) || this.unreachable || this.pc.connectionState === "failed";
   }
 
   onIceError(event) {
@@ -140,20 +155,33 @@ export class Peer {
   refuse(problem) {
     this.refusal = problem;
     this.link.onProblem(problem);
+    this.link.onChange();
   }
 
   onConnection() {
     const { connectionState } = this.pc;
     this.link.onChange();
-    if (connectionState === "connected") this.restarts = 0;
+    if (connectionState === "connected") this.onConnected();
     if (connectionState !== "failed" || this.refusal || !this.reachable) return;
-    this.link.onProblem(ofFailedPath(this.link.name));
+    this.link.onProblem((this.worked ? ofLostPath : ofFailedPath)(this.link.name));
     // Only one side restarts, and it is the one whose offer would count.
     if (!this.polite && this.restarts < MAX_RESTARTS) {
       this.restarts += 1;
       this.pc.restartIce();
       this.offer();
     }
+  }
+
+  onConnected() {
+    this.worked = true;
+    this.restarts = 0;
+    this.link.onConnected();
+  }
+
+  // Whether a description is of another connection than the one so far: their page was loaded again (RFC 8829, 5.2.1).
+  isAnother(sdp) {
+    const known = this.pc.remoteDescription?.sdp;
+    return known !== undefined && sessionOf(known) !== sessionOf(sdp);
   }
 
   close() {

@@ -9,7 +9,7 @@ const problem = (key, title, ...sentences) => ({ key, title, text: sentences.fil
 export function ofIceError({ errorCode, errorText, url }, { transport, settings }) {
   const said = `The server said: ${errorCode} ${errorText || "without a reason"} (${url}).`;
   const off = !settings.voiceViaWebProxy;
-  if (errorCode === 403) return ofForbidden(errorText ?? "", said, off);
+  if (errorCode === 403) return ofForbidden(said, off);
   if (errorCode === 401) {
     const act =
       "The page asks for new ones. If this stays, log out and in. Then it is for whoever runs the TURN servers.";
@@ -26,21 +26,23 @@ export function ofIceError({ errorCode, errorText, url }, { transport, settings 
   return problem(`turn-${errorCode}`, "The TURN server refused the call", said, "Its operator can say why.");
 }
 
-function ofForbidden(errorText, said, off) {
-  if (/region/i.test(errorText)) {
-    const act = "The operator of the relay sets who may use which region.";
-    return problem("turn-region", "You may not use this region through the relay", said, act);
-  }
-  if (/cannot be checked/i.test(errorText)) {
-    const cause = "The relay could not ask whether you may place calls.";
-    const act = "Its operator should look at the entitlement service.";
-    return problem("turn-unchecked", "The relay cannot check your entitlement", cause, said, act);
-  }
+// Browsers do not pass on the reason that came with the number. ``explained`` says more, if the emulator can be asked.
+function ofForbidden(said, off) {
   const title = "The relay refused the call: you are not entitled to voice through it";
   if (off) return problem("turn-403", title, "Voice via Web Proxy is off for you.", PORTAL, AGAIN, said);
-  const act =
-    "Voice via Web Proxy was on for you when you logged in. A firm administrator can see in the portal whether it still is.";
-  return problem("turn-403", title, act, "Or the operator of the relay does not allow you to call.", said);
+  const now = "Voice via Web Proxy was on for you when you logged in.";
+  const act = "A firm administrator can see in the portal whether it still is.";
+  return problem("turn-403", title, now, act, "Or the operator of the relay does not let you use this region.", said);
+}
+
+// explanation: {allowed, now, at_login, reason, administrators}
+export function explained(refused, { allowed, reason, administrators }) {
+  if (allowed) {
+    const cause = "The emulator would allow it, so the relay asked someone else, or could not ask.";
+    return { ...refused, text: `${reason} ${cause} Its operator can look at its entitlement policy.` };
+  }
+  const people = administrators.map((one) => `${one.name} (${one.email})`).join(", ");
+  return { ...refused, text: [reason, people && `Administrators of your firm: ${people}.`].filter(Boolean).join(" ") };
 }
 
 function ofNoRelay(transport, url) {
@@ -75,6 +77,11 @@ export function ofNoCandidate({ transport, settings }) {
 
 export function ofNoFarCandidate(name) {
   return problem("no-far-candidate", `No voice with ${name}`, "They have no relayed address. Their own page says why.");
+}
+
+export function ofLostPath(name) {
+  const cause = "It worked, and then nothing came back: their page is gone, or a network on the way has changed.";
+  return problem("ice-failed", `The voice path to ${name} is lost`, cause, "The page tries again.");
 }
 
 export function ofFailedPath(name) {

@@ -38,5 +38,7 @@ export const logIn = (user, password) =>
   ask("POST", "login", { body: { user, password, client_version: "softphone page" } });
 export const getSettings = (token) => ask("GET", "settings", { token });
 export const getTurnCredentials = (token) => ask("POST", "turn-credentials", { token });
+// Whether the relay would be told to admit this user, why, and who can change it.
+export const getVoice = (token) => ask("GET", "voice", { token });
 export const logOut = (token) => ask("POST", "logout", { token });
 export const sendLog = (token, text) => ask("POST", "logs", { token, body: text });

@@ -5,8 +5,8 @@ import { CallList } from "./calls.js";
 import { h } from "./shared/dom.js";
 import { describe } from "./line.js";
 import { Log, say } from "./notices.js";
-import { ofMicrophone, ofRefusal, ofSignaling, ofSound } from "./problems.js";
-import { getTurnCredentials, sendLog } from "./rest.js";
+import { explained, ofMicrophone, ofRefusal, ofSignaling, ofSound } from "./problems.js";
+import { getTurnCredentials, getVoice, sendLog } from "./rest.js";
 import { Setup } from "./setup.js";
 import { Signaling } from "./signaling.js";
 import { openMicrophone } from "./sound.js";
@@ -18,6 +18,8 @@ const LOOK_EVERY_MS = 1000;
 const FRESH_FOR_MS = 600_000;
 // Not more often than this, if there are no better ones.
 const ASK_AGAIN_MS = 30_000;
+// What is no longer so once voice flows.
+const PATH_PROBLEMS = ["ice-failed", "no-answer", "no-far-candidate"];
 // Media may come a moment before the state of the line that it is for.
 const MAX_EARLY = 50;
 
@@ -38,7 +40,10 @@ export class Session {
     this.callList = new CallList();
     this.setup = new Setup({
       onTransport: () => this.log.add(`transport: ${this.setup.transport.title}`),
-      onSource: (name) => this.useSource(name),
+      onSource: (name) => {
+        sessionStorage.setItem("source", name);
+        this.useSource(name);
+      },
       onMute: (muted) => this.mute(muted),
     });
     this.log = new Log(() => this.sendLog());
@@ -48,7 +53,7 @@ export class Session {
   }
 
   async start() {
-    await this.useSource(this.frame.wantsTone ? "tone" : "microphone");
+    await this.useSource(this.frame.wantsTone ? "tone" : (sessionStorage.getItem("source") ?? "microphone"));
     if (this.closed) return;
     this.signaling = new Signaling(
       this.token,
@@ -108,7 +113,7 @@ export class Session {
     this.state.onWelcome(message, this.settings.lines);
     this.board.rebuild(this.state, this.settings.buttons);
     this.showPresence();
-    for (const line of this.state.lines.values()) this.syncCall(line);
+    for (const line of this.state.lines.values()) this.syncCall(line, true);
     this.closeGone();
     this.refresh();
   }
@@ -144,33 +149,47 @@ export class Session {
 
   // Calls
 
-  syncCall(line) {
+  syncCall(line, rejoins = false) {
     if (!this.state.hasMedia(line)) return;
     const call = this.calls.get(line.call_id);
     if (call) call.update(line);
-    else this.openCall(line);
+    else this.openCall(line, rejoins);
   }
 
-  openCall(line) {
-    const { problems } = this.frame;
-    const call = new Call(line, {
-      ...{ state: this.state, signaling: this.signaling, transport: this.setup.transport, settings: this.settings },
-      track: this.track,
-      onProblem: (problem) => {
-        this.log.add(`${problem.title}: ${problem.text}`);
-        problems.show(problem);
+  openCall(line, rejoins) {
+    const call = new Call(
+      line,
+      {
+        ...{ state: this.state, signaling: this.signaling, transport: this.setup.transport, settings: this.settings },
+        track: this.track,
+        onProblem: (problem) => this.tellProblem(problem),
+        onEvent: (text) => this.log.add(text),
+        onFault: (text) => this.log.add(`fault: ${text}`),
+        onSilent: () => this.frame.problems.show(ofSound()),
+        onChange: () => this.callList.update(this.calls, this.state),
+        onConnected: () => PATH_PROBLEMS.forEach((key) => this.frame.problems.clear(key)),
       },
-      onEvent: (text) => this.log.add(text),
-      onFault: (text) => this.log.add(`fault: ${text}`),
-      onSilent: () => problems.show(ofSound()),
-      onChange: () => this.callList.update(this.calls, this.state),
-    });
+      rejoins,
+    );
     call.setVolume(this.muted);
     this.calls.set(line.call_id, call);
     const early = this.early.filter(({ message }) => message.call_id === line.call_id);
     this.early = this.early.filter(({ message }) => message.call_id !== line.call_id);
     for (const { name, message } of early) this.onMedia(name, message);
     this.keepFresh();
+  }
+
+  async tellProblem(problem) {
+    this.log.add(`${problem.title}: ${problem.text}`);
+    this.frame.problems.show(problem);
+    if (problem.key !== "turn-403") return;
+    try {
+      const more = explained(problem, await getVoice(this.token));
+      this.log.add(more.text);
+      this.frame.problems.show(more);
+    } catch (error) {
+      this.log.add(`the emulator does not explain the refusal: ${error.message}`);
+    }
   }
 
   // Calls that are over, or that the user has left.

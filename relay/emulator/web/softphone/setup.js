@@ -7,7 +7,7 @@ const SOURCES = { microphone: "Microphone", tone: "Built-in tone" };
 export class Setup {
   // onTransport(), onSource(name), onMute(muted)
   constructor({ onTransport, onSource, onMute }) {
-    Object.assign(this, { onTransport, choice: "auto", source: "microphone" });
+    Object.assign(this, { onTransport, choice: sessionStorage.getItem("transport") ?? "auto", source: "" });
     this.told = h("p", { class: "transport" });
     this.setting = h("p", { class: "muted" });
     const transports = this.radios("transport", CHOICES, (name) => this.choose(name));
@@ -35,6 +35,8 @@ export class Setup {
 
   choose(name) {
     this.choice = name;
+    // It holds for this tab, also when the page is loaded again.
+    sessionStorage.setItem("transport", name);
     this.show(this.settings);
     this.onTransport();
   }

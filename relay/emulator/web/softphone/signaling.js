@@ -2,6 +2,8 @@
 import { io } from "./socket.io/socket.io.esm.min.js";
 
 const ANSWER_TIMEOUT_MS = 10_000;
+// A server that closes each connection at once must not be asked at once.
+const CONNECT_AGAIN_MS = 1000;
 const EVENTS = [
   "welcome",
   "line.state",
@@ -38,7 +40,7 @@ export class Signaling {
     if (this.ended) return;
     this.onState("lost", reason);
     // socket.io tries again by itself, unless the server closed the connection.
-    if (!this.socket.active) this.socket.connect();
+    if (!this.socket.active) setTimeout(() => this.ended || this.socket.connect(), CONNECT_AGAIN_MS);
   }
 
   onError(error) {
