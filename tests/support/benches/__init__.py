@@ -7,6 +7,7 @@ cloud           an emulated cloud in the test's loop, and clients for it
 commands        a command of the command line, without a process
 echoing         a plane whose upstream and control send everything back
 emulated_signaling  the emulator's signaling server, and phones that talk to it
+floor           an emulated cloud with a relay in front of it
 gateway         a whole relay in the test's loop
 health          the health monitor, and what it found out
 made_up         the admin's parts, with calls that are made up

@@ -58,6 +58,9 @@ def _configuration(folder: Path, squid: Squid) -> str:
         "auth_param basic realm squid.test",
         "acl users proxy_auth REQUIRED",
         # A tunnel through anything but 443 is what squid's own defaults refuse; the relay under test has a free port.
+        # Nothing but this machine: a browser asks its maker's servers all the time.
+        r"acl here dstdom_regex -n ^127\.",
+        "http_access deny !here",
         "http_access allow users",
         "http_access deny all",
         "cache deny all",
