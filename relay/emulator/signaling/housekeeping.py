@@ -110,6 +110,9 @@ class Housekeeping:
             else:
                 # The user has logged in elsewhere meanwhile.
                 await hub.replace_connection(connection)
+        if hub.connections:
+            # If Redis has forgotten everything, what clients know of lines is of another time.
+            await hub.reload()
 
     async def _say_unsaid(self) -> None:
         unsaid = self._hub.unsaid

@@ -169,7 +169,10 @@ class LineState(Event):
 
 
 class Welcome(Event):
-    """The first message of a connection: everything that the user may see. ``joined`` are the lines they are in."""
+    """Everything that the user may see: the first message of a connection, and sent again when lines were changed.
+
+    It replaces what the client knew, ``seq`` included. ``joined`` are the lines on which the user is in a call.
+    """
 
     event: ClassVar[str] = "welcome"
     user_id: UserId

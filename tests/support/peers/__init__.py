@@ -27,6 +27,7 @@ Upstreams and what is near them
 Servers, proxies and services
     bad_proxies        web proxies that spoil what passes
     connect_proxy      a web proxy that opens tunnels
+    emulator_process   an emulator, one of several of a cloud
     python_socketio    python-socketio's server
     redis_server       Debian's redis-server
     reverse_proxies    haproxy and nginx
