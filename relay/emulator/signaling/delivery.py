@@ -24,6 +24,11 @@ MAX_QUEUED_BYTES = 4 << 20
 # Of a message to the hubs of other processes: no client can enter a room of this name.
 HUBS = "@hubs"
 
+# How long a client's own close is waited for. It comes at once, or never.
+CLOSE_TIMEOUT_S = 2.0
+# What a packet begins with. The library fails at others, and keeps the connection.
+_PACKET_TYPES = frozenset("0123456")
+
 OnHeard = Callable[[str, Any], Awaitable[None]]
 
 
@@ -119,7 +124,9 @@ class KnownWebSocket(WebSocket):  # type: ignore[misc]
         socket.transport = request.transport
         self.environ = environ
         # Compression would cost a quarter of a megabyte for each connection, and time; this is for one machine.
-        self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        self._sock = web.WebSocketResponse(
+            max_msg_size=self.server.max_http_buffer_size, compress=False, timeout=CLOSE_TIMEOUT_S
+        )
         await self._sock.prepare(request)
         try:
             await self.handler(self)
@@ -133,6 +140,8 @@ class KnownWebSocket(WebSocket):  # type: ignore[misc]
     async def wait(self) -> str | bytes:
         """The next message. Raises OSError at the end."""
         message = await self._sock.receive()
+        if isinstance(message.data, str) and message.data[:1] not in _PACKET_TYPES:
+            raise OSError("not a packet of engine.io")
         if isinstance(message.data, str | bytes):
             return message.data
         # Clients of python-socketio close the WebSocket before they have sent that they disconnect. Status 1000 says

@@ -46,8 +46,9 @@ MAX_MESSAGE_BYTES = 128 * 1024
 # A client that answers ten calls at once sends 200 candidates; a person at a board sends one message a second.
 MESSAGES_PER_SECOND = 50.0
 MESSAGES_AT_ONCE = 200.0
-# A client that goes on in spite of refusals is broken, or means harm. After this many in a row it is cut off.
-MAX_REFUSED_IN_A_ROW = 500
+# Refused messages count too. A client that is this many beyond its ration goes on in spite of all refusals: it is
+# broken, or means harm, and is cut off.
+MAX_EXCESS = 500.0
 # Over polling one request may have all the candidates of a call. The library's own bound is 16, and it would drop the
 # whole request.
 payload.Payload.max_decode_packets = 256
@@ -67,16 +68,17 @@ class _Client:
     eio_sid: str
     tokens: float = MESSAGES_AT_ONCE
     since: float = 0.0
-    refused: int = 0
     login: asyncio.TimerHandle | None = None
 
     def allows(self, now: float) -> bool:
         self.tokens = min(MESSAGES_AT_ONCE, self.tokens + (now - self.since) * MESSAGES_PER_SECOND)
         self.since = now
-        allowed = self.tokens >= 1
-        self.tokens -= allowed
-        self.refused = 0 if allowed else self.refused + 1
-        return allowed
+        self.tokens -= 1
+        return self.tokens >= 0
+
+    @property
+    def is_flooding(self) -> bool:
+        return self.tokens < -MAX_EXCESS
 
 
 class _Json:
@@ -100,7 +102,11 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
     def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
         """Log the exception that is being handled."""
         error = sys.exc_info()[1]
-        if isinstance(error, ValueError | OSError | EngineIOError):
+        of_a_client: tuple[type[Exception], ...] = (ValueError, OSError, EngineIOError)
+        if str(msg).startswith("post request"):
+            # The library reads a request's packets there, and fails at some that no client should send.
+            of_a_client += (LookupError, TypeError)
+        if isinstance(error, of_a_client):
             self.warning("%s: %s", msg, error)
         else:
             self.error(msg, *args, exc_info=error)
@@ -324,6 +330,8 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         if parsed.packet_type != EVENT:
             if client.allows(asyncio.get_running_loop().time()):
                 await super()._handle_eio_message(eio_sid, data)
+            elif client.is_flooding:
+                self._cut(eio_sid)
         elif isinstance(parsed.data, list) and parsed.data and isinstance(parsed.data[0], str):
             await self._on_event(client, parsed)
         else:
@@ -334,7 +342,7 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         if client.allows(asyncio.get_running_loop().time()):
             sid = self.manager.sid_from_eio_sid(client.eio_sid, NAMESPACE)
             answer = await self._answer(sid if parsed.namespace in {None, NAMESPACE} else "", *parsed.data)
-        elif client.refused > MAX_REFUSED_IN_A_ROW:
+        elif client.is_flooding:
             self._cut(client.eio_sid)
             return
         else:
