@@ -21,6 +21,7 @@ from relay.addresses import Address
 from relay.emulator import softphone_page, tls
 from relay.emulator.apis.audit import Audit
 from relay.emulator.apis.call_data import CallData
+from relay.emulator.apis.cti.server import CtiServer
 from relay.emulator.apis.entitlement import VoiceEntitlement
 from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
@@ -74,6 +75,7 @@ class Cloud:
         self.recordings: Recordings
         self.directory: StoreDirectory
         self.signaling: SignalingServer
+        self.cti: CtiServer
         self._turn: TurnHosts | None = None
         self._running = contextlib.AsyncExitStack()
 
@@ -97,6 +99,7 @@ class Cloud:
             self.signaling.start()
             # Before the listeners: requests of socket.io wait for messages.
             started.push_async_callback(self.signaling.stop)
+            started.push_async_callback(self.cti.stop)
             self._running = started.pop_all()
         self.started_at = time.time()
 
@@ -203,6 +206,8 @@ class Cloud:
         keys = Keys(self.store)
         for api in (Management(self.store, keys), CallData(self.store, keys), Audit(self.store, keys)):
             api.register(self.site)
+        self.cti = CtiServer(self.store, keys, self.signaling.hub)
+        self.cti.register(self.site)
         RecordingUpload(self.recordings, self.login.bearer).register(self.site)
         entitlement = VoiceEntitlement(self.store, self.entitlement_token)
         self.site.add(entitlement.for_relay())

@@ -10,5 +10,6 @@ models          what the models of all APIs share
 management      users, buttons and connections
 call_data       transcriptions of calls, in a ZIP
 audit           what happened, and by whom
+cti/            a firm's lines and users over a WebSocket
 sign_command    ``relay emulate sign``
 """

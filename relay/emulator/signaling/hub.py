@@ -54,6 +54,7 @@ MEDIA_SERVER = "@sfu"
 _MODELS: dict[str, type[Event]] = {model.event: model for model in FROM_CLIENT}
 
 Observer = Callable[[LineSpec, Line], None]
+PresenceObserver = Callable[[str, PresenceStatus], None]
 OnMedia = Callable[[str, str, "messages.SendDescription | messages.SendCandidate"], Awaitable[None]]
 
 
@@ -121,6 +122,7 @@ class Hub:
         self._delivery = delivery
         self._on_call_ended = on_call_ended
         self._observers: list[Observer] = []
+        self._presence_observers: list[PresenceObserver] = []
         self._media_server: OnMedia | None = None
         # Crowded lines whose listeners changed, and were not yet told of.
         self._crowds: dict[str, tuple[LineSpec, Line]] = {}
@@ -130,6 +132,15 @@ class Hub:
     def observe(self, observer: Observer) -> None:
         """Have every transition of every line told, also those that other processes have made."""
         self._observers.append(observer)
+
+    def observe_presence(self, observer: PresenceObserver) -> None:
+        """Have every change of presence told, also those that other processes have noticed."""
+        self._presence_observers.append(observer)
+
+    def heard_presence(self, user_id: str, state: PresenceStatus) -> None:
+        """Another process has told clients of a presence; observers here want to know too."""
+        for observer in self._presence_observers:
+            observer(user_id, state)
 
     def serve_media(self, on_media: OnMedia) -> None:
         """Take what clients send ``to`` the media server: called with user, line number and message."""
@@ -397,6 +408,7 @@ class Hub:
 
     async def tell_presence(self, user_id: str, specs: Iterable[LineSpec], state: PresenceStatus) -> None:
         """Tell a user's presence to those who share a line with them that is not a crowd, and to themselves."""
+        self.heard_presence(user_id, state)
         rooms = [user_room(other) for other in neighbours(user_id, specs)]
         await self._delivery.emit(PresenceState.event, {"user_id": user_id, "state": state}, rooms)
 

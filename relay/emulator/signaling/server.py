@@ -27,7 +27,7 @@ from relay.emulator.signaling.directory import Directory, OnCallEnded
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.housekeeping import TICK_S, Housekeeping
 from relay.emulator.signaling.hub import GRACE_S, Hub, refused
-from relay.emulator.signaling.messages import ErrorCode
+from relay.emulator.signaling.messages import ErrorCode, PresenceStatus
 from relay.emulator.signaling.shared import MemoryShared, Shared
 from relay.emulator.signaling.shared_redis import DEAD_AFTER_S, TIMEOUT_S, RedisShared, open_redis
 from relay.emulator.signaling.state import Refusal
@@ -237,6 +237,8 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
             await self.hub.reload()
         elif event == "line.state":
             await self.hub.heard(data["line"])
+        elif event == "presence.state":
+            self.hub.heard_presence(data["user_id"], PresenceStatus(data["state"]))
 
     # Connections
 

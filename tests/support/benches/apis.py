@@ -8,7 +8,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from relay.catalog import load
 from relay.emulator import fixtures
 from relay.emulator.apis.audit import Audit
 from relay.emulator.apis.call_data import CallData
+from relay.emulator.apis.cti.server import CtiServer
 from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
 from relay.emulator.apis.signing import SignedRequest, http_date, new_nonce, sign
@@ -27,6 +28,9 @@ from relay.emulator.http.site import Names, Site
 from relay.emulator.login.tokens import Bearer, Tokens
 from relay.emulator.recordings.endpoints import RecordingUpload
 from relay.emulator.recordings.recordings import Recordings
+from relay.emulator.signaling.hub import Hub
+from relay.emulator.signaling.in_store import StoreDirectory
+from relay.emulator.signaling.shared import MemoryShared
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed
 from tests.support.waiting import eventually
@@ -63,6 +67,8 @@ class Apis:
     keys: Keys
     tokens: Tokens
     recordings: Recordings
+    hub: Hub
+    cti: CtiServer
     http: aiohttp.ClientSession
     port: int = 0
     host: str = field(default="")
@@ -98,6 +104,28 @@ class Apis:
             row = await session.get_one(tables.User, user)
         return (await self.tokens.open(row, "client"))[0]
 
+    async def log_in(self, *users: str) -> None:
+        """Have users logged in to signaling, each on a connection that is named like the user."""
+        for user in users:
+            await self.hub.connect(user, {"token": await self.token(user)})
+            await self.hub.admit(user)
+
+
+class NoClients:
+    """The hub's delivery, without anybody who listens."""
+
+    async def emit(self, event: str, payload: Any, rooms: list[str]) -> None:
+        """Nobody hears it."""
+
+    async def enter(self, connection: str, rooms: Iterable[str]) -> None:
+        """There are no rooms."""
+
+    async def drop(self, connection: str) -> None:
+        """There is no connection."""
+
+    async def tell_others(self, what: str) -> None:
+        """There is no other process."""
+
 
 @contextlib.asynccontextmanager
 async def serving(site: Site) -> AsyncIterator[int]:
@@ -121,13 +149,17 @@ async def open_apis(folder: Path, *, database: str = ":memory:") -> AsyncIterato
         await seed(store, fixtures.bundled())
         site, keys, tokens = Site(Names(load())), Keys(store), Tokens(store)
         recordings = Recordings(store, folder)
-        for api in (Management(store, keys), CallData(store, keys), Audit(store, keys)):
+        directory = StoreDirectory(store, tokens)
+        hub = Hub(directory, MemoryShared(), NoClients(), directory.on_call_ended)
+        cti = CtiServer(store, keys, hub)
+        for api in (Management(store, keys), CallData(store, keys), Audit(store, keys), cti):
             api.register(site)
         RecordingUpload(recordings, Bearer(tokens)).register(site)
         await recordings.start()
         try:
             async with serving(site) as port, aiohttp.ClientSession() as http:
-                yield Apis(store, site, keys, tokens, recordings, http, port, f"127.0.0.1:{port}")
+                yield Apis(store, site, keys, tokens, recordings, hub, cti, http, port, f"127.0.0.1:{port}")
+                await cti.stop()
         finally:
             await recordings.stop()
     finally:

@@ -6,6 +6,7 @@ Clients
     carriers           WebSocket and capsules, byte by byte
     client_hello       ClientHellos that are made up
     connect            a client of a web proxy
+    cti_client         a program that uses the CTI API
     forging_client     TLS records that no library would send
     own_clients        the product's own clients
     raw_http           HTTP as bytes, and an upstream that records them

@@ -39,7 +39,9 @@ class _Token:
 
 # Its types do not say that the function has methods.
 auth: Any = schemathesis.auth
-auth.set_from_requests(_Signature()).apply_to(tag=["management", "call_data", "audit"])
+auth.set_from_requests(_Signature()).apply_to(tag=["management", "call_data", "audit"]).apply_to(
+    path="/emulator/v1/rejections"
+)
 auth.set_from_requests(_Token()).apply_to(tag=["recording", "login"])
 
 
