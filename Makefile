@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # How long the demo's calls last, in seconds. For `make fuzz`: how long it searches, 60 by default.
 SECONDS ?= 10
+# For `make demo`: STAY=1 keeps it running, for a browser.
+STAY    ?=
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
 
@@ -27,7 +29,7 @@ SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/c
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS))"
+	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS), STAY=1)"
 	@echo "make test   lint, types, fuzz, test-asan and the whole test suite"
 	@echo "make lint   only lint and types"
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
@@ -37,7 +39,7 @@ help:
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
-	@$(BIN)/relay demo --seconds $(SECONDS)
+	@$(BIN)/relay demo --seconds $(SECONDS) $(if $(STAY),--stay)
 
 # The suite in parts of a few minutes each. They wait more than they compute, so four run at a time, the longest first. The
 # fuzz search has the lowest priority.

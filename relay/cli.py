@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
-import json
 import os
 import signal
 import sys
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay import __version__, config, logs, writing
 from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
@@ -132,27 +130,19 @@ def capture(
 
 @app.command()
 def demo(
+    *,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long the calls last.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    stay: Annotated[bool, typer.Option("--stay", help="Keep it running for your browser, until Ctrl-C.")] = False,
 ) -> None:
     """Place real SRTP calls on loopback, direct and through the relay, and show how they sounded."""
     try:
-        from relay.demo.report import json_of, table_of
-        from relay.demo.run import PATHS, run_demo
-        from relay.demo.softphone import PACKETS_PER_SECOND
+        from relay.demo.commands import show
     except ModuleNotFoundError as missing:
         raise OperatorError(f"relay demo needs {missing.name}: install cloud9-relay[emulator]") from None
 
-    logs.configure("warning", "text")
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as progress:
-        bar = progress.add_task("calling", total=PATHS * round(seconds * PACKETS_PER_SECOND))
-        rows = _run(run_demo(seconds, lambda: progress.advance(bar)))
-    if as_json:
-        typer.echo(json.dumps(json_of(rows), indent=2))
-    else:
-        Console().print(table_of(rows))
-    if not all(row.complete for row in rows):
+    logs.configure("error", "text")
+    if not _run(show(seconds, as_json=as_json, stay=stay)):
         raise typer.Exit(1)
 
 

@@ -1,51 +1,53 @@
-"""Places the demo's calls: for each path two softphones, each with an allocation of its own, 50 packets a second.
+"""Places the demo's calls: for each path two softphones that log in, ring, answer, talk, and hang up.
 
-A path is a carrier: how media travels between a softphone and the upstream.
+A path is a carrier: how media travels between a softphone and the TURN hosts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 from relay.addresses import Address
-from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
-from relay.client.session import Session, open_session
-from relay.client.turn import OnData, open_turn_tls, open_turn_udp
-from relay.demo.softphone import PACKETS_PER_SECOND, Line, Softphone, Stream
+from relay.emulator.softphone import (
+    Call,
+    Carrier,
+    ConnectUdp,
+    MediaSession,
+    Pacer,
+    Softphone,
+    Trust,
+    TurnTls,
+    TurnWebSocket,
+    UdpTurn,
+)
+from relay.emulator.softphone.voice import PACKETS_PER_SECOND, Speaker
 
 # After the last packet has left, packets on their way have this long to arrive. Later ones are of no use.
 STRAGGLERS_S = 2.0
-
-OpenLine = Callable[[OnData], Awaitable[Line]]
-
-
-@dataclass(frozen=True)
-class Path:
-    """A way to the upstream, and how to open it."""
-
-    name: str
-    open_line: OpenLine
+# A line rings at once; on a machine that is busy with ten logins it may take a while.
+RING_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Heard:
-    """One direction of one call, after it has ended."""
+    """One direction of one call, after it has ended: for each packet sent its delay, or None if it never came."""
 
     path: str
     direction: str
-    stream: Stream
+    delays_ms: Sequence[float | None]
+    wrong: int
 
 
 @dataclass(frozen=True)
-class Account:
-    """Who calls."""
+class Pair:
+    """Two users who share a ringdown line."""
 
-    username: str
+    caller: str
+    callee: str
+    line: str
     password: str = field(repr=False)
 
 
@@ -58,93 +60,66 @@ class RelayAccess:
     trust: ssl.SSLContext
 
 
-def udp_path(upstream: Address, account: Account) -> Path:
-    """Over UDP, directly to the upstream."""
-    username, password = account.username, account.password
-    return Path("UDP direct", lambda on_data: open_turn_udp(upstream, username, password, on_data=on_data))
-
-
-def relay_paths(relay: RelayAccess, upstream: Address, account: Account) -> list[Path]:
-    """Over each carrier, through the relay. CONNECT-UDP names its upstream; for the others the relay chooses one."""
-    username, password, tls = account.username, account.password, relay.address
-    trusted: _Trusted = {"ssl_context": relay.trust, "server_hostname": relay.server_name}
-
-    async def session(on_data: OnData) -> Line:
-        opened = await open_session(
-            f"wss://{tls}/media", username=username, password=password, on_data=on_data, **trusted
-        )
-        return _SessionLine(opened)
-
+def paths(relay: RelayAccess) -> list[Carrier]:
+    """Directly over UDP, and over each carrier through the relay. Only CONNECT-UDP names its TURN host there."""
+    trust, tls = Trust(relay.trust, relay.server_name), relay.address
     return [
-        Path("TURN/TLS relay", lambda on_data: open_turn_tls(tls, username, password, on_data=on_data, **trusted)),
-        Path(
-            "WebSocket relay",
-            lambda on_data: open_turn_websocket(f"wss://{tls}/turn", username, password, on_data=on_data, **trusted),
-        ),
-        Path("session relay", session),
-        Path(
-            "CONNECT-UDP",
-            lambda on_data: open_turn_connect_udp(
-                f"https://{tls}", upstream, username, password, on_data=on_data, **trusted
-            ),
-        ),
+        UdpTurn(),
+        TurnTls(tls, trust, name="TURN/TLS relay"),
+        TurnWebSocket(f"wss://{tls}/turn", trust, name="WebSocket relay"),
+        MediaSession(f"wss://{tls}/media", trust, name="session relay"),
+        ConnectUdp(f"https://{tls}", trust),
     ]
 
 
-class _Trusted(TypedDict):
-    ssl_context: ssl.SSLContext
-    server_hostname: str
-
-
-class _SessionLine:
-    """A session, which has its allocation when it opens."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.send = session.send
-        self.close = session.close
-        self.bind_channel = session.bind
-
-    async def allocate(self) -> Address:
-        return self._session.relayed_address
-
-
-async def place_call(path: Path, seconds: float, on_tick: Callable[[], None]) -> list[Heard]:
-    """Call for some seconds. Returns what each side heard. Raises UpstreamError if a call cannot be set up."""
+async def place_call(
+    url: str, pair: Pair, path: Carrier, seconds: float, *, on_tick: Callable[[], None], pacer: Pacer
+) -> list[Heard]:
+    """Call for some seconds. Returns what each side heard. Raises SoftphoneError if a call cannot be set up."""
     packets = round(seconds * PACKETS_PER_SECOND)
-    there, back = Stream(packets), Stream(packets)
-    caller, callee = Softphone(there, back), Softphone(back, there)
-    async with _line(path, caller) as caller_line, _line(path, callee) as callee_line:
-        caller_address, callee_address = await caller_line.allocate(), await callee_line.allocate()
-        await caller.dial(caller_line, callee_address)
-        await callee.dial(callee_line, caller_address)
-        await _talk((caller, callee), packets, on_tick)
-        await _wait_for_stragglers(there, back)
-    return [Heard(path.name, "A→B", there), Heard(path.name, "B→A", back)]
+    async with (
+        Softphone(url, pair.caller, pair.password, carrier=path, pacer=pacer, speaks=False) as caller,
+        Softphone(url, pair.callee, pair.password, carrier=path, pacer=pacer, speaks=False) as callee,
+    ):
+        there = await caller.ring(pair.line)
+        here = await callee.next_incoming(RING_TIMEOUT_S)
+        await here.answer()
+        await asyncio.gather(there.ready(), here.ready())
+        progress = _Progress(there.legs[pair.callee].speaker, on_tick)
+        pacer.add(progress.look)
+        try:
+            await asyncio.gather(there.say(packets), here.say(packets))
+        finally:
+            pacer.discard(progress.look)
+        progress.look()
+        await asyncio.gather(
+            here.heard(pair.caller, packets, STRAGGLERS_S), there.heard(pair.callee, packets, STRAGGLERS_S)
+        )
+        heard = [
+            _heard(path.name, "A→B", here, pair.caller, packets),
+            _heard(path.name, "B→A", there, pair.callee, packets),
+        ]
+        await there.release()
+        await here.ended(RING_TIMEOUT_S)
+    return heard
 
 
-@contextlib.asynccontextmanager
-async def _line(path: Path, phone: Softphone) -> AsyncIterator[Line]:
-    line = await path.open_line(phone.hear)
-    try:
-        yield line
-    finally:
-        await line.close()
+def _heard(path: str, direction: str, call: Call, user_id: str, packets: int) -> Heard:
+    listener = call.legs[user_id].listener
+    assert listener is not None
+    return Heard(path, direction, listener.delays_ms(packets), listener.wrong)
 
 
-async def _talk(phones: tuple[Softphone, ...], packets: int, on_tick: Callable[[], None]) -> None:
-    """Wait for absolute deadlines, so that one late packet does not make the next ones late."""
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    for number in range(packets):
-        await asyncio.sleep(start + number / PACKETS_PER_SECOND - loop.time())
-        for phone in phones:
-            phone.speak()
-        on_tick()
+class _Progress:
+    """Tells of each packet that a speaker has sent."""
 
+    def __init__(self, speaker: Speaker, on_tick: Callable[[], None]) -> None:
+        self._speaker = speaker
+        self._on_tick = on_tick
+        self._told = 0
 
-async def _wait_for_stragglers(*streams: Stream) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(STRAGGLERS_S):
-            for stream in streams:
-                await stream.complete.wait()
+    def look(self) -> None:
+        """Tell of those that have not been told."""
+        while self._told < self._speaker.sent:
+            self._told += 1
+            self._on_tick()

@@ -30,7 +30,7 @@ class Row:
 
 def rows_of(heard: Sequence[Heard]) -> list[Row]:
     """Score each direction."""
-    return [Row(one.path, one.direction, play(one.stream.delays_ms), one.stream.wrong) for one in heard]
+    return [Row(one.path, one.direction, play(one.delays_ms), one.wrong) for one in heard]
 
 
 def table_of(rows: Sequence[Row]) -> Table:

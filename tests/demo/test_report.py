@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from relay.demo.calls import Heard
 from relay.demo.report import Row, json_of, rows_of, table_of
-from relay.demo.softphone import Stream
 
 
-def stream(delays_ms: list[float | None], *, wrong: int = 0) -> Stream:
-    sent_at = [number * 0.02 for number in range(len(delays_ms))]
-    received_at = {
-        number: sent + delay / 1000
-        for number, (sent, delay) in enumerate(zip(sent_at, delays_ms, strict=True))
-        if delay is not None
-    }
-    return Stream(len(delays_ms), sent_at=sent_at, received_at=received_at, wrong=wrong)
+def stream(delays_ms: list[float | None], *, wrong: int = 0) -> Heard:
+    return Heard("a path", "", delays_ms, wrong)
 
 
-def rows(*streams: Stream) -> list[Row]:
-    return rows_of([Heard("a path", f"way {number}", one) for number, one in enumerate(streams)])
+def rows(*streams: Heard) -> list[Row]:
+    return rows_of([replace(one, direction=f"way {number}") for number, one in enumerate(streams)])
 
 
 def shown(row: Row) -> dict[str, str]:
@@ -52,7 +46,7 @@ def test_counts_and_figures() -> None:
 
 
 def test_table_fits_a_terminal_of_80_columns() -> None:
-    heard = [Heard(path, "A→B", stream([1.0] * 100)) for path in ("UDP direct", "TURN/TLS relay")]
+    heard = [Heard(path, "A→B", [1.0] * 100, 0) for path in ("UDP direct", "TURN/TLS relay")]
     console = Console(file=io.StringIO(), width=80, record=True)
     console.print(table_of(rows_of(heard)))
     text = console.export_text()
@@ -74,7 +68,7 @@ def test_perfect_call() -> None:
     [stream([1.0, None]), stream([1.0], wrong=1), stream([None]), stream([])],
     ids=["lost", "wrong", "none", "nothing sent"],
 )
-def test_incomplete(heard: Stream) -> None:
+def test_incomplete(heard: Heard) -> None:
     assert [row.complete for row in rows(heard)] == [False]
     # One bad stream is enough.
     assert json_of(rows(stream([1.0]), heard))["complete"] is False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.client.session import Session, open_session
-from relay.demo.softphone import PACKETS_PER_SECOND, Softphone, Stream
+from relay.emulator.softphone.voice import PACKETS_PER_SECOND, Listener, Speaker
 from relay.emulator.turn.hosts import TurnHosts
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay
@@ -25,11 +25,17 @@ PLANES = ("compiled", "reference")
 class Desk:
     """A phone, and the signaling between the two: who has moved tells the other, who binds the new address."""
 
-    def __init__(self, speaks: Stream, listens: Stream) -> None:
-        self.phone = Softphone(speaks, listens)
+    def __init__(self) -> None:
+        self.speaker = Speaker()
         self.other: Desk
         self.session: Session
+        self.peer = Address("", 0)
         self.binding: list[asyncio.Task[None]] = []
+
+    @cached_property
+    def listener(self) -> Listener:
+        """What this phone hears."""
+        return Listener(self.other.speaker.ssrc, self.other.speaker.master_key)
 
     async def open(self, relay: Relay, proxy: ConnectProxy, region: str) -> None:
         trusted: dict[str, Any] = {"ssl_context": relay.trust, "server_hostname": "relay.test"}
@@ -39,7 +45,7 @@ class Desk:
             password=PASSWORD,
             region=region,
             proxy=proxy.url,
-            on_data=self.phone.hear,
+            on_data=lambda _, packet: self.listener.hear(packet),
             on_moved=self.other.on_told,
             **trusted,
         )
@@ -50,30 +56,19 @@ class Desk:
 
     async def _dial(self, relayed: Address) -> None:
         await self.session.bind(relayed)
-        self.phone._peer = relayed
+        self.peer = relayed
 
     async def dial(self) -> None:
         """Bind the other's address."""
         await self._dial(self.other.session.relayed_address)
-        self.phone._line = _Line(self.session)
 
 
-class _Line:
-    def __init__(self, session: Session) -> None:
-        self.send = session.send
-        self.bind_channel = session.bind
-        self.close = session.close
-
-    async def allocate(self) -> Address:
-        raise NotImplementedError
-
-
-async def heard_by_both(desks: tuple[Desk, Desk], streams: tuple[Stream, Stream], more: int) -> None:
+async def heard_by_both(desks: tuple[Desk, Desk], more: int) -> None:
     """Talk until each has heard so many more packets of the other."""
-    wanted = [len(stream.received_at) + more for stream in streams]
-    while any(len(stream.received_at) < count for stream, count in zip(streams, wanted, strict=True)):
+    wanted = [desk.listener.received + more for desk in desks]
+    while any(desk.listener.received < count for desk, count in zip(desks, wanted, strict=True)):
         for desk in desks:
-            desk.phone.speak()
+            desk.session.send(desk.peer, desk.speaker.next_packet())
         await asyncio.sleep(1 / PACKETS_PER_SECOND)
 
 
@@ -82,8 +77,7 @@ async def test_call_that_loses_its_upstream_and_its_connection(
     tmp_path: Path, plane: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     credentials = StaticCredentials({USERNAME: PASSWORD})
-    there, back = streams = Stream(0), Stream(0)
-    desks = a, b = Desk(there, back), Desk(back, there)
+    desks = a, b = Desk(), Desk()
     a.other, b.other = b, a
     async with (
         TurnHosts({"use1": ["use1a", "use1b"], "euc1": ["euc1a"]}, credentials, allow_loopback_peers=True) as hosts,
@@ -100,23 +94,23 @@ async def test_call_that_loses_its_upstream_and_its_connection(
         try:
             for desk in desks:
                 await desk.dial()
-            await heard_by_both(desks, streams, 25)
-            assert not there.wrong + back.wrong
+            await heard_by_both(desks, 25)
+            assert not a.listener.wrong + b.listener.wrong
             # The last of them may still be on their way.
-            for stream in streams:
-                await becomes(partial(len, stream.received_at), len(stream.sent_at))
+            for desk in desks:
+                await becomes(lambda desk=desk: desk.listener.received, desk.other.speaker.sent)  # type: ignore[misc]
             # A's upstream dies; B is told the new address by A, and binds it.
             before = a.session.upstream
             await hosts[before].stop()
-            await heard_by_both(desks, streams, 25)
+            await heard_by_both(desks, 25)
             assert (a.session.upstream != before, a.session.upstream[:4]) == (True, "use1")
             # The web proxy restarts: both are cut, and come back to their allocations.
             addresses = [desk.session.relayed_address for desk in desks]
             proxy.cut()
-            await heard_by_both(desks, streams, 25)
+            await heard_by_both(desks, 25)
             await eventually(lambda: all(desk.session.resumptions for desk in desks))
             assert [desk.session.relayed_address for desk in desks] == addresses
-            assert not there.wrong + back.wrong
+            assert not a.listener.wrong + b.listener.wrong
             flows = relay.gateway.plane.snapshot().flows
             assert {flow.carrier.value for flow in flows} == {"session"}
             assert all(flow.streams for flow in flows)

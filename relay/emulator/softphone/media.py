@@ -170,11 +170,13 @@ class CallMedia:
         """End everything. May be repeated."""
         self._closed = True
         self._pacer.discard(self.tick)
-        await self._tasks.cancel()
         for leg in self.legs.values():
             leg.error = leg.error or MediaFailed("The call has ended.")
             leg.ready.set()
-        await self._close_line()
+        try:
+            await self._tasks.cancel()
+        finally:
+            await self._close_line()
 
     # Every 20 ms
 

@@ -106,10 +106,13 @@ class Signaling:
         """Say goodbye, and end. May be repeated."""
         if not self.closed.done():
             self.closed.set_result(None)
-        await self._tasks.cancel()
-        if self._client is not None:
+        self._connected.set()
+        try:
+            await self._tasks.cancel()
+        finally:
             client, self._client = self._client, None
-            await client.close()
+            if client is not None:
+                await client.close()
 
     async def ask(self, message: Event) -> Accepted:
         """Send a message, and wait for its acknowledgement. Raises SignalingRefused or Unreachable.
@@ -147,6 +150,9 @@ class Signaling:
         except BaseException:
             await client.close()
             raise
+        if client.lost is not None:  # right after the welcome, before it was ours: ``_on_lost`` has not heard of it
+            await client.close()
+            raise client.lost
         self._client = client
         self._connected.set()
 
@@ -231,6 +237,7 @@ class _Connection:
         self._welcomed: asyncio.Future[None] = self._loop.create_future()
         self._waiting: set[asyncio.Future[object]] = set()
         self._refusal: object = None
+        self.lost: Unreachable | None = None
         for name in _MODELS:
             self._socketio.on(name, self._handler(name))
         self._socketio.on("connect_error", self._on_refused)
@@ -287,7 +294,7 @@ class _Connection:
             self._waiting.discard(answer)
 
     def _on_disconnect(self, reason: object = None) -> None:
-        lost = Unreachable(f"the connection to signaling was lost: {reason}")
+        lost = self.lost = Unreachable(f"the connection to signaling was lost: {reason}")
         if not self._welcomed.done():
             self._welcomed.set_exception(lost)
             self._welcomed.exception()

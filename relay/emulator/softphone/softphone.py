@@ -118,7 +118,6 @@ class Softphone:
         self._http: aiohttp.ClientSession
         self._rest: Rest
         self._signaling: Signaling | None = None
-        self._tasks = Tasks()
         self._endings = Tasks()
 
     # Coming and going
@@ -149,26 +148,33 @@ class Softphone:
             raise
 
     async def close(self) -> None:
-        """Release all calls, finish uploads, log out, and end every task. May be repeated."""
-        try:
+        """Release all calls, finish uploads, log out, and end every task. May be repeated, and may be cancelled."""
+        async with contextlib.AsyncExitStack() as ending:
+            # These happen even if what follows is cancelled.
+            ending.push_async_callback(self._http.close)
+            if self._owns_pacer:
+                ending.push_async_callback(self.pacer.close)
+            ending.push_async_callback(self._endings.cancel)
+            ending.callback(self._end_calls)
             if self._signaling is not None:
+                ending.push_async_callback(self._signaling.close)
                 await self._release_all()
                 await self._signaling.close()
-            for call in list(self.calls.values()):
-                self._end_call(call, None)
+            self._end_calls()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(UPLOADS_AT_CLOSE_S):
                     await self._endings.finish()
-            await self._endings.cancel()
-            await self._tasks.cancel()
-            if self._rest.token:
-                with contextlib.suppress(SoftphoneError):
-                    await self._rest.logout()
-                self._rest.token = ""
-        finally:
-            if self._owns_pacer:
-                await self.pacer.close()
-            await self._http.close()
+            await self._log_out()
+
+    async def _log_out(self) -> None:
+        if self._rest.token:
+            with contextlib.suppress(SoftphoneError):
+                await self._rest.logout()
+            self._rest.token = ""
+
+    def _end_calls(self) -> None:
+        for call in list(self.calls.values()):
+            self._end_call(call, None)
 
     async def _release_all(self) -> None:
         assert self._signaling is not None
@@ -220,11 +226,17 @@ class Softphone:
 
     async def incoming(self, timeout_s: float | None = None) -> AsyncIterator[Call]:
         """The calls that others begin, as they come. Ends with the softphone, or after ``timeout_s`` without one."""
-        while (call := await self._next_incoming(timeout_s)) is not None:
+        while (call := await self._take_incoming(timeout_s)) is not None:
             if call.is_open:
                 yield call
 
-    async def _next_incoming(self, timeout_s: float | None) -> Call | None:
+    async def next_incoming(self, timeout_s: float) -> Call:
+        """The next call that somebody else begins, and that has not ended. Raises Unreachable if there is none."""
+        async for call in self.incoming(timeout_s):
+            return call
+        raise Unreachable(f"{self.user_id}: no call came within {timeout_s:g} s")
+
+    async def _take_incoming(self, timeout_s: float | None) -> Call | None:
         waiting: asyncio.Future[Call] = asyncio.ensure_future(self._incoming.get())
         futures: set[asyncio.Future[Any]] = {waiting, self.closed}
         try:

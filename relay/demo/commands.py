@@ -1,0 +1,82 @@
+"""``relay demo`` on the terminal: progress, the table, and with --stay what to open in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from relay.demo.cloud import FIRM, Floor
+from relay.demo.report import Row, json_of, table_of
+from relay.demo.run import PATHS, demo_floor, place_calls
+from relay.emulator.folder import urls
+from relay.emulator.settings import DEFAULT_HTTP
+from relay.emulator.softphone.voice import PACKETS_PER_SECOND
+
+HINT = (
+    "With --stay (make demo STAY=1) it keeps running, with a softphone for your browser:\n"
+    f"http://localhost:{DEFAULT_HTTP.port}/softphone/. Log in as anna in one tab, as ben in another (password trader)."
+)
+
+
+async def show(seconds: float, *, as_json: bool, stay: bool) -> bool:
+    """Run the demo. Returns True if nothing was lost. Raises RelayError."""
+    async with demo_floor(known_ports=stay) as floor:
+        rows = await _with_progress(floor, seconds, shown=not as_json)
+        if as_json:
+            typer.echo(json.dumps(json_of(rows), indent=2))
+        else:
+            Console().print(table_of(rows))
+        if stay:
+            await _stay(floor)
+        elif not as_json:
+            typer.echo(HINT)
+    return all(row.complete for row in rows)
+
+
+async def _with_progress(floor: Floor, seconds: float, *, shown: bool) -> list[Row]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
+        bar = progress.add_task("calling", total=PATHS * round(seconds * PACKETS_PER_SECOND))
+        return await place_calls(floor, seconds, lambda: progress.advance(bar))
+
+
+async def _stay(floor: Floor) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        typer.echo(_invitation(floor))
+        await stop.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _invitation(floor: Floor) -> str:
+    """What to open, and who to be."""
+    pages = urls(floor.cloud)
+    users = [user for user in floor.cloud.settings.fixtures.users if user.firm != FIRM and user.password is not None]
+    names = [
+        f"  {user.id:<16}{'' if user.password is None else user.password.get_secret_value():<10}"
+        f"{'Voice via Web Proxy' if user.voice_via_web_proxy else ''}".rstrip()
+        for user in users
+    ]
+    return "\n".join(
+        [
+            "The cloud and the relay keep running. Call yourself: open this page in two tabs,",
+            "and log in as another user in each. Ctrl-C ends it.",
+            "",
+            f"  softphone   {pages['softphone']}",
+            f"  portal      {pages['portal']}",
+            f"  relay       http://{floor.gateway.admin}/",
+            "",
+            "  user            password",
+            *names,
+        ]
+    )
