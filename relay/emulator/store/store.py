@@ -12,6 +12,7 @@ import logging
 import sqlite3
 import tempfile
 import time
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -57,6 +58,10 @@ def database_url(database: str) -> str:
     )
 
 
+# alembic keeps the migration that runs in a global variable, so two stores of a process must not migrate at once.
+_MIGRATING: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+
 class Store:
     """The database. ``open`` it, use ``reading`` and ``writing``, and ``close`` it."""
 
@@ -85,7 +90,8 @@ class Store:
         return store
 
     async def _migrate(self) -> None:
-        async with self._engine.begin() as connection:
+        migrating = _MIGRATING.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with migrating, self._engine.begin() as connection:
             if self._writer is None:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             await connection.run_sync(_upgrade)

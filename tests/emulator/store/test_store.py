@@ -134,3 +134,14 @@ def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
 def test_urls() -> None:
     assert database_url("/a/b.db") == "sqlite+aiosqlite:////a/b.db"
     assert database_url("postgres://u@h/d") == "postgresql+asyncpg://u@h/d"
+
+
+def test_stores_that_open_at_once_do_not_meet() -> None:
+    async def all_at_once() -> None:
+        stores = await asyncio.gather(*(Store.open(":memory:") for _ in range(5)))
+        for store in stores:
+            async with store.reading() as session:
+                assert (await session.scalars(select(tables.Firm))).all() == []
+            await store.close()
+
+    asyncio.run(all_at_once())
