@@ -9,6 +9,7 @@ http/                one site for all hosts; endpoints that check and describe t
 login/               login, settings, TURN credentials, logs of clients
 turn/                TURN hosts
 sfu/                 hoots: a few talkers to many subscribers
+faults/              what goes wrong on demand, at each hop between a desk and the vendor
 signaling/           presence and lines, over socket.io
 apis/                signed APIs for other programs: CTI, Management, Call Data, audit
 softphone_page       a softphone in the browser; its files are in ``web/softphone``

@@ -1,6 +1,7 @@
 """The whole cloud in one process: starts every part in order, and stops them in the reverse order.
 
-Order: files and certificates, the database, the TURN hosts, the recordings, the site with its roles, the listeners.
+Order: files and certificates, the database, the TURN hosts, the hops of faults, the recordings, the site with its
+roles, the listeners.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from relay.emulator.apis.cti.server import CtiServer
 from relay.emulator.apis.entitlement import VoiceEntitlement
 from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
+from relay.emulator.faults.hops import FaultHops
 from relay.emulator.http.site import Names, Site
 from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
@@ -76,6 +78,7 @@ class Cloud:
         self.directory: StoreDirectory
         self.signaling: SignalingServer
         self.cti: CtiServer
+        self.faults: FaultHops
         self._turn: TurnHosts | None = None
         self._running = contextlib.AsyncExitStack()
 
@@ -93,6 +96,7 @@ class Cloud:
             await self._open_files()
             await self._open_store()
             await self._start_turn()
+            await self._start_faults()
             await self._start_recordings()
             self._add_roles()
             await self._listen()
@@ -155,6 +159,7 @@ class Cloud:
         if self._turn is not None and name in self._turn:
             turn = self._turn[name]
             await (turn.start() if on else turn.stop())
+            self.faults.follow_hosts()
 
     def running_hosts(self) -> Sequence[RunningHost]:
         """The TURN hosts that run, here or in another process of the same cloud."""
@@ -166,11 +171,26 @@ class Cloud:
             ]
         return [
             RunningHost(
-                turn.name, turn.region, turn.address, turn.tls_address.port if turn.tls_address else self.tls.port
+                turn.name,
+                turn.region,
+                turn.address,
+                turn.tls_address.port if turn.tls_address else self.tls.port,
+                self.faults.udp_port(turn.name),
             )
             for turn in self._turn
             if turn.running
         ]
+
+    async def _start_faults(self) -> None:
+        self.faults = FaultHops(self.site, self._turn)
+        self._running.push_async_callback(self.faults.stop)
+        await self.faults.start(
+            udp_hop_port=self.settings.udp_hop_port,
+            web_proxy=self.settings.bad_web_proxy,
+            issuer=tls.authority(self.settings.folder),
+            trust=ssl.create_default_context(cafile=str(self.files.ca)),
+            fronts=lambda: (self.tls, self.http),
+        )
 
     # The site
 
@@ -180,7 +200,7 @@ class Cloud:
             secret=self.turn_secret,
             hosts=self.running_hosts,
             relay=RelayView(tls=str(plan.tls), web_proxy=str(plan.web_proxy)),
-            lifetime_s=lambda: self.settings.credentials_lifetime_s,
+            lifetime_s=lambda: self.faults.cloud.credentials_lifetime_s(self.settings.credentials_lifetime_s),
         )
         logs = ClientLogs(self.store, self.settings.folder / "client-logs")
         passwords = Passwords()

@@ -18,6 +18,10 @@ RELAY_TLS = Address("127.0.0.1", 4443)
 RELAY_WEB_PROXY = Address("127.0.0.1", 3129)
 RELAY_ADMIN = Address("127.0.0.1", 9443)
 TURN_PORT = 3478
+# Of the TURN hosts' addresses: desks reach them there over a line that can be made bad.
+UDP_HOP_PORT = 3479
+# Not squid's own port, nor that of the relay's web proxy.
+DEFAULT_BAD_WEB_PROXY = Address("127.0.0.1", 3130)
 # Long enough for a call that begins at the last moment to be set up; short enough to be seen to end.
 CREDENTIALS_LIFETIME_S = 3600.0
 
@@ -44,6 +48,9 @@ class EmulatorSettings:
     turn_port: int = TURN_PORT
     # Off if another process of the same cloud runs the TURN hosts.
     runs_turn: bool = True
+    # Where faults on demand are: None for desks that reach the TURN hosts directly, or for no web proxy.
+    udp_hop_port: int | None = UDP_HOP_PORT
+    bad_web_proxy: Address | None = DEFAULT_BAD_WEB_PROXY
     redis_url: str | None = field(default=None, repr=False)
     # Where signaling notes each transition of each line, as JSON lines.
     event_log: Path | None = None
@@ -55,7 +62,8 @@ class EmulatorSettings:
 
     def check(self) -> None:
         """Raises OperatorError for addresses that are not loopback, unless exposed, and for unknown hosts."""
-        for option, address in (("--tls", self.tls), ("--http", self.http)):
+        proxies = [("--bad-web-proxy", self.bad_web_proxy)] if self.bad_web_proxy is not None else []
+        for option, address in (("--tls", self.tls), ("--http", self.http), *proxies):
             if not self.exposed and not ipaddress.ip_address(address.host).is_loopback:
                 raise OperatorError(
                     f"{option} {address}: not a loopback address; the emulator has known passwords. "

@@ -69,6 +69,14 @@ def _read(folder: Path, now: datetime.datetime) -> Issuer | None:
     return Issuer(certificate, key) if certificate.not_valid_after_utc - now > RENEW_BEFORE else None
 
 
+def authority(folder: Path) -> Issuer:
+    """The authority that ``prepare`` has left in the folder. Raises OperatorError."""
+    issuer = _read(folder, datetime.datetime.now(datetime.UTC))
+    if issuer is None:
+        raise OperatorError(f"{folder}/ca.pem: missing, or about to end; start the emulator again")
+    return issuer
+
+
 def _create(folder: Path, catalog: Catalog, addresses: list[str], now: datetime.datetime) -> Issuer:
     outside = tuple(ipaddress.ip_network(address) for address in addresses)
     networks = (*LOOPBACK, *(each for each in outside if not each.network_address.is_loopback))

@@ -67,11 +67,16 @@ class Names:
     def __init__(self, catalog: Catalog, *, on: Iterable[str] = ()) -> None:
         self.catalog = catalog
         self._off = {host.name for host in catalog.hosts if host.status is not Status.ACTIVE} - set(on)
+        # Hosts that a fault on demand hides.
+        self.missing: Callable[[str], bool] = lambda name: False
 
     def exists(self, name: str) -> bool:
         """True for a host of the catalog that answers."""
         host = self.catalog.find(name)
-        return host is not None and host.name not in self._off
+        return host is not None and self._answers(host)
+
+    def _answers(self, host: Host) -> bool:
+        return host.name not in self._off and not self.missing(host.name)
 
     def switch(self, name: str, *, on: bool) -> None:
         """Let a host of the catalog answer or not. Raises KeyError for other names."""
@@ -85,7 +90,7 @@ class Names:
         bare = name.lower().removesuffix(".").removesuffix(LOCALHOST_SUFFIX)
         host = self.catalog.find(bare)
         if host is not None:
-            return roles_of(host) if host.name not in self._off else None
+            return roles_of(host) if self._answers(host) else None
         if any(bare == apex or bare.endswith(f".{apex}") for apex in self.catalog.apexes):
             return None
         return _EVERY_ROLE

@@ -26,12 +26,18 @@ _OFF = (
 
 @dataclass(frozen=True)
 class RunningHost:
-    """A TURN host that runs. TCP and UDP have the same address."""
+    """A TURN host that runs. TCP and UDP have the same address; desks may be given another port for UDP."""
 
     name: str
     region: str
     address: Address
     tls_port: int
+    udp_port: int | None = None
+
+    @property
+    def udp(self) -> Address:
+        """Where desks reach it over UDP."""
+        return self.address if self.udp_port is None else Address(self.address.host, self.udp_port)
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Media:
         """The media settings of a login: hosts of the user's own region come first."""
         hosts = sorted(self.hosts(), key=lambda host: host.region != principal.region)
         credentials = self.credentials(principal.user_id)
-        near = [host.address for host in hosts][:HOSTS_IN_ICE]
+        near = [host.udp for host in hosts][:HOSTS_IN_ICE]
         udp = [_ice_server([f"turn:{address}?transport=udp" for address in near], credentials)] if near else []
         web_proxy = [_ice_server([f"turns:{self.relay.tls}?transport=tcp"], credentials)]
         proxied = principal.voice_via_web_proxy
@@ -69,7 +75,7 @@ class Media:
                     name=host.name,
                     region=host.region,
                     address=host.address.host,
-                    udp_port=host.address.port,
+                    udp_port=host.udp.port,
                     tcp_port=host.address.port,
                     tls_port=host.tls_port,
                 )

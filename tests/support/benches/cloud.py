@@ -31,6 +31,8 @@ def cloud_settings(folder: Path, **changes: Any) -> EmulatorSettings:
         http=Address("127.0.0.1", 0),
         turn_port=0,
         runs_turn=False,
+        udp_hop_port=None,
+        bad_web_proxy=None,
     )
     return dataclasses.replace(settings, **changes)
 

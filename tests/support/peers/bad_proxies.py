@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from relay.addresses import Address
+from relay.emulator.faults.passing import Body, body_of, pieces
 from relay.tasks import Tasks
 from tests.support.benches.gateway import CERTIFICATE_NAMES, SERVER_NAME, Relay
 
@@ -21,7 +22,6 @@ BUFFER_BYTES = 4096
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
-Body = int | Literal["chunked", "to the end"]
 
 
 async def until_one_ends(*both: Coroutine[Any, Any, None]) -> None:
@@ -82,14 +82,14 @@ class BadProxy:
         while True:
             head = self.rewrite(await client[0].readuntil(b"\r\n\r\n"))
             self.requests += 1
-            await self._pass(head, _body_of(head, b""), client[0], relay[1])
+            await self._pass(head, body_of(head), client[0], relay[1])
             answer = await relay[0].readuntil(b"\r\n\r\n")
             if answer.split(b" ")[1] == b"101":
                 self.upgrades += 1
                 client[1].write(answer)
                 await self.tunnel(client, relay)
                 return
-            await self._pass(answer, _body_of(answer, head.split(b" ")[0]), relay[0], client[1])
+            await self._pass(answer, body_of(answer, head.split(b" ")[0]), relay[0], client[1])
 
     def rewrite(self, head: bytes) -> bytes:
         """What becomes of a request's head."""
@@ -110,7 +110,7 @@ class BadProxy:
 
     async def _pass(self, head: bytes, body: Body, reader: Reader, writer: Writer) -> None:
         held = head
-        async for piece in _pieces(body, reader):
+        async for piece in pieces(body, reader):
             held += piece
             if not self.holds or len(held) >= BUFFER_BYTES:
                 writer.write(held)
@@ -120,42 +120,6 @@ class BadProxy:
         await writer.drain()
         if body == "to the end":
             raise EOFError
-
-
-def _body_of(head: bytes, asked_with: bytes) -> Body:
-    """How the body behind a head ends; ``asked_with`` is the request's method for an answer's head."""
-    status = int(head.split(b" ")[1]) if asked_with else 0
-    if asked_with == b"HEAD" or status in {204, 304} or 100 <= status < 200:
-        return 0
-    fields = {}
-    for line in head.split(b"\r\n")[1:-2]:
-        name, _, value = line.partition(b":")
-        fields[name.strip().lower()] = value.strip().lower()
-    if fields.get(b"transfer-encoding") == b"chunked":
-        return "chunked"
-    if b"content-length" in fields:
-        return int(fields[b"content-length"])
-    return "to the end" if asked_with else 0
-
-
-async def _pieces(body: Body, reader: Reader) -> AsyncIterator[bytes]:
-    if body == "to the end":
-        while data := await reader.read(READ_BYTES):
-            yield data
-    elif body == "chunked":
-        size = -1
-        while size:
-            line = await reader.readuntil(b"\r\n")
-            size = int(line.split(b";")[0], 16)
-            yield line + await reader.readexactly(size + 2)
-    else:
-        left = body
-        while left:
-            data = await reader.read(min(left, READ_BYTES))
-            if not data:
-                raise EOFError
-            left -= len(data)
-            yield data
 
 
 class StripsUpgrade(BadProxy):
