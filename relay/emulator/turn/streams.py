@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from typing import cast
 
 from relay.addresses import Address
 from relay.emulator.turn.counters import Counters
@@ -141,14 +142,14 @@ class _Connection(asyncio.Protocol):
         self.client = Address("", 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # isinstance would not do: uvloop's transports of TLS do not derive from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
         self._loop = asyncio.get_running_loop()
-        self._intake = Intake(self._loop, transport, self._take)
+        self._intake = Intake(self._loop, self._transport, self._take)
         self.client = from_sockaddr(transport.get_extra_info("peername") or ("", 0))
         self._idle = self._loop.call_later(IDLE_TIMEOUT_S, self._on_idle)
         if not self._listener.add(self):
-            transport.abort()
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
