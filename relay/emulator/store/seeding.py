@@ -25,7 +25,7 @@ async def seed(store: Store, fixtures: Fixtures) -> bool:
             return False
     regions = {firm.id: firm.region for firm in fixtures.firms}
     hashes = await asyncio.to_thread(_hashes, fixtures)
-    async with store.writing() as session:
+    async with store.filling() as session:
         # Another process may have been faster.
         if await _has_firms(session):
             return False
@@ -108,7 +108,7 @@ def _add_keys(session: AsyncSession, fixtures: Fixtures) -> None:
 
 async def turn_secret(store: Store) -> str:
     """The secret that the TURN servers and the login share. It is made once for each database."""
-    async with store.writing() as session:
+    async with store.filling() as session:
         setting = await session.get(tables.Setting, TURN_SECRET_NAME)
         if setting is None:
             setting = tables.Setting(name=TURN_SECRET_NAME, value=secrets.token_urlsafe(32))

@@ -38,6 +38,8 @@ BUSY_TIMEOUT_S = 10.0
 POOL_SIZE = 10
 # Two processes that start at once must not both migrate. The number is ours alone: "c9 emulator" in ASCII, cut short.
 _MIGRATION_LOCK = 0x6339656D
+_FIRST_FILL_LOCK = _MIGRATION_LOCK + 1
+_TAKE_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 _READ_ONLY = "relay_read_only"
 # Alembic tells each step at the level of information. An operator wants to know only of trouble.
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -93,7 +95,7 @@ class Store:
         migrating = _MIGRATING.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         async with migrating, self._engine.begin() as connection:
             if self._writer is None:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                await connection.execute(_TAKE_LOCK, {"key": _MIGRATION_LOCK})
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
@@ -115,6 +117,15 @@ class Store:
         Keep the block short: with SQLite, one block at a time runs.
         """
         async with self._writer or contextlib.nullcontext(), self._sessions.begin() as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def filling(self) -> AsyncIterator[AsyncSession]:
+        """The same for rows that must be made only once: no other process is in such a block at the same time."""
+        async with self.writing() as session:
+            # A writer of SQLite is alone already.
+            if self._writer is None:
+                await session.execute(_TAKE_LOCK, {"key": _FIRST_FILL_LOCK})
             yield session
 
 

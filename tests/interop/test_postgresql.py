@@ -1,0 +1,71 @@
+"""The emulator's state in Debian's PostgreSQL instead of SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import select
+
+from relay.emulator import fixtures
+from relay.emulator.store import Store, tables
+from relay.emulator.store.seeding import seed, turn_secret
+from relay.emulator.store.store import audit
+from relay.errors import OperatorError
+from tests.support.benches.cloud import running_cloud
+from tests.support.peers.postgresql import needs_postgresql, open_postgresql
+
+pytestmark = needs_postgresql
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with open_postgresql() as url:
+        yield url
+
+
+async def test_two_processes_that_start_at_once_make_one_schema_and_fill_it_once(server: str) -> None:
+    first, second = await asyncio.gather(Store.open(server), Store.open(server))
+    filled = await asyncio.gather(seed(first, fixtures.bundled()), seed(second, fixtures.bundled()))
+    assert sorted(filled) == [False, True]
+    assert await turn_secret(first) == await turn_secret(second)
+    async with first._engine.connect() as connection:
+        found = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), tables.Row.metadata)
+        )
+    assert found == []
+    await first.close()
+    await second.close()
+
+
+async def test_many_writers_at_once_lose_nothing(server: str) -> None:
+    store = await Store.open(server)
+
+    async def write(number: int) -> None:
+        async with store.writing() as session:
+            audit(session, "crowd", "anna", "tested", str(number))
+
+    await asyncio.gather(*(write(number) for number in range(40)))
+    async with store.reading() as session:
+        wanted = select(tables.AuditEntry.object).where(tables.AuditEntry.firm_id == "crowd")
+        assert sorted(map(int, await session.scalars(wanted))) == list(range(40))
+    await store.close()
+
+
+async def test_a_cloud_remembers_its_users_over_a_restart(server: str, tmp_path: Path) -> None:
+    async with running_cloud(tmp_path, database=server) as client:
+        token = (await client.login())["token"]
+        secret = client.cloud.turn_secret
+    async with running_cloud(tmp_path, database=server) as client:
+        status, settings, _ = await client.ask("GET", "/rest/v1/settings", token=token)
+        assert (status, settings["voiceViaWebProxy"]) == (200, True)
+        assert client.cloud.turn_secret == secret
+
+
+async def test_a_database_that_does_not_exist(server: str) -> None:
+    with pytest.raises(OperatorError, match='database "nowhere" does not exist'):
+        await Store.open(server.replace("/postgres", "/nowhere"))
