@@ -26,6 +26,10 @@ class Places:
         """How many places a user holds."""
         return len(self._holders.get(user, ()))
 
+    def holds(self, holder: Hashable, user: str) -> bool:
+        """Whether the holder has a place of this user."""
+        return self._places.get(holder) == user
+
     def has_room(self, holder: Hashable, user: str, max_calls: int | None) -> bool:
         """Whether the user has fewer than ``max_calls`` places, the holder's own not counted."""
         if max_calls is None or self._others(holder, user) < max_calls:

@@ -256,9 +256,11 @@ class Entitlement:
 
         A holder has one place: a second grant takes the first one back. A call that is refused must not go on.
         """
+        again = self._places.holds(holder, verdict.user)
         if not self._places.take(holder, verdict.user, verdict.calls):
             return self._say(replace(verdict, outcome=VerdictOutcome.TOO_MANY_CALLS), verdict.user)
-        self.counts[verdict.outcome] += 1
+        # A client that sends its Allocate again is granted the same call twice.
+        self.counts[verdict.outcome] += not again
         return verdict
 
     def release(self, holder: Hashable) -> None:

@@ -146,6 +146,16 @@ async def test_a_call_that_comes_back_needs_a_place() -> None:
         assert it.entitlement.calls == 1
 
 
+async def test_an_allocate_that_is_sent_again_counts_once() -> None:
+    """Over CONNECT-UDP a client sends it again when the answer is slow, and the upstream answers both."""
+    async with bench(**STATIC) as it:
+        it.attach()
+        it.call("ann")
+        it.grant()
+        assert [told[0] for told in it.plane.told] == ["answer", "answer"]
+        assert (it.entitlement.counts[VerdictOutcome.ADMITTED], it.entitlement.calls) == (1, 1)
+
+
 async def test_who_may_is_admitted_at_once() -> None:
     async with bench(**STATIC) as it:
         it.attach()
