@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import ipaddress
+import os
 import ssl
 import time
 from collections.abc import Sequence
@@ -262,5 +263,5 @@ async def _listen_on(runner: web.AppRunner, address: Address, context: ssl.SSLCo
     try:
         await site.start()
     except OSError as error:
-        raise OperatorError(f"emulator on {address}: {error.strerror or error}") from error
+        raise OperatorError(f"emulator on {address}: {os.strerror(error.errno or 0)}") from error
     return from_sockaddr(runner.addresses[-1])
