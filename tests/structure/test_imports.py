@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import relay
+import relay.emulator
 import relay.plane.compiled
 from tests.support.imports import cython_imported_modules, imported_modules
 
@@ -158,6 +159,36 @@ def test_each_room_of_the_gateway_imports_only_lower_floors(name: str) -> None:
     assert room in HEIGHTS, "a new room needs its floor"
     above = {other for other in rooms_of(imports_of(path)) - {room} if HEIGHTS[other] >= HEIGHTS[room]}
     assert above == set()
+
+
+# The parts of the emulator
+
+PARTS_OF_THE_EMULATOR = [
+    name.strip()
+    for line in re.findall(r"^(\w[\w, ]*?)/?  +\S", (relay.emulator.__doc__ or "").partition("-\n")[2], re.MULTILINE)
+    for name in line.split(",")
+]
+
+
+def parts_of(modules: set[str]) -> set[str]:
+    """The folders and files of ``emulator`` that are among the imported modules."""
+    inside = "relay.emulator."
+    return {module.removeprefix(inside).partition(".")[0] for module in modules if module.startswith(inside)}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RELATIVE if name.startswith("emulator/") and name != "emulator/__init__.py"]
+)
+def test_each_part_of_the_emulator_imports_only_what_stands_above_it(name: str) -> None:
+    path = ROOT / name
+    part = path.relative_to(ROOT / "emulator").parts[0].partition(".")[0]
+    assert part in PARTS_OF_THE_EMULATOR, "a new part needs its place in the list"
+    above = PARTS_OF_THE_EMULATOR[: PARTS_OF_THE_EMULATOR.index(part)]
+    assert parts_of(imports_of(path)) - {part} - set(above) == set()
+
+
+def test_parts_are_seen() -> None:
+    assert parts_of({"relay.emulator.store.tables", "relay.emulator", "relay.wire"}) == {"store"}
 
 
 def planes_of(modules: set[str]) -> set[str]:

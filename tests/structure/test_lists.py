@@ -12,7 +12,10 @@ import pytest
 import relay
 
 ROOT = Path(relay.__file__).parent
-ROOMS = [path.parent.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("gateway/*/__init__.py"))]
+ROOMS = [
+    path.parent.relative_to(ROOT).as_posix()
+    for path in sorted([*ROOT.glob("gateway/*/__init__.py"), *ROOT.glob("emulator/*/__init__.py")])
+]
 
 
 def told_of(text: str) -> set[str]:
@@ -30,7 +33,9 @@ def test_what_a_text_lists_is_seen() -> None:
     }
 
 
-@pytest.mark.parametrize("folder", ["plane", "plane/compiled", "plane/reference", "config", "gateway", *ROOMS])
+@pytest.mark.parametrize(
+    "folder", ["plane", "plane/compiled", "plane/reference", "config", "gateway", "emulator", "floor", *ROOMS]
+)
 def test_each_file_is_listed(folder: str) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""
     files = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
