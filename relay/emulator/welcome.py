@@ -19,16 +19,16 @@ td, th { text-align: left; padding: .25rem .75rem .25rem 0; vertical-align: top;
 """
 # What a role is, and the page to begin with, if it has one.
 ROLES = {
+    Role.EMULATOR: ("softphone in the browser", "/softphone/"),
+    Role.PORTAL: ("admin portal", "/portal/"),
     Role.CTI: ("CTI API: a WebSocket whose messages are signed", "/api"),
     Role.MANAGEMENT: ("Management API", "/external/apis"),
     Role.CALL_DATA: ("Call Data API", "/v2/calls"),
     Role.AUDIT: ("audit API", "/audit/v1"),
     Role.LOGIN: ("login and settings", "/rest/v1"),
-    Role.PORTAL: ("admin portal", "/portal/"),
     Role.RECORDING: ("recording upload", "/recordings/v1"),
     Role.SIGNALING: ("signaling by socket.io", "/socket.io/"),
     Role.MEDIA: ("TURN host: STUN and TURN over UDP, TCP and TLS; nothing over HTTP", ""),
-    Role.EMULATOR: ("the emulator's own pages", "/softphone/"),
 }
 # For people: a link. The others are for programs.
 _PAGES = {Role.PORTAL, Role.EMULATOR}
@@ -52,7 +52,7 @@ class Welcome:
         served = roles_of(host) if host is not None else frozenset(Role)
         if "application/json" in request.headers.get("Accept", ""):
             return web.json_response({"host": name, "roles": sorted(served), "emulated": True})
-        text = _render(name, sorted(role for role in served if role in roles), self._site)
+        text = _render(name, [role for role in ROLES if role in served & roles], self._site)
         headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'"}
         return web.Response(text=text, content_type="text/html", headers=headers)
 

@@ -73,6 +73,11 @@ def _print(console: Console, cloud: Cloud, gateway: Gateway | None) -> None:
         password = "(only a hash is known)" if user.password is None else user.password.get_secret_value()
         proxied = "Voice via Web Proxy" if user.voice_via_web_proxy else ""
         console.print(f"  {user.id:<16} {password:<12} {user.firm:<12} {user.role:<6} {proxied}", soft_wrap=True)
+    console.print(
+        "Users with Voice via Web Proxy call through the relay, over TLS: their browser must trust the emulator's CA.\n"
+        f"{cloud.settings.folder / 'browser.sh'} starts one that does. The others call over UDP, from any browser.",
+        soft_wrap=True,
+    )
     console.print(f"Files for clients, relay and scripts: {cloud.settings.folder}", soft_wrap=True)
 
 
