@@ -11,6 +11,7 @@ turn/                TURN hosts
 sfu/                 hoots: a few talkers to many subscribers
 faults/              what goes wrong on demand, at each hop between a desk and the vendor
 signaling/           presence and lines, over socket.io
+hoots                what signaling decides about a hoot, the SFU does
 apis/                signed APIs for other programs: CTI, Management, Call Data, audit
 softphone_page       a softphone in the browser; its files are in ``web/softphone``
 recordings/          the upload of recordings, and what there is of them

@@ -28,6 +28,7 @@ from relay.emulator.apis.entitlement import VoiceEntitlement
 from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
 from relay.emulator.faults.hops import FaultHops
+from relay.emulator.hoots import HootMedia
 from relay.emulator.http.site import Names, Site
 from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
@@ -40,6 +41,7 @@ from relay.emulator.portal.portal import Portal
 from relay.emulator.recordings.endpoints import RecordingUpload
 from relay.emulator.recordings.recordings import Recordings
 from relay.emulator.settings import EmulatorSettings, media_hosts
+from relay.emulator.sfu import Sfu
 from relay.emulator.signaling import SignalingServer, serve_signaling
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.in_store import StoreDirectory
@@ -78,6 +80,7 @@ class Cloud:
         self.recordings: Recordings
         self.directory: StoreDirectory
         self.signaling: SignalingServer
+        self.hoots: HootMedia
         self.cti: CtiServer
         self.faults: FaultHops
         self._turn: TurnHosts | None = None
@@ -102,6 +105,7 @@ class Cloud:
             self._add_roles()
             await self._listen()
             self.signaling.start()
+            await self._start_hoots()
             # Before the listeners: requests of socket.io wait for messages.
             started.push_async_callback(self.signaling.stop)
             started.push_async_callback(self.cti.stop)
@@ -222,6 +226,16 @@ class Cloud:
             event_log=EventLog(self.settings.event_log),
         )
         serve_signaling(functools.partial(self.site.route, Role.SIGNALING), self.signaling)
+        self.hoots = HootMedia(self.signaling.hub)
+
+    async def _start_hoots(self) -> None:
+        # An SFU of one process knows nothing of the users of another.
+        if self.settings.redis_url is not None:
+            return
+        sfu = Sfu(on_key=self.hoots.on_key, on_vanished=self.hoots.on_vanished)
+        await self._running.enter_async_context(sfu)
+        self._running.push_async_callback(self.hoots.stop)
+        self.hoots.start(sfu)
 
     def _add_apis(self) -> None:
         keys = Keys(self.store)
