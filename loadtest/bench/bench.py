@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from relay.demo.authority import Authority
 from relay.plane.api import Certificate
@@ -170,7 +170,7 @@ class Bench:
         """A fresh server that has already carried a call. Raises BenchError."""
         port = _free_port()
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
-        command, environment = (self._relay if name == "relay" else self._coturn)(folder, port)
+        command, environment = self._command(name, folder, port)
         log = folder / "log"
         with _process(command, self.cores.servers, log, environment) as process:
             server = Server(name, port, process)
@@ -180,6 +180,10 @@ class Bench:
                     raise BenchError(f"{name} does not serve; it said:\n{log.read_text(errors='replace')}")
                 time.sleep(0.1)
             yield server
+
+    def _command(self, name: str, folder: Path, port: int) -> tuple[list[str | Path], dict[str, str]]:
+        """How to start a server: the command and its environment."""
+        return (self._relay if name == "relay" else self._coturn)(folder, port)
 
     def _relay(self, folder: Path, port: int) -> tuple[list[str | Path], dict[str, str]]:
         plane = {"RELAY_PLANE": self.options.plane} if self.options.plane else {}
@@ -225,18 +229,21 @@ class Bench:
             f"--port={server.port}",
             f"--peer={HOST}:{self.upstream_port}",
             f"--upstream={HOST}:{self.upstream_port}",
-            f"--carrier={server.carrier}",
             f"--server-name={SERVER_NAME}",
             f"--server-pid={server.process.pid}",
-            f"--tls={self.options.tls}",
+            *self._client_options(server),
             *arguments,
         ]
         with on_core(self.cores.clients):
-            done = subprocess.run([*_priority(self.options), *command], capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run([*priority(self.options), *command], capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode not in {0, 1} or not done.stdout:
             raise BenchError(f"generator: {done.stderr.strip() or 'no output'}")
         result: Run = json.loads(done.stdout)
         return result
+
+    def _client_options(self, server: Server) -> list[str]:
+        """What the generator must know of this server's clients."""
+        return [f"--carrier={server.carrier}", f"--tls={self.options.tls}"]
 
     def run(self, server: Server, section: str, *arguments: str) -> Run:
         """One run, and what only an observer can see: other load, and drops at the upstream's socket."""
@@ -382,7 +389,8 @@ _COLUMNS = {
 }
 
 
-def _cell(value: float | None, form: str) -> str:
+def cell(value: float | None, form: str) -> str:
+    """A figure of a table. A dash is a figure that is not known."""
     return "-" if value is None else form.format(value)
 
 
@@ -394,7 +402,7 @@ def table(summary: Run) -> str:
             for name, row in by_server.items():
                 if name in {"cpu_ratio", "carrier_ratios"}:
                     continue
-                cells = [_cell(row[key], form) for key, form in _COLUMNS.values()]
+                cells = [cell(row[key], form) for key, form in _COLUMNS.values()]
                 lines.append([section, calls, name, f"{row['valid_runs']}/{row['runs']}", *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -404,10 +412,10 @@ def table(summary: Run) -> str:
         for name, ratio in by_server["carrier_ratios"].items():
             text.append(f"{calls} calls: {name} takes {ratio:.2f} of what turn takes")
     for name, row in ((name, row) for rows in summary["storm"].values() for name, row in rows.items()):
-        took = _cell(row["login_p99_ms"], "{:.1f}")
+        took = cell(row["login_p99_ms"], "{:.1f}")
         text.append(f"storm: {name}: {row['logins']} logins, {row['failed_logins']} failed, p99 {took} ms")
     for name, row in summary["idle"].items():
-        kb, cpu = (_cell(row[key], "{:.1f}") for key in ("rss_kb_per_connection", "setup_cpu_us"))
+        kb, cpu = (cell(row[key], "{:.1f}") for key in ("rss_kb_per_connection", "setup_cpu_us"))
         text.append(f"idle: {name}: {kb} KB a connection, {cpu} us of CPU time a login")
     return "\n".join(text)
 
@@ -460,21 +468,25 @@ def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(parse_options([])), **vars(options)})
 
 
-def _priority(options: argparse.Namespace) -> list[str]:
+def priority(options: argparse.Namespace) -> list[str]:
+    """What a command begins with that goes before everything else on its core."""
     return ["chrt", "--rr", "1"] if options.realtime else []
 
 
+_Bench = TypeVar("_Bench", bound=Bench)
+
+
 @contextlib.contextmanager
-def open_bench(options: argparse.Namespace) -> Iterator[Bench]:
+def open_bench(options: argparse.Namespace, kind: type[_Bench] = Bench) -> Iterator[_Bench]:  # type: ignore[assignment]
     """An upstream, certificates, and nothing measured yet. Raises BenchError."""
     build()
     cores, port = Cores.choose(), _free_port()
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
         folder = Path(name)
         certificate = Authority(folder).issue(SERVER_NAME, HOST)
-        upstream: list[str | Path] = [*_priority(options), BUILD / "upstream", f"--port={port}"]
+        upstream: list[str | Path] = [*priority(options), BUILD / "upstream", f"--port={port}"]
         with _process(upstream, cores.clients, folder / "upstream.log") as process:
-            yield Bench(options, folder, certificate, cores, port, process.pid)
+            yield kind(options, folder, certificate, cores, port, process.pid)
 
 
 def main() -> int:

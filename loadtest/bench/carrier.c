@@ -13,7 +13,7 @@ enum { FINAL = 0x80, OPCODE_BITS = 0x0F, TEXT = 1, BINARY = 2, FIRST_CONTROL = 8
 #define SHORT_MESSAGE_BYTES 125u
 #define LENGTH16 126u
 
-static const char *const names[CARRIERS] = {"turn", "websocket", "session", "connect-udp"};
+static const char *const names[CARRIERS] = {"turn", "websocket", "session", "connect-udp", "turn-udp"};
 
 enum carrier carrier_named(const char *name)
 {
@@ -166,12 +166,28 @@ static int take_unit(const uint8_t *at, size_t available, struct frame *frame)
     return available >= frame->stream_size;
 }
 
+/* A datagram is one unit, padded or not. */
+static int take_datagram(const uint8_t *at, size_t available, struct frame *frame)
+{
+    if (!available)
+        return 0;
+    if (available < CHANNEL_HEADER_BYTES || at[0] & 0x80)
+        return -1;
+    size_t size = at[0] & 0x40 ? CHANNEL_HEADER_BYTES + load16(at + 2) : stun_size(at);
+    *frame = (struct frame){.kind = FRAME_UNIT, .payload = at, .size = size, .stream_size = available};
+    return size <= available ? 1 : -1;
+}
+
 /* 4. Whichever it is */
 
 size_t carrier_put(enum carrier carrier, uint8_t *out, enum frame_kind kind, const uint8_t *payload, size_t size)
 {
     if (carrier == CARRIER_TURN)
         return put_unit(out, payload, size);
+    if (carrier == CARRIER_TURN_UDP) {
+        memcpy(out, payload, size);
+        return size;
+    }
     return carrier == CARRIER_CONNECT_UDP ? put_capsule(out, payload, size) : put_message(out, kind, payload, size);
 }
 
@@ -179,5 +195,7 @@ int carrier_take(enum carrier carrier, const uint8_t *at, size_t available, stru
 {
     if (carrier == CARRIER_TURN)
         return take_unit(at, available, frame);
+    if (carrier == CARRIER_TURN_UDP)
+        return take_datagram(at, available, frame);
     return carrier == CARRIER_CONNECT_UDP ? take_capsule(at, available, frame) : take_message(at, available, frame);
 }

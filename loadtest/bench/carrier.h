@@ -1,5 +1,6 @@
 /* How units travel on the connection: as the stream of TURN (RFC 8656), in WebSocket messages (RFC 6455), as a session's
- * channel data, or in capsules (RFC 9297, 9298). All but the first begin with an HTTP request. */
+ * channel data, or in capsules (RFC 9297, 9298), all over TLS; or each in a UDP datagram. Those between the first and the
+ * last begin with an HTTP request. */
 #ifndef BENCH_CARRIER_H
 #define BENCH_CARRIER_H
 
@@ -8,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum carrier { CARRIER_TURN, CARRIER_WEBSOCKET, CARRIER_SESSION, CARRIER_CONNECT_UDP, CARRIERS };
+enum carrier { CARRIER_TURN, CARRIER_WEBSOCKET, CARRIER_SESSION, CARRIER_CONNECT_UDP, CARRIER_TURN_UDP, CARRIERS };
 
 /* Header, mask and padding: no carrier puts more around a unit. */
 #define CARRIER_OVERHEAD_BYTES 16u

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +22,14 @@
 #define UDP_PROTOCOL 17u
 /* As long as anything that is said of a session. */
 #define SAYING_BYTES 160u
+#define UNAUTHORIZED 401u
+#define STALE_NONCE 438u
+/* One for the nonce, one for a nonce that became stale. More mean a wrong password. */
+#define MAX_CHALLENGES 2u
+#define INTEGRITY_BYTES 20u
+#define ALLOCATION_MISMATCH 437u
+/* The kernel gives a port again, and a server may remember it from an earlier run. */
+#define MAX_MOVES 16u
 
 SSL_CTX *client_context(int version)
 {
@@ -48,12 +58,16 @@ static void fail(struct client *client, const char *why)
     epoll_ctl(settings->epoll, EPOLL_CTL_DEL, client->fd, NULL);
 }
 
+static void release(struct client *client);
+
 void client_close(struct client *client)
 {
     if (client->state == CLIENT_NEW)
         return;
+    if (client->settings->carrier == CARRIER_TURN_UDP && client->state > CLIENT_ALLOCATING)
+        release(client);
     /* The close_notify is one more record; nothing waits for the server's. A dead session may not be shut down. */
-    if (client->state >= CLIENT_UPGRADING && client->state <= CLIENT_READY)
+    if (client->tls && client->state >= CLIENT_UPGRADING && client->state <= CLIENT_READY)
         SSL_shutdown(client->tls);
     ERR_clear_error();
     SSL_free(client->tls);
@@ -77,13 +91,34 @@ static void wait_for_room(struct client *client, bool wanted)
         watch(client, EPOLL_CTL_MOD, wanted);
 }
 
+static void begin(struct client *client);
+
+static void open_udp(struct client *client)
+{
+    const struct sockaddr_in *server = &client->settings->server;
+    client->challenges = 0;
+    client->nonce_size = 0;
+    client->fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (client->fd < 0 || connect(client->fd, (const struct sockaddr *)server, sizeof *server) < 0) {
+        fail(client, strerror(errno));
+        return;
+    }
+    watch(client, EPOLL_CTL_ADD, false);
+    begin(client);
+}
+
 void client_open(struct client *client, struct client_settings *settings, uint32_t number)
 {
     int on = 1, mss = ETHERNET_MSS;
     client->settings = settings;
     client->number = number;
     client->in_size = client->out_size = 0;
+    client->moves = 0;
     client->state = CLIENT_CONNECTING;
+    if (settings->carrier == CARRIER_TURN_UDP) {
+        open_udp(client);
+        return;
+    }
     client->tls = SSL_new(settings->tls);
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (client->fd < 0 || !client->tls) {
@@ -133,8 +168,20 @@ static void on_tls_pause(struct client *client, int result)
     }
 }
 
+/* What is put is one datagram. A full socket loses it, as a network would. */
+static void flush_udp(struct client *client)
+{
+    if (send(client->fd, client->out, client->out_size, 0) < 0 && errno != EAGAIN)
+        fail(client, strerror(errno));
+    client->out_size = 0;
+}
+
 static void flush(struct client *client)
 {
+    if (client->settings->carrier == CARRIER_TURN_UDP) {
+        flush_udp(client);
+        return;
+    }
     size_t done = 0;
     while (done < client->out_size) {
         int written = SSL_write(client->tls, client->out + done, (int)(client->out_size - done));
@@ -190,10 +237,27 @@ static uint32_t channel_of(const struct client *client)
     return FIRST_CHANNEL + client->number % CHANNELS;
 }
 
+/* Credentials, in their order: user name, realm, nonce, and what proves the password (RFC 8489 section 9.2). */
+static void sign(struct client *client, uint8_t *message)
+{
+    const struct client_settings *settings = client->settings;
+    uint8_t digest[INTEGRITY_BYTES];
+    stun_add(message, USERNAME, (const uint8_t *)settings->username, strlen(settings->username));
+    stun_add(message, REALM, settings->realm, settings->realm_size);
+    stun_add(message, NONCE, client->nonce, client->nonce_size);
+    size_t size = stun_size(message);
+    /* The length counts the attribute already. */
+    store16(message + 2, load16(message + 2) + 4 + INTEGRITY_BYTES);
+    HMAC(EVP_sha1(), settings->key, KEY_BYTES, message, size, digest, NULL);
+    store16(message + 2, load16(message + 2) - 4 - INTEGRITY_BYTES);
+    stun_add(message, MESSAGE_INTEGRITY, digest, sizeof digest);
+}
+
 static void request(struct client *client, uint32_t method)
 {
     uint8_t message[STUN_MAX_BYTES];
     uint8_t transaction_id[TRANSACTION_ID_BYTES] = "bench";
+    transaction_id[5] = client->challenges;
     store16(transaction_id + 6, method);
     store32(transaction_id + 8, client->number);
     stun_begin(message, method, transaction_id);
@@ -205,6 +269,25 @@ static void request(struct client *client, uint32_t method)
         stun_add_address(message, XOR_PEER_ADDRESS, &client->settings->peer);
         client->state = CLIENT_BINDING;
     }
+    if (client->nonce_size)
+        sign(client, message);
+    put(client, FRAME_UNIT, message, stun_size(message));
+    flush(client);
+}
+
+/* Over UDP a server keeps an allocation until it expires, and refuses the next client that gets this port. Nobody waits
+ * for the answer. */
+static void release(struct client *client)
+{
+    uint8_t message[STUN_MAX_BYTES];
+    uint8_t transaction_id[TRANSACTION_ID_BYTES] = "release";
+    if (client->state == CLIENT_DEAD)
+        return;
+    store32(transaction_id + 8, client->number);
+    stun_begin(message, REFRESH, transaction_id);
+    stun_add32(message, LIFETIME, 0);
+    if (client->nonce_size)
+        sign(client, message);
     put(client, FRAME_UNIT, message, stun_size(message));
     flush(client);
 }
@@ -259,10 +342,59 @@ static void begin(struct client *client)
         request(client, ALLOCATE);
 }
 
+static uint32_t code_of(const uint8_t *message)
+{
+    size_t size;
+    const uint8_t *code = stun_find(message, ERROR_CODE, &size);
+    return code && size >= 4 ? (code[2] & 7u) * 100 + code[3] : 0;
+}
+
+/* The server has another allocation under this port: tries another one. False if it is another error, or one too many. */
+static bool move(struct client *client, const uint8_t *message)
+{
+    int before = client->fd;
+    if (client->settings->carrier != CARRIER_TURN_UDP || code_of(message) != ALLOCATION_MISMATCH ||
+        client->moves == MAX_MOVES)
+        return false;
+    client->moves++;
+    /* While the old socket is open, the kernel gives another port. */
+    open_udp(client);
+    close(before);
+    return true;
+}
+
+/* Takes realm and nonce from an error. False if it is another error, or one too many. */
+static bool take_challenge(struct client *client, const uint8_t *message)
+{
+    struct client_settings *settings = client->settings;
+    size_t realm_size, nonce_size;
+    const uint8_t *realm = stun_find(message, REALM, &realm_size), *nonce = stun_find(message, NONCE, &nonce_size);
+    uint32_t code = code_of(message);
+    if (!settings->username || (code != UNAUTHORIZED && code != STALE_NONCE) || !realm || realm_size > REALM_BYTES ||
+        !nonce || nonce_size > NONCE_BYTES || client->challenges == MAX_CHALLENGES)
+        return false;
+    client->challenges++;
+    memcpy(client->nonce, nonce, nonce_size);
+    client->nonce_size = nonce_size;
+    if (!settings->realm_size) {
+        char text[512];
+        memcpy(settings->realm, realm, realm_size);
+        settings->realm_size = realm_size;
+        int size = snprintf(text, sizeof text, "%s:%.*s:%s", settings->username, (int)realm_size, (const char *)realm,
+                            settings->password);
+        return size < (int)sizeof text && EVP_Digest(text, (size_t)size, settings->key, NULL, EVP_md5(), NULL);
+    }
+    return true;
+}
+
 static void on_stun(struct client *client, const uint8_t *message)
 {
     uint32_t type = load16(message);
-    if ((type & CLASS_BITS) == ERROR_BITS)
+    if (client->state == CLIENT_ALLOCATING && type == (ALLOCATE | ERROR_BITS) && take_challenge(client, message))
+        request(client, ALLOCATE);
+    else if (client->state == CLIENT_ALLOCATING && type == (ALLOCATE | ERROR_BITS) && move(client, message))
+        return;
+    else if ((type & CLASS_BITS) == ERROR_BITS)
         fail(client, "error response");
     else if (client->state == CLIENT_ALLOCATING && type == (ALLOCATE | SUCCESS_BITS) && client->settings->binds_channel)
         request(client, CHANNEL_BIND);
@@ -351,8 +483,25 @@ static void take_frames(struct client *client)
         fail(client, "broken frame");
 }
 
+/* One datagram: another one shows at the next look. */
+static void read_datagram(struct client *client)
+{
+    ssize_t size = recv(client->fd, client->in, CLIENT_IN_BYTES, 0);
+    if (size < 0 && errno != EAGAIN)
+        fail(client, strerror(errno));
+    if (size <= 0)
+        return;
+    client->in_size = (size_t)size;
+    take_frames(client);
+    client->in_size = 0;
+}
+
 static void read_frames(struct client *client)
 {
+    if (client->settings->carrier == CARRIER_TURN_UDP) {
+        read_datagram(client);
+        return;
+    }
     while (client->state != CLIENT_DEAD) {
         int room = (int)(CLIENT_IN_BYTES - client->in_size);
         int read = SSL_read(client->tls, client->in + client->in_size, room);

@@ -1,4 +1,5 @@
 /* One TURN client over TLS that never blocks: TCP, TLS, the carrier, Allocate, ChannelBind, then ChannelData both ways.
+ * Over UDP it begins with Allocate, sends no request again, and fails if the server says that it cannot be reached.
  *
  * The owner waits on ``epoll``, calls client_on_events, and looks at ``state`` afterwards. */
 #ifndef BENCH_CLIENT_H
@@ -16,6 +17,10 @@
 #define CLIENT_IN_BYTES 4096u
 /* What a client keeps while the server does not read: 1.7 s of G.711. After that packets are not sent, and are lost. */
 #define CLIENT_OUT_BYTES 16384u
+/* Longer than any server's. */
+#define REALM_BYTES 64u
+#define NONCE_BYTES 128u
+#define KEY_BYTES 16u
 
 enum client_state {
     CLIENT_NEW,
@@ -40,6 +45,10 @@ struct client_settings {
     const char *server_name;
     enum carrier carrier;
     bool binds_channel;
+    /* A long-term credential, used if the server asks for it; NULL: none. The key follows from it and the realm. */
+    const char *username, *password;
+    uint8_t realm[REALM_BYTES], key[KEY_BYTES];
+    size_t realm_size;
     void (*on_data)(struct client *client, const uint8_t *payload, size_t size);
     uint64_t foreign;       /* frames on a channel that is not the connection's */
     uint64_t dirty_padding; /* frames whose padding is not zero: no harm to a client, but whose bytes are these? */
@@ -53,6 +62,10 @@ struct client {
     int fd;
     enum client_state state;
     bool waits_for_room;
+    uint8_t challenges; /* 401 and 438 */
+    uint8_t moves;      /* to another port */
+    uint8_t nonce[NONCE_BYTES];
+    size_t nonce_size;
     size_t in_size, out_size;
     uint8_t in[CLIENT_IN_BYTES];
     uint8_t out[CLIENT_OUT_BYTES];

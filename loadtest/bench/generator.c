@@ -35,11 +35,14 @@
 /* ChannelBind's permission lapses after 300 s, and nothing here refreshes it. */
 #define MAX_SECONDS 240.0
 #define MAX_CALLS 20000u
+#define RELEASES_AT_ONCE 16u
+#define RELEASE_PAUSE_US 5000u
+#define MAX_USER_BYTES 64u
 
 struct options {
     struct sockaddr_in server, peer, upstream;
     enum carrier carrier;
-    const char *server_name;
+    const char *server_name, *username, *password;
     uint32_t calls, payload_bytes, pps, storm_rate;
     double seconds, warmup;
     int tls;
@@ -66,7 +69,9 @@ static const char usage[] =
     "usage: generator --port PORT [options]\n"
     "  --host IPV4          where the TURN/TLS server listens (127.0.0.1)\n"
     "  --peer IPV4:PORT     the peer of the channels: behind coturn the upstream (127.0.0.1:9)\n"
-    "  --carrier NAME       turn, websocket, session or connect-udp (turn)\n"
+    "  --carrier NAME       turn, websocket, session or connect-udp over TLS; turn-udp without (turn)\n"
+    "  --user NAME          of a long-term credential, with\n"
+    "  --password TEXT      for a server that asks for it (none)\n"
     "  --upstream IPV4:PORT the relay's TURN server, whom connect-udp names (127.0.0.1:3478)\n"
     "  --server-name NAME   sent as SNI (bench.test)\n"
     "  --calls N            connections (100)\n"
@@ -102,6 +107,8 @@ static bool parse_option(struct options *to, int option, const char *text)
     case 'C': to->carrier = carrier_named(text); return to->carrier != CARRIERS;
     case 'u': return parse_peer(text, &to->upstream);
     case 'n': to->server_name = text; return true;
+    case 'U': to->username = text; return strlen(text) <= MAX_USER_BYTES;
+    case 'W': to->password = text; return true;
     case 'c': to->calls = number; return number > 0 && number <= MAX_CALLS;
     case 's': to->seconds = strtod(text, NULL); return to->seconds > 0;
     case 'w': to->warmup = strtod(text, NULL); return to->warmup >= 0;
@@ -127,6 +134,7 @@ static bool parse_options(struct options *to, int argc, char **argv)
         {"server-pid", required_argument, NULL, 'i'}, {"storm", required_argument, NULL, 'S'},
         {"idle", no_argument, NULL, 'I'},             {"tick-us", required_argument, NULL, 't'},
         {"carrier", required_argument, NULL, 'C'},    {"upstream", required_argument, NULL, 'u'},
+        {"user", required_argument, NULL, 'U'},       {"password", required_argument, NULL, 'W'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -134,7 +142,7 @@ static bool parse_options(struct options *to, int argc, char **argv)
         if (!parse_option(to, option, optarg))
             return false;
     }
-    return optind == argc && to->server.sin_port && to->seconds + to->warmup <= MAX_SECONDS;
+    return optind == argc && to->server.sin_port && !to->username == !to->password && to->seconds + to->warmup <= MAX_SECONDS;
 }
 
 static void read_clocks(const struct options *options, struct reading *reading)
@@ -184,8 +192,12 @@ static void open_calls(struct run *run, uint32_t from, uint32_t to)
 
 static void close_calls(struct run *run)
 {
-    for (uint32_t i = 0; i < run->voice.settings.calls; i++)
+    for (uint32_t i = 0; i < run->voice.settings.calls; i++) {
         client_close(&run->voice.calls[i].client);
+        /* Over UDP each says so with a request, which may get lost if all come at once. */
+        if (run->options->carrier == CARRIER_TURN_UDP && i % RELEASES_AT_ONCE == 0)
+            sleep_tick(RELEASE_PAUSE_US);
+    }
 }
 
 /* 3. Idle: what a connection costs. Voice: what a packet costs, and how long it takes. */
@@ -277,8 +289,8 @@ static void print_connections(const struct run *run)
            run->options->idle ? "idle" : "voice", run->voice.settings.calls, run->ready,
            run->voice.settings.calls - run->ready, disconnected);
     print_text("first_error", run->clients.first_error);
-    print_text("tls", one ? SSL_get_version(one->tls) : "");
-    print_text("cipher", one ? SSL_get_cipher_name(one->tls) : "");
+    print_text("tls", one && one->tls ? SSL_get_version(one->tls) : "");
+    print_text("cipher", one && one->tls ? SSL_get_cipher_name(one->tls) : "");
 }
 
 /* Microseconds of the server, or -1: not asked for, or a process is gone. */
@@ -342,6 +354,8 @@ static bool prepare(struct run *run)
         .upstream = options->upstream,
         .carrier = options->carrier,
         .server_name = options->server_name,
+        .username = options->username,
+        .password = options->password,
         .binds_channel = true,
         .on_data = voice_on_data,
     };

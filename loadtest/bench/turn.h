@@ -1,4 +1,4 @@
-/* STUN and TURN messages, as much of them as a client without credentials and its upstream need (RFC 8489, 8656).
+/* STUN and TURN messages, as much of them as a client and its upstream need (RFC 8489, 8656).
  * Byte-wise loads and stores: a message may start at any address. */
 #ifndef BENCH_TURN_H
 #define BENCH_TURN_H
@@ -17,16 +17,21 @@
 #define FIRST_CHANNEL 0x4000u
 #define CHANNELS 0x1000u
 /* Room for the largest message that is built here. */
-#define STUN_MAX_BYTES 128u
+#define STUN_MAX_BYTES 512u
 
 /* Message types: the method, with the class in bits 4 and 8. */
 enum { CLASS_BITS = 0x0110, SUCCESS_BITS = 0x0100, ERROR_BITS = 0x0110 };
 enum { BINDING = 0x0001, ALLOCATE = 0x0003, REFRESH = 0x0004, CREATE_PERMISSION = 0x0008, CHANNEL_BIND = 0x0009 };
 
 enum {
+    USERNAME = 0x0006,
+    MESSAGE_INTEGRITY = 0x0008,
+    ERROR_CODE = 0x0009,
     CHANNEL_NUMBER = 0x000C,
     LIFETIME = 0x000D,
     XOR_PEER_ADDRESS = 0x0012,
+    REALM = 0x0014,
+    NONCE = 0x0015,
     XOR_RELAYED_ADDRESS = 0x0016,
     REQUESTED_TRANSPORT = 0x0019,
     XOR_MAPPED_ADDRESS = 0x0020,
@@ -89,14 +94,15 @@ static inline void stun_begin(uint8_t *message, uint32_t type, const uint8_t *tr
     memcpy(message + 8, transaction_id, TRANSACTION_ID_BYTES);
 }
 
-/* Appends an attribute; its size is a multiple of four for all that are used here. */
+/* Appends an attribute, with zero padding. The caller has the room. */
 static inline void stun_add(uint8_t *message, uint32_t type, const uint8_t *value, size_t size)
 {
     uint8_t *at = message + stun_size(message);
     store16(at, type);
     store16(at + 2, (uint32_t)size);
     memcpy(at + 4, value, size);
-    store16(message + 2, load16(message + 2) + 4 + (uint32_t)size);
+    memset(at + 4 + size, 0, padded(size) - size);
+    store16(message + 2, load16(message + 2) + 4 + (uint32_t)padded(size));
 }
 
 static inline void stun_add32(uint8_t *message, uint32_t type, uint32_t value)
@@ -113,6 +119,18 @@ static inline void stun_add_address(uint8_t *message, uint32_t type, const struc
     store16(value + 2, ntohs(address->sin_port) ^ MAGIC_COOKIE >> 16);
     store32(value + 4, ntohl(address->sin_addr.s_addr) ^ MAGIC_COOKIE);
     stun_add(message, type, value, sizeof value);
+}
+
+/* The value of the first attribute of a type, and its size; NULL if there is none. The message is whole. */
+static inline const uint8_t *stun_find(const uint8_t *message, uint32_t type, size_t *size)
+{
+    size_t end = stun_size(message);
+    for (size_t at = STUN_HEADER_BYTES; at + 4 <= end; at += 4 + padded(load16(message + at + 2))) {
+        *size = load16(message + at + 2);
+        if (load16(message + at) == type && at + 4 + *size <= end)
+            return message + at + 4;
+    }
+    return NULL;
 }
 
 /* The value of the first attribute of a type that has four bytes, or ``otherwise``. The message is whole. */

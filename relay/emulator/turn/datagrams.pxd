@@ -6,7 +6,6 @@ from libc.string cimport memset
 from relay.plane.compiled.leaves.posix cimport AF_INET, sockaddr, sockaddr_in, socklen_t
 
 cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recvfrom(int fd, void* data, size_t size, int flags, sockaddr* sender, socklen_t* sender_size)
     ssize_t sendto(int fd, const void* data, size_t size, int flags, const sockaddr* to, socklen_t to_size)
 
 

@@ -3,10 +3,10 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from relay.emulator.turn.datagrams cimport recvfrom, set_address, store16
+from relay.emulator.turn.datagrams cimport set_address, store16
 from relay.emulator.turn.path cimport (
-    BATCH, DATAGRAM_BYTES, DROP_NO_ALLOCATION, DROP_NOT_PERMITTED, DROP_OVERSIZE, DROP_PAUSED, DROP_REFUSED, HEAD_ROOM,
-    RANDOM_BYTES, SLOT_BYTES, Allocation, Channel, Engine, Host, drop,
+    BATCH, BURST, DROP_NO_ALLOCATION, DROP_NOT_PERMITTED, DROP_OVERSIZE, DROP_PAUSED, DROP_REFUSED, HEAD_ROOM,
+    RANDOM_BYTES, Allocation, Channel, Engine, Host, Leaving, drop,
 )
 from relay.emulator.turn.tables cimport channel_from, is_permitted
 from relay.plane.compiled.leaves cimport posix
@@ -19,21 +19,27 @@ cdef enum:
     MAX_RELAYED_BYTES = 65507 - 20 - 24 - 4 - 3
 
 
-# A relayed address is readable. One datagram in each turn: a socket that has more is readable in the next as well.
+# A relayed address is readable. What it has beyond a burst waits for the next turn.
 cdef inline void on_relayed(Engine* e, uint32_t number) noexcept nogil:
     cdef Allocation* a = e.allocations[number]
-    cdef sockaddr_in peer
-    cdef posix.socklen_t peer_size = sizeof(sockaddr_in)
-    cdef uint8_t* data
-    cdef ssize_t size
+    cdef uint32_t i
+    cdef int got
     if a == NULL:
         return
-    if e.waiting.count == BATCH:
+    if e.taken + BURST > BATCH:
         flush(e)
-    data = e.down.slots + e.waiting.count * SLOT_BYTES + HEAD_ROOM
-    size = recvfrom(a.fd, data, DATAGRAM_BYTES, posix.MSG_DONTWAIT, <posix.sockaddr*> &peer, &peer_size)
-    if size >= 0:
-        deliver(e, a, &peer, data, <uint32_t> size)
+    i = e.taken
+    got = posix.recvmmsg(a.fd, &e.from_peers.messages[i], BURST, posix.MSG_DONTWAIT, NULL)
+    e.carried = True
+    e.more |= got == BURST
+    e.taken += <uint32_t> got if got > 0 else 0
+    while i < e.taken:
+        e.from_peers.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_in)
+        deliver(
+            e, a, &e.from_peers.addresses[i], <uint8_t*> e.from_peers.vectors[i].iov_base,
+            e.from_peers.messages[i].msg_len,
+        )
+        i += 1
 
 
 cdef inline void deliver(
@@ -87,33 +93,35 @@ cdef inline void take_random(Engine* e, uint8_t* to) noexcept nogil:
     memcpy(to, e.random + e.random_left, TRANSACTION_ID_BYTES)
 
 
-# The slot that was just filled is to be sent to the client.
+# What is in a slot is to be sent to the client.
 cdef inline void add(Engine* e, Allocation* a, uint8_t* data, uint32_t size, uint32_t payload_bytes) noexcept nogil:
-    cdef uint32_t place = e.waiting.count
-    e.waiting.hosts[place], e.waiting.payload_bytes[place] = a.host, payload_bytes
-    e.down.vectors[place].iov_base, e.down.vectors[place].iov_len = data, size
-    set_address(&e.down.addresses[place], a.client_ip, a.client_port)
-    e.waiting.count = place + 1
+    cdef Leaving* leaving = &e.to_clients
+    cdef uint32_t place = leaving.count
+    leaving.hosts[place], leaving.payload_bytes[place] = a.host, payload_bytes
+    leaving.vectors[place].iov_base, leaving.vectors[place].iov_len = data, size
+    set_address(&leaving.addresses[place], a.client_ip, a.client_port)
+    leaving.count = place + 1
 
 
-# Sends all that waits, one batch for each host.
+# Sends all that waits, one batch for each host. Then all slots are free.
 cdef inline void flush(Engine* e) noexcept nogil:
-    cdef uint64_t left = (<uint64_t> 1 << (e.waiting.count - 1) << 1) - 1 if e.waiting.count else 0
+    cdef Leaving* leaving = &e.to_clients
+    cdef uint64_t left = (<uint64_t> 1 << (leaving.count - 1) << 1) - 1 if leaving.count else 0
     cdef uint32_t[BATCH] places
     cdef uint32_t i, host, count
     while left:
         i = lowest_bit(left)
-        host, count = e.waiting.hosts[i], 0
-        while i < e.waiting.count:
-            if e.waiting.hosts[i] == host:
-                e.down.messages[count].msg_hdr.msg_iov = &e.down.vectors[i]
-                e.down.messages[count].msg_hdr.msg_name = &e.down.addresses[i]
+        host, count = leaving.hosts[i], 0
+        while i < leaving.count:
+            if leaving.hosts[i] == host:
+                leaving.messages[count].msg_hdr.msg_iov = &leaving.vectors[i]
+                leaving.messages[count].msg_hdr.msg_name = &leaving.addresses[i]
                 places[count] = i
                 count += 1
                 left &= ~(<uint64_t> 1 << i)
             i += 1
         send_batch(e, &e.hosts[host], places, count)
-    e.waiting.count = 0
+    e.taken = leaving.count = 0
 
 
 cdef extern from *:
@@ -127,7 +135,7 @@ cdef inline void send_batch(Engine* e, Host* host, const uint32_t* places, uint3
     cdef uint32_t done = 0
     cdef int sent
     while done < count:
-        sent = posix.sendmmsg(host.fd, &e.down.messages[done], count - done, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL)
+        sent = posix.sendmmsg(host.fd, &e.to_clients.messages[done], count - done, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL)
         if sent <= 0:
             # The socket is full, or there is no route to this client. The next one may be luckier.
             drop(host, DROP_REFUSED)
@@ -135,5 +143,5 @@ cdef inline void send_batch(Engine* e, Host* host, const uint32_t* places, uint3
             continue
         for _ in range(sent):
             host.downlink_packets += 1
-            host.downlink_bytes += e.waiting.payload_bytes[places[done]]
+            host.downlink_bytes += e.to_clients.payload_bytes[places[done]]
             done += 1

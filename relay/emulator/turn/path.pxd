@@ -15,6 +15,7 @@ cdef enum:
     MAX_CHANNELS = 1024
     EVENTS_A_TURN = 256
     BATCH = 64                  # datagrams of one system call
+    BURST = 8                   # of one relayed address, before others have their turn
     # The longest datagram is 65507 bytes. In front of it is room for the head of a Data indication, behind it for padding.
     HEAD_ROOM = 36
     DATAGRAM_BYTES = 65507
@@ -128,18 +129,21 @@ cdef struct Request:
     uint16_t size
     uint8_t[MAX_REQUEST_BYTES] data
 
-# Datagrams that one system call takes or gives.
-cdef struct Batch:
+# Datagrams that arrive in one system call. Slot i is where message i is received.
+cdef struct Arriving:
     uint8_t* slots              # of SLOT_BYTES each
     mmsghdr[BATCH] messages
     iovec[BATCH] vectors
     sockaddr_in[BATCH] addresses
 
-# Datagrams for clients that wait until the end of the turn, and the hosts that they come from.
-cdef struct Waiting:
+# Datagrams for clients that wait until the end of the turn, in slots of those that arrived, and the hosts that they leave.
+cdef struct Leaving:
     uint32_t count
     uint32_t[BATCH] hosts
     uint32_t[BATCH] payload_bytes
+    iovec[BATCH] vectors
+    sockaddr_in[BATCH] addresses
+    mmsghdr[BATCH] messages
 
 cdef struct Engine:
     int epoll
@@ -156,9 +160,13 @@ cdef struct Engine:
     Clients clients
     Allocation** allocations    # by number; NULL: free
     uint32_t allocation_room
-    Batch up                    # received from clients
-    Batch down                  # for clients
-    Waiting waiting
+    Arriving from_clients
+    Arriving from_peers
+    uint32_t taken              # slots of from_peers that are in use
+    Leaving to_clients
+    bint carried                # something arrived in this turn
+    bint more                   # a socket has more than was taken
+    int64_t turned_us           # when something last arrived
     uint8_t[RANDOM_BYTES] random
     uint32_t random_left
     epoll_event[EVENTS_A_TURN] events

@@ -48,10 +48,15 @@ cdef inline void on_host(Engine* e, uint32_t number) noexcept nogil:
     cdef int fd = e.hosts[number].fd
     if fd < 0:
         return
-    got = posix.recvmmsg(fd, e.up.messages, BATCH, posix.MSG_DONTWAIT, NULL)
+    got = posix.recvmmsg(fd, e.from_clients.messages, BATCH, posix.MSG_DONTWAIT, NULL)
+    e.carried = True
+    e.more |= got == BATCH
     for i in range(got):
-        e.up.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_in)
-        on_datagram(e, number, &e.up.addresses[i], <uint8_t*> e.up.vectors[i].iov_base, e.up.messages[i].msg_len)
+        e.from_clients.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_in)
+        on_datagram(
+            e, number, &e.from_clients.addresses[i], <uint8_t*> e.from_clients.vectors[i].iov_base,
+            e.from_clients.messages[i].msg_len,
+        )
 
 
 cdef inline void on_datagram(
