@@ -8,6 +8,8 @@ SECONDS ?= 10
 STAY    ?=
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
+# Options of `make bench-turn`, such as `--realtime --pps 100`.
+TURN    ?=
 
 # Debian's packages. They build the extension and the benchmark. Benchmark and tests use coturn as a real TURN server. Tests
 # also use Wireshark (to read captures), programs that read allow-lists, and reverse proxies and a web proxy.
@@ -25,7 +27,7 @@ COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd)
 
-.PHONY: help demo test test-plane test-gateway test-interop test-others lint fuzz test-asan bench bench-wan clean
+.PHONY: help demo test test-plane test-gateway test-interop test-others lint fuzz test-asan bench bench-turn bench-wan clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +37,7 @@ help:
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
 	@echo "make test-asan  the data plane's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench  measure the relay and coturn: CPU per packet, latency, loss"
+	@echo "make bench-turn  the emulator's TURN host and coturn over UDP: CPU per packet, loss, memory"
 	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
 	@echo "make clean  remove what was built"
 
@@ -95,6 +98,9 @@ bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \
 	    PATH="$(abspath $(BIN)):$$PATH" $(PYTHON) $(COMPARE) --relay "$(abspath loadtest/bench/start-relay.sh)"; \
 	else $(BIN)/python -m loadtest.bench.bench; fi
+
+bench-turn: $(VENV)/.bench-installed
+	@$(BIN)/python -m loadtest.bench.turn_udp $(TURN)
 
 bench-wan: $(VENV)/.bench-installed
 	@$(BIN)/python -m loadtest.bench.wan $(WAN)

@@ -477,7 +477,7 @@ _Bench = TypeVar("_Bench", bound=Bench)
 
 
 @contextlib.contextmanager
-def open_bench(options: argparse.Namespace, kind: type[_Bench] = Bench) -> Iterator[_Bench]:  # type: ignore[assignment]
+def open_bench(options: argparse.Namespace, kind: type[_Bench]) -> Iterator[_Bench]:
     """An upstream, certificates, and nothing measured yet. Raises BenchError."""
     build()
     cores, port = Cores.choose(), _free_port()
@@ -495,7 +495,7 @@ def main() -> int:
     # So that a kill also ends the processes that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with open_bench(options) as bench:
+        with open_bench(options, Bench) as bench:
             bench.measure()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)  # noqa: T201

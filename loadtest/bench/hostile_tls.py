@@ -231,7 +231,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found = []
     try:
-        with bench.open_bench(bench.with_defaults(options)) as measured:
+        with bench.open_bench(bench.with_defaults(options), Bench) as measured:
             for kind in kinds:
                 found.append(_measure_kind(measured, kind, options))
                 print(_line(found[-1]), flush=True)  # noqa: T201

@@ -144,7 +144,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         os.environ["RELAY_SIGNALING"] = f"http://{HOST}:{port}"
         # In a thread, because the relay probes its signaling upstream, which is this process.
         with contextlib.ExitStack() as stack:
-            measured = await asyncio.to_thread(stack.enter_context, bench.open_bench(options))
+            measured = await asyncio.to_thread(stack.enter_context, bench.open_bench(options, Bench))
             server = await asyncio.to_thread(stack.enter_context, measured.server("relay"))
             clients = Clients(server, options.clients)
             samples: list[int] = []

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.turn.slow import TurnHost
+from relay.emulator.turn import native, slow
 from relay.turn.credentials import StaticCredentials, long_term_key
 from relay.turn.server import ServerSettings
 from relay.wire.stun import (
@@ -389,10 +389,10 @@ class Servers:
     coturn: Address
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Servers]:
+@pytest.fixture(scope="module", params=[slow.TurnHost, native.TurnHost], ids=["slow", "native"])
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
     users = {USERNAME: PASSWORD, "other": PASSWORD}
-    host = TurnHost(
+    host = request.param(
         Address("127.0.0.1", 0),
         StaticCredentials(users),
         allow_loopback_peers=True,

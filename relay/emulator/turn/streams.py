@@ -31,6 +31,8 @@ HANDSHAKE_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 60.0
 # A second of 40 calls. More than that is late for voice.
 MAX_WAITING_BYTES = 64 * 1024
+# What the kernel holds as well. By itself it would hold megabytes.
+KERNEL_WAITING_BYTES = 64 * 1024
 # The emulator serves one machine. A descriptor and some kilobytes each.
 MAX_CONNECTIONS = 10_000
 # An aborted transport ends in the next turn of the loop.
@@ -102,6 +104,7 @@ class StreamListener:
             accepted.close()
             return
         accepted.setblocking(False)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_WAITING_BYTES)
         self._arriving.start(self._arrive(accepted), "TURN client arrives")
 
     async def _arrive(self, accepted: socket.socket) -> None:

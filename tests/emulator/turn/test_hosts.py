@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 
 import pytest
+from aioice import turn
 
 from relay.addresses import Address
 from relay.client.requests import TurnRequestError
@@ -19,7 +20,8 @@ from relay.errors import OperatorError
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
 from relay.wire.stun import AttributeType
-from tests.support.peers.behind_turn import Inbox, open_echo
+from tests.support.peers.aioice_client import Received, closed
+from tests.support.peers.behind_turn import SIZES, Inbox, open_echo
 from tests.support.peers.uclient import UclientReport, run_uclient
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
@@ -275,7 +277,23 @@ async def test_other_family_only_if_relayed() -> None:
         assert (await turn.allocate((family,))).host == "::1"
 
 
-# coturn's load client
+# Other people's clients
+
+
+async def test_aioice_echoes_all_sizes(make: Make) -> None:
+    async with make(ANY_PORT, CREDENTIALS, allow_loopback_peers=True) as host, open_echo() as peer:
+        transport, protocol = await turn.create_turn_endpoint(
+            Received, server_addr=host.address, username="trader", password="secret", transport="udp"
+        )
+        received = protocol.data
+        try:
+            for size in SIZES:
+                data = bytes(index & 0xFF for index in range(size))
+                transport.sendto(data, peer)
+                assert await received.get() == data
+        finally:
+            transport.close()
+            await closed(transport)
 
 
 async def test_uclient_loses_nothing_through_an_echo(make: Make) -> None:

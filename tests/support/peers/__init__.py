@@ -11,6 +11,7 @@ Clients
     own_clients        the product's own clients
     raw_http           HTTP as bytes, and an upstream that records them
     raw_session        a session of media.v1, message by message
+    raw_turn           a TURN client, request by request
     schemathesis_auth  what schemathesis loads: signatures and tokens
     schemathesis_run   schemathesis, in a process
     silent_crowd       connections that say nothing
