@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(shutil.which("turnserver") is None, reason="cotu
 
 
 def test_a_short_run_measures_both_servers() -> None:
-    arguments = "--counts 5 --rounds 1 --seconds 0.5 --warmup 0.1 --idle 10".split()
+    arguments = ["--counts", "5", "--rounds", "1", "--seconds", "0.5", "--warmup", "0.1", "--idle", "10"]
     options = turn_udp.parse_options(arguments)
     with bench.open_bench(bench.with_defaults(options), turn_udp.UdpBench) as measured:
         measured.measure()
