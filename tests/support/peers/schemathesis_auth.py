@@ -14,7 +14,8 @@ import schemathesis
 
 from relay.emulator.apis.signing import SignedRequest, http_date, new_nonce, sign
 
-KEY, SECRET, TOKEN = (os.environ.get(f"EMULATOR_{name}", "") for name in ("KEY", "SECRET", "TOKEN"))
+_NAMES = ("KEY", "SECRET", "TOKEN", "ENTITLEMENT")
+KEY, SECRET, TOKEN, ENTITLEMENT = (os.environ[f"EMULATOR_{name}"] for name in _NAMES)
 
 
 class _Signature:
@@ -32,8 +33,11 @@ class _Signature:
 
 
 class _Token:
+    def __init__(self, token: str) -> None:
+        self._token = token
+
     def __call__(self, request: Any) -> Any:
-        request.headers["Authorization"] = f"Bearer {TOKEN}"
+        request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
 
@@ -42,7 +46,8 @@ auth: Any = schemathesis.auth
 auth.set_from_requests(_Signature()).apply_to(tag=["management", "call_data", "audit"]).apply_to(
     path="/emulator/v1/rejections"
 )
-auth.set_from_requests(_Token()).apply_to(tag=["recording", "login"])
+auth.set_from_requests(_Token(TOKEN)).apply_to(tag=["recording", "login"])
+auth.set_from_requests(_Token(ENTITLEMENT)).apply_to(path="/entitlement/v1/voice")
 
 
 @schemathesis.serializer("application/offset+octet-stream")
