@@ -140,7 +140,8 @@ class Visits:
                     raise
                 message = "The database is busy. Nothing was changed. Try again."
                 return self.refusal(503, "Busy", message, {"Retry-After": "5"})
-            except (web.HTTPException, ConnectionError, web.RequestPayloadError):
+            except (web.HTTPException, ConnectionResetError, web.RequestPayloadError):
+                # An answer of aiohttp's, or the client is gone.
                 raise
             except Exception:
                 incident = secrets.token_hex(4)

@@ -269,6 +269,10 @@ async def test_nobody_is_logged_in_unawares() -> None:
         ({"Origin": "null"}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),
         ({"Origin": "http://["}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://HERE.evil.example"}, 403),
+        ({"Origin": "http://HERE"}, 303),
+        ({"Origin": "https://HERE"}, 303),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 303),
@@ -278,6 +282,7 @@ async def test_nobody_is_logged_in_unawares() -> None:
 async def test_what_browsers_say_about_other_sites(headers: dict[str, str], status: int) -> None:
     async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
         fields = {"voice": "off"}
+        headers = {name: value.replace("HERE", portal.base.removeprefix("http://")) for name, value in headers.items()}
         answer = await admin.post("/portal/users/anna/voice", fields, on="/portal/users/anna", headers=headers)
         assert answer.status == status
         assert (await portal.user("anna")).voice_via_web_proxy == (status == 403)

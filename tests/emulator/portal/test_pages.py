@@ -11,6 +11,7 @@ import pytest
 
 import relay
 from relay.emulator.portal.pages import FOLDER
+from relay.emulator.store.tables import User
 from tests.support.benches.portal import ADMIN, TRADER, made_up_portal
 
 PROJECT = Path(relay.__file__).parent.parent
@@ -99,6 +100,23 @@ async def test_pages_are_light() -> None:
             loaded = set(re.findall(r'(?:href|src)="(/portal/static/[^"]+)"', page.text))
             weight = len(page.body) + sum([len((await admin.get(url)).body) for url in loaded])
             assert weight <= MAX_PAGE_BYTES, (path, weight)
+
+
+async def test_pages_of_a_large_firm_stay_light() -> None:
+    async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
+        async with portal.store.writing() as session:
+            anna = await session.get_one(User, "anna")
+            more = {name: getattr(anna, name) for name in ("firm_id", "password_hash", "role", "region")}
+            for number in range(2000):
+                values = {
+                    "user_id": f"trader-{number}",
+                    "name": f"Trader {number}",
+                    "email": f"t{number}@atlas.example",
+                }
+                session.add(User(**values, **more, voice_via_web_proxy=False, enabled=True))
+        weights = {path: len((await admin.get(path)).body) for path in [*FOR_ALL, *FOR_ADMINS]}
+        assert max(weights.values()) < 80 * 1024, weights
+        assert weights["/portal/recordings"] < 8 * 1024
 
 
 async def test_every_file_is_served_for_good_and_is_in_the_package() -> None:

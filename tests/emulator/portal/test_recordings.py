@@ -108,7 +108,7 @@ async def test_the_calls_of_a_firm_without_the_names_of_others() -> None:
     async with made_up_portal() as portal:
         portal.call("sPK-10000001-100002", ["anna", "fay"], label="Atlas - Borealis", members=["ben"])
         portal.call("sPK-10000001-100001", ["anna", "ben"], label="Anna - Ben")
-        portal.call("sPK-10000005-100002", ["fay", "chen"], label="Dialled", kind=LineKind.DIAL_TONE)
+        portal.call("sPK-10000005-100002", ["fay", "chen"], label="Dialled", kind=LineKind.DIAL_TONE, guests=["chen"])
         portal.call("sPK-10000009-100001", ["gus"], label="Of Borealis alone")
         async with portal.visitor(*ADMIN) as admin:
             for path in ("/portal/", "/portal/calls"):

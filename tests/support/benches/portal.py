@@ -31,6 +31,8 @@ NOW = 1_795_802_000.0
 ADMIN = ("atlas-admin", "admin")
 OTHER_ADMIN = ("borealis-admin", "admin")
 TRADER = ("anna", "trader")
+# Names and firms of the users in the fixtures.
+_KNOWN = {user.id: (user.name, user.firm) for user in fixtures.bundled().users}
 
 
 class Reply:
@@ -88,6 +90,11 @@ class Visitor:
         return await self.post("/portal/login", {"name": user, "password": password, **fields})
 
 
+def _member(user_id: str) -> Member:
+    name, firm = _KNOWN.get(user_id, (user_id, "elsewhere"))
+    return Member(user_id, name, firm, firm)
+
+
 class MadeUpPortal:
     """The portal with its database, and what surrounds it."""
 
@@ -133,11 +140,13 @@ class MadeUpPortal:
         status: LineStatus = LineStatus.CONNECTED,
         talking: int = 1,
         members: Sequence[str] = (),
+        guests: Sequence[str] = (),
     ) -> None:
-        """A call that began 80 seconds ago. So many of the people talk; ``members`` have the line, too."""
-        spec = LineSpec(
-            number, kind, label, tuple(Member(name, name, "a firm", "A firm") for name in [*people, *members])
-        )
+        """A call that began 80 seconds ago. So many of the people talk.
+
+        ``members`` have the line, too. ``guests`` are in the call and do not have it.
+        """
+        spec = LineSpec(number, kind, label, tuple(_member(name) for name in [*people, *members] if name not in guests))
         parties = {name: Party(Role.TALKER, talking=place < talking) for place, name in enumerate(people)}
         self.calls.append((spec, Line(status=status, since=self.now - 80, parties=parties)))
 
