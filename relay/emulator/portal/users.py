@@ -128,10 +128,9 @@ class Users:
         async with self._store.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, visit.path("user"))
             stored = _values(user)
-            if wanted is not None:
-                await _check_clashes(session, user.user_id, visit.who.firm_id, wanted, errors)
-                if wanted.role != UserRole.ADMIN and await firms.is_last_admin(session, user):
-                    errors["role"] = _LAST_ADMIN
+            await _check_clashes(session, user.user_id, visit.who.firm_id, values, errors)
+            if wanted is not None and wanted.role != UserRole.ADMIN and await firms.is_last_admin(session, user):
+                errors["role"] = _LAST_ADMIN
             differing = conflicts(stored, values, visit.form.text(VERSION))
             if wanted is not None and not errors and not differing:
                 _apply(user, wanted)
@@ -215,11 +214,10 @@ class Users:
         made = "" if password else secrets.token_urlsafe(12)
         hashed = await asyncio.to_thread(hash_password, password or made) if wanted is not None else ""
         async with self._store.writing() as session:
-            if wanted is not None:
-                await _check_clashes(session, "", visit.who.firm_id, wanted, errors)
-                if await session.get(User, wanted.user_id) is not None:
-                    errors["user_id"] = f"The user name “{wanted.user_id}” is taken. Choose another one."
-                await _check_room(session, visit.who.firm_id, errors)
+            await _check_clashes(session, "", visit.who.firm_id, values, errors)
+            if "user_id" not in errors and await session.get(User, values["user_id"]) is not None:
+                errors["user_id"] = f"The user name “{values['user_id']}” is taken. Choose another one."
+            await _check_room(session, visit.who.firm_id, errors)
             if wanted is not None and not errors:
                 user = User(user_id=wanted.user_id, firm_id=visit.who.firm_id, password_hash=hashed, enabled=True)
                 _apply(user, wanted)
@@ -270,17 +268,18 @@ def _apply(user: User, wanted: UserEdit) -> None:
 
 
 async def _check_clashes(
-    session: AsyncSession, user_id: str, firm_id: str, wanted: UserEdit, errors: dict[str, str]
+    session: AsyncSession, user_id: str, firm_id: str, values: dict[str, str], errors: dict[str, str]
 ) -> None:
-    """What others have already, or what is not the firm's."""
+    """What others have already, or what is not the firm's. Fields that are wrong anyhow are left alone."""
     others = select(User.user_id).where(User.user_id != user_id)
-    if await session.scalar(others.where(User.email == wanted.email).limit(1)) is not None:
-        errors["email"] = f"Another user has the address {wanted.email}."
-    same_extension = others.where(User.extension == wanted.extension).limit(1)
-    if wanted.extension is not None and await session.scalar(same_extension) is not None:
-        errors["extension"] = f"Another user has the extension {wanted.extension}."
-    if wanted.group is not None and wanted.group not in {g.group_id for g in await firms.groups_of(session, firm_id)}:
-        errors["group"] = "The firm has no such group."
+    email, extension, group = values["email"], values["extension"], values["group"]
+    if "email" not in errors and await session.scalar(others.where(User.email == email).limit(1)) is not None:
+        errors["email"] = f"Another user has the address {email}."
+    same_extension = others.where(User.extension == extension).limit(1)
+    if extension and "extension" not in errors and await session.scalar(same_extension) is not None:
+        errors["extension"] = f"Another user has the extension {extension}."
+    if group and group not in {each.group_id for each in await firms.groups_of(session, firm_id)}:
+        errors.setdefault("group", "The firm has no such group.")
 
 
 async def _check_room(session: AsyncSession, firm_id: str, errors: dict[str, str]) -> None:

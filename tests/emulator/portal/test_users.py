@@ -242,6 +242,16 @@ async def test_a_new_user_who_cannot_be(field: str, value: str, told: str) -> No
         assert await audited(portal) == []
 
 
+async def test_all_mistakes_are_told_at_once() -> None:
+    async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
+        wrong = {"user_id": "anna", "email": "ben@atlas.example", "extension": "abc", "password": "short", "group": "x"}
+        page = await admin.post("/portal/users/new", {**NEW, **wrong})
+        assert page.status == 422
+        assert all(error_of(page, field) for field in wrong)
+        for told in ("User name: The user name “anna” is taken.", "E-mail address: Another", "Extension: “abc”"):
+            assert told in page.words
+
+
 async def test_a_firm_has_only_so_many_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.emulator.portal.firms.MAX_USERS", 6)
     async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
