@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 ANNA_BEN = "sPK-10000001-100001"
 DORA_TO_FAY = "sPK-10000002-100001"
 HOOT = "sPK-10000003-100001"
+BROADCAST = "sPK-10000006-100001"
 DIAL_TONE = "sPK-10000005-100001"
 
 
@@ -115,6 +116,22 @@ async def test_a_hoot_is_a_mesh_from_its_talkers(tmp_path: Path) -> None:
         await gus.press(HOOT, "leave")
         await fay.until_line(HOOT, "nobody talks · 2 on it")
         assert complaints(*phones) == []
+
+
+async def test_a_broadcast_reaches_all_who_are_there_and_only_its_talker_talks(tmp_path: Path) -> None:
+    async with tabs_by_udp(tmp_path, "emil", "anna", "ben") as (emil, anna, ben):
+        assert not await anna.page.run(
+            f"""document.querySelector('[data-line="{BROADCAST}"] .hold').checkVisibility()"""
+        )
+        await emil.page.click(f'[data-line="{BROADCAST}"] .latch')
+        await asyncio.gather(anna.until_heard(), ben.until_heard())
+        await anna.press(BROADCAST, "release")
+        await anna.until_no_call()
+        await ben.until_heard()
+        await anna.press(BROADCAST, "join")
+        await anna.until_heard()
+        await emil.press(BROADCAST, "release")
+        await asyncio.gather(anna.until_no_call(), ben.until_no_call())
 
 
 async def test_a_dialled_extension_rings_on_a_line_that_one_does_not_have(tmp_path: Path) -> None:

@@ -235,6 +235,68 @@ async def test_both_sides_agree_who_offers() -> None:
         assert (here is None) == (not one["talking"] and not other["talking"])
 
 
+# A call with stubs for signaling: what it offers to whom, and what it tells of.
+CALL = """(async () => {
+    const [{ Call }, { State }] = await Promise.all(["call", "state"].map((name) => import(`/softphone/${name}.js`)));
+    const listener = (_, number) => ({ user_id: `u${10 + number}`, role: "listener", talking: false });
+    const people = Array.from({ length: LISTENERS }, listener);
+    const state = new State();
+    state.me = "me";
+    const line = { line: "s", call_id: "c", kind: "hoot", state: "talking", subscribers: people.length + 1,
+        participants: [{ user_id: "me", role: "talker", talking: true }, ...people] };
+    const said = { problems: [], offered: [] };
+    const nothing = () => {};
+    const signaling = { send: async (event, { to, type }) => { if (type) said.offered.push(to); } };
+    const track = new AudioContext().createMediaStreamDestination().stream.getAudioTracks()[0];
+    const call = new Call(line, { state, signaling, transport: { iceServers: [], hosts: [], kind: "udp" }, track,
+        settings: { voiceViaWebProxy: true }, onProblem: (one) => said.problems.push(one.key), onEvent: nothing,
+        onFault: nothing, onSilent: nothing, onChange: nothing, onConnected: nothing });
+    await Promise.all([...call.peers.values()].map((peer) => peer.chain));
+    STEPS
+    call.close();
+    return said; })()"""
+
+
+async def called(page: Page, listeners: int, steps: str = "") -> dict[str, list[str]]:
+    return dict(await page.run(CALL.replace("LISTENERS", str(listeners)).replace("STEPS", steps)))
+
+
+@needs_chromium
+async def test_a_talker_reaches_eight_and_says_so_if_there_are_more() -> None:
+    async with served() as url, browser() as page:
+        await page.open(url)
+        said = await called(page, 8)
+        assert sorted(said["offered"]) == [f"u{number}" for number in range(10, 18)]
+        assert "too-many" not in said["problems"]
+        said = await called(page, 12)
+        assert sorted(said["offered"]) == [f"u{number}" for number in range(10, 18)]
+        assert "too-many" in said["problems"]
+
+
+@needs_chromium
+async def test_a_native_softphone_is_told_apart_and_a_reloaded_page_is_a_new_connection() -> None:
+    native = "v=0\\r\\no=- 1 1 IN IP4 127.0.0.1\\r\\ns=-\\r\\nt=0 0\\r\\nm=audio 9 RTP/SAVP 0\\r\\n"
+    async with served() as url, browser() as page:
+        await page.open(url)
+        steps = f"""call.onDescription({{ from: "u10", type: "answer", sdp: "{native}" }});
+            await call.peers.get("u10").chain;"""
+        assert "native-peer" in (await called(page, 1, steps))["problems"]
+        # Their answer, and then an offer of another session: it is answered by a connection of its own.
+        steps = """
+            const far = async (offer) => { const pc = new RTCPeerConnection();
+                pc.addTrack(track); if (offer) await pc.setRemoteDescription(offer);
+                await pc.setLocalDescription(); return pc.localDescription; };
+            const first = call.peers.get("u10");
+            call.onDescription({ from: "u10", ...(await far(first.pc.localDescription)).toJSON() });
+            await first.chain;
+            call.onDescription({ from: "u10", ...(await far()).toJSON() });
+            await call.peers.get("u10").chain;
+            said.replaced = [String(first.closed), String(call.peers.get("u10") !== first)];"""
+        said = await called(page, 1, steps)
+        assert said["replaced"] == ["true", "true"]
+        assert said["offered"] == ["u10", "u10"]
+
+
 # TURN's answer, whether Voice via Web Proxy is on, the transport; what the title and the text must say.
 REFUSALS = [
     (403, "TURN allocate error.", False, "relay", "not entitled", "in the portal"),

@@ -56,8 +56,7 @@ function onIncoming(lines, own) {
     return h(
       "div",
       { class: "ring", data: { line: line.line } },
-      h("b", {}, caller ? own.state.nameOf(caller.user_id) : "Someone"),
-      h("span", {}, ` rings on ${line.label}`),
+      h("p", {}, h("b", {}, caller ? own.state.nameOf(caller.user_id) : "Someone"), ` rings on ${line.label}`),
       h("button", { type: "button", class: "good", on: { click: answer } }, "Answer"),
       h("button", { type: "button", on: { click: decline } }, "Decline"),
     );
@@ -91,6 +90,7 @@ function onEnd(state, detail) {
 
 function end() {
   session?.close();
+  problems.clearAll();
   session = null;
   stored.clear();
   showState("out");

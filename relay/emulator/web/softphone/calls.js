@@ -25,7 +25,7 @@ class CallPanel {
     this.figures = Object.entries(FIGURES).map(([name, [title, options]]) => [name, new Figure(title, options)]);
     this.path = h("p", { class: "muted path" });
     this.counts = h("p", { class: "muted counts" });
-    const figures = h(
+    this.chart = h(
       "div",
       { class: "figures" },
       this.figures.map(([, figure]) => figure.element),
@@ -35,7 +35,7 @@ class CallPanel {
       { class: "call", data: { call: call.callId } },
       this.title,
       this.status,
-      figures,
+      this.chart,
       this.counts,
       this.path,
     );
@@ -62,6 +62,8 @@ class CallPanel {
 
   showQuality() {
     const { samples, latest, path } = this.call.meter;
+    // Before the first packet there is nothing to show.
+    this.chart.hidden = !samples.some((sample) => sample?.packetsSent || sample?.packetsReceived);
     for (const [name, figure] of this.figures) figure.show(samples.map((sample) => sample?.[name] ?? null));
     const ears = latest?.of ? `${latest.of}, ${latest.codec}${latest.provisional ? " (our own values)" : ""}` : "";
     const packets = latest
@@ -82,7 +84,7 @@ export class CallList {
     this.list = h("div", { class: "calls" }, this.none);
     this.element = h(
       "section",
-      { class: "panel", "aria-label": "Calls" },
+      { class: "panel going-on", "aria-label": "Calls" },
       h("h2", {}, "Calls, and how they sound"),
       this.list,
     );
