@@ -24,8 +24,12 @@ KIND: Kind = "portal"
 
 
 def is_secure(request: web.Request) -> bool:
-    """True if the request came by HTTPS."""
-    return request.secure
+    """True if the browser came by HTTPS: to us, or to a relay in front of us, which says so itself.
+
+    The header cannot be planted: a page of another site cannot add it to a form, and the relay replaces what clients
+    say.
+    """
+    return request.secure or request.headers.get("X-Forwarded-Proto") == "https"
 
 
 def _cookie_name(request: web.Request, name: str) -> str:

@@ -291,6 +291,15 @@ async def test_what_browsers_say_about_other_sites(headers: dict[str, str], stat
             assert guest.status == 403
 
 
+async def test_behind_a_relay_the_browser_came_by_https() -> None:
+    async with made_up_portal() as portal, portal.visitor() as visitor:
+        by_relay = {"X-Forwarded-Proto": "https"}
+        page = await visitor.get("/portal/login", headers=by_relay)
+        [cookie] = page.headers.getall("Set-Cookie")
+        assert cookie.startswith("__Host-c9portal-before=")
+        assert "; Secure" in cookie
+
+
 # A new password
 
 
