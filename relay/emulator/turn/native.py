@@ -117,7 +117,11 @@ class NativePath(Started):
 
     def _on_event(self) -> None:
         for number, ip, port, data in self.path.take_requests(REQUESTS_A_TURN):
-            self._hosts[number].on_request(Address(socket.inet_ntoa(ip), port), data)
+            try:
+                self._hosts[number].on_request(Address(socket.inet_ntoa(ip), port), data)
+            except Exception as error:
+                # A fault of ours with one request. The others are decided all the same.
+                self._loop.call_exception_handler({"message": "a TURN request was not decided", "exception": error})
         for mark in [mark for mark in self._reached if mark <= self.path.mark]:
             reached = self._reached.pop(mark)
             if not reached.done():
@@ -187,14 +191,15 @@ class TurnHost(Host, Observer):
     async def _stop_udp(self) -> None:
         if self._server is None:
             return
+        # From here requests that wait are nobody's.
+        server, self._server = self._server, None
         self._timer.cancel()
         for number in self._numbers.values():
             self._remove(number)
         self._numbers.clear()
         self._path.path.close_host(self._number)
         await self._path.settle()
-        self._before = self._udp_counters()
-        self._server = None
+        self._before += self._native_counters() + Counters(drops=server.drops)
         self._path.path.reset_counters(self._number)
         if self._owns_path:
             await self._path.stop()

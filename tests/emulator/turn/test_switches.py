@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -12,12 +13,13 @@ from relay.emulator.turn import native, slow
 from relay.emulator.turn.counters import Counters
 from relay.emulator.turn.hosts import Plane, TurnHosts
 from relay.errors import OperatorError
+from relay.turn.commands import Command
 from relay.turn.credentials import StaticCredentials
 from relay.turn.drops import Drop
-from relay.turn.server import ServerSettings
+from relay.turn.server import ServerSettings, TurnServer
 from relay.wire.channeldata import build_channel_data
 from tests.support.peers.behind_turn import open_echo
-from tests.support.peers.raw_turn import RawTurn
+from tests.support.peers.raw_turn import UDP, RawTurn
 from tests.support.waiting import becomes, eventually
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
@@ -162,10 +164,32 @@ async def test_traffic_during_a_stop_harms_nobody(make: Make) -> None:
                     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                         for _ in range(200):
                             client.send(build_channel_data(0x4000, b"up"))
-                            client.send(client.signed(1))
                             sender.sendto(b"down", relayed)
+                        # These are still to be decided when the host has let go of the allocation.
+                        client.send(client.signed(4, (0x000D, bytes(4))))
+                        client.send(client.signed(3, UDP))
                         await host.stop()
                         assert host.allocations == 0
+
+
+async def test_a_request_that_fails_inside_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of our own is told to the loop, and the next request is decided."""
+    told: list[dict[str, Any]] = []
+    receive = TurnServer.receive
+
+    def faulty(self: TurnServer, now: float, client: Address, data: bytes) -> list[Command]:
+        if data[1] == 3:
+            raise RuntimeError("a bug")
+        return receive(self, now, client, data)
+
+    async with native.TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host:
+        with client_of(host) as client:
+            monkeypatch.setattr(TurnServer, "receive", faulty)
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+            client.send(client.signed(3, UDP))
+            client.send(request := client.signed(1))
+            assert (await client.receive())[8:20] == request[8:20]
+            assert [str(context["exception"]) for context in told] == ["a bug"]
 
 
 async def test_expired_permission_and_channel_carry_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
