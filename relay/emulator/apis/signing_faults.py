@@ -19,13 +19,13 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from relay.emulator.apis.signing import DEFAULT_PORTS, SignedRequest, fields_of
 
-# Pairs of mistakes are some 1,500 signatures: 5 ms of work for bodies up to this size, which those of the APIs are.
-MAX_BODY_FOR_PAIRS = 4096
-# A longer body is not made into other forms: each copy would have to be signed too.
-MAX_BODY_FOR_FORMS = 65_536
+# Each signature that is tried takes 15 µs, and the loop waits meanwhile. So pairs are made of the most common mistakes
+# only, and so are all tries with a body that is longer than those of the APIs usually are.
+MAX_BODY_FOR_ALL = 8192
 # Of the string to sign in an answer: enough for all fields but a long body.
 MAX_SHOWN_BYTES = 2048
 
@@ -59,6 +59,7 @@ class _Mistake:
     field: str
     told: str
     make: Callable[[_Recipe], _Recipe]
+    is_common: bool = False
 
 
 def explain(request: SignedRequest, signature: str, secret: str, *, key: str, nonce: str, date: str) -> Fault:
@@ -72,10 +73,12 @@ def explain(request: SignedRequest, signature: str, secret: str, *, key: str, no
     if right.digest() in given:
         told = "the signature is right, but it is not written in base64 (standard alphabet, with padding)"
         return Fault("signature", told, "base64 of the 64 bytes of HMAC-SHA512, not hex and not URL-safe base64")
+    is_long = len(request.body) > MAX_BODY_FOR_ALL
     mistakes = [*_mistakes(request, secret, fields)]
-    found = _match(right, given, ((mistake,) for mistake in mistakes))
-    if found is None and len(request.body) <= MAX_BODY_FOR_PAIRS:
-        pairs = itertools.combinations(mistakes, 2)
+    common = [mistake for mistake in mistakes if mistake.is_common]
+    found = _match(right, given, ((mistake,) for mistake in (common if is_long else mistakes)))
+    if found is None and not is_long:
+        pairs = itertools.combinations(common, 2)
         found = _match(right, given, ((a, b) for a, b in pairs if a.field != b.field))
     return _told(found, right) if found else _unexplained(right)
 
@@ -153,6 +156,24 @@ def _base64_of_hex(text: str) -> bytes:
 # The mistakes: what a field could have been, and how people would say it. Of two ways to say it, the later one counts.
 
 _Forms = dict[str | bytes, str]
+# With the last newline and SHA-256, those that are tried in pairs.
+_COMMON = {
+    ("host:port", "without its port"),
+    ("host:port", "with port 443"),
+    ("scheme", ""),
+    ("path", "with the query"),
+    ("path", "without its beginning"),
+    ("content-type", "with its parameters"),
+    ("content-type", "left empty"),
+    ("content-type", "always application/json"),
+    ("method", "in lower case"),
+    ("date", "in ISO 8601"),
+    ("date", "-1 s off"),
+    ("date", "+1 s off"),
+    ("body", "left empty"),
+    ("body", "written again as JSON without spaces"),
+    ("body", "written again as JSON with spaces"),
+}
 
 
 def _mistakes(request: SignedRequest, secret: str, fields: Mapping[str, bytes]) -> Iterator[_Mistake]:
@@ -171,11 +192,11 @@ def _mistakes(request: SignedRequest, secret: str, fields: Mapping[str, bytes]) 
         yield from _of_field(field, values, fields[field])
     for algorithm in ("sha256", "sha384", "sha1"):
         told = f"the hash were {algorithm.upper().replace('SHA', 'SHA-')}"
-        yield _Mistake("algorithm", told, lambda recipe, used=algorithm: replace(recipe, algorithm=used))  # type: ignore[misc]
+        yield _Mistake("algorithm", told, _altering(algorithm=algorithm), is_common=algorithm == "sha256")
     for told, join in _JOINS.items():
-        yield _Mistake("newlines", told, lambda recipe, used=join: replace(recipe, join=used))  # type: ignore[misc]
+        yield _Mistake("newlines", told, _altering(join=join), is_common=join is _JOINS[_LAST_NEWLINE])
     for told, other in _secrets(secret):
-        yield _Mistake("secret", told, lambda recipe, used=other: replace(recipe, secret=used))  # type: ignore[misc]
+        yield _Mistake("secret", told, _altering(secret=other))
 
 
 def _of_field(field: str, values: _Forms, right: bytes) -> Iterator[_Mistake]:
@@ -184,7 +205,8 @@ def _of_field(field: str, values: _Forms, right: bytes) -> Iterator[_Mistake]:
         if other == right:
             continue
         shown = "" if field == "body" or not other else _text(other)
-        yield _Mistake(field, f"the {field} were {': '.join(filter(None, (how, shown)))}", _setting(field, other))
+        told = f"the {field} were {': '.join(filter(None, (how, shown)))}"
+        yield _Mistake(field, told, _setting(field, other), is_common=(field, how) in _COMMON)
     yield _Mistake(field, f"the line of the {field} were left out", _without(field))
 
 
@@ -194,6 +216,10 @@ def _as_text(value: bytes) -> str:
 
 def _setting(field: str, value: bytes) -> Callable[[_Recipe], _Recipe]:
     return lambda recipe: replace(recipe, fields={**recipe.fields, field: value})
+
+
+def _altering(**parts: Any) -> Callable[[_Recipe], _Recipe]:
+    return lambda recipe: replace(recipe, **parts)
 
 
 def _without(field: str) -> Callable[[_Recipe], _Recipe]:
@@ -293,7 +319,7 @@ def _nonces(nonce: str) -> _Forms:
 
 
 def _bodies(body: bytes) -> _Forms:
-    if len(body) > MAX_BODY_FOR_FORMS:
+    if len(body) > MAX_BODY_FOR_ALL:
         return {b"": "left empty"}
     forms: _Forms = {
         b"": "left empty",
@@ -334,8 +360,9 @@ def _between(end: str) -> Callable[[Iterable[bytes]], bytes]:
     return lambda values: end.encode().join(values)
 
 
+_LAST_NEWLINE = "the last newline, after the body, were missing"
 _JOINS = {
-    "the last newline, after the body, were missing": _between("\n"),
+    _LAST_NEWLINE: _between("\n"),
     r"lines ended with \r\n": _each_with("\r\n"),
     r"lines ended with \r\n, except the last": _between("\r\n"),
     r"lines ended with a backslash and an n": _each_with("\\n"),
