@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select
+from sqlalchemy import Executable, delete, select, update
+from sqlalchemy.exc import DBAPIError
 
 from relay.emulator import fixtures
 from relay.emulator.store import Store, tables
@@ -53,6 +54,24 @@ async def test_many_writers_at_once_lose_nothing(server: str) -> None:
     async with store.reading() as session:
         wanted = select(tables.AuditEntry.object).where(tables.AuditEntry.firm_id == "crowd")
         assert sorted(map(int, await session.scalars(wanted))) == list(range(40))
+    await store.close()
+
+
+async def test_the_database_refuses_to_change_the_audit(server: str) -> None:
+    store = await Store.open(server)
+    async with store.writing() as session:
+        audit(session, "kept", f"key:{'k' * 63}", "tested", "thing")
+
+    async def tamper(change: Executable) -> None:
+        async with store.writing() as session:
+            await session.execute(change)
+
+    for change in (update(tables.AuditEntry).values(actor="nobody"), delete(tables.AuditEntry)):
+        with pytest.raises(DBAPIError, match="only added"):
+            await tamper(change)
+    async with store.reading() as session:
+        wanted = select(tables.AuditEntry.actor).where(tables.AuditEntry.firm_id == "kept")
+        assert (await session.scalars(wanted)).all() == [f"key:{'k' * 63}"]
     await store.close()
 
 

@@ -1,6 +1,6 @@
 """The audit API: what happened in a firm, and by whom. That there is one is documented; all of this one is invented.
 
-Entries are only added. Nothing in the emulator changes one or takes one away.
+Entries are only added: the database itself refuses to change one or to take one away.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from relay.emulator.store import Store, tables
 class AuditRequest(PageRequest):
     """Entries of the firm, the oldest first. An entry must pass all filters that are given."""
 
-    page_token: Annotated[
-        str | None, Field(description="nextPageToken of the page before", pattern=r"^[0-9]{1,18}$")
-    ] = None
+    page_token: Annotated[str | None, Field(description="nextPageToken of the page before", pattern="^[0-9]{1,9}$")] = (
+        None
+    )
     begin_date: Time | None = None
     end_date: Time | None = Field(default=None, description="entries before this time")
-    actor: Name | None = None
+    actor: Annotated[str, Field(pattern="^[!-~]{1,128}$")] | None = None
     action: Name | None = None
 
 

@@ -178,13 +178,13 @@ class ClientLog(Row):
 
 
 class AuditEntry(Row):
-    """Who did what. Entries are only added."""
+    """Who did what. Entries are only added: the database refuses to change one. ``actor`` may be ``key:`` and a key."""
 
     __tablename__ = "audit_entries"
     entry_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     at: Mapped[float] = mapped_column(Float)
     firm_id: Mapped[str] = mapped_column(_NAME)
-    actor: Mapped[str] = mapped_column(_NAME)
+    actor: Mapped[str] = mapped_column(_LABEL)
     action: Mapped[str] = mapped_column(_NAME)
     object: Mapped[str] = mapped_column(String(255))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)

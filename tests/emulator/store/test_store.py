@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Executable, delete, select, update
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from relay.emulator import fixtures
 from relay.emulator.store import Store, tables
@@ -145,3 +145,20 @@ def test_stores_that_open_at_once_do_not_meet() -> None:
             await store.close()
 
     asyncio.run(all_at_once())
+
+
+@pytest.mark.parametrize("change", [update(tables.AuditEntry).values(actor="nobody"), delete(tables.AuditEntry)])
+async def test_the_database_refuses_to_change_the_audit(change: Executable) -> None:
+    store = await Store.open(":memory:")
+    async with store.writing() as session:
+        audit(session, "atlas", "anna", "tested", "thing")
+
+    async def tamper() -> None:
+        async with store.writing() as session:
+            await session.execute(change)
+
+    with pytest.raises(DatabaseError, match="only added"):
+        await tamper()
+    async with store.reading() as session:
+        assert (await session.scalars(select(tables.AuditEntry.actor))).all() == ["anna"]
+    await store.close()

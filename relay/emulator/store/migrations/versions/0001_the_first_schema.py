@@ -204,7 +204,7 @@ def _create_operation() -> None:
         sa.Column("entry_id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
         sa.Column("firm_id", sa.String(length=64), nullable=False),
-        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("actor", sa.String(length=128), nullable=False),
         sa.Column("action", sa.String(length=64), nullable=False),
         sa.Column("object", sa.String(length=255), nullable=False),
         sa.Column("details", sa.JSON(), nullable=False),
@@ -212,9 +212,33 @@ def _create_operation() -> None:
     )
     with op.batch_alter_table("audit_entries", schema=None) as batch_op:
         batch_op.create_index("ix_audit_entries_firm_id_entry_id", ["firm_id", "entry_id"], unique=False)
+    for statement in _ONLY_ADDED[op.get_bind().dialect.name]:
+        op.execute(statement)
     op.create_table(
         "settings",
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_settings")),
     )
+
+
+# The database itself refuses to change what was noted. Also to a mistake of ours.
+_ONLY_ADDED = {
+    "sqlite": [
+        f"""
+        CREATE TRIGGER audit_entries_no_{event.lower()} BEFORE {event} ON audit_entries
+        BEGIN SELECT RAISE(ABORT, 'audit entries are only added'); END
+        """
+        for event in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        """
+        CREATE FUNCTION audit_entries_only_added() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'audit entries are only added'; END $$
+        """,
+        """
+        CREATE TRIGGER audit_entries_only_added BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries
+        EXECUTE FUNCTION audit_entries_only_added()
+        """,
+    ],
+}
