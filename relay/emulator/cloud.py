@@ -251,9 +251,16 @@ class Cloud:
     def _add_portal(self, passwords: Passwords) -> None:
         hub = self.signaling.hub
         listener = HubListener(hub, self.directory.forget)
-        Portal(self.store, self.login.tokens, passwords, self.recordings, live=hub, listener=listener).register(
-            self.site
+        portal = Portal(
+            self.store,
+            self.login.tokens,
+            passwords,
+            self.recordings,
+            live=hub,
+            faults=self.faults.board,
+            listener=listener,
         )
+        portal.register(self.site)
 
     @property
     def entitlement_token(self) -> str:

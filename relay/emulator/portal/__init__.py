@@ -12,5 +12,5 @@ forms       what a form sent, checked; and what a person sees of a form, with th
 parts       the database, the clock and the neighbours, for every page
 listing     pages of long lists, and the parts of a list's address
 firms       what a firm owns: its users and lines, and the rules that more than one page needs
-overview, profile, users, lines, buttons, recordings, api_keys, firm, audit_log   one file for each page
+overview, profile, users, lines, buttons, recordings, api_keys, firm, audit_log, faults_page   one file for each page
 """

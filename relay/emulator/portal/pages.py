@@ -75,7 +75,7 @@ class Assets:
 class Pages:
     """Makes HTML of templates. Whatever a template shows is escaped."""
 
-    def __init__(self, assets: Assets) -> None:
+    def __init__(self, assets: Assets, *, has_faults: bool = False) -> None:
         self._environment = Environment(
             loader=PackageLoader("relay.emulator.portal"),
             autoescape=True,
@@ -84,7 +84,7 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.globals |= {"asset": assets.url, "root": ROOT}
+        self._environment.globals |= {"asset": assets.url, "root": ROOT, "has_faults": has_faults}
         self._environment.filters |= {"time": _time, "iso": _iso, "segment": _segment, "size": _size, "span": _span}
 
     def render(

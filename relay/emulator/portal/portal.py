@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aiohttp import web
 from sqlalchemy import or_, select
 
+from relay.emulator.faults.board import FaultBoard
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
 from relay.emulator.login.service import Passwords
@@ -16,6 +17,7 @@ from relay.emulator.names import Role
 from relay.emulator.portal.api_keys import ApiKeys
 from relay.emulator.portal.audit_log import AuditLog
 from relay.emulator.portal.buttons import Buttons
+from relay.emulator.portal.faults_page import FaultsPage
 from relay.emulator.portal.firm import FirmPage
 from relay.emulator.portal.firms import MAX_PASSWORD
 from relay.emulator.portal.forms import read_form
@@ -28,7 +30,7 @@ from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.profile import Profile
 from relay.emulator.portal.recordings import Recordings
 from relay.emulator.portal.users import Users
-from relay.emulator.portal.visits import Visit, Visits
+from relay.emulator.portal.visits import Page, Visit, Visits
 from relay.emulator.store import Store
 from relay.emulator.store.store import audit
 from relay.emulator.store.tables import User
@@ -47,17 +49,18 @@ class Portal:
         media: RecordedMedia,
         *,
         live: LiveCalls | None = None,
+        faults: FaultBoard | None = None,
         listener: Listener | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._passwords = passwords
         self._assets = Assets()
-        self._pages = Pages(self._assets)
+        self._pages = Pages(self._assets, has_faults=faults is not None)
         self._logins = Logins(tokens)
         self._visits = Visits(self._logins, self._pages)
         parts = Parts(store, clock, listener or NoListener())
-        self._parts = (
+        self._parts: list[Page] = [
             Overview(parts, live or NoCalls()),
             Profile(parts, passwords),
             Users(parts),
@@ -67,7 +70,8 @@ class Portal:
             ApiKeys(parts),
             FirmPage(parts),
             AuditLog(parts),
-        )
+            *([] if faults is None else [FaultsPage(parts, faults)]),
+        ]
 
     def register(self, site: Site) -> None:
         """Serve all pages."""

@@ -6,9 +6,9 @@ Life of a request: a login → the role → for a change, its origin, its form a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import structlog
@@ -34,6 +34,8 @@ NOTICES = {
     "voice-off": "Voice via Web Proxy is off. It counts from the user's next login.",
     "password": "The password was changed. All other logins of this user have ended.",
     "enabled": "The user can log in again.",
+    "fault-on": "The fault is on.",
+    "fault-off": "The fault is off.",
     "disabled": "The user is disabled. All their logins have ended.",
 }
 _EMPTY = Form([])
@@ -78,6 +80,13 @@ class Visit:
 
 
 Handler = Callable[[Visit], Awaitable[web.StreamResponse]]
+
+
+class Page(Protocol):
+    """A part of the portal."""
+
+    def routes(self, visits: Visits) -> Iterable[tuple[str, str, Any]]:
+        """Method, path and handler of each of its pages."""
 
 
 class Visits:

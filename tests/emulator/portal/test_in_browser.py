@@ -29,6 +29,7 @@ PATHS = [
     "/portal/keys/atlas-key-1",
     "/portal/audit",
     "/portal/firm",
+    "/portal/faults",
     "/portal/profile",
 ]
 # Fields and buttons that nobody could name, ids that are there twice, and headings that are missing.

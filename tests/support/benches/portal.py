@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from relay import catalog
 from relay.emulator import fixtures
+from relay.emulator.faults.board import FaultBoard
 from relay.emulator.http.site import Names, Site
 from relay.emulator.lines import LineKind
 from relay.emulator.login.service import Passwords
@@ -107,7 +108,17 @@ class MadeUpPortal:
         self.tokens = Tokens(store, clock=lambda: self.now)
         # The throttle's clock does not move by itself.
         self.passwords = Passwords(clock=lambda: self.now)
-        self.portal = Portal(store, self.tokens, self.passwords, self, live=self, listener=self, clock=lambda: self.now)
+        self.faults = FaultBoard(catalog.load())
+        self.portal = Portal(
+            store,
+            self.tokens,
+            self.passwords,
+            self,
+            live=self,
+            faults=self.faults,
+            listener=self,
+            clock=lambda: self.now,
+        )
         self.base = ""
 
     # What the portal asks its neighbours
@@ -198,6 +209,7 @@ async def made_up_portal(database: str = ":memory:") -> AsyncIterator[MadeUpPort
     """Serve it on a free port."""
     store = await Store.open(database)
     runner: web.AppRunner | None = None
+    made: MadeUpPortal | None = None
     with TemporaryDirectory() as folder:
         try:
             await seed(store, fixtures.bundled())
@@ -212,4 +224,6 @@ async def made_up_portal(database: str = ":memory:") -> AsyncIterator[MadeUpPort
         finally:
             if runner is not None:
                 await runner.cleanup()
+            if made is not None:
+                made.faults.close()
             await store.close()
