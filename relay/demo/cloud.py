@@ -19,7 +19,15 @@ from relay.emulator import fixtures
 from relay.emulator.cloud import Cloud
 from relay.emulator.folder import relay_toml
 from relay.emulator.lines import LineKind
-from relay.emulator.settings import DEFAULT_HTTP, DEFAULT_TLS, RELAY_ADMIN, RELAY_TLS, EmulatorSettings, RelayPlan
+from relay.emulator.settings import (
+    DEFAULT_BAD_WEB_PROXY,
+    DEFAULT_HTTP,
+    DEFAULT_TLS,
+    RELAY_ADMIN,
+    RELAY_TLS,
+    EmulatorSettings,
+    RelayPlan,
+)
 from relay.emulator.store.passwords import hash_password
 from relay.emulator.store.store import IN_MEMORY
 from relay.floor.relays import running_gateway
@@ -63,6 +71,9 @@ async def running_floor(folder: Path, pairs: int, *, known_ports: bool) -> Async
         tls=DEFAULT_TLS if known_ports else _ANY,
         http=DEFAULT_HTTP if known_ports else _ANY,
         turn_port=0,
+        # Calls are measured: nothing of ours lies on their way.
+        udp_hop_port=None,
+        bad_web_proxy=DEFAULT_BAD_WEB_PROXY if known_ports else None,
         relay=RelayPlan() if known_ports else RelayPlan(_ANY, _ANY, _ANY),
     )
     async with Cloud(settings) as cloud:

@@ -22,6 +22,13 @@ app = typer.Typer(
 app.command("sign")(sign_command)
 
 _FOLDER = Path("cloud9-emulator")
+_NoUdpHop = Annotated[
+    bool,
+    typer.Option("--no-udp-hop", help="Have desks reach the TURN hosts directly: for load, without faults of UDP."),
+]
+_BadWebProxy = Annotated[str, typer.Option(help="Where the web proxy listens that faults on demand make bad.")]
+_Redis = Annotated[str, typer.Option(help="redis://host: share signaling with other processes of this cloud.")]
+_HostOn = Annotated[list[str] | None, typer.Option(help="Switch on a host that does not exist yet. May be repeated.")]
 
 
 @app.callback()
@@ -39,12 +46,10 @@ def emulate(
     no_turn: Annotated[
         bool, typer.Option("--no-turn", help="Another process of this cloud has the TURN hosts.")
     ] = False,
-    redis: Annotated[
-        str, typer.Option(help="redis://host: share the state of signaling with other processes of this cloud.")
-    ] = "",
-    host_on: Annotated[
-        list[str] | None, typer.Option(help="Switch on a host that does not exist yet. May be repeated.")
-    ] = None,
+    no_udp_hop: _NoUdpHop = False,
+    bad_web_proxy: _BadWebProxy = "127.0.0.1:3130",
+    redis: _Redis = "",
+    host_on: _HostOn = None,
     with_relay: Annotated[bool, typer.Option("--with-relay", help="Run a relay as well.")] = False,
     relay_tls: Annotated[str, typer.Option(help="Where the relay of relay.toml listens.")] = "127.0.0.1:4443",
     relay_web_proxy: Annotated[str, typer.Option(help="Where its web proxy listens.")] = "127.0.0.1:3129",
@@ -60,7 +65,7 @@ def emulate(
 
     from relay import catalog, logs
     from relay.emulator import fixtures as fixture_files
-    from relay.emulator.settings import EmulatorSettings, RelayPlan
+    from relay.emulator.settings import UDP_HOP_PORT, EmulatorSettings, RelayPlan
     from relay.floor.emulate import emulate as run
 
     settings = EmulatorSettings(
@@ -72,6 +77,9 @@ def emulate(
         http=_address("--http", http),
         turn_port=turn_port,
         runs_turn=not no_turn,
+        # The kernel chooses both ports, or neither.
+        udp_hop_port=None if no_udp_hop else UDP_HOP_PORT if turn_port else 0,
+        bad_web_proxy=_address("--bad-web-proxy", bad_web_proxy),
         redis_url=redis or None,
         hosts_on=tuple(host_on or ()),
         exposed=expose,

@@ -92,6 +92,8 @@ def _rows(cloud: Cloud, gateway: Gateway | None) -> Sequence[tuple[str, str, str
         running = [host for host in cloud.running_hosts() if host.region == region]
         where = f"{running[0].address} … {running[-1].address} (UDP)"
         rows.append((f"TURN {region}", where, _some([host.name for host in running])))
+    if cloud.faults.web_proxy is not None:
+        rows.append(("web proxy with faults", str(cloud.faults.web_proxy.address), ""))
     if gateway is not None:
         addresses = ", ".join(str(address) for address in gateway.tls)
         rows.append(("relay", f"{addresses} (HTTPS, WebSocket, TURN/TLS)", ""))

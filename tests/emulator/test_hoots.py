@@ -196,7 +196,7 @@ async def test_the_last_one_ends_the_hoot_and_the_next_one_begins_another() -> N
 
 
 async def test_a_softphone_that_vanishes_may_offer_again() -> None:
-    async with hoots(vanish_s=0.3) as bench:
+    async with hoots(vanish_s=1.5) as bench:
         anna = await bench.ear("a1")
         await anna.join()
         await anna.describe()

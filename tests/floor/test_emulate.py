@@ -26,7 +26,7 @@ from tests.support.benches.serving import kill, start
 from tests.support.network.ports import reserved_address
 
 USERS = ("anna", "ben", "chen", "dora", "emil", "fay", "gus", "hana", "ivan", "june")
-PORTS = ("--http", "127.0.0.1:0", "--tls", "127.0.0.1:0", "--turn-port", "0")
+PORTS = ("--http", "127.0.0.1:0", "--tls", "127.0.0.1:0", "--turn-port", "0", "--bad-web-proxy", "127.0.0.1:0")
 RELAY_OPTIONS = ("--relay-tls", "--relay-web-proxy", "--relay-admin")
 
 
@@ -132,6 +132,7 @@ async def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path) -> None:
     [
         (("--http", "0.0.0.0:8080"), "relay: --http 0.0.0.0:8080: not a loopback address"),
         (("--http", "localhost"), "relay: --http 'localhost': expected host:port"),
+        (("--bad-web-proxy", "0.0.0.0:3130"), "relay: --bad-web-proxy 0.0.0.0:3130: not a loopback address"),
         (("--fixtures", "/nowhere.toml"), "relay: /nowhere.toml: No such file or directory"),
         (("--store", "mysql://x/y"), "relay: store mysql://…: expected :memory:"),
         (("--host-on", "a.example"), "relay: --host-on a.example: not a host of the catalog"),

@@ -93,7 +93,8 @@ class FaultService:
     def register(self, site: Site) -> None:
         """Add the endpoints."""
         one, invented = PATH + "/{hop}/{kind}", Mark.INVENTED
-        role, wrong = Role.EMULATOR, {422: "The kind does not happen at this hop, or has no such field or target."}
+        role = Role.EMULATOR
+        wrong = {422: "The kind has no such field or target.", 404: "The kind does not happen at this hop."}
         site.add(
             Endpoint(role, "GET", PATH, invented, "What can go wrong, and what does", self._list, answer=Faults),
             Endpoint(
@@ -121,7 +122,8 @@ class FaultService:
         try:
             return self._view(self._board.put(call.path.hop, call.path.kind, call.body))
         except BadSetting as bad:
-            raise ApiError(422, "bad_fault", bad.message, where=bad.where, expected=bad.expected) from None
+            status = 404 if bad.where == "path.hop" else 422
+            raise ApiError(status, "bad_fault", bad.message, where=bad.where, expected=bad.expected) from None
 
     async def _delete(self, call: Call) -> Removed:
         return Removed(removed=self._board.remove(call.path.hop, call.path.kind))

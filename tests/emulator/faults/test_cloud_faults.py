@@ -236,3 +236,13 @@ async def test_a_slow_recorder_and_nobody_else() -> None:
         async with session.put(f"{url}/recordings/1", data=b"Ogg") as answer:
             assert await answer.text() == "3 bytes"
     board.close()
+
+
+async def test_the_clouds_own_recorder_is_slow(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        loop, path = asyncio.get_running_loop(), "/recordings/v1/00000000-0000-4000-8000-000000000001"
+        await put(client, "cloud/slow_recorder", answer_after_s=0.3)
+        before = loop.time()
+        status, _, _ = await client.ask("GET", path)
+        assert status == 401
+        assert loop.time() - before >= 0.3

@@ -44,29 +44,29 @@ async def test_faults_are_listed_put_and_taken_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "where"),
+    ("path", "body", "where", "told"),
     [
-        ("desk_udp/loss", {"percent": 101}, "body.percent"),
-        ("desk_udp/loss", {"percent": 0}, "body.percent"),
-        ("desk_udp/loss", {"percent": "many"}, "body.percent"),
-        ("desk_udp/loss", {"target": "nowhere"}, "body.target"),
-        ("desk_udp/loss", {"idle_s": 5}, "body.idle_s"),
-        ("desk_udp/loss", {"nonsense": 5}, "body.nonsense"),
-        ("desk_udp/loss", {"seconds": 90_000}, "body.seconds"),
-        ("desk_udp/delay", {"delay_ms": 100_000}, "body.delay_ms"),
-        ("web_proxy/loss", {}, "path.hop"),
-        ("moon/loss", {}, "path.hop"),
-        ("desk_udp/gremlins", {}, "path.kind"),
-        ("web_proxy/proxy_authentication", {"username": "a:b"}, "body.username"),
-        ("cloud/region_down", {}, "body.target"),
+        ("desk_udp/loss", {"percent": 101}, "body.percent", 422),
+        ("desk_udp/loss", {"percent": 0}, "body.percent", 422),
+        ("desk_udp/loss", {"percent": "many"}, "body.percent", 422),
+        ("desk_udp/loss", {"target": "nowhere"}, "body.target", 422),
+        ("desk_udp/loss", {"idle_s": 5}, "body.idle_s", 422),
+        ("desk_udp/loss", {"nonsense": 5}, "body.nonsense", 422),
+        ("desk_udp/loss", {"seconds": 90_000}, "body.seconds", 422),
+        ("desk_udp/delay", {"delay_ms": 100_000}, "body.delay_ms", 422),
+        ("web_proxy/loss", {}, "path.hop", 404),
+        ("moon/loss", {}, "path.hop", 422),
+        ("desk_udp/gremlins", {}, "path.kind", 422),
+        ("web_proxy/proxy_authentication", {"username": "a:b"}, "body.username", 422),
+        ("cloud/region_down", {}, "body.target", 422),
     ],
 )
 async def test_mistakes_are_told_and_change_nothing(
-    tmp_path: Path, path: str, body: dict[str, Any], where: str
+    tmp_path: Path, path: str, body: dict[str, Any], where: str, told: int
 ) -> None:
     async with running_cloud(tmp_path) as client:
         status, answer, _ = await client.ask("PUT", f"{PATH}/{path}", json=body)
-        assert (status, answer["error"]["where"]) == (422, where)
+        assert (status, answer["error"]["where"]) == (told, where)
         _, answer, _ = await client.ask("GET", PATH)
         assert answer["active"] == []
 

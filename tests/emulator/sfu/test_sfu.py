@@ -335,7 +335,7 @@ async def test_a_key_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_who_is_silent_vanishes() -> None:
     gone: list[str] = []
-    async with open_floor(vanish_s=0.5, on_vanished=lambda hoot, user_id: gone.append(user_id)) as floor:
+    async with open_floor(vanish_s=1.5, on_vanished=lambda hoot, user_id: gone.append(user_id)) as floor:
         floor.hoot.subscribe("never-heard", Address("127.0.0.1", 9))
         anna = await floor.listener("anna")
         await becomes(lambda: gone, ["never-heard", "anna"])
