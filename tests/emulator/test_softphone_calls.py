@@ -19,6 +19,7 @@ ANNA_BEN = "sPK-10000001-100001"
 DORA_TO_FAY = "sPK-10000002-100001"
 HOOT = "sPK-10000003-100001"
 BROADCAST = "sPK-10000006-100001"
+UNLIMITED = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
 DIAL_TONE = "sPK-10000005-100001"
 
 
@@ -98,6 +99,18 @@ async def test_talk_is_held_on_a_shoutdown_and_both_ways_are_apart(tmp_path: Pat
         await fay.let_go(DORA_TO_FAY)
         await fay.press(DORA_TO_FAY, "release")
         await dora.until_no_call()
+
+
+async def test_what_was_let_go_without_signaling_is_told_afterwards(tmp_path: Path) -> None:
+    async with tabs_by_udp(tmp_path, "dora", "fay") as (dora, fay):
+        # A button talks until it is pressed again.
+        await dora.page.press("1")
+        await fay.until_heard()
+        await dora.page.ask("Network.emulateNetworkConditions", offline=True, **UNLIMITED)
+        await dora.until_problem("signaling")
+        await dora.page.click(f'[data-line="{DORA_TO_FAY}"] .latch')
+        await dora.page.ask("Network.emulateNetworkConditions", offline=False, **UNLIMITED)
+        await fay.until_line(DORA_TO_FAY, "nobody talks")
 
 
 async def test_a_hoot_is_a_mesh_from_its_talkers(tmp_path: Path) -> None:
@@ -197,12 +210,11 @@ async def test_a_wrong_password_is_told(tmp_path: Path) -> None:
 async def test_lost_signaling_is_told_and_found_again(tmp_path: Path) -> None:
     async with tabs_by_udp(tmp_path, "anna", "ben") as (anna, ben):
         await connect(anna, ben, ANNA_BEN)
-        network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        await anna.page.ask("Network.emulateNetworkConditions", offline=True, **network)
+        await anna.page.ask("Network.emulateNetworkConditions", offline=True, **UNLIMITED)
         await anna.until_problem("signaling")
         # Voice is not signaling's: it goes on meanwhile.
         await ben.until_heard()
-        await anna.page.ask("Network.emulateNetworkConditions", offline=False, **network)
+        await anna.page.ask("Network.emulateNetworkConditions", offline=False, **UNLIMITED)
         await anna.page.until("document.querySelector('#live').dataset.state === 'live'")
         await anna.page.until("""!document.querySelector('[data-problem="signaling"]')""")
         await anna.press(ANNA_BEN, "release")

@@ -249,8 +249,8 @@ CALL = """(async () => {
     const signaling = { send: async (event, { to, type }) => { if (type) said.offered.push(to); } };
     const track = new AudioContext().createMediaStreamDestination().stream.getAudioTracks()[0];
     const call = new Call(line, { state, signaling, transport: { iceServers: [], hosts: [], kind: "udp" }, track,
-        settings: { voiceViaWebProxy: true }, onProblem: (one) => said.problems.push(one.key), onEvent: nothing,
-        onFault: nothing, onSilent: nothing, onChange: nothing, onConnected: nothing });
+        settings: { voiceViaWebProxy: true }, isHeld: () => window.held ?? true, onEvent: nothing, onFault: nothing,
+        onProblem: (one) => said.problems.push(one.key), onSilent: nothing, onChange: nothing, onConnected: nothing });
     await Promise.all([...call.peers.values()].map((peer) => peer.chain));
     STEPS
     call.close();
@@ -271,6 +271,17 @@ async def test_a_talker_reaches_eight_and_says_so_if_there_are_more() -> None:
         said = await called(page, 12)
         assert sorted(said["offered"]) == [f"u{number}" for number in range(10, 18)]
         assert "too-many" in said["problems"]
+
+
+@needs_chromium
+async def test_who_lets_go_of_the_button_is_silent_at_once() -> None:
+    async with served() as url, browser() as page:
+        await page.open(url)
+        steps = """said.sends = [String(call.track.enabled)];
+            window.held = false;
+            call.applyTalk();
+            said.sends.push(String(call.track.enabled));"""
+        assert (await called(page, 1, steps))["sends"] == ["true", "false"]
 
 
 @needs_chromium

@@ -132,7 +132,8 @@ function toggleTheme() {
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement) return;
+  // What is typed into a field is text.
+  if (event.target.matches?.("input:not([type=radio], [type=checkbox]), select")) return;
   if (event.key === "t") toggleTheme();
   else if (event.key === "a") session?.answer();
   else if (event.key === "h") session?.hangUp();

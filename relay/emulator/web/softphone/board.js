@@ -67,6 +67,7 @@ export class Board {
     const line = this.state?.lines.get(button.line);
     const does = line && mainAction(line, this.state, button.dial);
     if (does?.action === "dial") this.cards.get(button.line).dial.focus();
+    else if (does?.action === "talk") this.cards.get(button.line).onLatch();
     else if (does)
       this.act(does.action, button.line, button.dial && does.action === "ring" ? { number: button.dial } : {});
   }

@@ -1,6 +1,6 @@
 // The media of one call: a connection to each other browser in it that needs one.
 import { Peer } from "./peer.js";
-import { offererOf } from "./state.js";
+import { ONE_WAY, offererOf } from "./state.js";
 import { ofTooManyListeners } from "./problems.js";
 import { Meter } from "./quality.js";
 
@@ -10,7 +10,7 @@ export const MAX_REACHED = 8;
 const MAX_PEERS = MAX_REACHED + 12;
 
 export class Call {
-  // context: {state, signaling, transport, settings, track, onProblem, onEvent, onFault, onSilent, onChange}
+  // context: {state, signaling, transport, settings, track, isHeld(line), onProblem, onEvent, onFault, onSilent, onChange}
   // With ``rejoins`` the page was loaded again in the middle of a call: only this side knows that, so it offers to all.
   constructor(line, context, rejoins) {
     this.callId = line.call_id;
@@ -29,7 +29,7 @@ export class Call {
     const others = state.others(line);
     const there = new Set(others.map((one) => one.user_id));
     for (const [userId, peer] of this.peers) if (!there.has(userId) && this.isComplete(line)) this.drop(userId, peer);
-    for (const peer of this.peers.values()) peer.talk(this.track, me.talking);
+    this.applyTalk();
     const wanted = others.filter((one) => {
       const offerer = offererOf(me, one);
       return rejoins ? offerer : offerer === me.user_id;
@@ -37,6 +37,18 @@ export class Call {
     const reached = wanted.slice(0, MAX_REACHED);
     for (const one of reached) if (!this.peers.has(one.user_id)) this.open(one.user_id)?.offer();
     this.say(line, me);
+  }
+
+  // On one-way lines the button decides as well: who lets go of it is not heard from then on, even if signaling is lost.
+  get talks() {
+    const held = !ONE_WAY.has(this.line.kind) || this.context.isHeld(this.line.line);
+    return held && this.context.state.amTalking(this.line);
+  }
+
+  applyTalk() {
+    // At once; the senders follow.
+    this.track.enabled = this.talks;
+    for (const peer of this.peers.values()) peer.talk(this.track, this.talks);
   }
 
   isComplete(line) {
@@ -50,8 +62,7 @@ export class Call {
 
   open(userId) {
     if (this.peers.size >= MAX_PEERS) return null;
-    const talking = this.context.state.amTalking(this.line);
-    const peer = new Peer(userId, this.linkTo(userId), this.track, talking);
+    const peer = new Peer(userId, this.linkTo(userId), this.track, this.talks);
     this.peers.set(userId, peer);
     this.setVolume(this.muted);
     return peer;
@@ -86,7 +97,7 @@ export class Call {
   setTrack(track) {
     this.track.stop();
     this.track = track.clone();
-    for (const peer of this.peers.values()) peer.talk(this.track, this.context.state.amTalking(this.line));
+    this.applyTalk();
   }
 
   setVolume(muted) {

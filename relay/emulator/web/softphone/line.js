@@ -38,7 +38,7 @@ export function mainAction(line, state, dial) {
   if (line.state !== "idle") return null;
   if (ONE_WAY.has(line.kind) && !state.mayTalk.has(line.line)) return null;
   if (line.kind === "dial_tone" && !dial) return { action: "dial", label: "Dial" };
-  return { action: "ring", label: ONE_WAY.has(line.kind) ? "Open" : "Call" };
+  return ONE_WAY.has(line.kind) ? { action: "talk", label: "Talk" } : { action: "ring", label: "Call" };
 }
 
 // Whether holding a button makes sense: on an idle line that is not a hoot, it opens the line as well.
@@ -91,9 +91,11 @@ export class LineCard {
   }
 
   // For those who cannot hold a key or a button: it talks until it is pressed again.
-  onLatch() {
+  async onLatch() {
     this.latched = !this.latched;
-    this.talk(this.number, this.latched);
+    await this.talk(this.number, this.latched);
+    // It was refused.
+    if (!this.mine) this.latched = false;
   }
 
   onMain() {
@@ -114,14 +116,16 @@ export class LineCard {
       mine: String(mine),
       rings: String(state.ringsHere(line)),
     });
-    this.main.hidden = !action;
+    // For that there are two buttons of their own.
+    this.main.hidden = !action || action.action === "talk";
     this.main.dataset.action = action?.action ?? "";
     setText(this.main, action?.label ?? "");
     this.main.setAttribute("aria-label", `${action?.label ?? ""} ${KIND_NAMES[line.kind]} ${line.label}`);
     this.decline.hidden = !state.ringsHere(line);
     this.dial.hidden = action?.action !== "dial";
     this.hold.hidden = this.latch.hidden = !mayTalk(line, state);
-    if (!mine) this.latched = false;
+    if (this.mine && !mine) this.latched = false;
+    this.mine = mine;
     this.hold.setAttribute("aria-pressed", String(talking));
     this.latch.setAttribute("aria-pressed", String(Boolean(this.latched)));
     setText(this.hold, talking ? "You talk" : "Hold to talk");

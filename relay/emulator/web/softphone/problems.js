@@ -52,7 +52,7 @@ function ofNoRelay(transport, url) {
     "Either nothing answers there, or this browser does not trust its certificate.",
     "Open the same address with https:// in a tab. If the browser warns you, import the CA file of the emulator's folder",
     "as an authority for websites, and restart the browser. If there is no answer, the relay is down or a proxy does not",
-    "let you reach it: ask its operator.",
+    "let you reach it: ask its operator. To hear a call meanwhile, choose directly by UDP.",
   );
 }
 

@@ -10,7 +10,7 @@ import { getTurnCredentials, getVoice, sendLog } from "./rest.js";
 import { Setup } from "./setup.js";
 import { Signaling } from "./signaling.js";
 import { openMicrophone } from "./sound.js";
-import { State } from "./state.js";
+import { ONE_WAY, State } from "./state.js";
 import { withCredentials } from "./transport.js";
 
 const LOOK_EVERY_MS = 1000;
@@ -115,7 +115,16 @@ export class Session {
     this.showPresence();
     for (const line of this.state.lines.values()) this.syncCall(line, true);
     this.closeGone();
+    this.letGo();
     this.refresh();
+  }
+
+  // What was let go while there was no signaling, or before the page was loaded again, the others do not know yet.
+  letGo() {
+    for (const line of this.state.lines.values()) {
+      const stale = ONE_WAY.has(line.kind) && this.state.amTalking(line) && !this.held.get(line.line);
+      if (stale) this.tell("line.talk", { line: line.line, on: false });
+    }
   }
 
   onPresence(message) {
@@ -162,6 +171,7 @@ export class Session {
       {
         ...{ state: this.state, signaling: this.signaling, transport: this.setup.transport, settings: this.settings },
         track: this.track,
+        isHeld: (number) => Boolean(this.held.get(number)),
         onProblem: (problem) => this.tellProblem(problem),
         onEvent: (text) => this.log.add(text),
         onFault: (text) => this.log.add(`fault: ${text}`),
@@ -241,6 +251,7 @@ export class Session {
   async talk(number, on) {
     if (this.held.get(number) === on || (!on && !this.held.get(number))) return;
     this.held.set(number, on);
+    for (const call of this.calls.values()) call.applyTalk();
     const line = this.state.lines.get(number);
     if (on && !this.state.amIn(line)) {
       await this.tell("line.ring", { line: number });
