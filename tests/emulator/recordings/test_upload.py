@@ -486,3 +486,20 @@ async def test_completion_is_in_the_audit(tmp_path: Path) -> None:
         await anna.upload()
         entries = (await apis.post("/audit/v1/entries", {"action": "recording.complete"})).json["entries"]
         assert [(each["actor"], each["object"]) for each in entries] == [("anna", anna.id)]
+
+
+async def test_a_stop_ends_uploads_and_keeps_what_they_have_received(tmp_path: Path) -> None:
+    database = str(tmp_path / "e.db")
+    async with open_apis(tmp_path, database=database) as apis:
+        anna = await user(apis)
+        reader, writer = await begin_patch(apis, anna, MEDIA.content[:700])
+        path = tmp_path / "atlas" / anna.id
+        await eventually(path.exists)
+    await close(writer)
+    assert b" 204 " not in await reader.read()
+    async with open_apis(tmp_path, database=database) as apis:
+        again = await user(apis, recording_id=anna.id)
+        kept = await again.offset()
+        assert kept in {0, 700}
+        assert path.stat().st_size == kept
+        assert (await again.patch(MEDIA.content[kept:], kept)).status == 204
