@@ -24,6 +24,7 @@ from relay.emulator.store import Store, tables
 from relay.gateway.app import check
 from tests.support.benches.serving import kill, start
 from tests.support.network.ports import reserved_address
+from tests.support.waiting import EVENTUALLY_S, POLL_S
 
 USERS = ("anna", "ben", "chen", "dora", "emil", "fay", "gus", "hana", "ivan", "june")
 PORTS = ("--http", "127.0.0.1:0", "--tls", "127.0.0.1:0", "--turn-port", "0", "--bad-web-proxy", "127.0.0.1:0")
@@ -106,14 +107,23 @@ async def test_the_written_configuration_is_one_that_the_relay_takes(tmp_path: P
         check(config.load(tmp_path / "relay.toml"))
 
 
+async def relay_is_ready(url: str) -> None:
+    """Wait until the relay has heard of an upstream: it asks them once it runs."""
+    async with aiohttp.ClientSession() as session, asyncio.timeout(EVENTUALLY_S):
+        status = 0
+        while status != 200:
+            async with session.get(url) as answer:
+                status = answer.status
+            await asyncio.sleep(POLL_S)
+
+
 async def test_the_relay_comes_along(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as running:
         options = [(name, str(running.enter_context(reserved_address()))) for name in RELAY_OPTIONS]
         emulated = await running.enter_async_context(emulating(tmp_path, "--with-relay", *itertools.chain(*options)))
         found = re.search(r"http://(127\.0\.0\.1:\d+)/", emulated.printed.partition("dashboard")[2])
         assert found is not None
-        async with aiohttp.ClientSession() as session, session.get(f"http://{found[1]}/readyz") as answer:
-            assert answer.status == 200
+        await relay_is_ready(f"http://{found[1]}/readyz")
         status, errors = await emulated.stop()
     assert status == 0
     assert "Traceback" not in errors

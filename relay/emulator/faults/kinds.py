@@ -154,7 +154,7 @@ KINDS: dict[Kind, KindSpec] = {
         (Hop.CLOUD,),
         Mark.INVENTED,
         "The TURN hosts of a region are silent, and its other hosts answer 503.",
-        "Calls in this region lose their audio; the relay moves on to another upstream.",
+        "Calls in this region lose their audio, and within seconds the relay sees that its upstreams are down.",
         Target.REGION,
     ),
     Kind.NAME_NOT_FOUND: KindSpec(

@@ -26,6 +26,7 @@ from relay.emulator.http.site import Names, Site
 from relay.emulator.names import Role
 from relay.errors import UpstreamError
 from tests.support.benches.cloud import CloudClient, running_cloud
+from tests.support.benches.floor import running_floor
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.waiting import eventually
 
@@ -246,3 +247,16 @@ async def test_the_clouds_own_recorder_is_slow(tmp_path: Path) -> None:
         status, _, _ = await client.ask("GET", path)
         assert status == 401
         assert loop.time() - before >= 0.3
+
+
+async def test_the_relay_notices_that_a_region_is_down(tmp_path: Path) -> None:
+    async with running_floor(tmp_path) as floor:
+        await put(floor.client, "cloud/region_down", target="use1")
+
+        def health(region: str) -> set[str]:
+            return {one.health for one in floor.gateway.upstreams if one.settings.region == region}
+
+        await eventually(lambda: health("use1") == {"down"}, "the region's upstreams are down")
+        assert health("euc1") == {"up"}
+        await floor.client.ask("DELETE", PATH)
+        await eventually(lambda: health("use1") == {"up"}, "they are up again")
