@@ -24,6 +24,8 @@ MAX_QUEUED_BYTES = 4 << 20
 # Of a message to the hubs of other processes: no client can enter a room of this name.
 HUBS = "@hubs"
 
+# How soon a task that goes on in spite of a cancellation is cancelled again.
+CANCEL_AGAIN_S = 0.1
 # How long a client's own close is waited for. It comes at once, or never.
 CLOSE_TIMEOUT_S = 2.0
 # What a packet begins with. The library fails at others, and keeps the connection.
@@ -107,9 +109,11 @@ class RedisManager(socketio.AsyncRedisManager, FastManager):  # type: ignore[mis
 
     async def stop(self) -> None:
         """End the listener, and close the connections."""
-        if (listener := getattr(self, "thread", None)) is not None:
+        listener: asyncio.Task[None] | None = getattr(self, "thread", None)
+        while listener is not None and not listener.done():
+            # Once is not always enough: in the middle of a request to Redis it may be lost.
             listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            await asyncio.wait([listener], timeout=CANCEL_AGAIN_S)
         if self.redis is not None:
             await self.pubsub.aclose()
             await self.redis.aclose()

@@ -35,6 +35,7 @@ class Housekeeping:
         self._tick_s = tick_s
         self._tasks = Tasks()
         self._failing = ""
+        self._stopping = False
         self._next_beat = 0.0
 
     def start(self) -> None:
@@ -43,10 +44,13 @@ class Housekeeping:
 
     async def stop(self) -> None:
         """End, in the middle of whatever it does."""
+        # A cancellation in the middle of a request to Redis may be lost. Then this ends the loop.
+        self._stopping = True
+        self._hub.sooner.set()
         await self._tasks.cancel()
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             self._hub.sooner.clear()
             failing = ""
             try:

@@ -200,9 +200,9 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         for socket in sockets:
             self._abort(socket)
         await self.eio.shutdown()
-        await self._tasks.cancel()
         if isinstance(self.manager, RedisManager):
             await self.manager.stop()
+        await self._tasks.cancel()
         try:
             await self.hub.shared.leave(self.hub.clock() + self.hub.grace_s)
         except Exception as error:
