@@ -118,9 +118,12 @@ class Connection:
         except asyncio.QueueFull:
             self.close(WSCloseCode.TRY_AGAIN_LATER, f"too slow: {MAX_QUEUED} messages wait")
 
+    async def load(self) -> None:
+        """Learn who is in the firm. Before the handshake is answered: what fails here is an answer over HTTP."""
+        self._people = await self._shared.floor.people(self.key.firm)
+
     async def run(self) -> None:
         """Serve the client to its end."""
-        self._people = await self._shared.floor.people(self.key.firm)
         tasks = Tasks()
         for work in (self._read, self._write, self._recheck_forever):
             tasks.start(self._end_of(work), "CTI connection")

@@ -75,6 +75,7 @@ class CtiServer:
         connection = Connection(self._shared, socket, key, handshake, request)
         self._connections.add(connection)
         try:
+            await connection.load()
             await socket.prepare(request)
             await connection.run()
         finally:
