@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import secrets
+import ssl
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
 from relay import catalog, config
 from relay.addresses import Address
-from relay.demo.calls import Pair
+from relay.demo.calls import Pair, RelayAccess
 from relay.emulator import fixtures
 from relay.emulator.cloud import Cloud
 from relay.emulator.folder import relay_toml
@@ -28,7 +28,6 @@ from relay.emulator.settings import (
     EmulatorSettings,
     RelayPlan,
 )
-from relay.emulator.store.passwords import hash_password
 from relay.emulator.store.store import IN_MEMORY
 from relay.floor.relays import running_gateway
 from relay.gateway.app import Gateway
@@ -43,29 +42,26 @@ class Floor:
 
     cloud: Cloud
     gateway: Gateway
-    pairs: list[Pair]
 
     @property
     def url(self) -> str:
         """Where everything of the cloud answers."""
         return f"http://{self.cloud.http}"
 
+    def relay_access(self, server_name: str) -> RelayAccess:
+        """How softphones reach the relay, and know it."""
+        trust = ssl.create_default_context(cafile=str(self.cloud.files.ca))
+        return RelayAccess(self.gateway.tls[0], server_name, trust)
+
 
 @contextlib.asynccontextmanager
-async def running_floor(folder: Path, pairs: int, *, known_ports: bool) -> AsyncIterator[Floor]:
+async def running_floor(
+    folder: Path, people: fixtures.Fixtures, *, known_ports: bool = False, limits: dict[str, Any] | None = None
+) -> AsyncIterator[Floor]:
     """Start all, with state in memory. ``known_ports``: those of ``relay emulate``. Raises OperatorError."""
-    password = secrets.token_urlsafe(16)
-    people, lines = _people(pairs, await asyncio.to_thread(hash_password, password))
-    usual = fixtures.bundled()
     settings = EmulatorSettings(
         folder=folder,
-        fixtures=usual.model_copy(
-            update={
-                "firms": (*usual.firms, fixtures.FirmFixture(id=FIRM, name="The demo's softphones")),
-                "users": (*usual.users, *people),
-                "lines": (*usual.lines, *lines),
-            }
-        ),
+        fixtures=people,
         catalog=catalog.load(),
         database=IN_MEMORY,
         tls=DEFAULT_TLS if known_ports else _ANY,
@@ -80,33 +76,51 @@ async def running_floor(folder: Path, pairs: int, *, known_ports: bool) -> Async
         tree = tomllib.loads(relay_toml(cloud))
         tls, admin = (RELAY_TLS, RELAY_ADMIN) if known_ports else (_ANY, _ANY)
         tree["listen"] = {"tls": [str(tls)], "admin": str(admin)}
+        tree["limits"] = limits or {}
         async with running_gateway(config.parse(tree, folder=folder, source="demo")) as gateway:
-            named = [Pair(line.members[0], line.members[1], line.number, password) for line in lines]
-            yield Floor(cloud, gateway, named)
+            yield Floor(cloud, gateway)
 
 
-def _people(pairs: int, hashed: str) -> tuple[list[fixtures.UserFixture], list[fixtures.LineFixture]]:
-    """Two users for each path, and a line between them. They share a password, and so its hash."""
-    people, lines = [], []
-    for number in range(1, pairs + 1):
-        names = (f"demo-{number}a", f"demo-{number}b")
-        people += [
-            fixtures.UserFixture(
-                id=name,
-                firm=FIRM,
-                name=f"Softphone {name[-2:]}",
-                email=f"{name}@demo.example",
-                password_hash=SecretStr(hashed),
-                voice_via_web_proxy=True,
-            )
-            for name in names
-        ]
-        lines.append(
-            fixtures.LineFixture(
-                number=f"sPK-20000001-{number:06}",
-                kind=LineKind.RINGDOWN,
-                label=f"Demo {number}",
-                members=names,
-            )
-        )
-    return people, lines
+def with_more(
+    usual: fixtures.Fixtures, users: Iterable[fixtures.UserFixture], lines: Iterable[fixtures.LineFixture]
+) -> fixtures.Fixtures:
+    """Fixtures with a firm of softphones, ``FIRM``, its users and their lines. Raises ValueError."""
+    firm = fixtures.FirmFixture(id=FIRM, name="Softphones")
+    return fixtures.Fixtures(
+        firms=(*usual.firms, firm),
+        groups=usual.groups,
+        users=(*usual.users, *users),
+        lines=(*usual.lines, *lines),
+        buttons=usual.buttons,
+        api_keys=usual.api_keys,
+    )
+
+
+def softphone_user(name: str, hashed: str) -> fixtures.UserFixture:
+    """A user of ``FIRM`` who may use the relay. Many share a password, and so its hash."""
+    return fixtures.UserFixture(
+        id=name,
+        firm=FIRM,
+        name=f"Softphone {name}",
+        email=f"{name}@demo.example",
+        password_hash=SecretStr(hashed),
+        voice_via_web_proxy=True,
+    )
+
+
+def pairs_of(count: int, password: str) -> list[Pair]:
+    """Two users for each path, and a line between them."""
+    return [
+        Pair(f"demo-{number}a", f"demo-{number}b", f"sPK-20000001-{number:06}", password)
+        for number in range(1, count + 1)
+    ]
+
+
+def with_pairs(usual: fixtures.Fixtures, pairs: Sequence[Pair], hashed: str) -> fixtures.Fixtures:
+    """Fixtures in which these pairs exist."""
+    users = [softphone_user(name, hashed) for pair in pairs for name in (pair.caller, pair.callee)]
+    lines = [
+        fixtures.LineFixture(number=pair.line, kind=LineKind.RINGDOWN, label="Demo", members=(pair.caller, pair.callee))
+        for pair in pairs
+    ]
+    return with_more(usual, users, lines)

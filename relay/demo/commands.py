@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.demo.cloud import FIRM, Floor
 from relay.demo.report import Row, json_of, table_of
-from relay.demo.run import PATHS, demo_floor, place_calls
+from relay.demo.run import PATHS, DemoFloor, demo_floor, place_calls
 from relay.emulator.folder import urls
 from relay.emulator.settings import DEFAULT_HTTP
 from relay.emulator.softphone.voice import PACKETS_PER_SECOND
@@ -38,7 +38,7 @@ async def show(seconds: float, *, as_json: bool, stay: bool) -> bool:
     return all(row.complete for row in rows)
 
 
-async def _with_progress(floor: Floor, seconds: float, *, shown: bool) -> list[Row]:
+async def _with_progress(floor: DemoFloor, seconds: float, *, shown: bool) -> list[Row]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
         bar = progress.add_task("calling", total=PATHS * round(seconds * PACKETS_PER_SECOND))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
+import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from relay.demo import calls
-from relay.demo.cloud import Floor, running_floor
+from relay.demo.calls import Pair
+from relay.demo.cloud import Floor, pairs_of, running_floor, with_pairs
 from relay.demo.report import Row, rows_of
+from relay.emulator import fixtures
 from relay.emulator.softphone import Pacer
+from relay.emulator.store.passwords import hash_password
 
 # The relay is asked for by this name, which its route sends to the region use1.
 SERVER_NAME = "use1-stun1.xhoot.com"
@@ -20,12 +24,22 @@ SERVER_NAME = "use1-stun1.xhoot.com"
 PATHS = 5
 
 
+@dataclass(frozen=True)
+class DemoFloor(Floor):
+    """The cloud and the relay, and for each path two users."""
+
+    pairs: Sequence[Pair]
+
+
 @contextlib.asynccontextmanager
-async def demo_floor(*, known_ports: bool = False) -> AsyncIterator[Floor]:
+async def demo_floor(*, known_ports: bool = False) -> AsyncIterator[DemoFloor]:
     """The cloud and the relay of a demo, in a folder that goes with them. Raises OperatorError."""
+    password = secrets.token_urlsafe(16)
+    pairs = pairs_of(PATHS, password)
+    people = with_pairs(fixtures.bundled(), pairs, await asyncio.to_thread(hash_password, password))
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as name:
-        async with running_floor(Path(name), PATHS, known_ports=known_ports) as floor:
-            yield floor
+        async with running_floor(Path(name), people, known_ports=known_ports) as floor:
+            yield DemoFloor(floor.cloud, floor.gateway, pairs)
 
 
 async def run_demo(seconds: float, on_tick: Callable[[], None]) -> list[Row]:
@@ -34,10 +48,9 @@ async def run_demo(seconds: float, on_tick: Callable[[], None]) -> list[Row]:
         return await place_calls(floor, seconds, on_tick)
 
 
-async def place_calls(floor: Floor, seconds: float, on_tick: Callable[[], None]) -> list[Row]:
+async def place_calls(floor: DemoFloor, seconds: float, on_tick: Callable[[], None]) -> list[Row]:
     """Place all calls at the same time. If one cannot be set up, the others end, too. Raises RelayError."""
-    trust = ssl.create_default_context(cafile=str(floor.cloud.files.ca))
-    paths = calls.paths(calls.RelayAccess(floor.gateway.tls[0], SERVER_NAME, trust))
+    paths = calls.paths(floor.relay_access(SERVER_NAME))
     pacer = Pacer()
     try:
         async with asyncio.TaskGroup() as group:

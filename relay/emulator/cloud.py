@@ -166,6 +166,11 @@ class Cloud:
             await (turn.start() if on else turn.stop())
             self.faults.follow_hosts()
 
+    @property
+    def turn_allocations(self) -> int:
+        """Allocations in all TURN hosts of this process."""
+        return 0 if self._turn is None else sum(host.allocations for host in self._turn)
+
     def running_hosts(self) -> Sequence[RunningHost]:
         """The TURN hosts that run, here or in another process of the same cloud."""
         if self._turn is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
+import socket
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import aiohttp
 import socketio
@@ -41,8 +43,8 @@ from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
-# A server that accepts, and says nothing, is hung.
-CONNECT_TIMEOUT_S = 10.0
+# When a floor of 1,000 logs in at once, the last welcome takes a while. A server that needs longer is hung.
+CONNECT_TIMEOUT_S = 30.0
 # The record of a call is on disk before the acknowledgement: milliseconds, or seconds in a storm.
 ANSWER_TIMEOUT_S = 15.0
 # Saying goodbye is a courtesy: the server notices a connection that is gone.
@@ -304,10 +306,12 @@ class _Connection:
         self._on_lost(self)
 
     def cut(self) -> None:
-        """Cut TCP."""
-        transport = self._socketio.eio.ws.get_extra_info("transport")
-        if transport is not None:
-            cast("asyncio.Transport", transport).abort()
+        """Cut TCP, in both directions. Polling has no connection to cut."""
+        if self._socketio.eio.ws is not None:
+            # The event loop owns the socket. A second descriptor of it can be shut down all the same.
+            descriptor = os.dup(self._socketio.eio.ws.get_extra_info("socket").fileno())
+            with socket.socket(fileno=descriptor) as tcp, contextlib.suppress(OSError):
+                tcp.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
         """Say goodbye if there is anyone to hear it, and end what python-socketio has started."""

@@ -85,7 +85,6 @@ class Softphone:
         ssl_context: ssl.SSLContext | None = None,
         proxy: str | None = None,
         signaling_url: str | None = None,
-        recording_url: str | None = None,
         transports: tuple[str, ...] = ("websocket",),
         pacer: Pacer | None = None,
         on_incoming: Callable[[Call], None] | None = None,
@@ -107,7 +106,6 @@ class Softphone:
         self._ssl_context = ssl_context
         self._proxy = proxy
         self._signaling_url = signaling_url or url
-        self._recording_url = recording_url or url
         self._transports = transports
         self._owns_pacer = pacer is None
         self._on_incoming = on_incoming
@@ -269,6 +267,10 @@ class Softphone:
         elif isinstance(accepted, StateAccepted):
             self._take_all(accepted)
         return accepted
+
+    async def fetch_recording(self, recording_id: str) -> bytes:
+        """The media of a recording, from the recorder. Raises SoftphoneError."""
+        return await self._rest.request("GET", f"/recordings/v1/{recording_id}/media")
 
     # Media
 

@@ -1,0 +1,295 @@
+"""Many softphones whose calls come and go over all carriers, through a relay and directly, and what is left of them.
+
+    python -m loadtest.bench.softphones --phones 50 --calls 200 --seconds 120
+
+It starts an emulated cloud and a relay. Each softphone has lines to others: ringdown, shoutdown and intercom. Calls are
+answered, declined, or given up. Every packet is checked, every call is recorded, and every recording is fetched again
+and compared. At the end the log of events must be free of contradictions, and nothing may be left: flows, allocations,
+tasks, sockets. The exit status is 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+import secrets
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from relay import logs
+from relay.demo.calls import paths
+from relay.demo.cloud import Floor, running_floor, softphone_user, with_more
+from relay.emulator.fixtures import LineFixture, bundled
+from relay.emulator.lines import LineKind
+from relay.emulator.signaling.invariants import check
+from relay.emulator.signaling.messages import EndReason, LineStatus
+from relay.emulator.softphone import Call, CallEnded, Carrier, Pacer, Softphone, SoftphoneError, Trust, TurnTls
+from relay.emulator.softphone.recorder import Recording
+from relay.emulator.store.passwords import hash_password
+
+SERVER_NAME = "use1-stun1.xhoot.com"
+# How far the other end of a line is, round the table, and what the line is.
+NEIGHBOURS = {1: LineKind.RINGDOWN, 2: LineKind.RINGDOWN, 7: LineKind.SHOUTDOWN, 13: LineKind.INTERCOM}
+# Of the calls that ring, so many are declined, and so many are given up by the caller.
+DECLINED, GIVEN_UP = 0.08, 0.08
+# Calls begin in the first part of the time, and the last ones end in the rest.
+BEGIN_WITHIN = 0.85
+# After the last call, what was held has this long to go. The relay notices a client that is gone at once.
+GONE_WITHIN_S = 60.0
+# Logins at once: each checks a password.
+LOGINS_AT_ONCE = 8
+
+
+@dataclass
+class Outcome:
+    """What became of it. ``faults`` is empty if all is well."""
+
+    phones: int = 0
+    calls: int = 0
+    answered: int = 0
+    declined: int = 0
+    given_up: int = 0
+    legs: int = 0
+    packets: int = 0
+    lost: int = 0
+    late: int = 0
+    recordings: int = 0
+    recording_bytes: int = 0
+    transitions: int = 0
+    by_carriers: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+class Crowd:
+    """The softphones, and the calls among them."""
+
+    def __init__(self, floor: Floor, phones: int, seed: int) -> None:
+        self.outcome = Outcome(phones=phones)
+        self._floor = floor
+        self._random = random.Random(seed)  # noqa: S311
+        self._phones: list[Softphone] = []
+        self._carriers = _carriers(floor)
+        self._pacer = Pacer()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._checking: list[Call] = []
+
+    async def run(self, calls: int, seconds: float, password: str) -> Outcome:
+        """Log in, call, and hang up."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._pacer.close)
+            logging_in = asyncio.Semaphore(LOGINS_AT_ONCE)
+            await asyncio.gather(
+                *(self._open(stack, number, password, logging_in) for number in range(self.outcome.phones))
+            )
+            self._phones.sort(key=lambda phone: phone.user_id)
+            begin = asyncio.get_running_loop().time()
+            times = sorted(self._random.uniform(0, BEGIN_WITHIN * seconds) for _ in range(calls))
+            await asyncio.gather(*(self._call(begin + time, (1 - BEGIN_WITHIN) * seconds) for time in times))
+            await asyncio.gather(*self._answering, return_exceptions=True)
+            for call in self._checking:
+                await self._check_recording(call)
+        return self.outcome
+
+    async def _open(
+        self, stack: contextlib.AsyncExitStack, number: int, password: str, logging_in: asyncio.Semaphore
+    ) -> None:
+        phone = Softphone(
+            self._floor.url,
+            _name(number),
+            password,
+            carrier=self._carriers[number % len(self._carriers)],
+            pacer=self._pacer,
+            records=True,
+            on_incoming=self._on_incoming,
+        )
+        async with logging_in:
+            await stack.enter_async_context(phone)
+        self._phones.append(phone)
+
+    # Calls
+
+    async def _call(self, at: float, at_most_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(at - loop.time())
+        phone, line = self._free_line()
+        try:
+            call = await phone.ring(line)
+            self.outcome.calls += 1
+            name = phone.carrier.name
+            self.outcome.by_carriers[name] = self.outcome.by_carriers.get(name, 0) + 1
+            self._checking.append(call)
+            if call.state.state is LineStatus.RINGING and self._random.random() < GIVEN_UP:
+                await call.release()
+                self.outcome.given_up += 1
+                return
+            await self._talk(call, self._random.uniform(0.3, 1.0) * at_most_s)
+        except SoftphoneError as error:
+            self._fault(f"{phone.user_id} on {line}: {error}")
+
+    async def _talk(self, call: Call, seconds: float) -> None:
+        try:
+            await call.answered()
+        except CallEnded as ended:
+            if ended.reason is not EndReason.DECLINED:
+                raise
+            self.outcome.declined += 1
+            return
+        await call.ready()
+        self.outcome.answered += 1
+        await asyncio.sleep(seconds)
+        await call.release()
+
+    def _free_line(self) -> tuple[Softphone, str]:
+        """A line on which nothing goes on, of someone who is there."""
+        while True:
+            phone = self._random.choice(self._phones)
+            idle = [line for line, state in phone.lines.items() if state.state is LineStatus.IDLE]
+            if idle:
+                return phone, self._random.choice(sorted(idle))
+
+    def _on_incoming(self, call: Call) -> None:
+        self._checking.append(call)
+        if call.state.state is LineStatus.RINGING:
+            task = asyncio.get_running_loop().create_task(self._answer(call))
+            self._answering.add(task)
+
+    async def _answer(self, call: Call) -> None:
+        await asyncio.sleep(self._random.uniform(0, 0.2))
+        if call.is_open:
+            declines = self._random.random() < DECLINED
+            # The caller may have given up in this moment.
+            with contextlib.suppress(SoftphoneError):
+                await (call.release() if declines else call.answer())
+
+    # What became of them
+
+    async def _check_recording(self, call: Call) -> None:
+        self._check_media(call)
+        try:
+            recording = await call.recorded()
+            if recording is not None:
+                await self._compare(call, recording)
+        except SoftphoneError as error:
+            self._fault(f"recording of {call}: {error}")
+
+    def _check_media(self, call: Call) -> None:
+        for leg in call.legs.values():
+            if leg.listener is None:
+                continue
+            playout = leg.listener.playout()
+            self.outcome.legs += 1
+            self.outcome.packets += playout.received
+            self.outcome.lost += playout.lost
+            self.outcome.late += playout.late
+            if leg.listener.wrong:
+                self._fault(f"{call}: {leg.listener.wrong} wrong packets from {leg.user_id}")
+
+    async def _compare(self, call: Call, recording: Recording) -> None:
+        phone = next(phone for phone in self._phones if phone.user_id == recording.user_id)
+        media = await phone.fetch_recording(recording.recording_id)
+        self.outcome.recordings += 1
+        self.outcome.recording_bytes += len(media)
+        if hashlib.sha256(media).hexdigest() != recording.sha256:
+            self._fault(f"{call}: the recording that was fetched differs from the one that was sent")
+
+    def _fault(self, text: str) -> None:
+        self.outcome.faults.append(text)
+
+
+def _name(number: int) -> str:
+    return f"phone-{number:03}"
+
+
+def _carriers(floor: Floor) -> list[Carrier]:
+    access = floor.relay_access(SERVER_NAME)
+    # The last one is TLS to the TURN hosts themselves, without the relay.
+    return [*paths(access), TurnTls(None, Trust(access.trust, "127.0.0.1"), name="TURN/TLS direct")]
+
+
+async def _lines_of(phones: int, password: str) -> tuple[list[LineFixture], str]:
+    lines = []
+    for step, kind in NEIGHBOURS.items():
+        for number in range(phones):
+            other = (number + step) % phones
+            if other == number or (phones <= 2 * step and number >= phones - step):
+                continue
+            text = f"sPK-3{step:07}-{number:06}"
+            lines.append(
+                LineFixture(number=text, kind=kind, label=f"{number} - {other}", members=(_name(number), _name(other)))
+            )
+    return lines, await asyncio.to_thread(hash_password, password)
+
+
+async def run(phones: int, calls: int, seconds: float, seed: int = 1) -> Outcome:
+    """All of it: the cloud, the relay, the calls, and a look at what is left."""
+    password = secrets.token_urlsafe(16)
+    lines, hashed = await _lines_of(phones, password)
+    people = with_more(bundled(), [softphone_user(_name(number), hashed) for number in range(phones)], lines)
+    with tempfile.TemporaryDirectory(prefix="relay-softphones-") as name:
+        async with running_floor(Path(name), people) as floor:
+            before = _sockets()
+            outcome = await Crowd(floor, phones, seed).run(calls, seconds, password)
+            entries = floor.cloud.signaling.hub.event_log.entries
+            outcome.transitions = sum(entry["entry"] == "transition" for entry in entries)
+            outcome.faults += check(entries, finished=True)
+            outcome.faults += await _left(floor, before)
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        outcome.faults.append(f"{len(others)} tasks are left: {[task.get_name() for task in others][:5]}")
+    return outcome
+
+
+async def _left(floor: Floor, before: int) -> list[str]:
+    """What is still held when all softphones are gone for a while."""
+    deadline = asyncio.get_running_loop().time() + GONE_WITHIN_S
+    while (left := _held(floor, before)) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    return left
+
+
+def _held(floor: Floor, before: int) -> list[str]:
+    counts = {
+        "flows are left in the relay": len(floor.gateway.plane.snapshot().flows),
+        "allocations are left in the TURN hosts": floor.cloud.turn_allocations,
+        # The relay's questions whether its upstreams are well come and go, so there may be fewer than before.
+        "more sockets than before are open": _sockets() - before,
+    }
+    return [f"{count} {what}" for what, count in counts.items() if count > 0]
+
+
+def _sockets() -> int:
+    """How many sockets this process has open."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        # The one with which the folder is read is closed by now.
+        with contextlib.suppress(OSError):
+            found += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    return found
+
+
+def main() -> None:
+    """Run, and print the outcome as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phones", type=int, default=50)
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=1)
+    wanted = parser.parse_args()
+    logs.configure("warning", "text")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        outcome = runner.run(run(wanted.phones, wanted.calls, wanted.seconds, wanted.seed))
+    json.dump(asdict(outcome), sys.stdout, indent=2)
+    sys.stdout.write("\n")
+    sys.exit(1 if outcome.faults else 0)
+
+
+if __name__ == "__main__":
+    main()
