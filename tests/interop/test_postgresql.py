@@ -85,6 +85,14 @@ async def test_a_cloud_remembers_its_users_over_a_restart(server: str, tmp_path:
         assert client.cloud.turn_secret == secret
 
 
+async def test_no_name_of_a_user_is_a_failure(server: str, tmp_path: Path) -> None:
+    async with running_cloud(tmp_path, database=server) as client:
+        for name in ("\ud800", "\u202e", "%", "é" * 127):
+            wanted = {"user": name, "password": "x"}
+            status, body, _ = await client.ask("POST", "/rest/v1/login", json=wanted)
+            assert status in {401, 422}, (name.encode("utf-8", "replace"), body)
+
+
 async def test_a_database_that_does_not_exist(server: str) -> None:
     with pytest.raises(OperatorError, match='database "nowhere" does not exist'):
         await Store.open(server.replace("/postgres", "/nowhere"))

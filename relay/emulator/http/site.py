@@ -183,7 +183,7 @@ class Site:
             if answer.status < 400:
                 raise
             return ApiError(answer.status, "refused", answer.reason, where="request").response()
-        except (ConnectionError, web.RequestPayloadError):
+        except (ConnectionResetError, web.RequestPayloadError):
             # The client is gone. Nobody reads this answer.
             return ApiError(400, "broken_off", "The request broke off.", where="body").response()
         except Exception:

@@ -16,7 +16,8 @@ class _Model(BaseModel):
 class LoginRequest(_Model):
     """A login. ``user`` is the user's name or e-mail address."""
 
-    user: Annotated[str, Field(min_length=1, max_length=255, strict=True)]
+    # No control characters: PostgreSQL has no NUL.
+    user: Annotated[str, Field(min_length=1, max_length=255, strict=True, pattern=r"^[^\x00-\x1f\x7f]*$")]
     password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD, strict=True, repr=False)]
     client_version: Annotated[str, Field(max_length=64, strict=True, pattern=r"^[\x20-\x7e]*$")] = ""
 

@@ -160,6 +160,7 @@ async def test_what_is_not_a_token(tmp_path: Path, header: str) -> None:
         ({"json": []}, 422, "model_type", "body"),
         ({"json": {}}, 422, "missing", "body.user"),
         ({"json": {"user": 1, "password": "x"}}, 422, "string_type", "body.user"),
+        ({"json": {"user": "an\0na", "password": "x"}}, 422, "string_pattern_mismatch", "body.user"),
         ({"json": {"user": "anna", "password": "x" * 129}}, 422, "string_too_long", "body.password"),
         ({"json": {"user": "anna", "password": "x", "colour": 1}}, 422, "extra_forbidden", "body.colour"),
         (
