@@ -54,8 +54,8 @@ class Served:
         assert self.host.tls_address is not None
         return self.host.tls_address
 
-    def client(self) -> RawTcpTurn:
-        return RawTcpTurn(self.host.address, "trader", "secret")
+    def client(self, receive_bytes: int = 0) -> RawTcpTurn:
+        return RawTcpTurn(self.host.address, "trader", "secret", receive_bytes=receive_bytes)
 
 
 @asynccontextmanager
@@ -196,8 +196,7 @@ async def test_counters_outlive_a_stop(tmp_path: Path) -> None:
 
 async def test_slow_client_holds_up_nobody(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, open_echo() as peer:
-        with served.client() as sleeper, served.client() as other, open_udp() as source:
-            sleeper.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with served.client(4096) as sleeper, served.client() as other, open_udp() as source:
             relayed = await sleeper.allocate()
             await sleeper.bind(0x4000, Address(*source.getsockname()))
             await other.allocate()
@@ -216,8 +215,7 @@ async def test_slow_client_holds_up_nobody(tmp_path: Path) -> None:
 
 async def test_client_that_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        with served.client() as client:
-            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with served.client(4096) as client:
             # Nobody else may ask so much.
             await client.allocate()
             stream = memoryview(client.signed(Method.REFRESH) * 1000)

@@ -43,14 +43,16 @@ class RawTurn:
 
     def __init__(self, server: Address, username: str, password: str, source: str = "127.0.0.1") -> None:
         self.socket = socket.socket(socket.AF_INET, self.KIND)
-        if self.KIND == socket.SOCK_DGRAM:
-            give_room(self.socket)
+        self._prepare()
         self.socket.bind((source, 0))
         self.socket.connect(server)
         self.socket.setblocking(False)
         self._username, self._password = username, password
         self._realm = self._nonce = b""
         self.relayed = Address("", 0)
+
+    def _prepare(self) -> None:
+        give_room(self.socket)
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +134,16 @@ class RawTcpTurn(RawTurn):
 
     KIND = socket.SOCK_STREAM
 
-    def __init__(self, server: Address, username: str, password: str, source: str = "127.0.0.1") -> None:
-        super().__init__(server, username, password, source)
+    def __init__(self, server: Address, username: str, password: str, *, receive_bytes: int = 0) -> None:
+        """``receive_bytes`` is what the kernel may hold for the client, in place of what it chooses."""
+        self._receive_bytes = receive_bytes
+        super().__init__(server, username, password)
         self._held = b""
+
+    def _prepare(self) -> None:
+        # Before the connection is made, so that the window is never larger than that.
+        if self._receive_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
 
     async def receive(self) -> bytes:
         while True:
