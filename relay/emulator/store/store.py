@@ -81,8 +81,10 @@ class Store:
         with contextlib.ExitStack() as folder:
             store = cls(*_engine_for(database, folder), folder.pop_all())
         try:
+            if store._writer is not None:
+                await asyncio.to_thread(_try_file, str(store._engine.url.database))
             await store._migrate()
-        except (SQLAlchemyError, OSError, CommandError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError, CommandError) as error:
             await store.close()
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise OperatorError(f"store {store.shown}: {cause}") from error
@@ -148,6 +150,12 @@ def _engine_for(database: str, folder: contextlib.ExitStack) -> tuple[AsyncEngin
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
     return engine, shown
+
+
+def _try_file(path: str) -> None:
+    """Open the file once. If it cannot be opened, aiosqlite leaves a thread behind that outlives the event loop."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 def audit(session: AsyncSession, firm_id: str, actor: str, action: str, target: str, **details: Any) -> None:
