@@ -49,7 +49,9 @@ async def test_each_kind_can_be_turned_on_as_the_page_offers_it() -> None:
     async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
         places = [(hop, kind) for kind, spec in KINDS.items() for hop in spec.hops]
         for hop, kind in places:
-            page = await admin.post(PATH, {"place": f"{hop}/{kind}", "target": targets.get(kind, "")})
+            page = await admin.post(
+                PATH, {"place": f"{hop}/{kind}", "target": targets.get(kind, ""), "seconds": "3600"}
+            )
             assert (kind, page.status) == (kind, 303)
         assert [(fault.hop, fault.kind) for fault in portal.faults.active] == places
 
