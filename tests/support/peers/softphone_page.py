@@ -42,7 +42,13 @@ class Softphone:
 
     async def choose(self, transport: str) -> None:
         """``auto``, ``udp`` or ``relay``, for the next calls."""
-        await self.page.click(f"[name=transport][value={transport}]")
+        wanted = f"[name=transport][value={transport}]"
+        # A call that begins moves what is below it, and the click may fall beside.
+        for _ in range(5):
+            await self.page.click(wanted)
+            if await self.page.run(f"document.querySelector('{wanted}').checked"):
+                return
+        raise AssertionError(f"{transport} cannot be chosen")
 
     async def press(self, line: str, action: str) -> None:
         """Press a line's button while it does this: ring, answer, release, join, leave."""
@@ -93,7 +99,10 @@ class Softphone:
 
     async def until_problem(self, key: str) -> str:
         """Wait until the page tells of this problem. Returns all that it says."""
-        await self.page.until(f"""document.querySelector('[data-problem="{key}"]')""", f"no problem {key}")
+        try:
+            await self.page.until(f"""document.querySelector('[data-problem="{key}"]')""")
+        except AssertionError:
+            raise AssertionError(f"no problem {key}; what happened: {await self.log()}") from None
         return await self.text(f'[data-problem="{key}"]')
 
     async def text(self, selector: str) -> str:
