@@ -81,6 +81,7 @@ class Crowd:
         self._pacer = Pacer()
         self._answering: set[asyncio.Task[None]] = set()
         self._checking: list[Call] = []
+        self._taken: set[str] = set()
 
     async def run(self, calls: int, seconds: float, password: str) -> Outcome:
         """Log in, call, and hang up."""
@@ -93,7 +94,8 @@ class Crowd:
             self._phones.sort(key=lambda phone: phone.user_id)
             begin = asyncio.get_running_loop().time()
             times = sorted(self._random.uniform(0, BEGIN_WITHIN * seconds) for _ in range(calls))
-            await asyncio.gather(*(self._call(begin + time, (1 - BEGIN_WITHIN) * seconds) for time in times))
+            at_most_s = (1 - BEGIN_WITHIN) * seconds
+            await asyncio.gather(*(self._call(number, begin + time, at_most_s) for number, time in enumerate(times)))
             await asyncio.gather(*self._answering, return_exceptions=True)
             for call in self._checking:
                 await self._check_recording(call)
@@ -117,10 +119,10 @@ class Crowd:
 
     # Calls
 
-    async def _call(self, at: float, at_most_s: float) -> None:
+    async def _call(self, number: int, at: float, at_most_s: float) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(at - loop.time())
-        phone, line = self._free_line()
+        phone, line = self._free_line(number)
         try:
             call = await phone.ring(line)
             self.outcome.calls += 1
@@ -134,6 +136,8 @@ class Crowd:
             await self._talk(call, self._random.uniform(0.3, 1.0) * at_most_s)
         except SoftphoneError as error:
             self._fault(f"{phone.user_id} on {line}: {error}")
+        finally:
+            self._taken.discard(line)
 
     async def _talk(self, call: Call, seconds: float) -> None:
         try:
@@ -148,13 +152,19 @@ class Crowd:
         await asyncio.sleep(seconds)
         await call.release()
 
-    def _free_line(self) -> tuple[Softphone, str]:
-        """A line on which nothing goes on, of someone who is there."""
-        while True:
-            phone = self._random.choice(self._phones)
-            idle = [line for line, state in phone.lines.items() if state.state is LineStatus.IDLE]
-            if idle:
-                return phone, self._random.choice(sorted(idle))
+    def _free_line(self, number: int) -> tuple[Softphone, str]:
+        """A line on which nothing goes on. The carriers of those who call take turns."""
+        callers = self._phones[number % len(self._carriers) :: len(self._carriers)]
+        idle = [
+            (phone, line)
+            for phone in callers
+            for line, state in sorted(phone.lines.items())
+            if state.state is LineStatus.IDLE and line not in self._taken
+        ]
+        phone, line = self._random.choice(idle)
+        # Otherwise both ends might ring in the same moment, before either has heard of the other.
+        self._taken.add(line)
+        return phone, line
 
     def _on_incoming(self, call: Call) -> None:
         self._checking.append(call)
