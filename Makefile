@@ -27,7 +27,7 @@ COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd)
 
-.PHONY: help demo test test-plane test-gateway test-interop test-others lint fuzz test-asan bench bench-turn bench-wan clean
+.PHONY: help demo test test-plane test-emulator test-gateway test-interop test-others lint fuzz test-asan bench bench-turn bench-wan clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,7 +46,7 @@ demo: $(VENV)/.demo-installed
 
 # The suite in parts of a few minutes each. They wait more than they compute, so four run at a time, the longest first. The
 # fuzz search has the lowest priority.
-PARTS := test-interop test-plane test-asan test-gateway test-others fuzz
+PARTS := test-interop test-plane test-asan test-emulator test-gateway test-others fuzz
 
 test: lint
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target $(PARTS)
@@ -59,11 +59,14 @@ test-plane: $(VENV)/.test-installed
 test-gateway: $(VENV)/.test-installed
 	@$(PYTEST) tests/gateway tests/client
 
+test-emulator: $(VENV)/.test-installed
+	@$(PYTEST) tests/emulator tests/floor tests/demo
+
 test-interop: $(VENV)/.test-installed
 	@$(PYTEST) tests/interop
 
 test-others: $(VENV)/.test-installed
-	@$(PYTEST) $(foreach folder,plane gateway client interop,--ignore=tests/$(folder))
+	@$(PYTEST) $(foreach folder,plane gateway client interop emulator floor demo,--ignore=tests/$(folder))
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
