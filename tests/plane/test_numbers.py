@@ -16,7 +16,8 @@ from relay.plane.compiled.numbers import CARRIERS, DROPS, FAULTS, REASONS, TAP_D
 from relay.wire.stream import FramingFault
 
 ROOT = Path(relay.__file__).parent
-DICTIONARIES = sorted(ROOT.rglob("*.pxd"))
+# The emulator has native parts too, with numbers of their own.
+DICTIONARIES = sorted([*ROOT.glob("*.pxd"), *(ROOT / "plane").rglob("*.pxd")])
 # A marker that is not one of the kinds: the last of the facts.
 NO_NOTICE = {"LAST"}
 TWIN_FOLDERS = ("wire", "turn", "quality", "plane/reference", "plane")

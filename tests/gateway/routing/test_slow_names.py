@@ -8,7 +8,10 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from relay.addresses import Address
+from relay.gateway.routing import lookups, resolve
 from relay.gateway.routing.lookups import SystemLookup
 from relay.gateway.routing.resolve import MAX_OF_SOURCE
 from tests.support.benches.gateway import Relay, running_relay
@@ -20,6 +23,14 @@ from tests.support.waiting import eventually
 CONNECT_UDP = "Host: relay.test\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
 NO_UPSTREAM = Address("127.0.0.1", 9)
 ATTACKERS = 60
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No look-up ends by itself: on a slow machine those of the first attackers would, before the last have come."""
+    for module in (lookups, resolve):
+        monkeypatch.setattr(module, "RESOLVE_TIMEOUT_S", 600.0)
+    monkeypatch.setattr(lookups, "TRY_S", 600.0)
 
 
 @contextlib.asynccontextmanager
