@@ -92,5 +92,6 @@ class Upload:
                 yield piece
         except TimeoutError:
             raise BadRequest(408, "the body did not come in time") from None
-        except (ClientError, web.RequestPayloadError, ValueError) as error:
+        # aiohttp puts a ConnectionResetError into the body when the client's connection is lost.
+        except (ClientError, ConnectionError, web.RequestPayloadError, ValueError) as error:
             raise BadRequest(400, f"the body is broken: {type(error).__name__}") from None

@@ -7,10 +7,14 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from relay.config import SignalingSettings
+from relay.gateway.signaling.http_rules import BadRequest
 from relay.gateway.signaling.upload import Upload
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.benches.signaling import GET, NO_UPSTREAM
@@ -121,6 +125,20 @@ async def test_no_exception_vanishes_in_an_upload(tmp_path: Path, monkeypatch: p
             assert (await receive_head(client)).startswith(b"HTTP/1.1 502 ")
     [line] = [one for one in lines if one["event"] == "task failed"]
     assert (line["task"], str(line["exc_info"])) == ("upload", "of ours")
+
+
+async def test_a_client_that_is_gone_is_not_a_mistake_of_ours() -> None:
+    """aiohttp says so by an exception in the body, even if all of the body has come."""
+
+    class Gone:
+        async def readany(self) -> bytes:
+            raise ConnectionResetError("Connection lost")
+
+    request: Any = SimpleNamespace(content=Gone())
+    accepted: Any = SimpleNamespace(expects=False, body_bytes=2)
+    upload = Upload(request, accepted, SignalingSettings())
+    with pytest.raises(BadRequest, match="the body is broken: ConnectionResetError"):
+        await anext(upload._pieces())
 
 
 async def test_upstream_that_does_not_read_is_504(tmp_path: Path) -> None:

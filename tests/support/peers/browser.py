@@ -151,9 +151,19 @@ class Page:
                 if (found) resolve(true); else setTimeout(look, 20); }};
             look(); }})"""
         try:
-            await self.run(script)
+            while not await self._holds(script):
+                pass
         except TimeoutError:
             raise AssertionError(what or f"{condition}: it did not come true; {self.complaints}") from None
+
+    async def _holds(self, script: str) -> bool:
+        """True if it came true, and False if another page was loaded meanwhile: then the new one is asked."""
+        try:
+            return bool(await self.run(script))
+        except AssertionError as failed:
+            if "navigated or closed" in str(failed) or "Execution context was destroyed" in str(failed):
+                return False
+            raise
 
     async def press(self, key: str) -> None:
         """Press and release a key."""

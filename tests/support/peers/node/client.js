@@ -38,6 +38,6 @@ process.stdin.on("data", (data) => {
 });
 process.stdin.on("end", () => {
   socket.close();
-  // What is still on its way over a poll has a moment.
-  setTimeout(() => process.exit(0), 100);
+  // The process ends by itself when what is still on its way over a poll has arrived. This is for a server that hangs.
+  setTimeout(() => process.exit(0), 4000).unref();
 });
