@@ -28,6 +28,7 @@ _NoUdpHop = Annotated[
 ]
 _BadWebProxy = Annotated[str, typer.Option(help="Where the web proxy listens that faults on demand make bad.")]
 _Redis = Annotated[str, typer.Option(help="redis://host: share signaling with other processes of this cloud.")]
+_EventLog = Annotated[Path | None, typer.Option(help="Write each transition of each line to this file, as JSON lines.")]
 _HostOn = Annotated[list[str] | None, typer.Option(help="Switch on a host that does not exist yet. May be repeated.")]
 
 
@@ -38,7 +39,7 @@ def emulate(
     folder: Annotated[Path, typer.Option(help="Where its files go: CA, hosts, PAC, relay.toml, database.")] = _FOLDER,
     fixtures: Annotated[Path | None, typer.Option(help="A TOML file of firms, users, lines and keys.")] = None,
     store: Annotated[
-        str, typer.Option(help=":memory:, a file, or postgresql://user@host/database. [default: FOLDER/emulator.db]")
+        str, typer.Option(help=":memory:, a file, or postgresql://user@host/database. Default: FOLDER/emulator.db.")
     ] = "",
     http: Annotated[str, typer.Option(help="Where plain HTTP listens, for all hosts.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="Where HTTPS listens, for all hosts.")] = "127.0.0.1:8443",
@@ -49,6 +50,7 @@ def emulate(
     no_udp_hop: _NoUdpHop = False,
     bad_web_proxy: _BadWebProxy = "127.0.0.1:3130",
     redis: _Redis = "",
+    event_log: _EventLog = None,
     host_on: _HostOn = None,
     with_relay: Annotated[bool, typer.Option("--with-relay", help="Run a relay as well.")] = False,
     relay_tls: Annotated[str, typer.Option(help="Where the relay of relay.toml listens.")] = "127.0.0.1:4443",
@@ -81,18 +83,23 @@ def emulate(
         udp_hop_port=None if no_udp_hop else UDP_HOP_PORT if turn_port else 0,
         bad_web_proxy=_address("--bad-web-proxy", bad_web_proxy),
         redis_url=redis or None,
+        event_log=event_log,
         hosts_on=tuple(host_on or ()),
         exposed=expose,
-        relay=RelayPlan(
-            tls=_address("--relay-tls", relay_tls),
-            web_proxy=_address("--relay-web-proxy", relay_web_proxy),
-            admin=_address("--relay-admin", relay_admin),
-        ),
+        relay=RelayPlan(*_plan(relay_tls, relay_web_proxy, relay_admin)),
     )
     log = config.LogSettings()
     logs.configure(log.level, log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings, Console(), with_relay=with_relay))
+
+
+def _plan(tls: str, web_proxy: str, admin: str) -> tuple[Address, Address, Address]:
+    return (
+        _address("--relay-tls", tls),
+        _address("--relay-web-proxy", web_proxy),
+        _address("--relay-admin", admin),
+    )
 
 
 def _address(option: str, text: str) -> Address:
