@@ -9,6 +9,7 @@ directory   what signaling asks of whoever knows the firms
 in_store    the same, asked of the emulator's database; the records of calls
 shared      the lines and sessions that all processes share; in memory for one, ``shared_redis`` for several
 hub         takes what clients say, decides, stores, and tells everyone concerned
+entrance    who may log in now: a bounded number at once
 housekeeping  deadlines, sessions that end, dead processes
 delivery    queues of clients, and how messages reach them here and in other processes
 server      the socket.io server, which bounds what a client can hold

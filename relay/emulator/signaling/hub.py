@@ -65,7 +65,7 @@ class Delivery(Protocol):
         """Send to all connections in any of the rooms; never waits for a slow one."""
 
     async def enter(self, connection: str, rooms: Iterable[str]) -> None:
-        """Put a connection of this process into exactly these rooms."""
+        """Put a connection of this process into exactly these rooms, unless it is gone."""
 
     async def drop(self, connection: str) -> None:
         """End a connection, on whichever process it is."""
@@ -79,7 +79,6 @@ class Connection:
     """A client that has logged in here."""
 
     account: Account
-    was_offline: bool = True
     specs: dict[str, LineSpec] = field(default_factory=dict)
 
 
@@ -124,6 +123,8 @@ class Hub:
         self._observers: list[Observer] = []
         self._presence_observers: list[PresenceObserver] = []
         self._media_server: OnMedia | None = None
+        # Users who came, and whose presence was not yet told. One connection may replace another before that.
+        self._untold: set[str] = set()
         # Crowded lines whose listeners changed, and were not yet told of.
         self._crowds: dict[str, tuple[LineSpec, Line]] = {}
 
@@ -187,7 +188,9 @@ class Hub:
             raise
         except Exception as error:
             raise self._unavailable(error, "connect") from error
-        self.connections[connection] = Connection(account, was_offline=former is None)
+        self.connections[connection] = Connection(account)
+        if former is None:
+            self._untold.add(account.user_id)
         self.unsaid.pop(account.user_id, None)
         self.event_log.session(account.user_id, "opened", self.clock())
         if former is not None and former.connection != connection and former.is_connected:
@@ -200,13 +203,18 @@ class Hub:
         await self._delivery.drop(connection)
 
     async def admit(self, connection: str) -> None:
-        """Tell a client that has logged in everything, and others that it is there."""
-        known = self.connections[connection]
+        """Tell a client that has logged in everything, and others that it is there.
+
+        It may be gone at any moment: another connection of the same user replaces it.
+        """
+        if (known := self.connections.get(connection)) is None:
+            return
         try:
             async with asyncio.timeout(HANDLE_TIMEOUT_S):
-                await self._enter(connection, known)
-                await self._delivery.emit(Welcome.event, await self._welcome(known), [connection])
-                if known.was_offline:
+                if not await self._welcome_in(connection, known):
+                    return
+                if known.account.user_id in self._untold:
+                    self._untold.discard(known.account.user_id)
                     await self._tell_presence(known, PresenceStatus.AVAILABLE)
         except Exception as error:
             refusal = self._unavailable(error, "welcome")
@@ -241,13 +249,20 @@ class Hub:
                 for user_id in line.parties.keys() - spec.firm_of.keys():
                     await self.apply(spec, machines.Gone(user_id), "gone")
         for connection, known in list(self.connections.items()):
-            await self._enter(connection, known)
-            await self._delivery.emit(Welcome.event, await self._welcome(known), [connection])
+            await self._welcome_in(connection, known)
 
-    async def _enter(self, connection: str, known: Connection) -> None:
+    async def _welcome_in(self, connection: str, known: Connection) -> bool:
+        """Put a connection into its rooms, and tell it everything. False if it is gone meanwhile."""
         known.specs = {spec.number: spec for spec in await self.directory.lines_of(known.account.user_id)}
+        if connection not in self.connections:
+            return False
         rooms = [user_room(known.account.user_id), *(line_room(number) for number in known.specs)]
         await self._delivery.enter(connection, rooms)
+        welcome = await self._welcome(known)
+        if connection not in self.connections:
+            return False
+        await self._delivery.emit(Welcome.event, welcome, [connection])
+        return True
 
     # Messages
 

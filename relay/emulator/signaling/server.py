@@ -20,10 +20,11 @@ import structlog
 from aiohttp import web
 from engineio import payload
 from engineio.exceptions import EngineIOError
-from socketio.packet import ACK, CONNECT, DISCONNECT, EVENT
+from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 
 from relay.emulator.signaling.delivery import HUBS, EngineServer, FastManager, RedisManager
 from relay.emulator.signaling.directory import Directory, OnCallEnded
+from relay.emulator.signaling.entrance import Entrance
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.housekeeping import TICK_S, Housekeeping
 from relay.emulator.signaling.hub import GRACE_S, Hub, refused
@@ -176,6 +177,7 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         self._login_timeout_s = login_timeout_s
         self._housekeeping = Housekeeping(self.hub, tick_s=tick_s)
         self._clients: dict[str, _Client] = {}
+        self._entrance = Entrance()
         self._tasks = Tasks()
         self.eio.bound(self._on_full, self._tasks.start)
         self.on("connect", self._on_connect)
@@ -218,6 +220,8 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
 
     async def enter(self, connection: str, rooms: Iterable[str]) -> None:
         """See ``hub.Delivery``."""
+        if not self.manager.is_connected(connection, NAMESPACE):
+            return
         wanted = set(rooms)
         for room in set(self.rooms(connection)) - wanted - {connection}:
             await self.leave_room(connection, room)
@@ -255,6 +259,17 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         client.login = loop.call_later(self._login_timeout_s, self._cut, client.eio_sid)
 
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        try:
+            async with self._entrance.turn(data):
+                # It may have gone while it waited.
+                if eio_sid in self._clients:
+                    await self._log_in(eio_sid, namespace, data)
+        except Refusal as refusal:
+            info = refusal.info
+            answer = {"message": info.message, "data": info.model_dump(mode="json")}
+            await self._send_packet(eio_sid, self.packet_class(CONNECT_ERROR, namespace=namespace, data=answer))
+
+    async def _log_in(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         await super()._handle_connect(eio_sid, namespace, data)
         sid = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
         if sid is None or not self.manager.is_connected(sid, NAMESPACE):

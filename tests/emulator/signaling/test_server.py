@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -9,10 +10,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 import socketio
+from structlog.testing import capture_logs
 
 from relay.emulator.lines import LineKind
+from relay.emulator.signaling import entrance
 from relay.emulator.signaling.invariants import check
 from relay.emulator.signaling.messages import FROM_SERVER, StateAccepted, Welcome
+from relay.emulator.signaling.state import LineSpec
 from tests.support.benches.emulated_signaling import POLLING, WEBSOCKET, People, Phone, Signaling, running_signaling
 from tests.support.emulated_lines import NUMBERS, line
 from tests.support.waiting import becomes, eventually
@@ -302,3 +306,59 @@ async def test_a_bad_message_is_answered_with_what_was_expected(event: str, payl
         # And nothing else has happened.
         assert (await a1.do("state.get"))["joined"] == []
         assert len(signaling.server.hub.connections) == 1
+
+
+class SlowLines(People):
+    """A directory whose first reader of lines waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(people().specs)
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
+        if user_id == "a1" and not self.asked.is_set():
+            self.asked.set()
+            await self.may_answer.wait()
+        return await super().lines_of(user_id)
+
+
+async def test_a_connection_that_is_replaced_while_it_is_welcomed_is_no_failure() -> None:
+    known = SlowLines()
+    async with running_signaling(known) as signaling, phones(signaling, "b1") as (b1,):
+        first = Phone()
+        with capture_logs() as logs:
+            await first.client.connect(signaling.url, auth={"token": "token-a1"}, transports=WEBSOCKET)
+            await known.asked.wait()
+            async with signaling.phone("a1") as second:
+                # Its own coming was not told by the first one.
+                await b1.heard("presence.state", user_id="a1", state="available")
+                await first.heard("disconnect")
+                known.may_answer.set()
+                await second.do("state.get")
+                await eventually(lambda: not signaling.server._entrance._of_token)
+        await first.client.disconnect()
+        assert [entry for entry in logs if entry["log_level"] in {"warning", "error"}] == []
+        assert "welcome" not in [event for event, _ in first.told]
+
+
+async def test_connections_that_log_in_with_one_token_are_bounded() -> None:
+    known = SlowLines()
+    async with running_signaling(known) as signaling:
+        waiting = [Phone() for _ in range(entrance.MAX_OF_TOKEN)]
+        for phone in waiting:
+            await phone.client.connect(signaling.url, auth={"token": "token-a1"}, transports=WEBSOCKET, wait=False)
+            if phone is waiting[0]:
+                await known.asked.wait()
+                # The others wait behind those who are not theirs.
+                for _ in range(entrance.MAX_AT_ONCE - 1):
+                    await signaling.server._entrance._turns.acquire()
+        await becomes(lambda: signaling.server._entrance._of_token["token-a1"], entrance.MAX_OF_TOKEN)
+        refused = Phone()
+        await refused.client.connect(signaling.url, auth={"token": "token-a1"}, transports=WEBSOCKET, wait=False)
+        assert (await refused.heard("connect_error"))["data"]["code"] == "rate_limited"
+        known.may_answer.set()
+        # The last one of those who waited stays.
+        await waiting[-1].heard("welcome")
+        for phone in [*waiting, refused]:
+            await phone.client.disconnect()
+        await eventually(lambda: not signaling.server._entrance._of_token)
