@@ -20,7 +20,8 @@ TAKE_OVER_S = 30.0
 class Place:
     """The right to change one recording. ``stop`` is set when another request wants it."""
 
-    def __init__(self) -> None:
+    def __init__(self, user_id: str | None = None) -> None:
+        self.user_id = user_id
         self._reading: asyncio.Timeout | None = None
         self.stopped = False
         self.free = asyncio.Event()
@@ -62,30 +63,34 @@ class Places:
             raise ApiError(503, "busy", "Too many uploads at once.", expected=expected, headers=headers)
 
     @contextlib.asynccontextmanager
-    async def take(self, recording_id: str, user_id: str | None = None) -> AsyncIterator[Place]:
+    async def take(
+        self, recording_id: str, user_id: str | None = None, *, counted: bool = False
+    ) -> AsyncIterator[Place]:
         """Have the recording for oneself. Who has it is asked to stop, and waited for. Raises ApiError 409.
 
-        With ``user_id`` it counts as one of the user's uploads.
+        Of another user's place, one waits for the end and stops nothing. With ``counted`` it is one of the user's
+        uploads.
         """
-        place = Place()
-        await self._wait_for(recording_id)
+        place = Place(user_id)
+        await self._wait_for(recording_id, user_id)
         self._taken[recording_id] = place
-        if user_id is not None:
+        if counted and user_id is not None:
             self._uploads[user_id] += 1
         try:
             yield place
         finally:
             del self._taken[recording_id]
             place.free.set()
-            if user_id is not None:
+            if counted and user_id is not None:
                 self._uploads[user_id] -= 1
                 self._uploads += Counter()
 
-    async def _wait_for(self, recording_id: str) -> None:
+    async def _wait_for(self, recording_id: str, user_id: str | None) -> None:
         try:
             async with asyncio.timeout(TAKE_OVER_S):
                 while (other := self._taken.get(recording_id)) is not None:
-                    other.stop()
+                    if user_id in {None, other.user_id}:
+                        other.stop()
                     await other.free.wait()
         except TimeoutError:
             message = "Another request changes this recording, and does not end."

@@ -7,8 +7,9 @@ long, with this checksum, in this format. What has not become whole within a day
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -99,7 +100,7 @@ class Recordings:
         if metadata.ended_at < metadata.started_at:
             message = "ended_at is before started_at."
             raise ApiError(400, "empty_range", message, where="body.ended_at", expected="a time after started_at")
-        async with self._places.take(recording_id):
+        async with self._change(owner, recording_id):
             row = await self._own(owner, recording_id)
             if row is not None and row.completed_at is not None:
                 if metadata_of(row) == metadata:
@@ -124,7 +125,7 @@ class Recordings:
     async def _append(
         self, owner: Owner, recording_id: str, content: StreamReader, offset: int, length: int | None
     ) -> tables.Recording:
-        async with self._places.take(recording_id, owner.user_id) as place:
+        async with self._change(owner, recording_id, counted=True) as place:
             row = await self._own(owner, recording_id)
             if row is not None and row.completed_at is not None:
                 raise is_complete()
@@ -162,7 +163,7 @@ class Recordings:
         await self._to_the_end(self._discard(owner, recording_id))
 
     async def _discard(self, owner: Owner, recording_id: str) -> None:
-        async with self._places.take(recording_id):
+        async with self._change(owner, recording_id):
             row = await self._own(owner, recording_id)
             if row is None:
                 raise no_such(recording_id)
@@ -177,7 +178,7 @@ class Recordings:
         return await self._to_the_end(self._settled(owner, recording_id))
 
     async def _settled(self, owner: Owner, recording_id: str) -> tables.Recording:
-        async with self._places.take(recording_id):
+        async with self._change(owner, recording_id):
             if (row := await self._own(owner, recording_id)) is None:
                 raise no_such(recording_id)
             return row
@@ -216,6 +217,16 @@ class Recordings:
         return self._disk.path(row.firm_id, row.recording_id)
 
     # The database and the disk
+
+    @contextlib.asynccontextmanager
+    async def _change(self, owner: Owner, recording_id: str, *, counted: bool = False) -> AsyncIterator[Place]:
+        """Have a recording for oneself. First whether it is theirs: nobody else may break off an upload.
+
+        Whoever has the place looks again: a recording may have begun meanwhile.
+        """
+        await self._own(owner, recording_id)
+        async with self._places.take(recording_id, owner.user_id, counted=counted) as place:
+            yield place
 
     async def _own(self, owner: Owner, recording_id: str) -> tables.Recording | None:
         """Nobody but its owner changes a recording. Raises ApiError 404 for one of somebody else's."""

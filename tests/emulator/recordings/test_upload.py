@@ -214,6 +214,22 @@ async def test_a_newer_request_takes_over(tmp_path: Path) -> None:
         assert await anna.offset() == 5000
 
 
+async def test_nobody_else_breaks_off_an_upload(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
+        anna = await user(apis)
+        others = [await user(apis, name, anna.id) for name in ("ben", "hana")]
+        reader, writer = await begin_patch(apis, anna, MEDIA.content[:700])
+        await eventually((tmp_path / "atlas" / anna.id).exists)
+        for other in others:
+            assert (await other.send("HEAD", f"{other.path}/media")).status == 404
+            assert error(await other.send("DELETE", other.path)) == (404, "not_found")
+            assert error(await other.put(MEDIA.metadata())) == (404, "not_found")
+            assert error(await other.patch(b"x", 0, 5000)) == (404, "not_found")
+        writer.write(MEDIA.content[700:])
+        assert (await reader.read(12)).endswith(b" 204")
+        await close(writer)
+
+
 async def test_uploads_at_once_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_apis(tmp_path) as apis:
         first, second, ben = await user(apis), await user(apis), await user(apis, "ben")
