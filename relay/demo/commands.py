@@ -13,13 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from relay.demo.cloud import FIRM, Floor
 from relay.demo.report import Row, json_of, table_of
 from relay.demo.run import PATHS, DemoFloor, demo_floor, place_calls
-from relay.emulator.folder import urls
+from relay.emulator.folder import urls, write_browser
 from relay.emulator.settings import DEFAULT_HTTP
 from relay.emulator.softphone.voice import PACKETS_PER_SECOND
 
 HINT = (
     "With --stay (make demo STAY=1) it keeps running, with a softphone for your browser:\n"
-    f"http://localhost:{DEFAULT_HTTP.port}/softphone/. Log in as anna in one tab, as ben in another (password trader)."
+    f"http://localhost:{DEFAULT_HTTP.port}/softphone/. Log in as anna in one tab and as ben in another\n"
+    "(password trader). Press Ben in Anna's tab, and Answer in Ben's."
 )
 
 
@@ -51,15 +52,16 @@ async def _stay(floor: Floor) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        typer.echo(_invitation(floor))
+        typer.echo(await invite(floor))
         await stop.wait()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 
 
-def _invitation(floor: Floor) -> str:
-    """What to open, and who to be."""
+async def invite(floor: Floor) -> str:
+    """What to open, and who to be. Writes ``browser.sh``, with which one hears the relay."""
+    script = await asyncio.to_thread(write_browser, floor.cloud)
     pages = urls(floor.cloud)
     users = [user for user in floor.cloud.settings.fixtures.users if user.firm != FIRM and user.password is not None]
     names = [
@@ -69,10 +71,20 @@ def _invitation(floor: Floor) -> str:
     ]
     return "\n".join(
         [
-            "The cloud and the relay keep running. Call yourself: open this page in two tabs,",
-            "and log in as another user in each. Ctrl-C ends it.",
+            "The cloud and the relay keep running until Ctrl-C. To hear a call:",
             "",
-            f"  softphone   {pages['softphone']}",
+            f"  1. Open this page in two tabs of any browser: {pages['softphone']}",
+            "  2. Log in as anna in one tab, as ben in the other (password trader). Their voice goes by UDP.",
+            "  3. Press Ben in Anna's tab, and Answer in Ben's.",
+            "",
+            "To hear a call through the relay, whose certificate your browser does not trust:",
+            "",
+            f"  1. Start a Chromium that trusts it: {script}",
+            "  2. Log in as dora in one tab, as emil in another (password trader). Voice via Web Proxy is on for them.",
+            "  3. Press Call under Atlas desk in Dora's tab.",
+            "",
+            "That folder is temporary: Ctrl-C removes it. `relay emulate --with-relay` keeps its folder.",
+            "",
             f"  portal      {pages['portal']}",
             f"  relay       http://{floor.gateway.admin}/",
             "",

@@ -37,7 +37,8 @@ async def demo_floor(*, known_ports: bool = False) -> AsyncIterator[DemoFloor]:
     password = secrets.token_urlsafe(16)
     pairs = pairs_of(PATHS, password)
     people = with_pairs(fixtures.bundled(), pairs, await asyncio.to_thread(hash_password, password))
-    with tempfile.TemporaryDirectory(prefix="relay-demo-") as name:
+    # A browser that browser.sh started may still write its profile there.
+    with tempfile.TemporaryDirectory(prefix="relay-demo-", ignore_cleanup_errors=True) as name:
         async with running_floor(Path(name), people, known_ports=known_ports) as floor:
             yield DemoFloor(floor.cloud, floor.gateway, pairs)
 

@@ -49,7 +49,14 @@ def write_files(cloud: Cloud) -> None:
     writing.replace(folder / "emulator.env", _environment(cloud).encode(), mode=SECRET_MODE)
     writing.replace(folder / "emulator.json", json.dumps(_facts(cloud), indent=2).encode() + b"\n", mode=SECRET_MODE)
     writing.replace(folder / "relay.toml", relay_toml(cloud).encode(), mode=SECRET_MODE)
-    writing.replace(folder / "browser.sh", _browser(cloud).encode(), mode=0o755)
+    write_browser(cloud)
+
+
+def write_browser(cloud: Cloud) -> Path:
+    """Write ``browser.sh``. Returns where it is. Raises OperatorError."""
+    path = cloud.settings.folder / "browser.sh"
+    writing.replace(path, _browser(cloud).encode(), mode=0o755)
+    return path
 
 
 def _running_media(cloud: Cloud) -> list[MediaHost]:

@@ -36,7 +36,16 @@ def test_the_default_set_has_two_firms_twelve_users_and_every_kind_of_line() -> 
     assert len(found.users) == 12
     assert {line.kind for line in found.lines} == set(LineKind)
     assert {user.firm for user in found.users} == {firm.id for firm in found.firms}
-    assert {user.voice_via_web_proxy for user in found.users} == {True, False}
+
+
+def test_the_first_two_users_call_each_other_in_any_browser_and_two_others_through_the_relay() -> None:
+    found = fixtures.bundled()
+    through_relay = {user.id: user.voice_via_web_proxy for user in found.users}
+    assert list(through_relay.items())[:2] == [("anna", False), ("ben", False)]
+    assert (through_relay["dora"], through_relay["emil"]) == (True, True)
+    both_ways = [line for line in found.lines if line.kind in {LineKind.RINGDOWN, LineKind.INTERCOM}]
+    for pair in ({"anna", "ben"}, {"dora", "emil"}):
+        assert any(pair <= set(line.members) for line in both_ways)
 
 
 def test_a_member_who_is_not_a_talker_listens(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ async def test_the_database_refuses_to_change_the_audit(server: str) -> None:
 
 async def test_a_cloud_remembers_its_users_over_a_restart(server: str, tmp_path: Path) -> None:
     async with running_cloud(tmp_path, database=server) as client:
-        token = (await client.login())["token"]
+        token = (await client.login("dora"))["token"]
         secret = client.cloud.turn_secret
     async with running_cloud(tmp_path, database=server) as client:
         status, settings, _ = await client.ask("GET", "/rest/v1/settings", token=token)

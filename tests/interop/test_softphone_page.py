@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.benches.cloud import through_relay
 from tests.support.benches.floor import Floor, running_floor
 from tests.support.peers.browser import CHROMIUM, FAKE_MICROPHONE, Browser, Page, browser, chromium
 from tests.support.peers.softphone_page import NO_UDP, Softphone, complaints, connect, softphones
@@ -36,7 +37,7 @@ async def calls_at_the_relay(floor: Floor, page: Page) -> dict[str, int]:
 
 async def test_through_the_relay(tmp_path: Path) -> None:
     async with (
-        running_floor(tmp_path) as floor,
+        running_floor(tmp_path, fixtures=through_relay("anna", "ben")) as floor,
         softphones(floor.relay_origin, "anna", "ben", options=(floor.trust_option,)) as (anna, ben),
     ):
         told = await anna.text(".transport")
@@ -81,7 +82,7 @@ async def test_the_relay_refuses_who_has_the_setting_off(tmp_path: Path) -> None
 
 async def test_a_browser_that_does_not_trust_the_relay_is_told_what_to_import(tmp_path: Path) -> None:
     async with (
-        running_floor(tmp_path) as floor,
+        running_floor(tmp_path, fixtures=through_relay("anna", "ben")) as floor,
         softphones(floor.cloud_origin, "anna", "ben") as (anna, ben),
     ):
         await anna.press(ANNA_BEN, "ring")
@@ -95,7 +96,7 @@ async def test_a_browser_that_does_not_trust_the_relay_is_told_what_to_import(tm
 @contextlib.asynccontextmanager
 async def desks(folder: Path) -> AsyncIterator[tuple[Floor, Squid, list[Softphone]]]:
     """Anna and Ben behind squid, without UDP; what the browser knows is the proxy and the name for it."""
-    async with running_floor(folder) as floor, open_squid() as squid:
+    async with running_floor(folder, fixtures=through_relay("anna", "ben")) as floor, open_squid() as squid:
         options = (
             f"--proxy-server={squid.url}",
             # Otherwise a browser asks loopback addresses directly.

@@ -93,30 +93,30 @@ async def service() -> AsyncIterator[Service]:
 
 async def test_the_switch_counts_from_the_next_login_both_ways() -> None:
     async with service() as asked:
-        await asked.log_in("anna")  # on in the fixtures
+        await asked.log_in("dora")  # on in the fixtures
         await asked.log_in("chen")  # off
-        assert (await asked.allowed("anna"), await asked.allowed("chen")) == (True, False)
-        await asked.set("anna", voice_via_web_proxy=False)
+        assert (await asked.allowed("dora"), await asked.allowed("chen")) == (True, False)
+        await asked.set("dora", voice_via_web_proxy=False)
         await asked.set("chen", voice_via_web_proxy=True)
-        assert (await asked.allowed("anna"), await asked.allowed("chen")) == (True, False)
+        assert (await asked.allowed("dora"), await asked.allowed("chen")) == (True, False)
         asked.now += 60
-        await asked.log_in("anna")
+        await asked.log_in("dora")
         await asked.log_in("chen")
-        assert (await asked.allowed("anna"), await asked.allowed("chen")) == (False, True)
+        assert (await asked.allowed("dora"), await asked.allowed("chen")) == (False, True)
 
 
 async def test_the_relay_hears_how_many_calls() -> None:
     async with service() as asked:
-        await asked.log_in("anna")
+        await asked.log_in("dora")
         policy = UserService(EntitlementSettings(policy="http", url=asked.url, token=SecretStr(TOKEN)))
         try:
-            assert await policy.rule(Question("anna", "use1", "")) == Rule(True, CALLS_AT_ONCE)
+            assert await policy.rule(Question("dora", "use1", "")) == Rule(True, CALLS_AT_ONCE)
         finally:
             await policy.close()
 
 
 @pytest.mark.parametrize(
-    "user", ["anna", "nobody", "Anna", "", "a\x00b", "%", "' OR 1=1 --", "anna@atlas.example", "ü" * 254]
+    "user", ["emil", "nobody", "Dora", "", "a\x00b", "%", "' OR 1=1 --", "dora@atlas.example", "ü" * 254]
 )
 async def test_who_is_not_logged_in_and_who_does_not_exist(user: str) -> None:
     async with service() as asked:
@@ -126,27 +126,27 @@ async def test_who_is_not_logged_in_and_who_does_not_exist(user: str) -> None:
 
 async def test_only_a_login_of_a_client_that_still_lasts_counts() -> None:
     async with service() as asked:
-        await asked.log_in("anna", kind="portal")
-        assert not await asked.allowed("anna")
-        await asked.log_in("anna", lasts_s=100)
-        assert await asked.allowed("anna")
+        await asked.log_in("dora", kind="portal")
+        assert not await asked.allowed("dora")
+        await asked.log_in("dora", lasts_s=100)
+        assert await asked.allowed("dora")
         asked.now += 100
-        assert not await asked.allowed("anna")
+        assert not await asked.allowed("dora")
 
 
 async def test_a_disabled_user_is_refused_at_once() -> None:
     async with service() as asked:
-        await asked.log_in("anna")
-        await asked.set("anna", enabled=False)
-        assert not await asked.allowed("anna")
-        assert "disabled" in (await asked.voice.explain("anna")).reason
+        await asked.log_in("dora")
+        await asked.set("dora", enabled=False)
+        assert not await asked.allowed("dora")
+        assert "disabled" in (await asked.voice.explain("dora")).reason
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer other", f"Basic {TOKEN}", f"bearer {TOKEN} ", TOKEN])
 async def test_strangers_learn_nothing(authorization: str) -> None:
     headers = {"Authorization": authorization} if authorization else {}
     async with service() as asked, aiohttp.ClientSession() as client:
-        async with client.get(asked.url, params={"user": "anna"}, headers=headers) as answer:
+        async with client.get(asked.url, params={"user": "dora"}, headers=headers) as answer:
             assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="c9"')
             told = (await answer.json())["error"]
         assert told["where"] == "Authorization"
@@ -154,7 +154,7 @@ async def test_strangers_learn_nothing(authorization: str) -> None:
         policy = UserService(EntitlementSettings(policy="http", url=asked.url))
         try:
             with pytest.raises(PolicyUnavailable, match="expected status 200, but it is 401"):
-                await policy.rule(Question("anna", "use1", ""))
+                await policy.rule(Question("dora", "use1", ""))
         finally:
             await policy.close()
 

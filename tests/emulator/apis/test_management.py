@@ -35,6 +35,8 @@ async def test_users_of_the_firm(tmp_path: Path) -> None:
         assert await ids(apis, emails=["anna@atlas.example"], userNames=["Dora Lind"]) == ["anna", "dora"]
         assert await ids(apis, userIds=[]) == []
         anna = (await apis.post(f"{BASE}/users", {"userIds": ["anna"]})).json["users"][0]
+        # Dora's voice goes through the relay.
+        assert (await apis.post(f"{BASE}/users", {"userIds": ["dora"]})).json["users"][0]["voiceViaWebProxy"] is True
         assert anna == {
             "userId": "anna",
             "userName": "Anna Keller",
@@ -44,7 +46,7 @@ async def test_users_of_the_firm(tmp_path: Path) -> None:
             "extension": "1001",
             "role": "user",
             "region": "use1",
-            "voiceViaWebProxy": True,
+            "voiceViaWebProxy": False,
             "enabled": True,
         }
 

@@ -30,7 +30,7 @@ FOREIGN = [
 ]
 FOREIGN_CHANGES: list[tuple[str, dict[str, str]]] = [
     ("/portal/users/anna", {"name": "x", "email": "x@y.example", "role": "admin", "region": "use1"}),
-    ("/portal/users/anna/voice", {"voice": "off"}),
+    ("/portal/users/dora/voice", {"voice": "off"}),
     ("/portal/users/anna/enabled", {"enabled": "off"}),
     ("/portal/users/anna/password", {"password": "a long password"}),
     ("/portal/users/anna/board", {"position": "9", "label": "x", "line": LINE}),
@@ -195,7 +195,7 @@ async def test_forms_that_are_none() -> None:
     async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         token = (await admin.get("/portal/users/anna")).field(FORM_TOKEN)
-        path = "/portal/users/anna/voice"
+        path = "/portal/users/dora/voice"
         many = "&".join(f"f{number}=" for number in range(MAX_FIELDS + 1))
         for body, headers, status in (
             (b"{}", {"Content-Type": "application/json"}, 415),
@@ -212,7 +212,7 @@ async def test_forms_that_are_none() -> None:
             page = await admin.send(path, body, headers=headers)
             assert (body[:20], page.status) == (body[:20], status)
             assert "Nothing was changed." in page.words or status == 415
-        assert (await portal.user("anna")).voice_via_web_proxy
+        assert (await portal.user("dora")).voice_via_web_proxy
 
 
 async def test_a_form_without_a_length_is_bounded_too() -> None:

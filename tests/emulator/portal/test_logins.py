@@ -239,18 +239,18 @@ async def test_a_form_needs_the_token_of_its_login() -> None:
         theirs = (await other.get("/portal/users/anna")).field(FORM_TOKEN)
         own = (await admin.get("/portal/users/anna")).field(FORM_TOKEN)
         for token in ("", "x", theirs, own[:-1], own + "0", "ü"):
-            page = await admin.send("/portal/users/anna/voice", {"voice": "off", FORM_TOKEN: token})
+            page = await admin.send("/portal/users/dora/voice", {"voice": "off", FORM_TOKEN: token})
             assert page.status == 403
             assert "Nothing was changed." in page.words
-        page = await admin.send("/portal/users/anna/voice", {"voice": "off"})
+        page = await admin.send("/portal/users/dora/voice", {"voice": "off"})
         assert page.status == 403
-        assert (await portal.user("anna")).voice_via_web_proxy
+        assert (await portal.user("dora")).voice_via_web_proxy
         # The token of a login that has ended is as good as none.
         await admin.post("/portal/logout", {}, on="/portal/")
         await admin.log_in(*ADMIN)
-        page = await admin.send("/portal/users/anna/voice", {"voice": "off", FORM_TOKEN: own})
+        page = await admin.send("/portal/users/dora/voice", {"voice": "off", FORM_TOKEN: own})
         assert page.status == 403
-        assert (await portal.user("anna")).voice_via_web_proxy
+        assert (await portal.user("dora")).voice_via_web_proxy
 
 
 async def test_nobody_is_logged_in_unawares() -> None:
@@ -283,9 +283,9 @@ async def test_what_browsers_say_about_other_sites(headers: dict[str, str], stat
     async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
         fields = {"voice": "off"}
         headers = {name: value.replace("HERE", portal.base.removeprefix("http://")) for name, value in headers.items()}
-        answer = await admin.post("/portal/users/anna/voice", fields, on="/portal/users/anna", headers=headers)
+        answer = await admin.post("/portal/users/dora/voice", fields, on="/portal/users/dora", headers=headers)
         assert answer.status == status
-        assert (await portal.user("anna")).voice_via_web_proxy == (status == 403)
+        assert (await portal.user("dora")).voice_via_web_proxy == (status == 403)
         if status == 403:
             guest = await admin.post("/portal/logout", {}, on="/portal/", headers=headers)
             assert guest.status == 403

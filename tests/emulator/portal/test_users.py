@@ -326,4 +326,4 @@ async def test_of_many_changes_at_once_each_is_whole(tmp_path: Any) -> None:
         for to in ("on", "off", "on"):
             assert set(await asyncio.gather(*(switch(admin, user, to) for user in users))) == {303}
             assert {(await portal.user(user)).voice_via_web_proxy for user in users} == {to == "on"}
-        assert len(await audited(portal)) == 2 + 5 + 5
+        assert len(await audited(portal)) == 3 + 5 + 5

@@ -11,7 +11,6 @@ import pytest
 
 from relay.addresses import Address
 from relay.demo.cloud import Floor, running_floor
-from relay.emulator import fixtures
 from relay.emulator.signaling.invariants import check
 from relay.emulator.signaling.messages import EndReason, ErrorCode, LineState, LineStatus, PresenceStatus
 from relay.emulator.softphone import (
@@ -31,6 +30,7 @@ from relay.emulator.softphone import (
 )
 from relay.emulator.softphone import media as media_module
 from relay.emulator.softphone.ogg import HEARD, SAID, read_recording
+from tests.support.benches.cloud import through_relay
 from tests.support.waiting import becomes, eventually
 
 RINGDOWN, SHARED = "sPK-10000001-100001", "sPK-10000001-100002"
@@ -41,8 +41,8 @@ SERVER_NAME = "use1-stun1.xhoot.com"
 
 @contextlib.asynccontextmanager
 async def floor(tmp_path: Path) -> AsyncIterator[Floor]:
-    """A cloud and a relay. At the end no call is open, and nothing is held."""
-    async with running_floor(tmp_path, fixtures.bundled()) as running:
+    """A cloud and a relay that Anna and Ben may use. At the end no call is open, and nothing is held."""
+    async with running_floor(tmp_path, through_relay("anna", "ben")) as running:
         yield running
         await eventually(lambda: not running.gateway.plane.snapshot().flows, "flows are left in the relay")
         await eventually(lambda: running.cloud.turn_allocations == 0, "allocations are left")
@@ -312,10 +312,10 @@ async def test_relay_that_drains_in_mid_call(tmp_path: Path) -> None:
 
 
 async def test_without_a_carrier_the_login_says_how_voice_travels(tmp_path: Path) -> None:
-    async with floor(tmp_path) as running, phone(running, "chen") as chen, phone(running, "anna") as anna:
+    async with floor(tmp_path) as running, phone(running, "chen") as chen, phone(running, "dora") as dora:
         assert chen.carrier == UdpTurn()
-        assert isinstance(anna.carrier, TurnTls)
-        assert anna.carrier.server == Address("127.0.0.1", 0)
+        assert isinstance(dora.carrier, TurnTls)
+        assert dora.carrier.server == Address("127.0.0.1", 0)
 
 
 async def test_closed_in_mid_call(tmp_path: Path) -> None:

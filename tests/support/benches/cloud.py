@@ -37,6 +37,15 @@ def cloud_settings(folder: Path, **changes: Any) -> EmulatorSettings:
     return dataclasses.replace(settings, **changes)
 
 
+def through_relay(*users: str) -> fixtures.Fixtures:
+    """The default set, with Voice via Web Proxy on for these users, too."""
+    usual = fixtures.bundled()
+    changed = [
+        user.model_copy(update={"voice_via_web_proxy": True}) if user.id in users else user for user in usual.users
+    ]
+    return usual.model_copy(update={"users": tuple(changed)})
+
+
 class CloudClient:
     """Asks a cloud over HTTP, as any of the vendor's hosts."""
 
