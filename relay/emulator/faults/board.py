@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from relay.catalog import Catalog
+from relay.catalog import Catalog, Service
 from relay.emulator.faults.kinds import KINDS, BadSetting, FaultSetting, Hop, Kind, Target, complete
 from relay.timer import DeadlineTimer
 
@@ -50,6 +50,21 @@ class FaultBoard:
         """All that are on, the oldest first."""
         return list(self._faults.values())
 
+    @property
+    def regions(self) -> list[str]:
+        """The regions that a fault may be limited to."""
+        return sorted({host.region for host in self._catalog.hosts if host.region is not None})
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts that a fault may be limited to."""
+        return sorted(host.name for host in self._catalog.hosts)
+
+    @property
+    def turn_hosts(self) -> list[str]:
+        """Those of them that desks reach over UDP."""
+        return sorted(host.name for host in self._catalog.hosts if host.service is Service.MEDIA)
+
     def find(self, hop: Hop, kind: Kind, *targets: str) -> Fault | None:
         """The fault that concerns one who goes by these names, such as a host and its region; None if there is none."""
         for fault in self._by_place.get((hop, kind), ()):
@@ -88,12 +103,12 @@ class FaultBoard:
         if target is None:
             return setting
         host = self._catalog.find(target)
-        regions = {host.region for host in self._catalog.hosts if host.region is not None}
+        regions = self.regions
         if wanted is not Target.REGION and host is not None:
             return setting.model_copy(update={"target": host.name})
         if wanted is not Target.HOST and target in regions:
             return setting
-        expected = "a host of `relay catalog show`" if wanted is Target.HOST else ", ".join(sorted(regions))
+        expected = "a host of `relay catalog show`" if wanted is Target.HOST else ", ".join(regions)
         raise BadSetting("body.target", f"The catalog does not have {target!r}.", expected)
 
     def _remove(self, keys: list[tuple[Hop, Kind, str | None]]) -> int:

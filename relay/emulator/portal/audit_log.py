@@ -34,13 +34,15 @@ class AuditLog:
         wanted, page = visit.query("q"), page_in(visit.query("page"))
         entries = select(AuditEntry).where(AuditEntry.firm_id == visit.who.firm_id)
         if wanted:
-            columns = (AuditEntry.actor, AuditEntry.action, AuditEntry.object)
+            # An action can be found as the page shows it, and as the audit API names it.
+            shown = func.replace(func.replace(AuditEntry.action, ".", ": "), "_", " ")
+            columns = (AuditEntry.actor, AuditEntry.action, shown, AuditEntry.object)
             entries = entries.where(or_(*(column.icontains(wanted, autoescape=True) for column in columns)))
         async with self._store.reading() as session:
             total = await session.scalar(select(func.count()).select_from(entries.subquery())) or 0
             newest = entries.order_by(AuditEntry.entry_id.desc()).offset(offset_of(page)).limit(ROWS)
             rows = (await session.scalars(newest)).all()
-        context = {"rows": [(row, told(row.details)) for row in rows], "q": wanted}
+        context = {"rows": [(row, action_in_words(row.action), told(row.details)) for row in rows], "q": wanted}
         return visit.render("audit.html", {**context, "paging": Paging(AUDIT, {"q": wanted}, page, total)})
 
 
@@ -51,6 +53,11 @@ def told(details: dict[str, Any]) -> list[tuple[str, str]]:
     for name, (old, new) in dict(details.get("changes") or {}).items():
         told.append((name, f"{_text(old)} → {_text(new)}"))
     return told
+
+
+def action_in_words(action: str) -> str:
+    """An action for people: those of the APIs have names for programs, such as ``call_data.download``."""
+    return action.replace(".", ": ").replace("_", " ")
 
 
 def _text(value: Any) -> str:

@@ -21,13 +21,17 @@ _FIGURES = tuple(FaultSetting.model_fields)
 _PLACE = "place"
 _LABELS = {
     "seconds": "Seconds (empty: until it is taken off)",
-    "target": "Region or host",
     "percent": "Percent of the packets",
     "delay_ms": "Milliseconds, each way",
     "idle_s": "Idle seconds",
     "answer_after_s": "Seconds before it looks at a request",
     "username": "Name",
     "password": "Password",
+}
+_TARGET_LABELS = {
+    Target.REGION_OR_HOST: "Region or host (empty: all)",
+    Target.REGION: "Region",
+    Target.HOST: "Host",
 }
 
 
@@ -54,7 +58,15 @@ class FaultsPage:
             (f"{hop}/{kind}", hop, kind, spec, _fields(hop, kind)) for kind, spec in KINDS.items() for hop in spec.hops
         ]
         context = {"active": active, "kinds": kinds, "labels": _LABELS, "form": form, "place": place}
+        context |= {"target_labels": _TARGET_LABELS, "targets": self._targets()}
         return visit.render("faults.html", context, status=status)
+
+    def _targets(self) -> dict[Target, list[str]]:
+        """What one may choose for each kind of target."""
+        regions = self._board.regions
+        # What is limited to a region or a host is the line over UDP, which leads to TURN hosts only.
+        either = regions + self._board.turn_hosts
+        return {Target.REGION: regions, Target.HOST: self._board.hosts, Target.REGION_OR_HOST: either}
 
     async def _turn_on(self, visit: Visit) -> web.StreamResponse:
         hop, kind = _place_in(visit)

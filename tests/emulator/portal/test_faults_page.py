@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from relay.emulator.faults.kinds import KINDS, Hop, Kind
@@ -20,7 +22,7 @@ async def test_on_and_off() -> None:
         [fault] = portal.faults.active
         assert (fault.hop, fault.kind, fault.setting.percent, fault.target) == (Hop.DESK_UDP, Kind.LOSS, 12.5, "use1")
         page = await admin.get(PATH)
-        assert "loss desk udp seconds: 3600.0 target: use1 percent: 12.5" in page.words
+        assert "loss desk_udp seconds: 3600.0 target: use1 percent: 12.5" in page.words
         # What is left empty has its default.
         await admin.post(PATH, {"place": "cloud/expired_credentials", "seconds": ""})
         await admin.post(PATH, {"place": "web_proxy/proxy_authentication", "username": "a", "password": "s3cret<x>"})
@@ -54,6 +56,25 @@ async def test_each_kind_can_be_turned_on_as_the_page_offers_it() -> None:
             )
             assert (kind, page.status) == (kind, 303)
         assert [(fault.hop, fault.kind) for fault in portal.faults.active] == places
+
+
+async def test_a_target_is_chosen_from_what_there_is() -> None:
+    async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
+        page = await admin.get(PATH)
+        for place, label, offered in (
+            ("cloud/region_down", "Region", ["apse1", "apse2", "euc1", "use1"]),
+            ("cloud/name_not_found", "Host", portal.faults.hosts),
+            ("desk_udp/loss", "Region or host (empty: all)", portal.faults.regions + portal.faults.turn_hosts),
+        ):
+            field = re.search(
+                rf'<label for="{place}/target">([^<]+)</label>\s*<input id="{place}/target"([^>]*)>', page.text
+            )
+            assert field is not None
+            assert field[1] == label
+            chosen = re.search(r'list="([^"]+)"', field[2])
+            assert chosen is not None
+            [options] = re.findall(rf'<datalist id="{chosen[1]}">(.*?)</datalist>', page.text)
+            assert re.findall(r"<option>([^<]+)", options) == offered
 
 
 @pytest.mark.parametrize(

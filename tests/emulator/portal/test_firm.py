@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import select
@@ -137,6 +138,17 @@ async def test_the_firm_and_its_groups() -> None:
             "group changed",
             "group deleted",
         ]
+
+
+async def test_an_action_is_shown_in_words_and_found_by_them_and_by_its_name() -> None:
+    async with made_up_portal() as portal, portal.visitor(*ADMIN) as admin:
+        async with portal.store.writing() as session:
+            audit(session, "atlas", "key:atlas-key-1", "call_data.download", "x")
+        for wanted in ("", "call data: download", "Call data", "call_data.down"):
+            page = await admin.get(f"/portal/audit?{urlencode({'q': wanted})}")
+            assert "key:atlas-key-1 call data: download x" in page.words
+        # The underscore is a letter, not a wildcard.
+        assert "Nothing matches" in (await admin.get("/portal/audit?q=callxdata")).words
 
 
 async def test_the_audit_is_the_firms_own() -> None:

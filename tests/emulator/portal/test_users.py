@@ -196,7 +196,7 @@ async def test_voice_via_web_proxy_and_when_it_counts() -> None:
 async def test_users_see_their_setting_and_who_changes_it() -> None:
     async with made_up_portal() as portal, portal.visitor("chen", "trader") as chen:
         page = await chen.get("/portal/profile")
-        assert "Off. There is no login now" in page.words
+        assert "Off. There is no softphone login now" in page.words
         assert "Atlas Administrator (admin@atlas.example)" in page.words
         assert "admin@borealis.example" not in page.text
         answer = await chen.post("/portal/users/chen/voice", {"voice": "on"}, on="/portal/profile")
