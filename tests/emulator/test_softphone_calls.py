@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 ANNA_BEN = "sPK-10000001-100001"
 DORA_TO_FAY = "sPK-10000002-100001"
 HOOT = "sPK-10000003-100001"
+ATLAS_DESK = "sPK-10000004-100001"
 BROADCAST = "sPK-10000006-100001"
 UNLIMITED = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
 DIAL_TONE = "sPK-10000005-100001"
@@ -42,11 +43,12 @@ async def tabs_by_udp(folder: Path, *users: str) -> AsyncIterator[list[Softphone
         yield phones
 
 
-async def test_two_tabs_hear_each_other_by_udp(tmp_path: Path) -> None:
+async def test_the_first_call_of_anna_and_ben_is_heard_in_any_browser(tmp_path: Path) -> None:
+    # This browser trusts no certificate of ours, and nobody has chosen anything.
     async with tabs(tmp_path, "anna", "ben") as (anna, ben):
         for phone in (anna, ben):
-            await phone.choose("udp")
             assert "TURN over UDP to 127.0." in await phone.text(".transport")
+            assert "because Voice via Web Proxy is off for you" in await phone.text(".transport")
         await connect(anna, ben, ANNA_BEN)
         assert "voice flows · Ben Osei" in await anna.text(".call")
         # What the browser says of the path: a relayed address, reached by UDP.
@@ -136,6 +138,9 @@ async def test_a_broadcast_reaches_all_who_are_there_and_only_its_talker_talks(t
         assert not await anna.page.run(
             f"""document.querySelector('[data-line="{BROADCAST}"] .hold').checkVisibility()"""
         )
+        # Where there is no button, it says why.
+        assert "Only its talkers can open it." in await anna.text(f'.line[data-line="{BROADCAST}"]')
+        assert "Only its talkers" not in await emil.text(f'.line[data-line="{BROADCAST}"]')
         await emil.page.click(f'[data-line="{BROADCAST}"] .latch')
         await asyncio.gather(anna.until_heard(), ben.until_heard())
         await anna.press(BROADCAST, "release")
@@ -169,15 +174,16 @@ async def test_the_page_says_that_udp_is_blocked(tmp_path: Path) -> None:
         told = await chen.until_problem("udp-701")
         assert "UDP is blocked" in told
         assert "firm administrator" in told
+        portal = await chen.page.run("document.querySelector('[data-problem=udp-701] a').href")
+        assert portal == f"{chen.origin}/portal/"
         assert "no voice" in await chen.text(".call .status")
 
 
 async def test_the_page_says_that_there_is_no_relay(tmp_path: Path) -> None:
-    async with tabs(tmp_path, "anna", "ben") as (anna, ben):
-        assert "because Voice via Web Proxy is on for you" in await anna.text(".transport")
-        await anna.press(ANNA_BEN, "ring")
-        await ben.answer()
-        assert "CA file" in await anna.until_problem("turns-701")
+    async with tabs(tmp_path, "dora", "emil") as (dora, _):
+        assert "because Voice via Web Proxy is on for you" in await dora.text(".transport")
+        await dora.press(ATLAS_DESK, "ring")
+        assert "CA file" in await dora.until_problem("turns-701")
 
 
 async def test_the_page_says_that_the_microphone_was_refused(tmp_path: Path) -> None:
@@ -239,5 +245,10 @@ async def test_a_narrow_page_does_not_scroll_sideways(tmp_path: Path, scheme: st
         await connect(anna, ben, ANNA_BEN)
         await anna.page.size(390, 900)
         assert await anna.page.run("document.documentElement.scrollWidth") == 390
+        # The bar at the top has two rows here. What is scrolled to is not below it.
+        await anna.page.run(f"""document.querySelector('.line[data-line="{ANNA_BEN}"]').scrollIntoView()""")
+        covers = "document.querySelector('.top').getBoundingClientRect().bottom"
+        top = f"""document.querySelector('.line[data-line="{ANNA_BEN}"]').getBoundingClientRect().top"""
+        assert await anna.page.run(f"{covers} <= {top}")
         ground = await anna.page.run("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(14, 18, 23)") == (scheme == "dark")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+import socket
 import tomllib
 from collections.abc import AsyncIterator
 from fnmatch import fnmatch
@@ -217,6 +218,38 @@ async def test_quality_of_a_second() -> None:
         assert (path["over"], path["remote"]) == ("TURN over TLS", "127.0.1.2:50001")
 
 
+def sample(mos: float, cause: str = "delay", loss: float = 0) -> dict[str, Any]:
+    return {"mos": mos, "cause": cause, "lossPercent": loss, "delayMs": 6.5, "bufferMs": 310}
+
+
+@needs_chromium
+async def test_a_call_that_sounds_bad_says_so_and_why() -> None:
+    missing, delayed = sample(2.11, "missing", 30), sample(3.4)
+    histories = [
+        [None] * 5,
+        [sample(4.3)] * 10,
+        [sample(4.3)] * 7 + [missing] * 3,
+        [delayed] * 10,
+        # The buffer of a call that has just begun is large: it is explained, but not judged.
+        [sample(3.14)] * 2,
+        # One bad second is not a bad call, and seconds without a figure count for nothing.
+        [sample(4.4)] * 9 + [sample(3.2)],
+        [missing] * 6 + [None],
+    ]
+    async with served() as url, browser() as page:
+        await page.open(url)
+        found = await module(page, "quality.js", f"{json.dumps(histories)}.map(m.judge)")
+        assert [each["level"] for each in found] == ["good", "good", "bad", "poor", "good", "good", "bad"]
+        assert [bool(each["why"]) for each in found] == [False, False, True, True, True, False, True]
+        assert "30 % of the packets are missing" in found[2]["why"]
+        assert "delay: 7 ms on the way, and 310 ms in the buffer" in found[3]["why"]
+        assert "just begun" in found[4]["why"]
+        # What costs the most is what is named.
+        lossy = await compared(page, report(2, received=80, lost=20), report(1, received=50, lost=0))
+        late = await compared(page, report(9, received=100, lost=0), report(8, received=50, lost=0))
+        assert (lossy["cause"], late["cause"], late["bufferMs"]) == ("missing", "delay", pytest.approx(40))
+
+
 @needs_chromium
 async def test_both_sides_agree_who_offers() -> None:
     kinds = [
@@ -249,8 +282,9 @@ CALL = """(async () => {
     const signaling = { send: async (event, { to, type }) => { if (type) said.offered.push(to); } };
     const track = new AudioContext().createMediaStreamDestination().stream.getAudioTracks()[0];
     const call = new Call(line, { state, signaling, transport: { iceServers: [], hosts: [], kind: "udp" }, track,
-        settings: { voiceViaWebProxy: true }, isHeld: () => window.held ?? true, onEvent: nothing, onFault: nothing,
-        onProblem: (one) => said.problems.push(one.key), onSilent: nothing, onChange: nothing, onConnected: nothing });
+        settings: { voiceViaWebProxy: true }, isHeld: () => window.held ?? true, onEvent: nothing, onSolved: nothing,
+        onFault: nothing, onProblem: (one) => said.problems.push(one.key), onSilent: nothing,
+        onChange: nothing, onConnected: nothing });
     await Promise.all([...call.peers.values()].map((peer) => peer.chain));
     STEPS
     call.close();
@@ -271,6 +305,47 @@ async def test_a_talker_reaches_eight_and_says_so_if_there_are_more() -> None:
         said = await called(page, 12)
         assert sorted(said["offered"]) == [f"u{number}" for number in range(10, 18)]
         assert "too-many" in said["problems"]
+
+
+# Something that takes UDP and never answers: the page must say so long before the browser gives up.
+SILENT = """const [{ Peer }, { chooseTransport }] =
+        await Promise.all(["peer", "transport"].map((name) => import(`/softphone/${name}.js`)));
+    const settings = { voiceViaWebProxy: false, media: { transport: "udp", alternatives: { udp: [
+        { urls: ["turn:127.0.0.1:PORT?transport=udp"], username: "u", credential: "c" }] } } };
+    const told = [];
+    const solved = [];
+    const silent = () => {};
+    const link = { me: "a", name: "Ben", settings, transport: chooseTransport(settings, "auto"),
+        sendDescription: silent, sendCandidate: silent, onProblem: (one) => told.push(one),
+        onSolved: (key) => solved.push(key), onEvent: silent, onFault: silent,
+        onChange: silent, onConnected: silent, onSilent: silent };
+    const sound = new AudioContext().createMediaStreamDestination().stream.getAudioTracks()[0];
+    window.phone = new Peer("b", link, sound, true);
+    Object.assign(window, { told, solved });
+    window.before = phone.waitsFor;
+    phone.offer();"""
+
+
+@needs_chromium
+async def test_a_turn_server_that_does_not_answer_is_told_after_some_seconds() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        port = str(deaf.getsockname()[1])
+        async with served() as url, browser() as page:
+            await page.open(url)
+            await page.run(f"(async () => {{ {SILENT.replace('PORT', port)} }})()")
+            assert await page.run("before") == ""
+            await page.until("told.length")
+            # The browser itself has not given up.
+            assert await page.run("[phone.hasFailed, phone.pc.iceGatheringState]") == [False, "gathering"]
+            [problem] = await page.run("told")
+            assert problem["key"] == "turn-slow"
+            assert problem["title"] == f"No answer yet from 127.0.0.1:{port} by UDP"
+            assert "in the portal" in problem["text"]
+            assert await page.run("phone.waitsFor") == f"no answer yet from 127.0.0.1:{port} by UDP"
+            # It is over when the call is.
+            await page.run("phone.close()")
+            assert await page.run("solved") == ["turn-slow"]
 
 
 @needs_chromium

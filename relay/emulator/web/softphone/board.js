@@ -1,6 +1,6 @@
 // The user's lines by kind, their buttons, and their colleagues.
 import { h, setText } from "./shared/dom.js";
-import { LineCard, describe, mainAction } from "./line.js";
+import { LineCard, describe, mainAction, whyNothing } from "./line.js";
 import { KIND_NAMES } from "./state.js";
 
 const PRESENCE_WORDS = { do_not_disturb: "do not disturb" };
@@ -83,8 +83,9 @@ export class Board {
     this.buttons.forEach((button, number) => {
       const line = state.lines.get(button.line);
       const key = this.keys.children[number];
-      key.disabled = !line;
-      setText(key.lastElementChild, line ? describe(line, state) : "not one of your lines");
+      const why = line && !mainAction(line, state, button.dial) ? whyNothing(line, state) : "";
+      key.disabled = !line || Boolean(why);
+      setText(key.lastElementChild, line ? why || describe(line, state) : "not one of your lines");
       if (line)
         Object.assign(key.dataset, {
           state: line.state,

@@ -10,7 +10,7 @@ export const MAX_REACHED = 8;
 const MAX_PEERS = MAX_REACHED + 12;
 
 export class Call {
-  // context: {state, signaling, transport, settings, track, isHeld(line), onProblem, onEvent, onFault, onSilent, onChange}
+  // context: {state, signaling, transport, settings, track, isHeld(line), onProblem, onEvent, onFault, onSilent, onChange, onSolved(key), onConnected}
   // With ``rejoins`` the page was loaded again in the middle of a call: only this side knows that, so it offers to all.
   constructor(line, context, rejoins) {
     this.callId = line.call_id;
@@ -69,15 +69,15 @@ export class Call {
   }
 
   linkTo(userId) {
-    const { state, signaling, transport, settings, onProblem, onEvent, onFault, onSilent, onChange, onConnected } =
-      this.context;
+    const { state, signaling, transport, settings, onProblem, onSolved } = this.context;
+    const { onEvent, onFault, onSilent, onChange, onConnected } = this.context;
     const send = (event, message) =>
       signaling.send(event, { call_id: this.callId, to: userId, ...message }).catch((refused) => {
         if (!this.closed) onFault(`${event} to ${state.nameOf(userId)}: ${refused.message}`);
       });
     return {
       ...{ me: state.me, name: state.nameOf(userId), transport, settings },
-      ...{ onProblem, onEvent, onFault, onSilent, onChange, onConnected },
+      ...{ onProblem, onSolved, onEvent, onFault, onSilent, onChange, onConnected },
       sendDescription: (type, sdp) => send("media.description", { type, sdp }),
       sendCandidate: (candidate) => send("media.candidate", { candidate }),
     };

@@ -1,6 +1,7 @@
 // The calls on the page: whether voice flows, over which path, and how it sounds.
 import { h, setText } from "./shared/dom.js";
 import { Figure } from "./charts.js";
+import { judge } from "./quality.js";
 
 const FIGURES = {
   mos: ["MOS", { unit: "", digits: 2, least: 1, most: 4.5, explain: "1 is bad, 4.4 is the best. E-model of G.107" }],
@@ -13,6 +14,16 @@ const FIGURES = {
     "delay",
     { unit: "ms", digits: 1, most: 150, explain: "One way through the network: half of the round trip of ICE" },
   ],
+  bufferMs: [
+    "buffer",
+    { unit: "ms", digits: 0, most: 150, explain: "How long packets wait in the browser before they are played" },
+  ],
+};
+
+const SOUNDS = {
+  good: "voice flows",
+  poor: "voice flows, but it sounds poor",
+  bad: "voice flows, but it is hard to understand",
 };
 
 const size = (bytes) => (bytes < 10_000 ? `${bytes ?? 0} bytes` : `${(bytes / 1000).toFixed(0)} kB`);
@@ -23,6 +34,7 @@ class CallPanel {
     this.title = h("h3");
     this.status = h("p", { class: "status" });
     this.figures = Object.entries(FIGURES).map(([name, [title, options]]) => [name, new Figure(title, options)]);
+    this.why = h("p", { class: "why" });
     this.path = h("p", { class: "muted path" });
     this.counts = h("p", { class: "muted counts" });
     this.chart = h(
@@ -35,6 +47,7 @@ class CallPanel {
       { class: "call", data: { call: call.callId } },
       this.title,
       this.status,
+      this.why,
       this.chart,
       this.counts,
       this.path,
@@ -49,10 +62,20 @@ class CallPanel {
     setText(this.title, call.line.label);
     const names = peers.map((peer) => state.nameOf(peer.userId)).join(", ");
     const failed = peers.some((peer) => peer.hasFailed);
-    const word = connected ? "voice flows" : failed ? "no voice" : peers.length ? "connecting" : this.alone();
+    const { level, why } = connected ? judge(call.meter.samples) : { level: "good", why: "" };
+    const word = connected ? SOUNDS[level] : failed ? "no voice" : peers.length ? this.waiting(peers) : this.alone();
     setText(this.status, names ? `${word} · ${names}` : word);
+    setText(this.why, why);
+    this.why.hidden = !why;
+    this.element.dataset.quality = level;
     this.element.dataset.media = connected ? "connected" : failed ? "failed" : "waiting";
     this.showQuality();
+  }
+
+  waiting(peers) {
+    if (peers.some((peer) => peer.worked)) return "voice is interrupted";
+    const found = peers.map((peer) => peer.waitsFor).find(Boolean);
+    return found ? `connecting: ${found}` : "connecting";
   }
 
   alone() {

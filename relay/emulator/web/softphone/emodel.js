@@ -23,10 +23,16 @@ function delayImpairment(mouthToEar) {
   return 25 * ((1 + x ** 6) ** (1 / 6) - 3 * (1 + (x / 3) ** 6) ** (1 / 6) + 2);
 }
 
+const equipmentImpairment = (codec, missingPercent) =>
+  codec.ie + ((95 - codec.ie) * missingPercent) / (missingPercent + codec.bpl);
+
 export function rFactor(codec, mouthToEar, missingPercent) {
-  const equipment = codec.ie + ((95 - codec.ie) * missingPercent) / (missingPercent + codec.bpl);
-  return R_WITH_DEFAULTS - delayImpairment(mouthToEar) - equipment;
+  return R_WITH_DEFAULTS - delayImpairment(mouthToEar) - equipmentImpairment(codec, missingPercent);
 }
+
+// What costs the most: "missing" packets or "delay".
+export const causeOf = (codec, mouthToEar, missingPercent) =>
+  equipmentImpairment(codec, missingPercent) > delayImpairment(mouthToEar) ? "missing" : "delay";
 
 export function mos(r) {
   if (r <= 0) return 1;

@@ -41,6 +41,12 @@ export function mainAction(line, state, dial) {
   return ONE_WAY.has(line.kind) ? { action: "talk", label: "Talk" } : { action: "ring", label: "Call" };
 }
 
+// Why there is nothing to press on a line, or "". Nobody should look for a button that is not there.
+export function whyNothing(line, state) {
+  if (state.amIn(line) || state.mayTalk.has(line.line) || !ONE_WAY.has(line.kind)) return "";
+  return line.state === "idle" ? "Only its talkers can open it." : "";
+}
+
 // Whether holding a button makes sense: on an idle line that is not a hoot, it opens the line as well.
 function mayTalk(line, state) {
   if (!ONE_WAY.has(line.kind) || !state.mayTalk.has(line.line)) return false;
@@ -54,6 +60,7 @@ export class LineCard {
     Object.assign(this, { number, act, talk });
     this.label = h("h4");
     this.what = h("p", { class: "what" });
+    this.why = h("p", { class: "what" });
     this.main = h("button", { type: "button", on: { click: () => this.onMain() } });
     this.decline = h("button", { type: "button", on: { click: () => act("release", number) } }, "Decline");
     this.hold = this.holdButton();
@@ -67,7 +74,7 @@ export class LineCard {
     });
     this.dial.addEventListener("keydown", (event) => event.key === "Enter" && this.onMain());
     this.meta = h("span", { class: "muted mono" }, number);
-    const does = h("div", { class: "does" }, this.dial, this.main, this.decline, this.hold, this.latch);
+    const does = h("div", { class: "does" }, this.why, this.dial, this.main, this.decline, this.hold, this.latch);
     this.element = h("article", { class: "line", data: { line: number } }, this.label, this.what, does, this.meta);
   }
 
@@ -121,6 +128,9 @@ export class LineCard {
     this.main.dataset.action = action?.action ?? "";
     setText(this.main, action?.label ?? "");
     this.main.setAttribute("aria-label", `${action?.label ?? ""} ${KIND_NAMES[line.kind]} ${line.label}`);
+    const why = action ? "" : whyNothing(line, state);
+    setText(this.why, why);
+    this.why.hidden = !why;
     this.decline.hidden = !state.ringsHere(line);
     this.dial.hidden = action?.action !== "dial";
     this.hold.hidden = this.latch.hidden = !mayTalk(line, state);

@@ -5,6 +5,15 @@ import { h, setText } from "./shared/dom.js";
 const MAX_PROBLEMS = 4;
 const MAX_LOG_LINES = 500;
 
+// A sentence with a link where it speaks of the portal, which is beside this page. It opens in a tab of its own, so that
+// a call goes on.
+export function withPortal(text) {
+  const [before, ...after] = text.split("the portal");
+  if (!after.length) return [text];
+  const link = h("a", { href: "../portal/", target: "_blank", rel: "noopener" }, "the portal");
+  return [before, link, after.join("the portal")];
+}
+
 export class Problems {
   constructor(place) {
     this.place = place;
@@ -22,7 +31,7 @@ export class Problems {
     const element = h(
       "div",
       { class: "problem", data: { problem: key } },
-      h("div", {}, h("b", {}, title), h("p", {}, text)),
+      h("div", {}, h("b", {}, title), h("p", {}, ...withPortal(text))),
       close,
     );
     this.shown.set(key, element);

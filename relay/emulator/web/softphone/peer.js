@@ -5,12 +5,15 @@ import {
   ofLostPath,
   ofNativePeer,
   ofNoAnswerOfMedia,
+  ofNoAnswerYet,
   ofNoCandidate,
   ofNoFarCandidate,
 } from "./problems.js";
 
 // An answer needs no user, so it comes within a second; slow machines and proxies need more.
 const ANSWER_TIMEOUT_MS = 15_000;
+// A TURN server answers within milliseconds, but a browser gives up only after some 40 s. So long nobody should wonder.
+const SLOW_MS = 5000;
 // A path that failed three times has a cause that a fourth try does not remove.
 const MAX_RESTARTS = 2;
 
@@ -25,7 +28,7 @@ function codecsInOrder() {
 const sessionOf = (sdp) => /^o=\S+ (\d+)/m.exec(sdp)?.[1];
 
 export class Peer {
-  // link: {me, name, sendDescription(type, sdp), sendCandidate(text), transport, settings, onProblem, onChange}
+  // link: {me, name, sendDescription(type, sdp), sendCandidate(text), transport, settings, onProblem, onSolved, onChange}
   constructor(userId, link, track, talking) {
     this.userId = userId;
     this.link = link;
@@ -33,6 +36,8 @@ export class Peer {
     this.restarts = 0;
     this.ignoring = false;
     this.refusal = null;
+    this.relayed = false;
+    this.slow = false;
     this.reachable = false;
     this.unreachable = false;
     this.chain = Promise.resolve();
@@ -59,8 +64,9 @@ export class Peer {
       "icecandidate",
       ({ candidate }) => candidate?.candidate !== "" && link.sendCandidate(candidate?.candidate ?? ""),
     );
+    pc.addEventListener("icecandidate", ({ candidate }) => candidate?.type === "relay" && this.onRelayed());
     pc.addEventListener("icecandidateerror", (event) => this.onIceError(event));
-    pc.addEventListener("icegatheringstatechange", () => this.onGathered());
+    pc.addEventListener("icegatheringstatechange", () => this.onGathering());
     pc.addEventListener("connectionstatechange", () => this.onConnection());
   }
 
@@ -145,8 +151,41 @@ export class Peer {
     else this.refuse(ofIceError(event, this.link));
   }
 
+  onGathering() {
+    if (this.closed) return;
+    if (this.pc.iceGatheringState === "gathering") this.expectSoon();
+    if (this.pc.iceGatheringState === "complete") this.onGathered();
+  }
+
+  expectSoon() {
+    this.relayed = this.slow = false;
+    clearTimeout(this.patience);
+    this.patience = setTimeout(() => this.onSlow(), SLOW_MS);
+  }
+
+  onSlow() {
+    if (this.closed || this.hasFailed) return;
+    this.slow = true;
+    if (!this.relayed) this.link.onProblem(ofNoAnswerYet(this.link));
+    this.link.onChange();
+  }
+
+  onRelayed() {
+    this.relayed = true;
+    this.link.onSolved("turn-slow");
+  }
+
+  // What this connection has been waiting for, if that takes long.
+  get waitsFor() {
+    if (!this.slow || this.hasFailed || this.pc.connectionState === "connected") return "";
+    const { transport, name } = this.link;
+    if (!this.relayed) return `no answer yet from ${transport.hosts.join(", ")} by ${transport.protocol}`;
+    if (!this.pc.remoteDescription) return `no answer yet from the page of ${name}`;
+    if (!this.reachable) return `${name} has no relayed address yet`;
+    return this.worked ? "nothing comes through now" : "nothing has come through yet";
+  }
+
   onGathered() {
-    if (this.pc.iceGatheringState !== "complete" || this.closed) return;
     if (/ typ relay /.test(this.pc.localDescription?.sdp ?? "")) return;
     if (this.refusal) return;
     this.refuse(this.unreached ? ofIceError(this.unreached, this.link) : ofNoCandidate(this.link));
@@ -154,6 +193,7 @@ export class Peer {
 
   refuse(problem) {
     this.refusal = problem;
+    this.link.onSolved("turn-slow");
     this.link.onProblem(problem);
     this.link.onChange();
   }
@@ -187,6 +227,8 @@ export class Peer {
   close() {
     this.closed = true;
     clearTimeout(this.waiting);
+    clearTimeout(this.patience);
+    this.link.onSolved("turn-slow");
     this.pc.close();
     this.audio.srcObject = null;
   }

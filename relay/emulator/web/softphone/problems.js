@@ -57,11 +57,29 @@ function ofNoRelay(transport, url) {
 }
 
 function ofNoUdp(settings, url) {
-  const hope = settings.voiceViaWebProxy
-    ? "Voice via Web Proxy is on for you: choose the relay as your transport."
-    : `${PORTAL} ${AGAIN}`;
   const cause = "UDP is blocked on this network, by a firewall or by the browser's own policy, or the server is down.";
-  return problem("udp-701", "No answer from the TURN servers by UDP", `Nothing came back from ${url}.`, cause, hope);
+  return problem("udp-701", "No answer from the TURN servers by UDP", `Nothing came back from ${url}.`, cause, hopeWithoutUdp(settings));
+}
+
+const hopeWithoutUdp = ({ voiceViaWebProxy }) =>
+  voiceViaWebProxy ? "Voice via Web Proxy is on for you: choose the relay as your transport." : `${PORTAL} ${AGAIN}`;
+
+// They were asked some seconds ago. The browser asks on, and tells after some 40 s that it gave up.
+export function ofNoAnswerYet({ transport, settings }) {
+  const title = `No answer yet from ${transport.hosts.join(", ") || "any server"} by ${transport.protocol}`;
+  if (transport.kind === "relay") {
+    return problem(
+      "turn-slow",
+      title,
+      "The browser keeps trying. The relay may be down, or a proxy does not let you reach it: ask its operator.",
+    );
+  }
+  return problem(
+    "turn-slow",
+    title,
+    "The browser keeps trying. If a firewall blocks UDP, there will be no answer.",
+    hopeWithoutUdp(settings),
+  );
 }
 
 // All servers were asked, and none gave a relayed address, without a reason.

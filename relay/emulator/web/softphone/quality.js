@@ -1,8 +1,14 @@
 // How a call sounds, each second, from getStats: loss, jitter, delay and MOS of what is heard, or of what others hear.
-import { codecOf, mos, mouthToEarMs, rFactor } from "./emodel.js";
+import { causeOf, codecOf, mos, mouthToEarMs, rFactor } from "./emodel.js";
 
 // One minute on the charts.
 export const MAX_SAMPLES = 60;
+// Of G.107's bands: below the first, many are dissatisfied; below the second, nearly all.
+const POOR_MOS = 3.6;
+const BAD_MOS = 3.1;
+// A judgement is of some seconds, so that it does not flicker. At the beginning, the browser's buffer is still large.
+const JUDGED = 3;
+const SETTLING = 5;
 
 const share = (part, whole) => (whole > 0 ? (100 * Math.max(0, part)) / whole : null);
 const ms = (seconds) => (seconds === undefined ? null : seconds * 1000);
@@ -33,7 +39,8 @@ export function pathOf(report) {
   };
 }
 
-// What happened since the report before: {packetsSent, packetsReceived, lossPercent, jitterMs, delayMs, mos, of}.
+// What happened since the report before: {packetsSent, packetsReceived, lossPercent, jitterMs, delayMs, bufferMs, mos,
+// cause, of}. ``cause`` is what lowers MOS the most: "missing" or "delay".
 // ``of`` says whose ears: "heard here", or "heard there" if this page only talks. A value is null if it is not known.
 export function compare(report, before) {
   const now = partsOf(report);
@@ -44,7 +51,7 @@ export function compare(report, before) {
   const totals = { packetsSent: now.outbound?.packetsSent ?? 0, packetsReceived: now.inbound?.packetsReceived ?? 0 };
   if (received > 0) return { ...totals, delayMs, of: "heard here", ...heardHere(now, then, received, delayMs) };
   if (sent > 0 && now.remote) return { ...totals, delayMs, of: "heard there", ...heardThere(now, delayMs) };
-  return { ...totals, delayMs, of: null, lossPercent: null, jitterMs: null, mos: null };
+  return { ...totals, delayMs, of: null, lossPercent: null, jitterMs: null, bufferMs: null, mos: null, cause: null };
 }
 
 const grown = (now, then, name) => (now?.[name] ?? 0) - (then?.[name] ?? 0);
@@ -69,8 +76,25 @@ function heardThere(now, delayMs) {
 function scored(now, stream, lossPercent, delayMs, bufferMs) {
   const codec = codecOf(now.report.get(stream.codecId)?.mimeType);
   const known = delayMs !== null && lossPercent !== null;
-  const score = known ? mos(rFactor(codec, mouthToEarMs(delayMs, bufferMs), lossPercent)) : null;
-  return { mos: score, codec: codec.name, provisional: codec.provisional };
+  const judged = known ? [codec, mouthToEarMs(delayMs, bufferMs), lossPercent] : null;
+  const score = judged && mos(rFactor(...judged));
+  return { mos: score, cause: judged && causeOf(...judged), bufferMs, codec: codec.name, provisional: codec.provisional };
+}
+
+// How a call sounds: {level, why}. The level is "good", "poor" or "bad"; ``why`` is a sentence, or empty.
+export function judge(samples) {
+  const known = samples.filter((sample) => typeof sample?.mos === "number");
+  const last = known.slice(-JUDGED);
+  if (!last.length) return { level: "good", why: "" };
+  const mean = (name) => last.reduce((total, one) => total + one[name], 0) / last.length;
+  const score = mean("mos");
+  if (score >= POOR_MOS) return { level: "good", why: "" };
+  const why =
+    last.at(-1).cause === "missing"
+      ? `MOS is low because ${mean("lossPercent").toFixed(0)} % of the packets are missing.`
+      : `MOS is low because of delay: ${mean("delayMs").toFixed(0)} ms on the way, and ${mean("bufferMs").toFixed(0)} ms in the buffer of the browser that plays it.`;
+  if (known.length < SETTLING) return { level: "good", why: `${why} The call has just begun, so this may pass.` };
+  return { level: score < BAD_MOS ? "bad" : "poor", why };
 }
 
 // Keeps a call's last minute: each second the worst of its connections.

@@ -173,6 +173,7 @@ export class Session {
         track: this.track,
         isHeld: (number) => Boolean(this.held.get(number)),
         onProblem: (problem) => this.tellProblem(problem),
+        onSolved: (key) => this.frame.problems.clear(key),
         onEvent: (text) => this.log.add(text),
         onFault: (text) => this.log.add(`fault: ${text}`),
         onSilent: () => this.frame.problems.show(ofSound()),

@@ -1,5 +1,6 @@
 // What the user chooses for their voice: the transport, with the reason for it, and the microphone or a tone.
 import { h, setText } from "./shared/dom.js";
+import { withPortal } from "./notices.js";
 import { CHOICES, chooseTransport } from "./transport.js";
 
 const SOURCES = { microphone: "Microphone", tone: "Built-in tone" };
@@ -51,7 +52,8 @@ export class Setup {
     setText(this.told, `Transport: ${title}, because ${why}.`);
     const on = settings.voiceViaWebProxy ? "on" : "off";
     const who = "A firm administrator sets it in the portal. It counts from the next login.";
-    setText(this.setting, `Voice via Web Proxy is ${on} for you in region ${settings.region}. ${who}`);
+    const now = `Voice via Web Proxy is ${on} for you in region ${settings.region}. ${who}`;
+    if (this.setting.textContent !== now) this.setting.replaceChildren(...withPortal(now));
   }
 
   showSource(name) {

@@ -4,7 +4,7 @@ export const CHOICES = { auto: "as the settings say", udp: "directly by UDP", re
 
 const hostOf = (url) => url.replace(/^turns?:/i, "").replace(/\?.*$/, "");
 
-// {kind: "udp" | "relay", iceServers, hosts, title, why}. The choice is "auto", "udp" or "relay".
+// {kind: "udp" | "relay", protocol, iceServers, hosts, title, why}. The choice is "auto", "udp" or "relay".
 export function chooseTransport(settings, choice) {
   const { transport, alternatives } = settings.media;
   const kind = choice === "auto" ? (transport === "web_proxy" ? "relay" : "udp") : choice;
@@ -14,7 +14,8 @@ export function chooseTransport(settings, choice) {
   const on = settings.voiceViaWebProxy ? "on" : "off";
   const why = choice === "auto" ? `Voice via Web Proxy is ${on} for you` : "you chose it on this page";
   const title = kind === "relay" ? `TURN over TLS through the relay ${by}` : `TURN over UDP to ${by}`;
-  return { kind, iceServers, hosts, title, why };
+  const protocol = kind === "relay" ? "TLS" : "UDP";
+  return { kind, protocol, iceServers, hosts, title, why };
 }
 
 // The media settings with fresh credentials in every place.
