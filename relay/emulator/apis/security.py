@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.emulator.apis.nonces import Nonces
-from relay.emulator.apis.signing import ALGORITHM, SignedRequest
+from relay.emulator.apis.signing import ALGORITHM, DEFAULT_PORTS, SignedRequest
 from relay.emulator.apis.verifying import ApiKey, SignatureRefused, check, check_allowed, parse_authorization
 from relay.emulator.http.errors import ApiError
 from relay.emulator.names import Api
@@ -86,8 +86,15 @@ def api_error(refused: SignatureRefused) -> ApiError:
 
 
 def signed_request(request: web.Request, body: bytes, *, schemes: Mapping[str, str] | None = None) -> SignedRequest:
-    """What of a request was signed. ``schemes`` gives the client's name of a scheme, such as wss for https."""
-    scheme = _forwarded(request, "X-Forwarded-Proto") or request.scheme
+    """What of a request was signed. ``schemes`` gives the client's name of a scheme, such as wss for https.
+
+    Raises ApiError 400 if a proxy on this machine gives a scheme that does not exist.
+    """
+    scheme = _forwarded(request, "X-Forwarded-Proto")
+    if scheme is None:
+        scheme = request.scheme
+    elif scheme not in DEFAULT_PORTS:
+        raise _wrong_header("X-Forwarded-Proto", scheme, f"one of {', '.join(DEFAULT_PORTS)}")
     path, _, query = request.raw_path.partition("?")
     return SignedRequest(
         request.method,
@@ -101,22 +108,30 @@ def signed_request(request: web.Request, body: bytes, *, schemes: Mapping[str, s
 
 
 def client_address(request: web.Request) -> str:
-    """The address that the request came from. A proxy on this machine, such as the relay, says who its client is."""
-    peer = request.remote or "0.0.0.0"  # noqa: S104 - nobody's address, which no list has
+    """The address that the request came from. A proxy on this machine, such as the relay, says who its client is.
+
+    Raises ApiError 400 if what it says is not an address: the request must not pass as one of this machine.
+    """
     named = _forwarded(request, "X-Forwarded-For")
+    if named is None:
+        return request.remote or "0.0.0.0"  # noqa: S104 - nobody's address, which no list has
     try:
-        return str(ipaddress.ip_address(named)) if named else peer
+        return str(ipaddress.ip_address(named))
     except ValueError:
-        return peer
+        raise _wrong_header("X-Forwarded-For", named, "an IP address at its end, without a port") from None
 
 
-def _forwarded(request: web.Request, header: str) -> str:
-    """What a proxy on this machine has added last to a header. Others are not believed."""
+def _wrong_header(name: str, value: str, expected: str) -> ApiError:
+    return ApiError(400, "wrong_header", f"The header {name} ends with {value!a}.", where=name, expected=expected)
+
+
+def _forwarded(request: web.Request, header: str) -> str | None:
+    """What a proxy on this machine has added last to a header, or None if none has. Others are not believed."""
     try:
         peer = ipaddress.ip_address((request.remote or "").partition("%")[0])
     except ValueError:
-        return ""
+        return None
     values = request.headers.getall(header, [])
     if not peer.is_loopback or not values:
-        return ""
+        return None
     return values[-1].rpartition(",")[2].strip().lower()[:MAX_ADDRESS_CHARACTERS]

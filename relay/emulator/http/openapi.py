@@ -21,7 +21,7 @@ _REF = "#/components/schemas/{model}"
 # What the frame itself may answer, whatever the endpoint.
 _ALWAYS = {404: "There is no such path on this host.", 405: "The path has other methods.", 500: "A fault of ours."}
 _WITH_BODY = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or a header cannot be read.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body has another type.",

@@ -77,7 +77,7 @@ async def test_a_disabled_key_is_401_and_an_address_or_api_that_is_not_allowed_4
 
 @pytest.mark.parametrize(
     ("forwarded", "status"),
-    [(["192.0.2.1"], 403), (["127.0.0.1, 192.0.2.1"], 403), (["192.0.2.1, 127.0.0.1"], 200), (["not an address"], 200)],
+    [(["192.0.2.1"], 403), (["127.0.0.1, 192.0.2.1"], 403), (["192.0.2.1, 127.0.0.1"], 200)],
 )
 async def test_a_proxy_on_this_machine_says_who_its_client_is(
     tmp_path: Path, forwarded: list[str], status: int
@@ -85,6 +85,24 @@ async def test_a_proxy_on_this_machine_says_who_its_client_is(
     async with open_apis(tmp_path) as apis:
         headers = {**apis.signed("POST", USERS, b"{}"), "X-Forwarded-For": forwarded[0]}
         assert (await apis.send("POST", USERS, b"{}", headers)).status == status
+
+
+@pytest.mark.parametrize("forwarded", ["not an address", "127.0.0.1, unknown", "127.0.0.1:80", "", "127.0.0.1,", "é"])
+@pytest.mark.parametrize("path", [USERS, "/api"])
+async def test_an_address_that_is_not_one_does_not_pass_as_local(tmp_path: Path, forwarded: str, path: str) -> None:
+    async with open_apis(tmp_path) as apis:
+        headers = {**apis.signed("POST", USERS, b"{}"), "X-Forwarded-For": forwarded}
+        answer = await apis.send("GET" if path == "/api" else "POST", path, b"{}", headers)
+        assert (answer.status, answer.code, answer.json["error"]["where"]) == (400, "wrong_header", "X-Forwarded-For")
+        assert "IP address" in answer.json["error"]["expected"]
+
+
+async def test_a_scheme_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
+        headers = {**apis.signed("POST", USERS, b"{}"), "X-Forwarded-Proto": "gopher"}
+        answer = await apis.send("POST", USERS, b"{}", headers)
+        assert (answer.status, answer.json["error"]["where"]) == (400, "X-Forwarded-Proto")
+        assert answer.json["error"]["expected"] == "one of https, wss, http, ws"
 
 
 async def test_the_scheme_is_that_of_a_proxys_client(tmp_path: Path) -> None:
