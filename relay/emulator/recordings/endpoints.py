@@ -157,7 +157,7 @@ class RecordingUpload:
         if request.content_type != OFFSET_STREAM:
             message = f"The body has the type {request.content_type[:100]!r}."
             raise ApiError(415, "wrong_type", message, where="Content-Type", expected=OFFSET_STREAM)
-        offset, length = _number(request, "Upload-Offset"), _number(request, "Upload-Length")
+        offset, length = _number(request, "Upload-Offset", least=0), _number(request, "Upload-Length", least=1)
         if offset is None:
             message = "The header Upload-Offset is missing."
             raise ApiError(400, "no_offset", message, where="Upload-Offset", expected="0, or what HEAD says")
@@ -224,11 +224,12 @@ def _progress(row: tables.Recording) -> dict[str, str]:
     }
 
 
-def _number(request: web.Request, header: str) -> int | None:
+def _number(request: web.Request, header: str, *, least: int) -> int | None:
     value = request.headers.get(header)
     if value is None:
         return None
     if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
         message = f"The header {header} is {value[:20]!r}."
-        raise ApiError(400, "wrong_header", message, where=header, expected="a number of bytes")
+        expected = f"a number of bytes, from {least} to {models.MAX_MEDIA_BYTES}"
+        raise ApiError(400, "wrong_header", message, where=header, expected=expected)
     return int(value)

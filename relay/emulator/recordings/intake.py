@@ -73,7 +73,7 @@ async def _pump(content: StreamReader, place: Place, disk: Disk, file: BinaryIO,
             refused = _superseded() if place.stopped else _too_slow()
             part = b""
         except (ClientError, ConnectionError, web.RequestPayloadError):
-            refused, part = ApiError(400, "broken_off", "The request broke off.", where="body"), b""
+            refused, part = _broken_off(), b""
         more = bool(part) or not content.at_eof()
         read += len(part)
         batch.append(part)
@@ -103,6 +103,10 @@ def _disk_failed(error: OSError) -> ApiError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return ApiError(507, "disk_full", "The emulator's disk is full.", expected="more space, and the request again")
     return ApiError(500, "disk_failed", f"The emulator's disk failed: {error.strerror}.", expected="the request again")
+
+
+def _broken_off() -> ApiError:
+    return ApiError(400, "broken_off", "The request broke off.", where="body", expected="the rest, in another request")
 
 
 def _superseded() -> ApiError:

@@ -27,11 +27,12 @@ from relay.emulator.recordings.places import Place, Places
 from relay.emulator.recordings.rules import (
     at_offset,
     check_agrees,
-    difference,
     is_complete,
     metadata_of,
     no_such,
     total_bytes,
+    wrong_media,
+    wrong_metadata,
 )
 from relay.emulator.store import Store, tables
 from relay.emulator.store.store import audit
@@ -111,7 +112,7 @@ class Recordings:
             else:
                 row = await self._create(owner, recording_id, metadata.media_bytes)
             whole = row.received_bytes == metadata.media_bytes
-            if whole and (fault := difference(metadata, await self._content(row))):
+            if whole and (fault := wrong_metadata(metadata, await self._content(row))):
                 raise fault
             return await self._save(row, metadata=metadata, completed=whole)
 
@@ -153,7 +154,7 @@ class Recordings:
         """The media is all there, and so is the metadata: the recording is whole, or its media is thrown away."""
         metadata = metadata_of(row)
         assert metadata is not None
-        if fault := difference(metadata, await self._content(row)):
+        if fault := wrong_media(metadata, await self._content(row)):
             await self._throw_media_away(row)
             raise at_offset(fault, 0)
         return await self._save(row, completed=True)

@@ -7,6 +7,9 @@ from relay.emulator.recordings import models
 from relay.emulator.recordings.disk import Content
 from relay.emulator.store import tables
 
+# What the media type of a file is that is in no known format.
+NO_FORMAT = "neither Ogg/Opus nor M4A"
+
 
 def metadata_of(row: tables.Recording) -> models.Metadata | None:
     """The metadata of a recording, if it has come."""
@@ -23,7 +26,8 @@ def state_of(row: tables.Recording) -> models.RecordingState:
 
 def no_such(recording_id: str) -> ApiError:
     """404: there is no such recording, or it is not theirs, which is the same for who asks."""
-    return not_found(f"You have no recording {recording_id}.", where="path.recording_id")
+    expected = "a recording_id of GET /recordings/v1"
+    return not_found(f"You have no recording {recording_id}.", where="path.recording_id", expected=expected)
 
 
 def total_bytes(row: tables.Recording | None, length: int | None) -> int:
@@ -31,7 +35,13 @@ def total_bytes(row: tables.Recording | None, length: int | None) -> int:
     known = None if row is None else row.media_bytes
     if known is None and length is None:
         message = "It is not known how long the media is."
-        raise ApiError(400, "no_length", message, where="Upload-Length", expected="the bytes of the whole media")
+        raise ApiError(
+            400,
+            "no_length",
+            message,
+            where="Upload-Length",
+            expected=f"the bytes of the whole media, from 1 to {models.MAX_MEDIA_BYTES}",
+        )
     if known is not None and length is not None and known != length:
         message = f"The media has {known} bytes, as was said before, not {length}."
         raise ApiError(409, "other_length", message, where="Upload-Length", expected=str(known))
@@ -39,7 +49,7 @@ def total_bytes(row: tables.Recording | None, length: int | None) -> int:
     assert total is not None
     if not 1 <= total <= models.MAX_MEDIA_BYTES:
         message = f"The media has {total} bytes."
-        expected = f"1 to {models.MAX_MEDIA_BYTES} bytes"
+        expected = f"from 1 to {models.MAX_MEDIA_BYTES} bytes"
         raise ApiError(413, "too_large", message, where="Upload-Length", expected=expected)
     return total
 
@@ -53,23 +63,44 @@ def check_agrees(row: tables.Recording, metadata: models.Metadata) -> None:
         raise ApiError(409, "other_length", message, where="body.media_bytes", expected=str(given))
 
 
-def difference(metadata: models.Metadata, content: Content) -> ApiError | None:
-    """How the media differs from what its metadata says."""
-    if content.size != metadata.media_bytes:
-        message, where, expected = f"The media has {content.size} bytes.", "media_bytes", str(metadata.media_bytes)
-    elif content.sha256 != metadata.sha256:
-        message, where, expected = f"The media's SHA-256 is {content.sha256}.", "sha256", metadata.sha256
-    elif content.media_type != metadata.media_type:
-        found = content.media_type or "neither Ogg/Opus nor M4A"
-        message, where, expected = f"The media's content is {found}.", "media_type", str(metadata.media_type)
-    else:
+def wrong_metadata(metadata: models.Metadata, content: Content) -> ApiError | None:
+    """What is wrong with metadata whose media has come already."""
+    if (found := _difference(metadata, content)) is None:
         return None
-    return ApiError(422, "other_content", message, where=where, expected=expected)
+    name, has, _ = found
+    right = "" if has == NO_FORMAT else f"{has}, or "
+    expected = f"{right}other media: DELETE the recording, and begin again"
+    return ApiError(422, "other_content", _differs(name, has), where=f"body.{name}", expected=expected)
+
+
+def wrong_media(metadata: models.Metadata, content: Content) -> ApiError | None:
+    """What is wrong with media whose metadata has come already."""
+    if (found := _difference(metadata, content)) is None:
+        return None
+    name, has, wanted = found
+    expected = f"media with the {name} {wanted}, as its metadata says"
+    return ApiError(422, "other_content", _differs(name, has), where="body", expected=expected)
+
+
+def _difference(metadata: models.Metadata, content: Content) -> tuple[str, str, str] | None:
+    """The first field that differs, what the media has, and what its metadata says."""
+    if content.size != metadata.media_bytes:
+        return "media_bytes", str(content.size), str(metadata.media_bytes)
+    if content.sha256 != metadata.sha256:
+        return "sha256", content.sha256, metadata.sha256
+    if content.media_type != metadata.media_type:
+        return "media_type", content.media_type or NO_FORMAT, str(metadata.media_type)
+    return None
+
+
+def _differs(name: str, has: str) -> str:
+    return f"The media's {name} is {has}, which is not what its metadata says."
 
 
 def is_complete() -> ApiError:
     """409: the recording is whole."""
-    return ApiError(409, "complete", "The recording is whole, and is not changed any more.", where="path")
+    expected = "a recording_id of your own that is new"
+    return ApiError(409, "complete", "The recording is whole, and nothing changes it.", where="path", expected=expected)
 
 
 def at_offset(error: ApiError, offset: int) -> ApiError:

@@ -250,15 +250,16 @@ async def test_uploads_at_once_are_bounded(tmp_path: Path, monkeypatch: pytest.M
 
 async def test_media_that_is_not_what_metadata_says(tmp_path: Path) -> None:
     async with open_apis(tmp_path) as apis:
-        for change, where in (
-            ({"sha256": "0" * 64}, "sha256"),
-            ({"media_type": "audio/mp4"}, "media_type"),
+        for change, name, right in (
+            ({"sha256": "0" * 64}, "sha256", MEDIA.metadata()["sha256"]),
+            ({"media_type": "audio/mp4"}, "media_type", "audio/ogg"),
         ):
             # Metadata last: nothing is changed, and right metadata will do.
             late = await user(apis)
             await late.patch(MEDIA.content, 0, 5000)
             refused = await late.put(MEDIA.metadata(**change))
-            assert (error(refused), refused.json["error"]["where"]) == ((422, "other_content"), where)
+            assert (error(refused), refused.json["error"]["where"]) == ((422, "other_content"), f"body.{name}")
+            assert refused.json["error"]["expected"].startswith(f"{right}, or other media")
             assert (await late.one())["state"] == "waiting_for_metadata"
             assert (await late.put(MEDIA.metadata())).json["state"] == "complete"
             # Metadata first: the media is thrown away, and can be sent again.
@@ -266,6 +267,8 @@ async def test_media_that_is_not_what_metadata_says(tmp_path: Path) -> None:
             await early.put(MEDIA.metadata(**change))
             thrown = await early.patch(MEDIA.content, 0)
             assert (error(thrown), thrown.headers["Upload-Offset"]) == ((422, "other_content"), "0")
+            assert (thrown.json["error"]["where"], right in thrown.json["error"]["message"]) == ("body", True)
+            assert f"the {name} {change[name]}" in thrown.json["error"]["expected"]
             assert await early.offset() == 0
             assert (await early.put(MEDIA.metadata())).status == 200
             assert (await early.patch(MEDIA.content, 0)).status == 204
@@ -279,6 +282,9 @@ async def test_media_of_no_known_format(tmp_path: Path) -> None:
         await anna.put(wave.metadata())
         refused = await anna.patch(wave.content, 0)
         assert "neither Ogg/Opus nor M4A" in refused.json["error"]["message"]
+        late = await user(apis)
+        await late.patch(wave.content, 0, len(wave.content))
+        assert (await late.put(wave.metadata())).json["error"]["expected"].startswith("other media")
 
 
 async def test_offsets_and_lengths_must_agree(tmp_path: Path) -> None:
@@ -315,7 +321,17 @@ async def test_wrong_headers_are_named(tmp_path: Path, headers: dict[str, str], 
         anna = await user(apis)
         answer = await anna.patch(b"x", 0, 5000, **headers)
         assert (answer.status, answer.json["error"]["where"]) == (status, where)
+        assert answer.json["error"]["expected"]
         assert await received(apis, anna) == -1
+
+
+async def test_a_length_beyond_the_bound_is_told_the_bound(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
+        anna = await user(apis)
+        for length in (1 << 40, models.MAX_MEDIA_BYTES + 1):
+            refused = await anna.patch(b"x", 0, length)
+            assert f"from 1 to {models.MAX_MEDIA_BYTES}" in refused.json["error"]["expected"]
+        assert f"from 1 to {models.MAX_MEDIA_BYTES}" in (await anna.patch(b"x", 0)).json["error"]["expected"]
 
 
 async def test_wrong_metadata_is_named(tmp_path: Path) -> None:
