@@ -25,6 +25,8 @@ SECRET = "RELAY_API_SECRET"  # noqa: S105 - the variable's name
 # The bodies of the APIs are small, and the server takes no larger ones.
 MAX_BODY_BYTES = 1 << 20
 MAX_SECRET_BYTES = 1024
+# Which option makes the server refuse what was signed.
+_OPTIONS = {"malformed_nonce": "--nonce", "malformed_date": "--date", "no_date": "--date"}
 
 
 def sign_command(
@@ -57,7 +59,9 @@ def sign_command(
         _check(request, key, _secret(secret_file), check_header, date)
         return
     nonce, date = nonce or new_nonce(), date or http_date(time.time())
-    headers = sign(request, key, _secret(secret_file), nonce=nonce, date=date)
+    secret = _secret(secret_file)
+    headers = sign(request, key, secret, nonce=nonce, date=date)
+    _check_own(request, key, secret, headers)
     if show:
         typer.echo(string_to_sign(request, key, nonce, date).decode("utf-8", "backslashreplace"), nl=False, err=True)
     if curl:
@@ -131,6 +135,27 @@ def _check(request: SignedRequest, key: str, secret: str, header: str, date: str
         typer.echo(f"wrong: {refused.message}\nfield: {refused.where}\nexpected: {refused.expected}")
         raise typer.Exit(1) from None
     typer.echo("right: the signature matches, and its date would be taken now")
+
+
+def _check_own(request: SignedRequest, key: str, secret: str, headers: dict[str, str]) -> None:
+    """Ask the server's own code whether it would take this. Raises OperatorError for what it never takes.
+
+    A date of another time is only warned about: it shows what the server answers.
+    """
+    if not request.method.isalpha():
+        raise OperatorError(f"{request.method!a}: expected a method, such as POST")
+    if not (key.isascii() and key.isprintable()) or set(key) & {" ", ":"}:
+        raise OperatorError(f"--key: expected a name without spaces and colons, got {key!a}")
+    if not headers["Date"].isprintable():
+        raise OperatorError(f"--date: expected one line, got {headers['Date'][:64]!a}")
+    try:
+        credentials = parse_authorization(headers["Authorization"])
+        check(request, credentials, headers["Date"], ApiKey(key, secret, ""), nonces=Nonces(), now=time.time())
+    except SignatureRefused as refused:
+        if refused.code != "clock_skew":
+            option = _OPTIONS.get(refused.code, "--key")
+            raise OperatorError(f"{option}: {refused.message}; expected {refused.expected}") from None
+        typer.echo(f"warning: the server refuses this: {refused.message}; expected {refused.expected}", err=True)
 
 
 def _curl(request: SignedRequest, url: str, headers: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import datetime
 import email.utils
+import functools
 import hashlib
 import hmac
 import itertools
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from relay.catalog import Service, load
 from relay.emulator.apis.signing import DEFAULT_PORTS, SignedRequest, fields_of
 
 # Each signature that is tried takes 15 µs, and the loop waits meanwhile. So pairs are made of the most common mistakes
@@ -156,10 +158,25 @@ def _base64_of_hex(text: str) -> bytes:
 # The mistakes: what a field could have been, and how people would say it. Of two ways to say it, the later one counts.
 
 _Forms = dict[str | bytes, str]
+# Names of this machine, and the ports of ``relay emulate`` and of the schemes, as they end a host.
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_LOCALHOST = ".localhost"
+_PORTS = (":8080", ":8443", ":80", ":443")
+_OTHER_NAME = "another name of this machine"
+# The paths that take signatures, except those with a name in them.
+SIGNED_PATHS = (
+    "/external/apis/users",
+    "/external/apis/connections",
+    "/v2/calls/transcriptions",
+    "/audit/v1/entries",
+    "/emulator/v1/rejections",
+    "/api",
+)
 # With the last newline and SHA-256, those that are tried in pairs.
 _COMMON = {
     ("host:port", "without its port"),
     ("host:port", "with port 443"),
+    ("host:port", _OTHER_NAME),
     ("scheme", ""),
     ("path", "with the query"),
     ("path", "without its beginning"),
@@ -228,12 +245,26 @@ def _without(field: str) -> Callable[[_Recipe], _Recipe]:
     )
 
 
+@functools.cache
+def _vendors_names() -> tuple[str, ...]:
+    """The vendor's hosts of APIs, by the catalog that comes with the relay."""
+    return tuple(host.name for host in load().hosts if host.service is Service.API)
+
+
 def _hosts(request: SignedRequest) -> _Forms:
     host = request.host.strip().lower()
     bare = re.sub(r":\d+$", "", host)
-    plain = bare.removesuffix(".localhost")
+    plain = bare.removesuffix(_LOCALHOST)
     port = DEFAULT_PORTS.get(request.scheme.lower(), 0)
+    sent = host.removeprefix(bare)
+    others: _Forms = {}
+    for ports, how in ((_PORTS, f"{_OTHER_NAME} and another port"), ((sent,), _OTHER_NAME)):
+        others |= {f"{name}{port}": how for name in _LOCAL for port in ports}
+        vendors = [f"{name}{end}" for name in _vendors_names() for end in ("", _LOCALHOST)]
+        others |= {f"{name}{port}": "a name of the vendor's" for name in vendors for port in ports}
     return {
+        **others,
+        **{f"{bare}{port}": "with another port" for port in _PORTS},
         plain: "the vendor's name without a port",
         f"{plain}:443": "with port 443",
         f"{plain}:80": "with port 80",
@@ -253,7 +284,10 @@ def _schemes(request: SignedRequest) -> _Forms:
 def _paths(request: SignedRequest) -> _Forms:
     path, query = request.path, request.query
     shorter: _Forms = {path[cut.start() :]: "without its beginning" for cut in re.finditer("/", path) if cut.start()}
+    parents: _Forms = {path[: cut.start()]: "without its end" for cut in re.finditer("/", path) if cut.start()}
     return {
+        **dict.fromkeys(SIGNED_PATHS, "the path of another endpoint"),
+        **parents,
         f"{path}?{query}": "with the query",
         path.rstrip("/"): "without the slash at its end",
         path + "/": "with a slash at its end",

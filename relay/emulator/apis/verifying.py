@@ -126,7 +126,7 @@ def _enabled(key: ApiKey | None, credentials: Credentials) -> ApiKey:
 
 
 def _date(header: str | None) -> float:
-    expected = "such as Fri, 27 Nov 2026 12:00:00 GMT"
+    expected = "a date such as Fri, 27 Nov 2026 12:00:00 GMT"
     if not header:
         raise SignatureRefused(401, "no_date", "the request has no Date header", where="Date", expected=expected)
     try:

@@ -20,6 +20,7 @@ app.command()(sign_command)
 URL = "https://localhost:8443/external/apis/users"
 KEY = "atlas-key-1"
 VALUE = "atlas-secret-for-a-laptop"
+ENV = {SECRET: VALUE}
 BODY = '{"userIds": ["anna"]}'
 REQUEST = SignedRequest("POST", "https", "localhost:8443", "/external/apis/users", "application/json", BODY.encode())
 
@@ -91,7 +92,7 @@ def test_it_checks_a_header() -> None:
     assert (right.exit_code, right.stdout[:6]) == (0, "right:")
     wrong = run("POST", "https://localhost/external/apis/users", "--body", BODY, *words)
     assert wrong.exit_code == 1
-    assert "field: signature" in wrong.stdout
+    assert "field: host:port" in wrong.stdout
     assert "localhost:443" in wrong.stdout
     assert run("POST", URL, "--body", BODY, "--check", f"Authorization: {words[1]}", *words[2:]).exit_code == 0
 
@@ -100,6 +101,34 @@ def test_a_check_names_the_field() -> None:
     headers = headers_in(run("POST", "http://localhost:8443/external/apis/users", "--body", BODY).stdout)
     wrong = run("POST", URL, "--body", BODY, "--check", headers["Authorization"], "--date", headers["Date"])
     assert "field: scheme\n" in wrong.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--nonce", "1"), "--nonce: the nonce is not a random UUID: '1'; expected a UUID of version 4"),
+        (("--nonce", "1b4e28ba-2fa1-1d3b-9f2d-5d8f1f5d6c7a"), "--nonce: the nonce is not a random UUID"),
+        (("--date", "yesterday"), "--date: the Date header cannot be read: 'yesterday'; expected a date such as Fri,"),
+        (("--date", "Mon, 21 Sep 2026 14:13:20 GMT\n"), "--date: expected one line"),
+        (("--key", "a:b"), "--key: expected a name without spaces and colons, got 'a:b'"),
+        (("--key", "a\nb"), "--key: expected a name without spaces and colons"),
+        (("--key", ""), "--key: "),
+        (("--key", "k" * 500), "--key: Authorization has"),
+    ],
+)
+def test_what_the_server_never_takes_is_not_signed(words: tuple[str, str], told: str) -> None:
+    result = CliRunner().invoke(app, ["POST", URL, *(() if words[0] == "--key" else ("--key", KEY)), *words], env=ENV)
+    assert isinstance(result.exception, OperatorError)
+    assert told in str(result.exception)
+    assert result.stdout == ""
+    assert "expected a method" in complaint("PO ST", URL)
+
+
+def test_a_date_of_another_time_is_signed_with_a_warning() -> None:
+    old = run("POST", URL, "--date", http_date(time.time() - 3600))
+    assert (old.exit_code, set(headers_in(old.stdout))) == (0, {"Authorization", "Date"})
+    assert "warning: the server refuses this: the Date header is 3" in old.stderr
+    assert run("POST", URL).stderr == ""
 
 
 def test_a_check_says_that_a_date_is_old() -> None:

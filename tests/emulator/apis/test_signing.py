@@ -120,6 +120,15 @@ def with_line(number: int, value: str) -> str:
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
     "no port": (with_line(2, "api.xhoot.com"), "host:port", "without its port"),
+    "another name of this machine": (with_line(2, "localhost:8080"), "host:port", '"localhost:8080"'),
+    "another host of the vendor's": (
+        with_line(2, "managementapi.xhoot.com:443"),
+        "host:port",
+        'a name of the vendor\'s: "managementapi.xhoot.com:443"',
+    ),
+    "a browser's name of the vendor's": (with_line(2, "calldataapi.xhoot.com.localhost:443"), "host:port", "vendor's"),
+    "the path of another endpoint": (with_line(3, "/audit/v1/entries"), "path", "the path of another endpoint"),
+    "a path without its end": (with_line(3, "/external/apis/users/anna"), "path", "without its end"),
     "another port": (with_line(2, "api.xhoot.com:80"), "host:port", "api.xhoot.com:80"),
     "the scheme of another listener": (with_line(1, "http"), "scheme", '"http"'),
     "a WebSocket's scheme": (with_line(1, "wss"), "scheme", '"wss"'),
@@ -171,6 +180,27 @@ def test_each_mistake_is_named(mistake: str) -> None:
     assert (refused.status, refused.code, refused.where) == (401, "wrong_signature", field)
     assert told in refused.message
     assert refused.expected
+
+
+@pytest.mark.parametrize("signed", ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "ctiapi.prod1.xhoot.com:8080"])
+@pytest.mark.parametrize("sent", ["localhost:8080", "127.0.0.1:8080", "c9auditapi.xhoot.com.localhost:8080"])
+def test_another_name_of_the_same_host_is_named(signed: str, sent: str) -> None:
+    if signed != sent:
+        refused = refusal(headers(altered(host=signed)), request=altered(host=sent))
+        assert (refused.where, refused.expected) == ("host:port", f'host:port "{sent}"')
+        assert f'"{signed}"' in refused.message
+
+
+def test_the_other_port_of_the_same_host_is_named() -> None:
+    signed = headers(altered(host="localhost:8443"))
+    refused = refusal(signed, request=altered(host="127.0.0.1:8080"))
+    assert (refused.where, '"localhost:8443"' in refused.message) == ("host:port", True)
+
+
+def test_another_name_and_another_scheme_are_named() -> None:
+    signed = headers(altered(host="localhost:8080", scheme="https"))
+    refused = refusal(signed, request=altered(host="127.0.0.1:8080", scheme="http"))
+    assert refused.where == "host:port and scheme"
 
 
 def test_two_mistakes_at_once_are_named() -> None:
