@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from sqlalchemy import select
 
-from relay.emulator.apis.models import ApiModel, Name, Page, PageRequest, Time, time_of
+from relay.emulator.apis.models import ApiModel, Name, NumberToken, Page, PageRequest, Time, time_of
 from relay.emulator.apis.security import Keys, Signed
 from relay.emulator.http.endpoints import Call, Endpoint
 from relay.emulator.http.site import Site
@@ -18,16 +18,16 @@ from relay.emulator.marks import Mark
 from relay.emulator.names import Api, Role
 from relay.emulator.store import Store, tables
 
+ACTOR = "a user's id, or key: and an API key, as in key:atlas-key-1"
+
 
 class AuditRequest(PageRequest):
     """Entries of the firm, the oldest first. An entry must pass all filters that are given."""
 
-    page_token: Annotated[str | None, Field(description="nextPageToken of the page before", pattern="^[0-9]{1,9}$")] = (
-        None
-    )
+    page_token: NumberToken = None
     begin_date: Time | None = None
     end_date: Time | None = Field(default=None, description="entries before this time")
-    actor: Annotated[str, Field(pattern="^[!-~]{1,128}$")] | None = None
+    actor: Annotated[str, Field(pattern="^[!-~]{1,128}$", description=ACTOR)] | None = None
     action: Name | None = None
 
 

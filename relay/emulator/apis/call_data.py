@@ -49,7 +49,7 @@ class TranscriptionsRequest(ApiRequest):
     next_page_token: Annotated[
         str | None,
         Field(
-            description=f"the header {NEXT_PAGE} of the page before",
+            description=f"the header {NEXT_PAGE} of the answer before",
             pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})?_[!-~]{1,36}$",
         ),
     ] = None

@@ -11,7 +11,19 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from sqlalchemy import Select, or_, select
 
-from relay.emulator.apis.models import MAX_NAMES, ApiModel, Email, Label, LineNumber, Name, Page, PageRequest
+from relay.emulator.apis.models import (
+    MAX_NAMES,
+    ApiModel,
+    Email,
+    Label,
+    LineNumber,
+    Name,
+    NumberToken,
+    Page,
+    PageRequest,
+    name_before,
+    token_after,
+)
 from relay.emulator.apis.security import Keys, Signed
 from relay.emulator.http.endpoints import Call, Endpoint
 from relay.emulator.http.errors import not_found
@@ -72,9 +84,7 @@ class ButtonItem(ApiModel):
 class ButtonsRequest(PageRequest):
     """All buttons of the user, in pages."""
 
-    page_token: Annotated[str | None, Field(description="nextPageToken of the page before", pattern="^[0-9]{1,9}$")] = (
-        None
-    )
+    page_token: NumberToken = None
 
 
 class ButtonsAnswer(Page):
@@ -168,13 +178,13 @@ class Management:
         users = tables.User
         lists = ((users.email, asked.emails), (users.user_id, asked.user_ids), (users.name, asked.user_names))
         filters = [column.in_(names) for column, names in lists if names is not None]
-        query = select(users).where(users.firm_id == call.caller.firm, users.user_id > (asked.page_token or ""))
+        query = select(users).where(users.firm_id == call.caller.firm, users.user_id > name_before(asked.page_token))
         if filters:
             query = query.where(or_(*filters))
         async with self._store.reading() as session:
             found = (await session.scalars(query.order_by(users.user_id).limit(asked.page_size + 1))).all()
         shown = found[: asked.page_size]
-        token = shown[-1].user_id if len(found) > len(shown) else None
+        token = token_after(shown[-1].user_id) if len(found) > len(shown) else None
         return UsersAnswer(users=[_user(row) for row in shown], next_page_token=token)
 
     async def _buttons(self, call: Call) -> ButtonsAnswer:
@@ -194,7 +204,7 @@ class Management:
     async def _connections(self, call: Call) -> ConnectionsAnswer:
         asked: ConnectionsRequest = call.body
         lines, members = tables.Line, tables.LineMember
-        query = _lines_of(call.caller.firm, asked).where(lines.number > (asked.page_token or ""))
+        query = _lines_of(call.caller.firm, asked).where(lines.number > name_before(asked.page_token))
         async with self._store.reading() as session:
             found = (await session.scalars(query.order_by(lines.number).limit(asked.page_size + 1))).all()
             shown = found[: asked.page_size]
@@ -209,7 +219,7 @@ class Management:
             on_line[member.number].append(
                 ConnectionMember(user_id=member.user_id, firm_id=firm, role=MemberRole(member.role))
             )
-        token = shown[-1].number if len(found) > len(shown) else None
+        token = token_after(shown[-1].number) if len(found) > len(shown) else None
         items = [_connection(line, on_line[line.number]) for line in shown]
         return ConnectionsAnswer(connections=items, next_page_token=token)
 

@@ -55,7 +55,9 @@ class CloudHop:
         region = None if host is None else host.region
         if region is not None and self._board.find(Hop.CLOUD, Kind.REGION_DOWN, region) is not None:
             message = f"The region {region} is down. This is a fault on demand."
-            raise ApiError(503, "region_down", message, where="Host", headers={"Retry-After": str(RETRY_AFTER_S)})
+            expected = "a host of another region, or the request again when the fault is off"
+            retry = {"Retry-After": str(RETRY_AFTER_S)}
+            raise ApiError(503, "region_down", message, where="Host", expected=expected, headers=retry)
         slow = self._board.find(Hop.CLOUD, Kind.SLOW_RECORDER)
         if slow is not None and role is Role.RECORDING:
             # Not longer than the fault is on, if someone takes it off.

@@ -13,6 +13,8 @@ from relay.emulator.marks import Mark
 
 # A fault that is forgotten over a weekend is a day's work lost on Monday: none lasts longer, unless it has no end.
 MAX_SECONDS = 86_400
+USERNAME = "1 to 64 printable ASCII characters, without spaces and colons"
+PASSWORD = "1 to 64 printable ASCII characters, without spaces"  # noqa: S105 - what a client reads of it
 
 
 class Hop(StrEnum):
@@ -67,8 +69,12 @@ class FaultSetting(BaseModel):
     answer_after_s: float | None = Field(
         default=None, ge=0.1, le=120, description="before the recorder looks at a request"
     )
-    username: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[\x21-\x39\x3b-\x7e]+$")
-    password: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$", repr=False)
+    username: str | None = Field(
+        default=None, min_length=1, max_length=64, pattern=r"^[\x21-\x39\x3b-\x7e]+$", description=USERNAME
+    )
+    password: str | None = Field(
+        default=None, min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$", description=PASSWORD, repr=False
+    )
 
 
 class Target(StrEnum):

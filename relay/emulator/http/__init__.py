@@ -1,5 +1,6 @@
 """How the emulator answers over HTTP: one site for all hosts, and endpoints that describe themselves.
 
+fields      what is wrong with a field of a request, and what was expected, in plain English
 errors      what a client is told when a request cannot be done: what, where, and what was expected
 endpoints   an endpoint: its host's role, method, path, mark and models; checks requests by them
 openapi     the description of all endpoints, made from the same models

@@ -167,7 +167,7 @@ def _parse(model: type[BaseModel], tree: object, part: str) -> BaseModel:
     try:
         return model.model_validate(tree)
     except ValidationError as invalid:
-        raise from_validation(invalid, part) from None
+        raise from_validation(invalid, part, model) from None
 
 
 def path_fields(path: str) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from relay.emulator.http.fields import MAX_SHOWN, wrong_fields
 from relay.errors import PeerError
 
 # More mistakes in one request than this are not listed.
 MAX_MISTAKES = 20
-# A value that is shown back is cut after this many characters.
-MAX_SHOWN = 100
 
 
 class ErrorDetail(BaseModel):
@@ -83,15 +83,16 @@ def not_found(what: str, *, where: str = "", expected: str = "") -> ApiError:
     return ApiError(404, "not_found", what, where=where, expected=expected)
 
 
-def from_validation(invalid: ValidationError, part: str) -> ApiError:
+def from_validation(invalid: ValidationError, part: str, model: type[BaseModel]) -> ApiError:
     """422: the request can be read, but has wrong fields. ``part`` is ``body``, ``query`` or ``path``."""
-    details = []
-    for error in invalid.errors(include_url=False, include_context=False)[: MAX_MISTAKES + 1]:
-        where = ".".join([part, *(str(key) for key in error["loc"])])
-        message = str(error["msg"]).removeprefix("Value error, ")
-        shown = error["input"]
-        if isinstance(shown, str | int | float | bool) and "password" not in where and "secret" not in where:
-            message = f"{message} (got {str(shown)[:MAX_SHOWN]!r})"
-        details.append(ErrorDetail(code=error["type"], message=message, where=where[:MAX_SHOWN]))
+    details = [
+        ErrorDetail(
+            code=wrong.code,
+            message=wrong.message,
+            where=f"{part}.{wrong.where}".rstrip(".")[:MAX_SHOWN],
+            expected=wrong.expected,
+        )
+        for wrong in itertools.islice(wrong_fields(invalid, model), MAX_MISTAKES + 1)
+    ]
     first, rest = details[0], details[1:]
-    return ApiError(422, first.code, first.message, where=first.where, also=rest)
+    return ApiError(422, first.code, first.message, where=first.where, expected=first.expected, also=rest)

@@ -178,19 +178,23 @@ class Site:
         except web.HTTPMethodNotAllowed as refused:
             return self._method_not_allowed(request, sorted(refused.allowed_methods))
         except web.HTTPNotFound:
-            return ApiError(404, "no_such_path", "There is nothing at this path.", where="path").response()
+            paths = "a path of GET /openapi.json"
+            return ApiError(
+                404, "no_such_path", "There is nothing at this path.", where="path", expected=paths
+            ).response()
         except web.HTTPException as answer:
             if answer.status < 400:
                 raise
-            return ApiError(answer.status, "refused", answer.reason, where="request").response()
+            expected = "a request as GET /openapi.json describes it"
+            return ApiError(answer.status, "refused", answer.reason, where="request", expected=expected).response()
         except (ConnectionResetError, web.RequestPayloadError):
             # The client is gone. Nobody reads this answer.
-            return ApiError(400, "broken_off", "The request broke off.", where="body").response()
+            return ApiError(400, "broken_off", "The request broke off.", where="body", expected="all of it").response()
         except Exception:
             incident = secrets.token_hex(4)
             log.exception("request failed", incident=incident, method=request.method, path=request.path)
             message = f"A fault of the emulator's own. Its log has it as incident {incident}."
-            return ApiError(500, "internal", message).response()
+            return ApiError(500, "internal", message, expected="the request again").response()
 
     def _method_not_allowed(self, request: web.Request, allowed: Sequence[str]) -> web.Response:
         names = ", ".join(allowed)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 MAX_PASSWORD = 128
+USER = "a user's name or e-mail address: 1 to 255 characters, without control characters"
+VERSION = "at most 64 printable ASCII characters"
 
 
 class _Model(BaseModel):
@@ -17,9 +19,13 @@ class LoginRequest(_Model):
     """A login. ``user`` is the user's name or e-mail address."""
 
     # No control characters: PostgreSQL has no NUL.
-    user: Annotated[str, Field(min_length=1, max_length=255, strict=True, pattern=r"^[^\x00-\x1f\x7f]*$")]
+    user: Annotated[
+        str, Field(min_length=1, max_length=255, strict=True, pattern=r"^[^\x00-\x1f\x7f]*$", description=USER)
+    ]
     password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD, strict=True, repr=False)]
-    client_version: Annotated[str, Field(max_length=64, strict=True, pattern=r"^[\x20-\x7e]*$")] = ""
+    client_version: Annotated[
+        str, Field(max_length=64, strict=True, pattern=r"^[\x20-\x7e]*$", description=VERSION)
+    ] = ""
 
 
 class UserView(_Model):

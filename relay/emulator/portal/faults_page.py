@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from relay.emulator.faults.board import FaultBoard
 from relay.emulator.faults.kinds import KINDS, BadSetting, FaultSetting, Hop, Kind, Target, takes_target
+from relay.emulator.http.fields import wrong_fields
 from relay.emulator.portal.forms import MAX_SHOWN, FormView
 from relay.emulator.portal.pages import ROOT, PageError, see_other
 from relay.emulator.portal.parts import Parts
@@ -79,9 +80,8 @@ class FaultsPage:
                 audit(session, visit.who.firm_id, visit.who.user_id, "fault on", f"{hop}/{kind}", figures=figures)
             return see_other(f"{FAULTS}?done=fault-on")
         except ValidationError as invalid:
-            for error in invalid.errors(include_url=False, include_context=False):
-                name = str(error["loc"][0])
-                errors[name] = f"“{values[name][:MAX_SHOWN]}” does not fit. {error['msg']}."
+            for wrong in wrong_fields(invalid, FaultSetting):
+                errors[wrong.where] = f"“{values[wrong.where][:MAX_SHOWN]}” does not fit. Expected {wrong.expected}."
         except BadSetting as bad:
             errors[bad.where.rpartition(".")[2]] = f"{bad.message} Expected {bad.expected}."
         return self._page(visit, FormView(values, errors), f"{hop}/{kind}", status=422)

@@ -26,7 +26,7 @@ RecordingId = Annotated[
     Field(
         pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
         examples=["1b4e28ba-2fa1-4d3b-9f2d-5d8f1f5d6c7a"],
-        description="A UUID in lower case. The client makes it up, so metadata and media can come in any order.",
+        description="a UUID in lower case",
     ),
 ]
 
@@ -60,7 +60,9 @@ class Metadata(_Model):
     participants: Annotated[list[Name], Field(max_length=MAX_PARTICIPANTS)]
     media_type: MediaType
     media_bytes: Annotated[int, Field(ge=1, le=MAX_MEDIA_BYTES), WHOLE]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="of the whole media, in hex")]
+    sha256: Annotated[
+        str, Field(pattern="^[0-9a-f]{64}$", description="the SHA-256 of the whole media: 64 hex digits in lower case")
+    ]
 
 
 class Recording(_Model):
@@ -81,7 +83,7 @@ class Recording(_Model):
 def _digits(value: object) -> object:
     if isinstance(value, int) or (isinstance(value, str) and re.fullmatch("[0-9]{1,4}", value)):
         return value
-    raise ValueError("expected a whole number")
+    raise ValueError("the value is not a whole number")
 
 
 class ListQuery(_Model):
@@ -91,7 +93,8 @@ class ListQuery(_Model):
     state: RecordingState | None = None
     page_size: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE), BeforeValidator(_digits)] = 100
     page_token: Annotated[
-        str | None, Field(pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})?_[!-~]{36}$", description="next_page_token before")
+        str | None,
+        Field(pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})?_[!-~]{36}$", description="next_page_token of the answer before"),
     ] = None
 
 

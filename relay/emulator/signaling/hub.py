@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import structlog
 from pydantic import ValidationError
 
+from relay.emulator.http.fields import first_wrong
 from relay.emulator.lines import MAX_TALKERS, LineKind
 from relay.emulator.signaling import machines, messages
 from relay.emulator.signaling.directory import Account, Directory, OnCallEnded
@@ -468,10 +469,12 @@ def parse(event: str, payload: object) -> Event:
     try:
         return model.model_validate({} if payload is None else payload)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        wrong = first_wrong(error, model)
+        is_one_field = bool(wrong.where) and wrong.code not in {"missing", "extra_forbidden"}
         raise Refusal(
-            ErrorCode.BAD_MESSAGE, f"{where}: {first['msg']}" if where else first["msg"], shape(model)
+            ErrorCode.BAD_MESSAGE,
+            f"{wrong.where}: {wrong.message}" if wrong.where else wrong.message,
+            f"{wrong.where}: {wrong.expected}" if is_one_field else shape(model),
         ) from None
 
 

@@ -36,10 +36,18 @@ def _at_most(limit: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-LineNumber = Annotated[str, StringConstraints(pattern=r"^s[A-Z]{2}-[0-9]{1,12}-[0-9]{1,12}$")]
-UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
-CallId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-DialNumber = Annotated[str, StringConstraints(pattern=r"^\+?[0-9*#]{1,32}$")]
+LineNumber = Annotated[
+    str,
+    Field(pattern=r"^s[A-Z]{2}-[0-9]{1,12}-[0-9]{1,12}$", description="a line's number, such as sPK-10000001-100001"),
+]
+UserId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", description="a user's id")]
+CallId = Annotated[
+    str,
+    Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description="the call_id of a line.state"),
+]
+DialNumber = Annotated[
+    str, Field(pattern=r"^\+?[0-9*#]{1,32}$", description="1 to 32 digits, * or #, perhaps after a +")
+]
 Sdp = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SDP_BYTES), _at_most(MAX_SDP_BYTES)]
 # Empty: no more candidates follow (RFC 8838, section 8.2).
 Candidate = Annotated[str, StringConstraints(max_length=MAX_CANDIDATE_BYTES), _at_most(MAX_CANDIDATE_BYTES)]

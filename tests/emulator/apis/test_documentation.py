@@ -9,12 +9,16 @@ import shlex
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 import relay.emulator.apis.verifying
 from relay.cli import app
+from relay.emulator.apis.call_data import Transcription, TranscriptionsRequest
 from relay.emulator.apis.cti.messages import FROM_CLIENT, FROM_SERVER
-from relay.emulator.recordings.models import Metadata
+from relay.emulator.apis.cti.server import PATH as CTI_PATH
+from relay.emulator.apis.signing_faults import SIGNED_PATHS
+from relay.emulator.recordings.models import Metadata, RecordingList, RecordingState
 from tests.support.benches.apis import open_apis
 
 PAGE = (Path(__file__).parents[3] / "docs" / "emulator.md").read_text()
@@ -32,6 +36,12 @@ async def test_the_table_has_every_endpoint_with_its_mark(tmp_path: Path) -> Non
     async with open_apis(tmp_path) as apis:
         served = {(each.method, re.sub(r"\{\w+\}", "{}", each.path), str(each.mark)) for each in apis.site.endpoints}
     assert listed == {each for each in served if each[1] != "/openapi.json"}
+
+
+async def test_a_wrong_path_is_looked_for_among_all_that_take_signatures(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
+        signed = {each.path for each in apis.site.endpoints if each.security and each.security.name == "signature"}
+    assert {*SIGNED_PATHS} == {path for path in signed if "{" not in path} | {CTI_PATH}
 
 
 ENDPOINT = re.compile(r"^\| `([A-Z]+) (\S+)` \| (\w+) \|", re.MULTILINE)
@@ -61,6 +71,24 @@ def test_the_table_has_every_code_of_a_refusal() -> None:
 def test_the_example_of_metadata_is_metadata() -> None:
     example = next(each for each in blocks("json") if "media_bytes" in each)
     Metadata.model_validate(json.loads(example.replace("…", "0" * 64)))
+
+
+def test_the_other_examples_are_what_the_models_take() -> None:
+    models: dict[str, type[BaseModel]] = {
+        '{"beginDate"': TranscriptionsRequest,
+        '"synthetic"': Transcription,
+        '"next_page_token"': RecordingList,
+    }
+    for sign, model in models.items():
+        (example,) = [each for each in blocks("json") if sign in each]
+        named = json.loads(example).keys() | {"nextPageToken"}
+        assert {field.alias or name for name, field in model.model_fields.items()} <= named
+        model.model_validate_json(example)
+
+
+def test_the_states_of_a_recording_are_all_explained() -> None:
+    states = set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", SECTION.partition("\n### Recordings\n")[2], re.MULTILINE))
+    assert states == {*RecordingState}
 
 
 async def test_the_example_runs(tmp_path: Path) -> None:

@@ -104,10 +104,20 @@ async def test_wrong_fields_are_named(tmp_path: Path) -> None:
             ({"emails": ["\0"]}, "body.emails.0"),
             ({"user_ids": []}, "body.user_ids"),
             ({"pageToken": ""}, "body.pageToken"),
+            ({"pageToken": "anna"}, "body.pageToken"),
             ([], "body"),
         ):
             answer = await apis.post(f"{BASE}/users", body)
             assert (answer.status, answer.json["error"]["where"]) == (422, where)
+
+
+async def test_a_token_that_no_answer_had_is_refused_everywhere(tmp_path: Path) -> None:
+    async with open_apis(tmp_path) as apis:
+        for path in (f"{BASE}/users", f"{BASE}/connections", f"{BASE}/users/anna/buttons", "/audit/v1/entries"):
+            answer = await apis.post(path, {"pageToken": "junk"})
+            error = answer.json["error"]
+            assert (answer.status, error["where"]) == (422, "body.pageToken")
+            assert error["expected"] == "nextPageToken of the answer before"
 
 
 async def test_a_key_of_another_firm_sees_that_firm(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ async def test_a_target_is_chosen_from_what_there_is() -> None:
     [
         (
             {"place": "desk_udp/loss", "percent": "101"},
-            "“101” does not fit. Input should be less than or equal to 100.",
+            "“101” does not fit. Expected a number, more than 0 and at most 100.",
         ),
         ({"place": "desk_udp/loss", "percent": "nan"}, "“nan” does not fit."),
         ({"place": "desk_udp/loss", "seconds": "-1"}, "“-1” does not fit."),

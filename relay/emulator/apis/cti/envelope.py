@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from relay.emulator.apis.cti.messages import FROM_CLIENT, Envelope, Rejected, RejectionCode, name_of
 from relay.emulator.apis.models import ApiModel, ApiRequest
 from relay.emulator.apis.signing import SignedRequest, sign
 from relay.emulator.apis.verifying import SignatureRefused, parse_authorization
+from relay.emulator.http.fields import first_wrong
 
 # Of the names that errors show.
 _MAX_SHOWN = 64
@@ -53,7 +54,7 @@ def open_envelope(text: str, handshake: SignedRequest) -> Opened:
     try:
         envelope = Envelope.model_validate(json.loads(text))
     except ValidationError as invalid:
-        raise _invalid(invalid, "envelope", expected) from None
+        raise _invalid(invalid, Envelope, "envelope", expected) from None
     except (ValueError, RecursionError):
         raise Rejected(RejectionCode.BAD_MESSAGE, "the message is not JSON", expected=expected) from None
     headers = {name.lower(): value for name, value in envelope.headers.items()}
@@ -77,15 +78,16 @@ def read_body(opened: Opened) -> ApiRequest:
     try:
         return model.model_validate(json.loads(opened.body))
     except ValidationError as invalid:
-        raise _invalid(invalid, "messageBody", expected) from None
+        raise _invalid(invalid, model, "messageBody", expected) from None
     except (ValueError, RecursionError):
         reason = "messageBody is not JSON"
         raise Rejected(RejectionCode.BAD_MESSAGE, reason, where="messageBody", expected=expected) from None
 
 
-def _invalid(invalid: ValidationError, part: str, expected: str) -> Rejected:
-    first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join([part, *(str(key) for key in first["loc"])])[:_MAX_SHOWN]
+def _invalid(invalid: ValidationError, model: type[BaseModel], part: str, expected: str) -> Rejected:
+    wrong = first_wrong(invalid, model)
+    where = f"{part}.{wrong.where}".rstrip(".")[:_MAX_SHOWN]
+    is_one_field = bool(wrong.where) and wrong.code not in {"missing", "extra_forbidden"}
     return Rejected(
-        RejectionCode.BAD_MESSAGE, str(first["msg"]).removeprefix("Value error, "), where=where, expected=expected
+        RejectionCode.BAD_MESSAGE, wrong.message, where=where, expected=wrong.expected if is_one_field else expected
     )

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from relay.emulator.apis.cti.messages import FarEndType, InitiateCall, Rejected, RejectionCode, ReleaseCall
+from relay.emulator.http.fields import first_wrong
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling.hub import HANDLE_TIMEOUT_S, Hub
 from relay.emulator.signaling.messages import ErrorCode, Event, LineRelease, LineRing, PresenceStatus
@@ -135,9 +136,9 @@ class Floor:
         try:
             made = message.model_validate(fields)
         except ValidationError as invalid:
-            first = invalid.errors(include_url=False)[0]
-            where = {"line": "nearEndNumber or farEndNumber", "number": "farEndNumber"}.get(str(first["loc"][0]), "")
-            raise Rejected(RejectionCode.BAD_MESSAGE, str(first["msg"]), where=where) from None
+            wrong = first_wrong(invalid, message)
+            where = {"line": "nearEndNumber or farEndNumber", "number": "farEndNumber"}.get(wrong.where, "")
+            raise Rejected(RejectionCode.BAD_MESSAGE, wrong.message, where=where, expected=wrong.expected) from None
         state = await _in_time(self._hub.act(person.user_id, person.region, made))
         return state.call_id
 

@@ -10,12 +10,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, StrictBool
 
-from relay.emulator.apis.models import WHOLE, ApiModel, ApiRequest, Name, Time
+from relay.emulator.apis.models import WHOLE, ApiModel, ApiRequest, LineNumber, Name, Time
 from relay.emulator.marks import Mark
 
 # A body has some hundred bytes; a request for a snapshot of 1,000 users has 20 KB.
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_USERS = 1000
+FAR_END = "a connection's number, a number to dial, or a user's id: 1 to 64 printable ASCII characters, without spaces"
 
 
 class FarEndType(IntEnum):
@@ -80,9 +81,9 @@ class InitiateCall(ApiRequest):
     mark: ClassVar[Mark] = Mark.OBSERVED
     user_id: Name
     privacy_on: StrictBool = False
-    far_end_number: Annotated[str, Field(pattern="^[!-~]{1,64}$")]
+    far_end_number: Annotated[str, Field(pattern="^[!-~]{1,64}$", description=FAR_END)]
     far_end_type: Annotated[int, Field(ge=0, le=3), WHOLE]
-    near_end_number: Annotated[str, Field(pattern="^[!-~]{1,64}$")] | None = None
+    near_end_number: LineNumber | None = None
 
 
 class ReleaseCall(ApiRequest):
@@ -90,7 +91,7 @@ class ReleaseCall(ApiRequest):
 
     user_id: Name
     call_id: Name | None = None
-    near_end_number: Annotated[str, Field(pattern="^[!-~]{1,64}$")] | None = None
+    near_end_number: LineNumber | None = None
 
 
 class SnapshotRequest(ApiRequest):
