@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -40,31 +41,40 @@ class Passwords:
         self._throttle = Throttle()
         self._checking = asyncio.Semaphore(MAX_CHECKS_AT_ONCE)
         self._waiting = 0
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._clock = clock
 
     async def check(self, name: str, address: str, user: tables.User | None, password: str) -> bool:
         """True if the password is the user's. Raises ApiError 429 for who guesses, and 503 in a storm."""
-        now = self._clock()
-        if (wait := self._throttle.wait(now, name, address)) > 0:
+        if self._waiting >= MAX_CHECKS_WAITING:
+            message = "Too many logins at once."
+            raise ApiError(503, "busy", message, expected="another attempt in 5 s", headers={"Retry-After": "5"})
+        self._waiting += 1
+        try:
+            # One at a time of a name: many guesses at once gain nothing, and many right passwords just wait.
+            async with self._turn_of(name.lower()):
+                self._check_wait(name, address)
+                async with self._checking:
+                    right = await asyncio.to_thread(_is_right, user, password)
+                if right and user is not None:
+                    self._throttle.succeeded(name)
+                    return True
+                self._throttle.failed(self._clock(), name, address)
+                return False
+        finally:
+            self._waiting -= 1
+
+    def _check_wait(self, name: str, address: str) -> None:
+        if (wait := self._throttle.wait(self._clock(), name, address)) > 0:
             after = str(math.ceil(wait))
             message = f"Too many failed logins. Try again in {after} s."
             raise ApiError(
                 429, "too_many_failures", message, expected=f"a pause of {after} s", headers={"Retry-After": after}
             )
-        if self._waiting >= MAX_CHECKS_WAITING:
-            message = "Too many logins at once."
-            raise ApiError(503, "busy", message, expected="another attempt in 5 s", headers={"Retry-After": "5"})
-        self._throttle.attempt(now, name, address)
-        self._waiting += 1
-        try:
-            async with self._checking:
-                right = await asyncio.to_thread(_is_right, user, password)
-        finally:
-            self._waiting -= 1
-        if right and user is not None:
-            self._throttle.succeeded(name, address)
-            return True
-        return False
+
+    def _turn_of(self, name: str) -> asyncio.Lock:
+        """The lock of a name. It lasts as long as somebody holds or awaits it."""
+        return self._turns.setdefault(name, asyncio.Lock())
 
 
 def _is_right(user: tables.User | None, password: str) -> bool:

@@ -6,6 +6,7 @@ of the name. Known names and unknown ones are treated alike, so that nobody lear
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -30,33 +31,37 @@ class _Failures:
 
 
 class Throttle:
-    """Ask ``wait`` before an attempt, and tell its end by ``failed`` or ``succeeded``."""
+    """Ask ``wait`` before an attempt, and tell its end by ``failed`` or ``succeeded``.
+
+    An address that fails often takes the free failures from the names that fail there. A name without failures never
+    waits: others may sit behind the same address. This machine's own addresses do not count: everyone on it shares
+    them, and so does everyone who comes through a relay on it.
+    """
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
 
     def wait(self, now: float, name: str, address: str) -> float:
-        """How many seconds this name or address must wait before its next attempt; 0 if it may try now."""
-        waits = [0.0]
-        for key in (("name", name.lower()), ("address", address)):
-            found = self._by_key.get(key)
-            if found is not None and now - found.last <= MEMORY_S:
-                waits.append(found.allowed_at - now)
-        return max(waits)
+        """How many seconds this name must wait before its next attempt from here; 0 if it may try now."""
+        of_name = self._found(now, ("name", name.lower()))
+        if of_name is None:
+            return 0.0
+        of_address = self._found(now, ("address", address))
+        return max(0.0, of_name.allowed_at - now, 0.0 if of_address is None else of_address.allowed_at - now)
 
-    def attempt(self, now: float, name: str, address: str) -> None:
-        """An attempt begins. It counts as failed until it has succeeded, so that many at once gain nothing."""
+    def failed(self, now: float, name: str, address: str) -> None:
+        """The attempt was wrong."""
         self._count(now, ("name", name.lower()), FREE_FAILURES)
-        self._count(now, ("address", address), FREE_FAILURES_OF_ADDRESS)
+        if not _is_loopback(address):
+            self._count(now, ("address", address), FREE_FAILURES_OF_ADDRESS)
 
-    def succeeded(self, name: str, address: str) -> None:
-        """The attempt was right: the name is free again, and the address has one failure less."""
+    def succeeded(self, name: str) -> None:
+        """The attempt was right: the name is free again."""
         self._by_key.pop(("name", name.lower()), None)
-        found = self._by_key.get(("address", address))
-        if found is not None:
-            found.count -= 1
-            if found.count < FREE_FAILURES_OF_ADDRESS:
-                found.allowed_at = 0.0
+
+    def _found(self, now: float, key: tuple[str, str]) -> _Failures | None:
+        found = self._by_key.get(key)
+        return found if found is not None and now - found.last <= MEMORY_S else None
 
     def _count(self, now: float, key: tuple[str, str], free: int) -> None:
         found = self._by_key.pop(key, None)
@@ -70,3 +75,12 @@ class Throttle:
         self._by_key[key] = found
         if len(self._by_key) > MAX_KEPT:
             self._by_key.popitem(last=False)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback

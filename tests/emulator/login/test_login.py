@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import time
@@ -14,7 +15,7 @@ from relay.emulator.login.client_logs import MAX_LOGS_PER_USER
 from relay.emulator.login.tokens import MAX_PER_USER
 from relay.emulator.store import tables
 from relay.turn.credentials import rest_password
-from tests.support.benches.cloud import CloudClient, running_cloud
+from tests.support.benches.cloud import PASSWORD, CloudClient, running_cloud
 
 
 async def switch_voice_via_web_proxy(client: CloudClient, user_id: str, *, on: bool) -> None:
@@ -123,6 +124,23 @@ async def test_who_guesses_is_slowed_down_and_others_are_not(tmp_path: Path) -> 
         right = {"user": "anna", "password": "trader"}
         assert (await client.ask("POST", "/rest/v1/login", json=right))[0] == 429
         await client.login("ben")
+
+
+async def test_many_right_passwords_at_once_all_get_in(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        # More of one name than it has free failures, and more in all than an address has.
+        names = [*["anna"] * 8, *["ben", "hana", "gus"] * 15]
+        answers = await asyncio.gather(
+            *(client.ask("POST", "/rest/v1/login", json={"user": name, "password": PASSWORD}) for name in names)
+        )
+        assert [status for status, _, _ in answers] == [200] * len(names)
+
+
+async def test_many_guesses_at_once_gain_nothing(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        wrong = {"user": "anna", "password": "wrong"}
+        answers = await asyncio.gather(*(client.ask("POST", "/rest/v1/login", json=wrong) for _ in range(20)))
+        assert [status for status, _, _ in answers].count(401) < 10
 
 
 async def test_a_logout_ends_the_token(tmp_path: Path) -> None:

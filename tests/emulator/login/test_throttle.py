@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from relay.emulator.login.throttle import (
     FREE_FAILURES,
     FREE_FAILURES_OF_ADDRESS,
@@ -14,7 +16,7 @@ from relay.emulator.login.throttle import (
 
 def fail(throttle: Throttle, now: float, times: int, name: str = "anna", address: str = "10.0.0.1") -> None:
     for _ in range(times):
-        throttle.attempt(now, name, address)
+        throttle.failed(now, name, address)
 
 
 def test_some_mistakes_are_free() -> None:
@@ -37,8 +39,8 @@ def test_the_wait_doubles_up_to_a_bound() -> None:
 def test_a_success_frees_the_name() -> None:
     throttle = Throttle()
     fail(throttle, 0.0, FREE_FAILURES - 1)
-    throttle.attempt(0.0, "anna", "10.0.0.1")
-    throttle.succeeded("anna", "10.0.0.1")
+    throttle.failed(0.0, "anna", "10.0.0.1")
+    throttle.succeeded("anna")
     assert throttle.wait(0.0, "anna", "10.0.0.1") == 0.0
     fail(throttle, 0.0, FREE_FAILURES - 1)
     assert throttle.wait(0.0, "anna", "10.0.0.1") == 0.0
@@ -50,20 +52,28 @@ def test_upper_case_is_not_another_name() -> None:
     assert throttle.wait(0.0, "aNNA", "10.9.9.9") > 0
 
 
-def test_an_address_that_tries_many_names_waits_too() -> None:
+def test_an_address_that_tries_many_names_has_no_free_failures() -> None:
     throttle = Throttle()
     for number in range(FREE_FAILURES_OF_ADDRESS):
-        throttle.attempt(0.0, f"user{number}", "10.0.0.1")
-    assert throttle.wait(0.0, "new", "10.0.0.1") > 0
-    assert throttle.wait(0.0, "new", "10.0.0.2") == 0.0
+        throttle.failed(0.0, f"user{number}", "10.0.0.1")
+    assert throttle.wait(0.0, "user0", "10.0.0.1") > 0
+    assert throttle.wait(0.0, "user0", "10.0.0.2") == 0.0
 
 
-def test_a_floor_that_logs_in_at_once_behind_one_address_is_not_slowed() -> None:
+def test_who_has_not_failed_never_waits_for_a_neighbour() -> None:
     throttle = Throttle()
-    for number in range(1000):
-        assert throttle.wait(0.0, f"user{number}", "10.0.0.1") == 0.0
-        throttle.attempt(0.0, f"user{number}", "10.0.0.1")
-        throttle.succeeded(f"user{number}", "10.0.0.1")
+    fail(throttle, 0.0, 1000)
+    assert throttle.wait(0.0, "anna", "10.0.0.1") > 0
+    assert throttle.wait(0.0, "hana", "10.0.0.1") == 0.0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+def test_this_machines_own_addresses_do_not_count(address: str) -> None:
+    throttle = Throttle()
+    fail(throttle, 0.0, 1000, address=address)
+    fail(throttle, 0.0, 1, name="hana", address=address)
+    assert throttle.wait(0.0, "anna", address) > 0
+    assert throttle.wait(0.0, "hana", address) == 0.0
 
 
 def test_old_failures_are_forgotten() -> None:
@@ -75,5 +85,5 @@ def test_old_failures_are_forgotten() -> None:
 def test_memory_is_bounded() -> None:
     throttle = Throttle()
     for number in range(MAX_KEPT):
-        throttle.attempt(0.0, f"user{number}", f"address{number}")
+        throttle.failed(0.0, f"user{number}", f"address{number}")
     assert len(throttle._by_key) == MAX_KEPT

@@ -189,7 +189,7 @@ async def test_a_wrong_password_and_a_name_that_does_not_exist_look_alike() -> N
         assert pages[0].field("name") == "anna"
 
 
-async def test_guesses_are_slowed_down_by_name_and_by_address() -> None:
+async def test_guesses_are_slowed_down_by_name() -> None:
     async with made_up_portal() as portal, portal.visitor() as guest:
         for _ in range(5):
             assert (await guest.log_in("anna", "wrong")).status == 401
@@ -201,10 +201,11 @@ async def test_guesses_are_slowed_down_by_name_and_by_address() -> None:
         portal.now += 1.1
         async with portal.visitor() as anna:
             assert (await anna.log_in("anna", "trader")).status == 303
+        # One who tries many names on this machine locks out nobody else on it.
         async with portal.visitor() as crowd:
             statuses = [(await crowd.log_in(f"made-up-{number}", "x")).status for number in range(60)]
-        assert 429 in statuses
-        assert statuses[:20] == [401] * 20
+            assert statuses == [401] * 60
+            assert (await crowd.log_in("fay", "trader")).status == 303
 
 
 async def test_the_api_and_the_portal_count_together() -> None:
