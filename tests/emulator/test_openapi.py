@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from relay.emulator.http import site
+from relay.emulator.http.endpoints import Endpoint
+from relay.emulator.http.openapi import describe
 from tests.support.benches.cloud import running_cloud
 from tests.support.peers.schemathesis_run import ask_everything
 
@@ -23,6 +30,20 @@ async def test_every_operation_and_every_schema_has_a_mark(tmp_path: Path) -> No
     assert {name for name, schema in schemas.items() if schema.get("x-mark") not in MARKS} == set()
     assert schemas["UsersRequest"]["x-mark"] == "observed"
     assert schemas["UsersAnswer"]["x-mark"] == "invented"
+
+
+async def test_the_description_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    def describing(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+        made.append(endpoints)
+        return describe(endpoints)
+
+    monkeypatch.setattr(site, "describe", describing)
+    async with running_cloud(tmp_path) as client:
+        answers = [await client.ask("GET", "/openapi.json") for _ in range(3)]
+    assert len(made) == 1
+    assert answers[0][1] == answers[2][1]
 
 
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -121,6 +122,7 @@ class Site:
         self.intercepts: list[Intercept] = []
         self.app = web.Application(middlewares=[self._middleware], client_max_size=1 << 40)
         self._roles: dict[web.AbstractResource | None, Role] = {}
+        self._description: str | None = None
         self._handlers: set[asyncio.Task[Any]] = set()
         self.add(
             Endpoint(Role.EMULATOR, "GET", "/openapi.json", Mark.INVENTED, "This description", self._describe),
@@ -130,6 +132,7 @@ class Site:
         """Serve endpoints."""
         for endpoint in endpoints:
             self.endpoints.append(endpoint)
+            self._description = None
             self.route(endpoint.role, endpoint.method, endpoint.path, endpoint.answer_to)
 
     def route(self, role: Role, method: str, path: str, handler: Handler) -> None:
@@ -158,7 +161,10 @@ class Site:
             task.add_done_callback(self._handlers.discard)
 
     async def _describe(self, call: object) -> web.Response:
-        return web.json_response(describe(self.endpoints))
+        # It takes a tenth of a second, in which nothing else is done.
+        if self._description is None:
+            self._description = json.dumps(describe(self.endpoints))
+        return web.json_response(text=self._description)
 
     def _role_of(self, request: web.Request) -> Role | None:
         return self._roles.get(request.match_info.route.resource)
