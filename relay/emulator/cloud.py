@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import ipaddress
-import os
 import ssl
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
 from relay.emulator.faults.hops import FaultHops
 from relay.emulator.hoots import HootMedia
+from relay.emulator.http.front import Front
 from relay.emulator.http.site import Names, Site
 from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
@@ -50,15 +50,12 @@ from relay.emulator.store.seeding import seed, turn_secret
 from relay.emulator.turn.hosts import TurnHosts
 from relay.emulator.welcome import Welcome
 from relay.errors import OperatorError
-from relay.sockaddr import from_sockaddr
 from relay.turn.credentials import RestCredentials
 
 log = structlog.get_logger()
 
 # A request that is answered when the emulator stops has this long. Uploads and polls are cut.
 SHUTDOWN_S = 2.0
-# A client that sends a body which nobody reads has this long to take the answer.
-LINGERING_TIME_S = 2.0
 FOLDER_MODE = 0o700
 
 
@@ -273,21 +270,11 @@ class Cloud:
         return hashlib.sha256(b"entitlement " + self.turn_secret.encode()).hexdigest()
 
     async def _listen(self) -> None:
-        runner = web.AppRunner(
-            self.site.app, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=LINGERING_TIME_S
-        )
+        runner = web.AppRunner(self.site.app, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         self._running.push_async_callback(self.site.finish, SHUTDOWN_S)
         self._running.push_async_callback(runner.cleanup)
-        context = tls.server_context(self.files, self.names)
-        self.tls = await _listen_on(runner, self.settings.tls, context)
-        self.http = await _listen_on(runner, self.settings.http, None)
-
-
-async def _listen_on(runner: web.AppRunner, address: Address, context: ssl.SSLContext | None) -> Address:
-    site = web.TCPSite(runner, address.host, address.port, ssl_context=context)
-    try:
-        await site.start()
-    except OSError as error:
-        raise OperatorError(f"emulator on {address}: {os.strerror(error.errno or 0)}") from error
-    return from_sockaddr(runner.addresses[-1])
+        front = Front(runner)
+        self._running.callback(front.close)
+        self.tls = await front.listen(self.settings.tls, tls.server_context(self.files, self.names))
+        self.http = await front.listen(self.settings.http, None)

@@ -5,5 +5,6 @@ errors      what a client is told when a request cannot be done: what, where, an
 endpoints   an endpoint: its host's role, method, path, mark and models; checks requests by them
 openapi     the description of all endpoints, made from the same models
 site        which role a Host header asks for, and one aiohttp application that serves them all
+front       the connections: how many, and how long they may be idle
 files       the files of pages: read once, and with a strict policy for the browser
 """
