@@ -24,6 +24,8 @@ class Place:
         self.user_id = user_id
         self._reading: asyncio.Timeout | None = None
         self.stopped = False
+        # What an upload that goes on has still to send.
+        self.promised_bytes = 0
         self.free = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -51,6 +53,11 @@ class Places:
     def __init__(self) -> None:
         self._taken: dict[str, Place] = {}
         self._uploads: Counter[str] = Counter()
+
+    @property
+    def promised_bytes(self) -> int:
+        """What all uploads that go on have still to send. They end by a deadline, whatever they have promised."""
+        return sum(place.promised_bytes for place in self._taken.values())
 
     def check_room(self, user_id: str) -> None:
         """Whether the user may upload one more. Raises ApiError 429 or 503."""

@@ -45,8 +45,10 @@ UNFINISHED_LIFETIME_S = 24 * 3600.0
 SWEEP_INTERVAL_S = 600.0
 # Of one user. A client uploads one after the other, and keeps some of a day without a network.
 MAX_UNFINISHED_OF_USER = 500
-# Of all media, whole or announced: what a laptop can spare. An hour of Opus is 14 MB.
+# Of all media on disk, and what goes on coming: what a laptop can spare. An hour of Opus is 14 MB.
 MAX_FOLDER_BYTES = 20 << 30
+# Of one user, whole or announced: some 140 hours. What is only announced takes nothing from others.
+MAX_BYTES_OF_USER = 2 << 30
 
 _Result = TypeVar("_Result")
 _R = tables.Recording
@@ -109,6 +111,8 @@ class Recordings:
                 raise is_complete()
             if row is not None:
                 check_agrees(row, metadata)
+                async with self._store.reading() as session:
+                    await _check_user(session, owner, metadata.media_bytes - (row.media_bytes or 0))
             else:
                 row = await self._create(owner, recording_id, metadata.media_bytes)
             whole = row.received_bytes == metadata.media_bytes
@@ -137,6 +141,9 @@ class Recordings:
                 raise at_offset(
                     ApiError(409, "wrong_offset", message, where="Upload-Offset", expected=str(received)), received
                 )
+            async with self._store.reading() as session:
+                await _check_folder(session, self._places.promised_bytes, total - offset)
+            place.promised_bytes = total - offset
             row = row or await self._create(owner, recording_id, total)
             return await self._take(row, place, content, offset, total)
 
@@ -369,6 +376,18 @@ async def _check_bounds(session: AsyncSession, owner: Owner, media_bytes: int) -
         message = "You have too many recordings that are not whole."
         expected = f"at most {MAX_UNFINISHED_OF_USER}: finish some, or delete them"
         raise ApiError(429, "too_many_unfinished", message, expected=expected)
-    if (await session.scalar(select(func.sum(_R.media_bytes))) or 0) + media_bytes > MAX_FOLDER_BYTES:
-        message = "The emulator keeps no more recordings."
-        raise ApiError(507, "folder_full", message, expected=f"at most {MAX_FOLDER_BYTES >> 30} GiB in all")
+    await _check_user(session, owner, media_bytes)
+
+
+async def _check_user(session: AsyncSession, owner: Owner, more: int) -> None:
+    mine = await session.scalar(select(func.sum(_R.media_bytes)).where(_R.user_id == owner.user_id)) or 0
+    if more > 0 and mine + more > MAX_BYTES_OF_USER:
+        expected = f"at most {MAX_BYTES_OF_USER >> 30} GiB, whole or announced"
+        raise ApiError(507, "too_much_of_user", "The emulator keeps no more recordings of yours.", expected=expected)
+
+
+async def _check_folder(session: AsyncSession, promised: int, more: int) -> None:
+    kept = await session.scalar(select(func.sum(_R.received_bytes))) or 0
+    if kept + promised + more > MAX_FOLDER_BYTES:
+        expected = f"at most {MAX_FOLDER_BYTES >> 30} GiB in all"
+        raise ApiError(507, "folder_full", "The emulator keeps no more recordings.", expected=expected)

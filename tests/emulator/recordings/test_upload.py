@@ -381,7 +381,35 @@ async def test_bounds_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
         assert error(await second.patch(b"x", 0, 5000)) == (429, "too_many_unfinished")
         assert (await first.patch(MEDIA.content, 0)).status == 204
         monkeypatch.setattr(recordings, "MAX_FOLDER_BYTES", 9999)
-        assert error(await second.put(MEDIA.metadata())) == (507, "folder_full")
+        assert (await second.put(MEDIA.metadata())).status == 200
+        assert error(await second.patch(MEDIA.content, 0)) == (507, "folder_full")
+
+
+async def test_what_one_user_announces_takes_nothing_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recordings, "MAX_BYTES_OF_USER", 12_000)
+    monkeypatch.setattr(recordings, "MAX_FOLDER_BYTES", 9999)
+    async with open_apis(tmp_path) as apis:
+        greedy = [await user(apis) for _ in range(3)]
+        assert [(await one.put(MEDIA.metadata())).status for one in greedy] == [200, 200, 507]
+        assert error(await greedy[2].patch(MEDIA.content, 0, 5000)) == (507, "too_much_of_user")
+        # New metadata cannot announce what the first could not.
+        larger = MEDIA.metadata() | {"media_bytes": 9000}
+        assert error(await greedy[1].put(larger)) == (507, "too_much_of_user")
+        await (await user(apis, "ben")).upload()
+
+
+async def test_what_uploads_have_still_to_send_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "MAX_FOLDER_BYTES", 9999)
+    async with open_apis(tmp_path) as apis:
+        anna, ben = await user(apis), await user(apis, "ben")
+        _, writer = await begin_patch(apis, anna, MEDIA.content[:700])
+        await eventually((tmp_path / "atlas" / anna.id).exists)
+        assert error(await ben.patch(MEDIA.content, 0, 5000)) == (507, "folder_full")
+        await close(writer)
+        await anna.offset()
+        assert (await ben.patch(MEDIA.content, 0, 5000)).status == 204
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EIO, 500)])
