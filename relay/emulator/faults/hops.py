@@ -10,7 +10,7 @@ from relay.ca.certificates import Issuer
 from relay.emulator.faults.board import FaultBoard
 from relay.emulator.faults.cloud_hop import HTTPS, CloudHop, Resolver
 from relay.emulator.faults.service import FaultService
-from relay.emulator.faults.udp_hop import Line, UdpHop
+from relay.emulator.faults.udp_hop import Line, UdpHop, Waiting
 from relay.emulator.faults.web_proxy import WebProxy
 from relay.emulator.http.site import Site
 from relay.emulator.turn.hosts import TurnHosts
@@ -24,6 +24,7 @@ class FaultHops:
         self.cloud = CloudHop(self.board, site.names.catalog, lambda: turn or ())
         self.web_proxy: WebProxy | None = None
         self.lines: dict[str, UdpHop] = {}
+        self._waiting = Waiting()
         self._names = site.names
         self._turn = turn
         self._udp_port: int | None = None
@@ -66,7 +67,7 @@ class FaultHops:
             return
         for host in self._turn:
             if host.running and host.name not in self.lines:
-                line = UdpHop(Line(host.name, host.region, host.address), self.board)
+                line = UdpHop(Line(host.name, host.region, host.address), self.board, waiting=self._waiting)
                 line.start(Address(host.address.host, self._udp_port))
                 self.lines[host.name] = line
             elif not host.running and host.name in self.lines:

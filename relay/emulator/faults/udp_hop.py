@@ -29,6 +29,23 @@ FORGET_S = 120.0
 MAX_CLIENTS = 1024
 # What waits because of delays and stalls: 5 s of 100 streams, some 5 MiB. Beyond it, the line drops.
 MAX_HELD = 25_000
+# On all lines together, whatever the size of datagrams. A datagram that waits takes some 600 bytes more than it has.
+MAX_HELD_BYTES = 64 << 20
+OVERHEAD_BYTES = 600
+
+
+class Waiting:
+    """The bytes that wait on all lines of one emulator."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, size: int) -> bool:
+        """Whether so much may wait. Give it back later."""
+        if self.size + size > MAX_HELD_BYTES:
+            return False
+        self.size += size
+        return True
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,13 @@ class Line:
 class UdpHop:
     """The bad line to one host: ``start`` it on an address and ``close`` it. ``counts`` says what became of datagrams.
 
-    ``seed`` makes losses repeat: the same datagrams in the same order lose the same ones.
+    ``waiting`` is shared by all lines. ``seed`` makes losses repeat: the same datagrams in the same order lose the same
+    ones.
     """
 
-    def __init__(self, line: Line, board: FaultBoard, *, seed: int | None = None) -> None:
+    def __init__(
+        self, line: Line, board: FaultBoard, *, waiting: Waiting | None = None, seed: int | None = None
+    ) -> None:
         self.line = line
         self.counts: Counter[str] = Counter()
         self.address = line.host
@@ -56,7 +76,8 @@ class UdpHop:
         self._socket: socket.socket
         self._clients: dict[Address, _Client] = {}
         # By time, then in the order of arrival.
-        self._held: list[tuple[float, int, Callable[[], None]]] = []
+        self._held: list[tuple[float, int, int, Callable[[], None]]] = []
+        self._waiting = waiting or Waiting()
         self._numbers = itertools.count()
         self._timer = DeadlineTimer(self._release)
         self._sweep: asyncio.TimerHandle | None = None
@@ -84,7 +105,8 @@ class UdpHop:
         self._sweep.cancel()
         self._sweep = None
         self._timer.cancel()
-        self._held.clear()
+        while self._held:
+            self._waiting.size -= self._held.pop()[2]
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         while self._clients:
@@ -96,7 +118,7 @@ class UdpHop:
         for data, sender in _datagrams(self._socket):
             client = self._client(sender)
             if client is not None:
-                self._pass(functools.partial(self._send_up, client, data))
+                self._pass(len(data), functools.partial(self._send_up, client, data))
 
     def _client(self, sender: Address) -> _Client | None:
         client = self._clients.get(sender)
@@ -117,9 +139,9 @@ class UdpHop:
         """The host has sent something for this client."""
         for data, _ in _datagrams(client.socket):
             client.heard_at = self._loop.time()
-            self._pass(functools.partial(self._send_down, client, data))
+            self._pass(len(data), functools.partial(self._send_down, client, data))
 
-    def _pass(self, send: Callable[[], None]) -> None:
+    def _pass(self, size: int, send: Callable[[], None]) -> None:
         names = (self.line.name, self.line.region)
         if self._board.find(Hop.DESK_UDP, Kind.UDP_BLOCKED, *names) is not None:
             self.counts["blocked"] += 1
@@ -132,11 +154,11 @@ class UdpHop:
         # Nothing overtakes what waits already.
         if due is None and not self._held:
             send()
-        elif len(self._held) >= MAX_HELD:
+        elif len(self._held) >= MAX_HELD or not self._waiting.take(size + OVERHEAD_BYTES):
             self.counts["overflow"] += 1
         else:
             now = self._loop.time()
-            heapq.heappush(self._held, (now if due is None else due, next(self._numbers), send))
+            heapq.heappush(self._held, (now if due is None else due, next(self._numbers), size + OVERHEAD_BYTES, send))
             self._timer.set(self._held[0][0])
 
     def _due(self, names: tuple[str, str]) -> float | None:
@@ -152,7 +174,9 @@ class UdpHop:
 
     def _release(self, now: float) -> None:
         while self._held and self._held[0][0] <= now:
-            heapq.heappop(self._held)[2]()
+            _, _, size, send = heapq.heappop(self._held)
+            self._waiting.size -= size
+            send()
         self._timer.set(self._held[0][0] if self._held else None)
 
     def _on_board(self) -> None:

@@ -50,10 +50,10 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def behind_a_bad_line(*, seed: int | None = None) -> AsyncIterator[Bench]:
+async def behind_a_bad_line(*, seed: int | None = None, waiting: udp_hop.Waiting | None = None) -> AsyncIterator[Bench]:
     board, inbox = FaultBoard(catalog.load()), Inbox()
     async with TurnHost(ANY, CREDENTIALS, allow_loopback_peers=True) as host, open_echo() as peer:
-        hop = UdpHop(Line(NAME, REGION, host.address), board, seed=seed)
+        hop = UdpHop(Line(NAME, REGION, host.address), board, waiting=waiting, seed=seed)
         hop.start(ANY)
         try:
             async with await open_turn_udp(hop.address, "trader", "secret", on_data=inbox.put) as turn:
@@ -165,6 +165,24 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         bench.put(Kind.STALL, seconds=3600)
         bench.say(25)
         await becomes(lambda: bench.hop.counts["overflow"], 15)
+
+
+async def test_the_bytes_that_wait_on_all_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = udp_hop.Waiting()
+    async with behind_a_bad_line(waiting=waiting) as first, behind_a_bad_line(waiting=waiting) as second:
+        monkeypatch.setattr(udp_hop, "MAX_HELD_BYTES", 10 * (1000 + udp_hop.OVERHEAD_BYTES + 100))
+        for bench in (first, second):
+            bench.put(Kind.STALL, seconds=3600)
+        for _ in range(10):
+            first.turn.send(first.peer, bytes(1000))
+        await eventually(lambda: len(first.hop._held) == 10)
+        second.turn.send(second.peer, bytes(1400))
+        await becomes(lambda: second.hop.counts["overflow"], 1)
+        first.board.clear()
+        assert waiting.size == 0
+        second.turn.send(second.peer, bytes(1400))
+        await eventually(lambda: len(second.hop._held) == 1)
+    assert waiting.size == 0
 
 
 async def test_clients_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
