@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from relay.emulator.store import Store, tables
 LIFETIME_S = 12 * 3600.0
 # A user with more clients than this loses the oldest login.
 MAX_PER_USER = 20
+# Databases bound the values of one query; this is far below any bound.
+_HASHES_A_QUERY = 500
 
 Kind = Literal["client", "portal"]
 
@@ -98,10 +100,29 @@ class Tokens:
             token_hash=login.token_hash,
         )
 
+    async def still_open(self, hashes: Collection[str]) -> set[str]:
+        """Those of these logins that have not ended."""
+        logins, users = tables.LoginSession, tables.User
+        found: set[str] = set()
+        async with self._store.reading() as read:
+            for some in _in_parts(list(hashes)):
+                wanted = (
+                    select(logins.token_hash)
+                    .join(users, users.user_id == logins.user_id)
+                    .where(logins.token_hash.in_(some), logins.expires_at > self._clock(), users.enabled)
+                )
+                found.update(await read.scalars(wanted))
+        return found
+
     async def close(self, token_hash: str) -> None:
         """End a login."""
         async with self._store.writing() as write:
             await write.execute(delete(tables.LoginSession).where(tables.LoginSession.token_hash == token_hash))
+
+
+def _in_parts(hashes: list[str]) -> Iterator[list[str]]:
+    for begin in range(0, len(hashes), _HASHES_A_QUERY):
+        yield hashes[begin : begin + _HASHES_A_QUERY]
 
 
 class Bearer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,13 +11,14 @@ from relay.emulator.signaling.state import CallRecord, LineSpec
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user who has logged in."""
+    """A user who has logged in. ``login`` is a name for the login that is not its token, or empty: it never ends."""
 
     user_id: str
     name: str
     firm_id: str
     firm: str
     region: str
+    login: str = ""
 
 
 class Directory(Protocol):
@@ -25,6 +26,9 @@ class Directory(Protocol):
 
     async def user_of_token(self, token: str) -> Account | None:
         """Whose login this is. None for an unknown token, or one that has ended."""
+
+    async def still_open(self, logins: Collection[str]) -> Collection[str]:
+        """Those of these logins that have not ended."""
 
     async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
         """The lines that a user has."""

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 # What other processes have left is found this soon, and a process says this often that it lives.
 TICK_S = 1.0
+# Who has logged out hears nothing any more after this time. It is one query for all connections.
+LOGINS_INTERVAL_S = 5.0
 # A deadline that cannot be met must not keep the process busy.
 MIN_WAIT_S = 0.01
 # One round reads and writes some hundred keys at most. A database that hangs holds up the rounds, not the clients.
@@ -41,6 +43,7 @@ class Housekeeping:
     def start(self) -> None:
         """Begin."""
         self._tasks.start(self._run(), "signaling housekeeping")
+        self._tasks.start(self._watch_logins(), "signaling logins")
 
     async def stop(self) -> None:
         """End, in the middle of whatever it does."""
@@ -65,6 +68,15 @@ class Housekeeping:
                 log.warning("signaling housekeeping", state="fails" if failing else "works again", error=failing)
             self._failing = failing
             await self._wait(failing=bool(failing))
+
+    async def _watch_logins(self) -> None:
+        """Apart from the rounds: a slow database must not hold up deadlines of lines."""
+        while not self._stopping:
+            await asyncio.sleep(LOGINS_INTERVAL_S)
+            try:
+                await self._hub.end_logged_out()
+            except Exception as error:
+                log.warning("signaling could not ask which logins have ended", error=repr(error))
 
     async def _wait(self, *, failing: bool) -> None:
         """Until something is due or has become so, or a second has passed."""

@@ -203,6 +203,15 @@ class Hub:
         await self._delivery.emit(SessionReplaced.event, {}, [connection])
         await self._delivery.drop(connection)
 
+    async def end_logged_out(self) -> None:
+        """End the connections here whose login has ended: by a logout, by time, or because its user was disabled."""
+        async with asyncio.timeout(HANDLE_TIMEOUT_S):
+            held = {connection: known.account.login for connection, known in self.connections.items()}
+            still_open = await self.directory.still_open({login for login in held.values() if login})
+        for connection, login in held.items():
+            if login and login not in still_open and connection in self.connections:
+                await self.replace_connection(connection)
+
     async def admit(self, connection: str) -> None:
         """Tell a client that has logged in everything, and others that it is there.
 

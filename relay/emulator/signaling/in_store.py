@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -46,7 +46,12 @@ class StoreDirectory:
             firm_id=principal.firm_id,
             firm=firm.name if firm else principal.firm_id,
             region=principal.region,
+            login=principal.token_hash,
         )
+
+    async def still_open(self, logins: Collection[str]) -> Collection[str]:
+        """Those of these logins that have not ended."""
+        return await self._tokens.still_open(logins)
 
     async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
         """In the order of their numbers."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import delete, select
+import pytest
+from sqlalchemy import delete, select, update
 
 from relay.emulator.lines import LineKind
+from relay.emulator.signaling import housekeeping
 from relay.emulator.signaling.event_log import read_event_log
 from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.signaling.invariants import check
@@ -148,3 +150,19 @@ async def test_other_parts_act_for_users(tmp_path: Path) -> None:
             await ben.heard("line.state", line=ANNA_BEN, call_id=state.call_id)
             assert seen == [(ANNA_BEN, "ringing")]
             assert [(spec.number, line.status) for spec, line in await hub.live_lines()] == seen
+
+
+async def test_the_end_of_a_login_ends_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "LOGINS_INTERVAL_S", 0.05)
+    async with running_cloud(tmp_path) as client:
+        logins = tables.LoginSession
+        tokens = [(await client.login(user))["token"] for user in ("anna", "ben", "fay")]
+        url = f"http://{client.cloud.http}"
+        async with phone(url, tokens[0]) as anna, phone(url, tokens[1]) as ben, phone(url, tokens[2]) as fay:
+            assert (await client.ask("POST", "/rest/v1/logout", token=tokens[0]))[0] == 200
+            await anna.heard("session.replaced")
+            await anna.heard("disconnect")
+            async with client.cloud.store.writing() as session:
+                await session.execute(update(logins).where(logins.user_id == "ben").values(expires_at=1.0))
+            await ben.heard("disconnect")
+            await fay.do("state.get")
