@@ -81,6 +81,8 @@ def _facts(cloud: Cloud) -> dict[str, object]:
         "ca": str(cloud.files.ca),
         "turn_secret": cloud.turn_secret,
         "turn_hosts": {host.name: str(host.address) for host in cloud.running_hosts()},
+        # Faults make it bad on demand.
+        "bad_web_proxy": None if cloud.faults.web_proxy is None else str(cloud.faults.web_proxy.address),
         "relay": {
             "tls": str(cloud.settings.relay.tls),
             "web_proxy": str(cloud.settings.relay.web_proxy),

@@ -84,6 +84,10 @@ async def test_one_command_gives_a_cloud_its_files_and_a_clean_end(tmp_path: Pat
         assert settings["media"]["hosts"]
         facts = json.loads((folder / "emulator.json").read_text())
         assert facts["http"] == f"http://{emulated.http}"
+        host, _, port = facts["bad_web_proxy"].rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.close()
+        await writer.wait_closed()
         async with aiohttp.ClientSession() as session:
             for url in facts["urls"].values():
                 async with session.get(url.replace("localhost", "127.0.0.1")) as answer:
