@@ -134,6 +134,11 @@ async def test_a_mistake_is_where_one_looks_first() -> None:
         assert [each for each in page.complaints if "422" not in each] == []
 
 
+# On a narrow screen each cell has its label beside it, and is as high as the label.
+OVERLAPPING = """[...document.querySelectorAll('.stack td')].filter((cell) => cell.scrollHeight > cell.clientHeight + 1)
+    .map((cell) => cell.dataset.label)"""
+
+
 @pytest.mark.parametrize("width", [390, 1200])
 async def test_each_page_fits_and_everything_has_a_name(width: int) -> None:
     async with made_up_portal() as portal, browser() as page:
@@ -149,6 +154,7 @@ async def test_each_page_fits_and_everything_has_a_name(width: int) -> None:
             await arrives(page, f"location.pathname === '{path}'")
             assert (path, await page.run("document.documentElement.scrollWidth")) == (path, width)
             assert (path, await page.run(FAULTS)) == (path, [])
+            assert (path, await page.run(OVERLAPPING)) == (path, [])
         assert page.complaints == []
         # Chromium's own controls load their pictures from data: URLs.
         assert {url for url in page.requests if not url.startswith((portal.base, "data:"))} <= {"about:blank"}
