@@ -56,7 +56,14 @@ def check_tree(model: type[_Model], tree: object, *, folder: Path, source: str) 
     try:
         return model.model_validate(tree, context={"folder": folder})
     except ValidationError as invalid:
-        raise OperatorError("\n".join(f"{source}: {_explain(error)}" for error in invalid.errors())) from None
+        mistakes = [error for error in invalid.errors() if not _follows(error)]
+        raise OperatorError("\n".join(f"{source}: {_explain(error)}" for error in mistakes)) from None
+
+
+def _follows(error: Any) -> bool:
+    """True for a list that is called too short only because what is in it is wrong, which has a line of its own."""
+    value = error["input"]
+    return error["type"] == "too_short" and isinstance(value, list) and len(value) >= error["ctx"]["min_length"]
 
 
 def _explain(error: Any) -> str:
@@ -65,6 +72,8 @@ def _explain(error: Any) -> str:
     kind, value = error["type"], error["input"]
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     message = _MESSAGES.get(kind, message)
+    if kind == "too_short" and isinstance(value, list):
+        message = f"expected at least {error['ctx']['min_length']} of them"
     told = kind in _SELF_EXPLAINED or not isinstance(value, str | int | float)
     secret = _SECRET_KEYS & set(error["loc"]) or error["loc"][:2] == _SECRET_TABLE
     if not told and not secret:

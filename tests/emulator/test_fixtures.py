@@ -96,6 +96,19 @@ def test_each_mistake_is_one_clear_line(tmp_path: Path, text: str, told: str) ->
     assert "secret-of-anna" not in str(error.value)
 
 
+def test_a_list_is_too_short_only_if_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_text("users = []\n[[firms]]\nid = 'a'\nname = 'A'\n")
+    with pytest.raises(OperatorError) as error:
+        fixtures.load(file)
+    assert str(error.value) == f"{file}: users: expected at least 1 of them"
+    # One user, with one mistake.
+    file.write_text(SMALL.partition('id = "ben"')[0].removesuffix("[[users]]\n") + "colour = 1\n")
+    with pytest.raises(OperatorError) as error:
+        fixtures.load(file)
+    assert str(error.value) == f"{file}: users.0.colour: unknown key"
+
+
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(OperatorError, match="No such file"):
         fixtures.load(Path("/nowhere/f.toml"))
