@@ -77,4 +77,6 @@ def _render(name: str, roles: list[Role], site: Site) -> str:
 
 def _role(role: Role) -> str:
     text, path = ROLES[role]
-    return f'<a href="{path}">{escape(text)}</a>' if role in _PAGES else escape(text)
+    if role in _PAGES:
+        return f'<a href="{path}">{escape(text)}</a>'
+    return f"{escape(text)}: <code>{escape(path)}</code>" if path else escape(text)

@@ -101,6 +101,28 @@ async def test_a_host_that_does_not_exist_yet_is_switched_on_and_off(tmp_path: P
             await client.cloud.switch_host("www.example.com", on=True)
 
 
+async def test_why_a_host_does_not_answer(tmp_path: Path) -> None:
+    later = "use1-stun10.xhoot.com"
+    async with running_cloud(tmp_path) as client:
+        for name in (later, f"{later}.localhost"):
+            _, body, _ = await client.ask("GET", "/", host=name)
+            assert body["error"]["message"] == f"The vendor's host {later} does not exist yet."
+            assert f"--host-on {later}" in body["error"]["expected"]
+        _, body, _ = await client.ask("GET", "/", host="nobody.xhoot.com")
+        assert body["error"]["message"] == "The vendor has no host 'nobody.xhoot.com'."
+        assert "--host-on" not in body["error"]["expected"]
+        client.cloud.names.missing = lambda name: name == "c9rest.xhoot.com"
+        _, body, _ = await client.ask("GET", "/", host="c9rest.xhoot.com")
+        assert "fault on demand hides" in body["error"]["message"]
+
+
+async def test_the_welcome_page_has_the_path_of_each_role(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        _, page, _ = await client.ask("GET", "/")
+        for path in ("/api", "/external/apis", "/v2/calls", "/audit/v1", "/rest/v1", "/recordings/v1", "/socket.io/"):
+            assert f": <code>{path}</code></li>" in page
+
+
 async def test_a_host_is_switched_on_from_the_start(tmp_path: Path) -> None:
     name = "stun1.use1.prod1.xhoot.com"
     async with running_cloud(tmp_path, hosts_on=(name,)) as client:

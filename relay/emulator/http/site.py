@@ -86,15 +86,22 @@ class Names:
             raise KeyError(name)
         (self._off.discard if on else self._off.add)(host.name)
 
+    def find(self, name: str) -> Host | None:
+        """The host of the catalog that a client means, whether it answers or not."""
+        return self.catalog.find(_bare(name))
+
     def roles(self, name: str) -> frozenset[Role] | None:
         """The roles behind a name, without port. None if the name does not exist in the vendor's cloud."""
-        bare = name.lower().removesuffix(".").removesuffix(LOCALHOST_SUFFIX)
-        host = self.catalog.find(bare)
+        bare, host = _bare(name), self.find(name)
         if host is not None:
             return roles_of(host) if self._answers(host) else None
         if any(bare == apex or bare.endswith(f".{apex}") for apex in self.catalog.apexes):
             return None
         return _EVERY_ROLE
+
+
+def _bare(name: str) -> str:
+    return name.lower().removesuffix(".").removesuffix(LOCALHOST_SUFFIX)
 
 
 def name_in(host_header: str) -> str:
@@ -213,11 +220,21 @@ class Site:
         name = name_in(request.host)
         roles = self.names.roles(name)
         if roles is None:
-            expected = "a host of `relay catalog show` that exists; hosts that do not exist yet can be switched on"
-            message = f"The vendor has no host {name[:100]!r}."
-            raise ApiError(421, "no_such_host", message, where="Host", expected=expected)
+            raise self._no_such_host(name)
         if role is None or role in roles or roles == _EVERY_ROLE:
             return
         hosts = [h.name for h in self.names.catalog.hosts if role in roles_of(h) and self.names.exists(h.name)]
         message = f"{name[:100]} does not serve this path: it is for {', '.join(sorted(roles))}."
         raise ApiError(404, "wrong_host", message, where="Host", expected=", ".join(hosts[:3]) or "localhost")
+
+    def _no_such_host(self, name: str) -> ApiError:
+        host = self.names.find(name)
+        message = f"The vendor has no host {name[:100]!r}."
+        expected = "a host of `relay catalog show` that exists"
+        if host is not None and self.names.missing(host.name):
+            message = f"A fault on demand hides the host {host.name}."
+            expected = "the fault taken off, in the portal or at /emulator/v1/faults"
+        elif host is not None and host.status is not Status.ACTIVE:
+            message = f"The vendor's host {host.name} does not exist yet."
+            expected = f"another host, or an emulator that was started with --host-on {host.name}"
+        return ApiError(421, "no_such_host", message, where="Host", expected=expected)
