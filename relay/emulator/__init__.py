@@ -18,6 +18,7 @@ recordings/          the upload of recordings, and what there is of them
 portal/              web pages for administrators and users of a firm
 settings             what the command line chose; where the TURN hosts are
 tls                  the certificate of all hosts
+descriptors          as many as there may be, and a warning before there are none left
 welcome              the page at ``/``
 cloud                starts and stops all of it
 folder               the files for clients, relays and scripts

@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from relay.addresses import Address
-from relay.emulator import softphone_page, tls
+from relay.emulator import descriptors, softphone_page, tls
 from relay.emulator.apis.audit import Audit
 from relay.emulator.apis.call_data import CallData
 from relay.emulator.apis.cti.server import CtiServer
@@ -47,10 +47,11 @@ from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
-from relay.emulator.turn.hosts import TurnHosts
+from relay.emulator.turn.hosts import FIRST_RELAYED_PORT, TurnHosts
 from relay.emulator.welcome import Welcome
 from relay.errors import OperatorError
-from relay.turn.credentials import RestCredentials
+from relay.turn.credentials import RestCredentials, user_of_rest
+from relay.turn.server import ServerSettings
 
 log = structlog.get_logger()
 
@@ -94,6 +95,8 @@ class Cloud:
         """Start everything, or nothing. Raises OperatorError."""
         async with contextlib.AsyncExitStack() as started:
             self._running = started
+            descriptors.raise_limit()
+            started.push_async_callback(descriptors.watch().cancel)
             await self._open_files()
             await self._open_store()
             await self._start_turn()
@@ -151,6 +154,11 @@ class Cloud:
             # The front's port, unless the front has it on every address.
             tls_port=0 if ipaddress.ip_address(self.settings.tls.host).is_unspecified else self.settings.tls.port,
             allow_loopback_peers=True,
+            settings=ServerSettings(
+                first_relayed_port=FIRST_RELAYED_PORT,
+                max_allocations_per_user=self.settings.allocations_per_user,
+                quota_name=user_of_rest,
+            ),
         )
         await self._turn.start({host.name for host in self._turn if self.names.exists(host.name)})
         self._running.push_async_callback(self._turn.stop)

@@ -24,6 +24,9 @@ UDP_HOP_PORT = 3479
 DEFAULT_BAD_WEB_PROXY = Address("127.0.0.1", 3130)
 # Long enough for a call that begins at the last moment to be set up; short enough to be seen to end.
 CREDENTIALS_LIFETIME_S = 3600.0
+# At one TURN host over one transport: a call takes one, or two of which one is about to go, and the busiest desk has 32
+# lines. Each takes a descriptor, of which all users share what the process may have.
+ALLOCATIONS_PER_USER = 64
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class EmulatorSettings:
     exposed: bool = False
     relay: RelayPlan = RelayPlan()
     credentials_lifetime_s: float = CREDENTIALS_LIFETIME_S
+    allocations_per_user: int = ALLOCATIONS_PER_USER
 
     def check(self) -> None:
         """Raises OperatorError for addresses that are not loopback, unless exposed, and for unknown hosts."""

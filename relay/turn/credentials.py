@@ -51,6 +51,12 @@ def rest_username(user: str, expires: int) -> str:
     return f"{expires}:{user}"
 
 
+def user_of_rest(username: str) -> str:
+    """Whose time-limited name this is; a name without a time is its own."""
+    expires, colon, user = username.partition(":")
+    return user if colon and expires.isascii() and expires.isdigit() else username
+
+
 class CredentialStore(Protocol):
     """Finds the keys of a user; the server asks it once per authenticated request."""
 

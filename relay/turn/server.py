@@ -102,6 +102,8 @@ class ServerSettings:
     # A TURN client needs one allocation for each call, or two with separate RTCP.
     max_allocations: int = 10_000
     max_allocations_per_user: int = 0
+    # Whose quota a user name counts for: time-limited names (``credentials.user_of_rest``) change with each login.
+    quota_name: Callable[[str], str] = str
     # RFC 5766 let clients bind channels up to 0x7FFF, and turnutils_uclient still does; RFC 8656 ends at 0x4FFF.
     accepts_rfc5766_channels: bool = False
     # Answers to unauthenticated requests, a second and source. A client needs one or two to begin; ten stop reflection,
@@ -203,9 +205,10 @@ class TurnServer:
             self._ports.release(address)
         if not allocation.relayed:
             del self._allocations[allocation.client]
-            self._per_user[allocation.username] -= 1
-            if not self._per_user[allocation.username]:
-                del self._per_user[allocation.username]
+            user = self._settings.quota_name(allocation.username)
+            self._per_user[user] -= 1
+            if not self._per_user[user]:
+                del self._per_user[user]
             self._drop_spare_deadlines()
         return [CloseRelayed(address) for address in addresses]
 
@@ -356,12 +359,15 @@ class TurnServer:
         if allocation is not None or under_way is not None:
             raise TurnError(437, "this 5-tuple has an allocation")
         wish = read_allocate(request.message)
-        self._check_quota(prepared(request.username))
+        self._check_quota(self._user(request))
         return self._open_next(now, _Opening(request, wish, list(wish.families)))
 
-    def _check_quota(self, username: str) -> None:
-        opening = sum(prepared(o.request.username) == username for o in self._opening.values())
-        if 0 < self._settings.max_allocations_per_user <= self._per_user[username] + opening:
+    def _user(self, request: AuthenticRequest) -> str:
+        return self._settings.quota_name(prepared(request.username))
+
+    def _check_quota(self, user: str) -> None:
+        opening = sum(self._user(o.request) == user for o in self._opening.values())
+        if 0 < self._settings.max_allocations_per_user <= self._per_user[user] + opening:
             raise TurnError(486, "allocation quota reached")
         if 0 < self._settings.max_allocations <= len(self._allocations) + len(self._opening):
             raise TurnError(508, "the server is full")
@@ -433,7 +439,7 @@ class TurnServer:
         allocation = Allocation(request.client, prepared(request.username), relayed, expires)
         self._allocations[request.client] = allocation
         self._by_relayed |= dict.fromkeys(opening.opened, allocation)
-        self._per_user[allocation.username] += 1
+        self._per_user[self._settings.quota_name(allocation.username)] += 1
         self._look_at(allocation, expires)
         self._observer.on_allocation(allocation)
         return [*commands, *self._succeed(now, request, self._allocate_attributes(now, opening))]
