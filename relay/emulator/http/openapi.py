@@ -19,7 +19,13 @@ _References = Mapping[Any, dict[str, Any]]
 
 _REF = "#/components/schemas/{model}"
 # What the frame itself may answer, whatever the endpoint.
-_ALWAYS = {404: "There is no such path on this host.", 405: "The path has other methods.", 500: "A fault of ours."}
+_ALWAYS = {
+    404: "There is no such path on this host.",
+    405: "The path has other methods.",
+    500: "A fault of ours.",
+    503: "The database does not answer: Retry-After says when to ask again.",
+    507: "The emulator's disk is full.",
+}
 _WITH_BODY = {
     400: "The body is not JSON, or a header cannot be read.",
     408: "The body came too slowly.",

@@ -26,9 +26,15 @@ from relay.emulator.http.errors import ApiError
 from relay.emulator.http.openapi import describe
 from relay.emulator.marks import Mark
 from relay.emulator.names import Role
+from relay.emulator.store.store import is_full, is_unavailable
+from relay.rate_limit import RateLimit
 
 log = structlog.get_logger()
 
+# When to ask again if the database does not answer.
+RETRY_AFTER_S = "5"
+# Of one cause. A thousand requests that fail alike are not worth a thousand lines.
+WARNINGS_PER_S = 0.1
 LOCALHOST_SUFFIX = ".localhost"
 _ROLES_OF_SERVICE = {
     Service.LOGIN: frozenset({Role.LOGIN}),
@@ -129,6 +135,7 @@ class Site:
         self.intercepts: list[Intercept] = []
         self.app = web.Application(middlewares=[self._middleware], client_max_size=1 << 40)
         self._roles: dict[web.AbstractResource | None, Role] = {}
+        self._warnings = RateLimit(WARNINGS_PER_S)
         self._description: str | None = None
         self._handlers: set[asyncio.Task[Any]] = set()
         self.add(
@@ -203,11 +210,30 @@ class Site:
         except (ConnectionResetError, web.RequestPayloadError):
             # The client is gone. Nobody reads this answer.
             return ApiError(400, "broken_off", "The request broke off.", where="body", expected="all of it").response()
-        except Exception:
+        except Exception as error:
+            if (not_now := self._not_now(error)) is not None:
+                return not_now.response()
             incident = secrets.token_hex(4)
             log.exception("request failed", incident=incident, method=request.method, path=request.path)
             message = f"A fault of the emulator's own. Its log has it as incident {incident}."
             return ApiError(500, "internal", message, expected="the request again").response()
+
+    def _not_now(self, error: Exception) -> ApiError | None:
+        """What to tell if the database or the disk has failed, not the emulator. None for other errors."""
+        if is_full(error):
+            what, refused = (
+                "disk full",
+                ApiError(507, "no_space", "The emulator's disk is full.", expected="more space"),
+            )
+        elif is_unavailable(error):
+            message, headers = "The database does not answer, or has too much to do.", {"Retry-After": RETRY_AFTER_S}
+            expected = f"another attempt in {RETRY_AFTER_S} s"
+            what, refused = "database unavailable", ApiError(503, "busy", message, expected=expected, headers=headers)
+        else:
+            return None
+        if self._warnings.allows(asyncio.get_running_loop().time(), what):
+            log.warning(what, error=str(getattr(error, "orig", None) or error)[:200] or type(error).__name__)
+        return refused
 
     def _method_not_allowed(self, request: web.Request, allowed: Sequence[str]) -> web.Response:
         names = ", ".join(allowed)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import structlog
 from aiohttp import web
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from relay.emulator.http.errors import ApiError
 from relay.emulator.login.tokens import Principal
@@ -21,7 +21,7 @@ from relay.emulator.names import UserRole
 from relay.emulator.portal.forms import Form, read_form
 from relay.emulator.portal.logins import FORM_TOKEN, Logins, check_origin
 from relay.emulator.portal.pages import ROOT, PageError, Pages, see_other
-from relay.emulator.store.store import is_busy
+from relay.emulator.store.store import is_full, is_unavailable
 
 log = structlog.get_logger()
 
@@ -144,15 +144,15 @@ class Visits:
                 # The checks before a change find this, unless two changes meet in the database itself.
                 message = "Somebody else has just changed the same thing. Nothing was changed. Go back and try again."
                 return self.refusal(409, "Two changes at once", message)
-            except OperationalError as error:
-                if not is_busy(error):
-                    raise
-                message = "The database is busy. Nothing was changed. Try again."
-                return self.refusal(503, "Busy", message, {"Retry-After": "5"})
             except (web.HTTPException, ConnectionResetError, web.RequestPayloadError):
                 # An answer of aiohttp's, or the client is gone.
                 raise
-            except Exception:
+            except Exception as error:
+                if is_full(error):
+                    return self.refusal(507, "Disk full", "The emulator's disk is full. Nothing was changed.")
+                if is_unavailable(error):
+                    message = "The database is busy. Nothing was changed. Try again."
+                    return self.refusal(503, "Busy", message, {"Retry-After": "5"})
                 incident = secrets.token_hex(4)
                 log.exception("portal failed", incident=incident, method=request.method, path=request.path)
                 message = f"A fault of the emulator's own. Its log has it as incident {incident}."

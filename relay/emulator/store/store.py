@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import sqlite3
 import tempfile
@@ -21,7 +22,8 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.util import CommandError
 from sqlalchemy import Connection, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from relay.emulator.store.tables import AuditEntry
@@ -36,6 +38,10 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 10.0
 # Connections to PostgreSQL: enough for a laptop, and a tenth of what the server allows by default.
 POOL_SIZE = 10
+# Who waits this long for a connection, or for an answer of PostgreSQL, is told to come back. Clients wait little
+# longer.
+POOL_TIMEOUT_S = 10.0
+QUERY_TIMEOUT_S = 10.0
 # Two processes that start at once must not both migrate. The number is ours alone: "c9 emulator" in ASCII, cut short.
 _MIGRATION_LOCK = 0x6339656D
 _FIRST_FILL_LOCK = _MIGRATION_LOCK + 1
@@ -86,7 +92,7 @@ class Store:
             await store._migrate()
         except (SQLAlchemyError, sqlite3.Error, OSError, CommandError) as error:
             await store.close()
-            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            cause = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]
             raise OperatorError(f"store {store.shown}: {cause}") from error
         except BaseException:
             await store.close()
@@ -139,9 +145,12 @@ def _engine_for(database: str, folder: contextlib.ExitStack) -> tuple[AsyncEngin
         made = tempfile.TemporaryDirectory(prefix="cloud9-emulator-", dir=parent, ignore_cleanup_errors=True)
         database, shown = f"{folder.enter_context(made)}/emulator.db", IN_MEMORY
     url = database_url(database)
-    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
     if url.startswith("sqlite"):
-        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+        options["connect_args"] = {"timeout": BUSY_TIMEOUT_S}
+    else:
+        options["pool_pre_ping"] = True
+        options["connect_args"] = {"timeout": QUERY_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S}
     try:
         shown = shown or make_url(url).render_as_string(hide_password=True)
         engine = create_async_engine(url, **options)
@@ -194,9 +203,17 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
-def is_busy(error: BaseException) -> bool:
-    """True if another process holds SQLite's lock: the same request may be sent again."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return (
-        isinstance(error, OperationalError) and isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause)
-    )
+def is_unavailable(error: BaseException) -> bool:
+    """True if the database is gone, hangs, or has too much to do: the same request may be sent again later."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    # The driver tells some of it without SQLAlchemy around it. PoolTimeout is no builtin TimeoutError.
+    return isinstance(error, PoolTimeout | TimeoutError | ConnectionError)
+
+
+def is_full(error: BaseException) -> bool:
+    """True if the disk has no room, for a file or for the database."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return isinstance(cause, sqlite3.OperationalError) and "is full" in str(cause)
