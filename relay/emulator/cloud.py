@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import ipaddress
+import os
 import ssl
 import time
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
+from relay.emulator.store.store import IN_MEMORY
 from relay.emulator.turn.hosts import FIRST_RELAYED_PORT, TurnHosts
 from relay.emulator.welcome import Welcome
 from relay.errors import OperatorError
@@ -58,6 +60,7 @@ log = structlog.get_logger()
 # A request that is answered when the emulator stops has this long. Uploads and polls are cut.
 SHUTDOWN_S = 2.0
 FOLDER_MODE = 0o700
+FILE_MODE = 0o600
 
 
 class Cloud:
@@ -127,6 +130,8 @@ class Cloud:
         self.files = await asyncio.to_thread(tls.prepare, self.settings.folder, self.settings.catalog, addresses)
 
     async def _open_store(self) -> None:
+        # The folder may have been there before, open to others: files with secrets must protect themselves.
+        _keep_private(self.settings.database)
         self.store = await Store.open(self.settings.database)
         self._running.push_async_callback(self.store.close)
         await seed(self.store, self.settings.fixtures)
@@ -286,3 +291,15 @@ class Cloud:
         self._running.callback(front.close)
         self.tls = await front.listen(self.settings.tls, tls.server_context(self.files, self.names))
         self.http = await front.listen(self.settings.http, None)
+
+
+def _keep_private(database: str) -> None:
+    """Make the file of SQLite ours alone. SQLite gives its neighbours, -wal and -shm, the same mode."""
+    if database == IN_MEMORY or "://" in database:
+        return
+    # If it cannot be opened, Store.open says why.
+    with contextlib.suppress(OSError):
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE))
+    for name in (database, f"{database}-wal", f"{database}-shm"):
+        with contextlib.suppress(OSError):
+            os.chmod(name, FILE_MODE)

@@ -41,7 +41,9 @@ class Disk:
 
         Returns None and the file's size if the file is shorter: what was acknowledged is gone. Raises OSError.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The mode counts only for the last folder that is made.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
