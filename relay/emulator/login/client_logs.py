@@ -20,6 +20,8 @@ MAX_UPLOAD_BYTES = 1024 * 1024
 MAX_LOG_BYTES = 16 * 1024 * 1024
 # The oldest logs of a user make room for new ones.
 MAX_LOGS_PER_USER = 20
+# At most 1 MiB each. One takes a tenth of a second, so the last of them waits for some seconds.
+MAX_WAITING = 50
 TYPES = ("text/plain", "application/gzip")
 
 
@@ -29,15 +31,24 @@ class ClientLogs:
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
         self._folder = folder
+        # Each takes all of a core and twice the memory of its text for a moment.
+        self._one = asyncio.Lock()
+        self._waiting = 0
 
     async def keep(self, user_id: str, content_type: str, raw: bytes) -> tables.ClientLog:
         """Keep a log. It is on disk when this returns. Raises ApiError."""
-        text = await asyncio.to_thread(_unpacked, raw) if content_type == "application/gzip" else raw
+        if self._waiting >= MAX_WAITING:
+            message, headers = "Too many logs at once.", {"Retry-After": "5"}
+            raise ApiError(503, "busy", message, expected="another attempt in 5 s", headers=headers)
+        self._waiting += 1
         try:
-            text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            message = f"The log is not UTF-8: byte {error.start} is wrong."
-            raise ApiError(400, "not_text", message, where="body", expected="text in UTF-8") from None
+            async with self._one:
+                return await self._keep(user_id, content_type, raw)
+        finally:
+            self._waiting -= 1
+
+    async def _keep(self, user_id: str, content_type: str, raw: bytes) -> tables.ClientLog:
+        text = await asyncio.to_thread(_text_of, content_type, raw)
         log = tables.ClientLog(log_id=str(uuid.uuid4()), user_id=user_id, received_at=time.time(), size_bytes=len(text))
         await asyncio.to_thread(self._write, log.log_id, text)
         for old in await self._register(log):
@@ -61,6 +72,16 @@ class ClientLogs:
     def _write(self, log_id: str, text: bytes) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         writing.write_new(self._path(log_id), text, mode=0o600)
+
+
+def _text_of(content_type: str, raw: bytes) -> bytes:
+    text = _unpacked(raw) if content_type == "application/gzip" else raw
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"The log is not UTF-8: byte {error.start} is wrong."
+        raise ApiError(400, "not_text", message, where="body", expected="text in UTF-8") from None
+    return text
 
 
 def _unpacked(raw: bytes) -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from relay.emulator.login import client_logs
 from relay.emulator.login.client_logs import MAX_LOGS_PER_USER
 from relay.emulator.login.tokens import MAX_PER_USER
 from relay.emulator.store import tables
@@ -258,3 +260,32 @@ async def test_the_oldest_log_of_a_user_makes_room(tmp_path: Path) -> None:
             _, receipt, _ = await client.ask("POST", "/rest/v1/logs", token=token, data=body, headers=PLAIN)
             kept.append(receipt["log_id"])
         assert log_names(tmp_path) == set(kept[2:])
+
+
+async def test_logs_are_unpacked_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+    read = client_logs._text_of
+
+    def counted(content_type: str, raw: bytes) -> bytes:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        # Off the loop, where others would wait for it.
+        assert threading.current_thread() is not threading.main_thread()
+        text = read(content_type, raw)
+        running -= 1
+        return text
+
+    monkeypatch.setattr(client_logs, "_text_of", counted)
+    packed = gzip.compress(b"line\n" * 200_000)
+    headers = {"Content-Type": "application/gzip"}
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        answers = await asyncio.gather(
+            *(client.ask("POST", "/rest/v1/logs", token=token, data=packed, headers=headers) for _ in range(8))
+        )
+        assert [status for status, _, _ in answers] == [201] * 8
+        monkeypatch.setattr(client_logs, "MAX_WAITING", 0)
+        status, _, told = await client.ask("POST", "/rest/v1/logs", token=token, data=packed, headers=headers)
+        assert (status, told["Retry-After"]) == (503, "5")
+    assert most == 1
