@@ -5,6 +5,7 @@ Each part imports only what stands above it in this list
 marks, names, lines  where our knowledge comes from; roles of hosts and users; kinds of lines
 fixtures             the firms, users, lines and keys to begin with (``default_fixtures.toml``)
 store/               the database
+claims               its folder and its addresses, which no other emulator may have
 http/                one site for all hosts; endpoints that check and describe themselves
 login/               login, settings, TURN credentials, logs of clients
 turn/                TURN hosts

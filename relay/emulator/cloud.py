@@ -1,7 +1,8 @@
 """The whole cloud in one process: starts every part in order, and stops them in the reverse order.
 
-Order: files and certificates, the database, the TURN hosts, the hops of faults, the recordings, the site with its
-roles, the listeners.
+Order: the folder and the addresses, so that two emulators do not meet; files and certificates, the database, the TURN
+hosts, the hops of faults, the recordings, the site with its roles. The fixtures and the listeners are last: a start
+that fails leaves no database that is filled.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import functools
 import hashlib
 import ipaddress
 import os
+import socket
 import ssl
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import structlog
 from aiohttp import web
 
 from relay.addresses import Address
-from relay.emulator import descriptors, softphone_page, tls
+from relay.emulator import claims, descriptors, softphone_page, tls
 from relay.emulator.apis.audit import Audit
 from relay.emulator.apis.call_data import CallData
 from relay.emulator.apis.cti.server import CtiServer
@@ -48,7 +51,7 @@ from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
-from relay.emulator.store.store import IN_MEMORY
+from relay.emulator.store.store import is_file
 from relay.emulator.turn.hosts import FIRST_RELAYED_PORT, TurnHosts
 from relay.emulator.welcome import Welcome
 from relay.errors import OperatorError
@@ -74,6 +77,8 @@ class Cloud:
         self.tls = settings.tls
         self.http = settings.http
         self.started_at = 0.0
+        # The database was empty, and has the fixtures now.
+        self.filled = False
         self.store: Store
         self.files: tls.TlsFiles
         self.turn_secret: str
@@ -85,6 +90,7 @@ class Cloud:
         self.cti: CtiServer
         self.faults: FaultHops
         self._turn: TurnHosts | None = None
+        self._sockets: dict[str, socket.socket] = {}
         self._running = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Cloud:
@@ -100,12 +106,14 @@ class Cloud:
             self._running = started
             descriptors.raise_limit()
             started.push_async_callback(descriptors.watch().cancel)
+            self._claim()
             await self._open_files()
             await self._open_store()
             await self._start_turn()
             await self._start_faults()
             await self._start_recordings()
             self._add_roles()
+            self.filled = await seed(self.store, self.settings.fixtures)
             await self._listen()
             self.signaling.start()
             await self._start_hoots()
@@ -119,11 +127,26 @@ class Cloud:
         """Stop everything. May be repeated."""
         await self._running.aclose()
 
-    async def _open_files(self) -> None:
+    def _claim(self) -> None:
+        """Make the folder, and keep others off it and off our addresses."""
+        settings, database = self.settings, Path(self.settings.database)
         try:
-            self.settings.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            settings.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise OperatorError(f"{settings.folder}: not a folder; {claims.another('--folder')}") from None
         except OSError as error:
-            raise OperatorError(f"{self.settings.folder}: {error.strerror or error}") from None
+            raise OperatorError(f"{settings.folder}: {error.strerror or error}") from None
+        # Processes with one Redis are one cloud, and may share both.
+        claim = functools.partial(claims.claimed, shared=settings.redis_url is not None)
+        self._running.enter_context(claim(settings.folder / claims.LOCK_FILE, settings.folder, "--folder"))
+        if is_file(settings.database) and database.absolute().parent != settings.folder.absolute():
+            lock = database.with_name(f"{database.name}.lock")
+            self._running.enter_context(claim(lock, database, "--store"))
+        for option, address in (("--tls", settings.tls), ("--http", settings.http)):
+            self._sockets[option] = claims.listen("emulator", address, option)
+            self._running.callback(self._sockets[option].close)
+
+    async def _open_files(self) -> None:
         # All hosts of the vendor's, and this machine's addresses that are used.
         addresses = sorted({"127.0.0.1", "::1", self.settings.tls.host, self.settings.http.host})
         addresses += [host.host for host in media_hosts(self.settings.catalog)]
@@ -134,7 +157,6 @@ class Cloud:
         _keep_private(self.settings.database)
         self.store = await Store.open(self.settings.database)
         self._running.push_async_callback(self.store.close)
-        await seed(self.store, self.settings.fixtures)
         self.turn_secret = await turn_secret(self.store)
 
     async def _start_recordings(self) -> None:
@@ -165,7 +187,8 @@ class Cloud:
                 quota_name=user_of_rest,
             ),
         )
-        await self._turn.start({host.name for host in self._turn if self.names.exists(host.name)})
+        with claims.chosen_by("--turn-port, or with --tls for TLS"):
+            await self._turn.start({host.name for host in self._turn if self.names.exists(host.name)})
         self._running.push_async_callback(self._turn.stop)
 
     async def switch_host(self, name: str, *, on: bool) -> None:
@@ -289,13 +312,13 @@ class Cloud:
         self._running.push_async_callback(runner.cleanup)
         front = Front(runner)
         self._running.callback(front.close)
-        self.tls = await front.listen(self.settings.tls, tls.server_context(self.files, self.names))
-        self.http = await front.listen(self.settings.http, None)
+        self.tls = await front.serve(self._sockets["--tls"], tls.server_context(self.files, self.names))
+        self.http = await front.serve(self._sockets["--http"], None)
 
 
 def _keep_private(database: str) -> None:
     """Make the file of SQLite ours alone. SQLite gives its neighbours, -wal and -shm, the same mode."""
-    if database == IN_MEMORY or "://" in database:
+    if not is_file(database):
         return
     # If it cannot be opened, Store.open says why.
     with contextlib.suppress(OSError):

@@ -165,8 +165,17 @@ def _browser(cloud: Cloud) -> str:
     return f"""\
 #!/bin/sh
 # Starts Chromium with a profile of its own that trusts the emulator's authority. Arguments are passed on, such as
-# --proxy-server={cloud.settings.relay.web_proxy}
+# --proxy-server={cloud.settings.relay.web_proxy}. It opens the softphone, unless a URL is among them.
+url=http://localhost:{cloud.http.port}/softphone/
+for argument in "$@"; do
+    case "$argument" in
+        -*) ;;
+        *) url= ;;
+    esac
+done
+# As root, Chromium starts only without its sandbox.
+[ "$(id -u)" -ne 0 ] || set -- --no-sandbox "$@"
 exec "${{CHROMIUM:-chromium}}" --user-data-dir={folder} --no-first-run \\
     --ignore-certificate-errors-spki-list={fingerprint} \\
-    "${{@:-http://localhost:{cloud.http.port}/softphone/}}"
+    "$@" ${{url:+"$url"}}
 """

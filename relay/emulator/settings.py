@@ -18,8 +18,8 @@ RELAY_TLS = Address("127.0.0.1", 4443)
 RELAY_WEB_PROXY = Address("127.0.0.1", 3129)
 RELAY_ADMIN = Address("127.0.0.1", 9443)
 TURN_PORT = 3478
-# Of the TURN hosts' addresses: desks reach them there over a line that can be made bad.
-UDP_HOP_PORT = 3479
+# Of the TURN hosts' addresses: desks reach them there over a line that can be made bad. One above their own.
+UDP_HOP_PORT = TURN_PORT + 1
 # Not squid's own port, nor that of the relay's web proxy.
 DEFAULT_BAD_WEB_PROXY = Address("127.0.0.1", 3130)
 # Long enough for a call that begins at the last moment to be set up; short enough to be seen to end.

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 import uvloop
 
-from relay import config
 from relay.addresses import Address, parse_address
 from relay.emulator.apis.sign_command import sign_command
 from relay.errors import OperatorError
@@ -21,10 +20,15 @@ app = typer.Typer(
 
 app.command("sign")(sign_command)
 
+MAX_PORT = 65535
 _FOLDER = Path("cloud9-emulator")
 _NoUdpHop = Annotated[
     bool,
     typer.Option("--no-udp-hop", help="Have desks reach the TURN hosts directly: for load, without faults of UDP."),
+]
+_UdpHopPort = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_PORT, help="The UDP port of the lines with faults. Default: one above --turn-port."),
 ]
 _BadWebProxy = Annotated[str, typer.Option(help="Where the web proxy listens that faults on demand make bad.")]
 _Redis = Annotated[str, typer.Option(help="redis://host: share signaling with other processes of this cloud.")]
@@ -43,10 +47,11 @@ def emulate(
     ] = "",
     http: Annotated[str, typer.Option(help="Where plain HTTP listens, for all hosts.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="Where HTTPS listens, for all hosts.")] = "127.0.0.1:8443",
-    turn_port: Annotated[int, typer.Option(min=0, max=65535, help="The UDP port of the TURN hosts.")] = 3478,
+    turn_port: Annotated[int, typer.Option(min=0, max=MAX_PORT, help="The UDP port of the TURN hosts.")] = 3478,
     no_turn: Annotated[
         bool, typer.Option("--no-turn", help="Another process of this cloud has the TURN hosts.")
     ] = False,
+    udp_hop_port: _UdpHopPort = None,
     no_udp_hop: _NoUdpHop = False,
     bad_web_proxy: _BadWebProxy = "127.0.0.1:3130",
     redis: _Redis = "",
@@ -65,9 +70,9 @@ def emulate(
         return
     from rich.console import Console
 
-    from relay import catalog, logs
+    from relay import catalog
     from relay.emulator import fixtures as fixture_files
-    from relay.emulator.settings import UDP_HOP_PORT, EmulatorSettings, RelayPlan
+    from relay.emulator.settings import EmulatorSettings, RelayPlan
     from relay.floor.emulate import emulate as run
 
     settings = EmulatorSettings(
@@ -79,8 +84,7 @@ def emulate(
         http=_address("--http", http),
         turn_port=turn_port,
         runs_turn=not no_turn,
-        # The kernel chooses both ports, or neither.
-        udp_hop_port=None if no_udp_hop else UDP_HOP_PORT if turn_port else 0,
+        udp_hop_port=None if no_udp_hop else hop_port(turn_port, udp_hop_port),
         bad_web_proxy=_address("--bad-web-proxy", bad_web_proxy),
         redis_url=redis or None,
         event_log=event_log,
@@ -88,10 +92,19 @@ def emulate(
         exposed=expose,
         relay=RelayPlan(*_plan(relay_tls, relay_web_proxy, relay_admin)),
     )
-    log = config.LogSettings()
-    logs.configure(log.level, log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings, Console(), with_relay=with_relay))
+
+
+def hop_port(turn_port: int, wanted: int | None) -> int:
+    """The port of the lines with faults: above the TURN port, unless one was named. 0 if the kernel chooses both."""
+    if wanted is None and turn_port == MAX_PORT:
+        raise OperatorError(f"--turn-port {turn_port}: there is no port above it; give --udp-hop-port or --no-udp-hop")
+    if wanted is None:
+        return turn_port + 1 if turn_port else 0
+    if wanted == turn_port:
+        raise OperatorError(f"--udp-hop-port {wanted}: the TURN hosts have this port; expected another")
+    return wanted
 
 
 def _plan(tls: str, web_proxy: str, admin: str) -> tuple[Address, Address, Address]:

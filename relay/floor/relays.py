@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 from relay.config import Config
 from relay.gateway.app import Gateway
+from relay.gateway.routing.upstreams import Health
+
+# The first probe of a TURN host on this machine is answered within milliseconds, and is repeated each second.
+UPSTREAMS_UP_S = 5.0
+_POLL_S = 0.05
 
 
 @contextlib.asynccontextmanager
@@ -18,3 +24,11 @@ async def running_gateway(settings: Config) -> AsyncIterator[Gateway]:
         yield gateway
     finally:
         await gateway.stop()
+
+
+async def upstreams_up(gateway: Gateway) -> None:
+    """Wait until all upstreams are up, for at most ``UPSTREAMS_UP_S``: the relay logs those that are down itself."""
+    for _ in range(round(UPSTREAMS_UP_S / _POLL_S)):
+        if all(state.health is Health.UP for state in gateway.upstreams):
+            return
+        await asyncio.sleep(_POLL_S)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from relay.addresses import Address
 from relay.ca.certificates import Issuer
+from relay.emulator.claims import chosen_by
 from relay.emulator.faults.board import FaultBoard
 from relay.emulator.faults.cloud_hop import HTTPS, CloudHop, Resolver
 from relay.emulator.faults.service import FaultService
@@ -47,11 +48,13 @@ class FaultHops:
         ``fronts`` are the emulator's own addresses, of TLS and of plain HTTP, once it listens.
         """
         self._udp_port, self._fronts = udp_hop_port, fronts
-        self.follow_hosts()
+        with chosen_by("--udp-hop-port"):
+            self.follow_hosts()
         if web_proxy is not None:
             resolver = Resolver(self._names, front=self._front, turn=self._turn_addresses)
             self.web_proxy = WebProxy(self.board, resolver, issuer, trust)
-            await self.web_proxy.start(web_proxy)
+            with chosen_by("--bad-web-proxy"):
+                await self.web_proxy.start(web_proxy)
 
     async def stop(self) -> None:
         """Stop all of it. May be repeated."""

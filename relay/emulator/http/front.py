@@ -6,8 +6,8 @@ aiohttp alone would keep any number of them, for an hour.
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
+import socket
 import ssl
 from typing import Any
 
@@ -15,7 +15,6 @@ import structlog
 from aiohttp import web
 
 from relay.addresses import Address
-from relay.errors import OperatorError
 from relay.sockaddr import from_sockaddr
 
 log = structlog.get_logger()
@@ -47,15 +46,11 @@ class Front:
         self._listeners: list[asyncio.Server] = []
         self._warned_at = float("-inf")
 
-    async def listen(self, address: Address, context: ssl.SSLContext | None) -> Address:
-        """Accept connections. Returns the address with its port. Raises OperatorError."""
-        loop = asyncio.get_running_loop()
-        try:
-            listener = await loop.create_server(self._connection, address.host, address.port, ssl=context)
-        except OSError as error:
-            raise OperatorError(f"emulator on {address}: {os.strerror(error.errno or 0)}") from error
+    async def serve(self, listening: socket.socket, context: ssl.SSLContext | None) -> Address:
+        """Accept connections of a socket that listens. Returns its address."""
+        listener = await asyncio.get_running_loop().create_server(self._connection, sock=listening, ssl=context)
         self._listeners.append(listener)
-        return from_sockaddr(listener.sockets[0].getsockname())
+        return from_sockaddr(listening.getsockname())
 
     def close(self) -> None:
         """Accept no more connections."""

@@ -66,6 +66,11 @@ def database_url(database: str) -> str:
     )
 
 
+def is_file(database: str) -> bool:
+    """True if an operator names the path of a file."""
+    return database != IN_MEMORY and "://" not in database
+
+
 # alembic keeps the migration that runs in a global variable, so two stores of a process must not migrate at once.
 _MIGRATING: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
