@@ -39,7 +39,7 @@ from relay.emulator.login.media import Media, RunningHost
 from relay.emulator.login.models import RelayView
 from relay.emulator.login.service import LoginService, Passwords
 from relay.emulator.login.tokens import Tokens
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.emulator.portal.neighbours import HubListener
 from relay.emulator.portal.portal import Portal
 from relay.emulator.recordings.endpoints import RecordingUpload
@@ -263,7 +263,7 @@ class Cloud:
             redis_url=self.settings.redis_url,
             event_log=EventLog(self.settings.event_log),
         )
-        serve_signaling(functools.partial(self.site.route, Role.SIGNALING), self.signaling)
+        serve_signaling(functools.partial(self.site.route, HostRole.SIGNALING), self.signaling)
         self.hoots = HootMedia(self.signaling.hub)
 
     async def _start_hoots(self) -> None:

@@ -21,7 +21,7 @@ class Api(enum.StrEnum):
     AUDIT = "audit"
 
 
-class Role(enum.StrEnum):
+class HostRole(enum.StrEnum):
     """What a host of the vendor's serves. ``EMULATOR`` is what the vendor does not have: the emulator's own pages."""
 
     CTI = "cti"

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from relay.emulator.http.files import HEADERS, File, serve_folder
 from relay.emulator.http.site import Site
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 
 PREFIX = "/softphone"
 FOLDER = Path(__file__).parent / "web" / "softphone"
@@ -21,10 +21,10 @@ _HEADERS = {**HEADERS, "Permissions-Policy": "microphone=(self), camera=(), geol
 
 def register(site: Site) -> None:
     """Serve the page and its files."""
-    serve_folder(site, Role.EMULATOR, PREFIX, FOLDER, _HEADERS)
+    serve_folder(site, HostRole.EMULATOR, PREFIX, FOLDER, _HEADERS)
     for name in SHARED:
-        site.route(Role.EMULATOR, "GET", f"{PREFIX}/shared/{name}", File(_DASHBOARD / name, _HEADERS).on_request)
-    site.route(Role.EMULATOR, "GET", PREFIX, _with_slash)
+        site.route(HostRole.EMULATOR, "GET", f"{PREFIX}/shared/{name}", File(_DASHBOARD / name, _HEADERS).on_request)
+    site.route(HostRole.EMULATOR, "GET", PREFIX, _with_slash)
 
 
 async def _with_slash(_: web.Request) -> web.Response:

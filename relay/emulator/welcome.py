@@ -8,7 +8,7 @@ from aiohttp import web
 
 from relay.emulator.http.site import Site, name_in, roles_of
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 
 _STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
@@ -19,19 +19,19 @@ td, th { text-align: left; padding: .25rem .75rem .25rem 0; vertical-align: top;
 """
 # What a role is, and the page to begin with, if it has one.
 ROLES = {
-    Role.EMULATOR: ("softphone in the browser", "/softphone/"),
-    Role.PORTAL: ("admin portal", "/portal/"),
-    Role.CTI: ("CTI API: a WebSocket whose messages are signed", "/api"),
-    Role.MANAGEMENT: ("Management API", "/external/apis"),
-    Role.CALL_DATA: ("Call Data API", "/v2/calls"),
-    Role.AUDIT: ("audit API", "/audit/v1"),
-    Role.LOGIN: ("login and settings", "/rest/v1"),
-    Role.RECORDING: ("recording upload", "/recordings/v1"),
-    Role.SIGNALING: ("signaling by socket.io", "/socket.io/"),
-    Role.MEDIA: ("TURN host: STUN and TURN over UDP, TCP and TLS; nothing over HTTP", ""),
+    HostRole.EMULATOR: ("softphone in the browser", "/softphone/"),
+    HostRole.PORTAL: ("admin portal", "/portal/"),
+    HostRole.CTI: ("CTI API: a WebSocket whose messages are signed", "/api"),
+    HostRole.MANAGEMENT: ("Management API", "/external/apis"),
+    HostRole.CALL_DATA: ("Call Data API", "/v2/calls"),
+    HostRole.AUDIT: ("audit API", "/audit/v1"),
+    HostRole.LOGIN: ("login and settings", "/rest/v1"),
+    HostRole.RECORDING: ("recording upload", "/recordings/v1"),
+    HostRole.SIGNALING: ("signaling by socket.io", "/socket.io/"),
+    HostRole.MEDIA: ("TURN host: STUN and TURN over UDP, TCP and TLS; nothing over HTTP", ""),
 }
 # For people: a link. The others are for programs.
-_PAGES = {Role.PORTAL, Role.EMULATOR}
+_PAGES = {HostRole.PORTAL, HostRole.EMULATOR}
 
 
 class Welcome:
@@ -49,7 +49,7 @@ class Welcome:
         name = name_in(request.host)
         roles = self._site.names.roles(name) or frozenset()
         host = self._site.names.catalog.find(name.removesuffix(".localhost"))
-        served = roles_of(host) if host is not None else frozenset(Role)
+        served = roles_of(host) if host is not None else frozenset(HostRole)
         if "application/json" in request.headers.get("Accept", ""):
             return web.json_response({"host": name, "roles": sorted(served), "emulated": True})
         text = _render(name, [role for role in ROLES if role in served & roles], self._site)
@@ -57,7 +57,7 @@ class Welcome:
         return web.Response(text=text, content_type="text/html", headers=headers)
 
 
-def _render(name: str, roles: list[Role], site: Site) -> str:
+def _render(name: str, roles: list[HostRole], site: Site) -> str:
     listed = "".join(f"<li>{_role(role)}</li>" for role in roles)
     rows = "".join(
         f"<tr><td>{each.method} <code>{escape(each.path)}</code></td><td>{escape(each.summary)}</td>"
@@ -75,7 +75,7 @@ def _render(name: str, roles: list[Role], site: Site) -> str:
     )
 
 
-def _role(role: Role) -> str:
+def _role(role: HostRole) -> str:
     text, path = ROLES[role]
     if role in _PAGES:
         return f'<a href="{path}">{escape(text)}</a>'

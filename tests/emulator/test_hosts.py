@@ -12,7 +12,7 @@ from relay import catalog
 from relay.addresses import Address
 from relay.catalog import Service, Status
 from relay.emulator.http.site import Names, name_in, roles_of
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.emulator.settings import media_hosts
 from relay.errors import OperatorError
 from relay.wire.stun import MessageClass, Method, parse_message
@@ -68,14 +68,14 @@ async def test_each_of_the_84_hosts_answers_in_its_role_or_not_at_all(tmp_path: 
     assert len(set(walked)) == 84
 
 
-async def answers_in_its_role(client: CloudClient, name: str, roles: frozenset[Role]) -> None:
+async def answers_in_its_role(client: CloudClient, name: str, roles: frozenset[HostRole]) -> None:
     wanted = {"Accept": "application/json"}
     for secure in (True, False):
         status, body, _ = await client.ask("GET", "/", host=name, secure=secure, headers=wanted)
         assert status == 200
-        assert {Role(role) for role in body["roles"]} == roles
+        assert {HostRole(role) for role in body["roles"]} == roles
     status, body, _ = await client.ask("GET", "/rest/v1/settings", host=name)
-    assert status == (401 if Role.LOGIN in roles else 404), body
+    assert status == (401 if HostRole.LOGIN in roles else 404), body
 
 
 async def does_not_exist(client: CloudClient, name: str) -> None:
@@ -93,7 +93,7 @@ async def test_a_host_that_does_not_exist_yet_is_switched_on_and_off(tmp_path: P
         await client.cloud.switch_host(name, on=True)
         host = next(host for host in client.cloud.running_hosts() if host.name == name)
         assert await binding(host.address)
-        await answers_in_its_role(client, name, frozenset({Role.MEDIA}))
+        await answers_in_its_role(client, name, frozenset({HostRole.MEDIA}))
         await client.cloud.switch_host(name, on=False)
         assert not await binding(host.address)
         await does_not_exist(client, name)
@@ -126,26 +126,26 @@ async def test_the_welcome_page_has_the_path_of_each_role(tmp_path: Path) -> Non
 async def test_a_host_is_switched_on_from_the_start(tmp_path: Path) -> None:
     name = "stun1.use1.prod1.xhoot.com"
     async with running_cloud(tmp_path, hosts_on=(name,)) as client:
-        await answers_in_its_role(client, name, frozenset({Role.MEDIA}))
+        await answers_in_its_role(client, name, frozenset({HostRole.MEDIA}))
 
 
 @pytest.mark.parametrize(
     ("name", "roles"),
     [
-        ("c9rest.xhoot.com", {Role.LOGIN}),
-        ("C9REST.xhoot.com.", {Role.LOGIN}),
-        ("c9rest.xhoot.com.localhost", {Role.LOGIN}),
-        ("ctiapi.prod1.xhoot.com", {Role.CTI}),
-        ("c9apiproxy.xhoot.com", {Role.CTI, Role.MANAGEMENT, Role.CALL_DATA, Role.AUDIT}),
-        ("localhost", set(Role)),
-        ("127.0.0.1", set(Role)),
-        ("relay.firm.example", set(Role)),
+        ("c9rest.xhoot.com", {HostRole.LOGIN}),
+        ("C9REST.xhoot.com.", {HostRole.LOGIN}),
+        ("c9rest.xhoot.com.localhost", {HostRole.LOGIN}),
+        ("ctiapi.prod1.xhoot.com", {HostRole.CTI}),
+        ("c9apiproxy.xhoot.com", {HostRole.CTI, HostRole.MANAGEMENT, HostRole.CALL_DATA, HostRole.AUDIT}),
+        ("localhost", set(HostRole)),
+        ("127.0.0.1", set(HostRole)),
+        ("relay.firm.example", set(HostRole)),
         ("nobody.xhoot.com", None),
         ("xhoot.com", None),
         ("use1-stun10.xhoot.com", None),
     ],
 )
-def test_roles_of_names(name: str, roles: set[Role] | None) -> None:
+def test_roles_of_names(name: str, roles: set[HostRole] | None) -> None:
     assert Names(CATALOG).roles(name) == roles
 
 

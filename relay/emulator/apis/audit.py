@@ -15,7 +15,7 @@ from relay.emulator.apis.security import Keys, Signed
 from relay.emulator.http.endpoints import Call, Endpoint
 from relay.emulator.http.site import Site
 from relay.emulator.marks import Mark
-from relay.emulator.names import Api, Role
+from relay.emulator.names import Api, HostRole
 from relay.emulator.store import Store, tables
 
 ACTOR = "a user's id, or key: and an API key, as in key:atlas-key-1"
@@ -59,7 +59,7 @@ class Audit:
         """Serve it."""
         site.add(
             Endpoint(
-                Role.AUDIT,
+                HostRole.AUDIT,
                 "POST",
                 "/audit/v1/entries",
                 Mark.INVENTED,

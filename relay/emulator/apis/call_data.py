@@ -24,7 +24,7 @@ from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
 from relay.emulator.lines import LineKind
 from relay.emulator.marks import Mark
-from relay.emulator.names import Api, Role
+from relay.emulator.names import Api, HostRole
 from relay.emulator.store import Store, tables
 from relay.emulator.store.store import audit
 
@@ -102,7 +102,7 @@ class CallData:
         """Serve it."""
         site.add(
             Endpoint(
-                Role.CALL_DATA,
+                HostRole.CALL_DATA,
                 "POST",
                 "/v2/calls/transcriptions",
                 Mark.OBSERVED,

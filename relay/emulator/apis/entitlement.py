@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from relay.emulator.http.endpoints import Call, Endpoint, Security
 from relay.emulator.http.errors import unauthorized
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role, UserRole
+from relay.emulator.names import HostRole, UserRole
 from relay.emulator.store import Store
 from relay.emulator.store.tables import LoginSession, User
 
@@ -171,7 +171,7 @@ class VoiceEntitlement:
     def for_relay(self) -> Endpoint:
         """What ``entitlement.url`` points at."""
         return Endpoint(
-            Role.EMULATOR,
+            HostRole.EMULATOR,
             "GET",
             "/entitlement/v1/voice",
             Mark.INVENTED,
@@ -190,7 +190,7 @@ class VoiceEntitlement:
             return await self.explain(user_of(call.caller))
 
         return Endpoint(
-            Role.LOGIN,
+            HostRole.LOGIN,
             "GET",
             "/rest/v1/voice",
             Mark.INVENTED,

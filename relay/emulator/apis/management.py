@@ -30,7 +30,7 @@ from relay.emulator.http.errors import not_found
 from relay.emulator.http.site import Site
 from relay.emulator.lines import LineKind, MemberRole
 from relay.emulator.marks import Mark
-from relay.emulator.names import Api, Role, UserRole
+from relay.emulator.names import Api, HostRole, UserRole
 from relay.emulator.store import Store, tables
 
 BASE = "/external/apis"
@@ -137,7 +137,7 @@ class Management:
         """Serve them."""
         site.add(
             Endpoint(
-                Role.MANAGEMENT,
+                HostRole.MANAGEMENT,
                 "POST",
                 f"{BASE}/users",
                 Mark.OBSERVED,
@@ -148,7 +148,7 @@ class Management:
                 security=self._security,
             ),
             Endpoint(
-                Role.MANAGEMENT,
+                HostRole.MANAGEMENT,
                 "POST",
                 f"{BASE}/users/{{id}}/buttons",
                 Mark.OBSERVED,
@@ -161,7 +161,7 @@ class Management:
                 errors={404: "The firm has no such user."},
             ),
             Endpoint(
-                Role.MANAGEMENT,
+                HostRole.MANAGEMENT,
                 "POST",
                 f"{BASE}/connections",
                 Mark.OBSERVED,

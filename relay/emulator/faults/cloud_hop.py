@@ -17,7 +17,7 @@ from relay.emulator.faults.kinds import Hop, Kind
 from relay.emulator.faults.web_proxy import Forbidden, NameNotFound
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import LOCALHOST_SUFFIX, Names, name_in
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 
 # Before now: no clock of a laptop is wrong by this much towards itself.
 EXPIRED_S = 60.0
@@ -49,7 +49,7 @@ class CloudHop:
         self._down: set[str] = set()
         board.on_change(self._pause_hosts)
 
-    async def intercept(self, request: web.Request, role: Role | None) -> web.StreamResponse | None:
+    async def intercept(self, request: web.Request, role: HostRole | None) -> web.StreamResponse | None:
         """Answer, or hold up, a request to a host that has a fault. For ``Site.intercepts``."""
         host = self._catalog.find(name_in(request.host).removesuffix(LOCALHOST_SUFFIX))
         region = None if host is None else host.region
@@ -59,7 +59,7 @@ class CloudHop:
             retry = {"Retry-After": str(RETRY_AFTER_S)}
             raise ApiError(503, "region_down", message, where="Host", expected=expected, headers=retry)
         slow = self._board.find(Hop.CLOUD, Kind.SLOW_RECORDER)
-        if slow is not None and role is Role.RECORDING:
+        if slow is not None and role is HostRole.RECORDING:
             # Not longer than the fault is on, if someone takes it off.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(slow.setting.answer_after_s):

@@ -10,7 +10,7 @@ from relay.emulator.http.endpoints import Call, Endpoint
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 
 PATH = "/emulator/v1/faults"
 
@@ -93,7 +93,7 @@ class FaultService:
     def register(self, site: Site) -> None:
         """Add the endpoints."""
         one, invented = PATH + "/{hop}/{kind}", Mark.INVENTED
-        role = Role.EMULATOR
+        role = HostRole.EMULATOR
         wrong = {422: "The kind has no such field or target.", 404: "The kind does not happen at this hop."}
         site.add(
             Endpoint(role, "GET", PATH, invented, "What can go wrong, and what does", self._list, answer=Faults),

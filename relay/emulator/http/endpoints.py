@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from relay.emulator.http.errors import ApiError, from_validation
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 
 # A request of JSON is some hundred bytes. Endpoints that take more say so.
 MAX_BODY_BYTES = 64 * 1024
@@ -68,7 +68,7 @@ class Endpoint:
     bounds it. ``errors`` says what each further status means.
     """
 
-    role: Role
+    role: HostRole
     method: str
     path: str
     mark: Mark

@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from relay.emulator.http.site import Site
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 HEADERS: Mapping[str, str] = {
@@ -44,7 +44,7 @@ class File:
         return response
 
 
-def serve_folder(site: Site, role: Role, prefix: str, folder: Path, headers: Mapping[str, str] = HEADERS) -> None:
+def serve_folder(site: Site, role: HostRole, prefix: str, folder: Path, headers: Mapping[str, str] = HEADERS) -> None:
     """Serve each page, script, style and icon below a folder at its path after the prefix, such as ``/portal/files``.
 
     ``index.html`` is what the prefix itself and a slash answers. Other files, such as licences, are not served.

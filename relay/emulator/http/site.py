@@ -25,7 +25,7 @@ from relay.emulator.http.endpoints import Endpoint
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.openapi import describe
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.emulator.store.store import is_full, is_unavailable
 from relay.rate_limit import RateLimit
 
@@ -37,31 +37,31 @@ RETRY_AFTER_S = "5"
 WARNINGS_PER_S = 0.1
 LOCALHOST_SUFFIX = ".localhost"
 _ROLES_OF_SERVICE = {
-    Service.LOGIN: frozenset({Role.LOGIN}),
-    Service.PORTAL: frozenset({Role.PORTAL}),
-    Service.RECORDING: frozenset({Role.RECORDING}),
-    Service.SIGNALING: frozenset({Role.SIGNALING}),
-    Service.MEDIA: frozenset({Role.MEDIA}),
+    Service.LOGIN: frozenset({HostRole.LOGIN}),
+    Service.PORTAL: frozenset({HostRole.PORTAL}),
+    Service.RECORDING: frozenset({HostRole.RECORDING}),
+    Service.SIGNALING: frozenset({HostRole.SIGNALING}),
+    Service.MEDIA: frozenset({HostRole.MEDIA}),
 }
-_APIS = frozenset({Role.CTI, Role.MANAGEMENT, Role.CALL_DATA, Role.AUDIT})
+_APIS = frozenset({HostRole.CTI, HostRole.MANAGEMENT, HostRole.CALL_DATA, HostRole.AUDIT})
 # The vendor lists six hosts as "APIs". Their names say which: c9apiproxy is for all of them, as far as we know.
 _ROLES_OF_API = {
-    "ctiapi": frozenset({Role.CTI}),
-    "ctiapitrader": frozenset({Role.CTI}),
-    "managementapi": frozenset({Role.MANAGEMENT}),
-    "calldataapi": frozenset({Role.CALL_DATA}),
-    "c9auditapi": frozenset({Role.AUDIT}),
+    "ctiapi": frozenset({HostRole.CTI}),
+    "ctiapitrader": frozenset({HostRole.CTI}),
+    "managementapi": frozenset({HostRole.MANAGEMENT}),
+    "calldataapi": frozenset({HostRole.CALL_DATA}),
+    "c9auditapi": frozenset({HostRole.AUDIT}),
     "c9apiproxy": _APIS,
 }
 # In an application's request: the Endpoint's own role, for routes that are not endpoints as well.
-_EVERY_ROLE = frozenset(Role)
+_EVERY_ROLE = frozenset(HostRole)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # Looks at a request before it is handled; an answer ends it. Faults on demand come in here.
-Intercept = Callable[[web.Request, Role | None], Awaitable[web.StreamResponse | None]]
+Intercept = Callable[[web.Request, HostRole | None], Awaitable[web.StreamResponse | None]]
 
 
-def roles_of(host: Host) -> frozenset[Role]:
+def roles_of(host: Host) -> frozenset[HostRole]:
     """What a host of the catalog serves."""
     if host.service is Service.API:
         return _ROLES_OF_API.get(host.name.partition(".")[0], _APIS)
@@ -96,7 +96,7 @@ class Names:
         """The host of the catalog that a client means, whether it answers or not."""
         return self.catalog.find(_bare(name))
 
-    def roles(self, name: str) -> frozenset[Role] | None:
+    def roles(self, name: str) -> frozenset[HostRole] | None:
         """The roles behind a name, without port. None if the name does not exist in the vendor's cloud."""
         bare, host = _bare(name), self.find(name)
         if host is not None:
@@ -134,12 +134,12 @@ class Site:
         self.endpoints: list[Endpoint] = []
         self.intercepts: list[Intercept] = []
         self.app = web.Application(middlewares=[self._middleware], client_max_size=1 << 40)
-        self._roles: dict[web.AbstractResource | None, Role] = {}
+        self._roles: dict[web.AbstractResource | None, HostRole] = {}
         self._warnings = RateLimit(WARNINGS_PER_S)
         self._description: str | None = None
         self._handlers: set[asyncio.Task[Any]] = set()
         self.add(
-            Endpoint(Role.EMULATOR, "GET", "/openapi.json", Mark.INVENTED, "This description", self._describe),
+            Endpoint(HostRole.EMULATOR, "GET", "/openapi.json", Mark.INVENTED, "This description", self._describe),
         )
 
     def add(self, *endpoints: Endpoint) -> None:
@@ -149,12 +149,12 @@ class Site:
             self._description = None
             self.route(endpoint.role, endpoint.method, endpoint.path, endpoint.answer_to)
 
-    def route(self, role: Role, method: str, path: str, handler: Handler) -> None:
+    def route(self, role: HostRole, method: str, path: str, handler: Handler) -> None:
         """Serve something that is not an endpoint: pages, files, WebSockets."""
         route = self.app.router.add_route(method, path, handler)
         self._roles[route.resource] = role
 
-    def claim(self, role: Role, resource: web.AbstractResource) -> None:
+    def claim(self, role: HostRole, resource: web.AbstractResource) -> None:
         """Say whose role a resource is that was added to ``app.router`` by other means, such as static files."""
         self._roles[resource] = role
 
@@ -180,7 +180,7 @@ class Site:
             self._description = json.dumps(describe(self.endpoints))
         return web.json_response(text=self._description)
 
-    def _role_of(self, request: web.Request) -> Role | None:
+    def _role_of(self, request: web.Request) -> HostRole | None:
         return self._roles.get(request.match_info.route.resource)
 
     @web.middleware
@@ -242,7 +242,7 @@ class Site:
             405, "wrong_method", message, where="method", expected=names, headers={"Allow": names}
         ).response()
 
-    def _check_host(self, request: web.Request, role: Role | None) -> None:
+    def _check_host(self, request: web.Request, role: HostRole | None) -> None:
         name = name_in(request.host)
         roles = self.names.roles(name)
         if roles is None:

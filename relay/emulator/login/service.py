@@ -23,7 +23,7 @@ from relay.emulator.login.media import Media
 from relay.emulator.login.throttle import Throttle
 from relay.emulator.login.tokens import Bearer, Principal, Tokens
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.emulator.store import Store, tables
 from relay.emulator.store.passwords import check_password, nobodys_hash
 from relay.emulator.store.store import audit
@@ -84,7 +84,7 @@ def _is_right(user: tables.User | None, password: str) -> bool:
 
 def _endpoint(method: str, name: str, summary: str, handler: Handler, **more: Any) -> Endpoint:
     # Nothing of c9rest is public, except that there is a login and a setting called Voice via Web Proxy.
-    return Endpoint(Role.LOGIN, method, f"/rest/v1/{name}", Mark.INVENTED, summary, handler, **more)
+    return Endpoint(HostRole.LOGIN, method, f"/rest/v1/{name}", Mark.INVENTED, summary, handler, **more)
 
 
 _LOGIN_ERRORS = {

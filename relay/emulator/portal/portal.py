@@ -13,7 +13,7 @@ from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
 from relay.emulator.login.service import Passwords
 from relay.emulator.login.tokens import Tokens
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.emulator.portal.api_keys import ApiKeys
 from relay.emulator.portal.audit_log import AuditLog
 from relay.emulator.portal.buttons import Buttons
@@ -76,15 +76,15 @@ class Portal:
     def register(self, site: Site) -> None:
         """Serve all pages."""
         guarded = self._visits.guarded
-        site.route(Role.PORTAL, "GET", ROOT.rstrip("/"), guarded(self._to_root))
-        site.route(Role.PORTAL, "GET", f"{ROOT}login", guarded(self._show_login))
-        site.route(Role.PORTAL, "POST", f"{ROOT}login", guarded(self._log_in))
-        site.route(Role.PORTAL, "POST", f"{ROOT}logout", self._visits.changing(self._log_out))
-        site.route(Role.PORTAL, "GET", f"{ROOT}static/{{digest}}/{{name}}", guarded(self._assets.on_request))
+        site.route(HostRole.PORTAL, "GET", ROOT.rstrip("/"), guarded(self._to_root))
+        site.route(HostRole.PORTAL, "GET", f"{ROOT}login", guarded(self._show_login))
+        site.route(HostRole.PORTAL, "POST", f"{ROOT}login", guarded(self._log_in))
+        site.route(HostRole.PORTAL, "POST", f"{ROOT}logout", self._visits.changing(self._log_out))
+        site.route(HostRole.PORTAL, "GET", f"{ROOT}static/{{digest}}/{{name}}", guarded(self._assets.on_request))
         for part in self._parts:
             for method, path, handler in part.routes(self._visits):
-                site.route(Role.PORTAL, method, path, handler)
-        site.route(Role.PORTAL, "GET", f"{ROOT}{{path:.*}}", guarded(self._nothing))
+                site.route(HostRole.PORTAL, method, path, handler)
+        site.route(HostRole.PORTAL, "GET", f"{ROOT}{{path:.*}}", guarded(self._nothing))
 
     async def _to_root(self, request: web.Request) -> web.StreamResponse:
         return see_other(ROOT)

@@ -17,7 +17,7 @@ from relay.emulator.http.endpoints import Call, Endpoint, Handler, Security
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
 from relay.emulator.marks import Mark
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.emulator.recordings import models
 from relay.emulator.recordings.formats import MediaType
 from relay.emulator.recordings.recordings import Recordings
@@ -49,7 +49,7 @@ class RecordingUpload:
                 "DELETE", BASE + "/{recording_id}", "Remove one that is not whole", self._delete, status=204
             ),
             Endpoint(
-                Role.RECORDING,
+                HostRole.RECORDING,
                 "PUT",
                 BASE + "/{recording_id}/metadata",
                 Mark.INVENTED,
@@ -79,7 +79,7 @@ class RecordingUpload:
         site.add(
             self._endpoint("HEAD", MEDIA, "How much of the media is on disk", self._head, headers=offset),
             Endpoint(
-                Role.RECORDING,
+                HostRole.RECORDING,
                 "PATCH",
                 MEDIA,
                 Mark.INVENTED,
@@ -112,7 +112,7 @@ class RecordingUpload:
         """An endpoint without a body."""
         single = "{" in path
         return Endpoint(
-            Role.RECORDING,
+            HostRole.RECORDING,
             method,
             path,
             Mark.INVENTED,

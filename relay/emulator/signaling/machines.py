@@ -26,7 +26,7 @@ from relay.emulator.signaling.messages import (
     EndReason,
     ErrorCode,
     LineStatus,
-    Role,
+    PartyRole,
 )
 from relay.emulator.signaling.state import Call, CallRecord, Decision, Line, LineSpec, Party, Refusal, Stay, end_call
 
@@ -219,7 +219,7 @@ def _others(spec: LineSpec, told: Ring, candidates: frozenset[str]) -> tuple[str
     return found
 
 
-def _joined(call: Call | None, user_id: str, role: Role, now: float) -> Call:
+def _joined(call: Call | None, user_id: str, role: PartyRole, now: float) -> Call:
     """The call with one more in it. Who comes back has been there since they first came."""
     assert call is not None
     known = call.stays.get(user_id)
@@ -255,7 +255,7 @@ def _ringdown_ring(spec: LineSpec, line: Line, told: Input, now: float) -> Outco
     assert isinstance(told, Ring)
     _without_number(told)
     callees = _others(spec, told, told.disturbable)
-    parties = {told.user_id: Party(Role.CALLER), **dict.fromkeys(callees, Party(Role.CALLEE))}
+    parties = {told.user_id: Party(PartyRole.CALLER), **dict.fromkeys(callees, Party(PartyRole.CALLEE))}
     call = _began(told, now, parties, rung=frozenset(callees))
     return _step(
         line,
@@ -270,12 +270,12 @@ def _ringdown_ring(spec: LineSpec, line: Line, told: Input, now: float) -> Outco
 
 def _answer(_: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     assert isinstance(told, Answer | Ring)
-    if _party(line, told.user_id).role is Role.CALLER:
+    if _party(line, told.user_id).role is PartyRole.CALLER:
         raise Refusal(ErrorCode.WRONG_STATE, "You are calling on this line.", "line.release, or an answer")
     assert line.call is not None
-    caller = next(user_id for user_id, party in line.parties.items() if party.role is Role.CALLER)
-    call = replace(_joined(line.call, told.user_id, Role.CALLEE, now), answered_at=now)
-    parties = {caller: Party(Role.CALLER, talking=True), told.user_id: Party(Role.CALLEE, talking=True)}
+    caller = next(user_id for user_id, party in line.parties.items() if party.role is PartyRole.CALLER)
+    call = replace(_joined(line.call, told.user_id, PartyRole.CALLEE, now), answered_at=now)
+    parties = {caller: Party(PartyRole.CALLER, talking=True), told.user_id: Party(PartyRole.CALLEE, talking=True)}
     return _step(line, now, status=LineStatus.CONNECTED, parties=parties, call=call, deadline=None)
 
 
@@ -291,7 +291,7 @@ def _stop_ringing(spec: LineSpec, line: Line, told: Input, now: float) -> Outcom
     gone = isinstance(told, Gone)
     if gone and told.user_id not in line.parties:
         return line, None
-    if _party(line, told.user_id).role is Role.CALLER:
+    if _party(line, told.user_id).role is PartyRole.CALLER:
         return _end(spec, line, now, EndReason.GONE if gone else EndReason.RELEASED)
     if gone:
         # It goes on ringing: they may still come back before it stops.
@@ -317,9 +317,9 @@ def _connect(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     two_way = spec.kind is LineKind.INTERCOM
     if not two_way:
         _may_talk(spec, told.user_id)
-    callee = Party(Role.LISTENER if spec.kind is LineKind.BROADCAST else Role.CALLEE, talking=two_way)
+    callee = Party(PartyRole.LISTENER if spec.kind is LineKind.BROADCAST else PartyRole.CALLEE, talking=two_way)
     parties = {
-        told.user_id: Party(Role.CALLER, talking=True),
+        told.user_id: Party(PartyRole.CALLER, talking=True),
         **dict.fromkeys(_others(spec, told, told.reachable), callee),
     }
     return _step(
@@ -344,7 +344,7 @@ def _hang_up(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     if gone and told.user_id not in line.parties:
         return line, None
     reason = EndReason.GONE if gone else EndReason.RELEASED
-    if _party(line, told.user_id).role is Role.CALLER:
+    if _party(line, told.user_id).role is PartyRole.CALLER:
         return _end(spec, line, now, reason)
     # A broadcast may go on without listeners: others can join.
     return _without(spec, line, told.user_id, now, reason, fewest=1 if spec.kind is LineKind.BROADCAST else 2)
@@ -361,11 +361,11 @@ def _join(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
         raise Refusal(
             ErrorCode.LINE_FULL, f"This line has {MAX_SUBSCRIBERS} subscribers.", "a later try, when one has left"
         )
-    parties = {**line.parties, told.user_id: Party(Role.LISTENER)}
+    parties = {**line.parties, told.user_id: Party(PartyRole.LISTENER)}
     if line.call is None:
         call = _began(told, now, parties)
         return _step(line, now, status=LineStatus.CONNECTED, parties=parties, call=call, reason=None)
-    return _step(line, now, parties=parties, call=_joined(line.call, told.user_id, Role.LISTENER, now))
+    return _step(line, now, parties=parties, call=_joined(line.call, told.user_id, PartyRole.LISTENER, now))
 
 
 def _leave_hoot(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
@@ -384,7 +384,7 @@ def _take_floor(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
         raise Refusal(
             ErrorCode.FLOOR_FULL, f"{MAX_TALKERS} others talk already.", "a later try, when one of them has stopped"
         )
-    role = Role.TALKER if told.on else Role.LISTENER
+    role = PartyRole.TALKER if told.on else PartyRole.LISTENER
     changed = replace(line, parties={**line.parties, told.user_id: replace(party, role=role)})
     after, ended = _with_talking(spec, changed, told, now)
     return (line, None) if after.seq == line.seq else (_with_talker_noted(after, told), ended)
@@ -394,13 +394,13 @@ def _with_talker_noted(line: Line, told: Talk) -> Line:
     """The record tells who has talked at all."""
     if not told.on or line.call is None:
         return line
-    stay = replace(line.call.stays[told.user_id], role=Role.TALKER)
+    stay = replace(line.call.stays[told.user_id], role=PartyRole.TALKER)
     return replace(line, call=replace(line.call, stays={**line.call.stays, told.user_id: stay}))
 
 
 def _talk_on_broadcast(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
     assert isinstance(told, Talk)
-    if _party(line, told.user_id).role is not Role.CALLER:
+    if _party(line, told.user_id).role is not PartyRole.CALLER:
         raise Refusal(ErrorCode.WRONG_STATE, "Only the one who started a broadcast talks on it.", "line.leave")
     return _with_talking(spec, line, told, now)
 
@@ -414,11 +414,11 @@ def _dial(_: LineSpec, line: Line, told: Input, now: float) -> Outcome:
         raise Refusal(ErrorCode.BAD_MESSAGE, "Dial tone needs a number.", "number: digits, * or #, up to 32")
     if told.callee == told.user_id:
         raise Refusal(ErrorCode.BAD_MESSAGE, "This is your own extension.", "the extension of someone else")
-    parties = {told.user_id: Party(Role.CALLER)}
+    parties = {told.user_id: Party(PartyRole.CALLER)}
     rung = frozenset({told.callee}) if told.callee is not None else frozenset[str]()
     if not rung <= told.disturbable:
         raise Refusal(ErrorCode.NOBODY_THERE, "They do not want to be disturbed.", "someone whom you may disturb")
-    parties.update(dict.fromkeys(rung, Party(Role.CALLEE)))
+    parties.update(dict.fromkeys(rung, Party(PartyRole.CALLEE)))
     waits_long = bool(rung) or told.number.endswith(SILENT_NUMBERS)
     return _step(
         line,

@@ -62,7 +62,7 @@ class LineStatus(StrEnum):
     TALKING = "talking"
 
 
-class Role(StrEnum):
+class PartyRole(StrEnum):
     """What someone is in a call."""
 
     CALLER = "caller"
@@ -131,7 +131,7 @@ class Participant(Message):
     """Someone in a call. In a ringing call the callees are those that it rings for."""
 
     user_id: UserId
-    role: Role
+    role: PartyRole
     talking: bool
 
 

@@ -18,7 +18,7 @@ from relay.emulator.signaling.messages import (
     ErrorCode,
     ErrorInfo,
     LineStatus,
-    Role,
+    PartyRole,
 )
 
 # On these lines many listen to few. Everyone in a call of the other kinds is listed in ``line.state``.
@@ -84,7 +84,7 @@ class LineSpec:
 class Party:
     """Someone in a call now."""
 
-    role: Role
+    role: PartyRole
     talking: bool = False
 
 
@@ -92,7 +92,7 @@ class Party:
 class Stay:
     """How long someone was in a call: first in, last out. It rang for those who were never in."""
 
-    role: Role
+    role: PartyRole
     joined_at: float | None
     left_at: float | None = None
 
@@ -239,7 +239,7 @@ def load_line(data: dict[str, Any]) -> Line:
         status=LineStatus(data["status"]),
         seq=data["seq"],
         since=data["since"],
-        parties={user_id: Party(Role(role), talking) for user_id, (role, talking) in data["parties"].items()},
+        parties={user_id: Party(PartyRole(role), talking) for user_id, (role, talking) in data["parties"].items()},
         deadline=data["deadline"],
         reason=data["reason"] and EndReason(data["reason"]),
         call=call and Call(**{**call, "stays": load_stays(call["stays"])}),
@@ -253,7 +253,7 @@ def dump_stays(stays: Mapping[str, Stay]) -> dict[str, Any]:
 
 def load_stays(data: dict[str, Any]) -> dict[str, Stay]:
     """The opposite."""
-    return {user_id: Stay(Role(role), joined_at, left_at) for user_id, (role, joined_at, left_at) in data.items()}
+    return {user_id: Stay(PartyRole(role), joined_at, left_at) for user_id, (role, joined_at, left_at) in data.items()}
 
 
 def dump_record(record: CallRecord) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from relay.emulator.signaling.messages import (
     LineStatus,
     LineTalk,
     Participant,
-    Role,
+    PartyRole,
     SendCandidate,
     SendDescription,
 )
@@ -49,9 +49,9 @@ def parties_of(state: LineState, own: str) -> tuple[list[str], list[str]]:
     if own not in roles:
         return [], []
     others = [user_id for user_id in roles if user_id != own]
-    if roles[own] is Role.CALLER:
+    if roles[own] is PartyRole.CALLER:
         return others, []
-    callers = [user_id for user_id in others if roles[user_id] is Role.CALLER]
+    callers = [user_id for user_id in others if roles[user_id] is PartyRole.CALLER]
     if state.kind is not LineKind.INTERCOM:
         return [], callers
     rest = [user_id for user_id in others if user_id not in callers]

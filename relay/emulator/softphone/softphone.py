@@ -26,10 +26,10 @@ from relay.emulator.signaling.messages import (
     LineState,
     MediaCandidate,
     MediaDescription,
+    PartyRole,
     PresenceSet,
     PresenceState,
     PresenceStatus,
-    Role,
     StateAccepted,
     StateGet,
     Welcome,
@@ -370,7 +370,7 @@ class Softphone:
 
     def _add_call(self, state: LineState) -> None:
         mine = [one.role for one in state.participants if one.user_id == self.user_id]
-        incoming = bool(mine) and mine[0] is not Role.CALLER and state.line not in self._joined
+        incoming = bool(mine) and mine[0] is not PartyRole.CALLER and state.line not in self._joined
         call = self.calls[state.line] = Call(self, state, incoming=incoming)
         if not incoming:
             return

@@ -23,7 +23,7 @@ from relay.emulator.faults.cloud_hop import CloudHop
 from relay.emulator.faults.kinds import FaultSetting, Hop, Kind
 from relay.emulator.faults.service import PATH
 from relay.emulator.http.site import Names, Site
-from relay.emulator.names import Role
+from relay.emulator.names import HostRole
 from relay.errors import UpstreamError
 from tests.support.benches.cloud import CloudClient, running_cloud
 from tests.support.benches.floor import running_floor
@@ -208,8 +208,8 @@ async def site_with_a_recorder(board: FaultBoard) -> AsyncIterator[str]:
 
     site = Site(Names(catalog.load()))
     site.intercepts.append(CloudHop(board, site.names.catalog, lambda: ()).intercept)
-    site.route(Role.RECORDING, "PUT", "/recordings/1", take)
-    site.route(Role.LOGIN, "GET", "/other", take)
+    site.route(HostRole.RECORDING, "PUT", "/recordings/1", take)
+    site.route(HostRole.LOGIN, "GET", "/other", take)
     runner = web.AppRunner(site.app, access_log=None)
     await runner.setup()
     try:

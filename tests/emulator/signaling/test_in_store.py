@@ -13,7 +13,7 @@ from relay.emulator.signaling import housekeeping
 from relay.emulator.signaling.event_log import read_event_log
 from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.signaling.invariants import check
-from relay.emulator.signaling.messages import EndReason, LineRing, Role
+from relay.emulator.signaling.messages import EndReason, LineRing, PartyRole
 from relay.emulator.signaling.state import CallRecord, Stay
 from relay.emulator.store import tables
 from tests.support.benches.cloud import CloudClient, running_cloud
@@ -83,7 +83,7 @@ async def test_a_record_is_written_once(tmp_path: Path) -> None:
         label="",
         region="use1",
         number=None,
-        participants=(("anna", Stay(Role.CALLER, 1.0, 2.0)),),
+        participants=(("anna", Stay(PartyRole.CALLER, 1.0, 2.0)),),
         started_at=1.0,
         answered_at=None,
         ended_at=2.0,

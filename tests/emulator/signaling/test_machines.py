@@ -38,7 +38,7 @@ from relay.emulator.signaling.messages import (
     ErrorCode,
     LineState,
     LineStatus,
-    Role,
+    PartyRole,
 )
 from relay.emulator.signaling.state import (
     Decision,
@@ -88,7 +88,7 @@ def refused(spec: LineSpec, before: Line, told: Input) -> ErrorCode:
     return refusal.value.info.code
 
 
-def who(now: Line) -> dict[str, tuple[Role, bool]]:
+def who(now: Line) -> dict[str, tuple[PartyRole, bool]]:
     return {user: (party.role, party.talking) for user, party in now.parties.items()}
 
 
@@ -252,9 +252,9 @@ def test_strangers_have_no_line(kind: LineKind) -> None:
 def test_ringdown_rings_at_the_other_end_only() -> None:
     ringing = after(SPECS[LineKind.RINGDOWN], ring("a1"))
     assert who(ringing) == {
-        "a1": (Role.CALLER, False),
-        "b1": (Role.CALLEE, False),
-        "b2": (Role.CALLEE, False),
+        "a1": (PartyRole.CALLER, False),
+        "b1": (PartyRole.CALLEE, False),
+        "b2": (PartyRole.CALLEE, False),
     }
     assert next_deadline(ringing) == START + RING_TIMEOUT_S
 
@@ -278,7 +278,7 @@ def test_ringdown_does_not_ring_for_those_who_do_not_want_to_be_disturbed() -> N
 def test_who_answers_first_is_connected_and_the_record_knows_for_whom_it_rang() -> None:
     spec = SPECS[LineKind.RINGDOWN]
     connected = after(spec, ring("a1"), Answer("b2"))
-    assert who(connected) == {"a1": (Role.CALLER, True), "b2": (Role.CALLEE, True)}
+    assert who(connected) == {"a1": (PartyRole.CALLER, True), "b2": (PartyRole.CALLEE, True)}
     assert next_deadline(connected) is None
     assert refused(spec, connected, Answer("b1")) is ErrorCode.WRONG_STATE
     ended = decide(spec, connected, Release("b2"), START + 9).ended
@@ -287,9 +287,9 @@ def test_who_answers_first_is_connected_and_the_record_knows_for_whom_it_rang() 
     assert ended.end_reason is EndReason.RELEASED
     assert ended.region == "london"
     assert dict(ended.participants) == {
-        "a1": Stay(Role.CALLER, START, START + 9),
-        "b1": Stay(Role.CALLEE, None, None),
-        "b2": Stay(Role.CALLEE, START + 1, START + 9),
+        "a1": Stay(PartyRole.CALLER, START, START + 9),
+        "b1": Stay(PartyRole.CALLEE, None, None),
+        "b2": Stay(PartyRole.CALLEE, START + 1, START + 9),
     }
 
 
@@ -323,7 +323,7 @@ def test_the_reason_is_told_until_the_next_call() -> None:
 def test_shoutdown_is_directional() -> None:
     spec = SPECS[LineKind.SHOUTDOWN]
     one_way = after(spec, ring("a1", reachable=frozenset({"a2", "b1"})))
-    assert who(one_way) == {"a1": (Role.CALLER, True), "b1": (Role.CALLEE, False)}
+    assert who(one_way) == {"a1": (PartyRole.CALLER, True), "b1": (PartyRole.CALLEE, False)}
     both = decide(spec, one_way, Talk("b1", on=True), START + 1).line
     assert (one_way.status, both.status) == (LineStatus.TALKING, LineStatus.CONNECTED)
     other_way = decide(spec, both, Talk("a1", on=False), START + 2).line
@@ -375,7 +375,7 @@ def test_the_last_who_leaves_ends_the_hoot() -> None:
     decision = decide(spec, after(spec, join("a1"), join("b1"), Leave("a1")), Leave("b1"), START + 9)
     assert decision.ended is not None
     assert decision.ended.end_reason is EndReason.LEFT
-    assert dict(decision.ended.participants)["a1"] == Stay(Role.LISTENER, START, START + 2)
+    assert dict(decision.ended.participants)["a1"] == Stay(PartyRole.LISTENER, START, START + 2)
 
 
 def test_the_record_of_a_hoot_tells_who_has_talked_and_who_came_back() -> None:
@@ -387,8 +387,8 @@ def test_the_record_of_a_hoot_tells_who_has_talked_and_who_came_back() -> None:
     assert ended is not None
     assert ended.end_reason is EndReason.GONE
     assert dict(ended.participants) == {
-        "a1": Stay(Role.LISTENER, START, START + 9),
-        "b1": Stay(Role.TALKER, START + 1, START + 8),
+        "a1": Stay(PartyRole.LISTENER, START, START + 9),
+        "b1": Stay(PartyRole.TALKER, START + 1, START + 8),
     }
 
 
@@ -427,11 +427,11 @@ def test_an_extension_rings_for_its_user_who_need_not_have_the_line() -> None:
     spec = line(LineKind.DIAL_TONE, "a1")
     dialled = ring("a1", number="2001", callee="b1")
     ringing = after(spec, dialled)
-    assert who(ringing) == {"a1": (Role.CALLER, False), "b1": (Role.CALLEE, False)}
+    assert who(ringing) == {"a1": (PartyRole.CALLER, False), "b1": (PartyRole.CALLEE, False)}
     assert next_deadline(ringing) == START + RING_TIMEOUT_S
     assert refused(spec, ringing, Answer("b2")) is ErrorCode.UNKNOWN_LINE
     connected = decide(spec, ringing, Answer("b1"), START + 1).line
-    assert who(connected) == {"a1": (Role.CALLER, True), "b1": (Role.CALLEE, True)}
+    assert who(connected) == {"a1": (PartyRole.CALLER, True), "b1": (PartyRole.CALLEE, True)}
     assert decide(spec, connected, Release("b1"), START + 2).line.reason is EndReason.RELEASED
     assert decide(spec, ringing, Release("b1"), START + 2).line.reason is EndReason.DECLINED
     assert decide(spec, ringing, Deadline(), START + RING_TIMEOUT_S).line.reason is EndReason.TIMEOUT

@@ -23,7 +23,7 @@ from relay.emulator.login.service import Passwords
 from relay.emulator.login.tokens import Tokens
 from relay.emulator.portal.logins import FORM_TOKEN
 from relay.emulator.portal.portal import Portal
-from relay.emulator.signaling.messages import LineStatus, Role
+from relay.emulator.signaling.messages import LineStatus, PartyRole
 from relay.emulator.signaling.state import Line, LineSpec, Member, Party
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed
@@ -158,7 +158,7 @@ class MadeUpPortal:
         ``members`` have the line, too. ``guests`` are in the call and do not have it.
         """
         spec = LineSpec(number, kind, label, tuple(_member(name) for name in [*people, *members] if name not in guests))
-        parties = {name: Party(Role.TALKER, talking=place < talking) for place, name in enumerate(people)}
+        parties = {name: Party(PartyRole.TALKER, talking=place < talking) for place, name in enumerate(people)}
         self.calls.append((spec, Line(status=status, since=self.now - 80, parties=parties)))
 
     async def record(self, number: int, user: str, firm: str, media: bytes | None, **more: Any) -> str:

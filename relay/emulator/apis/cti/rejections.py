@@ -15,7 +15,7 @@ from relay.emulator.http.endpoints import Call, Endpoint
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
 from relay.emulator.marks import Mark
-from relay.emulator.names import Api, Role
+from relay.emulator.names import Api, HostRole
 
 PATH = "/emulator/v1/rejections"
 # Of one firm, waiting. A test sets one or two.
@@ -74,7 +74,7 @@ class Rejections:
 
         site.add(
             Endpoint(
-                Role.EMULATOR,
+                HostRole.EMULATOR,
                 "POST",
                 PATH,
                 Mark.INVENTED,
@@ -87,7 +87,7 @@ class Rejections:
                 errors={409: f"{MAX_PLANS} rejections wait already."},
             ),
             Endpoint(
-                Role.EMULATOR,
+                HostRole.EMULATOR,
                 "GET",
                 PATH,
                 Mark.INVENTED,
@@ -97,7 +97,7 @@ class Rejections:
                 security=security,
             ),
             Endpoint(
-                Role.EMULATOR,
+                HostRole.EMULATOR,
                 "DELETE",
                 PATH,
                 Mark.INVENTED,

@@ -15,7 +15,7 @@ from relay.emulator.apis.security import Keys, api_error, client_address, signed
 from relay.emulator.apis.verifying import SignatureRefused
 from relay.emulator.http.errors import ApiError
 from relay.emulator.http.site import Site
-from relay.emulator.names import Api, Role
+from relay.emulator.names import Api, HostRole
 from relay.emulator.signaling.hub import Hub
 from relay.emulator.signaling.messages import PresenceStatus
 from relay.emulator.signaling.state import Line, LineSpec
@@ -47,7 +47,7 @@ class CtiServer:
 
     def register(self, site: Site) -> None:
         """Serve the WebSocket, and the endpoints for rejections on demand."""
-        site.route(Role.CTI, "GET", PATH, self._on_request)
+        site.route(HostRole.CTI, "GET", PATH, self._on_request)
         self.rejections.register(site, self._keys)
 
     async def stop(self) -> None:

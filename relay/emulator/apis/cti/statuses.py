@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from relay.emulator.apis.cti.messages import CallStatus, CallStatusCode, FarEndType
 from relay.emulator.apis.models import time_of
 from relay.emulator.lines import LineKind
-from relay.emulator.signaling.messages import LineStatus, Role
+from relay.emulator.signaling.messages import LineStatus, PartyRole
 from relay.emulator.signaling.state import Line, LineSpec
 
 
@@ -52,7 +52,7 @@ def _code(line: Line, user_id: str) -> CallStatusCode:
     if party is None or line.status is LineStatus.IDLE:
         return CallStatusCode.IDLE
     if line.status is LineStatus.RINGING:
-        is_caller = party.role is Role.CALLER
+        is_caller = party.role is PartyRole.CALLER
         return CallStatusCode.RINGING_OUTBOUND if is_caller else CallStatusCode.RINGING_INBOUND
     if line.status is LineStatus.CONNECTED:
         return CallStatusCode.CONNECTED_TWO_WAY
