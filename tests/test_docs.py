@@ -32,6 +32,11 @@ def test_each_link_leads_to_a_file(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_no_merge_has_left_its_marks(page: Path) -> None:
+    assert [line for line in page.read_text().splitlines() if re.match(r"(<{7}|={7}$|>{7})", line)] == []
+
+
 def headings_of(page: Path) -> set[str]:
     """The headings of a page, as links name them: in lower case, with hyphens for spaces, without punctuation."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
