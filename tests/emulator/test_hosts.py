@@ -157,6 +157,17 @@ def test_a_host_header_without_its_port(header: str, name: str) -> None:
     assert name_in(header) == name
 
 
+async def test_a_host_that_is_not_ascii_is_told_so(tmp_path: Path) -> None:
+    async with running_cloud(tmp_path) as client:
+        reader, writer = await asyncio.open_connection(*client.cloud.http)
+        writer.write(b"GET / HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"bad_host" in answer
+
+
 @pytest.mark.parametrize("option", ["tls", "http"])
 async def test_only_loopback_unless_exposed(tmp_path: Path, option: str) -> None:
     outside = Address("0.0.0.0", 0)

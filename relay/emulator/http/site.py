@@ -244,6 +244,9 @@ class Site:
 
     def _check_host(self, request: web.Request, role: HostRole | None) -> None:
         name = name_in(request.host)
+        if not name.isascii():
+            message = "The Host header has bytes beyond ASCII."
+            raise ApiError(400, "bad_host", message, where="Host", expected="a host name or an address")
         roles = self.names.roles(name)
         if roles is None:
             raise self._no_such_host(name)
