@@ -46,7 +46,7 @@ demo: $(VENV)/.demo-installed
 
 # The suite in parts of a few minutes each. They wait more than they compute, so four run at a time, the longest first. The
 # fuzz search has the lowest priority.
-PARTS := test-interop test-plane test-asan test-emulator test-gateway test-others fuzz
+PARTS := test-emulator test-interop test-plane test-asan test-gateway test-others fuzz
 
 test: lint
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target $(PARTS)
