@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 
-from relay.emulator.portal.listing import ROWS, Paging, offset_of, page_in
+from relay.emulator.portal.listing import Paging, containing, count_of, on_page, page_in
 from relay.emulator.portal.pages import ROOT
 from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.visits import Visit, Visits
@@ -33,15 +33,12 @@ class AuditLog:
     async def _list(self, visit: Visit) -> web.StreamResponse:
         wanted, page = visit.query("q"), page_in(visit.query("page"))
         entries = select(AuditEntry).where(AuditEntry.firm_id == visit.who.firm_id)
-        if wanted:
-            # An action can be found as the page shows it, and as the audit API names it.
-            shown = func.replace(func.replace(AuditEntry.action, ".", ": "), "_", " ")
-            columns = (AuditEntry.actor, AuditEntry.action, shown, AuditEntry.object)
-            entries = entries.where(or_(*(column.icontains(wanted, autoescape=True) for column in columns)))
+        # An action can be found as the page shows it, and as the audit API names it.
+        shown = func.replace(func.replace(AuditEntry.action, ".", ": "), "_", " ")
+        entries = containing(entries, wanted, AuditEntry.actor, AuditEntry.action, shown, AuditEntry.object)
         async with self._store.reading() as session:
-            total = await session.scalar(select(func.count()).select_from(entries.subquery())) or 0
-            newest = entries.order_by(AuditEntry.entry_id.desc()).offset(offset_of(page)).limit(ROWS)
-            rows = (await session.scalars(newest)).all()
+            total = await count_of(session, entries)
+            rows = (await session.scalars(on_page(entries.order_by(AuditEntry.entry_id.desc()), page))).all()
         context = {"rows": [(row, action_in_words(row.action), told(row.details)) for row in rows], "q": wanted}
         return visit.render("audit.html", {**context, "paging": Paging(AUDIT, {"q": wanted}, page, total)})
 

@@ -13,14 +13,14 @@ from typing import Annotated, Any
 
 from aiohttp import web
 from pydantic import BaseModel, Field
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.emulator import fixtures
 from relay.emulator.lines import LineKind, MemberRole, can_have
 from relay.emulator.portal import firms
 from relay.emulator.portal.forms import VERSION, Form, FormView, check, conflicts, differences, version_of
-from relay.emulator.portal.listing import ROWS, Paging, offset_of, page_in
+from relay.emulator.portal.listing import Paging, containing, count_of, on_page, page_in
 from relay.emulator.portal.pages import ROOT, PageError, see_other
 from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.visits import Visit, Visits
@@ -101,13 +101,10 @@ class Lines:
     async def _list(self, visit: Visit) -> web.StreamResponse:
         wanted, page = visit.query("q"), page_in(visit.query("page"))
         lines = select(Line).where(Line.number.in_(firms.numbers_of(visit.who.firm_id)))
-        if wanted:
-            columns = (Line.number, Line.label, Line.kind)
-            lines = lines.where(or_(*(column.icontains(wanted, autoescape=True) for column in columns)))
+        lines = containing(lines, wanted, Line.number, Line.label, Line.kind)
         async with self._store.reading() as session:
-            total = await session.scalar(select(func.count()).select_from(lines.subquery())) or 0
-            found = lines.order_by(Line.label, Line.number).offset(offset_of(page)).limit(ROWS)
-            rows = (await session.scalars(found)).all()
+            total = await count_of(session, lines)
+            rows = (await session.scalars(on_page(lines.order_by(Line.label, Line.number), page))).all()
             counts = await _counts(session, visit.who.firm_id, [line.number for line in rows])
         paging = Paging(LINES, {"q": wanted}, page, total)
         return visit.render("lines.html", {"lines": rows, "counts": counts, "q": wanted, "paging": paging})

@@ -1,9 +1,17 @@
-"""Pages of long lists: which rows are shown, and the addresses of the pages before and after."""
+"""Pages of long lists: what is searched for, which rows are shown, and the addresses of the pages before and after."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import urlencode
+
+from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+_Rows = TypeVar("_Rows", bound="Select[*tuple[Any, ...]]")
+_Column = ColumnElement[Any] | InstrumentedAttribute[Any]
 
 # As many rows as are read without getting lost; a page of them has some 30 KB.
 ROWS = 50
@@ -60,6 +68,16 @@ def page_in(text: str) -> int:
     return min(int(text), MAX_PAGE) if text.isascii() and text.isdigit() and 0 < len(text) <= 9 and int(text) else 1
 
 
-def offset_of(page: int) -> int:
-    """How many rows come before a page."""
-    return (page - 1) * ROWS
+def containing(rows: _Rows, text: str, *columns: _Column) -> _Rows:
+    """Only the rows of which a column contains the text, in upper or lower case; all of them for an empty text."""
+    return rows.where(or_(*(column.icontains(text, autoescape=True) for column in columns))) if text else rows
+
+
+async def count_of(session: AsyncSession, rows: Select[*tuple[Any, ...]]) -> int:
+    """How many rows there are on all pages."""
+    return await session.scalar(select(func.count()).select_from(rows.subquery())) or 0
+
+
+def on_page(rows: _Rows, page: int) -> _Rows:
+    """The rows of one page. They must have an order."""
+    return rows.offset((page - 1) * ROWS).limit(ROWS)

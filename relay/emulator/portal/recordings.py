@@ -8,10 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, select
 
 from relay.emulator.portal import firms
-from relay.emulator.portal.listing import ROWS, Paging, offset_of, page_in
+from relay.emulator.portal.listing import Paging, count_of, on_page, page_in
 from relay.emulator.portal.neighbours import RecordedMedia
 from relay.emulator.portal.pages import PRIVATE, ROOT, PageError, not_found
 from relay.emulator.portal.parts import Parts
@@ -41,9 +41,9 @@ class Recordings:
         wanted = [*_visible(visit), *_filtered(filters, errors)]
         found = select(Recording, Call).outerjoin(Call, Call.call_id == Recording.call_id).where(*wanted)
         async with self._store.reading() as session:
-            total = await session.scalar(select(func.count()).select_from(found.subquery())) or 0
+            total = await count_of(session, found)
             newest = found.order_by(Recording.created_at.desc(), Recording.recording_id)
-            rows = (await session.execute(newest.offset(offset_of(page)).limit(ROWS))).all()
+            rows = (await session.execute(on_page(newest, page))).all()
             names = await firms.names_of(session, visit.who.firm_id)
         context = {"rows": rows, "names": names, "filters": filters, "errors": errors, "is_whole": is_whole}
         paging = Paging(RECORDINGS, filters, page, total)

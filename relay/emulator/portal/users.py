@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 from pydantic import BaseModel, Field
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.emulator import fixtures
@@ -18,7 +18,7 @@ from relay.emulator.apis.entitlement import CLIENT, standing_of
 from relay.emulator.names import UserRole
 from relay.emulator.portal import firms
 from relay.emulator.portal.forms import VERSION, Form, FormView, check, conflicts, differences, version_of
-from relay.emulator.portal.listing import ROWS, Paging, offset_of, page_in
+from relay.emulator.portal.listing import Paging, containing, count_of, on_page, page_in
 from relay.emulator.portal.pages import ROOT, PageError, see_other
 from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.visits import Visit, Visits
@@ -73,14 +73,10 @@ class Users:
     async def _list(self, visit: Visit) -> web.StreamResponse:
         wanted, page = visit.query("q"), page_in(visit.query("page"))
         users = select(User).where(User.firm_id == visit.who.firm_id)
-        if wanted:
-            columns = (User.user_id, User.name, User.email, User.extension)
-            users = users.where(or_(*(column.icontains(wanted, autoescape=True) for column in columns)))
+        users = containing(users, wanted, User.user_id, User.name, User.email, User.extension)
         async with self._store.reading() as session:
-            total = await session.scalar(select(func.count()).select_from(users.subquery())) or 0
-            rows = (
-                await session.scalars(users.order_by(User.name, User.user_id).offset(offset_of(page)).limit(ROWS))
-            ).all()
+            total = await count_of(session, users)
+            rows = (await session.scalars(on_page(users.order_by(User.name, User.user_id), page))).all()
             groups = {group.group_id: group.name for group in await firms.groups_of(session, visit.who.firm_id)}
             at_login = await self._at_login(session, [user.user_id for user in rows])
         paging = Paging(USERS, {"q": wanted}, page, total)
