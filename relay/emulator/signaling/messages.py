@@ -258,48 +258,48 @@ class PresenceSet(Event):
     state: Literal[PresenceStatus.AVAILABLE, PresenceStatus.BUSY, PresenceStatus.AWAY, PresenceStatus.DO_NOT_DISTURB]
 
 
-class LineRing(Event):
+class LineEvent(Event):
+    """What all messages of a client about one line have."""
+
+    line: LineNumber
+
+
+class LineRing(LineEvent):
     """Start a call: a ringdown line rings, dial tone dials ``number``, the others connect at once."""
 
     event: ClassVar[str] = "line.ring"
-    line: LineNumber
     number: DialNumber | None = None
 
 
-class LineAnswer(Event):
+class LineAnswer(LineEvent):
     """Answer a ringing line."""
 
     event: ClassVar[str] = "line.answer"
-    line: LineNumber
 
 
-class LineRelease(Event):
+class LineRelease(LineEvent):
     """Hang up, or decline. The record of a call that this ends is on disk before the acknowledgement."""
 
     event: ClassVar[str] = "line.release"
-    line: LineNumber
 
 
-class LineTalk(Event):
+class LineTalk(LineEvent):
     """Begin or end to talk: on a shoutdown in your direction, on a hoot as one of at most 12."""
 
     event: ClassVar[str] = "line.talk"
-    line: LineNumber
     on: StrictBool
 
 
-class LineJoin(Event):
+class LineJoin(LineEvent):
     """Begin to listen on a hoot, or on a broadcast that goes on."""
 
     event: ClassVar[str] = "line.join"
-    line: LineNumber
 
 
-class LineLeave(Event):
+class LineLeave(LineEvent):
     """End to listen on a hoot or a broadcast."""
 
     event: ClassVar[str] = "line.leave"
-    line: LineNumber
 
 
 class SendDescription(Event):
