@@ -6,7 +6,7 @@ from html import escape
 
 from aiohttp import web
 
-from relay.emulator.http.site import Site, name_in, roles_of
+from relay.emulator.http.site import Site, name_in
 from relay.emulator.marks import Mark
 from relay.emulator.names import HostRole
 
@@ -47,12 +47,10 @@ class Welcome:
 
     async def _page(self, request: web.Request) -> web.Response:
         name = name_in(request.host)
-        roles = self._site.names.roles(name) or frozenset()
-        host = self._site.names.catalog.find(name.removesuffix(".localhost"))
-        served = roles_of(host) if host is not None else frozenset(HostRole)
+        served = self._site.names.roles(name) or frozenset()
         if "application/json" in request.headers.get("Accept", ""):
             return web.json_response({"host": name, "roles": sorted(served), "emulated": True})
-        text = _render(name, [role for role in ROLES if role in served & roles], self._site)
+        text = _render(name, [role for role in ROLES if role in served], self._site)
         headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'"}
         return web.Response(text=text, content_type="text/html", headers=headers)
 

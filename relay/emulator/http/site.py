@@ -53,7 +53,7 @@ _ROLES_OF_API = {
     "c9auditapi": frozenset({HostRole.AUDIT}),
     "c9apiproxy": _APIS,
 }
-# In an application's request: the Endpoint's own role, for routes that are not endpoints as well.
+# What names outside the vendor's domains serve.
 _EVERY_ROLE = frozenset(HostRole)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
