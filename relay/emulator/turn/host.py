@@ -7,7 +7,7 @@ import ssl
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict
 
 from relay.addresses import LOOPBACK, Address, RelayPolicy
 from relay.emulator.turn.counters import Counters
@@ -52,6 +52,19 @@ class Streams:
     tcp: bool = False
     tls: ssl.SSLContext | None = None
     tls_port: int = 0
+
+
+class HostOptions(TypedDict, total=False):
+    """What ``Host`` takes besides its address and credentials, for hosts of other kinds to pass on."""
+
+    name: str
+    region: str
+    allow_loopback_peers: bool
+    exposed: bool
+    relayed_hosts: tuple[str, ...]
+    settings: ServerSettings | None
+    nonces: NonceMint | None
+    streams: Streams | None
 
 
 class Host(Started):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from relay.addresses import Address
 from relay.emulator.turn import native, slow
-from relay.emulator.turn.host import Host, Started, Streams
+from relay.emulator.turn.host import Host, HostOptions, Started, Streams
 from relay.turn.credentials import CredentialStore
 from relay.turn.server import ServerSettings
 
@@ -54,26 +54,16 @@ class TurnHosts(Started):
                 self._hosts[name] = self._make(Address(f"127.0.{x}.{y}", port), name, region)
 
     def _make(self, address: Address, name: str, region: str) -> Host:
+        options: HostOptions = {
+            "name": name,
+            "region": region,
+            "allow_loopback_peers": self._allow_loopback_peers,
+            "settings": self._settings,
+            "streams": self._streams,
+        }
         if self._path is None:
-            return slow.TurnHost(
-                address,
-                self._credentials,
-                name=name,
-                region=region,
-                allow_loopback_peers=self._allow_loopback_peers,
-                settings=self._settings,
-                streams=self._streams,
-            )
-        return native.TurnHost(
-            address,
-            self._credentials,
-            name=name,
-            region=region,
-            allow_loopback_peers=self._allow_loopback_peers,
-            settings=self._settings,
-            streams=self._streams,
-            path=self._path,
-        )
+            return slow.TurnHost(address, self._credentials, **options)
+        return native.TurnHost(address, self._credentials, path=self._path, **options)
 
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]

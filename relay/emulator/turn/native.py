@@ -12,21 +12,22 @@ import itertools
 import socket
 import threading
 from collections import Counter, deque
+from typing import Unpack
 
 from relay.addresses import Address
 from relay.emulator.turn import sockets
 from relay.emulator.turn._native import PacketPath
 from relay.emulator.turn.counters import Counters
-from relay.emulator.turn.host import Host, Started, Streams
+from relay.emulator.turn.host import Host, HostOptions, Started
 from relay.errors import OperatorError
 from relay.sockaddr import from_sockaddr
 from relay.timer import DeadlineTimer
 from relay.turn.allocation import Allocation, Channel
 from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
-from relay.turn.credentials import CredentialStore, NonceMint
+from relay.turn.credentials import CredentialStore
 from relay.turn.drops import Drop
 from relay.turn.observer import Observer
-from relay.turn.server import ServerSettings, TurnServer
+from relay.turn.server import TurnServer
 
 # Requests that are decided before the rest of the loop has its turn: about ten milliseconds.
 REQUESTS_A_TURN = 64
@@ -136,29 +137,11 @@ class TurnHost(Host, Observer):
         address: Address,
         credentials: CredentialStore,
         *,
-        name: str = "",
-        region: str = "",
-        allow_loopback_peers: bool = False,
-        exposed: bool = False,
-        relayed_hosts: tuple[str, ...] = (),
-        settings: ServerSettings | None = None,
-        nonces: NonceMint | None = None,
-        streams: Streams | None = None,
         path: NativePath | None = None,
+        **options: Unpack[HostOptions],
     ) -> None:
-        super().__init__(
-            address,
-            credentials,
-            name=name,
-            region=region,
-            allow_loopback_peers=allow_loopback_peers,
-            exposed=exposed,
-            relayed_hosts=relayed_hosts,
-            settings=settings,
-            nonces=nonces,
-            streams=streams,
-        )
-        for host in (address.host, *relayed_hosts):
+        super().__init__(address, credentials, **options)
+        for host in (address.host, *self._settings.relayed_hosts):
             if ":" in host:
                 raise OperatorError(f"TURN host on {address}: the native packet path serves IPv4 only, not {host}")
         self._owns_path = path is None
