@@ -39,7 +39,7 @@ from relay.emulator.store.passwords import hash_password
 SERVER_NAME = "use1-stun1.xhoot.com"
 # How far the other end of a line is, round the table, and what the line is.
 NEIGHBOURS = {1: LineKind.RINGDOWN, 2: LineKind.RINGDOWN, 7: LineKind.SHOUTDOWN, 13: LineKind.INTERCOM}
-# Of the calls that ring, so many are declined, and so many are given up by the caller.
+# The shares of ringing calls that are declined, and that the caller gives up.
 DECLINED, GIVEN_UP = 0.08, 0.08
 # Calls begin in the first part of the time, and the last ones end in the rest.
 BEGIN_WITHIN = 0.85

@@ -58,7 +58,7 @@ class Floor:
 async def running_floor(
     folder: Path, people: fixtures.Fixtures, *, known_ports: bool = False, limits: dict[str, Any] | None = None
 ) -> AsyncIterator[Floor]:
-    """Start all, with state in memory. ``known_ports``: those of ``relay emulate``. Raises OperatorError."""
+    """Start all, with state in memory. ``known_ports``: the ports of ``relay emulate``. Raises OperatorError."""
     settings = EmulatorSettings(
         folder=folder,
         fixtures=people,

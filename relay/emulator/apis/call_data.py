@@ -32,7 +32,7 @@ from relay.emulator.store.store import audit
 PAGE_CALLS = 100
 NEXT_PAGE = "Next-Page-Token"
 ZIP = "application/zip"
-# A hoot of 800 would make a file of 100 KB; those who take part are all listed, but only so many of them "speak".
+# A hoot of 800 would make a file of 100 KB. All participants are listed, but only this many of them "speak".
 MAX_SPEAKERS = 12
 
 Region = Literal["use1", "euc1", "apse1", "apse2"]

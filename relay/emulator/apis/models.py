@@ -75,7 +75,7 @@ class ApiModel(BaseModel):
 
 
 class ApiRequest(ApiModel):
-    """A message that a client sends. Only the names of the wire will do, and not those of Python."""
+    """A message that a client sends. Its fields have the names of the wire; the names that Python uses are refused."""
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
 

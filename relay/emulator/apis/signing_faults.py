@@ -26,9 +26,9 @@ from relay.catalog import Service, load
 from relay.emulator.apis.signing import DEFAULT_PORTS, SignedRequest, fields_of
 
 # Each signature that is tried takes 15 µs, and the loop waits meanwhile. So pairs are made of the most common mistakes
-# only, and so are all tries with a body that is longer than those of the APIs usually are.
+# only, and so are all tries with a body that is longer than bodies of the APIs usually are.
 MAX_BODY_FOR_ALL = 8192
-# Of the string to sign in an answer: enough for all fields but a long body.
+# An answer shows this much of the string to sign: enough for all fields except a long body.
 MAX_SHOWN_BYTES = 2048
 
 _DIGEST_BYTES = {"sha512": 64, "sha256": 32, "sha384": 48, "sha1": 20}

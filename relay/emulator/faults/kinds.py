@@ -33,7 +33,7 @@ class Hop(StrEnum):
 _HOPS = {
     Hop.WEB_PROXY: "The firm's web proxy, which desks reach everything by TCP through.",
     Hop.DESK_UDP: "The line from desks to the TURN hosts, over UDP. The relay has a line of its own.",
-    Hop.CLOUD: "The vendor's hosts themselves, whoever asks them.",
+    Hop.CLOUD: "The vendor's hosts themselves, for everyone who asks them.",
 }
 
 

@@ -37,7 +37,7 @@ def body_of(head: bytes, asked_with: bytes = b"") -> Body:
 
 
 async def pieces(body: Body, reader: StreamReader) -> AsyncIterator[bytes]:
-    """A body as it comes. Raises EOFError if it breaks off, ValueError for a chunk that is none."""
+    """A body as it comes. Raises EOFError if it breaks off, ValueError for something that is not a chunk."""
     if body == "to the end":
         while data := await reader.read(READ_BYTES):
             yield data

@@ -132,7 +132,7 @@ class FaultService:
         return Removed(removed=self._board.clear())
 
     def _view(self, fault: Fault) -> FaultView:
-        # A password is for whoever set it.
+        # Only the user who set a password needs to know it.
         shown = fault.setting.model_copy(update={"password": None})
         remaining = self._board.remaining_s(fault)
         return FaultView(hop=fault.hop, kind=fault.kind, setting=shown, remaining_s=remaining)

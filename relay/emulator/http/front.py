@@ -26,7 +26,7 @@ KEEPALIVE_TIMEOUT_S = 75.0
 LINGERING_TIME_S = 2.0
 # Some 50 KB each. A test of a large floor has a few thousand.
 MAX_CONNECTIONS = 10_000
-# One warning in this time: whoever floods us must not fill the log.
+# One warning in this time: a flood must not fill the log.
 WARNING_INTERVAL_S = 60.0
 
 

@@ -115,5 +115,5 @@ def _fields(hop: Hop, kind: Kind) -> list[tuple[str, str, bool]]:
 
 
 def _figures(setting: FaultSetting) -> list[tuple[str, Any]]:
-    """What is to be seen of a setting. A password is for whoever set it."""
+    """What is shown of a setting. Only the user who set a password needs to know it."""
     return [(name, value) for name, value in setting if value is not None and name != "password"]

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 # Written at once. Larger ones are no faster, and each upload holds one of them while it reads the next.
 BATCH_BYTES = 256 << 10
-# The first bytes come within this time, and after it at least so many in each second. A phone line is faster than that.
+# The first bytes come within this time, and at least this many in each second after it. A phone line is faster.
 GRACE_S = 30.0
 MIN_BYTES_PER_S = 1024
 # No request lasts longer; the client goes on with another one.

@@ -5,7 +5,7 @@ state       what a line is and what goes on on it: values, and how they are writ
 machines    the state machines of lines, as tables; pure
 event_log   what has happened, in memory and in a file
 invariants  reads such a log, and says what should never have happened
-directory   what signaling asks of whoever knows the firms
+directory   what signaling asks of the keeper of firms and users
 in_store    the same, asked of the emulator's database; the records of calls
 shared      the lines and sessions that all processes share; in memory for one, ``shared_redis`` for several
 hub         takes what clients say, decides, stores, and tells everyone concerned

@@ -1,4 +1,4 @@
-"""What signaling asks of whoever knows the firms: whose token this is, which lines a user has, and the like."""
+"""What signaling asks of the keeper of firms and users: whose token this is, which lines a user has, and the like."""
 
 from __future__ import annotations
 

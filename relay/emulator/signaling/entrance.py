@@ -1,4 +1,4 @@
-"""Who may log in now. A login reads the database several times, and so many at once would hold up everybody else."""
+"""Who may log in now. A login reads the database several times, and a crowd at once would hold up everybody else."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 # What other processes have left is found this soon, and a process says this often that it lives.
 TICK_S = 1.0
-# Who has logged out hears nothing any more after this time. It is one query for all connections.
+# A user who has logged out hears nothing after this time. It is one query for all connections.
 LOGINS_INTERVAL_S = 5.0
 # A deadline that cannot be met must not keep the process busy.
 MIN_WAIT_S = 0.01

@@ -488,6 +488,6 @@ def parse(event: str, payload: object) -> Event:
 
 
 def shape(model: type[Event]) -> str:
-    """A message's fields, for whoever sent it wrongly."""
+    """A message's fields, for a client that sent it wrongly."""
     fields = [name if known.is_required() else f"{name} (optional)" for name, known in model.model_fields.items()]
     return f"{model.event} with {', '.join(fields) or 'no fields'}"

@@ -97,7 +97,7 @@ class Shared(Protocol):
         """Free what is open."""
 
 
-# A record that is older than this is written again: whoever was about to write it has failed, or is dead.
+# A record that is older than this is written again: the process that was about to write it has failed, or is dead.
 RECORD_PATIENCE_S = 5.0
 
 

@@ -123,7 +123,7 @@ class Listener:
             await self._wanted[1].wait()
 
     def delays_ms(self, sent: int) -> list[float | None]:
-        """For each of so many packets sent, its one-way delay, or None if it never came."""
+        """The one-way delay of each packet that was sent, or None if it never came."""
         sent = min(sent, MAX_TRACKED_PACKETS)
         known = [None if math.isnan(delay) else delay for delay in self._delays_ms[:sent]]
         return known + [None] * (sent - len(known))

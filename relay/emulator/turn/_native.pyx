@@ -276,7 +276,7 @@ cdef class PacketPath:
     # What Python takes and reads
 
     def take_requests(self, uint32_t limit) -> list:
-        """At most so many requests: host, address, port, message. If more wait, ``event_fd`` stays readable."""
+        """At most ``limit`` requests: host, address, port, message. If more wait, ``event_fd`` stays readable."""
         cdef Engine* e = self.engine
         cdef Request request
         cdef list requests = []

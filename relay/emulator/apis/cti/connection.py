@@ -42,7 +42,7 @@ LINGER_S = 5.0
 SEND_TIMEOUT_S = 10.0
 # A program that watches a firm sends a few; one that places calls for a floor after a cut sends some hundred.
 MESSAGES_PER_SECOND = 50.0
-# A client that goes on in spite of so many rejections in a row is broken, or guesses.
+# A client that goes on in spite of this many rejections in a row is broken, or guesses.
 MAX_REJECTED_IN_A_ROW = 100
 # How soon a client loses its connection after its key was disabled, and learns of new users.
 RECHECK_S = 30.0

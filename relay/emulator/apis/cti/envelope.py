@@ -17,7 +17,7 @@ from relay.emulator.apis.signing import SignedRequest, sign
 from relay.emulator.apis.verifying import SignatureRefused, parse_authorization
 from relay.emulator.http.fields import first_wrong
 
-# Of the names that errors show.
+# Errors show this many characters of a name.
 _MAX_SHOWN = 64
 
 

@@ -55,7 +55,7 @@ class Floor:
         return {row.user_id: Person(row.user_id, row.name, row.region) for row in rows}
 
     async def presence(self, user_ids: Iterable[str]) -> dict[str, PresenceStatus]:
-        """The presence of those of these users who are logged in. Raises Rejected."""
+        """The presence of each of these users who is logged in. Raises Rejected."""
         sessions = await _in_time(self._hub.shared.sessions([*user_ids]))
         return {user_id: session.presence for user_id, session in sessions.items()}
 

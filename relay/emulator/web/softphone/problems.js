@@ -12,7 +12,7 @@ export function ofIceError({ errorCode, errorText, url }, { transport, settings 
   if (errorCode === 403) return ofForbidden(said, off);
   if (errorCode === 401) {
     const act =
-      "The page asks for new ones. If this stays, log out and in. Then it is for whoever runs the TURN servers.";
+      "The page asks for new ones. If this stays, log out and in. Then the operators of the TURN servers must act.";
     return problem("turn-401", "The TURN server does not accept the credentials", said, act);
   }
   if (errorCode === 486) {
