@@ -22,6 +22,9 @@ from dataclasses import asdict, replace
 from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError, WatchError
 
 from relay.emulator.signaling.machines import next_deadline
@@ -44,6 +47,9 @@ Pipe = Any
 PREFIX = "c9so:"
 # Redis on the same machine answers in less than a millisecond. A client waits twice this long for an acknowledgement.
 TIMEOUT_S = 5.0
+# After a restart of Redis, each connection of the pool is found to be closed when it is used next: it is opened again,
+# and what was asked is asked again. A second failure is told. So is a timeout, at once: its client has waited enough.
+RETRIES = 1
 # Each attempt fails only because another process has changed the same line in the millisecond between: twenty in a row
 # are not chance.
 MAX_ATTEMPTS = 20
@@ -56,7 +62,13 @@ PORTION = 500
 def open_redis(url: str) -> Redis:
     """A client for this URL. Raises OperatorError if it is not one."""
     try:
-        return Redis.from_url(url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        return Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), RETRIES, supported_errors=(LostConnection,)),
+        )
     except ValueError as error:
         raise OperatorError(f"redis_url: {error}; expected redis://host:port/database") from None
 

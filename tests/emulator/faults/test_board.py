@@ -102,11 +102,8 @@ async def test_a_fault_ends_by_itself_and_everyone_hears_of_it() -> None:
     board = await new_board()
     heard: list[int] = []
     board.on_change(lambda: heard.append(len(board.active)))
-    fault = board.put(Hop.WEB_PROXY, Kind.STALL, FaultSetting(seconds=0.05))
+    board.put(Hop.WEB_PROXY, Kind.STALL, FaultSetting(seconds=0.05))
     board.put(*LOSS, FaultSetting())
-    remaining = board.remaining_s(fault)
-    assert remaining is not None
-    assert 0 < remaining <= 0.05
     await board.until_off(Hop.WEB_PROXY, Kind.STALL)
     assert heard == [1, 2, 1]
     assert [fault.kind for fault in board.active] == [Kind.LOSS]
@@ -117,6 +114,10 @@ async def test_a_fault_ends_by_itself_and_everyone_hears_of_it() -> None:
 async def test_waiting_ends_when_it_is_taken_off() -> None:
     board = await new_board()
     board.put(Hop.WEB_PROXY, Kind.STALL, FaultSetting(seconds=3600))
+    remaining = board.remaining_s(board.active[0])
+    assert remaining is not None
+    # The clock's numbers are large, so a sum is a little off.
+    assert 3599 < remaining < 3601
     waiting = asyncio.ensure_future(board.until_off(Hop.WEB_PROXY, Kind.STALL))
     await asyncio.sleep(0)
     board.put(*LOSS, FaultSetting())

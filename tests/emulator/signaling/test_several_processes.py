@@ -170,5 +170,4 @@ async def test_a_restarted_redis_is_found_again(tmp_path: Path) -> None:
             await a1.do("line.ring", line=shout)
             await b1.heard("line.state", line=shout, state="talking", seq=1)
         finally:
-            await again.kill()
-            again.process._transport.close()  # type: ignore[attr-defined]
+            await again.end()

@@ -19,7 +19,7 @@ from relay.emulator.signaling.shared_redis import RedisShared, open_redis
 from relay.emulator.signaling.state import Decision, Line, LineSpec, Refusal
 from relay.errors import OperatorError, UpstreamError
 from tests.support.emulated_lines import line
-from tests.support.peers.redis_server import needs_redis, redis_server
+from tests.support.peers.redis_server import needs_redis, redis_server, start_redis
 
 Open = Callable[[Path], AbstractAsyncContextManager[Shared]]
 HOOT = line(LineKind.HOOT, *(f"a{number}" for number in range(40)))
@@ -200,3 +200,22 @@ async def test_redis_that_is_gone_is_an_upstream_error(tmp_path: Path) -> None:
 def test_bad_urls_are_refused(url: str) -> None:
     with pytest.raises(OperatorError, match="redis_url"):
         open_redis(url)
+
+
+@needs_redis
+async def test_a_restart_costs_no_answer_once_redis_is_back(tmp_path: Path) -> None:
+    async with redis_server(tmp_path) as server:
+        shared = RedisShared(open_redis(server.url), "one")
+        try:
+            # Ten at once: that many connections, and the restart closes them all.
+            await asyncio.gather(*(shared.live_lines() for _ in range(10)))
+            await server.kill()
+            again = await start_redis(tmp_path, server.port)
+            try:
+                assert (await tell(shared, HOOT, Join("a1", call_id()))).changed
+                answers = await asyncio.gather(*(shared.live_lines() for _ in range(10)))
+                assert answers == [[HOOT.number]] * 10
+            finally:
+                await again.end()
+        finally:
+            await shared.close()

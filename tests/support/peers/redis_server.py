@@ -34,6 +34,11 @@ class RedisServer:
             self.process.kill()
         await self.process.wait()
 
+    async def end(self) -> None:
+        """End it, and close the pipe to it."""
+        await self.kill()
+        self.process._transport.close()  # type: ignore[attr-defined]
+
 
 async def start_redis(folder: Path, port: int) -> RedisServer:
     """Start a server, and wait until it takes connections."""
@@ -57,5 +62,4 @@ async def redis_server(folder: Path) -> AsyncIterator[RedisServer]:
         try:
             yield server
         finally:
-            await server.kill()
-            server.process._transport.close()  # type: ignore[attr-defined]
+            await server.end()
