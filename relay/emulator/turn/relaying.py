@@ -90,7 +90,7 @@ class Relaying:
     def _perform(self, now: float, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, SendToClient):
-                self._count(self._send_to_client(command.client, command.data))
+                self.count(self._send_to_client(command.client, command.data))
             elif isinstance(command, SendToPeer):
                 self._send_to_peer(command)
             elif isinstance(command, OpenRelayed):
@@ -98,7 +98,8 @@ class Relaying:
             elif isinstance(command, CloseRelayed):
                 self._close(self._relayed.pop(command.relayed_address))
 
-    def _count(self, drop: Drop | None) -> bool:
+    def count(self, drop: Drop | None) -> bool:
+        """Count what was dropped and why. Returns True if nothing was."""
         if drop is not None:
             self._counters.drops[drop] += 1
         return drop is None
@@ -129,7 +130,7 @@ class Relaying:
             peer = Address(sender[0], sender[1])
             for command in self.server.receive_from_peer(now, relayed_address, peer, data):
                 assert isinstance(command, SendToClient)
-                if self._count(self._send_to_client(command.client, command.data)):
+                if self.count(self._send_to_client(command.client, command.data)):
                     self._counters.downlink_packets += 1
                     self._counters.downlink_bytes += len(data)
 

@@ -1,7 +1,8 @@
 """TURN over TCP and TLS (RFC 8656 section 3.1): a listener, its connections and their allocations, on the asyncio loop.
 
 A connection holds one unit that is not complete yet, and what its client has not taken: beyond MAX_WAITING_BYTES data
-is dropped, and beyond twice as much of answers the client is cut off. No client waits for another.
+is dropped, and beyond twice as much of answers the client is cut off. So is a client that sends too many requests. No
+client waits for another.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import asyncio
 import socket
 import ssl
 from typing import cast
+
+import structlog
 
 from relay.addresses import Address
 from relay.emulator.turn.counters import Counters
@@ -35,8 +38,18 @@ MAX_WAITING_BYTES = 64 * 1024
 KERNEL_WAITING_BYTES = 64 * 1024
 # The emulator serves one machine. A descriptor and some kilobytes each.
 MAX_CONNECTIONS = 10_000
+# Python takes 20 µs for each request, and the loop is everybody's. A client sends some ten for a call, and one for each
+# further peer.
+REQUESTS_PER_SECOND = 100.0
+# Those of a desk that sets up all its lines. They take a few milliseconds, about as long as a handshake of TLS.
+REQUESTS_AT_ONCE = 200.0
 # An aborted transport ends in the next turn of the loop.
 CLOSE_TIMEOUT_S = 5.0
+# The first two bytes of messages with data (RFC 8656 section 18).
+SEND_INDICATION = b"\x00\x16"
+DATA_INDICATION = b"\x00\x17"
+
+log = structlog.get_logger()
 
 
 class StreamListener:
@@ -92,8 +105,13 @@ class StreamListener:
         for connection in list(self._connections.values()):
             connection.abort()
         if self._connections:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._emptied.wait()
+            # It may have been empty before.
+            self._emptied.clear()
+            try:
+                await asyncio.wait_for(self._emptied.wait(), CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                log.warning("TURN connections are left", address=str(self.address), connections=self.connections)
+                self._connections.clear()
         self.relaying.close()
 
     # Arrival
@@ -142,6 +160,7 @@ class _Connection(asyncio.Protocol):
         self._listener = listener
         self._cutter = StreamCutter()
         self._heard = False
+        self._requests, self._since = REQUESTS_AT_ONCE, 0.0
         self.client = Address("", 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -169,9 +188,20 @@ class _Connection(asyncio.Protocol):
 
     def _take(self, data: bytes) -> None:
         for unit in self._cutter.feed(data):
+            if not _is_data(unit) and not self._allows():
+                self._listener.relaying.count(Drop.REQUEST_FLOOD)
+                self.abort()
+                return
             self._listener.relaying.receive(self.client, unit)
         if self._cutter.fault is not None:
             self.abort()
+
+    def _allows(self) -> bool:
+        """Take one request off what the client may send. Returns False if it has sent too many."""
+        now = self._loop.time()
+        self._requests = min(REQUESTS_AT_ONCE, self._requests + (now - self._since) * REQUESTS_PER_SECOND) - 1
+        self._since = now
+        return self._requests >= 0
 
     def _on_idle(self) -> None:
         if not self._heard and not self._listener.relaying.server.serves(self._loop.time(), self.client):
@@ -183,7 +213,7 @@ class _Connection(asyncio.Protocol):
     def send(self, data: bytes) -> Drop | None:
         """Send a unit, unless too much waits already."""
         waiting = self._transport.get_write_buffer_size()
-        is_data = is_channel_data(data) or data[:2] == b"\x00\x17"
+        is_data = is_channel_data(data) or data[:2] == DATA_INDICATION
         if self._transport.is_closing() or (is_data and waiting > MAX_WAITING_BYTES):
             return Drop.SLOW_CLIENT
         if waiting > 2 * MAX_WAITING_BYTES:
@@ -191,3 +221,8 @@ class _Connection(asyncio.Protocol):
             return Drop.SLOW_CLIENT
         self._transport.write(pad(data) if is_data else data)
         return None
+
+
+def _is_data(unit: bytes) -> bool:
+    """True for ChannelData, and for the Send indications that carry data before there is a channel."""
+    return is_channel_data(unit) or unit[:2] == SEND_INDICATION

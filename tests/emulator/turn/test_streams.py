@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import socket
 import ssl
@@ -30,7 +31,7 @@ from relay.turn.credentials import (
 from relay.turn.drops import Drop
 from relay.turn.server import ServerSettings
 from relay.wire.channeldata import build_channel_data
-from relay.wire.stun import Method
+from relay.wire.stun import AttributeType, MessageClass, Method, build_message, build_xor_address, parse_message
 from tests.support.descriptors import no_descriptors
 from tests.support.peers.aioice_client import Received, closed
 from tests.support.peers.behind_turn import SIZES, Inbox, echo_all_sizes, open_echo, open_echo_pair
@@ -213,7 +214,8 @@ async def test_slow_client_holds_up_nobody(tmp_path: Path) -> None:
             assert served.host.connections == 2
 
 
-async def test_client_that_asks_and_never_reads_is_cut_off(tmp_path: Path) -> None:
+async def test_client_that_asks_and_never_reads_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "REQUESTS_AT_ONCE", math.inf)
     async with serving(tmp_path) as served:
         with served.client(4096) as client:
             # Nobody else may ask so much.
@@ -241,6 +243,45 @@ async def test_broken_stream_is_cut_off(tmp_path: Path, garbage: bytes) -> None:
             await client.ended()
             await eventually(lambda: not served.host.allocations)
             assert await other.binding() == other.address
+
+
+@pytest.mark.parametrize("message", [Method.BINDING, Method.BINDING | 0x10], ids=["requests", "indications"])
+async def test_a_flood_ends_its_connection_and_no_other(tmp_path: Path, message: int) -> None:
+    unit = message.to_bytes(2) + b"\x00\x00\x21\x12\xa4\x42" + bytes(12)
+    async with serving(tmp_path) as served:
+        with served.client() as flooding, served.client() as other:
+            await other.allocate()
+            flooding.send(unit * int(streams.REQUESTS_AT_ONCE + 1))
+            await flooding.ended()
+            assert await other.binding() == other.address
+            await becomes(lambda: (served.host.connections, served.host.allocations), (1, 1))
+            assert served.host.counters.drops[Drop.REQUEST_FLOOD] == 1
+
+
+async def test_data_is_not_counted_as_a_flood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "REQUESTS_AT_ONCE", 8)
+    monkeypatch.setattr(streams, "REQUESTS_PER_SECOND", 0)
+    async with serving(tmp_path) as served, open_echo() as peer:
+        with served.client() as client:
+            await client.allocate()
+            await client.permit(peer)
+            to_peer = (AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, bytes(12)))
+            voice = (AttributeType.DATA, b"voice")
+            for _ in range(20):
+                client.send(build_message(Method.SEND, MessageClass.INDICATION, bytes(12), [to_peer, voice]))
+                assert parse_message(await client.receive()).get(AttributeType.DATA) == b"voice"
+
+
+async def test_host_stops_while_somebody_has_an_allocation_after_others_have_gone(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        with served.client() as client:
+            await client.allocate()
+        await eventually(lambda: not served.host.connections)
+        with served.client() as client:
+            await client.allocate()
+            await served.host.stop()
+            await client.ended()
+            assert (served.host.connections, served.host.allocations) == (0, 0)
 
 
 async def test_half_a_unit_and_gone(tmp_path: Path) -> None:
