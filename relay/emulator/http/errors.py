@@ -83,6 +83,12 @@ def not_found(what: str, *, where: str = "", expected: str = "") -> ApiError:
     return ApiError(404, "not_found", what, where=where, expected=expected)
 
 
+def internal(incident: str) -> ApiError:
+    """500: a fault of our own. The log has the rest under the incident's number."""
+    message = f"A fault of the emulator's own. Its log has it as incident {incident}."
+    return ApiError(500, "internal", message, expected="the request again")
+
+
 def from_validation(invalid: ValidationError, part: str, model: type[BaseModel]) -> ApiError:
     """422: the request can be read, but has wrong fields. ``part`` is ``body``, ``query`` or ``path``."""
     details = [

@@ -1,20 +1,25 @@
-"""The connections of HTTP: how many there are, and how long they may say nothing.
+"""The connections of HTTP: how many there are, how long they may say nothing, and what malformed requests are told.
 
-aiohttp alone would keep any number of them, for an hour.
+aiohttp alone would keep any number of them for an hour, and log a stack trace for each malformed request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
+import secrets
 import socket
 import ssl
 from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.addresses import Address
+from relay.emulator.http.errors import ApiError, internal
+from relay.emulator.http.malformed import MAX_HEADER_BYTES, MAX_TARGET_BYTES, refusal
+from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr
 
 log = structlog.get_logger()
@@ -28,6 +33,8 @@ LINGERING_TIME_S = 2.0
 MAX_CONNECTIONS = 10_000
 # One warning in this time: a flood must not fill the log.
 WARNING_INTERVAL_S = 60.0
+# Lines about malformed requests. More are not worth reading.
+MALFORMED_PER_S = 1.0
 
 
 def max_connections() -> int:
@@ -45,6 +52,7 @@ class Front:
         self._server: web.Server = runner.server
         self._listeners: list[asyncio.Server] = []
         self._warned_at = float("-inf")
+        self._malformed = RateLimit(MALFORMED_PER_S)
 
     async def serve(self, listening: socket.socket, context: ssl.SSLContext | None) -> Address:
         """Accept connections of a socket that listens. Returns its address."""
@@ -66,6 +74,8 @@ class Front:
             access_log=None,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_TIME_S,
+            max_line_size=MAX_TARGET_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
 
     def make_room(self) -> bool:
@@ -86,8 +96,15 @@ class Front:
                 return True
         return False
 
+    def note_malformed(self, client: str | None, found: str) -> None:
+        """Log that a client has sent what is not a request."""
+        if self._malformed.allows(asyncio.get_running_loop().time(), ""):
+            log.info("malformed request", client=client, found=found)
+
 
 class _Connection(web.RequestHandler):
+    """aiohttp's, except for what it tells clients and the log of errors that do not reach the application."""
+
     __slots__ = ("_front",)
 
     def __init__(self, server: web.Server, *, front: Front, **options: Any) -> None:
@@ -104,3 +121,48 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         if not has_room:
             self.force_close()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes. If a body turns out to be broken, its reader gets an error: it would wait for the rest."""
+        super().data_received(data)
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and self._messages:
+            # The body is not whole, so the next message can only be the fault that the parser has found in it.
+            request.content.set_exception(web.RequestPayloadError("broken body"))
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        if status < 500:
+            refused = refusal(exc)
+            self._front.note_malformed(request.remote, str(refused))
+        else:
+            incident = secrets.token_hex(4)
+            log.error("request failed", incident=incident, method=request.method, path=request.path, exc_info=exc)
+            refused = internal(incident)
+        answer = refused.response()
+        answer.force_close()
+        return answer
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPExpectationFailed):
+            # aiohttp looks at this header before the application does.
+            message, expected = "The server cannot do what Expect asks for.", "100-continue, or no such header"
+            resp = ApiError(417, "wrong_expect", message, where="Expect", expected=expected).response()
+        return await super().finish_response(request, resp, start_time)
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        error = options.get("exc_info")
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            # A body that nobody wanted is broken.
+            self._front.note_malformed(None, "a broken body")
+        else:
+            super().log_exception(*args, **options)

@@ -22,7 +22,8 @@ from aiohttp import web
 from relay.catalog import Catalog, Service, Status
 from relay.catalog.model import Host
 from relay.emulator.http.endpoints import Endpoint
-from relay.emulator.http.errors import ApiError
+from relay.emulator.http.errors import ApiError, internal
+from relay.emulator.http.malformed import broken_body
 from relay.emulator.http.openapi import describe
 from relay.emulator.marks import Mark
 from relay.emulator.names import HostRole
@@ -207,16 +208,17 @@ class Site:
                 raise
             expected = "a request as GET /openapi.json describes it"
             return ApiError(answer.status, "refused", answer.reason, where="request", expected=expected).response()
-        except (ConnectionResetError, web.RequestPayloadError):
-            # The client is gone. Nobody reads this answer.
-            return ApiError(400, "broken_off", "The request broke off.", where="body", expected="all of it").response()
+        except (ConnectionResetError, web.RequestPayloadError) as broken:
+            told = broken_body(broken).response()
+            # If the client is still there, nobody knows where its next request begins.
+            told.force_close()
+            return told
         except Exception as error:
             if (not_now := self._not_now(error)) is not None:
                 return not_now.response()
             incident = secrets.token_hex(4)
             log.exception("request failed", incident=incident, method=request.method, path=request.path)
-            message = f"A fault of the emulator's own. Its log has it as incident {incident}."
-            return ApiError(500, "internal", message, expected="the request again").response()
+            return internal(incident).response()
 
     def _not_now(self, error: Exception) -> ApiError | None:
         """What to tell if the database or the disk has failed, not the emulator. None for other errors."""

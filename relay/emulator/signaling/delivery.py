@@ -8,8 +8,9 @@ no memory.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import engineio
 import socketio
@@ -17,6 +18,9 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from engineio import packet as eio_packet
 from engineio.async_drivers.aiohttp import WebSocket
 from socketio import packet
+
+from relay.emulator.http.errors import ApiError
+from relay.logs import printable
 
 # A welcome to a user who shares hoots with 800 others has 100 KB. Two seconds of the busiest line have 100 messages.
 MAX_QUEUED_MESSAGES = 1000
@@ -155,6 +159,10 @@ class KnownWebSocket(WebSocket):  # type: ignore[misc]
         raise OSError("closed")
 
 
+class SessionEnded(KeyError):
+    """The request is of a session that has ended."""
+
+
 class EngineServer(engineio.AsyncServer):  # type: ignore[misc]
     """The library's server with bounded queues, and tasks that are ended with it."""
 
@@ -169,6 +177,33 @@ class EngineServer(engineio.AsyncServer):  # type: ignore[misc]
         box = Outbox(lambda: self._on_full_box(box))
         return box
 
+    def _get_socket(self, sid: str) -> Any:
+        try:
+            return super()._get_socket(sid)
+        except KeyError:
+            raise SessionEnded(sid) from None
+
+    async def handle_request(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request. Errors have the form of all errors."""
+        try:
+            return cast("web.StreamResponse", await super().handle_request(request))
+        except (SessionEnded, UnboundLocalError):
+            # The library has no answer if a session ends while it reads a request's packets.
+            return _refusal(400, "The session has ended.").response()
+
+    async def _make_response(self, response: dict[str, Any], environ: dict[str, Any]) -> web.Response:
+        answer: web.Response = await super()._make_response(response, environ)
+        if answer.status < 400:
+            return answer
+        try:
+            message = json.loads(response["response"])
+        except ValueError:
+            message = ""
+        refusal = _refusal(answer.status, message if isinstance(message, str) else "").response()
+        if (origin := answer.headers.get("Access-Control-Allow-Origin")) is not None:
+            refusal.headers["Access-Control-Allow-Origin"] = origin
+        return refusal
+
     def _on_full_box(self, box: Outbox) -> None:
         for eio_sid, socket in self.sockets.items():
             if socket.queue is box:
@@ -178,3 +213,9 @@ class EngineServer(engineio.AsyncServer):  # type: ignore[misc]
     def start_background_task(self, target: Any, *args: Any, **kwargs: Any) -> asyncio.Task[None]:
         """Start a task that ``SignalingServer.stop`` ends."""
         return self._start(target(*args, **kwargs), f"engine.io {target.__name__}")
+
+
+def _refusal(status: int, message: str) -> ApiError:
+    """What engine.io says of a request, in the form of all errors."""
+    expected = "engine.io 4: a session that has not ended, or a new one without sid"
+    return ApiError(status, "refused", printable(message) or "Refused.", where="request", expected=expected)

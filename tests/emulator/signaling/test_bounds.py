@@ -263,6 +263,34 @@ async def test_a_poll_that_waits_ends_with_its_session() -> None:
         await becomes(lambda: connections(signaling), 0)
 
 
+async def test_requests_to_a_session_that_has_ended_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async with running_signaling(people()) as signaling, raw_polling(signaling) as (session, url):
+        (engine,) = signaling.server.eio.sockets.values()
+        # It ends while the library looks at the packet.
+        engine.closed = True
+        for method in ("POST", "GET"):
+            signaling.server.eio.sockets[engine.sid] = engine
+            async with session.request(method, url, data="6") as answer:
+                assert answer.status == 400
+                assert (await answer.json())["error"]["code"] == "refused"
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_a_session_that_ends_while_a_request_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_signaling(people()) as signaling, raw_polling(signaling) as (session, url):
+        (engine,) = signaling.server.eio.sockets.values()
+        receive = engine.receive
+
+        async def receive_and_end(packet: object) -> None:
+            del signaling.server.eio.sockets[engine.sid]
+            await receive(packet)
+
+        monkeypatch.setattr(engine, "receive", receive_and_end)
+        async with session.post(url, data="6") as answer:
+            assert answer.status == 400
+            assert (await answer.json())["error"]["message"] == "The session has ended."
+
+
 async def test_other_versions_are_refused() -> None:
     async with running_signaling(people()) as signaling, aiohttp.ClientSession() as session:
         for query in (
@@ -273,6 +301,7 @@ async def test_other_versions_are_refused() -> None:
         ):
             async with session.get(f"{signaling.url}/socket.io/?{query}") as answer:
                 assert answer.status == 400
+                assert (await answer.json())["error"]["message"]
         async with session.get(f"{signaling.url}/socket.io/?EIO=4&transport=websocket") as answer:
             assert answer.status == 400
 
