@@ -15,8 +15,12 @@ from relay.emulator.apis.verifying import ApiKey, SignatureRefused, check, check
 from relay.emulator.http.errors import ApiError
 from relay.emulator.names import Api
 from relay.emulator.store import Store, tables
+from relay.rate_limit import RateLimit
 
 MAX_ADDRESS_CHARACTERS = 64
+# To look for the mistake in a wrong signature takes some 10 ms, in which the loop does nothing else. A developer who
+# tries things sends one a second. All others of a key are refused without a reason.
+EXPLAINED_PER_S = 5.0
 
 
 class Keys:
@@ -26,6 +30,7 @@ class Keys:
         self._store = store
         self._clock = clock
         self._nonces = Nonces()
+        self._explained = RateLimit(EXPLAINED_PER_S)
 
     async def find(self, name: str) -> ApiKey | None:
         """The key of this name, as it is now."""
@@ -43,7 +48,15 @@ class Keys:
         credentials = parse_authorization(authorization)
         # PostgreSQL does not take a NUL. No name of a key has one.
         found = await self.find(credentials.key) if credentials.key.isprintable() else None
-        key = check(signed, credentials, date, found, nonces=self._nonces, now=self._clock())
+        key = check(
+            signed,
+            credentials,
+            date,
+            found,
+            nonces=self._nonces,
+            now=self._clock(),
+            may_explain=lambda: self._explained.allows(time.monotonic(), credentials.key),
+        )
         check_allowed(key, address, api)
         return key
 

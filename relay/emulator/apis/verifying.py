@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import ipaddress
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from relay.addresses import IpNetwork
@@ -86,16 +86,17 @@ def check(
     *,
     nonces: Nonces,
     now: float,
+    may_explain: Callable[[], bool] = lambda: True,
 ) -> ApiKey:
     """The key that a request was signed with. Raises SignatureRefused, with 401 or 429.
 
     ``key`` is what the server knows by this name. A nonce is used up only by a right signature: others must not be
-    able to fill the memory.
+    able to fill the memory. ``may_explain`` is asked before the mistake in a wrong signature is looked for.
     """
     known = _enabled(key, credentials)
     sent = _date(date)
     _check_nonce(credentials.nonce)
-    _check_signature(request, credentials, date or "", known)
+    _check_signature(request, credentials, date or "", known, may_explain)
     _check_skew(sent, now)
     _use_up(nonces, known, credentials.nonce, sent, now)
     return known
@@ -148,7 +149,9 @@ def _check_nonce(nonce: str) -> None:
         raise SignatureRefused(401, "malformed_nonce", message, expected=f"a UUID of version 4, such as {new_nonce()}")
 
 
-def _check_signature(request: SignedRequest, credentials: Credentials, date: str, key: ApiKey) -> None:
+def _check_signature(
+    request: SignedRequest, credentials: Credentials, date: str, key: ApiKey, may_explain: Callable[[], bool]
+) -> None:
     text = string_to_sign(request, key.key, credentials.nonce, date)
     try:
         given = base64.b64decode(credentials.signature, validate=True)
@@ -156,6 +159,10 @@ def _check_signature(request: SignedRequest, credentials: Credentials, date: str
         given = b""
     if hmac.compare_digest(given, hmac.digest(key.secret.encode(), text, hashlib.sha512)):
         return
+    if not may_explain():
+        message = "the signature does not match, and the key has too many wrong ones now to look for the mistake"
+        expected = "another attempt in a second: its answer may name the field that differs"
+        raise SignatureRefused(401, "wrong_signature", message, where="signature", expected=expected)
     fault = explain(request, credentials.signature, key.secret, key=key.key, nonce=credentials.nonce, date=date)
     raise SignatureRefused(401, "wrong_signature", fault.told, where=fault.field, expected=fault.expected)
 

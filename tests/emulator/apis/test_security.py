@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.emulator.apis import security
 from relay.emulator.apis.signing import SignedRequest, http_date, new_nonce, sign
 from relay.emulator.store import tables
 from tests.support.benches.apis import ATLAS, BOREALIS, SECRETS, Apis, open_apis
@@ -55,6 +56,25 @@ async def test_the_answer_names_the_field(tmp_path: Path) -> None:
         error = answer.json["error"]
         assert (answer.status, error["where"], error["expected"]) == (401, "scheme", 'scheme "http"')
         assert SECRETS[ATLAS].encode() not in answer.body
+
+
+async def test_only_some_wrong_signatures_of_a_key_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One at once, and the next one in a quarter of an hour.
+    monkeypatch.setattr(security, "EXPLAINED_PER_S", 0.001)
+    async with open_apis(tmp_path) as apis:
+
+        async def refused(key: str) -> tuple[int, str, str]:
+            signed = apis.signed("POST", USERS, b"{}", key=key)
+            answer = await apis.send("POST", USERS, b'{"pageSize":1}', signed)
+            return answer.status, answer.code, answer.json["error"]["expected"][:16]
+
+        assert await refused(ATLAS) == (401, "wrong_signature", "the body's 14 by")
+        for _ in range(3):
+            assert await refused(ATLAS) == (401, "wrong_signature", "another attempt ")
+        assert await refused(BOREALIS) == (401, "wrong_signature", "the body's 14 by")
+        assert (await apis.post(USERS, {})).status == 200
 
 
 async def test_a_disabled_key_is_401_and_an_address_or_api_that_is_not_allowed_403(tmp_path: Path) -> None:
