@@ -94,7 +94,7 @@ class Endpoint:
 
     async def answer_to(self, request: web.Request) -> web.StreamResponse:
         """Check the request, and do what it asks for. Raises ApiError."""
-        raw = await self._read(request) if self.reads_body else b""
+        raw = await read_body(request, self.max_body_bytes) if self.reads_body else b""
         caller = None if self.security is None else await self.security.check(request, raw)
         call = Call(
             request=request,
@@ -110,22 +110,23 @@ class Endpoint:
             return web.Response(status=self.status, text=text, content_type=JSON)
         return answer
 
-    async def _read(self, request: web.Request) -> bytes:
-        most = self.max_body_bytes
-        if request.content_length is not None and request.content_length > most:
-            raise _too_large(most)
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for part in request.content.iter_any():
-                    size += len(part)
-                    if size > most:
-                        raise _too_large(most)
-                    parts.append(part)
-        except TimeoutError:
-            expected = f"the whole body within {BODY_TIMEOUT_S:.0f} s"
-            raise ApiError(408, "too_slow", "The body did not come in time.", where="body", expected=expected) from None
-        return b"".join(parts)
+
+async def read_body(request: web.Request, most: int) -> bytes:
+    """The body of a request, bounded in size and time. Raises ApiError."""
+    if request.content_length is not None and request.content_length > most:
+        raise _too_large(most)
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.content.iter_any():
+                size += len(part)
+                if size > most:
+                    raise _too_large(most)
+                parts.append(part)
+    except TimeoutError:
+        expected = f"the whole body within {BODY_TIMEOUT_S:.0f} s"
+        raise ApiError(408, "too_slow", "The body did not come in time.", where="body", expected=expected) from None
+    return b"".join(parts)
 
 
 def _too_large(most: int) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
 import weakref
@@ -13,7 +14,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.catalog import Service
-from relay.emulator.http.endpoints import Call, Endpoint, Handler
+from relay.emulator.http.endpoints import Call, Endpoint, Handler, read_body
 from relay.emulator.http.errors import ApiError, unauthorized
 from relay.emulator.http.site import Names, Site
 from relay.emulator.lines import MemberRole
@@ -93,6 +94,11 @@ _LOGIN_ERRORS = {
     429: "Too many failed logins: Retry-After says how long to wait.",
     503: "Too many logins at once: Retry-After says how long to wait.",
 }
+_LOG_ERRORS = {
+    429: "You upload too many logs at once: Retry-After says how long to wait.",
+    503: "Too many logs at once: Retry-After says how long to wait.",
+    507: "The emulator keeps no more logs until somebody removes some.",
+}
 
 
 class LoginService:
@@ -146,7 +152,8 @@ class LoginService:
                 status=201,
                 security=bearer,
                 body_types=TYPES,
-                max_body_bytes=MAX_UPLOAD_BYTES,
+                reads_body=False,
+                errors=_LOG_ERRORS,
             ),
             _endpoint("POST", "logout", "End the login", self._logout, answer=models.Done, security=bearer),
         )
@@ -229,7 +236,8 @@ class LoginService:
         if content_type not in TYPES:
             expected = " or ".join(TYPES)
             raise ApiError(415, "wrong_type", "The body has another type.", where="Content-Type", expected=expected)
-        log = await self._logs.keep(call.caller.user_id, content_type, call.raw_body)
+        read = functools.partial(read_body, call.request, MAX_UPLOAD_BYTES)
+        log = await self._logs.keep(call.caller.user_id, content_type, read)
         return models.LogReceipt(log_id=log.log_id, size_bytes=log.size_bytes)
 
     async def _logout(self, call: Call) -> models.Done:

@@ -7,6 +7,7 @@ import gzip
 import io
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +283,83 @@ async def test_logs_are_unpacked_one_at_a_time(tmp_path: Path, monkeypatch: pyte
     async with running_cloud(tmp_path) as client:
         token = (await client.login())["token"]
         answers = await asyncio.gather(
-            *(client.ask("POST", "/rest/v1/logs", token=token, data=packed, headers=headers) for _ in range(8))
+            *(client.ask("POST", "/rest/v1/logs", token=token, data=packed, headers=headers) for _ in range(5))
         )
-        assert [status for status, _, _ in answers] == [201] * 8
+        assert [status for status, _, _ in answers] == [201] * 5
         monkeypatch.setattr(client_logs, "MAX_WAITING", 0)
         status, _, told = await client.ask("POST", "/rest/v1/logs", token=token, data=packed, headers=headers)
         assert (status, told["Retry-After"]) == (503, "5")
     assert most == 1
+
+
+async def test_large_logs_make_room_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_logs, "MAX_BYTES_PER_USER", 25)
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        kept = []
+        for size in (10, 10, 10, 25):
+            _, receipt, _ = await client.ask("POST", "/rest/v1/logs", token=token, data="x" * size, headers=PLAIN)
+            kept.append(receipt["log_id"])
+            if size == 10:
+                assert log_names(tmp_path) == set(kept[-2:])
+        assert log_names(tmp_path) == {kept[-1]}
+
+
+async def test_a_full_folder_keeps_no_more_until_files_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_logs, "MAX_TOTAL_BYTES", 25)
+    async with running_cloud(tmp_path) as client:
+        anna, ben = [(await client.login(user))["token"] for user in ("anna", "ben")]
+
+        async def upload(token: str, size: int) -> tuple[int, Any]:
+            status, body, _ = await client.ask("POST", "/rest/v1/logs", token=token, data="x" * size, headers=PLAIN)
+            return status, body
+
+        _, first = await upload(anna, 20)
+        status, body = await upload(ben, 6)
+        assert (status, body["error"]["code"]) == (507, "logs_full")
+        assert "client-logs" in body["error"]["expected"]
+        assert (await upload(ben, 5))[0] == 201
+        (tmp_path / "client-logs" / f"{first['log_id']}.log").unlink()
+        assert (await upload(ben, 20))[0] == 201
+        # A user's own old logs count as room.
+        monkeypatch.setattr(client_logs, "MAX_LOGS_PER_USER", 1)
+        assert (await upload(ben, 25))[0] == 201
+        assert len(log_names(tmp_path)) == 1
+
+
+async def test_a_user_with_many_logs_leaves_places_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_logs, "MAX_WAITING_OF_USER", 1)
+    async with running_cloud(tmp_path) as client:
+        anna, ben = [(await client.login(user))["token"] for user in ("anna", "ben")]
+        begun, more = asyncio.Event(), asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"a line"
+            begun.set()
+            await more.wait()
+
+        slow = asyncio.create_task(client.ask("POST", "/rest/v1/logs", token=anna, data=body(), headers=PLAIN))
+        await begun.wait()
+
+        async def status_for(token: str) -> int:
+            return (await client.ask("POST", "/rest/v1/logs", token=token, data=b"x", headers=PLAIN))[0]
+
+        while await status_for(anna) != 429:
+            # The first upload may not have reached the server.
+            assert not slow.done()
+        assert await status_for(ben) == 201
+        more.set()
+        assert (await slow)[0] == 201
+
+
+async def test_a_log_that_is_not_registered_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise TimeoutError
+
+    async with running_cloud(tmp_path) as client:
+        token = (await client.login())["token"]
+        monkeypatch.setattr(client_logs.ClientLogs, "_register", fail)
+        assert (await client.ask("POST", "/rest/v1/logs", token=token, data=b"x", headers=PLAIN))[0] == 503
+        assert log_names(tmp_path) == set()
