@@ -73,7 +73,6 @@ def emulate(
     from relay import catalog
     from relay.emulator import fixtures as fixture_files
     from relay.emulator.settings import EmulatorSettings, RelayPlan
-    from relay.floor.emulate import emulate as run
 
     settings = EmulatorSettings(
         folder=folder.absolute(),
@@ -92,6 +91,9 @@ def emulate(
         exposed=expose,
         relay=RelayPlan(*_plan(relay_tls, relay_web_proxy, relay_admin)),
     )
+    # It loads everything else, which takes seconds on a slow machine: a mistake is told before.
+    from relay.floor.emulate import emulate as run
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings, Console(), with_relay=with_relay))
 

@@ -6,6 +6,7 @@ capture         a relay with one flow, and captures of it
 cloud           an emulated cloud in the test's loop, and clients for it
 commands        a command of the command line, without a process
 echoing         a plane whose upstream and control send everything back
+emulating       ``relay emulate``, in a process or in the test's loop
 emulated_signaling  the emulator's signaling server, and phones that talk to it
 floor           an emulated cloud with a relay in front of it
 gateway         a whole relay in the test's loop
