@@ -33,7 +33,7 @@ from relay.emulator.apis.security import Keys
 from relay.emulator.faults.hops import FaultHops
 from relay.emulator.hoots import HootMedia
 from relay.emulator.http.front import Front
-from relay.emulator.http.site import Names, Site
+from relay.emulator.http.site import NO_DEADLINE, Handler, Names, Site
 from relay.emulator.login.client_logs import ClientLogs
 from relay.emulator.login.media import Media, RunningHost
 from relay.emulator.login.models import RelayView
@@ -263,8 +263,13 @@ class Cloud:
             redis_url=self.settings.redis_url,
             event_log=EventLog(self.settings.event_log),
         )
-        serve_signaling(functools.partial(self.site.route, HostRole.SIGNALING), self.signaling)
+        serve_signaling(self._route_signaling, self.signaling)
         self.hoots = HootMedia(self.signaling.hub)
+
+    def _route_signaling(self, method: str, path: str, handler: Handler) -> None:
+        # A GET is a WebSocket, or a poll, which the server ends with the next ping.
+        timeout_s = NO_DEADLINE if method == "GET" else None
+        self.site.route(HostRole.SIGNALING, method, path, handler, timeout_s=timeout_s)
 
     async def _start_hoots(self) -> None:
         # An SFU of one process knows nothing of the users of another.

@@ -13,12 +13,13 @@ from sqlalchemy import Executable, delete, select, update
 from sqlalchemy.exc import DBAPIError
 
 from relay.emulator import fixtures
+from relay.emulator.http import site
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed, turn_secret
-from relay.emulator.store.store import audit
+from relay.emulator.store.store import POOL_SIZE, audit
 from relay.errors import OperatorError
-from tests.support.benches.cloud import running_cloud
-from tests.support.peers.postgresql import needs_postgresql, open_postgresql
+from tests.support.benches.cloud import PASSWORD, running_cloud
+from tests.support.peers.postgresql import hung, needs_postgresql, open_postgresql
 
 pytestmark = needs_postgresql
 
@@ -83,6 +84,29 @@ async def test_a_cloud_remembers_its_users_over_a_restart(server: str, tmp_path:
         status, settings, _ = await client.ask("GET", "/rest/v1/settings", token=token)
         assert (status, settings["voiceViaWebProxy"]) == (200, True)
         assert client.cloud.turn_secret == secret
+
+
+async def test_a_server_that_hangs_is_told_to_clients(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Here the deadline of the whole answer comes before the one of a query.
+    monkeypatch.setattr(site, "ANSWER_TIMEOUT_S", 1.0)
+    async with running_cloud(tmp_path, database=server) as client:
+        token = (await client.login("dora"))["token"]
+        async with hung(server):
+            answers = await asyncio.gather(
+                *(client.ask("GET", "/rest/v1/settings", token=token) for _ in range(POOL_SIZE + 5)),
+                client.ask("POST", "/rest/v1/login", json={"user": "dora", "password": PASSWORD}),
+            )
+        for status, body, headers in answers:
+            assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "too_slow", "5")
+
+        async def answers_again() -> bool:
+            return (await client.ask("GET", "/rest/v1/settings", token=token))[0] == 200
+
+        async with asyncio.timeout(60):
+            while not await answers_again():
+                pass
 
 
 async def test_no_name_of_a_user_is_a_failure(server: str, tmp_path: Path) -> None:

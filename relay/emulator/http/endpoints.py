@@ -83,6 +83,8 @@ class Endpoint:
     security: Security | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     reads_body: bool = True
+    # How long the answer may take. None: as long as ``Site.route`` allows.
+    timeout_s: float | None = None
     # What a handler that reads the body itself takes.
     body_types: tuple[str, ...] = ()
     errors: Mapping[int, str] = field(default_factory=dict)

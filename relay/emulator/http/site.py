@@ -10,8 +10,10 @@ A host that the catalog lists as not existing yet does not answer until it is sw
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import json
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -32,6 +34,11 @@ from relay.rate_limit import RateLimit
 
 log = structlog.get_logger()
 
+# No answer takes longer, except of routes that say so. A body has 15 s, and the database 10 s for a connection; clients
+# wait little longer.
+ANSWER_TIMEOUT_S = 30.0
+# For WebSockets, and for polls that end by themselves.
+NO_DEADLINE = math.inf
 # When to ask again if the database does not answer.
 RETRY_AFTER_S = "5"
 # Of one cause. A thousand requests that fail alike are not worth a thousand lines.
@@ -148,10 +155,19 @@ class Site:
         for endpoint in endpoints:
             self.endpoints.append(endpoint)
             self._description = None
-            self.route(endpoint.role, endpoint.method, endpoint.path, endpoint.answer_to)
+            self.route(endpoint.role, endpoint.method, endpoint.path, endpoint.answer_to, timeout_s=endpoint.timeout_s)
 
-    def route(self, role: HostRole, method: str, path: str, handler: Handler) -> None:
-        """Serve something that is not an endpoint: pages, files, WebSockets."""
+    def route(
+        self, role: HostRole, method: str, path: str, handler: Handler, *, timeout_s: float | None = None
+    ) -> None:
+        """Serve something that is not an endpoint: pages, files, WebSockets.
+
+        If the handler takes longer than ``timeout_s`` (ANSWER_TIMEOUT_S if None), it is cancelled, and the answer is
+        503.
+        """
+        timeout_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+        if timeout_s != NO_DEADLINE:
+            handler = functools.partial(self._answer_within, timeout_s, handler)
         route = self.app.router.add_route(method, path, handler)
         self._roles[route.resource] = role
 
@@ -174,6 +190,19 @@ class Site:
         if task not in self._handlers:
             self._handlers.add(task)
             task.add_done_callback(self._handlers.discard)
+
+    async def _answer_within(self, timeout_s: float, handler: Handler, request: web.Request) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                return await handler(request)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+        if self._warnings.allows(asyncio.get_running_loop().time(), "slow"):
+            log.warning("an answer took too long", method=request.method, path=request.path, timeout_s=timeout_s)
+        message, headers = f"There was no answer within {timeout_s:.0f} s.", {"Retry-After": RETRY_AFTER_S}
+        expected = f"another attempt in {RETRY_AFTER_S} s"
+        raise ApiError(503, "too_slow", message, expected=expected, headers=headers)
 
     async def _describe(self, call: object) -> web.Response:
         # It takes a tenth of a second, in which nothing else is done.

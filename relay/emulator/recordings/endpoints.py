@@ -20,6 +20,7 @@ from relay.emulator.marks import Mark
 from relay.emulator.names import HostRole
 from relay.emulator.recordings import models
 from relay.emulator.recordings.formats import MediaType
+from relay.emulator.recordings.intake import MAX_REQUEST_S
 from relay.emulator.recordings.recordings import Recordings
 from relay.emulator.recordings.rules import metadata_of, state_of
 from relay.emulator.store import tables
@@ -30,6 +31,8 @@ TUS_VERSION = "1.0.0"
 OFFSET_STREAM = "application/offset+octet-stream"
 # Lengths have at most nine digits, so more are a mistake.
 MAX_DIGITS = 12
+# How long it may take to read the largest recording from a slow disk, for its checksum.
+CHECK_TIMEOUT_S = 120.0
 _RECORDING = {404: "You have no such recording."}
 
 
@@ -59,6 +62,7 @@ class RecordingUpload:
                 path_model=models.RecordingPath,
                 answer=models.Recording,
                 security=self._security,
+                timeout_s=CHECK_TIMEOUT_S,
                 errors={**_BOUNDS, 409: "The recording is whole, or its media has another length."},
                 description="That metadata and media come apart, in any order, is documented; this form is not.",
             ),
@@ -89,6 +93,7 @@ class RecordingUpload:
                 status=204,
                 security=self._security,
                 reads_body=False,
+                timeout_s=MAX_REQUEST_S + CHECK_TIMEOUT_S,
                 body_types=(OFFSET_STREAM,),
                 errors=upload,
                 headers=offset,

@@ -6,12 +6,14 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 
 from relay.addresses import Address
@@ -75,3 +77,26 @@ def _running(data: Path, folder: Path, address: Address) -> Iterator[None]:
         yield
     finally:
         _run("pg_ctl", "stop", "--wait", "--mode=immediate", "--pgdata", data)
+
+
+@contextlib.asynccontextmanager
+async def hung(url: str) -> AsyncIterator[None]:
+    """The server is there and does nothing, while the block runs."""
+    connection = await asyncpg.connect(url)
+    folder = await connection.fetchval("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+    await connection.close()
+    server = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
+    processes = [server, *_children_of(server)]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
+
+def _children_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(child) for child in children.split()]

@@ -14,7 +14,7 @@ from relay.emulator.apis.cti.rejections import Rejections
 from relay.emulator.apis.security import Keys, api_error, client_address, signed_request
 from relay.emulator.apis.verifying import SignatureRefused
 from relay.emulator.http.errors import ApiError
-from relay.emulator.http.site import Site
+from relay.emulator.http.site import NO_DEADLINE, Site
 from relay.emulator.names import Api, HostRole
 from relay.emulator.signaling.hub import Hub
 from relay.emulator.signaling.messages import PresenceStatus
@@ -27,6 +27,8 @@ MAX_CONNECTIONS_OF_KEY = 20
 MAX_CONNECTIONS = 200
 # How soon a client that vanished is noticed.
 HEARTBEAT_S = 20.0
+# How long the database may take for each step of the handshake. Then the answer is 503.
+HANDSHAKE_TIMEOUT_S = 10.0
 # In the signature, a WebSocket has its own scheme.
 SCHEMES = {"http": "ws", "https": "wss"}
 
@@ -47,7 +49,7 @@ class CtiServer:
 
     def register(self, site: Site) -> None:
         """Serve the WebSocket, and the endpoints for rejections on demand."""
-        site.route(HostRole.CTI, "GET", PATH, self._on_request)
+        site.route(HostRole.CTI, "GET", PATH, self._on_request, timeout_s=NO_DEADLINE)
         self.rejections.register(site, self._keys)
 
     async def stop(self) -> None:
@@ -63,7 +65,8 @@ class CtiServer:
         address = client_address(request)
         authorization, date = request.headers.get("Authorization"), request.headers.get("Date")
         try:
-            key = await self._keys.check(handshake, authorization, date, address=address, api=Api.CTI)
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                key = await self._keys.check(handshake, authorization, date, address=address, api=Api.CTI)
         except SignatureRefused as refused:
             raise api_error(refused) from None
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MAX_MESSAGE_BYTES, compress=False)
@@ -75,7 +78,8 @@ class CtiServer:
         connection = Connection(self._shared, socket, key, handshake, request)
         self._connections.add(connection)
         try:
-            await connection.load()
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await connection.load()
             await socket.prepare(request)
             await connection.run()
         finally:
