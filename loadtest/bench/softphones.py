@@ -3,9 +3,9 @@
     python -m loadtest.bench.softphones --phones 50 --calls 200 --seconds 120
 
 It starts an emulated cloud and a relay. Each softphone has lines to others: ringdown, shoutdown and intercom. Calls are
-answered, declined, or given up. Every packet is checked, every call is recorded, and every recording is fetched again
-and compared. At the end the log of events must be free of contradictions, and nothing may be left: flows, allocations,
-tasks, sockets. The exit status is 1 if anything is wrong.
+answered, declined, or given up. Some also listen on a hoot, where two of them talk. Every packet is checked, every call
+is recorded, and every recording is fetched again and compared. At the end the log of events must be free of
+contradictions, and nothing may be left: flows, allocations, tasks, sockets. The exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from relay.emulator.lines import LineKind
 from relay.emulator.signaling.invariants import check
 from relay.emulator.signaling.messages import EndReason, LineStatus
 from relay.emulator.softphone import Call, CallEnded, Carrier, Pacer, Softphone, SoftphoneError, Trust, TurnTls
+from relay.emulator.softphone.hoot import HootMedia
 from relay.emulator.softphone.recorder import Recording
+from relay.emulator.softphone.voice import Arrivals
 from relay.emulator.store.passwords import hash_password
 
 SERVER_NAME = "use1-stun1.xhoot.com"
@@ -43,6 +45,8 @@ NEIGHBOURS = {1: LineKind.RINGDOWN, 2: LineKind.RINGDOWN, 7: LineKind.SHOUTDOWN,
 DECLINED, GIVEN_UP = 0.08, 0.08
 # Calls begin in the first part of the time, and the last ones end in the rest.
 BEGIN_WITHIN = 0.85
+# Two softphones of each carrier are on a hoot. The first two of them talk, for this part of the time.
+HOOT, HOOT_MEMBERS, HOOT_TALKERS, HOOT_TALK = "sPK-30000000-000000", 12, 2, 0.3
 # After the last call, what was held has this long to go. The relay notices a client that is gone at once.
 GONE_WITHIN_S = 60.0
 # Logins at once: each checks a password.
@@ -59,6 +63,7 @@ class Outcome:
     declined: int = 0
     given_up: int = 0
     legs: int = 0
+    hoot_voices: int = 0
     packets: int = 0
     lost: int = 0
     late: int = 0
@@ -95,7 +100,10 @@ class Crowd:
             begin = asyncio.get_running_loop().time()
             times = sorted(self._random.uniform(0, BEGIN_WITHIN * seconds) for _ in range(calls))
             at_most_s = (1 - BEGIN_WITHIN) * seconds
-            await asyncio.gather(*(self._call(number, begin + time, at_most_s) for number, time in enumerate(times)))
+            await asyncio.gather(
+                self._hoot(HOOT_TALK * seconds),
+                *(self._call(number, begin + time, at_most_s) for number, time in enumerate(times)),
+            )
             await asyncio.gather(*self._answering, return_exceptions=True)
             for call in self._checking:
                 await self._check_recording(call)
@@ -152,6 +160,21 @@ class Crowd:
         await asyncio.sleep(seconds)
         await call.release()
 
+    async def _hoot(self, seconds: float) -> None:
+        """Some join a hoot, and the first of them talk. One after the other leaves, and the key changes."""
+        try:
+            calls = [await phone.join(HOOT) for phone in self._phones[:HOOT_MEMBERS]]
+            self._checking += calls
+            await asyncio.gather(*(call.ready() for call in calls))
+            for call in calls[:HOOT_TALKERS]:
+                await call.talk(on=True)
+            await asyncio.sleep(seconds)
+            for call in reversed(calls):
+                await call.release()
+                self.outcome.hoot_voices += len(call.voices)
+        except SoftphoneError as error:
+            self._fault(f"hoot: {error}")
+
     def _free_line(self, number: int) -> tuple[Softphone, str]:
         """A line on which nothing goes on. The carriers of those who call take turns."""
         callers = self._phones[number % len(self._carriers) :: len(self._carriers)]
@@ -159,7 +182,7 @@ class Crowd:
             (phone, line)
             for phone in callers
             for line, state in sorted(phone.lines.items())
-            if state.state is LineStatus.IDLE and line not in self._taken
+            if state.state is LineStatus.IDLE and line not in self._taken and line != HOOT
         ]
         phone, line = self._random.choice(idle)
         # Otherwise both ends might ring in the same moment, before either has heard of the other.
@@ -193,15 +216,21 @@ class Crowd:
 
     def _check_media(self, call: Call) -> None:
         for leg in call.legs.values():
-            if leg.listener is None:
-                continue
-            playout = leg.listener.playout()
-            self.outcome.legs += 1
-            self.outcome.packets += playout.received
-            self.outcome.lost += playout.lost
-            self.outcome.late += playout.late
-            if leg.listener.wrong:
-                self._fault(f"{call}: {leg.listener.wrong} wrong packets from {leg.user_id}")
+            if leg.listener is not None:
+                self.outcome.legs += 1
+                self._check_listener(call, leg.listener, leg.user_id)
+        for ssrc, voice in call.voices.items():
+            self._check_listener(call, voice, f"{ssrc:#010x}")
+        if isinstance(call.media, HootMedia) and call.media.listeners.wrong:
+            self._fault(f"{call}: {call.media.listeners.wrong} packets that match no key")
+
+    def _check_listener(self, call: Call, listener: Arrivals, source: str) -> None:
+        playout = listener.playout()
+        self.outcome.packets += playout.received
+        self.outcome.lost += playout.lost
+        self.outcome.late += playout.late
+        if listener.wrong:
+            self._fault(f"{call}: {listener.wrong} wrong packets from {source}")
 
     async def _compare(self, call: Call, recording: Recording) -> None:
         phone = next(phone for phone in self._phones if phone.user_id == recording.user_id)
@@ -226,7 +255,8 @@ def _carriers(floor: Floor) -> list[Carrier]:
 
 
 async def _lines_of(phones: int, password: str) -> tuple[list[LineFixture], str]:
-    lines = []
+    on_hoot = tuple(_name(number) for number in range(min(phones, HOOT_MEMBERS)))
+    lines = [LineFixture(number=HOOT, kind=LineKind.HOOT, label="hoot", members=on_hoot)]
     for step, kind in NEIGHBOURS.items():
         for number in range(phones):
             other = (number + step) % phones

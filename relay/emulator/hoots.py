@@ -17,8 +17,14 @@ import structlog
 from relay.addresses import Address
 from relay.emulator.lines import LineKind
 from relay.emulator.sfu import FloorFull, Hoot, HootError, Sfu
-from relay.emulator.signaling.hub import MEDIA_SERVER, Hub
-from relay.emulator.signaling.messages import ErrorCode, MediaDescription, SendCandidate, SendDescription
+from relay.emulator.signaling.hub import Hub
+from relay.emulator.signaling.messages import (
+    MEDIA_SERVER,
+    ErrorCode,
+    MediaDescription,
+    SendCandidate,
+    SendDescription,
+)
 from relay.emulator.signaling.state import Line, LineSpec, Refusal
 from relay.tasks import Tasks
 

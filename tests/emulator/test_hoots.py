@@ -16,7 +16,7 @@ from relay.addresses import Address
 from relay.emulator.hoots import HootMedia, parse_end
 from relay.emulator.lines import LineKind
 from relay.emulator.sfu import GroupCipher, GroupKey, Hoot, Sfu, keepalive
-from relay.emulator.signaling.hub import MEDIA_SERVER
+from relay.emulator.signaling.messages import MEDIA_SERVER
 from relay.emulator.signaling.state import Refusal
 from relay.emulator.softphone import sdp as softphone_sdp
 from relay.wire.rtp import RtpHeader, build_packet

@@ -29,6 +29,8 @@ async def test_calls_come_and_go_and_nothing_is_left() -> None:
     )
     # Both ends of each answered call have heard, and recorded, the other; signaling has told of each step.
     assert outcome["legs"] >= 2 * outcome["answered"] > 0
+    # Two talkers, and twelve who hear the other or both.
+    assert outcome["hoot_voices"] == 2 * 11
     assert outcome["recordings"] >= 2 * outcome["answered"]
     assert outcome["packets"] > 10 * outcome["legs"]
     assert outcome["transitions"] >= 2 * outcome["calls"]

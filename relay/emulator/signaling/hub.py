@@ -28,6 +28,7 @@ from relay.emulator.signaling.machines import decide, no_such_line
 from relay.emulator.signaling.messages import (
     FROM_CLIENT,
     MAX_LISTED_PARTICIPANTS,
+    MEDIA_SERVER,
     ErrorCode,
     Event,
     FloorState,
@@ -50,8 +51,7 @@ GRACE_S = 15.0
 HANDLE_TIMEOUT_S = 10.0
 # Listeners that come and go on a crowded line are told of this often at most: 800 joins would be 640,000 messages.
 CROWD_INTERVAL_S = 0.25
-# The media servers' own name as a sender and receiver of media descriptions. No user has it.
-MEDIA_SERVER = "@sfu"
+NO_SFU = "There is no SFU: hoots have no voice while several processes share their state (redis_url)."
 _MODELS: dict[str, type[Event]] = {model.event: model for model in FROM_CLIENT}
 
 Observer = Callable[[LineSpec, Line], None]
@@ -416,7 +416,9 @@ class Hub:
         line = (await self.shared.read_lines([number]))[number] if number is not None else Line()
         if number is None or line.call is None or line.call.call_id != message.call_id or user_id not in line.parties:
             raise Refusal(ErrorCode.NOT_IN_CALL, "You are not in this call.", "the call_id of a call that goes on")
-        if message.to == MEDIA_SERVER and self._media_server is not None:
+        if message.to == MEDIA_SERVER:
+            if self._media_server is None:
+                raise Refusal(ErrorCode.UNAVAILABLE, NO_SFU, "an emulator of one process, without redis_url")
             await self._media_server(user_id, number, message)
             return
         if message.to not in line.parties or message.to == user_id:

@@ -25,6 +25,8 @@ MAX_TOKEN_CHARACTERS = 1024
 # Above 50 users the vendor takes a hoot to its cloud (documented). A message that lists everyone would then be sent to
 # everyone: 800 times 50 KB for each that joins. So a line with more participants than this lists its talkers only.
 MAX_LISTED_PARTICIPANTS = 50
+# The media servers' own name as a sender and receiver of media descriptions. No user has it.
+MEDIA_SERVER = "@sfu"
 
 
 def _at_most(limit: int) -> AfterValidator:
@@ -108,7 +110,7 @@ class ErrorCode(StrEnum):
     LINE_FULL = "line_full"
     FLOOR_FULL = "floor_full"
     NOT_IN_CALL = "not_in_call"  # you, or the one you send to, is not in this call
-    UNAVAILABLE = "unavailable"  # the emulator could not do it: its store or its Redis failed
+    UNAVAILABLE = "unavailable"  # the emulator could not do it: its store or its Redis failed, or it has no SFU
 
 
 class Message(BaseModel):

@@ -19,11 +19,13 @@ voice       RTP and SRTP of both directions, with a check of each packet
 pacer       the clock of all speakers
 ogg         recordings as Ogg Opus
 recorder    who spoke when in a call
+group       voice of a hoot, under the key that all share, with the same check
 carriers    how voice travels: UDP, TURN/TLS, WebSocket, sessions, CONNECT-UDP, or nothing
 rest        login, settings and credentials
 uploading   recordings go to the recorder
 signaling   the connection of socket.io, which comes back by itself
 media       the media of one call
+hoot        the media of a hoot
 calls       one call
 softphone   a user with their lines and calls
 """

@@ -24,10 +24,12 @@ from relay.emulator.signaling.messages import (
 )
 from relay.emulator.softphone.carriers import MediaLine, OnData, OnMoved
 from relay.emulator.softphone.errors import CallEnded, SoftphoneError, Unreachable
+from relay.emulator.softphone.group import GroupListener
+from relay.emulator.softphone.hoot import HootMedia
 from relay.emulator.softphone.media import CallMedia, DescriptionType, Leg
 from relay.emulator.softphone.pacer import Pacer
 from relay.emulator.softphone.recorder import Recorder, Recording
-from relay.emulator.softphone.voice import PACKETS_PER_SECOND
+from relay.emulator.softphone.voice import PACKETS_PER_SECOND, Arrivals
 
 # The server's own timeout of a ringing line is 30 s.
 ANSWERED_TIMEOUT_S = 40.0
@@ -96,9 +98,12 @@ class Call:
         self._reason: EndReason | None = None
         self._recorded: asyncio.Future[Recording | None] = asyncio.get_running_loop().create_future()
         self._recorder = Recorder() if phone.records else None
-        self.media: CallMedia | None = None
+        # The user has asked for silence, which the server has not confirmed yet.
+        self._hushed = False
+        self.media: CallMedia | HootMedia | None = None
         if phone.has_media:
-            self.media = CallMedia(
+            media = HootMedia if self.kind is LineKind.HOOT else CallMedia
+            self.media = media(
                 phone.user_id,
                 phone.open_line,
                 _Teller(phone, self.call_id),
@@ -106,6 +111,8 @@ class Call:
                 recorder=self._recorder,
                 speaks=phone.speaks,
             )
+            if isinstance(self.media, HootMedia):
+                self.media.start()
         self.update(state)
 
     def __repr__(self) -> str:
@@ -125,8 +132,13 @@ class Call:
 
     @property
     def legs(self) -> dict[str, Leg]:
-        """The media with each other party."""
-        return {} if self.media is None else self.media.legs
+        """The media with each other party. On a hoot there are ``voices`` instead."""
+        return self.media.legs if isinstance(self.media, CallMedia) else {}
+
+    @property
+    def voices(self) -> dict[int, GroupListener]:
+        """Who is heard on a hoot, by SSRC."""
+        return self.media.voices if isinstance(self.media, HootMedia) else {}
 
     @property
     def recorder(self) -> Recorder | None:
@@ -143,11 +155,28 @@ class Call:
         """Hang up, or decline. Its record is on disk when this returns, if it has ended for all."""
         if self.is_open:
             message = LineLeave if self.kind is LineKind.HOOT else LineRelease
-            await self._phone.tell(message(line=self.line))
+            await self._tell_in_silence(message(line=self.line))
 
     async def talk(self, on: bool) -> None:
         """Begin or end to talk, on a line where that is a choice."""
-        await self._phone.tell(LineTalk(line=self.line, on=on))
+        message = LineTalk(line=self.line, on=on)
+        if on:
+            self._hushed = False
+            await self._phone.tell(message)
+        else:
+            await self._tell_in_silence(message)
+
+    async def _tell_in_silence(self, message: Event) -> None:
+        """Say no more from now on: what is said after the floor is gone would be dropped, and be missing."""
+        self._hushed = True
+        if self.media is not None:
+            self.media.talking = False
+        try:
+            await self._phone.tell(message)
+        except SoftphoneError:
+            self._hushed = False
+            self.update(self.state)
+            raise
 
     # What a user waits for
 
@@ -189,8 +218,14 @@ class Call:
     async def heard(self, user_id: str, packets: int, timeout_s: float = 5.0) -> int:
         """Wait until this many packets of a party have come. Returns how many have when the time is over."""
         listener = self.legs[user_id].listener
-        if listener is None:
-            return 0
+        return 0 if listener is None else await self._heard(listener, packets, timeout_s)
+
+    async def heard_voice(self, ssrc: int, packets: int, timeout_s: float = 5.0) -> int:
+        """The same for a talker of a hoot, who has been heard before or not."""
+        assert isinstance(self.media, HootMedia)
+        return await self._heard(self.media.listeners.voice(ssrc), packets, timeout_s)
+
+    async def _heard(self, listener: Arrivals, packets: int, timeout_s: float) -> int:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await listener.wait_received(packets)
@@ -224,9 +259,13 @@ class Call:
         if state.state in _OPEN:
             self._answered.set()
             self.met.update(one.user_id for one in state.participants)
-        if self.media is not None:
-            own = self.own
-            self.media.talking = own is not None and own.talking
+        if self.media is None:
+            return
+        own = self.own
+        self.media.talking = own is not None and own.talking and not self._hushed
+        if isinstance(self.media, HootMedia):
+            self.media.others_talk = any(one.talking for one in state.participants if one is not own)
+        else:
             self.media.set_parties(*parties_of(state, self._phone.user_id))
 
     def end(self, reason: EndReason | None) -> None:

@@ -6,6 +6,7 @@ Anything with such an ``open`` is a carrier: a load test brings its own, and ``N
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ OnData = Callable[[Address, bytes], None]
 OnMoved = Callable[[Address], None]
 # A TURN host that is asked whether the allocation is still there answers within a round trip.
 CHECK_TIMEOUT_S = 2.0
+# Releasing an allocation takes a round trip, or a second if nobody answers. Then the TURN host ends it by itself.
+CLOSE_TIMEOUT_S = 5.0
 _FORBIDDEN, _QUOTA = 403, 486
 
 
@@ -275,6 +278,13 @@ async def _allocated(
     except UpstreamError as error:
         raise explained(error, carrier.name, access.user_id) from error
     return _TurnLine(connection)
+
+
+async def close_line(line: MediaLine) -> None:
+    """Release a way, also one that has failed."""
+    with contextlib.suppress(UpstreamError, TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await line.close()
 
 
 def _trusted(trust: Trust, proxy: str | None) -> _Trusted:

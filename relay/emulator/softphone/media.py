@@ -10,7 +10,6 @@ Everything happens in one task, in order: a queue has what signaling tells, what
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,11 +19,11 @@ import structlog
 
 from relay.addresses import Address
 from relay.emulator.softphone import sdp
-from relay.emulator.softphone.carriers import MediaLine, OnData, OnMoved
+from relay.emulator.softphone.carriers import MediaLine, OnData, OnMoved, close_line
 from relay.emulator.softphone.errors import MediaFailed, SoftphoneError
 from relay.emulator.softphone.pacer import Pacer
 from relay.emulator.softphone.recorder import Recorder
-from relay.emulator.softphone.voice import Listener, Speaker
+from relay.emulator.softphone.voice import Listener, Saying, Speaker
 from relay.errors import UpstreamError
 from relay.tasks import Tasks
 
@@ -42,8 +41,6 @@ OFFER_AGAIN_S = 3.0
 # The TURN hosts of a region are three or four; after this many ways that failed there is none.
 MAX_REOPENINGS = 6
 REOPEN_PAUSE_S = 0.25
-# Releasing an allocation takes a round trip, or a second if nobody answers. Then the TURN host ends it by itself.
-CLOSE_TIMEOUT_S = 5.0
 
 DescriptionType = Literal["offer", "answer"]
 OpenLine = Callable[[int, OnData, OnMoved], Awaitable[MediaLine]]
@@ -111,9 +108,7 @@ class CallMedia:
         self._tell = tell
         self._pacer = pacer
         self._recorder = recorder
-        # Packets that may still be said; None: no end.
-        self._left: int | None = None if speaks else 0
-        self._said_all = asyncio.Event()
+        self._saying = Saying(speaks=speaks)
         self._heard = 0
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(MAX_INBOX)
@@ -161,10 +156,7 @@ class CallMedia:
 
     async def say(self, packets: int) -> None:
         """Say this many packets to each party, and then be silent. It waits while it may not talk."""
-        self._left = packets
-        self._said_all.clear()
-        if packets:
-            await self._said_all.wait()
+        await self._saying.say(packets)
 
     async def close(self) -> None:
         """End everything. May be repeated."""
@@ -182,7 +174,7 @@ class CallMedia:
 
     def tick(self) -> None:
         """Speak, and note who spoke."""
-        said = self._speak() if self.talking and self._left != 0 else False
+        said = self._speak() if self.talking and self._saying.left != 0 else False
         heard = sum(leg.listener.received for leg in self.legs.values() if leg.listener is not None)
         if self._recorder is not None:
             self._recorder.tick(said=said, heard=heard > self._heard)
@@ -196,10 +188,7 @@ class CallMedia:
         for leg in speaking:
             assert leg.bound is not None
             line.send(leg.bound, leg.speaker.next_packet())
-        if self._left is not None:
-            self._left -= 1
-            if not self._left:
-                self._said_all.set()
+        self._saying.said()
         return True
 
     def _on_data(self, peer: Address, packet: bytes) -> None:
@@ -394,6 +383,4 @@ class CallMedia:
     async def _close_line(self) -> None:
         line, self._line = self._line, None
         if line is not None:
-            with contextlib.suppress(UpstreamError, TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await line.close()
+            await close_line(line)

@@ -1,8 +1,8 @@
 """Media descriptions of Python softphones: SDP (RFC 8866) with one audio stream, an SDES key and one relayed candidate.
 
 The key is in ``a=crypto`` (RFC 4568), the relayed address in ``a=candidate`` (RFC 8839), the SSRC in ``a=ssrc``
-(RFC 5576). A browser describes itself differently: WebRTC takes no key from signaling. Its description is refused, and
-the error says why.
+(RFC 5576). The SFU describes a hoot: with its own address, and the group key. A browser describes itself differently:
+WebRTC takes no key from signaling. Its description is refused, and the error says why.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, field
 
 from relay.addresses import Address, canonical
+from relay.emulator.sfu import GroupKey
 from relay.errors import PeerError
 
 # AES-128 key and salt (RFC 3711 section 8.2).
@@ -90,12 +91,36 @@ def parse(text: str) -> Description:
     session_id, version = _origin(session["o"])
     attributes = _attributes(media)
     port = _media_line(media[0][1])
-    candidate = _candidate(_only(attributes, "candidate"))
+    candidate = _candidate(_only(attributes, "candidate"), "relay")
     if candidate.port != port:
         raise SdpError(f"m=audio has port {port}, and a=candidate {candidate.port}; expected the same")
     ssrc, cname = _ssrc(_only(attributes, "ssrc"))
     master_key = _crypto(_only(attributes, "crypto"))
     return Description(candidate, ssrc, master_key, cname, session_id, version)
+
+
+@dataclass(frozen=True)
+class HootDescription:
+    """What the SFU tells of a hoot: where it is, and the group key. It has no SSRC, because it only copies packets."""
+
+    address: Address
+    key: GroupKey
+
+
+def parse_hoot(text: str) -> HootDescription:
+    """Read the description of a hoot. Raises SdpError."""
+    session, media = _sections(text)
+    _origin(session["o"])
+    attributes = _attributes(media)
+    port = _media_line(media[0][1])
+    candidate = _candidate(_only(attributes, "candidate"), "host")
+    if candidate.port != port:
+        raise SdpError(f"m=audio has port {port}, and a=candidate {candidate.port}; expected the same")
+    try:
+        key = GroupKey.parse(_only(attributes, "crypto"))
+    except ValueError as error:
+        raise SdpError(str(error)) from None
+    return HootDescription(candidate, key)
 
 
 def _sections(text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -162,10 +187,10 @@ def _only(attributes: dict[str, list[str]], name: str) -> str:
     return values[0]
 
 
-def _candidate(value: str) -> Address:
+def _candidate(value: str, kind: str) -> Address:
     words = value.split(" ")
-    if len(words) < 8 or words[1] != "1" or words[2].lower() != "udp" or words[6:8] != ["typ", "relay"]:
-        raise SdpError("a=candidate: expected component 1, udp, and typ relay")
+    if len(words) < 8 or words[1] != "1" or words[2].lower() != "udp" or words[6:8] != ["typ", kind]:
+        raise SdpError(f"a=candidate: expected component 1, udp, and typ {kind}")
     port = _number(words[5], 16, "a=candidate")
     try:
         host = ipaddress.ip_address(words[4])

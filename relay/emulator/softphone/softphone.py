@@ -22,6 +22,8 @@ from relay.emulator.signaling.messages import (
     FloorState,
     LineAccepted,
     LineJoin,
+    LineLeave,
+    LineRelease,
     LineRing,
     LineState,
     MediaCandidate,
@@ -264,6 +266,10 @@ class Softphone:
         accepted = await self.signaling.ask(message)
         if isinstance(accepted, LineAccepted):
             self._take_state(accepted.line_state)
+            if isinstance(message, LineLeave | LineRelease):
+                # A crowded line lists its talkers only: its state does not tell that this user has left.
+                self._joined.discard(message.line)
+                self._take_call(self.lines[accepted.line_state.line])
         elif isinstance(accepted, StateAccepted):
             self._take_all(accepted)
         return accepted

@@ -65,39 +65,25 @@ class Speaker:
         return protected
 
 
-class Listener:
-    """One direction as its sink has it.
+class Arrivals:
+    """What has come of one stream.
 
     ``received`` counts packets that came as they were sent. ``wrong`` counts those that did not authenticate, came
-    twice, or are not what the source sends.
+    twice, or are not what the source sends. Delays are kept of the first ``most`` packets.
     """
 
-    def __init__(self, ssrc: int, master_key: bytes) -> None:
+    def __init__(self, ssrc: int, most: int) -> None:
         self.ssrc = ssrc
         self.received = 0
         self.wrong = 0
         self._next = 0
+        self._most = most
         self._delays_ms = array("f")
-        self._session = _session(master_key, pylibsrtp.Policy.SSRC_ANY_INBOUND)
         self._wanted: tuple[int, asyncio.Event] | None = None
 
-    def hear(self, packet: bytes) -> None:
-        """Authenticate a packet, compare it, and note its delay."""
-        now_ns = time.monotonic_ns()
-        try:
-            plain = self._session.unprotect(packet)
-            header = parse_header(plain)
-        # ValueError: longer than any packet of SRTP that pylibsrtp takes.
-        except (pylibsrtp.Error, RtpError, ValueError):
-            self.wrong += 1
-            return
-        sent_at_ns = int.from_bytes(plain[HEADER_BYTES : HEADER_BYTES + _STAMP_BYTES])
-        expected = voice_payload(header.ssrc, header.sequence_number, sent_at_ns)
-        if header.ssrc != self.ssrc or plain[HEADER_BYTES:] != expected:
-            self.wrong += 1
-            return
-        number = extend(header.sequence_number, self._next)
-        if not self._note(number, (now_ns - sent_at_ns) / 1e6):
+    def _take(self, number: int, delay_ms: float) -> None:
+        """Count the packet with this number in the stream."""
+        if not self._note(number, delay_ms):
             self.wrong += 1
             return
         self.received += 1
@@ -107,7 +93,7 @@ class Listener:
 
     def _note(self, number: int, delay_ms: float) -> bool:
         """Keep a packet's delay. Returns False if it came before."""
-        if not 0 <= number < MAX_TRACKED_PACKETS:
+        if not 0 <= number < self._most:
             return number >= 0
         if (missing := number + 1 - len(self._delays_ms)) > 0:
             self._delays_ms.extend([math.nan] * missing)
@@ -124,13 +110,66 @@ class Listener:
 
     def delays_ms(self, sent: int) -> list[float | None]:
         """The one-way delay of each packet that was sent, or None if it never came."""
-        sent = min(sent, MAX_TRACKED_PACKETS)
+        sent = min(sent, self._most)
         known = [None if math.isnan(delay) else delay for delay in self._delays_ms[:sent]]
         return known + [None] * (sent - len(known))
 
     def playout(self, sent: int | None = None) -> Playout:
         """How it sounded. Without ``sent``, packets lost after the last that came are not known."""
         return play(self.delays_ms(self._next if sent is None else sent))
+
+
+class Listener(Arrivals):
+    """One direction of a call as its sink has it, with the key of its source."""
+
+    def __init__(self, ssrc: int, master_key: bytes) -> None:
+        super().__init__(ssrc, MAX_TRACKED_PACKETS)
+        self._session = _session(master_key, pylibsrtp.Policy.SSRC_ANY_INBOUND)
+
+    def hear(self, packet: bytes) -> None:
+        """Authenticate a packet, compare it, and note its delay."""
+        now_ns = time.monotonic_ns()
+        try:
+            plain = self._session.unprotect(packet)
+            header = parse_header(plain)
+        # ValueError: longer than any packet of SRTP that pylibsrtp takes.
+        except (pylibsrtp.Error, RtpError, ValueError):
+            self.wrong += 1
+            return
+        sent_at_ns = sent_at(header, plain)
+        if header.ssrc != self.ssrc or sent_at_ns is None:
+            self.wrong += 1
+            return
+        self._take(extend(header.sequence_number, self._next), (now_ns - sent_at_ns) / 1e6)
+
+
+class Saying:
+    """How much is still to be said. ``left`` counts packets; None: there is no end."""
+
+    def __init__(self, *, speaks: bool) -> None:
+        self.left: int | None = None if speaks else 0
+        self._said_all = asyncio.Event()
+
+    def said(self) -> None:
+        """One packet was said."""
+        if self.left is not None:
+            self.left -= 1
+            if not self.left:
+                self._said_all.set()
+
+    async def say(self, packets: int) -> None:
+        """Say this many, and wait until they are said."""
+        self.left = packets
+        self._said_all.clear()
+        if packets:
+            await self._said_all.wait()
+
+
+def sent_at(header: RtpHeader, plain: bytes) -> int | None:
+    """When a packet was sent, on the clock in nanoseconds. None if it is not as a ``Speaker`` sends it."""
+    sent_at_ns = int.from_bytes(plain[HEADER_BYTES : HEADER_BYTES + _STAMP_BYTES])
+    expected = voice_payload(header.ssrc, header.sequence_number, sent_at_ns)
+    return sent_at_ns if plain[HEADER_BYTES:] == expected else None
 
 
 def extend(sequence_number: int, near: int) -> int:

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.addresses import Address
-from relay.emulator.softphone.sdp import BrowserSdpError, Description, SdpError, build, parse
+from relay.emulator.sfu import Sfu
+from relay.emulator.softphone.sdp import (
+    BrowserSdpError,
+    Description,
+    HootDescription,
+    SdpError,
+    build,
+    parse,
+    parse_hoot,
+)
 
 KEY = bytes(range(30))
 GIVEN = Description(Address("127.0.1.2", 50000), 0xDEADBEEF, KEY, "anna", 7, 2)
@@ -133,3 +142,43 @@ def test_what_cannot_be_written(key: bytes, cname: str) -> None:
 
 def test_key_is_not_shown() -> None:
     assert "master_key" not in repr(GIVEN)
+
+
+HOOT_TEXT = (
+    "v=0\r\no=- 40000 3 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 40000 RTP/SAVP 0\r\n"
+    "a=rtpmap:0 PCMU/8000\r\n"
+    "a=crypto:3 AES_CM_128_HMAC_SHA1_80 inline:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwd\r\n"
+    "a=candidate:1 1 UDP 2130706431 127.0.0.1 40000 typ host\r\na=rtcp-mux\r\na=sendrecv\r\n"
+)
+
+
+async def test_a_hoot_is_described_with_its_address_and_key() -> None:
+    told = parse_hoot(HOOT_TEXT)
+    assert (told.address, told.key.number, told.key.master_key) == (Address("127.0.0.1", 40000), 3, KEY)
+    async with Sfu() as sfu:
+        hoot = sfu.open("sPK-12345678-987654")
+        assert parse_hoot(hoot.sdp) == HootDescription(hoot.address, hoot.key)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("typ host", "typ relay", "typ host"),
+        ("40000 typ", "40001 typ", "the same"),
+        ("a=crypto:3", "a=crypto:x", "a tag"),
+        ("inline:AAEC", "inline:A", "a=crypto|adding|base64|length"),
+        ("inline:", "other:", "inline:"),
+        ("a=candidate", "a=other", "a=candidate"),
+        ("RTP/SAVP", "UDP/TLS/RTP/SAVPF", "as a browser does"),
+    ],
+)
+def test_other_descriptions_of_a_hoot_are_refused(before: str, after: str, expected: str) -> None:
+    with pytest.raises(SdpError, match=expected):
+        parse_hoot(HOOT_TEXT.replace(before, after))
+
+
+@given(st.text())
+def test_any_text_is_a_hoot_or_an_error(text: str) -> None:
+    for given_ in (text, HOOT_TEXT + text, text + HOOT_TEXT):
+        with contextlib.suppress(SdpError):
+            parse_hoot(given_)
