@@ -125,11 +125,7 @@ class TurnConnection(ClosedOnExit):
 
     async def refresh(self, lifetime_s: int | None = None) -> int:
         """Renew the allocation for ``lifetime_s``; 0 releases it. Returns the lifetime that is granted, in seconds."""
-        return await self._refresh(lifetime_s, self._timeout_s)
-
-    async def _refresh(self, lifetime_s: int | None, timeout_s: float) -> int:
-        start = self._client.refresh
-        event = await self._request(Method.REFRESH, (), lambda: start(self._loop.time(), lifetime_s), timeout_s)
+        event = await self._request(Method.REFRESH, (), lambda: self._client.refresh(self._loop.time(), lifetime_s))
         assert isinstance(event, AllocationRefreshed)
         return event.lifetime_s
 
@@ -266,12 +262,23 @@ class TurnConnection(ClosedOnExit):
     async def close(self, *, release: bool = True) -> None:
         """Release the allocation (Refresh with lifetime 0, unless ``release`` is false) and close. May be repeated."""
         try:
-            if release and self.relayed_address is not None and not self._ending.reached:
-                with contextlib.suppress(UpstreamError):
-                    await self._refresh(0, RELEASE_TIMEOUT_S)
+            if release and not self._ending.reached:
+                await self._release()
         finally:
             self._end(None)
             await self._link.wait_closed()
+
+    async def _release(self) -> None:
+        """Release the allocation. If only an unanswered Allocate may have made one, the release is sent, and no more:
+        a server that is late already is not waited for.
+        """
+        if self.relayed_address is None:
+            self._client.release(self._loop.time())
+            self._flush()
+            return
+        with contextlib.suppress(UpstreamError):
+            start = self._client.release
+            await self._request(Method.REFRESH, (), lambda: start(self._loop.time()), RELEASE_TIMEOUT_S)
 
     def _end(self, error: UpstreamError | None) -> None:
         if not self._ending.reach(error):

@@ -16,10 +16,13 @@ from relay.client.turn import open_turn_udp, take_turn_udp
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.turn.credentials import NonceMint, StaticCredentials
-from relay.wire.stun import Method
+from relay.wire.stun import AttributeType, MessageClass, Method, parse_message
+from tests.support.benches.turn import PASSWORDS, AnsweringServer, is_no_allocate_success
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
 from tests.support.peers.coturn import open_coturn
+from tests.support.peers.responder import open_responder
+from tests.support.waiting import becomes
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 
@@ -87,6 +90,42 @@ async def test_close_releases_unless_told_not_to() -> None:
             await turn.close(release=release)
             await turn.close()
             assert host.allocations == left
+
+
+async def test_close_releases_what_an_unanswered_allocate_has_made() -> None:
+    server = AnsweringServer(is_no_allocate_success)
+    async with open_responder(server) as address:
+        turn = await open_turn_udp(address, "ann", PASSWORDS["ann"])
+        allocating = asyncio.ensure_future(turn.allocate())
+        await becomes(lambda: server.allocations, 1)
+        # The user has hung up meanwhile.
+        allocating.cancel()
+        await turn.close()
+        assert turn.relayed_address is None
+        await becomes(lambda: server.allocations, 0)
+    assert server.granted == 1
+
+
+async def test_close_sends_a_lost_release_again_although_a_renewal_is_answered() -> None:
+    releases: list[bytes] = []
+
+    def passes(message: bytes) -> bool:
+        parsed = parse_message(message)
+        if parsed.message_class is MessageClass.REQUEST and parsed.uint32(AttributeType.LIFETIME) == 0:
+            releases.append(message)
+            return len(releases) > 1
+        return True
+
+    server = AnsweringServer(passes)
+    async with open_responder(server) as address:
+        turn = await open_turn_udp(address, "ann", PASSWORDS["ann"], rto_s=0.05)
+        await turn.allocate()
+        renewing = asyncio.ensure_future(turn.refresh())
+        await asyncio.sleep(0)
+        await turn.close()
+        await becomes(lambda: server.allocations, 0)
+        await renewing
+    assert len(releases) >= 2
 
 
 @pytest.mark.parametrize(("username", "password"), [("trader", "wrong"), ("nobody", "secret"), ("", "")])

@@ -20,6 +20,7 @@ from relay.turn.events import (
     RequestFailed,
 )
 from relay.turn.server import ServerSettings
+from relay.turn.transactions import RTO_S
 from relay.wire.channeldata import build_channel_data, is_channel_data
 from relay.wire.stun import (
     AttributeType,
@@ -38,6 +39,7 @@ from tests.support.benches.turn import (
     Attributes,
     ClientBench,
     ServerBench,
+    is_no_allocate_success,
     lifetime,
     new_client,
     numbered_ids,
@@ -208,6 +210,41 @@ def test_8_1_after_a_release_all_may_begin_again(pair: ClientBench) -> None:
     assert pair.settle() == [ChannelBound(OTHER, 0x4000)]
     assert pair.data_to(OTHER, b"up") == [SendToPeer(second, OTHER, b"up")]
     assert pair.advance(240) == [ChannelBound(OTHER, 0x4000)]
+
+
+def test_8_1_a_release_ends_what_an_unanswered_allocate_has_made(pair: ClientBench) -> None:
+    pair.passes = is_no_allocate_success
+    pair.client.allocate(pair.now)
+    assert pair.settle() == []
+    assert pair.bench.server.allocations == 1
+    pair.client.release(pair.now)
+    assert pair.settle() == [AllocationRefreshed(0)]
+    assert pair.bench.server.allocations == 0
+    assert pair.advance(60) == []
+    assert pair.client.next_deadline() is None
+
+
+def test_8_1_a_release_needs_no_packet_before_the_server_could_allocate() -> None:
+    client = new_client()
+    client.allocate(0.0)
+    unauthenticated = request_of(client)
+    client.release(0.1)
+    assert (client.take_messages(), client.next_deadline()) == ([], None)
+    assert client.receive(0.2, error(unauthenticated, 401, *CHALLENGE)) == []
+    assert client.take_messages() == []
+
+
+def test_8_1_a_release_waits_for_no_other_request(pair: ClientBench) -> None:
+    pair.allocated()
+    for peer in many_peers(2 * MAX_UNDER_WAY):
+        pair.client.bind_channel(pair.now, peer)
+    pair.client.refresh(pair.now)
+    pair.client.take_messages()
+    pair.client.release(pair.now)
+    (message,) = pair.client.take_messages()
+    assert parse_message(message).uint32(AttributeType.LIFETIME) == 0
+    assert pair.advance(RTO_S) == [AllocationRefreshed(0)]
+    assert (pair.bench.server.allocations, pair.client.next_deadline()) == (0, None)
 
 
 def test_an_hour_of_a_call(pair: ClientBench) -> None:

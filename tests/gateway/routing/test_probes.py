@@ -30,12 +30,14 @@ from relay.plane.uplink import Uplink
 from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import Method
 from tests.support.benches.health import AT_ONCE_S, Watched, server, settings, watching
+from tests.support.benches.turn import PASSWORDS, AnsweringServer, is_no_allocate_success
 from tests.support.network.netns import Namespace
 from tests.support.network.netns import refusal as netns_refusal
 from tests.support.network.ports import reserved_address
 from tests.support.peers.coturn import open_coturn
 from tests.support.peers.responder import Answer, open_responder, refusal, silence, success
 from tests.support.ssrf_table import FakeDns
+from tests.support.waiting import becomes
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
 CREDENTIALS = StaticCredentials({"probe": "secret"})
@@ -267,6 +269,17 @@ async def test_an_answer_that_came_while_our_own_loop_stood_still_counts() -> No
         # Once more, so that the deadline has certainly passed.
         time.sleep(0.1)  # noqa: ASYNC251
         assert (await asking).verdict is ProbeVerdict.GOOD
+
+
+async def test_an_allocation_that_is_granted_too_late_is_released() -> None:
+    """Otherwise each probe of a busy upstream would leave it an allocation for ten minutes."""
+    upstream = AnsweringServer(is_no_allocate_success)
+    async with open_responder(upstream) as address:
+        asker = Asker(SOON_S, None, None, RelayPolicy())
+        while not upstream.granted:
+            found = await asker.ask_service(address, "ann", PASSWORDS["ann"])
+            assert found.verdict is ProbeVerdict.BAD
+        await becomes(lambda: upstream.allocations, 0)
 
 
 async def test_a_watch_survives_whatever_happens_in_it() -> None:

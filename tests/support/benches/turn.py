@@ -293,6 +293,35 @@ class ClientBench:
         return self.events[first:]
 
 
+class AnsweringServer:
+    """A server for ``open_responder``, with one client. ``passes`` may lose what it wants, in both directions."""
+
+    def __init__(self, passes: Callable[[bytes], bool]) -> None:
+        self.bench = ServerBench()
+        # How often it has allocated.
+        self.granted = 0
+        self._passes = passes
+
+    @property
+    def allocations(self) -> int:
+        return self.bench.server.allocations
+
+    def __call__(self, request: bytes) -> bytes | None:
+        if not self._passes(request):
+            return None
+        before = self.allocations
+        commands = self.bench.send(request)
+        self.granted += self.allocations > before
+        answers = [command.data for command in commands if isinstance(command, SendToClient)]
+        return next(filter(self._passes, answers), None)
+
+
+def is_no_allocate_success(message: bytes) -> bool:
+    """What passes if only the success of an Allocate is lost."""
+    parsed = parse_message(message)
+    return (parsed.method, parsed.message_class) != (Method.ALLOCATE, MessageClass.SUCCESS)
+
+
 def numbered_ids() -> Callable[[], bytes]:
     """Transaction ids 1, 2, 3…: a transcript can name them."""
     ids = count(1)
