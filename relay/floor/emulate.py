@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 
-from relay import config, logs
+from relay import config, garbage, logs
 from relay.emulator import claims
 from relay.emulator.cloud import Cloud
 from relay.emulator.folder import write_files
@@ -43,6 +43,7 @@ async def emulate(settings: EmulatorSettings, console: Console, *, with_relay: b
                 gateway = await running.enter_async_context(running_gateway(_relay_config(settings.folder)))
                 await upstreams_up(gateway)
             show(console, cloud, gateway, await people(cloud.store, settings.fixtures))
+            garbage.settle()
             # The one line for programs: everything answers now.
             console.print(f"ready http={cloud.http} tls={cloud.tls} folder={settings.folder}", soft_wrap=True)
             logs.configure(told.level, told.format)

@@ -25,7 +25,7 @@ LAYERS = [
     {"turn"},
     {"quality"},
     {"output"},
-    {"logs", "tasks"},
+    {"logs", "tasks", "garbage"},
     {"plane", "_fastpath"},
     {"ca"},
     {"client"},

@@ -1,8 +1,9 @@
-"""How messages reach clients: python-socketio's managers, with two differences.
+"""How messages reach clients: python-socketio's managers, with three differences.
 
 A message to a room is encoded once and put into each client's queue at once: the library would start a task for each
-client, 800 for a hoot. And a queue has a bound: a client that does not read is cut off, so it blocks nobody and fills
-no memory.
+client, 800 for a hoot. The task that writes to a WebSocket waits for its queue itself: the library would start another
+task, with a timer, for each message. And a queue has a bound: a client that does not read is cut off, so it blocks
+nobody and fills no memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socketio
 from aiohttp import WSCloseCode, WSMsgType, web
 from engineio import packet as eio_packet
 from engineio.async_drivers.aiohttp import WebSocket
+from engineio.exceptions import QueueEmpty
 from socketio import packet
 
 from relay.emulator.http.errors import ApiError
@@ -74,6 +76,23 @@ class Outbox(asyncio.Queue[Any]):
         self._bytes -= _size(item)
         return item
 
+    async def take_all(self) -> list[Any]:
+        """All packets that wait, as soon as there are any; none at the end. Raises QueueEmpty if it is cancelled.
+
+        The library's ``poll`` does the same with a deadline. A WebSocket needs none here: its reader has one, and ends
+        this with a None.
+        """
+        try:
+            packets = [await self.get()]
+        except asyncio.CancelledError:
+            raise QueueEmpty from None
+        while packets[-1] is not None and not self.empty():
+            packets.append(self.get_nowait())
+        if packets[-1] is None and len(packets) > 1:
+            # First what comes before the end.
+            self.put_nowait(packets.pop())
+        return [] if packets == [None] else packets
+
 
 def _size(item: Any) -> int:
     data = getattr(item, "data", None)
@@ -130,6 +149,7 @@ class KnownWebSocket(WebSocket):  # type: ignore[misc]
         """Serve it to its end. A client that sends what is not of the protocol loses its session at once."""
         socket, request = self.handler.__self__, environ["aiohttp.request"]
         socket.transport = request.transport
+        socket.poll = socket.queue.take_all
         self.environ = environ
         # Compression would cost a quarter of a megabyte for each connection, and time; this is for one machine.
         self._sock = web.WebSocketResponse(
@@ -144,6 +164,10 @@ class KnownWebSocket(WebSocket):  # type: ignore[misc]
         finally:
             await socket.close(wait=False, abort=True, reason=self.server.reason.TRANSPORT_ERROR)
         return self._sock
+
+    async def send(self, message: str) -> None:
+        """Send a packet. None of ours is binary."""
+        await self._sock.send_str(message)
 
     async def wait(self) -> str | bytes:
         """The next message. Raises OSError at the end."""

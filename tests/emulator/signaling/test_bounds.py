@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from engineio.exceptions import QueueEmpty
 
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling.delivery import Outbox
@@ -359,3 +360,27 @@ async def test_an_outbox_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert full == []
     box.put_nowait(Packet("x" * 101))
     assert full == [1]
+
+
+async def test_an_outbox_gives_all_that_waits_and_then_the_end() -> None:
+    box = Outbox(lambda: None)
+    first = asyncio.ensure_future(box.take_all())
+    await asyncio.sleep(0)
+    packets = [Packet(str(number)) for number in range(3)]
+    for packet in (*packets, None):
+        box.put_nowait(packet)
+    assert await first == packets
+    assert await box.take_all() == []
+    assert box.empty()
+
+
+async def test_an_outbox_whose_taker_is_cancelled_loses_nothing() -> None:
+    box = Outbox(lambda: None)
+    taker = asyncio.ensure_future(box.take_all())
+    await asyncio.sleep(0)
+    taker.cancel()
+    with pytest.raises(QueueEmpty):
+        await taker
+    packet = Packet("later")
+    box.put_nowait(packet)
+    assert await box.take_all() == [packet]
