@@ -21,6 +21,7 @@ settings             what the command line chose; where the TURN hosts are
 tls                  the certificate of all hosts
 descriptors          as many as there may be, and a warning before there are none left
 welcome              the page at ``/``
+stopping             a deadline for the end of each part
 cloud                starts and stops all of it
 folder               the files for clients, relays and scripts
 softphone/           a headless client of all of it

@@ -16,8 +16,9 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -49,6 +50,7 @@ from relay.emulator.sfu import Sfu
 from relay.emulator.signaling import SignalingServer, serve_signaling
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.in_store import StoreDirectory
+from relay.emulator.stopping import Stopping
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
 from relay.emulator.store.store import is_file
@@ -92,6 +94,7 @@ class Cloud:
         self._turn: TurnHosts | None = None
         self._sockets: dict[str, socket.socket] = {}
         self._running = contextlib.AsyncExitStack()
+        self._stopping = Stopping()
 
     async def __aenter__(self) -> Cloud:
         await self.start()
@@ -103,9 +106,9 @@ class Cloud:
     async def start(self) -> None:
         """Start everything, or nothing. Raises OperatorError."""
         async with contextlib.AsyncExitStack() as started:
-            self._running = started
+            self._running, self._stopping = started, Stopping()
             descriptors.raise_limit()
-            started.push_async_callback(descriptors.watch().cancel)
+            self._ends("descriptors", descriptors.watch().cancel)
             self._claim()
             await self._open_files()
             await self._open_store()
@@ -118,14 +121,20 @@ class Cloud:
             self.signaling.start()
             await self._start_hoots()
             # Before the listeners: requests of socket.io wait for messages.
-            started.push_async_callback(self.signaling.stop)
-            started.push_async_callback(self.cti.stop)
+            self._ends("signaling", self.signaling.stop)
+            self._ends("CTI", self.cti.stop, left=lambda: len(self.cti))
             self._running = started.pop_all()
         self.started_at = time.time()
 
     async def stop(self) -> None:
         """Stop everything. May be repeated."""
         await self._running.aclose()
+
+    def _ends(
+        self, part: str, stop: Callable[[], Coroutine[Any, Any, None]], left: Callable[[], int] | None = None
+    ) -> None:
+        """Have a part stopped at the end, before those that were started earlier."""
+        self._running.push_async_callback(self._stopping.part, part, stop, left)
 
     def _claim(self) -> None:
         """Make the folder, and keep others off it and off our addresses."""
@@ -156,13 +165,13 @@ class Cloud:
         # The folder may have been there before, open to others: files with secrets must protect themselves.
         _keep_private(self.settings.database)
         self.store = await Store.open(self.settings.database)
-        self._running.push_async_callback(self.store.close)
+        self._ends("database", self.store.close)
         self.turn_secret = await turn_secret(self.store)
 
     async def _start_recordings(self) -> None:
         self.recordings = Recordings(self.store, self.settings.folder / "recordings")
         await self.recordings.start()
-        self._running.push_async_callback(self.recordings.stop)
+        self._ends("recordings", self.recordings.stop, left=lambda: self.recordings.running)
 
     # TURN hosts
 
@@ -189,7 +198,7 @@ class Cloud:
         )
         with claims.chosen_by("--turn-port, or with --tls for TLS"):
             await self._turn.start({host.name for host in self._turn if self.names.exists(host.name)})
-        self._running.push_async_callback(self._turn.stop)
+        self._ends("TURN hosts", self._turn.stop)
 
     async def switch_host(self, name: str, *, on: bool) -> None:
         """Let a host of the catalog exist or not, from now on. Raises KeyError for other names, OperatorError."""
@@ -226,7 +235,7 @@ class Cloud:
 
     async def _start_faults(self) -> None:
         self.faults = FaultHops(self.site, self._turn)
-        self._running.push_async_callback(self.faults.stop)
+        self._ends("faults", self.faults.stop)
         await self.faults.start(
             udp_hop_port=self.settings.udp_hop_port,
             web_proxy=self.settings.bad_web_proxy,
@@ -276,8 +285,9 @@ class Cloud:
         if self.settings.redis_url is not None:
             return
         sfu = Sfu(on_key=self.hoots.on_key, on_vanished=self.hoots.on_vanished)
-        await self._running.enter_async_context(sfu)
-        self._running.push_async_callback(self.hoots.stop)
+        await sfu.start()
+        self._ends("SFU", sfu.stop)
+        self._ends("hoots", self.hoots.stop)
         self.hoots.start(sfu)
 
     def _add_apis(self) -> None:
@@ -313,8 +323,8 @@ class Cloud:
     async def _listen(self) -> None:
         runner = web.AppRunner(self.site.app, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
-        self._running.push_async_callback(self.site.finish, SHUTDOWN_S)
-        self._running.push_async_callback(runner.cleanup)
+        self._ends("handlers", functools.partial(self.site.finish, SHUTDOWN_S), left=lambda: self.site.running)
+        self._ends("HTTP", runner.cleanup)
         front = Front(runner)
         self._running.callback(front.close)
         self.tls = await front.serve(self._sockets["--tls"], tls.server_context(self.files, self.names))

@@ -175,6 +175,11 @@ class Site:
         """Say whose role a resource is that was added to ``app.router`` by other means, such as static files."""
         self._roles[resource] = role
 
+    @property
+    def running(self) -> int:
+        """How many connections have a task."""
+        return len(self._handlers)
+
     async def finish(self, timeout_s: float) -> None:
         """Wait for the tasks of all connections, also of those that are lost already; cancel them after a time."""
         if not self._handlers:

@@ -87,6 +87,11 @@ class Recordings:
         await self.sweep()
         self._sweeper.start(self._sweep_forever(), "recordings sweep")
 
+    @property
+    def running(self) -> int:
+        """How many uploads go on."""
+        return len(self._uploads)
+
     async def stop(self) -> None:
         """End all uploads. What they have received is kept."""
         await self._sweeper.cancel()

@@ -17,6 +17,7 @@ from relay.emulator.sfu import _fanout
 from relay.emulator.sfu.hoot import Hoot, HootError
 from relay.emulator.turn.sockets import open_udp_socket
 from relay.errors import OperatorError
+from relay.tasks import in_daemon_thread
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ class Sfu:
             self._again.cancel()
             self._again = None
         fanout.stop()
-        await asyncio.to_thread(self._thread.join)
+        await in_daemon_thread(self._thread.join, "sfu join")
         for hoot in self._hoots.values():
             hoot.release()
         self._hoots.clear()

@@ -21,6 +21,7 @@ from relay.emulator.turn.counters import Counters
 from relay.emulator.turn.host import Host, HostOptions, Started
 from relay.errors import OperatorError
 from relay.sockaddr import from_sockaddr
+from relay.tasks import in_daemon_thread
 from relay.timer import DeadlineTimer
 from relay.turn.allocation import Allocation, Channel
 from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
@@ -106,7 +107,7 @@ class NativePath(Started):
         path, self._path = self._path, None
         self._loop.remove_reader(path.event_fd)
         path.stop()
-        await asyncio.to_thread(self._thread.join)
+        await in_daemon_thread(self._thread.join, "TURN packet path join")
 
     async def settle(self) -> None:
         """Wait until all earlier commands were carried out."""

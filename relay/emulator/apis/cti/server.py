@@ -53,7 +53,7 @@ class CtiServer:
         self.rejections.register(site, self._keys)
 
     async def stop(self) -> None:
-        """Close all connections, and wait for them. Each ends by deadlines of its own."""
+        """Close all connections, and wait for them. The caller has a deadline."""
         for connection in self._connections:
             connection.close(WSCloseCode.GOING_AWAY, "the emulator stops")
         while self._connections:
