@@ -413,6 +413,14 @@ async def test_demo_as_json_and_as_a_table() -> None:
     report = json.loads(stdout)
     assert report["complete"] is True
     assert [(stream["sent"], stream["received"]) for stream in report["streams"]] == [(50, 50)] * 10
-    status, stdout, _ = as_table
+    status, stdout, stderr = as_table
     assert status == 0
     assert "TURN/TLS" in stdout
+    # There is no terminal: plain lines say what goes on.
+    assert stderr.splitlines() == [
+        "Starting the vendor's cloud and a relay on this machine.",
+        "Placing 5 calls of 0.2 s, directly and through the relay.",
+        "25 % of the calls are over.",
+        "50 % of the calls are over.",
+        "75 % of the calls are over.",
+    ]
