@@ -27,7 +27,7 @@ from rich.console import Console
 from relay import __version__, config, logs, writing
 from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
 from relay.catalog import load as load_catalog
-from relay.errors import OperatorError, RelayError
+from relay.errors import OperatorError, RelayError, needing_emulator
 from relay.floor.commands import app as emulate_app
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# What is compiled, and may not have been.
+EXTENSIONS = ("relay._fastpath", "relay.emulator.sfu._fanout", "relay.emulator.turn._native")
 
 _Result = TypeVar("_Result")
 
@@ -136,10 +139,8 @@ def demo(
     stay: Annotated[bool, typer.Option("--stay", help="Keep it running for your browser, until Ctrl-C.")] = False,
 ) -> None:
     """Place real SRTP calls on loopback, direct and through the relay, and show how they sounded."""
-    try:
+    with needing_emulator("relay demo"):
         from relay.demo.commands import show
-    except ModuleNotFoundError as missing:
-        raise OperatorError(f"relay demo needs {missing.name}: install cloud9-relay[emulator]") from None
 
     logs.configure("error", "text")
     if not _run(show(seconds, as_json=as_json, stay=stay)):
@@ -360,9 +361,9 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as missing:
-        if missing.name != "relay._fastpath":
+        if missing.name not in EXTENSIONS:
             raise
-        typer.echo("relay: the extension relay._fastpath is not built. Run pip install . (or make demo)", err=True)
+        typer.echo(f"relay: the extension {missing.name} is not built. Run pip install . (or make demo)", err=True)
         raise SystemExit(2) from None
     except RelayError as error:
         for line in str(error).splitlines():

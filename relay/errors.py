@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class RelayError(Exception):
     """The root of all errors that a module raises on purpose for another."""
@@ -17,3 +20,18 @@ class PeerError(RelayError):
 
 class UpstreamError(RelayError):
     """An upstream does not answer, or refuses."""
+
+
+@contextlib.contextmanager
+def needing_emulator(command: str) -> Iterator[None]:
+    """Import what the extra ``emulator`` installs. Raises OperatorError if a package is missing.
+
+    Modules of our own pass as they are: they are there, or were not built.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package in {"", "relay"}:
+            raise
+        raise OperatorError(f"{command} needs {package}: install cloud9-relay[emulator]") from None

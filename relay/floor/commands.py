@@ -11,7 +11,7 @@ import uvloop
 
 from relay.addresses import Address, parse_address
 from relay.emulator.apis.sign_command import sign_command
-from relay.errors import OperatorError
+from relay.errors import OperatorError, needing_emulator
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -92,7 +92,8 @@ def emulate(
         relay=RelayPlan(*_plan(relay_tls, relay_web_proxy, relay_admin)),
     )
     # It loads everything else, which takes seconds on a slow machine: a mistake is told before.
-    from relay.floor.emulate import emulate as run
+    with needing_emulator("relay emulate"):
+        from relay.floor.emulate import emulate as run
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings, Console(), with_relay=with_relay))

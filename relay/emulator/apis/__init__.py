@@ -11,5 +11,6 @@ management      users, buttons and connections
 call_data       transcriptions of calls, in a ZIP
 audit           what happened, and by whom
 cti/            a firm's lines and users over a WebSocket
-sign_command    ``relay emulate sign``
+sign_command    ``relay emulate sign``: its options
+signing_by_hand  what it does
 """

@@ -10,8 +10,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from relay.emulator.apis.nonces import Nonces
-from relay.emulator.apis.sign_command import MAX_BODY_BYTES, SECRET, sign_command
+from relay.emulator.apis.sign_command import SECRET, sign_command
 from relay.emulator.apis.signing import SignedRequest, http_date
+from relay.emulator.apis.signing_by_hand import MAX_BODY_BYTES
 from relay.emulator.apis.verifying import ApiKey, check, parse_authorization
 from relay.errors import OperatorError
 
