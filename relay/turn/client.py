@@ -199,20 +199,25 @@ class TurnClient:
         wanted = build_uint32(self._lifetime_s if lifetime_s is None else lifetime_s)
         self._start(now, _Request(Method.REFRESH, lambda _: [(AttributeType.LIFETIME, wanted)]))
 
-    def release(self, now: float) -> None:
-        """Release what we have at the server, and forget all that is under way: the end of this client.
+    @property
+    def may_have_allocation(self) -> bool:
+        """True if the server may have an allocation of ours, which it would keep for its whole lifetime.
 
-        An authentic Allocate whose answer has not come counts too. The server may have granted it, or may do so soon,
-        and would keep the allocation for its whole lifetime.
+        An authentic Allocate whose answer has not come counts too: it may have been granted, or may be so soon.
         """
         under_way = self._requests.values()
-        may_be_granted = any(one.method == Method.ALLOCATE and one.key is not None for one in under_way)
+        unanswered = any(one.method == Method.ALLOCATE and one.key is not None for one in under_way)
+        return unanswered or self.relayed_address is not None
+
+    def release(self, now: float) -> None:
+        """Release what we may have at the server, and forget all that is under way: the end of this client."""
+        may_have_allocation = self.may_have_allocation
         for transaction_id in self._requests:
             self._transactions.on_response(transaction_id)
         self._requests.clear()
         self._waiting.clear()
         self._refresh_at = self._renew_peers_at = None
-        if may_be_granted or self.relayed_address is not None:
+        if may_have_allocation:
             self.refresh(now, 0)
 
     def create_permission(self, now: float, *peers: Address) -> None:

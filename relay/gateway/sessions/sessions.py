@@ -211,8 +211,8 @@ class Sessions:
             self._give_back(allocation, left)
 
     def _give_back(self, allocation: SessionAllocation | None, left: socket.socket) -> None:
-        """Let the upstream have its allocation back, if there is one; closes the socket."""
-        if allocation is None or allocation.turn.relayed_address is None:
+        """Let the upstream have its allocation back, if there may be one; closes the socket."""
+        if allocation is None or not allocation.turn.may_have_allocation:
             left.close()
             return
         turn = allocation.turn

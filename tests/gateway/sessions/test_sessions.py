@@ -20,8 +20,10 @@ from relay.gateway.sessions import session as session_module
 from relay.gateway.sessions import sessions as sessions_module
 from relay.plane.api import Carrier, CloseReason, TappedDatagram
 from tests.support.benches.gateway import CREDENTIALS, Relay, fall_silent, relay_with_hosts, running_relay
+from tests.support.benches.turn import PASSWORDS, AnsweringServer, is_no_allocate_success
 from tests.support.peers.behind_turn import SIZES, open_echo
 from tests.support.peers.raw_session import OPEN, Json, RawSession, echoes, raw_session
+from tests.support.peers.responder import open_responder
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.waiting import becomes, eventually
 
@@ -546,6 +548,17 @@ async def test_come_back_when_cut_on_the_way_to_another_upstream(tmp_path: Path,
         # What was asked for on the way is granted late, and nobody holds it: it expires by itself.
         await eventually(lambda: not relay.connections and not len(relay.gateway.flows))
         await eventually(lambda: not relay.gateway._sessions._tokens)
+
+
+async def test_who_is_gone_before_the_allocation_is_granted_leaves_none(tmp_path: Path, plane: str) -> None:
+    upstream = AnsweringServer(is_no_allocate_success)
+    async with open_responder(upstream) as address, running_relay(tmp_path, address, listen={"plane": plane}) as relay:
+        async with raw_session(relay) as session:
+            await session.say(**{**OPEN, "username": "ann", "password": PASSWORDS["ann"]})
+            await becomes(lambda: upstream.allocations, 1)
+            session.cut()
+        await becomes(lambda: upstream.allocations, 0)
+        await eventually(lambda: not relay.connections and not len(relay.gateway.flows))
 
 
 async def test_come_back_when_the_upstream_has_died(tmp_path: Path, plane: str) -> None:
