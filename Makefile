@@ -27,7 +27,8 @@ COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd)
 
-.PHONY: help demo test test-plane test-emulator test-gateway test-interop test-others lint fuzz test-asan bench bench-turn bench-wan clean
+.PHONY: help demo test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
+        bench bench-turn bench-wan clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,7 +47,7 @@ demo: $(VENV)/.demo-installed
 
 # The suite in parts of a few minutes each. They wait more than they compute, so four run at a time, the longest first. The
 # fuzz search has the lowest priority.
-PARTS := test-emulator test-interop test-plane test-asan test-gateway test-others fuzz
+PARTS := test-interop test-plane test-asan test-emulator test-floor test-gateway test-others fuzz
 
 test: lint
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target $(PARTS)
@@ -59,8 +60,14 @@ test-plane: $(VENV)/.test-installed
 test-gateway: $(VENV)/.test-installed
 	@$(PYTEST) tests/gateway tests/client
 
+# The emulator as people see it: its pages in a browser, its softphones, its command, and the demo.
+FLOOR_TESTS := tests/emulator/portal tests/emulator/softphone tests/emulator/softphone_page tests/floor tests/demo
+
+test-floor: $(VENV)/.test-installed
+	@$(PYTEST) $(FLOOR_TESTS)
+
 test-emulator: $(VENV)/.test-installed
-	@$(PYTEST) tests/emulator tests/floor tests/demo
+	@$(PYTEST) tests/emulator $(addprefix --ignore=,$(FLOOR_TESTS))
 
 test-interop: $(VENV)/.test-installed
 	@$(PYTEST) tests/interop
