@@ -27,7 +27,7 @@ from relay.plane.compiled.leaves.ring cimport close_ring, open_ring, relay_load,
 
 cdef enum:
     # A packet waits for half of this on the average, each way. Voice waits for tens of milliseconds elsewhere.
-    GATHER_US = 200
+    GATHER_US = 300
     # Without other packets there is nothing to gather: one or a few calls do not wait.
     OFTEN_US = 1000
 
