@@ -20,6 +20,8 @@ import uvloop
 # A failed assertion of a helper shows its values, like one of a test.
 pytest.register_assert_rewrite("tests.support")
 
+from tests.support import brief_stacks  # noqa: E402
+
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
 MAX_LINES = 40
@@ -78,6 +80,7 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
     # No test trusts the authorities of this machine, and reading them takes longer than most tests.
     os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
+    brief_stacks.shorten()
 
 
 @pytest.hookimpl(wrapper=True)

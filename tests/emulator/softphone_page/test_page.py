@@ -25,7 +25,7 @@ from relay.emulator.softphone_page import FOLDER, PREFIX, SHARED
 from relay.quality import emodel
 from tests.support.peers.browser import CHROMIUM, Page, browser
 
-PROJECT = Path(__file__).parent.parent.parent
+PROJECT = Path(__file__).parents[3]
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
