@@ -303,7 +303,7 @@ class Cloud:
 
     def _add_portal(self, passwords: Passwords) -> None:
         hub = self.signaling.hub
-        listener = HubListener(hub, self.directory.forget)
+        listener = HubListener(hub)
         portal = Portal(
             self.store,
             self.login.tokens,

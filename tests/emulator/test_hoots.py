@@ -249,6 +249,43 @@ async def test_a_second_user_of_a_ssrc_is_not_let_talk() -> None:
         assert "another user has it" in refused["error"]["message"]
 
 
+async def test_a_talker_who_is_made_a_listener_is_not_heard() -> None:
+    async with hoots() as bench:
+        anna, bert = [await bench.joined(user_id) for user_id in ("a1", "a2")]
+        await anna.phone.do("line.talk", line=HOOT, on=True)
+        await bert.phone.heard("floor.state", line=HOOT, talkers=["a1"])
+        people = bench.signaling.people
+        people.specs[HOOT] = line(LineKind.HOOT, "a1", "a2", "b1", "b2", listeners=("a1", "b2"))
+        await bench.signaling.server.hub.lines_changed()
+        await bert.phone.heard("floor.state", line=HOOT, talkers=[])
+        assert bench.hoot.talkers == []
+        anna.say()
+        await becomes(lambda: bench.hoot.figures().no_floor, 1)
+        # A new offer does not bring the floor back, and to give it back is no error.
+        assert (await anna.tell(anna.offer()))["ok"]
+        assert bench.hoot.talkers == []
+        await anna.phone.do("line.talk", line=HOOT, on=False)
+        assert await anna.phone.refused("line.talk", line=HOOT, on=True) == "wrong_state"
+        assert bert.listen() == []
+
+
+async def test_a_disabled_user_does_not_get_the_new_key() -> None:
+    async with hoots() as bench:
+        people = bench.signaling.people
+        people.ended = set()
+        anna, bert, carl = [await bench.joined(user_id) for user_id in ("a1", "a2", "b1")]
+        people.ended, people.disabled_users = {"b1"}, {"b1"}
+        await bench.signaling.server.hub.logins_ended()
+        assert await carl.phone.heard("session.ended") == {"reason": "disabled"}
+        await carl.phone.heard("disconnect")
+        for ear in (anna, bert):
+            told = await ear.phone.heard("media.description", type="offer")
+            assert ear.take(told["sdp"]).number == 2
+        assert bench.hoot.subscribers == ["a1", "a2"]
+        told_carl = {event for event, _ in carl.phone.told}
+        assert not told_carl & {"session.replaced", "media.description"}
+
+
 @pytest.mark.parametrize(
     "line_of_sdp", ["a=ssrc:99999999999 cname:x", "a=candidate:1 2 udp 1 127.0.0.1 5000 typ relay", "a=candidate:1"]
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,21 +36,18 @@ class Listener(Protocol):
 
 
 class HubListener:
-    """Tells the hub of signaling. ``forget`` has its directory read the lines again."""
+    """Tells the hub of signaling."""
 
-    def __init__(self, hub: Hub, forget: Callable[[], None]) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._forget = forget
 
     async def on_lines(self, numbers: Collection[str]) -> None:
         """Clients get the lines that they have now."""
-        self._forget()
         await self._hub.lines_changed()
 
     async def on_logins_ended(self, user_ids: Collection[str]) -> None:
-        """Their connections end, and clients do not come back by themselves."""
-        for session in (await self._hub.shared.sessions(user_ids)).values():
-            await self._hub.replace_connection(session.connection)
+        """They leave their calls at once, and their clients are told why."""
+        await self._hub.logins_ended()
 
 
 class NoCalls:

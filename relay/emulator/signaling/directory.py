@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +12,10 @@ from relay.emulator.signaling.state import CallRecord, LineSpec
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user who has logged in. ``login`` is a name for the login that is not its token, or empty: it never ends."""
+    """A user who has logged in. ``login`` is a name for the login that is not its token, or empty: it never ends.
+
+    ``ends_at`` is when it ends by itself, in Unix time.
+    """
 
     user_id: str
     name: str
@@ -19,6 +23,7 @@ class Account:
     firm: str
     region: str
     login: str = ""
+    ends_at: float = math.inf
 
 
 class Directory(Protocol):
@@ -29,6 +34,12 @@ class Directory(Protocol):
 
     async def still_open(self, logins: Collection[str]) -> Collection[str]:
         """Those of these logins that have not ended."""
+
+    async def disabled(self, user_ids: Collection[str]) -> Collection[str]:
+        """Those of these users who can no longer log in."""
+
+    def forget(self) -> None:
+        """Read every line again: lines or their members have changed."""
 
     async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
         """The lines that a user has."""

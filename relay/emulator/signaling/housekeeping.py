@@ -119,7 +119,7 @@ class Housekeeping:
         hub = self._hub
         for connection, known in list(hub.connections.items()):
             user_id = known.account.user_id
-            session = Session(user_id=user_id, connection=connection, process=hub.process)
+            session = Session(user_id, connection, hub.process, login=known.account.login)
             current = (await hub.shared.sessions([user_id])).get(user_id)
             if current is None or current.connection == connection:
                 await hub.shared.open_session(session)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
 import uuid
@@ -35,6 +36,8 @@ from relay.emulator.signaling.messages import (
     LineState,
     PresenceState,
     PresenceStatus,
+    SessionEnd,
+    SessionEnded,
     SessionReplaced,
     Welcome,
 )
@@ -51,6 +54,8 @@ GRACE_S = 15.0
 HANDLE_TIMEOUT_S = 10.0
 # Listeners that come and go on a crowded line are told of this often at most: 800 joins would be 640,000 messages.
 CROWD_INTERVAL_S = 0.25
+# What hubs say to each other: lines, or who has them, have changed; logins have ended.
+LINES, LOGINS = "lines", "logins"
 NO_SFU = "There is no SFU: hoots have no voice while several processes share their state (redis_url)."
 _MODELS: dict[str, type[Event]] = {model.event: model for model in FROM_CLIENT}
 
@@ -166,7 +171,12 @@ class Hub:
     async def lines_changed(self) -> None:
         """Lines or their members were changed: let clients know, here and in other processes."""
         await self.reload()
-        await self._delivery.tell_others("reload")
+        await self._delivery.tell_others(LINES)
+
+    async def logins_ended(self) -> None:
+        """Logins were ended: have their clients leave, here and in other processes."""
+        await self.end_logged_out()
+        await self._delivery.tell_others(LOGINS)
 
     # Connections
 
@@ -183,7 +193,7 @@ class Hub:
                 account = await self.directory.user_of_token(token)
                 if account is None:
                     raise Refusal(ErrorCode.NOT_LOGGED_IN, "The token is unknown, or has ended.", "a new login")
-                session = Session(user_id=account.user_id, connection=connection, process=self.process)
+                session = Session(account.user_id, connection, self.process, login=account.login)
                 former = await self.shared.open_session(session)
         except Refusal:
             raise
@@ -204,13 +214,32 @@ class Hub:
         await self._delivery.drop(connection)
 
     async def end_logged_out(self) -> None:
-        """End the connections here whose login has ended: by a logout, by time, or because its user was disabled."""
+        """End the sessions whose login has ended: by a logout, by time, or because its user was disabled.
+
+        Nobody can come back with such a login, so there is no grace: not for the connections here, and not for clients
+        that have vanished, wherever they were.
+        """
         async with asyncio.timeout(HANDLE_TIMEOUT_S):
-            held = {connection: known.account.login for connection, known in self.connections.items()}
-            still_open = await self.directory.still_open({login for login in held.values() if login})
-        for connection, login in held.items():
-            if login and login not in still_open and connection in self.connections:
-                await self.replace_connection(connection)
+            held = {connection: known.account for connection, known in self.connections.items() if known.account.login}
+            lost = [session for session in await self.shared.due_sessions(math.inf) if session.login]
+            logins = {account.login for account in held.values()} | {session.login for session in lost}
+            still_open = await self.directory.still_open(logins)
+            ended = {connection: account for connection, account in held.items() if account.login not in still_open}
+            disabled = await self.directory.disabled({account.user_id for account in ended.values()})
+        for connection, account in ended.items():
+            if connection in self.connections:
+                over = SessionEnd.EXPIRED if account.ends_at <= self.clock() else SessionEnd.ENDED
+                await self._end(connection, SessionEnd.DISABLED if account.user_id in disabled else over)
+        for session in lost:
+            if session.login not in still_open:
+                await self.shared.vanish(session.user_id, session.connection, self.clock())
+                self.sooner.set()
+
+    async def _end(self, connection: str, reason: SessionEnd) -> None:
+        """Have a client here leave at once and for good, and tell it why."""
+        await self._delivery.emit(SessionEnded.event, {"reason": reason}, [connection])
+        await self.disconnect(connection, for_good=True)
+        await self._delivery.drop(connection)
 
     async def admit(self, connection: str) -> None:
         """Tell a client that has logged in everything, and others that it is there.
@@ -250,16 +279,24 @@ class Hub:
 
     async def reload(self) -> None:
         """Read all lines again: new rooms and a new welcome for all, and calls end for those who lost their line."""
+        self.directory.forget()
         former = {number: spec for known in self.connections.values() for number, spec in known.specs.items()}
         for number, line in (await self.shared.read_lines(await self.shared.live_lines())).items():
             spec = await self.directory.line(number)
             if spec is None and (spec := former.get(number)) is not None:
                 await self.apply(spec, machines.Removed(), "removed")
-            elif spec is not None and spec.kind is not LineKind.DIAL_TONE:
-                for user_id in line.parties.keys() - spec.firm_of.keys():
-                    await self.apply(spec, machines.Gone(user_id), "gone")
+            elif spec is not None:
+                await self._enforce(spec, line)
         for connection, known in list(self.connections.items()):
             await self._welcome_in(connection, known)
+
+    async def _enforce(self, spec: LineSpec, line: Line) -> None:
+        """Have those leave a call who have lost its line, and those stop talking who may only listen now."""
+        if spec.kind is not LineKind.DIAL_TONE:
+            for user_id in line.parties.keys() - spec.firm_of.keys():
+                await self.apply(spec, machines.Gone(user_id), "gone")
+        for user_id in spec.listeners_only.intersection(line.talkers):
+            await self.apply(spec, machines.Silenced(user_id), "silenced")
 
     async def _welcome_in(self, connection: str, known: Connection) -> bool:
         """Put a connection into its rooms, and tell it everything. False if it is gone meanwhile."""
@@ -309,6 +346,8 @@ class Hub:
             await self._on_media(known.account.user_id, message)
             return {}
         spec, decision = await self._on_line(known.account.user_id, known.account.region, message)
+        if connection not in self.connections:
+            await self._leave_behind(spec, known.account.user_id)
         return {"line_state": build_line_state(spec, decision.line)}
 
     async def _on_line(self, user_id: str, region: str, message: Event) -> tuple[LineSpec, Decision]:
@@ -317,7 +356,19 @@ class Hub:
         if spec is None:
             raise no_such_line(number)
         told = await self._input(spec, user_id, region, message)
-        return spec, await self.apply(spec, told, message.event)
+        decision = await self.apply(spec, told, message.event)
+        now = await self.directory.line(number)
+        if now is not None and now is not spec:
+            # The line may have changed meanwhile: what was allowed before may not be now.
+            await self._enforce(now, decision.line)
+        return spec, decision
+
+    async def _leave_behind(self, spec: LineSpec, user_id: str) -> None:
+        """A client was ended while its message was handled: what it began must not outlive its session."""
+        session = (await self.shared.sessions([user_id])).get(user_id)
+        until = session.vanished_until if session is not None else 0.0
+        if until is not None and until <= self.clock():
+            await self.apply(spec, machines.Gone(user_id), "gone")
 
     async def _input(self, spec: LineSpec, user_id: str, region: str, message: Event) -> machines.Input:
         match message:

@@ -28,10 +28,12 @@ class StoreDirectory:
         self._clock = clock
         # Bounded by the lines in the database.
         self._kept: dict[str, tuple[float, LineSpec]] = {}
+        self._forgotten = 0
 
     def forget(self) -> None:
         """Read everything again."""
         self._kept.clear()
+        self._forgotten += 1
 
     async def user_of_token(self, token: str) -> Account | None:
         """The user of a client's login."""
@@ -47,11 +49,19 @@ class StoreDirectory:
             firm=firm.name if firm else principal.firm_id,
             region=principal.region,
             login=principal.token_hash,
+            ends_at=principal.expires_at,
         )
 
     async def still_open(self, logins: Collection[str]) -> Collection[str]:
         """Those of these logins that have not ended."""
         return await self._tokens.still_open(logins)
+
+    async def disabled(self, user_ids: Collection[str]) -> Collection[str]:
+        """Those who are disabled, or were deleted."""
+        users = tables.User
+        async with self._store.reading() as session:
+            wanted = select(users.user_id).where(users.user_id.in_(list(user_ids)), users.enabled)
+            return set(user_ids) - set(await session.scalars(wanted))
 
     async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
         """In the order of their numbers."""
@@ -72,15 +82,18 @@ class StoreDirectory:
             return await session.scalar(select(users.user_id).where(users.extension == number, users.enabled))
 
     async def _lines(self, numbers: Iterable[str]) -> dict[str, LineSpec]:
-        now = self._clock()
-        known = {number: self._kept.get(number) for number in numbers}
-        missing = [number for number, kept in known.items() if kept is None or kept[0] <= now]
-        if missing:
+        now, forgotten = self._clock(), self._forgotten
+        kept = {number: self._kept.get(number) for number in numbers}
+        found = {number: one[1] for number, one in kept.items() if one is not None and one[0] > now}
+        if missing := [number for number in kept if number not in found]:
             loaded = await self._load(missing)
-            for number in missing:
-                self._kept.pop(number, None)
-            self._kept.update({number: (now + KEPT_S, spec) for number, spec in loaded.items()})
-        return {number: self._kept[number][1] for number in known if number in self._kept}
+            found.update(loaded)
+            # What was read before a change must not be kept after it.
+            if forgotten == self._forgotten:
+                for number in missing:
+                    self._kept.pop(number, None)
+                self._kept.update({number: (now + KEPT_S, spec) for number, spec in loaded.items()})
+        return {number: found[number] for number in kept if number in found}
 
     async def _load(self, numbers: list[str]) -> dict[str, LineSpec]:
         lines, members, users, firms = tables.Line, tables.LineMember, tables.User, tables.Firm

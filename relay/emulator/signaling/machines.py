@@ -22,12 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from relay.emulator.lines import MAX_SUBSCRIBERS, MAX_TALKERS, LineKind
-from relay.emulator.signaling.messages import (
-    EndReason,
-    ErrorCode,
-    LineStatus,
-    PartyRole,
-)
+from relay.emulator.signaling.messages import EndReason, ErrorCode, LineStatus, PartyRole
 from relay.emulator.signaling.state import Call, CallRecord, Decision, Line, LineSpec, Party, Refusal, Stay, end_call
 
 # Long enough to walk back to the desk, short enough for a test run by hand.
@@ -104,6 +99,13 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Silenced:
+    """A user may only listen now. If they talk, they lose the floor."""
+
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Deadline:
     """The line's deadline has come, or may have."""
 
@@ -113,7 +115,7 @@ class Removed:
     """The line no longer exists. Whatever its state, a call on it ends."""
 
 
-Input = Ring | Answer | Release | Talk | Join | Leave | Gone | Deadline | Removed
+Input = Ring | Answer | Release | Talk | Join | Leave | Gone | Silenced | Deadline | Removed
 # What each is called on the wire.
 EVENTS: dict[type[Input], str] = {
     Ring: "line.ring",
@@ -134,13 +136,13 @@ def decide(spec: LineSpec, line: Line, told: Input, now: float) -> Decision:
         after, ended = (line, None) if line.call is None else _end(spec, line, now, EndReason.REMOVED)
         return Decision(line, after, ended)
     if not isinstance(told, Deadline) and not is_for(spec, line, told.user_id):
-        if isinstance(told, Gone):
+        if isinstance(told, Gone | Silenced):
             return Decision(line, line)
         raise no_such_line(spec.number)
     inputs = TABLES[spec.kind][line.status]
     handler = inputs.get(type(told))
     if handler is None:
-        if isinstance(told, Gone | Deadline):
+        if isinstance(told, Gone | Silenced | Deadline):
             return Decision(line, line)
         possible = ", ".join(EVENTS[kind] for kind in inputs if kind in EVENTS)
         raise Refusal(
@@ -243,8 +245,19 @@ def _with_talking(spec: LineSpec, line: Line, told: Talk, now: float) -> Outcome
     party = _party(line, told.user_id)
     if party.talking is told.on:
         return line, None
-    _may_talk(spec, told.user_id)
+    if told.on:
+        _may_talk(spec, told.user_id)
     parties = {**line.parties, told.user_id: replace(party, talking=told.on)}
+    return _step(line, now, parties=parties, status=_STATUS_OF[spec.kind](spec, parties))
+
+
+def _silence(spec: LineSpec, line: Line, told: Input, now: float) -> Outcome:
+    assert isinstance(told, Silenced)
+    party = line.parties.get(told.user_id)
+    if party is None or not party.talking or told.user_id not in spec.listeners_only:
+        return line, None
+    role = PartyRole.LISTENER if party.role is PartyRole.TALKER else party.role
+    parties = {**line.parties, told.user_id: Party(role)}
     return _step(line, now, parties=parties, status=_STATUS_OF[spec.kind](spec, parties))
 
 
@@ -471,15 +484,16 @@ _STATUS_OF: dict[LineKind, Callable[[LineSpec, Mapping[str, Party]], LineStatus]
     LineKind.BROADCAST: _whether_anyone_talks,
 }
 
-# The tables. What is not in them is refused, or ignored if nobody asked for it (Gone, Deadline).
+# The tables. What is not in them is refused, or ignored if nobody asked for it (Gone, Silenced, Deadline).
 
-_OPEN_SHOUTDOWN: dict[type[Input], Handler] = {Talk: _talk, Release: _hang_up, Gone: _hang_up}
+_OPEN_SHOUTDOWN: dict[type[Input], Handler] = {Talk: _talk, Release: _hang_up, Gone: _hang_up, Silenced: _silence}
 _OPEN_HOOT: dict[type[Input], Handler] = {
     Join: _join,
     Talk: _take_floor,
     Leave: _leave_hoot,
     Release: _leave_hoot,
     Gone: _leave_hoot,
+    Silenced: _silence,
 }
 _OPEN_BROADCAST: dict[type[Input], Handler] = {
     Join: _join,
@@ -487,6 +501,7 @@ _OPEN_BROADCAST: dict[type[Input], Handler] = {
     Leave: _hang_up,
     Release: _hang_up,
     Gone: _hang_up,
+    Silenced: _silence,
 }
 _TWO_PARTIES: dict[type[Input], Handler] = {Release: _hang_up, Gone: _hang_up}
 

@@ -96,6 +96,14 @@ class EndReason(StrEnum):
     UNREACHABLE = "unreachable"  # the dialled number does not exist
 
 
+class SessionEnd(StrEnum):
+    """Why a session ended whose client is still there."""
+
+    DISABLED = "disabled"  # an administrator has disabled the user
+    EXPIRED = "expired"  # the login's time is up
+    ENDED = "ended"  # the login was ended: by a logout, or by a new password
+
+
 class ErrorCode(StrEnum):
     """Why a message, or a connection, was refused."""
 
@@ -236,6 +244,13 @@ class SessionReplaced(Event):
     event: ClassVar[str] = "session.replaced"
 
 
+class SessionEnded(Event):
+    """The login has ended. The user has left all calls; this connection is closed, and its token is of no use."""
+
+    event: ClassVar[str] = "session.ended"
+    reason: SessionEnd
+
+
 class Fault(Event):
     """Something failed that no message of yours has caused."""
 
@@ -363,6 +378,7 @@ FROM_SERVER: tuple[type[Event], ...] = (
     MediaDescription,
     MediaCandidate,
     SessionReplaced,
+    SessionEnded,
     Fault,
 )
 # With what acknowledges each.

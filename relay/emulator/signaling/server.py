@@ -27,7 +27,7 @@ from relay.emulator.signaling.directory import Directory, OnCallEnded
 from relay.emulator.signaling.entrance import Entrance
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.housekeeping import TICK_S, Housekeeping
-from relay.emulator.signaling.hub import GRACE_S, Hub, refused
+from relay.emulator.signaling.hub import GRACE_S, LOGINS, Hub, refused
 from relay.emulator.signaling.messages import ErrorCode, PresenceStatus
 from relay.emulator.signaling.shared import MemoryShared, Shared
 from relay.emulator.signaling.shared_redis import DEAD_AFTER_S, TIMEOUT_S, RedisShared, open_redis
@@ -238,7 +238,7 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
 
     async def _on_heard(self, event: str, data: Any) -> None:
         if event == HUBS:
-            await self.hub.reload()
+            await (self.hub.end_logged_out() if data == LOGINS else self.hub.reload())
         elif event == "line.state":
             await self.hub.heard(data["line"])
         elif event == "presence.state":

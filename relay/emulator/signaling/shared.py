@@ -22,6 +22,7 @@ class Session:
     """A user who is logged in, on one connection of one process.
 
     ``vanished_until``: the connection is lost, and at this time the session ends. Until then the user may come back.
+    ``login`` is ``Account.login``.
     """
 
     user_id: str
@@ -29,6 +30,7 @@ class Session:
     process: str
     presence: PresenceStatus = PresenceStatus.AVAILABLE
     vanished_until: float | None = None
+    login: str = ""
 
     @property
     def is_connected(self) -> bool:
@@ -67,7 +69,7 @@ class Shared(Protocol):
         """Note the presence of a user who has a session."""
 
     async def vanish(self, user_id: str, connection: str, until: float) -> bool:
-        """Note that a connection is lost. False if it is not the user's any longer."""
+        """Note that a connection is lost. False if it is not the user's any longer. The earliest ``until`` counts."""
 
     async def end_session(self, session: Session) -> bool:
         """End a session that is still as it was. False if the user has come back."""
@@ -183,7 +185,7 @@ class MemoryShared:
         session = self._sessions.get(user_id)
         if session is None or session.connection != connection:
             return False
-        self._sessions[user_id] = replace(session, vanished_until=until)
+        self._sessions[user_id] = vanished(session, until)
         return True
 
     async def end_session(self, session: Session) -> bool:
@@ -230,6 +232,11 @@ def guests_change(spec: LineSpec, decision: Decision) -> tuple[set[str], set[str
     before = {user_id for user_id in decision.before.parties if user_id not in spec.firm_of}
     after = {user_id for user_id in decision.line.parties if user_id not in spec.firm_of}
     return after - before, before - after
+
+
+def vanished(session: Session, until: float) -> Session:
+    """A session whose connection is lost. Who has to go at once is not given more time later."""
+    return replace(session, vanished_until=min(until, session.vanished_until or until))
 
 
 def same_session(now: Session | None, known: Session) -> bool:

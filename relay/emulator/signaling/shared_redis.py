@@ -29,7 +29,7 @@ from redis.exceptions import RedisError, WatchError
 
 from relay.emulator.signaling.machines import next_deadline
 from relay.emulator.signaling.messages import LineStatus, PresenceStatus
-from relay.emulator.signaling.shared import RECORD_PATIENCE_S, Decide, Session, guests_change, same_session
+from relay.emulator.signaling.shared import RECORD_PATIENCE_S, Decide, Session, guests_change, same_session, vanished
 from relay.emulator.signaling.state import (
     CallRecord,
     Decision,
@@ -231,9 +231,10 @@ class RedisShared:
             session = _load_session(raw)
             if session is None or session.connection != connection:
                 return False
+            lost = vanished(session, until)
             pipe.multi()
-            pipe.set(self._key("session", user_id), _dump_session(replace(session, vanished_until=until)))
-            pipe.zadd(self._key("vanished"), {user_id: until})
+            pipe.set(self._key("session", user_id), _dump_session(lost))
+            pipe.zadd(self._key("vanished"), {user_id: lost.vanished_until or until})
             await pipe.execute()
             return True
 

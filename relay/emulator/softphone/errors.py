@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.emulator.signaling.messages import EndReason, ErrorCode
+from relay.emulator.signaling.messages import EndReason, ErrorCode, SessionEnd
 from relay.errors import RelayError
 
 
@@ -36,6 +36,21 @@ class SessionReplaced(SoftphoneError):
 
     def __init__(self) -> None:
         super().__init__("The user has logged in elsewhere; this softphone has ended.")
+
+
+_SESSION_ENDS = {
+    SessionEnd.DISABLED: "An administrator has disabled this user",
+    SessionEnd.EXPIRED: "The time of this login is up; log in again",
+    SessionEnd.ENDED: "This login was ended, by a logout or by a new password; log in again",
+}
+
+
+class SessionEnded(SoftphoneError):
+    """The login has ended, for the server's ``reason``. This softphone cannot come back."""
+
+    def __init__(self, reason: SessionEnd) -> None:
+        super().__init__(f"{_SESSION_ENDS[reason]}.")
+        self.reason = reason
 
 
 class CallEnded(SoftphoneError):

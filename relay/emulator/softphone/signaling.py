@@ -31,9 +31,11 @@ from relay.emulator.signaling.messages import (
     Refused,
     Welcome,
 )
+from relay.emulator.signaling.messages import SessionEnded as Ended
 from relay.emulator.signaling.messages import SessionReplaced as Replaced
 from relay.emulator.softphone.errors import (
     LoginRefused,
+    SessionEnded,
     SessionReplaced,
     SignalingRefused,
     SoftphoneError,
@@ -203,6 +205,8 @@ class Signaling:
             return
         if isinstance(message, Replaced):
             self._end(SessionReplaced())
+        elif isinstance(message, Ended):
+            self._end(SessionEnded(message.reason))
         self._on_event(message)
 
 

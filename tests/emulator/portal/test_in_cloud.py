@@ -80,7 +80,7 @@ async def test_softphones_see_changed_lines_and_a_disabled_user_is_gone(tmp_path
             assert PAIR not in {line["line"] for line in welcome["lines"]}
             assert "No calls now." in (await admin.get("/portal/calls")).words
             await admin.post("/portal/users/anna/enabled", {"enabled": "off"}, on="/portal/users/anna")
-            await first.heard("session.replaced")
+            assert await first.heard("session.ended") == {"reason": "disabled"}
             await first.heard("disconnect")
         status, _, _ = await cloud.ask("GET", "/rest/v1/settings", token=anna)
         assert status == 401

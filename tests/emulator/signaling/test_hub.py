@@ -13,15 +13,17 @@ import pytest
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling.housekeeping import Housekeeping
 from relay.emulator.signaling.hub import Hub
+from relay.emulator.signaling.invariants import check
 from relay.emulator.signaling.messages import LineJoin, MediaDescription, PresenceStatus
-from relay.emulator.signaling.shared import MemoryShared, Session
-from relay.emulator.signaling.state import Line, LineSpec
+from relay.emulator.signaling.shared import Decide, MemoryShared, Session
+from relay.emulator.signaling.state import Decision, Line, LineSpec
 from relay.errors import UpstreamError
 from tests.support.benches.emulated_signaling import People, running_signaling
 from tests.support.emulated_lines import NUMBERS, line
 from tests.support.peers.redis_server import needs_redis, redis_server
 from tests.support.waiting import becomes, eventually
 
+RING: tuple[str, dict[str, Any]] = ("line.ring", {})
 SHOUT, HOOT = NUMBERS[LineKind.SHOUTDOWN], NUMBERS[LineKind.HOOT]
 
 
@@ -210,6 +212,140 @@ async def test_observers_hear_of_what_other_processes_do(tmp_path: Path) -> None
         await b1.heard("line.state", line=SHOUT, state="idle", reason="removed")
         while (await b1.heard("welcome"))["lines"]:
             pass
+
+
+@pytest.mark.parametrize("kind", [LineKind.HOOT, LineKind.SHOUTDOWN, LineKind.BROADCAST])
+async def test_who_is_made_a_listener_loses_the_floor(kind: LineKind) -> None:
+    number = NUMBERS[kind]
+    people = People.with_lines(line(kind, "a1", "b1"))
+    async with running_hub(people, MemoryShared()) as (hub, told):
+        await connect(hub, "a1", "b1")
+        for event, fields in [("line.join", {}), ("line.talk", {"on": True})] if kind is LineKind.HOOT else [RING]:
+            assert (await hub.handle("connection of a1", event, {"line": number, **fields}))["ok"]
+        people.specs[number] = line(kind, "a1", "b1", listeners=("a1",))
+        await hub.lines_changed()
+        state = told.events("line.state")[-1]
+        assert state["state"] == "connected"
+        assert not any(party["talking"] for party in state["participants"])
+        assert hub.event_log.entries[-1]["event"] == "silenced"
+        answer = await hub.handle("connection of a1", "line.talk", {"line": number, "on": True})
+        assert answer["error"]["code"] == "wrong_state"
+        assert check(hub.event_log.entries) == []
+
+
+async def test_a_role_that_changes_while_a_message_is_handled_counts() -> None:
+    people = People.with_lines(line(LineKind.HOOT, "a1", "b1"))
+
+    class Slow(MemoryShared):
+        async def change_line(self, spec: LineSpec, decide: Decide) -> Decision:
+            decision = await super().change_line(spec, decide)
+            if decision.line.talkers and people.specs[HOOT] is spec:
+                # The change was on its way, and was stored by now.
+                people.specs[HOOT] = line(LineKind.HOOT, "a1", "b1", listeners=("a1",))
+            return decision
+
+    shared = Slow()
+    async with running_hub(people, shared) as (hub, _):
+        await connect(hub, "a1")
+        await hub.handle("connection of a1", "line.join", {"line": HOOT})
+        await hub.handle("connection of a1", "line.talk", {"line": HOOT, "on": True})
+        assert (await shared.read_lines([HOOT]))[HOOT].talkers == ()
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "disabled", "reason"), [(1.0, False, "expired"), (1e12, False, "ended"), (1.0, True, "disabled")]
+)
+async def test_a_login_that_ends_leaves_no_grace(ends_at: float, disabled: bool, reason: str) -> None:
+    people = People.with_lines(line(LineKind.HOOT, "a1", "b1"))
+    people.ended, people.ends_at = set(), ends_at
+    shared = MemoryShared()
+    async with running_hub(people, shared) as (hub, told):
+        await connect(hub, "a1", "b1")
+        for user in ("a1", "b1"):
+            await hub.handle(f"connection of {user}", "line.join", {"line": HOOT})
+        people.ended.add("a1")
+        people.disabled_users.update({"a1"} if disabled else ())
+        await hub.logins_ended()
+        assert told.events("session.ended") == [{"reason": reason}]
+        assert told.events("session.replaced") == []
+        assert told.dropped == ["connection of a1"]
+        # What the server's library tells of the connection afterwards gives no grace.
+        await hub.disconnect("connection of a1", for_good=False)
+        await eventually(lambda: told.events("presence.state")[-1] == {"user_id": "a1", "state": "offline"})
+        assert list((await shared.read_lines([HOOT]))[HOOT].parties) == ["b1"]
+        assert "a1" not in await shared.sessions(["a1"])
+        assert check(hub.event_log.entries) == []
+
+
+async def test_a_login_that_ends_ends_the_grace_of_a_client_that_has_vanished() -> None:
+    people = People.with_lines(line(LineKind.HOOT, "a1", "b1"))
+    people.ended = set()
+    shared = MemoryShared()
+    async with running_hub(people, shared) as (hub, told):
+        await connect(hub, "a1", "b1")
+        await hub.handle("connection of a1", "line.join", {"line": HOOT})
+        await hub.disconnect("connection of a1", for_good=False)
+        people.ended.add("a1")
+        await hub.end_logged_out()
+        await eventually(lambda: told.events("presence.state")[-1] == {"user_id": "a1", "state": "offline"})
+        assert (await shared.read_lines([HOOT]))[HOOT].parties == {}
+
+
+async def test_a_message_that_is_handled_while_its_login_ends_begins_nothing() -> None:
+    people = People.with_lines(line(LineKind.HOOT, "a1", "b1"))
+    people.ended = ended = set[str]()
+
+    class Late(MemoryShared):
+        async def change_line(self, spec: LineSpec, decide: Decide) -> Decision:
+            if "a1" not in ended and not (await self.read_lines([HOOT]))[HOOT].parties:
+                ended.add("a1")
+                await hub.end_logged_out()
+                while await self.sessions(["a1"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            return await super().change_line(spec, decide)
+
+    shared = Late()
+    async with running_hub(people, shared) as (hub, _):
+        await connect(hub, "a1")
+        await hub.handle("connection of a1", "line.join", {"line": HOOT})
+        assert (await shared.read_lines([HOOT]))[HOOT].parties == {}
+
+
+@needs_redis
+async def test_a_login_that_ends_and_a_role_that_changes_count_in_all_processes(tmp_path: Path) -> None:
+    people = People.with_lines(line(LineKind.HOOT, "a1", "b1"), line(LineKind.SHOUTDOWN, "a1", "b1"))
+    people.ended = set()
+    async with (
+        redis_server(tmp_path) as redis,
+        running_signaling(people, redis_url=redis.url) as one,
+        running_signaling(people, redis_url=redis.url) as two,
+        two.phone("b1") as b1,
+        one.phone("a1") as a1,
+    ):
+        for phone in (a1, b1):
+            await phone.do("line.join", line=HOOT)
+        await b1.do("line.talk", line=HOOT, on=True)
+        people.specs[HOOT] = line(LineKind.HOOT, "a1", "b1", listeners=("b1",))
+        await one.server.hub.lines_changed()
+        await a1.heard("floor.state", line=HOOT, talkers=[])
+        people.ended, people.disabled_users = {"b1"}, {"b1"}
+        await one.server.hub.logins_ended()
+        assert await b1.heard("session.ended") == {"reason": "disabled"}
+        await b1.heard("disconnect")
+        await a1.heard("presence.state", user_id="b1", state="offline")
+        assert list((await one.server.hub.shared.read_lines([HOOT]))[HOOT].parties) == ["a1"]
+        # And who has vanished has no grace, wherever that was.
+        people.ended = set()
+        async with two.phone("b1") as again:
+            await again.do("line.join", line=HOOT)
+            await a1.heard("line.state", line=HOOT, subscribers=2)
+            again.cut()
+            await again.heard("disconnect")
+        log = two.server.hub.event_log
+        await eventually(lambda: [one["what"] for one in log.entries if one["entry"] == "session"][-1] == "vanished")
+        people.ended = {"b1"}
+        await one.server.hub.logins_ended()
+        await a1.heard("presence.state", user_id="b1", state="offline")
 
 
 async def test_presence_is_kept_for_who_comes_back() -> None:

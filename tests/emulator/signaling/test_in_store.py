@@ -160,7 +160,7 @@ async def test_the_end_of_a_login_ends_its_connection(tmp_path: Path, monkeypatc
         url = f"http://{client.cloud.http}"
         async with phone(url, tokens[0]) as anna, phone(url, tokens[1]) as ben, phone(url, tokens[2]) as fay:
             assert (await client.ask("POST", "/rest/v1/logout", token=tokens[0]))[0] == 200
-            await anna.heard("session.replaced")
+            assert await anna.heard("session.ended") == {"reason": "ended"}
             await anna.heard("disconnect")
             async with client.cloud.store.writing() as session:
                 await session.execute(update(logins).where(logins.user_id == "ben").values(expires_at=1.0))

@@ -29,6 +29,7 @@ from relay.emulator.signaling.machines import (
     Release,
     Removed,
     Ring,
+    Silenced,
     Talk,
     decide,
     next_deadline,
@@ -227,7 +228,7 @@ def test_each_input_in_each_state(kind: LineKind, state: LineStatus, name: str) 
 
 def test_tables_have_no_state_that_is_not_tried() -> None:
     assert {(kind, state) for kind, table in TABLES.items() for state in table} == set(WAYS)
-    assert set(EVENTS) == set(Input.__args__) - {Gone, Deadline, Removed}
+    assert set(EVENTS) == set(Input.__args__) - {Gone, Silenced, Deadline, Removed}
 
 
 @pytest.mark.parametrize(("kind", "state"), WAYS)
@@ -244,6 +245,7 @@ def test_strangers_have_no_line(kind: LineKind) -> None:
         if name not in {"gone", "deadline"}:
             assert refused(SPECS[kind], Line(), make("c1")) is ErrorCode.UNKNOWN_LINE
     assert not decide(SPECS[kind], Line(), Gone("c1"), START).changed
+    assert not decide(SPECS[kind], Line(), Silenced("c1"), START).changed
 
 
 # Ringdown
@@ -449,6 +451,27 @@ def test_listeners_do_not_talk() -> None:
     assert refused(broadcast, Line(), ring("b1")) is ErrorCode.WRONG_STATE
 
 
+@pytest.mark.parametrize(("kind", "state"), WAYS)
+def test_who_may_only_listen_now_loses_the_floor(kind: LineKind, state: LineStatus) -> None:
+    before, listeners = prepared(kind, state), line(kind, *USERS, listeners=("a1",))
+    assert not decide(SPECS[kind], before, Silenced("a1"), START + 1000).changed
+    decision = decide(listeners, before, Silenced("a1"), START + 1000)
+    one_way = kind in {LineKind.HOOT, LineKind.SHOUTDOWN, LineKind.BROADCAST}
+    assert decision.changed == (one_way and "a1" in before.talkers)
+    if decision.changed:
+        role = PartyRole.LISTENER if kind is LineKind.HOOT else PartyRole.CALLER
+        assert who(decision.line) == {**who(before), "a1": (role, False)}
+        # On a shoutdown the other end may talk still.
+        talks_still = LineStatus.TALKING if decision.line.talkers else LineStatus.CONNECTED
+        assert decision.line.status is talks_still
+        assert decision.ended is None
+        assert not decide(listeners, decision.line, Silenced("a1"), START + 1001).changed
+        assert refused(listeners, decision.line, Talk("a1", on=True)) is ErrorCode.WRONG_STATE
+        # Whoever still talks may stop by themselves, too.
+        stopped = decide(listeners, before, Talk("a1", on=False), START + 1000).line
+        assert "a1" not in stopped.talkers
+
+
 def test_only_dial_tone_has_numbers() -> None:
     assert refused(SPECS[LineKind.DIAL_TONE], Line(), ring("a1")) is ErrorCode.BAD_MESSAGE
     for kind in (LineKind.RINGDOWN, LineKind.INTERCOM):
@@ -474,6 +497,7 @@ def histories(draw: st.DrawFn) -> tuple[LineKind, list[tuple[float, Input]]]:
         st.builds(Join, users, ids),
         st.builds(Leave, users),
         st.builds(Gone, users),
+        st.builds(Silenced, users),
         st.just(Deadline()),
     )
     waits = st.sampled_from([0.0, 0.01, 1.0, 29.0, 31.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -123,8 +124,11 @@ async def test_a_session_from_its_beginning_to_its_end(opened: Open, tmp_path: P
         assert not await shared.vanish("a1", "c1", 200.0)
         assert (await shared.sessions(["a1"]))["a1"].is_connected
         assert await shared.vanish("a1", "c2", 200.0)
+        # Who has to go by then is not given more time.
+        assert await shared.vanish("a1", "c2", 300.0)
         assert await shared.next_due() == 200.0
         assert await shared.due_sessions(199.9) == []
+        assert await shared.due_sessions(math.inf) == await shared.due_sessions(200.0)
         [vanished] = await shared.due_sessions(200.0)
         assert vanished == Session("a1", "c2", "two", PresenceStatus.BUSY, 200.0)
         # Whoever comes back in time keeps the session.

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from relay.addresses import Address
 from relay.demo.cloud import Floor, running_floor
 from relay.emulator.signaling.invariants import check
-from relay.emulator.signaling.messages import EndReason, ErrorCode, LineState, LineStatus, PresenceStatus
+from relay.emulator.signaling.messages import EndReason, ErrorCode, LineState, LineStatus, PresenceStatus, SessionEnd
 from relay.emulator.softphone import (
     Call,
     CallEnded,
@@ -20,6 +21,7 @@ from relay.emulator.softphone import (
     MediaSession,
     NoMedia,
     NotEntitled,
+    SessionEnded,
     SessionReplaced,
     SignalingRefused,
     Softphone,
@@ -30,6 +32,7 @@ from relay.emulator.softphone import (
 )
 from relay.emulator.softphone import media as media_module
 from relay.emulator.softphone.ogg import HEARD, SAID, read_recording
+from relay.emulator.store import tables
 from tests.support.benches.cloud import through_relay
 from tests.support.waiting import becomes, eventually
 
@@ -273,6 +276,19 @@ async def test_second_login_ends_the_first(tmp_path: Path) -> None:
             with pytest.raises(Unreachable, match="ended"):
                 await first.ring(RINGDOWN)
         assert first.signaling.returns == 0
+
+
+async def test_a_disabled_user_is_told_so(tmp_path: Path) -> None:
+    async with floor(tmp_path) as running, phone(running, "anna", carrier=NoMedia()) as anna:
+        users = tables.User
+        async with running.cloud.store.writing() as session:
+            await session.execute(update(users).where(users.user_id == "anna").values(enabled=False))
+        await running.cloud.signaling.hub.logins_ended()
+        await eventually(anna.closed.done)
+        with pytest.raises(SessionEnded, match="An administrator has disabled this user") as ended:
+            anna.closed.result()
+        assert ended.value.reason is SessionEnd.DISABLED
+        assert anna.signaling.returns == 0
 
 
 async def test_turn_host_that_stops_in_mid_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

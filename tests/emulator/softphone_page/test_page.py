@@ -406,3 +406,16 @@ async def test_a_failure_names_its_cause_and_who_can_act() -> None:
             found = await module(page, "problems.js", f"m.ofIceError({json.dumps(told)}, {json.dumps(context)})")
             assert title in found["title"], (code, found)
             assert text in found["text"], (code, found)
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("reason", "title"),
+    [("disabled", "has disabled this user"), ("expired", "time of this login is up"), ("ended", "by a new password")],
+)
+async def test_an_ended_login_is_explained(reason: str, title: str) -> None:
+    async with served() as url, browser() as page:
+        await page.open(url)
+        found = await module(page, "problems.js", f'm.ofSignaling("ended", {{ reason: "{reason}" }})')
+        assert title in found["title"]
+        assert found["text"]

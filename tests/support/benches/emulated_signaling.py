@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ class People:
     specs: dict[str, LineSpec] = field(default_factory=dict)
     extensions: dict[str, str] = field(default_factory=dict)
     records: list[CallRecord] = field(default_factory=list)
+    # Logins have names once there is a set of those that have ended; they are the user ids.
+    ended: set[str] | None = None
+    ends_at: float = math.inf
+    disabled_users: set[str] = field(default_factory=set)
     # Raised instead of an answer, if set.
     failure: Exception | None = None
 
@@ -42,10 +47,17 @@ class People:
         if user_id in {token, "nobody"}:
             return None
         known = member(user_id)
-        return Account(user_id, known.name, known.firm_id, known.firm, "use1")
+        login = user_id if self.ended is not None else ""
+        return Account(user_id, known.name, known.firm_id, known.firm, "use1", login, self.ends_at)
 
     async def still_open(self, logins: Collection[str]) -> Collection[str]:
-        return logins
+        return set(logins) - (self.ended or set())
+
+    async def disabled(self, user_ids: Collection[str]) -> Collection[str]:
+        return self.disabled_users.intersection(user_ids)
+
+    def forget(self) -> None:
+        pass
 
     async def lines_of(self, user_id: str) -> tuple[LineSpec, ...]:
         self._fail()

@@ -166,12 +166,20 @@ export function ofSound() {
   return problem("sound", "The browser holds the sound back", "Click anywhere on this page to hear it.");
 }
 
+// Why a login ended, by the reason of session.ended.
+const ENDS = {
+  disabled: ["An administrator has disabled this user", "Ask an administrator of your firm to enable it."],
+  expired: ["The time of this login is up", "Log in again."],
+  ended: ["This login was ended, by a logout or by a new password", "Log in again."],
+};
+
 // Signaling: state is what signaling.js tells.
 export function ofSignaling(state, detail) {
   if (state === "replaced") {
     const act = "Log in here to go on in this tab. A user has one session at a time.";
     return problem("session", "You have logged in elsewhere, so this session has ended", act);
   }
+  if (state === "ended") return problem("session", ...(ENDS[detail.reason] ?? ENDS.ended));
   if (state === "refused")
     return problem("session", "Signaling refused this login", detail?.message, detail?.expected, "Log in again.");
   const act = "The page connects again by itself. Voice goes on meanwhile, but buttons do not work.";

@@ -98,7 +98,7 @@ export class Session {
     this.frame.onState(state);
     if (state === "live") this.frame.problems.clear("signaling");
     if (state === "lost") this.frame.problems.show(ofSignaling(state, detail));
-    if (state === "refused" || state === "replaced") this.frame.onEnd(state, detail);
+    if (["refused", "replaced", "ended"].includes(state)) this.frame.onEnd(state, detail);
   }
 
   onEvent(name, message) {

@@ -23,7 +23,7 @@ export class Refused extends Error {
 }
 
 export class Signaling {
-  // onEvent(name, message); onState(state, detail) with "connecting", "live", "lost", "refused" or "replaced".
+  // onEvent(name, message); onState(state, detail) with "connecting", "live", "lost", "refused", "replaced" or "ended".
   constructor(token, onEvent, onState) {
     this.onState = onState;
     this.ended = false;
@@ -31,6 +31,7 @@ export class Signaling {
     for (const name of EVENTS) this.socket.on(name, (message) => onEvent(name, message));
     this.socket.on("welcome", () => onState("live"));
     this.socket.on("session.replaced", () => this.end("replaced"));
+    this.socket.on("session.ended", (message) => this.end("ended", message));
     this.socket.on("disconnect", (reason) => this.onLost(reason));
     this.socket.on("connect_error", (error) => this.onError(error));
     onState("connecting");
