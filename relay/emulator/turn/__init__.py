@@ -6,6 +6,7 @@ native    a host whose data ``_native`` carries
 slow      a host whose data Python carries: the twin that tests compare with
 relaying  a server and its relayed sockets on the asyncio loop, for ``slow`` and ``streams``
 streams   listeners for TCP and TLS
+rounds    what all their connections together may take of a turn of the loop
 sockets   UDP sockets
 counters  what a host counts
 

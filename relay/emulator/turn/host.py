@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import ssl
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self, TypedDict
 
 from relay.addresses import LOOPBACK, Address, RelayPolicy
 from relay.emulator.turn.counters import Counters
+from relay.emulator.turn.rounds import Rounds
 from relay.emulator.turn.streams import StreamListener
 from relay.errors import OperatorError
 from relay.turn.credentials import CredentialStore, NonceMint
@@ -47,11 +48,13 @@ class Streams:
     """Where a host serves TURN over TCP and TLS, besides UDP.
 
     ``tcp`` is on the port of UDP. With ``tls`` there is TLS on ``tls_port``, for which the kernel chooses if it is 0.
+    Hosts with the same ``rounds`` share one bound of work in each turn of the loop.
     """
 
     tcp: bool = False
     tls: ssl.SSLContext | None = None
     tls_port: int = 0
+    rounds: Rounds = field(default_factory=Rounds)
 
 
 class HostOptions(TypedDict, total=False):
@@ -190,7 +193,9 @@ class Host(Started):
             self._tls_address = listener.address
 
     def _listen(self, address: Address, tls: ssl.SSLContext | None) -> StreamListener:
-        listener = StreamListener(address, self._settings, self._credentials, self._nonces, tls)
+        listener = StreamListener(
+            address, self._settings, self._credentials, self._nonces, tls, rounds=self._streams.rounds
+        )
         self._listeners.append(listener)
         return listener
 

@@ -63,16 +63,22 @@ class Relaying:
         """A copy of what was counted."""
         return self._counters + Counters(drops=self.server.drops)
 
-    def receive(self, client: Address, data: bytes) -> None:
-        """Take a datagram, or a unit of a stream, from a client."""
+    def receive(self, client: Address, data: bytes) -> bool:
+        """Take a datagram, or a unit of a stream, from a client. Returns True if it was data that went on to a peer.
+
+        While the host is paused: if the client has an allocation.
+        """
+        now = self._loop.time()
         if self.paused:
             self._counters.drops[Drop.PAUSED] += 1
-        elif is_long_request(data):
+            return self.server.serves(now, client)
+        if is_long_request(data):
             self._counters.drops[Drop.OVERSIZE] += 1
-        else:
-            now = self._loop.time()
-            self._perform(now, self.server.receive(now, client, data))
-            self._timer.set(self.server.next_deadline())
+            return False
+        commands = self.server.receive(now, client, data)
+        self._perform(now, commands)
+        self._timer.set(self.server.next_deadline())
+        return len(commands) == 1 and isinstance(commands[0], SendToPeer)
 
     def on_client_closed(self, client: Address) -> None:
         """The client's connection has ended."""

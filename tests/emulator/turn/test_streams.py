@@ -8,6 +8,7 @@ import math
 import secrets
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -245,13 +246,26 @@ async def test_broken_stream_is_cut_off(tmp_path: Path, garbage: bytes) -> None:
             assert await other.binding() == other.address
 
 
-@pytest.mark.parametrize("message", [Method.BINDING, Method.BINDING | 0x10], ids=["requests", "indications"])
+def send_indication(peer: Address = Address("127.0.0.1", 9)) -> bytes:  # noqa: B008 - a constant
+    to_peer = (AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, bytes(12)))
+    return build_message(Method.SEND, MessageClass.INDICATION, bytes(12), [to_peer, (AttributeType.DATA, b"voice")])
+
+
+FLOODS = {
+    "requests": build_message(Method.BINDING, MessageClass.REQUEST, bytes(12), []),
+    "indications": build_message(Method.BINDING, MessageClass.INDICATION, bytes(12), []),
+    "malformed-sends": build_message(Method.SEND, MessageClass.INDICATION, bytes(12), []),
+    "sends-without-allocation": send_indication(),
+    "channel-without-allocation": build_channel_data(0x4000, b""),
+}
+
+
+@pytest.mark.parametrize("unit", FLOODS.values(), ids=FLOODS)
 async def test_a_flood_ends_its_connection_and_no_other(
-    tmp_path: Path, message: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, unit: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slow machine reads the flood in parts, and time between them would allow more.
     monkeypatch.setattr(streams, "REQUESTS_PER_SECOND", 0)
-    unit = message.to_bytes(2) + b"\x00\x00\x21\x12\xa4\x42" + bytes(12)
     async with serving(tmp_path) as served:
         with served.client() as flooding, served.client() as other:
             await other.allocate()
@@ -262,6 +276,46 @@ async def test_a_flood_ends_its_connection_and_no_other(
             assert served.host.counters.drops[Drop.REQUEST_FLOOD] == 1
 
 
+async def test_a_flood_over_tls_ends_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "REQUESTS_PER_SECOND", 0)
+    async with serving(tmp_path) as served:
+        reader, writer = await asyncio.open_connection(*served.tls, ssl=served.authority.client_context())
+        writer.write(FLOODS["channel-without-allocation"] * int(10 * streams.REQUESTS_AT_ONCE))
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.transport.abort()
+        await eventually(lambda: not served.host.connections)
+        # After the cut nothing more was looked at.
+        drops = {Drop.NO_ALLOCATION: streams.REQUESTS_AT_ONCE + 1, Drop.REQUEST_FLOOD: 1}
+        assert served.host.counters.drops == drops
+
+
+@pytest.mark.parametrize("unit", [build_channel_data(0x4001, b""), send_indication()], ids=["channel", "send"])
+async def test_data_for_nobody_is_counted_as_a_flood(
+    tmp_path: Path, unit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "REQUESTS_PER_SECOND", 0)
+    async with serving(tmp_path) as served:
+        with served.client() as client:
+            await client.allocate()
+            client.send(unit * int(streams.REQUESTS_AT_ONCE + 1))
+            await client.ended()
+            assert served.host.counters.drops[Drop.REQUEST_FLOOD] == 1
+
+
+async def test_what_a_client_has_sent_before_it_reset_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "REQUESTS_AT_ONCE", math.inf)
+    async with serving(tmp_path) as served:
+        with served.client() as client:
+            await client.binding()
+            client.send(build_channel_data(0x4000, b"") * 5000)
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await eventually(lambda: not served.host.connections)
+        assert not served.host.counters.drops
+
+
 async def test_data_is_not_counted_as_a_flood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "REQUESTS_AT_ONCE", 8)
     monkeypatch.setattr(streams, "REQUESTS_PER_SECOND", 0)
@@ -269,11 +323,13 @@ async def test_data_is_not_counted_as_a_flood(tmp_path: Path, monkeypatch: pytes
         with served.client() as client:
             await client.allocate()
             await client.permit(peer)
-            to_peer = (AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, bytes(12)))
-            voice = (AttributeType.DATA, b"voice")
             for _ in range(20):
-                client.send(build_message(Method.SEND, MessageClass.INDICATION, bytes(12), [to_peer, voice]))
+                client.send(send_indication(peer))
                 assert parse_message(await client.receive()).get(AttributeType.DATA) == b"voice"
+            await client.bind(0x4000, peer)
+            for _ in range(20):
+                client.send(build_channel_data(0x4000, b"four"))
+                assert await client.receive() == build_channel_data(0x4000, b"four")
 
 
 async def test_host_stops_while_somebody_has_an_allocation_after_others_have_gone(tmp_path: Path) -> None:
@@ -294,6 +350,23 @@ async def test_half_a_unit_and_gone(tmp_path: Path) -> None:
             await client.allocate()
             client.send(b"\x40\0\xff\xffhalf")
         await eventually(lambda: not served.host.connections and not served.host.allocations)
+
+
+async def test_a_unit_that_is_never_complete_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "UNIT_TIMEOUT_S", 0.05)
+    async with serving(tmp_path) as served:
+        with served.client() as client, served.client() as other:
+            await client.allocate()
+            await other.allocate()
+            client.send(b"\x40\0\xff\xf0")
+
+            def trickle() -> bool:
+                with contextlib.suppress(ConnectionError):
+                    client.socket.send(b"x")
+                return served.host.connections == 1
+
+            await eventually(trickle)
+            assert await other.binding() == other.address
 
 
 async def test_silent_client_is_cut_off_unless_it_has_an_allocation(
@@ -332,10 +405,23 @@ async def test_too_many_connections_are_closed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(streams, "MAX_CONNECTIONS", 1)
     async with serving(tmp_path) as served:
         with served.client() as first:
-            await first.binding()
+            await first.allocate()
             with served.client() as second:
                 await second.ended()
             assert await first.binding() == first.address
+
+
+async def test_client_without_an_allocation_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 2)
+    async with serving(tmp_path) as served:
+        with served.client() as first, served.client() as idle:
+            await first.allocate()
+            await idle.binding()
+            with served.client() as newcomer:
+                await newcomer.allocate()
+                await idle.ended()
+                assert await first.binding() == first.address
+                assert served.host.connections == 2
 
 
 async def test_newcomer_waits_for_descriptors(tmp_path: Path) -> None:
