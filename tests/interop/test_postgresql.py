@@ -9,16 +9,20 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Executable, delete, select, update
+from sqlalchemy import Executable, delete, select, text, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.emulator import fixtures
 from relay.emulator.http import site
+from relay.emulator.http.errors import ApiError
+from relay.emulator.portal import firms
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed, turn_secret
 from relay.emulator.store.store import POOL_SIZE, audit
 from relay.errors import OperatorError
 from tests.support.benches.cloud import PASSWORD, running_cloud
+from tests.support.benches.portal import ADMIN, TRADER, made_up_portal
 from tests.support.peers.postgresql import hung, needs_postgresql, open_postgresql
 
 pytestmark = needs_postgresql
@@ -120,3 +124,59 @@ async def test_no_name_of_a_user_is_a_failure(server: str, tmp_path: Path) -> No
 async def test_a_database_that_does_not_exist(server: str) -> None:
     with pytest.raises(OperatorError, match='database "nowhere" does not exist'):
         await Store.open(server.replace("/postgres", "/nowhere"))
+
+
+async def waiters(store: Store) -> int:
+    """How many transactions wait for another one."""
+    async with store.reading() as session:
+        return await session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) or 0
+
+
+async def test_two_administrators_cannot_disable_each_other(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    is_last_admin = firms.is_last_admin
+
+    async def stop_the_first(session: AsyncSession, user: tables.User) -> bool:
+        result = await is_last_admin(session, user)
+        if not reached.is_set():
+            reached.set()
+            await go_on.wait()
+        return result
+
+    monkeypatch.setattr(firms, "is_last_admin", stop_the_first)
+    async with made_up_portal(server) as portal:
+        async with portal.store.writing() as session:
+            (await session.get_one(tables.User, "anna")).role = "admin"
+        async with portal.visitor(*TRADER) as anna, portal.visitor(*ADMIN) as admin, asyncio.TaskGroup() as tasks:
+            off = {"enabled": "off"}
+            first = tasks.create_task(anna.post("/portal/users/atlas-admin/enabled", off, on="/portal/profile"))
+            await reached.wait()
+            second = tasks.create_task(admin.post("/portal/users/anna/enabled", off, on="/portal/profile"))
+            async with asyncio.timeout(5):
+                while not second.done() and not await waiters(portal.store):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            assert ((await first).status, (await second).status) == (303, 401)
+        async with portal.store.writing() as session:
+            (await session.get_one(tables.User, "anna")).role = "user"
+            (await session.get_one(tables.User, "atlas-admin")).enabled = True
+
+
+async def test_a_login_and_a_new_password_take_turns(server: str) -> None:
+    async with made_up_portal(server) as portal, asyncio.TaskGroup() as tasks:
+        checked = await portal.user("anna")
+
+        async def refused() -> None:
+            with pytest.raises(ApiError, match="The password was changed"):
+                await portal.tokens.open(checked, "client")
+
+        async with portal.store.writing() as session:
+            (await session.get_one(tables.User, "anna")).password_hash = "another"
+            await session.flush()
+            login = tasks.create_task(refused())
+            async with asyncio.timeout(5):
+                while not login.done() and not await waiters(portal.store):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        await login
+        async with portal.store.writing() as session:
+            (await session.get_one(tables.User, "anna")).password_hash = checked.password_hash

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import time
 import weakref
@@ -173,7 +172,7 @@ class LoginService:
         token, expires_at = await self.tokens.open(user, "client", client_version=wanted.client_version)
         principal = await self.tokens.find(token, "client")
         if principal is None:
-            raise unauthorized("The user was disabled during the login.", where="body", scheme="Login")
+            raise unauthorized("The login was ended as soon as it began.", where="body", scheme="Login")
         async with self._store.writing() as session:
             audit(session, user.firm_id, user.user_id, "login", user.user_id, client_version=wanted.client_version)
         async with self._store.reading() as session:
@@ -236,7 +235,13 @@ class LoginService:
         if content_type not in TYPES:
             expected = " or ".join(TYPES)
             raise ApiError(415, "wrong_type", "The body has another type.", where="Content-Type", expected=expected)
-        read = functools.partial(read_body, call.request, MAX_UPLOAD_BYTES)
+
+        async def read() -> bytes:
+            body = await read_body(call.request, MAX_UPLOAD_BYTES)
+            # The body may have taken its time, and the login may have ended meanwhile.
+            await self.bearer.check(call.request, body)
+            return body
+
         log = await self._logs.keep(call.caller.user_id, content_type, read)
         return models.LogReceipt(log_id=log.log_id, size_bytes=log.size_bytes)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.emulator.http.errors import unauthorized
 from relay.emulator.store import Store, tables
@@ -54,7 +55,11 @@ class Tokens:
     async def open(
         self, user: tables.User, kind: Kind, *, client_version: str = "", lifetime_s: float = LIFETIME_S
     ) -> tuple[str, float]:
-        """A new login of a user. Returns the token and when it ends."""
+        """A new login of a user. Returns the token and when it ends.
+
+        ``user`` is the row that was checked. Raises ApiError 401 if its password has changed since, or if the user has
+        been disabled: whoever ends a user's logins must not miss one that is about to be made.
+        """
         token = secrets.token_urlsafe(32)
         now = self._clock()
         session = tables.LoginSession(
@@ -63,11 +68,18 @@ class Tokens:
             kind=kind,
             created_at=now,
             expires_at=now + lifetime_s,
-            voice_via_web_proxy=user.voice_via_web_proxy,
             client_version=client_version,
         )
-        logins = tables.LoginSession
+        logins, users = tables.LoginSession, tables.User
+        # PostgreSQL holds back changes of the row until this login is there. A writer of SQLite is alone.
+        unchanged = select(users.voice_via_web_proxy).with_for_update(key_share=True)
+        unchanged = unchanged.where(users.user_id == user.user_id, users.password_hash == user.password_hash)
         async with self._store.writing() as write:
+            voice = await write.scalar(unchanged.where(users.enabled))
+            if voice is None:
+                message = "The password was changed, or the user was disabled, during the login."
+                raise unauthorized(message, where="body", scheme="Login")
+            session.voice_via_web_proxy = voice
             await write.execute(delete(logins).where(logins.expires_at <= now))
             mine = select(logins.token_hash).where(logins.user_id == user.user_id, logins.kind == kind)
             oldest = (await write.scalars(mine.order_by(logins.created_at.desc()).offset(MAX_PER_USER - 1))).all()
@@ -78,14 +90,18 @@ class Tokens:
 
     async def find(self, token: str, kind: Kind) -> Principal | None:
         """Who holds the token. None if nobody does, it has ended, or its user was disabled."""
+        async with self._store.reading() as read:
+            return await self.find_in(read, hash_token(token), kind)
+
+    async def find_in(self, session: AsyncSession, token_hash: str, kind: Kind) -> Principal | None:
+        """The same by the token's hash, as it is in a transaction that goes on."""
         logins, users = tables.LoginSession, tables.User
         wanted = (
             select(logins, users)
             .join(users, users.user_id == logins.user_id)
-            .where(logins.token_hash == hash_token(token), logins.kind == kind, users.enabled)
+            .where(logins.token_hash == token_hash, logins.kind == kind, users.enabled)
         )
-        async with self._store.reading() as read:
-            found = (await read.execute(wanted)).first()
+        found = (await session.execute(wanted)).first()
         if found is None or found.LoginSession.expires_at <= self._clock():
             return None
         login, user = found.LoginSession, found.User

@@ -83,7 +83,7 @@ class ApiKeys:
     async def _save(self, visit: Visit) -> web.StreamResponse:
         values, errors = _typed(visit.form), dict[str, str]()
         wanted = check(KeyEdit, _parted(values), errors)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             key = await _key_of(session, visit.who.firm_id, visit.path("key"))
             stored = _values(key)
             differing = conflicts(stored, values, visit.form.text(VERSION))
@@ -107,7 +107,7 @@ class ApiKeys:
         values, errors = {**_typed(visit.form), "enabled": _ON}, dict[str, str]()
         wanted = check(KeyEdit, _parted(values), errors)
         name, secret = f"{visit.who.firm_id[:40]}-{secrets.token_hex(6)}", secrets.token_urlsafe(32)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             owned = select(func.count()).select_from(ApiKey).where(ApiKey.firm_id == visit.who.firm_id)
             if (await session.scalar(owned) or 0) >= firms.MAX_KEYS:
                 errors["name"] = f"The firm has {firms.MAX_KEYS} keys, and cannot have more."

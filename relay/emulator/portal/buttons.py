@@ -73,7 +73,7 @@ class Buttons:
         was, version = visit.form.text("was"), visit.form.text(VERSION)
         wanted = check(ButtonEdit, {**values, "dial": values["dial"] or None}, errors)
         differing = dict[str, str]()
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, _user_in(visit))
             old = await _button_of(session, user, was) if was else None
             if wanted is not None:
@@ -89,7 +89,7 @@ class Buttons:
         return see_other(f"{_board_of(visit)}?done={'saved' if was else 'added'}")
 
     async def _delete(self, visit: Visit) -> web.StreamResponse:
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, _user_in(visit))
             old = await _button_of(session, user, visit.form.text("position"))
             await session.delete(old)

@@ -13,7 +13,6 @@ from relay.emulator.faults.kinds import KINDS, BadSetting, FaultSetting, Hop, Ki
 from relay.emulator.http.fields import wrong_fields
 from relay.emulator.portal.forms import MAX_SHOWN, FormView
 from relay.emulator.portal.pages import ROOT, PageError, see_other
-from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.visits import Visit, Visits
 from relay.emulator.store.store import audit
 
@@ -39,8 +38,7 @@ _TARGET_LABELS = {
 class FaultsPage:
     """The page ``/portal/faults``."""
 
-    def __init__(self, parts: Parts, board: FaultBoard) -> None:
-        self._store = parts.store
+    def __init__(self, board: FaultBoard) -> None:
         self._board = board
 
     def routes(self, visits: Visits) -> Iterable[tuple[str, str, Any]]:
@@ -74,7 +72,7 @@ class FaultsPage:
         values, errors = visit.form.texts(*_FIGURES), dict[str, str]()
         try:
             setting = FaultSetting.model_validate({name: value for name, value in values.items() if value})
-            async with self._store.writing() as session:
+            async with visit.writing() as session:
                 fault = self._board.put(hop, kind, setting)
                 figures = dict(_figures(fault.setting))
                 audit(session, visit.who.firm_id, visit.who.user_id, "fault on", f"{hop}/{kind}", figures=figures)
@@ -87,7 +85,7 @@ class FaultsPage:
         return self._page(visit, FormView(values, errors), f"{hop}/{kind}", status=422)
 
     async def _turn_off(self, visit: Visit) -> web.StreamResponse:
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             if visit.form.text(_PLACE) == "all":
                 removed, where = self._board.clear(), "all"
             else:

@@ -79,7 +79,7 @@ class FirmPage:
     async def _save(self, visit: Visit) -> web.StreamResponse:
         values, errors = visit.form.texts("name", "region"), dict[str, str]()
         wanted = check(FirmEdit, values, errors)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             firm = await firms.firm_of(session, visit.who.firm_id)
             stored = _values(firm)
             differing = conflicts(stored, values, visit.form.text(VERSION))
@@ -97,7 +97,7 @@ class FirmPage:
     async def _add_group(self, visit: Visit) -> web.StreamResponse:
         errors = dict[str, str]()
         wanted = check(GroupEdit, visit.form.texts("group_name"), errors)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             groups = await firms.groups_of(session, visit.who.firm_id)
             if len(groups) >= firms.MAX_GROUPS:
                 errors["group_name"] = f"The firm has {firms.MAX_GROUPS} groups, and cannot have more."
@@ -112,7 +112,7 @@ class FirmPage:
     async def _rename_group(self, visit: Visit) -> web.StreamResponse:
         errors = dict[str, str]()
         wanted = check(GroupEdit, visit.form.texts("group_name"), errors)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             group = await _group_of(session, visit)
             # The form has one field, and says what it was made from.
             if wanted is not None and visit.form.text("was") != group.name != wanted.group_name:
@@ -129,7 +129,7 @@ class FirmPage:
         return see_other(f"{FIRM}?done=saved")
 
     async def _delete_group(self, visit: Visit) -> web.StreamResponse:
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             group = await _group_of(session, visit)
             users = select(func.count()).select_from(User).where(User.group_id == group.group_id)
             if count := await session.scalar(users):

@@ -132,7 +132,7 @@ class Lines:
 
     async def _save(self, visit: Visit) -> web.StreamResponse:
         errors = dict[str, str]()
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             found = await firms.line_of(session, visit.who.firm_id, visit.path("line"))
             stored = _values(found)
             values = {
@@ -174,7 +174,7 @@ class Lines:
     async def _delete(self, visit: Visit) -> web.StreamResponse:
         if visit.form.text("confirm") != "yes":
             raise PageError(422, "Not deleted", "Tick the box that says that the line is to be deleted.")
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             found = await firms.line_of(session, visit.who.firm_id, visit.path("line"))
             if found.others:
                 message = "Another firm has this line, too. Remove your own users from it instead."
@@ -205,7 +205,7 @@ class Lines:
         values, errors = {**_typed(visit.form), "kind": visit.form.text("kind")}, dict[str, str]()
         wanted = check(NewLine, values, errors)
         number = ""
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             members = Members.read(visit.form, await firms.names_of(session, visit.who.firm_id), errors)
             count = await session.scalar(
                 select(func.count()).select_from(firms.numbers_of(visit.who.firm_id).subquery())

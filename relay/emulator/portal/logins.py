@@ -11,6 +11,7 @@ import hmac
 import secrets
 
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.emulator.login.tokens import Kind, Principal, Tokens, hash_token
 from relay.emulator.portal.pages import ROOT, PageError
@@ -66,14 +67,18 @@ class Logins:
         token = self._token(request)
         return await self._tokens.find(token, KIND) if token else None
 
+    async def find_again(self, session: AsyncSession, who: Principal) -> Principal | None:
+        """The same login as it is now, in a transaction that is to change something. None if it has ended."""
+        return await self._tokens.find_in(session, who.token_hash, KIND)
+
     def form_token(self, request: web.Request) -> str:
         """What the forms of this login carry."""
         return _digest(self._token(request))
 
     async def begin(self, request: web.Request, answer: web.StreamResponse, user: User) -> None:
-        """A new login. One that the browser had before ends."""
-        await self.end(request, answer)
+        """A new login. One that the browser had before ends. Raises ApiError 401 if the user has changed meanwhile."""
         token, _ = await self._tokens.open(user, KIND, lifetime_s=LIFETIME_S)
+        await self.end(request, answer)
         _set_cookie(request, answer, "login", token, LIFETIME_S)
         self._forget(request, answer, "before")
 

@@ -58,7 +58,7 @@ class Portal:
         self._assets = Assets()
         self._pages = Pages(self._assets, has_faults=faults is not None)
         self._logins = Logins(tokens)
-        self._visits = Visits(self._logins, self._pages)
+        self._visits = Visits(self._logins, self._pages, store)
         parts = Parts(store, clock, listener or NoListener())
         self._parts: list[Page] = [
             Overview(parts, live or NoCalls()),
@@ -70,7 +70,7 @@ class Portal:
             ApiKeys(parts),
             FirmPage(parts),
             AuditLog(parts),
-            *([] if faults is None else [FaultsPage(parts, faults)]),
+            *([] if faults is None else [FaultsPage(faults)]),
         ]
 
     def register(self, site: Site) -> None:
@@ -122,10 +122,10 @@ class Portal:
         name, wanted = form.text("name")[:255], _next_of(form.raw("next"))
         try:
             user = await self._user(name, form.raw("password")[:MAX_PASSWORD], request.remote or "")
+            answer = see_other(wanted)
+            await self._logins.begin(request, answer, user)
         except ApiError as refused:
             return self._login_page(request, wanted, name=name, error=refused)
-        answer = see_other(wanted)
-        await self._logins.begin(request, answer, user)
         async with self._store.writing() as session:
             audit(session, user.firm_id, user.user_id, "portal login", user.user_id)
         return answer

@@ -13,7 +13,7 @@ from relay.emulator.apis.entitlement import administrators_of, standing_of
 from relay.emulator.login.service import Passwords
 from relay.emulator.portal import firms
 from relay.emulator.portal.forms import FormView, check
-from relay.emulator.portal.pages import ROOT, see_other
+from relay.emulator.portal.pages import ROOT, PageError, see_other
 from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.visits import Visit, Visits
 from relay.emulator.store.passwords import hash_password
@@ -68,8 +68,11 @@ class Profile:
         if errors:
             return await self._page(visit, FormView({}, errors), status=422)
         hashed = await asyncio.to_thread(hash_password, new)
-        async with self._store.writing() as session:
-            user = await firms.user_of(session, visit.who.firm_id, visit.who.user_id)
+        async with visit.writing() as session:
+            checked, user = user, await firms.user_of(session, visit.who.firm_id, visit.who.user_id)
+            if user.password_hash != checked.password_hash:
+                message = "Your password has been changed meanwhile. Go back, and give the one that counts now."
+                raise PageError(409, "Two changes at once", message)
             user.password_hash = hashed
             await firms.end_logins(session, user.user_id, except_for=visit.who.token_hash)
             audit(session, user.firm_id, user.user_id, "password changed", user.user_id)

@@ -121,7 +121,7 @@ class Users:
     async def _save(self, visit: Visit) -> web.StreamResponse:
         values, errors = _typed(visit.form), dict[str, str]()
         wanted = check(UserEdit, _optional(values), errors)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, visit.path("user"))
             stored = _values(user)
             await _check_clashes(session, user.user_id, visit.who.firm_id, values, errors)
@@ -138,7 +138,7 @@ class Users:
 
     async def _switch_voice(self, visit: Visit) -> web.StreamResponse:
         on = visit.form.text("voice") == _ON
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, visit.path("user"))
             if user.voice_via_web_proxy != on:
                 user.voice_via_web_proxy = on
@@ -151,7 +151,7 @@ class Users:
 
     async def _switch_enabled(self, visit: Visit) -> web.StreamResponse:
         on = visit.form.text("enabled") == _ON
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, visit.path("user"))
             if not on and user.user_id == visit.who.user_id:
                 raise PageError(422, "Not yourself", "You cannot disable yourself: ask another administrator.")
@@ -172,7 +172,7 @@ class Users:
         if check(_NewPassword, {"password": given or made}, errors) is None:
             return await self._page(visit, None, status=422, password_error=errors["password"])
         hashed = await asyncio.to_thread(hash_password, given or made)
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             user = await firms.user_of(session, visit.who.firm_id, visit.path("user"))
             user.password_hash = hashed
             own = user.user_id == visit.who.user_id
@@ -209,7 +209,7 @@ class Users:
         wanted = check(NewUser, {**_optional(values), "password": password or None}, errors)
         made = "" if password else secrets.token_urlsafe(12)
         hashed = await asyncio.to_thread(hash_password, password or made) if wanted is not None else ""
-        async with self._store.writing() as session:
+        async with visit.writing() as session:
             await _check_clashes(session, "", visit.who.firm_id, values, errors)
             if "user_id" not in errors and await session.get(User, values["user_id"]) is not None:
                 errors["user_id"] = f"The user name “{values['user_id']}” is taken. Choose another one."

@@ -1,19 +1,24 @@
 """One request to the portal: who asks, whether they may, and what they sent. Whatever fails becomes a page.
 
 Life of a request: a login → the role → for a change, its origin, its form and the form's token → the page's handler.
+A form may take its time, and a password to hash, too. So a change looks at the login and the role again as it writes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import structlog
 from aiohttp import web
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from relay.emulator.http.errors import ApiError
 from relay.emulator.login.tokens import Principal
@@ -21,7 +26,9 @@ from relay.emulator.names import UserRole
 from relay.emulator.portal.forms import Form, read_form
 from relay.emulator.portal.logins import FORM_TOKEN, Logins, check_origin
 from relay.emulator.portal.pages import ROOT, PageError, Pages, see_other
+from relay.emulator.store import Store
 from relay.emulator.store.store import is_full, is_unavailable
+from relay.emulator.store.tables import Firm
 
 log = structlog.get_logger()
 
@@ -49,6 +56,8 @@ class Visit:
     who: Principal
     form_token: str
     pages: Pages
+    # A session that writes, for one who still may.
+    writing: Callable[[], contextlib.AbstractAsyncContextManager[AsyncSession]]
     form: Form = field(default=_EMPTY)
 
     @property
@@ -92,9 +101,10 @@ class Page(Protocol):
 class Visits:
     """Makes handlers of visits into handlers of requests."""
 
-    def __init__(self, logins: Logins, pages: Pages) -> None:
+    def __init__(self, logins: Logins, pages: Pages, store: Store) -> None:
         self._logins = logins
         self._pages = pages
+        self._store = store
 
     def reading(
         self, handler: Handler, *, admin: bool = False
@@ -106,7 +116,7 @@ class Visits:
             if who is None:
                 return self._to_login(request)
             _check_role(who, admin)
-            return await handler(Visit(request, who, self._logins.form_token(request), self._pages))
+            return await handler(self._visit(request, who, admin, _EMPTY))
 
         return self.guarded(on_request)
 
@@ -119,14 +129,32 @@ class Visits:
             check_origin(request)
             who = await self._logins.find(request)
             if who is None:
-                message = "The login has ended. Nothing was changed. Log in, and repeat what you did."
-                raise PageError(401, "Not logged in", message, headers={"WWW-Authenticate": 'Login realm="c9"'})
+                raise _not_logged_in()
             _check_role(who, admin)
             form = await read_form(request)
             self._logins.check_form(request, form.raw(FORM_TOKEN))
-            return await handler(Visit(request, who, self._logins.form_token(request), self._pages, form))
+            return await handler(self._visit(request, who, admin, form))
 
         return self.guarded(on_request)
+
+    def _visit(self, request: web.Request, who: Principal, admin: bool, form: Form) -> Visit:
+        token, writing = self._logins.form_token(request), functools.partial(self._writing, who, admin)
+        return Visit(request, who, token, self._pages, writing, form)
+
+    @contextlib.asynccontextmanager
+    async def _writing(self, who: Principal, admin: bool) -> AsyncIterator[AsyncSession]:
+        """A session that writes. Raises PageError 401 or 403 if the login has ended meanwhile, or the role is gone."""
+        async with self._store.writing() as session:
+            # Changes of a firm take turns. So nobody loses login or role after this look, and two administrators
+            # cannot each be the one who stays. SQLite has one writer anyhow.
+            await session.execute(
+                select(Firm.firm_id).where(Firm.firm_id == who.firm_id).with_for_update(key_share=True)
+            )
+            now = await self._logins.find_again(session, who)
+            if now is None:
+                raise _not_logged_in()
+            _check_role(now, admin)
+            yield session
 
     def guarded(
         self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -170,6 +198,11 @@ class Visits:
         if wanted == ROOT or len(wanted) > 500:
             return see_other(f"{ROOT}login")
         return see_other(f"{ROOT}login?next={quote(wanted, safe='')}")
+
+
+def _not_logged_in() -> PageError:
+    message = "The login has ended. Nothing was changed. Log in, and repeat what you did."
+    return PageError(401, "Not logged in", message, headers={"WWW-Authenticate": 'Login realm="c9"'})
 
 
 def _check_role(who: Principal, admin: bool) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
-from relay.emulator.login import client_logs
+from relay.emulator.login import client_logs, service
 from relay.emulator.login.client_logs import MAX_LOGS_PER_USER
 from relay.emulator.login.tokens import MAX_PER_USER
 from relay.emulator.store import tables
@@ -363,3 +364,51 @@ async def test_a_log_that_is_not_registered_leaves_no_file(tmp_path: Path, monke
         monkeypatch.setattr(client_logs.ClientLogs, "_register", fail)
         assert (await client.ask("POST", "/rest/v1/logs", token=token, data=b"x", headers=PLAIN))[0] == 503
         assert log_names(tmp_path) == set()
+
+
+# What changes while a login or a log is under way
+
+
+def pause_at(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """Let a coroutine stop when it has done its work. One event tells that it has, and the other lets it go on."""
+    done, go_on = asyncio.Event(), asyncio.Event()
+    work = getattr(place, name)
+
+    async def work_and_stop(*given: Any) -> Any:
+        result = await work(*given)
+        done.set()
+        await go_on.wait()
+        return result
+
+    monkeypatch.setattr(place, name, work_and_stop)
+    return done, go_on
+
+
+@pytest.mark.parametrize("changed", [{"password_hash": "another"}, {"enabled": False}])
+async def test_a_login_with_what_no_longer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    checked, go_on = pause_at(monkeypatch, service.Passwords, "check")
+    async with running_cloud(tmp_path) as client, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        wanted = {"user": "anna", "password": PASSWORD}
+        login = tasks.create_task(client.ask("POST", "/rest/v1/login", json=wanted))
+        await checked.wait()
+        async with client.cloud.store.writing() as session:
+            await session.execute(update(tables.User).where(tables.User.user_id == "anna").values(**changed))
+        go_on.set()
+        status, body, _ = await login
+        assert (status, body["error"]["code"]) == (401, "unauthorized")
+        async with client.cloud.store.reading() as session:
+            assert (await session.scalars(select(tables.LoginSession))).all() == []
+
+
+async def test_a_log_that_comes_in_after_the_logout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, go_on = pause_at(monkeypatch, service, "read_body")
+    async with running_cloud(tmp_path) as client, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        token = (await client.login())["token"]
+        log = tasks.create_task(client.ask("POST", "/rest/v1/logs", token=token, data=b"text", headers=PLAIN))
+        await arrived.wait()
+        assert (await client.ask("POST", "/rest/v1/logout", token=token))[0] == 200
+        go_on.set()
+        assert (await log)[0] == 401
+        assert not log_names(tmp_path)
