@@ -25,7 +25,7 @@ LAYERS = [
     {"turn"},
     {"quality"},
     {"output"},
-    {"logs", "tasks", "garbage"},
+    {"logs", "tasks", "garbage", "bodies"},
     {"plane", "_fastpath"},
     {"ca"},
     {"client"},

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.addresses import Address
+from relay.bodies import BodyFaults
 from relay.emulator.http.errors import ApiError, internal
 from relay.emulator.http.malformed import MAX_HEADER_BYTES, MAX_TARGET_BYTES, refusal
 from relay.rate_limit import RateLimit
@@ -102,7 +103,7 @@ class Front:
             log.info("malformed request", client=client, found=found)
 
 
-class _Connection(web.RequestHandler):
+class _Connection(BodyFaults):
     """aiohttp's, except for what it tells clients and the log of errors that do not reach the application."""
 
     __slots__ = ("_front",)
@@ -121,14 +122,6 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         if not has_room:
             self.force_close()
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes. If a body turns out to be broken, its reader gets an error: it would wait for the rest."""
-        super().data_received(data)
-        request = self._current_request
-        if request is not None and not request.content.is_eof() and self._messages:
-            # The body is not whole, so the next message can only be the fault that the parser has found in it.
-            request.content.set_exception(web.RequestPayloadError("broken body"))
 
     def handle_error(
         self,

@@ -23,6 +23,7 @@ from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
+from relay.bodies import BodyFaults
 from relay.gateway.signaling.http_rules import MAX_FIELDS, BadRequest
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
@@ -85,7 +86,7 @@ def _found_by_parser(error: BaseException | None) -> str:
 OnBadHead = Callable[[web.RequestHandler, BadRequest], web.Response]
 
 
-class _Handler(web.RequestHandler):
+class _Handler(BodyFaults):
     """A client's mistake leaves no traceback in our log, and the answer does not show our version.
 
     Bytes after an Upgrade or a CONNECT belong to the protocol that it asks for. They are never read as a request: if
@@ -126,7 +127,7 @@ class _Handler(web.RequestHandler):
         self._on_bad_head = on_bad_head
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes. If a body turns out to be broken, its reader gets an error: it would wait for the rest."""
+        """Take bytes, and count those of a head."""
         # A head may end with bytes of the chunk before. While a request is answered, all bytes come after it.
         seen = self._seen + data
         answering = self._current_request is not None or bool(self._messages)
@@ -142,10 +143,6 @@ class _Handler(web.RequestHandler):
             self._head_bytes += len(data)
             if self._head_bytes > self._max_head_bytes:
                 self._refuse_head()
-        request = self._current_request
-        if request is not None and not request.content.is_eof() and self._messages:
-            # The body is not whole, so the next message can only be the fault that the parser has found in it.
-            request.content.set_exception(web.RequestPayloadError("broken body"))
 
     def _refuse_head(self) -> None:
         """The head has many fields, each within the bound: answer as if the parser had found it too large."""
