@@ -59,7 +59,7 @@ def lines(users: int) -> People:
 
 
 async def serve(users: int, redis_url: str | None) -> None:
-    """The server, until its input ends. Its pings and its garbage collection are those of ``relay emulate``."""
+    """The server, until its input ends. It pings and collects garbage as ``relay emulate`` does."""
     pings = {"ping_interval_s": PING_INTERVAL_S, "ping_timeout_s": PING_TIMEOUT_S}
     async with running_signaling(lines(users), redis_url=redis_url, **pings) as signaling:
         garbage.settle()

@@ -27,7 +27,7 @@ HINT = (
 )
 
 
-# Lines of progress between the first and the last, if there is no terminal to draw a bar on.
+# Lines of progress between the first and the last, where the output cannot show a bar.
 STEPS = 4
 
 

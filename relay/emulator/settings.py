@@ -18,7 +18,7 @@ RELAY_TLS = Address("127.0.0.1", 4443)
 RELAY_WEB_PROXY = Address("127.0.0.1", 3129)
 RELAY_ADMIN = Address("127.0.0.1", 9443)
 TURN_PORT = 3478
-# Of the TURN hosts' addresses: desks reach them there over a line that can be made bad. One above their own.
+# Desks reach the TURN hosts at this port over a line that can be made bad. It is one above the hosts' own port.
 UDP_HOP_PORT = TURN_PORT + 1
 # Not squid's own port, nor that of the relay's web proxy.
 DEFAULT_BAD_WEB_PROXY = Address("127.0.0.1", 3130)

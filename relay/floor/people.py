@@ -40,7 +40,7 @@ async def people(store: Store, fixtures: Fixtures) -> People:
     enabled = tables.User.enabled
     async with store.reading() as session:
         count = await session.scalar(select(func.count()).select_from(tables.User).where(enabled)) or 0
-        # The order of the fixtures is that of the rows, but no database promises it.
+        # The rows were inserted in the order of the fixtures, but no database promises to keep it.
         known = [user.id for user in fixtures.users[:LISTED_USERS]]
         found = list(await session.scalars(select(tables.User).where(enabled, tables.User.user_id.in_(known))))
         found.sort(key=lambda user: known.index(user.user_id))

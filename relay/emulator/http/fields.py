@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 # A value that is shown back is cut after this many characters.
 MAX_SHOWN = 100
-# Of the names and values that could have been given, more are not listed.
+# An error lists at most this many of the names and values that could have been given.
 MAX_LISTED = 20
 
 _Schema = Mapping[str, Any]
