@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.hoots import HootMedia, parse_end
+from relay.emulator import hoots as hoots_module
+from relay.emulator.hoots import MAX_HOOTS_OF_A_FIRM, HootMedia, parse_end
 from relay.emulator.lines import LineKind
-from relay.emulator.sfu import GroupCipher, GroupKey, Hoot, Sfu, keepalive
+from relay.emulator.sfu import FloorFull, GroupCipher, GroupKey, Hoot, HootError, Sfu, keepalive
+from relay.emulator.sfu._fanout import MAX_ROOMS
 from relay.emulator.signaling.messages import MEDIA_SERVER
 from relay.emulator.signaling.state import Refusal
 from relay.emulator.softphone import sdp as softphone_sdp
@@ -23,9 +25,10 @@ from relay.wire.rtp import RtpHeader, build_packet
 from tests.support.benches.cloud import running_cloud
 from tests.support.benches.emulated_signaling import People, Phone, Signaling, phone, running_signaling
 from tests.support.emulated_lines import NUMBERS, line
-from tests.support.waiting import becomes, eventually
+from tests.support.waiting import becomes
 
 HOOT = NUMBERS[LineKind.HOOT]
+OTHER_HOOTS = ["sPK-10000000-000101", "sPK-10000000-000102"]
 INTERCOM = NUMBERS[LineKind.INTERCOM]
 VOICE = b"v" * 160
 NOWHERE = Address("", 0)
@@ -48,8 +51,8 @@ class Ear:
     def address(self) -> Address:
         return Address(*self.socket.getsockname())
 
-    async def join(self) -> None:
-        answer = await self.phone.do("line.join", line=HOOT)
+    async def join(self, number: str = HOOT) -> None:
+        answer = await self.phone.do("line.join", line=number)
         self.call_id = answer["line_state"]["call_id"]
 
     def offer(self, **changes: Any) -> str:
@@ -127,7 +130,9 @@ class Bench:
 @contextlib.asynccontextmanager
 async def hoots(**options: Any) -> AsyncIterator[Bench]:
     people = People.with_lines(
-        line(LineKind.HOOT, "a1", "a2", "b1", "b2", listeners=("b2",)), line(LineKind.INTERCOM, "a1", "b1")
+        line(LineKind.HOOT, "a1", "a2", "b1", "b2", listeners=("b2",)),
+        line(LineKind.INTERCOM, "a1", "b1"),
+        *(line(LineKind.HOOT, "a1", "a2", "b1", number=number) for number in OTHER_HOOTS),
     )
     async with running_signaling(people) as signaling, contextlib.AsyncExitStack() as stack:
         media = HootMedia(signaling.server.hub)
@@ -200,8 +205,8 @@ async def test_a_softphone_that_vanishes_may_offer_again() -> None:
         anna = await bench.ear("a1")
         await anna.join()
         await anna.describe()
-        await eventually(lambda: bench.hoot.subscribers == [])
-        assert bench.media._rooms[HOOT].ends == {}
+        await becomes(lambda: bench.sfu.hoots, {})
+        assert bench.media._rooms == {}
         await anna.describe()
         assert bench.hoot.subscribers == ["a1"]
 
@@ -245,6 +250,9 @@ async def test_a_second_user_of_a_ssrc_is_not_let_talk() -> None:
         for ear in (anna, bert):
             await ear.phone.do("line.talk", line=HOOT, on=True)
         assert bench.hoot.talkers == ["a1"]
+        told = await bert.phone.heard("fault")
+        assert told["code"] == "bad_message"
+        assert "another user has it" in told["message"]
         refused = await bert.tell(bert.offer())
         assert "another user has it" in refused["error"]["message"]
 
@@ -284,6 +292,112 @@ async def test_a_disabled_user_does_not_get_the_new_key() -> None:
         assert bench.hoot.subscribers == ["a1", "a2"]
         told_carl = {event for event, _ in carl.phone.told}
         assert not told_carl & {"session.replaced", "media.description"}
+
+
+async def test_a_refused_ssrc_is_not_tried_again_and_each_grant_says_so() -> None:
+    async with hoots() as bench:
+        anna, bert = await bench.joined("a1"), await bench.ear("a2")
+        bert.ssrc = anna.ssrc
+        await bert.join()
+        await bert.describe()
+        for ear in (anna, bert):
+            await ear.phone.do("line.talk", line=HOOT, on=True)
+        await bert.phone.heard("fault")
+        # Other changes of the line are no grant.
+        await bench.joined("b1")
+        assert not [told for told in bert.phone.told if told[0] == "fault"]
+        await bert.phone.do("line.talk", line=HOOT, on=False)
+        await bert.phone.do("line.talk", line=HOOT, on=True)
+        assert "offer with another" in (await bert.phone.heard("fault"))["message"]
+        bert.ssrc += 1 if bert.ssrc == 0 else -1
+        await bert.describe()
+        assert set(bench.hoot.talkers) == {"a1", "a2"}
+        bert.say()
+        await becomes(anna.listen, [VOICE])
+
+
+async def test_a_refused_offer_leaves_the_one_before() -> None:
+    async with hoots() as bench:
+        anna, bert = await bench.joined("a1"), await bench.joined("a2")
+        await anna.phone.do("line.talk", line=HOOT, on=True)
+        refused = await bert.tell(bert.offer(ssrc=anna.ssrc))
+        assert "another user has it" in refused["error"]["message"]
+        await bert.phone.do("line.talk", line=HOOT, on=True)
+        assert set(bench.hoot.talkers) == {"a1", "a2"}
+        bert.say()
+        await becomes(anna.listen, [VOICE])
+
+
+async def test_nobody_gets_the_ssrc_of_a_talker_after_a_key_change() -> None:
+    async with hoots() as bench:
+        anna, bert, carl = [await bench.joined(user_id) for user_id in ("a1", "a2", "b1")]
+        for ear in (anna, carl):
+            await ear.phone.do("line.talk", line=HOOT, on=True)
+        await bert.phone.do("line.leave", line=HOOT)
+        await anna.phone.heard("media.description", type="offer")
+        assert bench.hoot.key.number == 2
+        refused = await carl.tell(carl.offer(ssrc=anna.ssrc))
+        assert "another user has it" in refused["error"]["message"]
+        assert (await anna.tell(anna.offer()))["ok"]
+        anna.say()
+        await becomes(lambda: bench.hoot.figures().forwarded, 1)
+
+
+async def test_an_sfu_that_cannot_take_a_talker_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hoots() as bench:
+        anna = await bench.joined("a1")
+        for error, code in ((FloorFull("full"), "floor_full"), (HootError("does not keep up"), "unavailable")):
+
+            def refuse(*_: object, why: HootError = error) -> None:
+                raise why
+
+            monkeypatch.setattr(bench.hoot, "allow", refuse)
+            await anna.phone.do("line.talk", line=HOOT, on=True)
+            assert await anna.phone.heard("fault") == {"code": code, "message": str(error)}
+            await anna.phone.do("line.talk", line=HOOT, on=False)
+        monkeypatch.undo()
+        await anna.phone.do("line.talk", line=HOOT, on=True)
+        assert bench.hoot.talkers == ["a1"]
+
+
+async def test_one_firm_cannot_take_all_hoots(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2 * MAX_HOOTS_OF_A_FIRM <= MAX_ROOMS
+    monkeypatch.setattr(hoots_module, "MAX_HOOTS_OF_A_FIRM", 2)
+    async with hoots() as bench:
+        anna, bert, carl = [await bench.ear(user_id) for user_id in ("a1", "a2", "b1")]
+        for ear, number in ((anna, HOOT), (bert, OTHER_HOOTS[0])):
+            await ear.join(number)
+            await ear.describe()
+        await anna.join(OTHER_HOOTS[1])
+        refused = (await anna.tell(anna.offer()))["error"]
+        assert refused["code"] == "unavailable"
+        assert refused["message"] == "Your firm has 2 hoots open, which is the limit."
+        for number in (OTHER_HOOTS[1], HOOT):
+            await carl.join(number)
+            await carl.describe()
+        # The hoot is the other firm's now: theirs is the one who has been in it longest.
+        await anna.phone.do("line.leave", line=HOOT)
+        assert [room.firm for room in bench.media._rooms.values()] == ["b", "a", "b"]
+        await carl.phone.do("line.leave", line=OTHER_HOOTS[1])
+        assert (await anna.tell(anna.offer()))["ok"]
+
+
+async def test_a_hoot_in_which_nobody_shows_life_is_closed() -> None:
+    async with hoots(vanish_s=0.1) as bench:
+        anna = await bench.ear("a1")
+        await anna.join()
+        assert (await anna.tell(anna.offer()))["ok"]
+        await becomes(lambda: bench.sfu.hoots, {})
+        assert bench.media._rooms == {}
+
+
+async def test_a_refused_first_offer_opens_no_hoot() -> None:
+    async with hoots() as bench:
+        anna = await bench.ear("a1")
+        await anna.join()
+        refused = await anna.tell(anna.offer(relayed=Address("224.0.0.1", 5000)))
+        assert refused["error"]["code"] == "bad_message"
+        assert bench.sfu.hoots == {}
 
 
 @pytest.mark.parametrize(

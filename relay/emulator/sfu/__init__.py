@@ -19,7 +19,17 @@ Browsers cannot be in such a hoot. WebRTC wants a DTLS handshake between the two
 """
 
 from relay.emulator.sfu.group_key import GroupCipher, GroupKey, keepalive
-from relay.emulator.sfu.hoot import FloorFull, Hoot, HootError, HootFigures
+from relay.emulator.sfu.hoot import FloorFull, Hoot, HootError, HootFigures, SsrcRefused
 from relay.emulator.sfu.sfu import Sfu
 
-__all__ = ["FloorFull", "GroupCipher", "GroupKey", "Hoot", "HootError", "HootFigures", "Sfu", "keepalive"]
+__all__ = [
+    "FloorFull",
+    "GroupCipher",
+    "GroupKey",
+    "Hoot",
+    "HootError",
+    "HootFigures",
+    "Sfu",
+    "SsrcRefused",
+    "keepalive",
+]

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from relay.addresses import Address
 from relay.emulator.sfu import _fanout
-from relay.emulator.sfu.group_key import KEY_LIFETIME_S, GroupKey
+from relay.emulator.sfu.group_key import KEY_LIFETIME_S, LISTENER_KEEPS_S, GroupKey
 from relay.errors import PeerError
 from relay.timer import DeadlineTimer
 
@@ -23,6 +23,9 @@ from relay.timer import DeadlineTimer
 MIN_KEY_AGE_S = 1.0
 # SSRCs that have spoken under one key, by user. Each grant of the floor may add one; then the key changes early.
 MAX_SSRCS = 4096
+# The key changes at most once a second, so one user fills no more of the table than this before it does. A softphone
+# has one SSRC, and takes another when it starts again.
+MAX_SSRCS_OF_ONE = 16
 # The option, its words, and the word that counts dropped datagrams (asm-generic/socket.h, linux/sock_diag.h).
 _SO_MEMINFO, _MEMINFO, _MEMINFO_DROPS = 55, struct.Struct("@9I"), 8
 
@@ -33,6 +36,10 @@ class HootError(PeerError):
 
 class FloorFull(HootError):
     """As many talk as may."""
+
+
+class SsrcRefused(HootError):
+    """The SSRC cannot be this user's."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class _Member:
     number: int
     listens_at: Address | None = None
     talks_at: Address | None = None
+    # The one of their latest grant. It stays theirs while they are in the hoot, under each key.
+    ssrc: int | None = None
 
     @property
     def addresses(self) -> set[Address]:
@@ -105,7 +114,9 @@ class Hoot:
         self._by_number: dict[int, _Member] = {}
         self._owners: dict[Address, str] = {}
         self._last_number = 0
+        # Whose an SSRC is: under this key, and, until a time, under the keys before, which some still talk with.
         self._ssrcs: dict[int, str] = {}
+        self._ssrcs_before: dict[int, tuple[str, float]] = {}
         self._closed_with: HootFigures | None = None
         self._loop = asyncio.get_running_loop()
         self._key_timer = DeadlineTimer(self._change_key)
@@ -196,24 +207,37 @@ class Hoot:
     def allow(self, user_id: str, ssrc: int, address: Address) -> None:
         """Give a user the floor: pass on what comes from this address with this SSRC.
 
-        An SSRC belongs to the user who first had it under this key: two who share an SSRC and a key would encrypt
-        different voice with the same bytes (RFC 3711 section 9.1). Raises FloorFull if too many talk already.
+        Raises SsrcRefused as ``require_ssrc`` does, and FloorFull if too many talk already.
         """
         key = self._check(user_id, address)
-        if not 0 <= ssrc < 1 << 32:
-            raise HootError(f"SSRC {ssrc}: expected 32 bits")
-        if self._ssrcs.get(ssrc, user_id) != user_id:
-            raise HootError(f"SSRC {ssrc:#010x}: another user has it; expected one that is chosen at random")
+        self.require_ssrc(user_id, ssrc)
         talkers = self.talkers
         if user_id not in talkers and len(talkers) >= _fanout.MAX_TALKERS:
             raise FloorFull(f"{self.line}: {_fanout.MAX_TALKERS} users talk already, which is the limit")
         member = self._member(user_id)
         before, member.talks_at = member.talks_at, address
         self._move(member, before, address)
-        self._ssrcs[ssrc] = user_id
+        self._ssrcs[ssrc], member.ssrc = user_id, ssrc
         self._thread.tell(self, "allow", member.number, ssrc, key)
         if len(self._ssrcs) >= MAX_SSRCS:
             self._change_key_soon()
+
+    def require_ssrc(self, user_id: str, ssrc: int) -> None:
+        """Raise SsrcRefused unless a user may talk with this SSRC.
+
+        Two who share an SSRC and a key would encrypt different voice with the same bytes (RFC 3711 section 9.1). So an
+        SSRC belongs to the user who first had it under this key, or under one that somebody may still talk with.
+        """
+        if not 0 <= ssrc < 1 << 32:
+            raise SsrcRefused(f"SSRC {ssrc}: expected 32 bits")
+        before, until = self._ssrcs_before.get(ssrc, (user_id, 0.0))
+        owners = {self._ssrcs.get(ssrc, user_id), before if self._loop.time() < until else user_id}
+        if owners != {user_id}:
+            raise SsrcRefused(f"SSRC {ssrc:#010x}: another user has it; expected one that is chosen at random")
+        if ssrc not in self._ssrcs and list(self._ssrcs.values()).count(user_id) >= MAX_SSRCS_OF_ONE:
+            raise SsrcRefused(
+                f"SSRC {ssrc:#010x}: you had {MAX_SSRCS_OF_ONE} others under this key, which is the limit"
+            )
 
     def revoke(self, user_id: str) -> None:
         """Take the floor from a user."""
@@ -277,10 +301,17 @@ class Hoot:
 
     def _change_key(self, now: float) -> None:
         self.key = GroupKey.new(self.key.number + 1)
-        self._ssrcs.clear()
+        self._keep_ssrcs(now)
         self._changed_at = now
         self._key_timer.set(now + KEY_LIFETIME_S)
         self._thread.on_key(self)
+
+    def _keep_ssrcs(self, now: float) -> None:
+        """Those in the hoot keep their SSRC under the new key. The others are free once nobody uses the keys before."""
+        self._ssrcs_before = {ssrc: held for ssrc, held in self._ssrcs_before.items() if now < held[1]}
+        for ssrc, user_id in self._ssrcs.items():
+            self._ssrcs_before[ssrc] = (user_id, now + LISTENER_KEEPS_S)
+        self._ssrcs = {member.ssrc: member.user_id for member in self._members.values() if member.ssrc is not None}
 
     def close(self) -> None:
         """End the hoot, at once for those in it. May be repeated."""

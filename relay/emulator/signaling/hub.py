@@ -164,8 +164,10 @@ class Hub:
         specs = {number: await self.directory.line(number) for number in lines}
         return [(spec, line) for number, line in lines.items() if (spec := specs[number]) is not None]
 
-    async def send_media(self, to: str, message: messages.MediaDescription | messages.MediaCandidate) -> None:
-        """Send a description or a candidate of the media server to a user."""
+    async def send_media(
+        self, to: str, message: messages.MediaDescription | messages.MediaCandidate | messages.Fault
+    ) -> None:
+        """Send a description or a candidate of the media server to a user, or why it cannot serve them."""
         await self._delivery.emit(message.event, message.model_dump(mode="json", by_alias=True), [user_room(to)])
 
     async def lines_changed(self) -> None:

@@ -13,7 +13,17 @@ import pylibsrtp
 import pytest
 
 from relay.addresses import Address
-from relay.emulator.sfu import FloorFull, GroupCipher, GroupKey, Hoot, HootError, HootFigures, Sfu, keepalive
+from relay.emulator.sfu import (
+    FloorFull,
+    GroupCipher,
+    GroupKey,
+    Hoot,
+    HootError,
+    HootFigures,
+    Sfu,
+    SsrcRefused,
+    keepalive,
+)
 from relay.emulator.sfu import hoot as hoot_module
 from relay.emulator.sfu import sfu as sfu_module
 from relay.emulator.sfu._fanout import MAX_ROOMS, MAX_SUBSCRIBERS, MAX_TALKERS, live_objects
@@ -249,8 +259,67 @@ async def test_a_ssrc_belongs_to_one_user_under_one_key() -> None:
             floor.hoot.allow("bert", anna.ssrc, bert.address)
         assert floor.hoot.talkers == []
         floor.hoot.allow("anna", anna.ssrc, anna.address)
+
+
+@pytest.mark.parametrize("has_floor", [True, False])
+async def test_a_key_change_leaves_the_ssrcs_of_those_in_the_hoot_theirs(
+    monkeypatch: pytest.MonkeyPatch, has_floor: bool
+) -> None:
+    monkeypatch.setattr(hoot_module, "MIN_KEY_AGE_S", 0.0)
+    # So that it is not the key before that keeps it theirs.
+    monkeypatch.setattr(hoot_module, "LISTENER_KEEPS_S", 0.0)
+    async with open_floor() as floor:
+        anna, bert = await floor.talker("anna"), await floor.listener("bert")
+        if not has_floor:
+            floor.hoot.revoke("anna")
+        for number in (2, 3):
+            await floor.listener("carl")
+            floor.hoot.unsubscribe("carl")
+            assert floor.hoot.key.number == number
+            with pytest.raises(SsrcRefused, match="another user has it"):
+                floor.hoot.allow("bert", anna.ssrc, bert.address)
+        assert "bert" not in floor.hoot.talkers
+        floor.hoot.allow("anna", anna.ssrc, anna.address)
+        assert floor.hoot.talkers == ["anna"]
+
+
+async def test_the_ssrc_of_one_who_left_is_theirs_while_their_key_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hoot_module, "LISTENER_KEEPS_S", FAR_OFF_S)
+    async with open_floor() as floor:
+        anna, bert = await floor.talker("anna"), await floor.listener("bert")
+        floor.hoot.unsubscribe("anna")
+        assert floor.hoot.key.number == 2
+        with pytest.raises(SsrcRefused, match="another user has it"):
+            floor.hoot.allow("bert", anna.ssrc, bert.address)
+        floor.hoot.allow("anna", anna.ssrc, anna.address)
+
+
+async def test_the_ssrc_of_one_who_left_is_free_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hoot_module, "LISTENER_KEEPS_S", 0.0)
+    monkeypatch.setattr(hoot_module, "MIN_KEY_AGE_S", 0.0)
+    async with open_floor() as floor:
+        anna, bert = await floor.talker("anna"), await floor.listener("bert")
         floor.hoot.unsubscribe("anna")
         floor.hoot.allow("bert", anna.ssrc, bert.address)
+        for _ in range(2):
+            await floor.listener("carl")
+            floor.hoot.unsubscribe("carl")
+        assert set(floor.hoot._ssrcs_before) == {anna.ssrc}
+        assert floor.hoot._ssrcs == {anna.ssrc: "bert"}
+
+
+async def test_one_user_has_few_ssrcs_under_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hoot_module, "MAX_SSRCS_OF_ONE", 3)
+    async with open_floor() as floor:
+        anna, bert = await floor.listener("anna"), await floor.listener("bert")
+        for ssrc in (1, 2, 3, 1):
+            floor.hoot.allow("anna", ssrc, anna.address)
+        with pytest.raises(SsrcRefused, match="3 others under this key"):
+            floor.hoot.allow("anna", 4, anna.address)
+        floor.hoot.allow("bert", 4, bert.address)
+        await floor.listener("carl")
+        floor.hoot.unsubscribe("carl")
+        floor.hoot.allow("anna", 5, anna.address)
 
 
 async def test_many_ssrcs_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
