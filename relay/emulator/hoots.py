@@ -85,7 +85,7 @@ class HootMedia:
         """Take offers from now on."""
         self._sfu = sfu
         self._hub.serve_media(self.on_media)
-        self._hub.observe(self.on_line)
+        self._hub.announcer.observe(self.on_line)
 
     async def stop(self) -> None:
         """End all hoots."""

@@ -10,7 +10,7 @@ import contextlib
 
 import structlog
 
-from relay.emulator.signaling import machines
+from relay.emulator.signaling import inputs
 from relay.emulator.signaling.hub import Hub
 from relay.emulator.signaling.messages import PresenceStatus
 from relay.emulator.signaling.shared import Session
@@ -94,11 +94,11 @@ class Housekeeping:
 
     async def _round(self) -> None:
         hub, now = self._hub, self._hub.clock()
-        await hub.tell_crowds()
+        await hub.announcer.tell_crowds()
         await self._say_unsaid()
         for number in await hub.shared.due_lines(now):
             if (spec := await hub.directory.line(number)) is not None:
-                await hub.apply(spec, machines.Deadline(), "deadline")
+                await hub.apply(spec, inputs.Deadline(), "deadline")
         for session in await hub.shared.due_sessions(now):
             await self._end(session)
         if now >= self._next_beat:
@@ -146,7 +146,7 @@ class Housekeeping:
                 specs[number] = spec
         for number, line in (await hub.shared.read_lines(specs)).items():
             if user_id in line.parties:
-                await hub.apply(specs[number], machines.Gone(user_id), "gone")
+                await hub.apply(specs[number], inputs.Gone(user_id), "gone")
         if await hub.shared.end_session(session):
             hub.event_log.session(user_id, "ended", hub.clock())
-            await hub.tell_presence(user_id, own, PresenceStatus.OFFLINE)
+            await hub.announcer.tell_presence(user_id, own, PresenceStatus.OFFLINE)

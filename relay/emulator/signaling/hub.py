@@ -2,7 +2,7 @@
 
 Life of a message: ``handle`` → its model → the machine's decision, stored by ``Shared`` → ``line.state`` to the members
 → the record of an ended call, durable → the acknowledgement. It knows neither socket.io nor a database: a
-``Delivery`` carries messages, a ``Directory`` knows the firms.
+``Delivery`` carries messages, a ``Directory`` knows the firms, and ``Announcer`` knows whom to tell what.
 """
 
 from __future__ import annotations
@@ -13,34 +13,32 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
 
-from relay.emulator.http.fields import first_wrong
-from relay.emulator.lines import MAX_TALKERS, LineKind
-from relay.emulator.signaling import machines, messages
+from relay.emulator.lines import LineKind
+from relay.emulator.signaling import inputs, messages
+from relay.emulator.signaling.announcer import Announcer, Delivery, line_room, user_room
 from relay.emulator.signaling.directory import Account, Directory, OnCallEnded
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.machines import decide, no_such_line
 from relay.emulator.signaling.messages import (
-    FROM_CLIENT,
     MAX_LISTED_PARTICIPANTS,
     MEDIA_SERVER,
     ErrorCode,
     Event,
-    FloorState,
     LineState,
-    PresenceState,
     PresenceStatus,
     SessionEnd,
     SessionEnded,
     SessionReplaced,
     Welcome,
 )
+from relay.emulator.signaling.parsing import parse, refused
 from relay.emulator.signaling.shared import Session, Shared
 from relay.emulator.signaling.state import CallRecord, Decision, Line, LineSpec, Refusal, build_line_state
 from relay.errors import UpstreamError
@@ -52,32 +50,10 @@ log = structlog.get_logger()
 GRACE_S = 15.0
 # Our own side may be slow: a database that waits for its disk. A client gives up after 20 s or so.
 HANDLE_TIMEOUT_S = 10.0
-# Listeners that come and go on a crowded line are told of this often at most: 800 joins would be 640,000 messages.
-CROWD_INTERVAL_S = 0.25
 # What hubs say to each other: lines, or who has them, have changed; logins have ended.
 LINES, LOGINS = "lines", "logins"
 NO_SFU = "There is no SFU: hoots have no voice while several processes share their state (redis_url)."
-_MODELS: dict[str, type[Event]] = {model.event: model for model in FROM_CLIENT}
-
-Observer = Callable[[LineSpec, Line], None]
-PresenceObserver = Callable[[str, PresenceStatus], None]
 OnMedia = Callable[[str, str, "messages.SendDescription | messages.SendCandidate"], Awaitable[None]]
-
-
-class Delivery(Protocol):
-    """Carries messages to clients, on whichever process they are. A room is a name that connections have entered."""
-
-    async def emit(self, event: str, payload: Any, rooms: list[str]) -> None:
-        """Send to all connections in any of the rooms; never waits for a slow one."""
-
-    async def enter(self, connection: str, rooms: Iterable[str]) -> None:
-        """Put a connection of this process into exactly these rooms, unless it is gone."""
-
-    async def drop(self, connection: str) -> None:
-        """End a connection, on whichever process it is."""
-
-    async def tell_others(self, what: str) -> None:
-        """Say a word to the hubs of other processes."""
 
 
 @dataclass(slots=True)
@@ -86,16 +62,6 @@ class Connection:
 
     account: Account
     specs: dict[str, LineSpec] = field(default_factory=dict)
-
-
-def line_room(number: str) -> str:
-    """The room of those who have a line."""
-    return f"line:{number}"
-
-
-def user_room(user_id: str) -> str:
-    """The room of one user."""
-    return f"user:{user_id}"
 
 
 class Hub:
@@ -121,33 +87,17 @@ class Hub:
         self.clock = clock
         # Set when a deadline may be nearer than before.
         self.sooner = asyncio.Event()
+        self.announcer = Announcer(directory, shared, delivery, self.sooner)
         self.connections: dict[str, Connection] = {}
         # Connections whose loss could not be stored: user to connection and end of the grace. At most one a user.
         self.unsaid: dict[str, tuple[str, float]] = {}
         self._delivery = delivery
         self._on_call_ended = on_call_ended
-        self._observers: list[Observer] = []
-        self._presence_observers: list[PresenceObserver] = []
         self._media_server: OnMedia | None = None
         # Users who came, and whose presence was not yet told. One connection may replace another before that.
         self._untold: set[str] = set()
-        # Crowded lines whose listeners changed, and were not yet told of.
-        self._crowds: dict[str, tuple[LineSpec, Line]] = {}
 
     # What other parts of the emulator may do
-
-    def observe(self, observer: Observer) -> None:
-        """Have every transition of every line told, also those that other processes have made."""
-        self._observers.append(observer)
-
-    def observe_presence(self, observer: PresenceObserver) -> None:
-        """Have every change of presence told, also those that other processes have noticed."""
-        self._presence_observers.append(observer)
-
-    def heard_presence(self, user_id: str, state: PresenceStatus) -> None:
-        """Another process has told clients of a presence; observers here want to know too."""
-        for observer in self._presence_observers:
-            observer(user_id, state)
 
     def serve_media(self, on_media: OnMedia) -> None:
         """Take what clients send ``to`` the media server: called with user, line number and message."""
@@ -256,7 +206,8 @@ class Hub:
                     return
                 if known.account.user_id in self._untold:
                     self._untold.discard(known.account.user_id)
-                    await self._tell_presence(known, PresenceStatus.AVAILABLE)
+                    user_id, specs = known.account.user_id, known.specs.values()
+                    await self.announcer.tell_presence(user_id, specs, PresenceStatus.AVAILABLE)
         except Exception as error:
             refusal = self._unavailable(error, "welcome")
             fault = messages.Fault(code=refusal.info.code, message=refusal.info.message)
@@ -286,7 +237,7 @@ class Hub:
         for number, line in (await self.shared.read_lines(await self.shared.live_lines())).items():
             spec = await self.directory.line(number)
             if spec is None and (spec := former.get(number)) is not None:
-                await self.apply(spec, machines.Removed(), "removed")
+                await self.apply(spec, inputs.Removed(), "removed")
             elif spec is not None:
                 await self._enforce(spec, line)
         for connection, known in list(self.connections.items()):
@@ -296,9 +247,9 @@ class Hub:
         """Have those leave a call who have lost its line, and those stop talking who may only listen now."""
         if spec.kind is not LineKind.DIAL_TONE:
             for user_id in line.parties.keys() - spec.firm_of.keys():
-                await self.apply(spec, machines.Gone(user_id), "gone")
+                await self.apply(spec, inputs.Gone(user_id), "gone")
         for user_id in spec.listeners_only.intersection(line.talkers):
-            await self.apply(spec, machines.Silenced(user_id), "silenced")
+            await self.apply(spec, inputs.Silenced(user_id), "silenced")
 
     async def _welcome_in(self, connection: str, known: Connection) -> bool:
         """Put a connection into its rooms, and tell it everything. False if it is gone meanwhile."""
@@ -307,7 +258,7 @@ class Hub:
             return False
         rooms = [user_room(known.account.user_id), *(line_room(number) for number in known.specs)]
         await self._delivery.enter(connection, rooms)
-        welcome = await self._welcome(known)
+        welcome = await self.announcer.welcome(known.account, known.specs)
         if connection not in self.connections:
             return False
         await self._delivery.emit(Welcome.event, welcome, [connection])
@@ -339,10 +290,10 @@ class Hub:
         if known is None:
             raise Refusal(ErrorCode.NOT_LOGGED_IN, "This connection has no session.", "a new connection")
         if isinstance(message, messages.StateGet):
-            return await self._welcome(known)
+            return await self.announcer.welcome(known.account, known.specs)
         if isinstance(message, messages.PresenceSet):
             await self.shared.set_presence(known.account.user_id, message.state)
-            await self._tell_presence(known, message.state)
+            await self.announcer.tell_presence(known.account.user_id, known.specs.values(), message.state)
             return {}
         if isinstance(message, messages.SendDescription | messages.SendCandidate):
             await self._on_media(known.account.user_id, message)
@@ -370,25 +321,25 @@ class Hub:
         session = (await self.shared.sessions([user_id])).get(user_id)
         until = session.vanished_until if session is not None else 0.0
         if until is not None and until <= self.clock():
-            await self.apply(spec, machines.Gone(user_id), "gone")
+            await self.apply(spec, inputs.Gone(user_id), "gone")
 
-    async def _input(self, spec: LineSpec, user_id: str, region: str, message: Event) -> machines.Input:
+    async def _input(self, spec: LineSpec, user_id: str, region: str, message: Event) -> inputs.Input:
         match message:
             case messages.LineRing():
                 return await self._ring(spec, user_id, region, message.number)
             case messages.LineJoin():
-                return machines.Join(user_id, str(uuid.uuid4()), region)
+                return inputs.Join(user_id, str(uuid.uuid4()), region)
             case messages.LineAnswer():
-                return machines.Answer(user_id)
+                return inputs.Answer(user_id)
             case messages.LineRelease():
-                return machines.Release(user_id)
+                return inputs.Release(user_id)
             case messages.LineTalk():
-                return machines.Talk(user_id, message.on)
+                return inputs.Talk(user_id, message.on)
             case messages.LineLeave():
-                return machines.Leave(user_id)
+                return inputs.Leave(user_id)
         raise Refusal(ErrorCode.UNKNOWN_EVENT, f"{message.event} is not about a line.", "a line. message")
 
-    async def _ring(self, spec: LineSpec, user_id: str, region: str, number: str | None) -> machines.Ring:
+    async def _ring(self, spec: LineSpec, user_id: str, region: str, number: str | None) -> inputs.Ring:
         callee = None
         if spec.kind is LineKind.DIAL_TONE and number is not None:
             callee = await self.directory.user_of_extension(number)
@@ -398,7 +349,7 @@ class Hub:
         connected = {one.user_id for one in sessions.values() if one.is_connected}
         # A broadcast is for everyone.
         reachable = connected if spec.kind is LineKind.BROADCAST else connected - undisturbed
-        return machines.Ring(
+        return inputs.Ring(
             user_id,
             str(uuid.uuid4()),
             region,
@@ -408,16 +359,16 @@ class Hub:
             callee=callee,
         )
 
-    async def apply(self, spec: LineSpec, told: machines.Input, event: str) -> Decision:
+    async def apply(self, spec: LineSpec, told: inputs.Input, event: str) -> Decision:
         """Decide, store, tell, and have the record of an ended call written. Raises Refusal and UpstreamError."""
         now = self.clock()
         decision = await self.shared.change_line(spec, lambda line: decide(spec, line, told, now))
         if not decision.changed:
             return decision
-        user_id = None if isinstance(told, machines.Deadline | machines.Removed) else told.user_id
+        user_id = None if isinstance(told, inputs.Deadline | inputs.Removed) else told.user_id
         self.event_log.transition(spec, decision, event, user_id, now)
-        await self._publish(spec, decision)
-        if machines.next_deadline(decision.line) is not None:
+        await self.announcer.publish(spec, decision)
+        if decision.line.deadline is not None:
             self.sooner.set()
         if decision.ended is not None:
             await self.write_record(decision.ended)
@@ -432,37 +383,7 @@ class Hub:
             raise UpstreamError(f"the record of call {record.call_id} was not written: {error}") from error
         await self.shared.record_written(record.call_id)
 
-    # Telling
-
-    async def _publish(self, spec: LineSpec, decision: Decision) -> None:
-        line = decision.line
-        for observer in self._observers:
-            observer(spec, line)
-        if decision.only_listeners_changed:
-            if not self._crowds:
-                asyncio.get_running_loop().call_later(CROWD_INTERVAL_S, self.sooner.set)
-            self._crowds[spec.number] = (spec, line)
-            return
-        self._crowds.pop(spec.number, None)
-        guests = {*decision.before.parties, *line.parties} - spec.firm_of.keys()
-        rooms = [line_room(spec.number), *(user_room(guest) for guest in guests)]
-        await self._delivery.emit(LineState.event, build_line_state(spec, line), rooms)
-        if spec.kind is LineKind.HOOT and decision.floor_changed:
-            floor = {"line": spec.number, "talkers": line.talkers, "max_talkers": MAX_TALKERS}
-            await self._delivery.emit(FloorState.event, floor, rooms)
-
-    async def tell_crowds(self) -> None:
-        """Tell of listeners who came and went."""
-        crowds, self._crowds = self._crowds, {}
-        for spec, line in crowds.values():
-            await self._delivery.emit(LineState.event, build_line_state(spec, line), [line_room(spec.number)])
-
-    async def heard(self, number: str) -> None:
-        """Another process has told clients of a line; observers here want to know too."""
-        if self._observers and (spec := await self.directory.line(number)) is not None:
-            line = (await self.shared.read_lines([number]))[number]
-            for observer in self._observers:
-                observer(spec, line)
+    # Media
 
     async def _on_media(self, user_id: str, message: messages.SendDescription | messages.SendCandidate) -> None:
         number = await self.shared.line_of_call(message.call_id)
@@ -482,67 +403,3 @@ class Hub:
             raise Refusal(ErrorCode.NOBODY_THERE, f"{message.to} is not connected now.", "someone who is connected")
         payload = message.model_dump(mode="json", exclude={"to"})
         await self._delivery.emit(message.event, {**payload, "from": user_id}, [user_room(message.to)])
-
-    async def _tell_presence(self, known: Connection, state: PresenceStatus) -> None:
-        await self.tell_presence(known.account.user_id, known.specs.values(), state)
-
-    async def tell_presence(self, user_id: str, specs: Iterable[LineSpec], state: PresenceStatus) -> None:
-        """Tell a user's presence to those who share a line with them that is not a crowd, and to themselves."""
-        self.heard_presence(user_id, state)
-        rooms = [user_room(other) for other in neighbours(user_id, specs)]
-        await self._delivery.emit(PresenceState.event, {"user_id": user_id, "state": state}, rooms)
-
-    async def _welcome(self, known: Connection) -> dict[str, Any]:
-        """The fields of ``messages.Welcome``."""
-        user_id, specs = known.account.user_id, dict(known.specs)
-        for number in await self.shared.guest_lines(user_id):
-            if (spec := await self.directory.line(number)) is not None:
-                specs[number] = spec
-        lines = await self.shared.read_lines(specs)
-        watched = neighbours(user_id, known.specs.values())
-        sessions = await self.shared.sessions(watched)
-        offline = dict.fromkeys(watched, PresenceStatus.OFFLINE)
-        people = {member.user_id: member for spec in specs.values() for member in spec.members}
-        return {
-            "user_id": user_id,
-            "firm_id": known.account.firm_id,
-            "region": known.account.region,
-            "lines": [build_line_state(spec, lines[number]) for number, spec in specs.items()],
-            "joined": [number for number, line in lines.items() if user_id in line.parties],
-            "presence": {**offline, **{other: session.presence for other, session in sessions.items()}},
-            "users": [{"user_id": one.user_id, "name": one.name, "firm": one.firm} for one in people.values()],
-        }
-
-
-def neighbours(user_id: str, specs: Iterable[LineSpec]) -> list[str]:
-    """Who sees a user's presence. Crowds do not: 800 subscribers who log in would be 640,000 messages."""
-    near = {other for spec in specs if len(spec.members) <= MAX_LISTED_PARTICIPANTS for other in spec.firm_of}
-    return sorted(near | {user_id})
-
-
-def refused(refusal: Refusal) -> dict[str, Any]:
-    """The acknowledgement of a message that changed nothing."""
-    return {"ok": False, "error": refusal.info.model_dump(mode="json")}
-
-
-def parse(event: str, payload: object) -> Event:
-    """A client's message as its model. Raises Refusal."""
-    model = _MODELS.get(event)
-    if model is None:
-        raise Refusal(ErrorCode.UNKNOWN_EVENT, "There is no such event.", f"one of: {', '.join(_MODELS)}")
-    try:
-        return model.model_validate({} if payload is None else payload)
-    except ValidationError as error:
-        wrong = first_wrong(error, model)
-        is_one_field = bool(wrong.where) and wrong.code not in {"missing", "extra_forbidden"}
-        raise Refusal(
-            ErrorCode.BAD_MESSAGE,
-            f"{wrong.where}: {wrong.message}" if wrong.where else wrong.message,
-            f"{wrong.where}: {wrong.expected}" if is_one_field else shape(model),
-        ) from None
-
-
-def shape(model: type[Event]) -> str:
-    """A message's fields, for a client that sent it wrongly."""
-    fields = [name if known.is_required() else f"{name} (optional)" for name, known in model.model_fields.items()]
-    return f"{model.event} with {', '.join(fields) or 'no fields'}"

@@ -27,8 +27,9 @@ from relay.emulator.signaling.directory import Directory, OnCallEnded
 from relay.emulator.signaling.entrance import Entrance
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.housekeeping import TICK_S, Housekeeping
-from relay.emulator.signaling.hub import GRACE_S, LOGINS, Hub, refused
+from relay.emulator.signaling.hub import GRACE_S, LOGINS, Hub
 from relay.emulator.signaling.messages import ErrorCode, PresenceStatus
+from relay.emulator.signaling.parsing import refused
 from relay.emulator.signaling.shared import MemoryShared, Shared
 from relay.emulator.signaling.shared_redis import DEAD_AFTER_S, TIMEOUT_S, RedisShared, open_redis
 from relay.emulator.signaling.state import Refusal
@@ -240,9 +241,9 @@ class SignalingServer(socketio.AsyncServer):  # type: ignore[misc]
         if event == HUBS:
             await (self.hub.end_logged_out() if data == LOGINS else self.hub.reload())
         elif event == "line.state":
-            await self.hub.heard(data["line"])
+            await self.hub.announcer.heard(data["line"])
         elif event == "presence.state":
-            self.hub.heard_presence(data["user_id"], PresenceStatus(data["state"]))
+            self.hub.announcer.heard_presence(data["user_id"], PresenceStatus(data["state"]))
 
     # Connections
 

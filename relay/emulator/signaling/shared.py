@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from relay.emulator.signaling.machines import next_deadline
 from relay.emulator.signaling.messages import LineStatus, PresenceStatus
 from relay.emulator.signaling.state import CallRecord, Decision, Line, LineSpec
 
@@ -129,7 +128,7 @@ class MemoryShared:
     def _store(self, spec: LineSpec, decision: Decision) -> None:
         number, line = spec.number, decision.line
         self._lines[number] = line
-        if (deadline := next_deadline(line)) is not None:
+        if (deadline := line.deadline) is not None:
             self._deadlines[number] = deadline
         else:
             self._deadlines.pop(number, None)

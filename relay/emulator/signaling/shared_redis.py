@@ -27,7 +27,6 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError, WatchError
 
-from relay.emulator.signaling.machines import next_deadline
 from relay.emulator.signaling.messages import LineStatus, PresenceStatus
 from relay.emulator.signaling.shared import RECORD_PATIENCE_S, Decide, Session, guests_change, same_session, vanished
 from relay.emulator.signaling.state import (
@@ -137,7 +136,7 @@ class RedisShared:
     def _store(self, pipe: Pipe, spec: LineSpec, decision: Decision) -> None:
         number, line = spec.number, decision.line
         pipe.set(self._key("line", number), json.dumps(dump_line(line), separators=(",", ":")))
-        if (deadline := next_deadline(line)) is not None:
+        if (deadline := line.deadline) is not None:
             pipe.zadd(self._key("deadlines"), {number: deadline})
         else:
             pipe.zrem(self._key("deadlines"), number)

@@ -21,8 +21,8 @@ from relay.emulator.http.errors import ApiError, from_validation
 from relay.emulator.http.fields import MAX_SHOWN
 from relay.emulator.login.models import LoginRequest
 from relay.emulator.recordings.models import ListQuery, Metadata, RecordingPath
-from relay.emulator.signaling.hub import parse
 from relay.emulator.signaling.messages import FROM_CLIENT as FROM_SOFTPHONES
+from relay.emulator.signaling.parsing import parse
 from relay.emulator.signaling.state import Refusal
 from tests.support.benches.cloud import running_cloud
 

@@ -7,7 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from relay.emulator.signaling.machines import EVENTS, TABLES
+from relay.emulator.signaling.inputs import EVENTS
+from relay.emulator.signaling.machines import TABLES
 from relay.emulator.signaling.messages import FROM_CLIENT, FROM_SERVER, EndReason, ErrorCode, Event
 from tests.support.benches.cloud import running_cloud
 

@@ -202,7 +202,7 @@ async def test_observers_hear_of_what_other_processes_do(tmp_path: Path) -> None
         one.phone("a1") as a1,
     ):
         await b1.heard("presence.state", user_id="a1")
-        two.server.hub.observe(on_line)
+        two.server.hub.announcer.observe(on_line)
         await a1.do("line.ring", line=SHOUT)
         await becomes(lambda: seen, [(SHOUT, "talking")])
         # And lines that were changed in one process are read again in the other.

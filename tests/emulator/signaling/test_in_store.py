@@ -143,7 +143,7 @@ async def test_other_parts_act_for_users(tmp_path: Path) -> None:
     async with running_cloud(tmp_path) as client:
         seen = []
         hub = client.cloud.signaling.hub
-        hub.observe(lambda spec, line: seen.append((spec.number, line.status)))
+        hub.announcer.observe(lambda spec, line: seen.append((spec.number, line.status)))
         token = (await client.login("ben"))["token"]
         async with phone(f"http://{client.cloud.http}", token) as ben:
             state = await hub.act("anna", "use1", LineRing(line=ANNA_BEN))

@@ -12,8 +12,7 @@ import pytest
 
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling.event_log import EventLog, read_event_log
-from relay.emulator.signaling.invariants import check
-from relay.emulator.signaling.machines import (
+from relay.emulator.signaling.inputs import (
     EVENTS,
     Answer,
     Deadline,
@@ -25,8 +24,9 @@ from relay.emulator.signaling.machines import (
     Removed,
     Ring,
     Talk,
-    decide,
 )
+from relay.emulator.signaling.invariants import check
+from relay.emulator.signaling.machines import decide
 from relay.emulator.signaling.state import Line, LineSpec
 from tests.support.emulated_lines import line
 

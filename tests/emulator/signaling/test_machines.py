@@ -14,12 +14,8 @@ from hypothesis import strategies as st
 
 from relay.emulator.lines import MAX_SUBSCRIBERS, MAX_TALKERS, LineKind
 from relay.emulator.signaling.event_log import build_transition
-from relay.emulator.signaling.invariants import check
-from relay.emulator.signaling.machines import (
-    DIAL_ANSWER_S,
+from relay.emulator.signaling.inputs import (
     EVENTS,
-    RING_TIMEOUT_S,
-    TABLES,
     Answer,
     Deadline,
     Gone,
@@ -31,9 +27,9 @@ from relay.emulator.signaling.machines import (
     Ring,
     Silenced,
     Talk,
-    decide,
-    next_deadline,
 )
+from relay.emulator.signaling.invariants import check
+from relay.emulator.signaling.machines import TABLES, decide
 from relay.emulator.signaling.messages import (
     EndReason,
     ErrorCode,
@@ -53,6 +49,7 @@ from relay.emulator.signaling.state import (
     load_line,
     load_record,
 )
+from relay.emulator.signaling.transitions import DIAL_ANSWER_S, RING_TIMEOUT_S
 from tests.support.emulated_lines import line
 from tests.support.properties import repeatable
 
@@ -258,7 +255,7 @@ def test_ringdown_rings_at_the_other_end_only() -> None:
         "b1": (PartyRole.CALLEE, False),
         "b2": (PartyRole.CALLEE, False),
     }
-    assert next_deadline(ringing) == START + RING_TIMEOUT_S
+    assert ringing.deadline == START + RING_TIMEOUT_S
 
 
 def test_ringdown_within_a_firm_rings_for_all_others() -> None:
@@ -281,7 +278,7 @@ def test_who_answers_first_is_connected_and_the_record_knows_for_whom_it_rang() 
     spec = SPECS[LineKind.RINGDOWN]
     connected = after(spec, ring("a1"), Answer("b2"))
     assert who(connected) == {"a1": (PartyRole.CALLER, True), "b2": (PartyRole.CALLEE, True)}
-    assert next_deadline(connected) is None
+    assert connected.deadline is None
     assert refused(spec, connected, Answer("b1")) is ErrorCode.WRONG_STATE
     ended = decide(spec, connected, Release("b2"), START + 9).ended
     assert ended is not None
@@ -418,7 +415,7 @@ def test_a_line_has_no_more_members_than_its_messages_can_list(kind: LineKind, c
 def test_what_becomes_of_a_number(number: str, after_s: float, state: LineStatus, reason: EndReason | None) -> None:
     spec = SPECS[LineKind.DIAL_TONE]
     ringing = after(spec, ring("a1", number=number))
-    assert next_deadline(ringing) == START + after_s
+    assert ringing.deadline == START + after_s
     assert not decide(spec, ringing, Deadline(), START + after_s - 0.001).changed
     decision = decide(spec, ringing, Deadline(), START + after_s)
     assert (decision.line.status, decision.line.reason) == (state, reason)
@@ -430,7 +427,7 @@ def test_an_extension_rings_for_its_user_who_need_not_have_the_line() -> None:
     dialled = ring("a1", number="2001", callee="b1")
     ringing = after(spec, dialled)
     assert who(ringing) == {"a1": (PartyRole.CALLER, False), "b1": (PartyRole.CALLEE, False)}
-    assert next_deadline(ringing) == START + RING_TIMEOUT_S
+    assert ringing.deadline == START + RING_TIMEOUT_S
     assert refused(spec, ringing, Answer("b2")) is ErrorCode.UNKNOWN_LINE
     connected = decide(spec, ringing, Answer("b1"), START + 1).line
     assert who(connected) == {"a1": (PartyRole.CALLER, True), "b1": (PartyRole.CALLEE, True)}
@@ -546,7 +543,7 @@ def test_any_history_keeps_the_rules(history: tuple[LineKind, list[tuple[float, 
     end = [(100.0, Gone(user)) for user in USERS]
     current, _, entries = run_history(spec, [*inputs, *end])
     assert current.status is LineStatus.IDLE
-    assert next_deadline(current) is None
+    assert current.deadline is None
     assert check(entries, finished=True) == []
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from relay.emulator.lines import LineKind
-from relay.emulator.signaling.machines import Deadline, Input, Join, Leave, Ring, decide
+from relay.emulator.signaling.inputs import Deadline, Input, Join, Leave, Ring
+from relay.emulator.signaling.machines import decide
 from relay.emulator.signaling.messages import ErrorCode, PresenceStatus
 from relay.emulator.signaling.shared import MemoryShared, Session, Shared
 from relay.emulator.signaling.shared_redis import RedisShared, open_redis

@@ -148,8 +148,8 @@ class Floor:
         on_presence: Callable[[str, PresenceStatus], None],
     ) -> None:
         """Be told of every change of all firms."""
-        self._hub.observe(on_line)
-        self._hub.observe_presence(on_presence)
+        self._hub.announcer.observe(on_line)
+        self._hub.announcer.observe_presence(on_presence)
 
 
 async def _in_time(work: Awaitable[_T]) -> _T:

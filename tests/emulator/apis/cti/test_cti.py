@@ -148,7 +148,7 @@ async def test_users_come_and_go(tmp_path: Path) -> None:
         calls = await client.ask("callStatusSnapshot", {"userIds": ["anna", "ben"]})
         codes = {(each["userId"], each["callStatusCode"]) for each in calls["callStatuses"]}
         assert codes == {("anna", 1), ("ben", 0)}
-        await apis.hub.tell_presence("anna", (), PresenceStatus.OFFLINE)
+        await apis.hub.announcer.tell_presence("anna", (), PresenceStatus.OFFLINE)
         assert (await client.hear("userStatusUpdate"))["loggedIn"] is False
 
 
@@ -320,7 +320,7 @@ async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatc
         await eventually(lambda: len(apis.cti) == 1)
         # All at once, before the connection has its turn.
         for _ in range(10):
-            apis.hub.heard_presence("anna", PresenceStatus.BUSY)
+            apis.hub.announcer.heard_presence("anna", PresenceStatus.BUSY)
         code, reason = await client.closed()
         assert (code, reason) == (1013, "too slow: 5 messages wait")
         await eventually(lambda: not len(apis.cti))
@@ -337,7 +337,7 @@ async def test_a_client_that_stops_reading_its_socket_is_cut_off(
         client.socket.transport.pause_reading()
         while len(apis.cti):
             for _ in range(1000):
-                apis.hub.heard_presence("anna", PresenceStatus.BUSY)
+                apis.hub.announcer.heard_presence("anna", PresenceStatus.BUSY)
             await asyncio.sleep(0)
         client.socket.transport.resume_reading()
         await client.closed()
