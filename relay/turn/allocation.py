@@ -39,6 +39,8 @@ class Allocation:
 
     client: Address
     username: str
+    # What proved the user when it was made. It proves them for as long as the allocation lives.
+    key: bytes = field(repr=False)
     # By address family (RFC 8656 section 2.5.4): each may be refreshed and deleted alone.
     relayed: dict[int, Relayed]
     # When the server looks at it next; not later than the first of its addresses expires.

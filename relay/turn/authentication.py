@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from relay.addresses import Address
 from relay.rate_limit import RateLimit
-from relay.turn.credentials import CredentialStore, NonceMint, long_term_keys
+from relay.turn.allocation import Allocation
+from relay.turn.credentials import CredentialStore, NonceMint, long_term_keys, prepared
 from relay.wire.stun import AttributeType, Message
 
 _INTEGRITY_BY_PREFERENCE = (AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.MESSAGE_INTEGRITY)
@@ -70,8 +71,14 @@ class Authenticator:
         """Take one answer from the client's share. Asked before any work is done for a request."""
         return self._limit.allows(now, str(client))
 
-    def authenticate(self, now: float, client: Address, message: Message) -> AuthenticRequest:
-        """The branches of section 9.2.4, in its order. Raises TurnError. A success costs the client nothing."""
+    def authenticate(
+        self, now: float, client: Address, message: Message, allocation: Allocation | None = None
+    ) -> AuthenticRequest:
+        """The branches of section 9.2.4, in its order. Raises TurnError. A success costs the client nothing.
+
+        ``allocation`` is the client's own, if it lives. What proved its user then does so now, even if the credentials
+        have expired: a call may last longer than they do. coturn does the same.
+        """
         kind = next((kind for kind in _INTEGRITY_BY_PREFERENCE if kind in message.integrity_offsets), None)
         if kind is None:
             raise self._challenge(401, client, now)
@@ -84,14 +91,16 @@ class Authenticator:
             raise TurnError(400, "USERNAME, REALM and NONCE are required")
         if not self._nonces.accepts(nonce.decode(errors="replace"), client, now):
             raise self._challenge(438, client, now)
-        key = self._proven_key(username, message, kind)
+        key = self._proven_key(username, message, kind, allocation)
         if key is None:
             raise self._challenge(401, client, now)
         self._limit.give_back(str(client))
         return AuthenticRequest(client, message, username, key, kind)
 
-    def _proven_key(self, username: str, message: Message, kind: int) -> bytes | None:
+    def _proven_key(self, username: str, message: Message, kind: int, allocation: Allocation | None) -> bytes | None:
         keys = self._credentials.keys(username, self._realm, self._unix_time())
+        if not keys and allocation is not None and allocation.username == prepared(username):
+            keys = (allocation.key,)
         # An unknown user costs the same work and gets the same answer as a wrong password: all keys are tried.
         tried = keys or long_term_keys(username, self._realm, self._decoy_password)
         proven = [key for key in tried if message.has_integrity(key, kind)]

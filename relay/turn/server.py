@@ -313,7 +313,7 @@ class TurnServer:
             return self._drop(Drop.RATE_LIMITED)
         request: AuthenticRequest | None = None
         try:
-            request = self._authenticator.authenticate(now, client, message)
+            request = self._authenticator.authenticate(now, client, message, self._live(now, client))
             _check_form(message)
             return self._on_authentic(now, request)
         except StunError as malformed:
@@ -436,7 +436,7 @@ class TurnServer:
             commands += self._delete(expired, list(expired.relayed))
         expires = now + wish.lifetime_s
         relayed = {int(family_of(address.host)): Relayed(address, expires) for address in opening.opened}
-        allocation = Allocation(request.client, prepared(request.username), relayed, expires)
+        allocation = Allocation(request.client, prepared(request.username), request.key, relayed, expires)
         self._allocations[request.client] = allocation
         self._by_relayed |= dict.fromkeys(opening.opened, allocation)
         self._per_user[self._settings.quota_name(allocation.username)] += 1

@@ -22,7 +22,7 @@ OTHER = Address("8.0.0.2", 4000)
 
 @pytest.fixture
 def allocation() -> Allocation:
-    return Allocation(Address("192.168.1.10", 50000), "ann", {1: Relayed(RELAYED, 600.0)}, deadline=600.0)
+    return Allocation(Address("192.168.1.10", 50000), "ann", b"key", {1: Relayed(RELAYED, 600.0)}, deadline=600.0)
 
 
 def test_it_lives_as_long_as_the_last_of_its_relayed_addresses(allocation: Allocation) -> None:

@@ -529,14 +529,30 @@ def test_5_either_form_of_a_name_is_the_same_user() -> None:
 def test_rest_credentials_end_with_their_expiry() -> None:
     """The bench's clock shows 1000 when the day's shows EPOCH + 1000."""
     bench, user = rest_bench(EPOCH + 1300)
-    bench.allocate(user=user)
     bench.advance(299)
-    assert code_of(bench.call(Method.REFRESH, user=user)) == 0
+    assert code_of(bench.call(Method.ALLOCATE, UDP, user=user)) == 0
     bench.advance(1)
-    expired = bench.ask(bench.request(Method.REFRESH, user=user))
+    expired = bench.ask(bench.request(Method.ALLOCATE, UDP, client=BOB, user=user), BOB)
     assert code_of(expired) == 401
     assert expired.integrity_offsets == {}
     assert bench.server.allocations == 1
+
+
+def test_an_allocation_outlives_the_credentials_that_it_was_made_with() -> None:
+    """As at coturn: a call may last longer than the hour of its credentials."""
+    bench, user = rest_bench(EPOCH + 1300)
+    bench.allocate(user=user)
+    bench.advance(590)
+    assert code_of(bench.call(Method.REFRESH, user=user)) == 0
+    assert bench.permit(PEER, user=user) == 0
+    assert bench.bind_channel(0x4000, PEER, user=user) == 0
+    bench.passwords[user] = rest_password("south", user)
+    assert code_of(bench.ask(bench.request(Method.REFRESH, user=user))) == 401
+    fresh = rest_username("ann", EPOCH + 9000)
+    bench.passwords |= {fresh: rest_password("north", fresh), user: rest_password("north", user)}
+    assert code_of(bench.call(Method.REFRESH, user=fresh)) == 441
+    assert code_of(bench.call(Method.REFRESH, lifetime(0), user=user)) == 0
+    assert code_of(bench.ask(bench.request(Method.ALLOCATE, UDP, user=user))) == 401
 
 
 def test_rest_credentials_of_another_secret_401() -> None:
