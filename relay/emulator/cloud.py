@@ -92,6 +92,7 @@ class Cloud:
         self.cti: CtiServer
         self.faults: FaultHops
         self._turn: TurnHosts | None = None
+        self._hoot_at: Callable[[Address], bool] = lambda address: False
         self._sockets: dict[str, socket.socket] = {}
         self._running = contextlib.AsyncExitStack()
         self._stopping = Stopping()
@@ -192,6 +193,7 @@ class Cloud:
             allow_loopback_peers=True,
             settings=ServerSettings(
                 first_relayed_port=FIRST_RELAYED_PORT,
+                may_reach=self._is_peer if self.settings.exposed else None,
                 max_allocations_per_user=self.settings.allocations_per_user,
                 quota_name=user_of_rest,
             ),
@@ -199,6 +201,10 @@ class Cloud:
         with claims.chosen_by("--turn-port, or with --tls for TLS"):
             await self._turn.start({host.name for host in self._turn if self.names.exists(host.name)})
         self._ends("TURN hosts", self._turn.stop)
+
+    def _is_peer(self, address: Address) -> bool:
+        """True for what clients have voice with. Others on this machine are none of the business of who is remote."""
+        return self._turn is not None and (self._turn.relays(address) or self._hoot_at(address))
 
     async def switch_host(self, name: str, *, on: bool) -> None:
         """Let a host of the catalog exist or not, from now on. Raises KeyError for other names, OperatorError."""
@@ -289,6 +295,7 @@ class Cloud:
         self._ends("SFU", sfu.stop)
         self._ends("hoots", self.hoots.stop)
         self.hoots.start(sfu)
+        self._hoot_at = self.hoots.serves
 
     def _add_apis(self) -> None:
         keys = Keys(self.store)

@@ -93,6 +93,10 @@ class HootMedia:
         while self._rooms:
             self._rooms.popitem()[1].hoot.close()
 
+    def serves(self, address: Address) -> bool:
+        """True for the address of a hoot that there is now."""
+        return any(room.hoot.address == address for room in self._rooms.values())
+
     # Signaling
 
     async def on_media(self, user_id: str, number: str, message: SendDescription | SendCandidate) -> None:

@@ -97,6 +97,8 @@ class ServerSettings:
     realm: str = "cloud9"
     relayed_hosts: tuple[str, ...] = ("127.0.0.1",)
     policy: RelayPolicy = field(default_factory=RelayPolicy)
+    # Where data may go of what the policy permits, port included. None: to all of it.
+    may_reach: Callable[[Address], bool] | None = None
     # The lowest port of a relayed address; the highest is 65535.
     first_relayed_port: int = FIRST_PORT
     # A TURN client needs one allocation for each call, or two with separate RTCP.
@@ -283,7 +285,7 @@ class TurnServer:
             return self._drop(Drop.MALFORMED)
         if allocation is None:
             return self._drop(Drop.NO_ALLOCATION)
-        if not allocation.permits(now, peer.host):
+        if not allocation.permits(now, peer.host) or not self._may_reach(peer):
             return self._drop(Drop.NOT_PERMITTED)
         return self._send_to_peer(now, allocation, peer, data)
 
@@ -508,12 +510,17 @@ class TurnServer:
         if not peer.port:
             raise TurnError(400, "a peer has a port from 1 to 65535")
         self._check_peer(allocation, peer)
+        if not self._may_reach(peer):
+            raise TurnError(403, "this peer is not relayed to")
         if allocation.conflicts(now, number, peer):
             raise TurnError(400, "the channel or the peer is bound otherwise")
         if not allocation.has_room_for(now, {peer.host}) or not allocation.bind_channel(now, number, peer):
             raise TurnError(508, "too many channels or permissions")
         self._observer.on_channel(allocation, allocation.channels[number])
         return self._succeed(now, request, [])
+
+    def _may_reach(self, peer: Address) -> bool:
+        return self._settings.may_reach is None or self._settings.may_reach(peer)
 
     def _check_peer(self, allocation: Allocation, peer: Address) -> None:
         if family_of(peer.host) not in allocation.relayed:

@@ -192,9 +192,11 @@ async def test_the_last_one_ends_the_hoot_and_the_next_one_begins_another() -> N
     async with hoots() as bench:
         anna = await bench.joined("a1")
         first = bench.hoot
+        assert bench.media.serves(first.address)
         await anna.phone.do("line.leave", line=HOOT)
         await becomes(lambda: bench.sfu.hoots, {})
         assert first.closed
+        assert not bench.media.serves(first.address)
         bert = await bench.joined("a2")
         assert bench.hoot.key.master_key != first.key.master_key
         assert bert.call_id != anna.call_id

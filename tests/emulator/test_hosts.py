@@ -11,12 +11,15 @@ import pytest
 from relay import catalog
 from relay.addresses import Address
 from relay.catalog import Service, Status
+from relay.emulator.hoots import HootMedia
 from relay.emulator.http.site import Names, name_in, roles_of
 from relay.emulator.names import HostRole
 from relay.emulator.settings import media_hosts
 from relay.errors import OperatorError
 from relay.wire.stun import MessageClass, Method, parse_message
 from tests.support.benches.cloud import CloudClient, cloud_settings, running_cloud
+from tests.support.peers.behind_turn import open_echo
+from tests.support.peers.raw_turn import RawTurn, Refused
 
 CATALOG = catalog.load()
 BINDING = bytes.fromhex("000100002112a442") + bytes(12)
@@ -176,6 +179,28 @@ async def test_only_loopback_unless_exposed(tmp_path: Path, option: str) -> None
         settings.check()
     async with running_cloud(tmp_path, **{option: outside}, exposed=True) as client:
         assert client.cloud.tls.port
+
+
+@pytest.mark.parametrize("exposed", [False, True])
+async def test_exposed_turn_hosts_reach_nothing_else_on_this_machine(
+    tmp_path: Path, exposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hoots: list[Address] = []
+    monkeypatch.setattr(HootMedia, "serves", lambda media, address: address in hoots)
+    async with running_cloud(tmp_path, runs_turn=True, exposed=exposed) as client, open_echo() as service:
+        media = (await client.login())["settings"]["media"]
+        host, credentials = media["hosts"][0], media["credentials"]
+        turn = RawTurn(Address(host["address"], host["udp_port"]), credentials["username"], credentials["password"])
+        with turn:
+            relayed = await turn.allocate()
+            if not exposed:
+                await turn.bind(0x4000, service)
+                return
+            with pytest.raises(Refused, match="403"):
+                await turn.bind(0x4000, service)
+            await turn.bind(0x4001, relayed)
+            hoots.append(service)
+            await turn.bind(0x4000, service)
 
 
 async def test_an_unknown_host_cannot_be_switched_on(tmp_path: Path) -> None:

@@ -1180,6 +1180,16 @@ def test_12_2_400_for_a_peer_without_a_port(bench: ServerBench) -> None:
     assert bench.bind_channel(0x4000, Address(PEER.host, 0)) == 400
 
 
+def test_may_reach_judges_the_port_of_a_peer_too() -> None:
+    bench = ServerBench(ServerSettings(may_reach=lambda peer: peer == PEER))
+    relayed = bench.allocate()
+    assert (bench.permit(PEER), bench.permit(SAME_HOST)) == (0, 0)
+    assert bench.bind_channel(0x4000, SAME_HOST) == 403
+    assert bench.send_indication(SAME_HOST, b"up") == []
+    assert bench.send_indication(PEER, b"up") == [SendToPeer(relayed, PEER, b"up")]
+    assert bench.bind_channel(0x4000, PEER) == 0
+
+
 def test_12_2_403_and_443(bench: ServerBench) -> None:
     bench.allocate()
     assert bench.bind_channel(0x4000, Address("127.0.0.1", 80)) == 403

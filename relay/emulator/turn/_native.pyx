@@ -220,6 +220,11 @@ cdef class PacketPath:
         require(host < MAX_HOSTS, "number of a host", host)
         self.engine.hosts[host].paused = paused
 
+    def ask_sends(self, uint32_t host, bint asks) -> None:
+        """Have Python decide on each Send indication to this host, or no longer."""
+        require(host < MAX_HOSTS, "number of a host", host)
+        self.engine.hosts[host].asks_sends = asks
+
     def install(self, uint32_t allocation, uint32_t host, int fd, bytes ip, uint16_t port, double expires) -> None:
         """An allocation of a client. ``fd`` is the socket of its relayed address, and the path's from here."""
         cdef Command* command

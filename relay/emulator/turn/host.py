@@ -130,6 +130,10 @@ class Host(Started):
         """How many allocations there are now."""
         return self._udp_allocations() + sum(listener.allocations for listener in self._listeners)
 
+    def relays(self, address: Address) -> bool:
+        """True for a relayed address that there is now."""
+        return self._udp_relays(address) or any(each.relaying.relays(address) for each in self._listeners)
+
     @property
     def connections(self) -> int:
         """How many clients are connected over TCP and TLS."""
@@ -218,6 +222,9 @@ class Host(Started):
 
     @abstractmethod
     def _udp_allocations(self) -> int: ...
+
+    @abstractmethod
+    def _udp_relays(self, address: Address) -> bool: ...
 
     @abstractmethod
     def _udp_counters(self) -> Counters: ...

@@ -42,6 +42,7 @@ class TurnHosts(Started):
         plane: Plane = "native",
     ) -> None:
         self._hosts: dict[str, Host] = {}
+        self._by_address: dict[str, Host] = {}
         self._path = native.NativePath() if plane == "native" else None
         self._credentials = credentials
         self._settings = settings or ServerSettings(first_relayed_port=FIRST_RELAYED_PORT)
@@ -51,7 +52,8 @@ class TurnHosts(Started):
             for y, name in enumerate(names, 1):
                 if name in self._hosts:
                     raise ValueError(f"{name!r} names two hosts")
-                self._hosts[name] = self._make(Address(f"127.0.{x}.{y}", port), name, region)
+                address = Address(f"127.0.{x}.{y}", port)
+                self._hosts[name] = self._by_address[address.host] = self._make(address, name, region)
 
     def _make(self, address: Address, name: str, region: str) -> Host:
         options: HostOptions = {
@@ -64,6 +66,11 @@ class TurnHosts(Started):
         if self._path is None:
             return slow.TurnHost(address, self._credentials, **options)
         return native.TurnHost(address, self._credentials, path=self._path, **options)
+
+    def relays(self, address: Address) -> bool:
+        """True for a relayed address that a host has now."""
+        host = self._by_address.get(address.host)
+        return host is not None and host.relays(address)
 
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]

@@ -2,7 +2,8 @@
 
 Python decides on every request with the same state machine as the slow host. What the machine grants is told to the
 path before the answer leaves through it, so a client never hears of a channel that does not exist yet. The path ends
-what has expired by its own clock. A Send indication with attributes that are seldom seen also goes to Python.
+what has expired by its own clock. A Send indication with attributes that are seldom seen also goes to Python, and so
+does each one if the settings say which peers may be reached.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ class TurnHost(Host, Observer):
             self._server = TurnServer(self._settings, self._credentials, nonces=self._nonces, observer=self)
             self._timer = DeadlineTimer(self._on_deadline)
             bound = from_sockaddr(opened.getsockname())
+            self._path.path.ask_sends(self._number, self._settings.may_reach is not None)
             self._path.path.open_host(self._number, opened.fileno())
             opened.detach()
         return bound
@@ -190,6 +192,9 @@ class TurnHost(Host, Observer):
 
     def _udp_allocations(self) -> int:
         return self._path.path.counters(self._number)[0] if self._path.runs else 0
+
+    def _udp_relays(self, address: Address) -> bool:
+        return address in self._numbers
 
     def _udp_counters(self) -> Counters:
         counted = self._before if self._server is None else self._before + Counters(drops=self._server.drops)

@@ -76,6 +76,7 @@ cdef struct Allocation:
 cdef struct Host:
     int fd                      # -1 while it does not run
     bint paused                 # Python's
+    bint asks_sends             # Python's: it decides on each Send indication, because a permission is not enough
     int64_t allocations
     int64_t uplink_packets
     int64_t uplink_bytes

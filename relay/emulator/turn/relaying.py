@@ -63,6 +63,10 @@ class Relaying:
         """A copy of what was counted."""
         return self._counters + Counters(drops=self.server.drops)
 
+    def relays(self, address: Address) -> bool:
+        """True for a relayed address that there is now."""
+        return address in self._relayed
+
     def receive(self, client: Address, data: bytes) -> bool:
         """Take a datagram, or a unit of a stream, from a client. Returns True if it was data that went on to a peer.
 

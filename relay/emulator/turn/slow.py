@@ -64,6 +64,9 @@ class TurnHost(Host):
     def _udp_allocations(self) -> int:
         return 0 if self._relaying is None else self._relaying.allocations
 
+    def _udp_relays(self, address: Address) -> bool:
+        return self._relaying is not None and self._relaying.relays(address)
+
     def _udp_counters(self) -> Counters:
         return self._before if self._relaying is None else self._before + self._relaying.counters
 

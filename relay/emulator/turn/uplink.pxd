@@ -125,7 +125,7 @@ cdef inline void on_send(
     cdef Judgement judgement = read_send(e, data, size, &send)
     cdef Allocation* a
     cdef uint32_t ip
-    if judgement == SEND_ODD:
+    if judgement == SEND_ODD or (host.asks_sends and judgement == SEND_PLAIN):
         ask(e, number, client, data, size)
         return
     if judgement == SEND_BROKEN:

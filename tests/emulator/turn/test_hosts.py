@@ -19,9 +19,10 @@ from relay.emulator.turn.hosts import Plane, TurnHosts
 from relay.errors import OperatorError
 from relay.turn.credentials import StaticCredentials
 from relay.turn.server import ServerSettings
-from relay.wire.stun import AttributeType
+from relay.wire.stun import AttributeType, MessageClass, Method, build_message, build_xor_address
 from tests.support.peers.aioice_client import Received, closed
 from tests.support.peers.behind_turn import SIZES, Inbox, open_echo
+from tests.support.peers.raw_turn import RawTcpTurn, RawTurn, Refused
 from tests.support.peers.uclient import UclientReport, run_uclient
 
 CREDENTIALS = StaticCredentials({"trader": "secret"})
@@ -63,6 +64,12 @@ async def _allocate(host: Host) -> _Pair:
     return _Pair(turn, await turn.allocate(), inbox)
 
 
+def send_indication(peer: Address, data: bytes) -> bytes:
+    transaction_id = bytes(12)
+    attributes = [(AttributeType.XOR_PEER_ADDRESS, build_xor_address(peer, transaction_id)), (AttributeType.DATA, data)]
+    return build_message(Method.SEND, MessageClass.INDICATION, transaction_id, attributes)
+
+
 # Lifetime
 
 
@@ -70,6 +77,32 @@ async def test_port_0_binds_a_free_port(make: Make) -> None:
     async with make(ANY_PORT, CREDENTIALS) as host:
         assert host.address.host == "127.0.0.1"
         assert host.address.port != 0
+
+
+@pytest.mark.parametrize("client", [RawTurn, RawTcpTurn], ids=["udp", "tcp"])
+async def test_only_peers_of_this_cloud(plane: Plane, client: type[RawTurn]) -> None:
+    """What a permission opens is a whole address. The settings may know which of its ports are nobody's business."""
+    settings = ServerSettings(may_reach=lambda peer: hosts.relays(peer))  # noqa: PLW0108
+    hosts = TurnHosts(REGIONS, CREDENTIALS, tcp=True, allow_loopback_peers=True, settings=settings, plane=plane)
+    async with hosts:
+        first, second = (hosts[name] for name in REGIONS["use1"])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+            service.bind((second.address.host, 0))
+            service.setblocking(False)
+            with client(first.address, "trader", "secret") as ann, client(second.address, "trader", "secret") as bob:
+                await ann.allocate()
+                await bob.allocate()
+                await ann.permit(bob.relayed)
+                await bob.bind(0x4001, ann.relayed)
+                with pytest.raises(Refused, match="403"):
+                    await ann.bind(0x4000, Address(*service.getsockname()))
+                ann.send(send_indication(Address(*service.getsockname()), b"to a service"))
+                ann.send(send_indication(bob.relayed, b"to bob"))
+                assert (await bob.receive())[4:10] == b"to bob"
+                with pytest.raises(BlockingIOError):
+                    service.recv(100)
+            assert not hosts.relays(Address(*service.getsockname()))
+            assert not hosts.relays(Address("127.0.0.1", bob.relayed.port))
 
 
 async def test_taken_port_is_an_operator_error(make: Make) -> None:
