@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay import writing
 from relay.ca.certificates import Issuer, certificate_pem, key_pem, new_authority, new_key, sign_server
-from relay.catalog import Catalog
+from relay.catalog import Catalog, Service
 from relay.emulator.http.site import Names
 from relay.errors import OperatorError
 
@@ -48,11 +48,18 @@ def prepare(folder: Path, catalog: Catalog, addresses: list[str]) -> TlsFiles:
     files = TlsFiles(folder / "ca.pem", folder / "tls.pem", folder / "tls.key")
     issuer = _read(folder, now) or _create(folder, catalog, addresses, now)
     key = new_key()
-    names = [*catalog.domains, "localhost", "*.localhost", *addresses]
+    names = [*catalog.domains, *_services(catalog), "localhost", "*.localhost", *addresses]
     certificate = sign_server(issuer, key.public_key(), names, CERTIFICATE_LIFETIME, now)
     writing.replace(files.key, key_pem(key), mode=KEY_MODE)
     writing.replace(files.chain, certificate_pem(certificate) + certificate_pem(issuer.certificate))
     return files
+
+
+def _services(catalog: Catalog) -> list[str]:
+    """The vendor's hosts that are not TURN hosts. For these the relay's web proxy looks for a certificate with their
+    own names: without one it would open a tunnel to the real host.
+    """
+    return [host.name for host in catalog.hosts if host.service is not Service.MEDIA]
 
 
 def _read(folder: Path, now: datetime.datetime) -> Issuer | None:

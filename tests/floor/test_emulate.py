@@ -8,12 +8,14 @@ import itertools
 import json
 import random
 import re
+import ssl
 from pathlib import Path
 
 import aiohttp
 import pytest
 from sqlalchemy import select
 
+from relay import catalog
 from relay.emulator.store import Store, tables
 from tests.support.benches.emulating import PORTS, EmulatingProcess, emulating
 from tests.support.benches.serving import start
@@ -48,6 +50,18 @@ async def test_one_command_gives_a_cloud_its_files_and_a_clean_end(tmp_path: Pat
     assert (folder / "relay.toml").stat().st_mode & 0o077 == 0
 
 
+async def all_services_are_behind_the_web_proxy(folder: Path, proxy: str) -> None:
+    """A client that goes through the relay's web proxy reaches the emulator under the vendor's names."""
+    trust = ssl.create_default_context(cafile=folder / "ca.pem")
+    roles = {"portal": "/portal/login", "signaling": "/socket.io/?EIO=4&transport=polling"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session:
+        for host in catalog.load().hosts:
+            if host.service is not catalog.Service.MEDIA:
+                url = f"https://{host.name}{roles.get(host.service, '/')}"
+                async with session.get(url, proxy=f"http://{proxy}") as answer:
+                    assert answer.status == 200, url
+
+
 async def test_the_relay_comes_along(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as running:
         options = [(name, str(running.enter_context(reserved_address()))) for name in RELAY_OPTIONS]
@@ -56,6 +70,7 @@ async def test_the_relay_comes_along(tmp_path: Path) -> None:
         assert found is not None
         async with aiohttp.ClientSession() as session, session.get(f"http://{found[1]}/readyz") as answer:
             assert answer.status == 200
+        await all_services_are_behind_the_web_proxy(tmp_path, dict(options)["--relay-web-proxy"])
         status, errors = await emulated.stop()
     assert status == 0
     assert "Traceback" not in errors
