@@ -34,7 +34,7 @@ def claimed(lock: Path, what: Path, option: str, *, shared: bool) -> Iterator[No
         # The file stays when the lock ends: removing it would let two processes lock two files of one name.
         number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise OperatorError(f"{lock}: {error.strerror or error}") from None
+        raise OperatorError(f"{what}: {error.strerror or error}; {another(option)}") from None
     try:
         _lock(number, shared, f"{what}: in use by another emulator", another(option))
         yield

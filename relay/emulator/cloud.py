@@ -145,12 +145,14 @@ class Cloud:
         except FileExistsError:
             raise OperatorError(f"{settings.folder}: not a folder; {claims.another('--folder')}") from None
         except OSError as error:
-            raise OperatorError(f"{settings.folder}: {error.strerror or error}") from None
+            raise OperatorError(f"{settings.folder}: {error.strerror or error}; {claims.another('--folder')}") from None
         # Processes with one Redis are one cloud, and may share both.
         claim = functools.partial(claims.claimed, shared=settings.redis_url is not None)
         self._running.enter_context(claim(settings.folder / claims.LOCK_FILE, settings.folder, "--folder"))
-        if is_file(settings.database) and database.absolute().parent != settings.folder.absolute():
-            lock = database.with_name(f"{database.name}.lock")
+        if is_file(settings.database):
+            # Also in our own folder: another emulator may name this file with --store.
+            lock = database.resolve()
+            lock = lock.with_name(f"{lock.name}.lock")
             self._running.enter_context(claim(lock, database, "--store"))
         for option, address in (("--tls", settings.tls), ("--http", settings.http)):
             self._sockets[option] = claims.listen("emulator", address, option)

@@ -19,7 +19,7 @@ async def test_the_database_is_ours_alone_in_an_open_folder(tmp_path: Path) -> N
     async with running_cloud(folder, database=str(database)) as client:
         await client.login()
         kept = {path.name: path.stat().st_mode & 0o777 for path in folder.glob("emulator.db*")}
-    assert kept == {"emulator.db": 0o600, "emulator.db-wal": 0o600, "emulator.db-shm": 0o600}
+    assert kept == dict.fromkeys(("emulator.db", "emulator.db-wal", "emulator.db-shm", "emulator.db.lock"), 0o600)
 
 
 def test_the_folder_of_all_media_is_ours_alone(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ async def test_the_folder_and_the_database_of_a_running_one_are_refused(tmp_path
     database = tmp_path / "shared.db"
     async with emulating_here(one, "--no-turn", "--store", str(database)):
         assert await refusal(two, "--store", str(database)) == f"relay: {database}: {by} --store"
+    # The database of a folder is in use, too, and a link is another name for it.
+    link = tmp_path / "link.db"
+    link.symlink_to(one / "emulator.db")
+    async with emulating_here(one, "--no-turn"):
+        for name in (one / "emulator.db", link):
+            assert await refusal(two, "--store", str(name)) == f"relay: {name}: {by} --store"
 
 
 async def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -184,6 +190,7 @@ async def test_the_browser_keeps_its_url_and_has_no_sandbox_only_as_root(tmp_pat
         (("--bad-web-proxy", "0.0.0.0:3130"), "relay: --bad-web-proxy 0.0.0.0:3130: not a loopback address"),
         (("--fixtures", "/nowhere.toml"), "relay: /nowhere.toml: No such file or directory"),
         (("--store", "mysql://x/y"), "relay: store mysql://…: expected :memory:"),
+        (("--store", "/nowhere/x.db"), "relay: /nowhere/x.db: No such file or directory; choose another with --store"),
         (("--host-on", "a.example"), "relay: --host-on a.example: not a host of the catalog"),
     ],
 )
