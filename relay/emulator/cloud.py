@@ -172,7 +172,12 @@ class Cloud:
         self.turn_secret = await turn_secret(self.store)
 
     async def _start_recordings(self) -> None:
-        self.recordings = Recordings(self.store, self.settings.folder / "recordings")
+        self.recordings = Recordings(
+            self.store,
+            self.settings.folder / "recordings",
+            still_in=Tokens(self.store).holds,
+            shared=self.settings.redis_url is not None,
+        )
         await self.recordings.start()
         self._ends("recordings", self.recordings.stop, left=lambda: self.recordings.running)
 

@@ -116,6 +116,10 @@ class Tokens:
             token_hash=login.token_hash,
         )
 
+    async def holds(self, session: AsyncSession, who: Principal) -> bool:
+        """True while this login of a client has not ended, in a transaction that is to write for it."""
+        return await self.find_in(session, who.token_hash, "client") is not None
+
     async def still_open(self, hashes: Collection[str]) -> set[str]:
         """Those of these logins that have not ended."""
         logins, users = tables.LoginSession, tables.User

@@ -47,6 +47,12 @@ class Place:
             self._reading.reschedule(0)
 
 
+def in_use() -> ApiError:
+    """409: another request has the place."""
+    message = "Another request changes this recording, and does not end."
+    return ApiError(409, "in_use", message, where="path", expected="one request at a time")
+
+
 class Places:
     """All places that are taken."""
 
@@ -100,8 +106,7 @@ class Places:
                         other.stop()
                     await other.free.wait()
         except TimeoutError:
-            message = "Another request changes this recording, and does not end."
-            raise ApiError(409, "in_use", message, where="path", expected="one request at a time") from None
+            raise in_use() from None
 
     def stop(self) -> None:
         """Ask all to give up their places."""

@@ -9,23 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import structlog
 from aiohttp.streams import StreamReader
 from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from relay.emulator.http.errors import ApiError
+from relay.emulator.http.errors import ApiError, unauthorized
 from relay.emulator.names import UserRole
 from relay.emulator.recordings import models
 from relay.emulator.recordings.disk import Content, Disk
 from relay.emulator.recordings.intake import take_in
+from relay.emulator.recordings.locks import locked
 from relay.emulator.recordings.places import Place, Places
 from relay.emulator.recordings.rules import (
     at_offset,
+    changed_meanwhile,
     check_agrees,
     is_complete,
     metadata_of,
@@ -70,11 +73,33 @@ class Owner(Protocol):
         """A ``UserRole``."""
 
 
-class Recordings:
-    """The service. Methods raise ApiError for what a client did wrong."""
+# Whether somebody is still logged in, in a transaction that is to write for them. Each security has its own owners.
+StillIn = Callable[[AsyncSession, Any], Awaitable[bool]]
 
-    def __init__(self, store: Store, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+
+async def _always(session: AsyncSession, owner: Owner) -> bool:
+    return True
+
+
+class Recordings:
+    """The service. Methods raise ApiError for what a client did wrong.
+
+    An upload takes its time, so ``still_in`` is asked again before anything is written. With ``shared`` other processes
+    have the same folder.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        *,
+        still_in: StillIn = _always,
+        shared: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
+        self._still_in = still_in
+        self._shared = shared
         self._clock = clock
         self._disk = Disk(folder)
         self._places = Places()
@@ -116,14 +141,12 @@ class Recordings:
                 raise is_complete()
             if row is not None:
                 check_agrees(row, metadata)
-                async with self._store.reading() as session:
-                    await _check_user(session, owner, metadata.media_bytes - (row.media_bytes or 0))
             else:
                 row = await self._create(owner, recording_id, metadata.media_bytes)
             whole = row.received_bytes == metadata.media_bytes
             if whole and (fault := wrong_metadata(metadata, await self._content(row))):
                 raise fault
-            return await self._save(row, metadata=metadata, completed=whole)
+            return await self._save(row, owner, metadata=metadata, completed=whole)
 
     async def append(
         self, owner: Owner, recording_id: str, content: StreamReader, *, offset: int, length: int | None
@@ -146,18 +169,19 @@ class Recordings:
                 raise at_offset(
                     ApiError(409, "wrong_offset", message, where="Upload-Offset", expected=str(received)), received
                 )
-            async with self._store.reading() as session:
-                await _check_folder(session, self._places.promised_bytes, total - offset)
+            # Before the look: others who begin meanwhile must see it.
             place.promised_bytes = total - offset
+            async with self._store.reading() as session:
+                await _check_folder(session, self._places.promised_bytes)
             row = row or await self._create(owner, recording_id, total)
-            return await self._take(row, place, content, offset, total)
+            return await self._take(row, owner, place, content, total)
 
     async def _take(
-        self, row: tables.Recording, place: Place, content: StreamReader, offset: int, total: int
+        self, row: tables.Recording, owner: Owner, place: Place, content: StreamReader, total: int
     ) -> tables.Recording:
         path = self.media_path(row)
-        taken = await take_in(content, place, self._disk, path, offset=offset, total=total)
-        row = await self._save(row, received_bytes=taken.size, media_bytes=total)
+        taken = await take_in(content, place, self._disk, path, offset=row.received_bytes, total=total)
+        row = await self._save(row, owner, received_bytes=taken.size, media_bytes=total)
         if taken.refused is not None:
             raise at_offset(taken.refused, taken.size)
         return await self._finish(row) if row.details is not None and taken.size == total else row
@@ -169,7 +193,7 @@ class Recordings:
         if fault := wrong_media(metadata, await self._content(row)):
             await self._throw_media_away(row)
             raise at_offset(fault, 0)
-        return await self._save(row, completed=True)
+        return await self._save(row, None, completed=True)
 
     async def discard(self, owner: Owner, recording_id: str) -> None:
         """Remove a recording that is not whole, to begin anew."""
@@ -182,6 +206,8 @@ class Recordings:
                 raise no_such(recording_id)
             if row.completed_at is not None:
                 raise is_complete()
+            async with self._store.reading() as session:
+                await self._check_login(session, owner)
             await self._remove(row)
 
     # What clients ask
@@ -238,13 +264,30 @@ class Recordings:
         Whoever has the place looks again: a recording may have begun meanwhile.
         """
         await self._own(owner, recording_id)
-        async with self._places.take(recording_id, owner.user_id, counted=counted) as place:
+        async with self._hold(owner.firm_id, recording_id, owner.user_id, counted=counted) as place:
             yield place
+
+    @contextlib.asynccontextmanager
+    async def _hold(
+        self, firm_id: str, recording_id: str, user_id: str | None = None, *, counted: bool = False
+    ) -> AsyncIterator[Place]:
+        """Have a recording for oneself, in this process and in others that have the same folder."""
+        async with self._places.take(recording_id, user_id, counted=counted) as place:
+            path = self._disk.path(firm_id, recording_id)
+            async with locked(path) if self._shared else contextlib.nullcontext():
+                yield place
+
+    async def _check_login(self, session: AsyncSession, owner: Owner) -> None:
+        if not await self._still_in(session, owner):
+            raise unauthorized("The login has ended meanwhile.", expected="the request again, after a new login")
+
+    async def _row(self, recording_id: str) -> tables.Recording | None:
+        async with self._store.reading() as session:
+            return await session.get(_R, recording_id)
 
     async def _own(self, owner: Owner, recording_id: str) -> tables.Recording | None:
         """Nobody but its owner changes a recording. Raises ApiError 404 for one of somebody else's."""
-        async with self._store.reading() as session:
-            row = await session.get(_R, recording_id)
+        row = await self._row(recording_id)
         if row is not None and row.user_id != owner.user_id:
             raise no_such(recording_id)
         return row
@@ -258,19 +301,29 @@ class Recordings:
             received_bytes=0,
             created_at=self._clock(),
         )
-        async with self._store.writing() as session:
-            await _check_bounds(session, owner, media_bytes)
-            session.add(row)
+        try:
+            async with self._store.writing() as session:
+                await self._check_login(session, owner)
+                await _take_turn(session, owner)
+                await _check_bounds(session, owner, media_bytes)
+                session.add(row)
+        except IntegrityError:
+            raise changed_meanwhile() from None
         return row
 
     async def _save(
         self,
         row: tables.Recording,
+        owner: Owner | None,
         *,
         metadata: models.Metadata | None = None,
         completed: bool = False,
         **values: Any,
     ) -> tables.Recording:
+        """Change a recording that is as in ``row``. Raises ApiError 409 if another process has changed it.
+
+        ``owner`` has to be logged in, and their bounds are looked at. Without one it is a step of our own.
+        """
         if metadata is not None:
             values |= {
                 "details": metadata.model_dump(mode="json"),
@@ -282,7 +335,14 @@ class Recordings:
         if completed:
             values["completed_at"] = self._clock()
         async with self._store.writing() as session:
-            stored = await session.get_one(_R, row.recording_id)
+            if owner is not None:
+                await self._check_login(session, owner)
+                await _take_turn(session, owner)
+            stored = await session.scalar(select(_R).where(_R.recording_id == row.recording_id).with_for_update())
+            if stored is None or _state(stored) != _state(row):
+                raise changed_meanwhile()
+            if owner is not None and metadata is not None:
+                await _check_user(session, owner, metadata.media_bytes - (stored.media_bytes or 0))
             for name, value in values.items():
                 setattr(stored, name, value)
             if completed:
@@ -300,7 +360,7 @@ class Recordings:
     async def _throw_media_away(self, row: tables.Recording) -> None:
         path = self.media_path(row)
         await in_daemon_thread(lambda: self._disk.remove(path), "recording remove")
-        await self._save(row, received_bytes=0)
+        await self._save(row, None, received_bytes=0)
 
     async def _remove(self, row: tables.Recording) -> None:
         """First the file: what is left after a crash is a row, which the next sweep finds."""
@@ -318,23 +378,25 @@ class Recordings:
         )
         async with self._store.reading() as session:
             found = (await session.scalars(wanted)).all()
-        for row in found:
+        for each in found:
             try:
-                async with self._places.take(row.recording_id):
-                    await self._finish(row)
+                async with self._hold(each.firm_id, each.recording_id):
+                    row = await self._row(each.recording_id)
+                    # Another process may have been faster.
+                    if row is not None and _state(row) == _state(each):
+                        await self._finish(row)
             except ApiError as error:
-                log.warning("recording not whole", recording=row.recording_id, error=str(error))
+                log.warning("recording not whole", recording=each.recording_id, error=str(error))
 
     async def sweep(self) -> int:
         """Remove recordings that were begun too long ago and never became whole. Returns how many."""
         old = self._clock() - UNFINISHED_LIFETIME_S
-        wanted = select(_R.recording_id).where(_R.completed_at.is_(None), _R.created_at < old)
+        wanted = select(_R.firm_id, _R.recording_id).where(_R.completed_at.is_(None), _R.created_at < old)
         async with self._store.reading() as session:
-            found = (await session.scalars(wanted)).all()
-        for recording_id in found:
-            async with self._places.take(recording_id):
-                async with self._store.reading() as session:
-                    row = await session.get(_R, recording_id)
+            found = (await session.execute(wanted)).all()
+        for firm_id, recording_id in found:
+            async with self._hold(firm_id, recording_id):
+                row = await self._row(recording_id)
                 if row is not None and row.completed_at is None:
                     await self._remove(row)
                     log.info("recording expired", recording=recording_id, user=row.user_id)
@@ -375,6 +437,17 @@ _IN_STATE = {
 }
 
 
+def _state(row: tables.Recording) -> tuple[object, ...]:
+    """What a change of a recording is about."""
+    return row.received_bytes, row.media_bytes, row.sha256, row.completed_at
+
+
+async def _take_turn(session: AsyncSession, owner: Owner) -> None:
+    """Let changes of a user's recordings take turns: each must see the bytes of the others. SQLite has one writer."""
+    users = tables.User
+    await session.execute(select(users.user_id).where(users.user_id == owner.user_id).with_for_update(key_share=True))
+
+
 async def _check_bounds(session: AsyncSession, owner: Owner, media_bytes: int) -> None:
     mine = select(func.count()).where(_R.user_id == owner.user_id, _R.completed_at.is_(None))
     if (await session.scalar(mine) or 0) >= MAX_UNFINISHED_OF_USER:
@@ -391,8 +464,8 @@ async def _check_user(session: AsyncSession, owner: Owner, more: int) -> None:
         raise ApiError(507, "too_much_of_user", "The emulator keeps no more recordings of yours.", expected=expected)
 
 
-async def _check_folder(session: AsyncSession, promised: int, more: int) -> None:
+async def _check_folder(session: AsyncSession, promised: int) -> None:
     kept = await session.scalar(select(func.sum(_R.received_bytes))) or 0
-    if kept + promised + more > MAX_FOLDER_BYTES:
+    if kept + promised > MAX_FOLDER_BYTES:
         expected = f"at most {MAX_FOLDER_BYTES >> 30} GiB in all"
         raise ApiError(507, "folder_full", "The emulator keeps no more recordings.", expected=expected)

@@ -103,6 +103,13 @@ def is_complete() -> ApiError:
     return ApiError(409, "complete", "The recording is whole, and nothing changes it.", where="path", expected=expected)
 
 
+def changed_meanwhile() -> ApiError:
+    """409: another process has changed the recording, or has begun it."""
+    message = "Another request has changed this recording meanwhile."
+    expected = "one request at a time; HEAD says how much of the media is there"
+    return ApiError(409, "changed", message, where="path", expected=expected)
+
+
 def at_offset(error: ApiError, offset: int) -> ApiError:
     """The same error; it says where to go on."""
     error.headers["Upload-Offset"] = str(offset)
