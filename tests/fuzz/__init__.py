@@ -6,10 +6,10 @@
 
 from pathlib import Path
 
+from tests.support.compiled import folder_of
+
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 # What a search finds worth keeping, and where it fails.
 FOUND = ROOT / "build" / "fuzz"
-# Out of the tree, where it belongs to no wheel.
-BUILT = ROOT / "build" / "leaves"
-__path__.append(str(BUILT / "tests" / "fuzz"))
+__path__.append(folder_of("tests.fuzz._leaves"))
