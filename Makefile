@@ -139,4 +139,4 @@ $(VENV)/.bench-installed: $(SOURCES)
 	$(call install,$(BENCH_PACKAGES),loadtest,$@)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info relay/*.so relay/emulator/turn/*.so .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info relay/*.so relay/emulator/turn/*.so loadtest/engine/*.so .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,12 @@ from setuptools import Extension, setup
 Options.warning_errors = True
 
 # Each has the path of its source as its name, and may use the leaves of the compiled plane.
-MODULES = ["relay._fastpath", "relay.emulator.sfu._fanout", "relay.emulator.turn._native"]
+MODULES = [
+    "relay._fastpath",
+    "relay.emulator.sfu._fanout",
+    "relay.emulator.turn._native",
+    "loadtest.engine._engine",
+]
 # The fuzz tests build a module of their own, just as these are built.
 if "RELAY_MODULE" in os.environ:
     MODULES = [os.environ["RELAY_MODULE"]]

@@ -1,0 +1,47 @@
+from typing import Self, final
+
+Happening = tuple[int, int, int, int, int, tuple[int, ...], str]
+Window = tuple[int, int, tuple[int, ...], tuple[dict[int, int], ...]]
+
+def live_objects() -> dict[str, int]: ...
+
+@final
+class TlsContext:
+    def __new__(cls, authorities: bytes | None) -> Self: ...
+
+@final
+class PacketEngine:
+    @property
+    def event_fd(self) -> int: ...
+    @property
+    def first_ssrc(self) -> int: ...
+    def __new__(cls, max_clients: int, max_streams: int) -> Self: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+    def open(
+        self,
+        number: int,
+        context: TlsContext | None,
+        carrier: int,
+        server: bytes,
+        lifetime_s: int,
+        patience_s: float,
+        texts: tuple[bytes, ...],
+        peers: list[tuple[bytes, int]],
+    ) -> None: ...
+    def close(self, number: int) -> None: ...
+    def bind(self, number: int, ip: bytes, port: int) -> None: ...
+    def talk(
+        self,
+        number: int,
+        sender: int,
+        peer: int,
+        receiver: int,
+        packet_bytes: int,
+        times_us: tuple[int, int, int, int],
+        sending: bytes,
+        receiving: bytes,
+    ) -> None: ...
+    def silence(self, number: int) -> None: ...
+    def take_happenings(self, limit: int) -> list[Happening]: ...
+    def swap_window(self) -> Window: ...

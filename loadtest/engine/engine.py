@@ -1,0 +1,208 @@
+"""The packet engine for Python: an owned thread, numbers of clients and streams, and what happens to them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from types import TracebackType
+from typing import Self
+
+from loadtest.engine._engine import PacketEngine, TlsContext
+from loadtest.engine.plans import Carrier, ClientPlan, PlanError, StreamPlan
+from loadtest.engine.windows import COUNTERS, Histogram, Window
+from relay.addresses import Address, parse_address
+
+MAX_CLIENTS = 10_000
+MAX_STREAMS = 20_000
+# Happenings that are taken at once: some milliseconds of Python.
+HAPPENINGS_AT_ONCE = 1000
+
+
+class Phase(IntEnum):
+    """What a client does, in this order; not each carrier has all."""
+
+    CONNECTING = 0
+    PROXY = 1
+    TLS = 2
+    UPGRADE = 3
+    ALLOCATE = 4
+    BIND = 5
+    READY = 6
+    ENDING = 7
+
+
+class Cause(IntEnum):
+    """Why a client has ended."""
+
+    ASKED = 0
+    RESOURCES = 1
+    CONNECTION = 2
+    PROXY = 3
+    VERIFY = 4
+    TLS = 5
+    UPGRADE = 6
+    STUN = 7
+    SESSION = 8
+    TIMEOUT = 9
+    CLOSED = 10
+    BROKEN = 11
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A client is ready. ``seconds`` is how long each phase took."""
+
+    client: int
+    relayed: Address | None
+    seconds: dict[Phase, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A client is gone, and its number free. ``code`` is an errno, or a status of HTTP or STUN, as the cause has it."""
+
+    client: int
+    phase: Phase
+    cause: Cause
+    code: int
+    words: str
+
+
+@dataclass(frozen=True)
+class Silenced:
+    """A stream is over: its totals. Its number is free."""
+
+    stream: int
+    sent: int
+    unsent: int
+    received: int
+    lost: int
+    late: int
+    duplicate: int
+    reordered: int
+    mean_delay_s: float
+    max_delay_s: float
+    jitter_s: float
+
+
+Happening = Opened | Ended | Silenced
+
+
+class Engine:
+    """Runs inside ``with``. Its methods are for one thread, which is not the engine's own.
+
+    ``event_fd`` is readable when there are happenings, at most twenty times a second.
+    """
+
+    def __init__(self, *, max_clients: int = MAX_CLIENTS, max_streams: int = MAX_STREAMS) -> None:
+        self._native = PacketEngine(max_clients, max_streams)
+        self._thread = threading.Thread(target=self._native.run, name="packet engine", daemon=True)
+        self._clients = deque(range(max_clients))
+        self._streams = deque(range(max_streams))
+        self._contexts: dict[str | None, TlsContext] = {}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._native.stop()
+        self._thread.join()
+
+    @property
+    def event_fd(self) -> int:
+        """For a loop to wait on."""
+        return self._native.event_fd
+
+    def open(self, plan: ClientPlan) -> int:
+        """Open a client: its number. Raises PlanError, also if there are too many."""
+        context = None if plan.carrier is Carrier.UDP else self._context(plan.authorities)
+        server, texts = plan.socket_address(), plan.texts()
+        peers = [_packed(peer) for peer in plan.peers]
+        number = _taken(self._clients, "clients")
+        self._native.open(number, context, plan.carrier, server, plan.lifetime_s, plan.patience_s, texts, peers)
+        return number
+
+    def close(self, client: int) -> None:
+        """Let a client go; ``Ended`` follows."""
+        self._native.close(client)
+
+    def bind(self, client: int, peer: Address) -> None:
+        """Bind one more peer, to the next channel."""
+        self._native.bind(client, *_packed(peer))
+
+    def talk(self, plan: StreamPlan) -> int:
+        """Begin a stream: its number. Raises PlanError if there are too many."""
+        number = _taken(self._streams, "streams")
+        receiver = plan.sender if plan.receiver is None else plan.receiver
+        receive_key = plan.send_key if plan.receive_key is None else plan.receive_key
+        self._native.talk(
+            number, plan.sender, plan.peer, receiver, plan.packet_bytes, plan.times_us(), plan.send_key, receive_key
+        )
+        return number
+
+    def silence(self, stream: int) -> None:
+        """Let a stream end; ``Silenced`` follows when all of it is heard, or lost."""
+        self._native.silence(stream)
+
+    def happenings(self) -> Iterator[Happening]:
+        """What has happened since. Does not wait."""
+        for kind, number, phase, cause, code, values, words in self._native.take_happenings(HAPPENINGS_AT_ONCE):
+            if kind == 0:
+                seconds = {one: values[one] / 1e6 for one in Phase if one < Phase.READY and values[one]}
+                yield Opened(number, parse_address(words) if words else None, seconds)
+            elif kind == 1:
+                self._clients.append(number)
+                yield Ended(number, Phase(phase), Cause(cause), code, words)
+            else:
+                self._streams.append(number)
+                yield _silenced(number, values)
+
+    def window(self) -> Window:
+        """End the window of time that runs, and begin another one. Raises TimeoutError if the engine does not run."""
+        elapsed_us, cpu_us, counters, (delay, lateness, jitter) = self._native.swap_window()
+        named = dict(zip(COUNTERS, counters, strict=True))
+        histograms = Histogram(delay), Histogram(lateness), Histogram(jitter)
+        return Window(elapsed_us / 1e6, cpu_us / 1e6, named, *histograms)
+
+    def _context(self, authorities: str | None) -> TlsContext:
+        if authorities not in self._contexts:
+            try:
+                self._contexts[authorities] = TlsContext(None if authorities is None else authorities.encode())
+            except ValueError as error:
+                raise PlanError(f"authorities: {authorities}: {error}; expected a PEM file") from error
+        return self._contexts[authorities]
+
+
+def _taken(numbers: deque[int], what: str) -> int:
+    if not numbers:
+        raise PlanError(f"{what}: expected fewer, the engine has no more room")
+    return numbers.popleft()
+
+
+def _packed(peer: Address) -> tuple[bytes, int]:
+    return socket.inet_aton(peer.host), peer.port
+
+
+def _silenced(number: int, values: tuple[int, ...]) -> Silenced:
+    sent, unsent, received, lost, late, duplicate, reordered, delay_sum_us, delay_max_us, jitter_us = values
+    mean_delay_s = delay_sum_us / received / 1e6 if received else 0.0
+    return Silenced(
+        number,
+        sent,
+        unsent,
+        received,
+        lost,
+        late,
+        duplicate,
+        reordered,
+        mean_delay_s,
+        delay_max_us / 1e6,
+        jitter_us / 1e6,
+    )
