@@ -26,6 +26,7 @@ class PacketEngine:
         server: bytes,
         lifetime_s: int,
         patience_s: float,
+        rebind_s: float,
         texts: tuple[bytes, ...],
         peers: list[tuple[bytes, int]],
     ) -> None: ...

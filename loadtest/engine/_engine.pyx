@@ -221,7 +221,8 @@ cdef void close_engine(Engine* e) noexcept nogil:
 
 # What Python has made of a plan, in the thread's words.
 cdef Plan* build_plan(
-    TlsContext context, int carrier, bytes server, uint32_t lifetime_s, double patience_s, tuple texts
+    TlsContext context, int carrier, bytes server, uint32_t lifetime_s, double patience_s, double rebind_s,
+    tuple texts
 ) except NULL:
     cdef size_t size = sizeof(Plan)
     cdef Plan* plan
@@ -242,6 +243,7 @@ cdef Plan* build_plan(
     memcpy(plan.server, octets, len(server))
     plan.server_size, plan.lifetime_s = <uint32_t> len(server), lifetime_s
     plan.patience_us = <int64_t> (patience_s * 1e6)
+    plan.rebind_us = <int64_t> (rebind_s * 1e6)
     if context is not None:
         SSL_CTX_up_ref(context.context)
         plan.context, plan.verifies = context.context, context.verifies
@@ -321,7 +323,7 @@ cdef class PacketEngine:
 
     def open(
         self, uint32_t number, TlsContext context, int carrier, bytes server not None, uint32_t lifetime_s,
-        double patience_s, tuple texts not None, list peers not None
+        double patience_s, double rebind_s, tuple texts not None, list peers not None
     ) -> None:
         """Open a client. ``texts`` are in the order of ``Text``; ``peers`` are addresses and ports."""
         cdef Client* c
@@ -336,7 +338,7 @@ cdef class PacketEngine:
             raise MemoryError
         c.number, c.fd = number, -1
         try:
-            c.plan = build_plan(context, carrier, server, lifetime_s, patience_s, texts)
+            c.plan = build_plan(context, carrier, server, lifetime_s, patience_s, rebind_s, texts)
             for i, (ip, port) in enumerate(peers):
                 require(len(ip) == 4, "length of an IPv4 address", len(ip))
                 octets = ip

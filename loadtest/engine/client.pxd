@@ -53,8 +53,6 @@ cdef enum:
     MAX_CHALLENGES = 2
     # The kernel gives a port again, and a server may remember it from an earlier client.
     MAX_MOVES = 16
-    # ChannelBind renews the permission as well, which lives five minutes (RFC 8656 section 9).
-    REBIND_US = 240000000
     # An allocation is refreshed a minute before it expires, or at half of its life if that is shorter.
     SPARE_S = 60
     UNAUTHORIZED = 401
@@ -285,7 +283,7 @@ cdef inline void on_success(Engine* e, Client* c, const uint8_t* message, uint32
         return
     if method == CHANNEL_BIND_REQUEST:
         c.peers[c.about].bound = True
-        c.peers[c.about].due_us = now_us + REBIND_US
+        c.peers[c.about].due_us = now_us + c.plan.rebind_us
     elif method == ALLOCATE_REQUEST and not take_relayed(c, message, size):
         end_client(e, c, CAUSE_BROKEN, 0, b"an allocation without a relayed address of IPv4")
         return

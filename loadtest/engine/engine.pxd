@@ -90,7 +90,8 @@ cdef struct Happening:
 
 # Texts of a plan, one after the other behind it, each with a zero behind it.
 cdef enum Text:
-    TEXT_SERVER_NAME
+    TEXT_SERVER_NAME            # whom the certificate is to name
+    TEXT_SNI                    # the same; empty if it is an address (RFC 6066 section 3)
     TEXT_USERNAME
     TEXT_PASSWORD
     TEXT_PROXY                  # the CONNECT request, empty without a proxy
@@ -107,6 +108,7 @@ cdef struct Plan:
     uint32_t server_size
     uint32_t lifetime_s         # that is asked for; 0: the server's default
     int64_t patience_us         # until it must be ready
+    int64_t rebind_us           # from one ChannelBind of a peer to the next
     uint32_t[TEXTS] sizes
     char* texts[TEXTS]
 

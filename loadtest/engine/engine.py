@@ -126,7 +126,8 @@ class Engine:
         server, texts = plan.socket_address(), plan.texts()
         peers = [_packed(peer) for peer in plan.peers]
         number = _taken(self._clients, "clients")
-        self._native.open(number, context, plan.carrier, server, plan.lifetime_s, plan.patience_s, texts, peers)
+        times = plan.lifetime_s, plan.patience_s, plan.rebind_s
+        self._native.open(number, context, plan.carrier, server, *times, texts, peers)
         return number
 
     def close(self, client: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
 import socket
@@ -24,6 +25,8 @@ MAX_PAYLOAD_BYTES = 1378
 # A day. What takes longer is a mistake.
 MAX_TIME_S = 86400.0
 MASTER_BYTES = 30
+# ChannelBind renews the permission as well, which lives five minutes (RFC 8656 section 9).
+REBIND_S = 240.0
 
 
 class PlanError(ValueError):
@@ -69,6 +72,7 @@ class ClientPlan:
     upstream: Address | None = None
     lifetime_s: int = 0
     patience_s: float = 30.0
+    rebind_s: float = REBIND_S
 
     def __post_init__(self) -> None:
         _require(len(self.username.encode()) <= MAX_USERNAME_BYTES, "username", f"{MAX_USERNAME_BYTES} bytes at most")
@@ -76,6 +80,7 @@ class ClientPlan:
         _require(len(self.server_name) <= MAX_NAME_BYTES, "server_name", f"{MAX_NAME_BYTES} bytes at most")
         _require(self.server_name.isascii() and self.server_name.isprintable(), "server_name", "a name of DNS")
         _require(0 < self.patience_s <= MAX_TIME_S, "patience_s", f"more than 0 and at most {MAX_TIME_S:g}")
+        _require(0 < self.rebind_s <= MAX_TIME_S, "rebind_s", f"more than 0 and at most {MAX_TIME_S:g}")
         _require(0 <= self.lifetime_s <= MAX_TIME_S, "lifetime_s", f"0 to {MAX_TIME_S:g}")
         _require(len(self.peers) <= 8, "peers", "8 at most")
         _require(not any(":" in peer.host for peer in self.peers), "peers", "IPv4 addresses")
@@ -97,6 +102,7 @@ class ClientPlan:
         """In the order of ``Text`` of ``engine.pxd``."""
         return (
             self.name.encode(),
+            self.name.encode() if self.server_name and not is_literal(self.server_name) else b"",
             self.username.encode(),
             self.password.encode(),
             self._connect_request(),
@@ -172,6 +178,15 @@ class StreamPlan:
             round(seconds * 1e6) for seconds in (self.interval_s, self.talk_s, self.pause_s, self.late_s)
         )
         return interval, talk, pause, late
+
+
+def is_literal(name: str) -> bool:
+    """Whether a name is an address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def pack_address(address: Address) -> bytes:

@@ -7,7 +7,7 @@ from loadtest.engine.carriers cimport CARRIER_UDP, put_message, put_unit
 from loadtest.engine.ending cimport end_client
 from loadtest.engine.engine cimport (
     CAUSE_CLOSED, CAUSE_CONNECTION, CAUSE_RESOURCES, CAUSE_TLS, CAUSE_VERIFY, MAX_WAITING_OUT, ON_CLIENT, PHASE_ENDED,
-    PHASE_TLS, TEXT_SERVER_NAME, Cause, Client, Engine, chance,
+    PHASE_TLS, TEXT_SERVER_NAME, TEXT_SNI, Cause, Client, Engine, chance,
 )
 from loadtest.engine.kernel cimport EINPROGRESS, SO_ERROR, SOCK_DGRAM, TCP_MAXSEG, socket
 from loadtest.engine.openssl cimport (
@@ -78,7 +78,7 @@ cdef inline int connection_fault(int fd) noexcept nogil:
 # 2. TLS
 
 cdef inline bint lay_tls(Engine* e, Client* c) noexcept nogil:
-    cdef const char* name = c.plan.texts[<int> TEXT_SERVER_NAME]
+    cdef const char* name = c.plan.texts[<int> TEXT_SNI]
     c.tls = SSL_new(c.plan.context)
     if c.tls == NULL:
         end_client(e, c, CAUSE_RESOURCES, 0, b"no memory for TLS")
@@ -88,8 +88,8 @@ cdef inline bint lay_tls(Engine* e, Client* c) noexcept nogil:
     SSL_set_fd(c.tls, c.fd)
     if name[0]:
         SSL_set_tlsext_host_name(c.tls, name)
-        if c.plan.verifies:
-            SSL_set1_host(c.tls, name)
+    if c.plan.verifies:
+        SSL_set1_host(c.tls, c.plan.texts[<int> TEXT_SERVER_NAME])
     SSL_set_connect_state(c.tls)
     return True
 

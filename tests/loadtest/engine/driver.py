@@ -32,13 +32,17 @@ class Driver:
     async def next(self, kind: type[One]) -> One:
         """The first happening of this kind. What came before it stays. Fails if a client ends meanwhile."""
         while True:
-            for one in self._told:
+            for one in list(self._told):
                 if isinstance(one, kind):
                     self._told.remove(one)
                     return one
                 assert not isinstance(one, Ended), one
             self._news.clear()
             await self._news.wait()
+
+    async def next_ended(self) -> Ended:
+        """The next end of a client."""
+        return await self.next(Ended)
 
     async def opened(self, plan: ClientPlan) -> Opened:
         """A client that is ready."""
