@@ -14,7 +14,7 @@ from relay.plane.compiled.leaves.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_FINAL, WEB_PING, WEB_TEXT, unmask, write_head,
 )
 
-# In the order of loadtest.engine.engine.Carrier. Those between the first and the last begin with an HTTP request.
+# In the order of loadtest.engine.plans.Carrier. Those between the first and the last begin with an HTTP request.
 cdef enum Carrier:
     CARRIER_TLS
     CARRIER_WEBSOCKET
