@@ -25,7 +25,7 @@ ASAN     := build/asan
 # A larger benchmark, used if it is next to the repository.
 COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
-            relay/emulator/*/*.pyx relay/emulator/*/*.pxd)
+            relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
 .PHONY: help demo test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
         bench bench-turn bench-wan clean
@@ -79,7 +79,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/stubtest relay._fastpath relay.emulator.sfu._fanout relay.emulator.turn._native
+	$(BIN)/stubtest relay._fastpath relay.emulator.sfu._fanout relay.emulator.turn._native loadtest.engine._engine
 
 fuzz: SECONDS = 60
 fuzz: $(VENV)/.test-installed

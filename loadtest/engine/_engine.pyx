@@ -19,7 +19,7 @@ from loadtest.engine.heap cimport close_heap, open_heap
 from loadtest.engine.kernel cimport PR_SET_TIMERSLACK, POLLIN, prctl, push, wait_readable
 from loadtest.engine.openssl cimport (
     EVP_MAC_CTX_free, EVP_MAC_CTX_new, EVP_MAC_fetch, EVP_MAC_free, EVP_MAC_init, SSL_CTX_load_verify_locations,
-    SSL_CTX_set_verify, SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS_client_method,
+    SSL_CTX_set_max_proto_version, SSL_CTX_set_verify, SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_VERIFY_NONE, SSL_VERIFY_PEER, TLS_client_method,
 )
 from loadtest.engine.srtp cimport SRTP_MASTER_BYTES, SRTP_TAG_BYTES, open_srtp
 from loadtest.engine.streams cimport MIN_PACKET_BYTES, serve_streams
@@ -31,7 +31,7 @@ from relay.plane.compiled.leaves.live cimport (
 from relay.plane.compiled.leaves.openssl cimport (
     ERR_clear_error, ERR_get_error, ERR_reason_error_string, OSSL_PARAM, OSSL_PARAM_construct_end,
     OSSL_PARAM_construct_utf8_string, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_set_min_proto_version,
-    SSL_CTX_set_mode, SSL_CTX_set_read_ahead, SSL_CTX_up_ref, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, TLS1_2_VERSION,
+    SSL_CTX_set_mode, SSL_CTX_set_read_ahead, SSL_CTX_up_ref, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, TLS1_2_VERSION, TLS1_3_VERSION,
 )
 from relay.plane.compiled.leaves.ring cimport close_ring, open_ring, take
 
@@ -47,6 +47,7 @@ cdef enum:
     # Python is woken this often at most.
     WAKE_US = 50000
     SWAP_PATIENCE_MS = 10000
+    MAX_TICK_US = 100000
 
 
 def live_objects() -> dict:
@@ -66,19 +67,21 @@ cdef int require(bint holds, str what, value) except -1:
 
 
 cdef class TlsContext:
-    """How clients speak TLS: with the authorities of a file, or trusting anybody."""
+    """How clients speak TLS: with the authorities of a file, or trusting anybody; in this version, or 0 for any."""
 
     cdef SSL_CTX* context
     cdef bint verifies
 
-    def __cinit__(self, bytes authorities):
+    def __cinit__(self, bytes authorities, int version):
         cdef const char* path
         self.context = SSL_CTX_new(TLS_client_method())
         if self.context == NULL:
             raise MemoryError
         count_live(LIVE_CONTEXTS, 1)
         self.verifies = authorities is not None
-        SSL_CTX_set_min_proto_version(self.context, TLS1_2_VERSION)
+        require(version in (0, TLS1_2_VERSION, TLS1_3_VERSION), "version of TLS", version)
+        SSL_CTX_set_min_proto_version(self.context, version if version else TLS1_2_VERSION)
+        SSL_CTX_set_max_proto_version(self.context, version)
         SSL_CTX_set_mode(self.context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
         # One read call takes all that has come, not a header and then a record.
         SSL_CTX_set_read_ahead(self.context, 1)
@@ -140,7 +143,9 @@ cdef inline void pause(Engine* e) noexcept nogil:
         until_us = e.due_clients.items[0].us
     if e.asked and e.woken_us + WAKE_US < until_us:
         until_us = e.woken_us + WAKE_US
-    if e.carried and now_us - e.carried_us < OFTEN_US:
+    if e.tick_us:
+        posix.usleep(e.tick_us)
+    elif e.carried and now_us - e.carried_us < OFTEN_US:
         posix.usleep(GATHER_US)
     elif until_us > now_us:
         wait_readable(e.epoll, until_us - now_us)
@@ -271,12 +276,14 @@ cdef class PacketEngine:
 
     cdef Engine* engine
 
-    def __cinit__(self, uint32_t max_clients, uint32_t max_streams):
+    def __cinit__(self, uint32_t max_clients, uint32_t max_streams, uint32_t tick_us):
         require(0 < max_clients <= MAX_CLIENTS, "number of clients", max_clients)
+        require(tick_us <= MAX_TICK_US, "tick", tick_us)
         require(0 < max_streams <= MAX_STREAMS, "number of streams", max_streams)
         self.engine = <Engine*> calloc(1, sizeof(Engine))
         if self.engine == NULL:
             raise MemoryError
+        self.engine.tick_us = tick_us
         open_engine(self.engine, max_clients, max_streams)
 
     def __dealloc__(self):
@@ -368,9 +375,12 @@ cdef class PacketEngine:
 
     def talk(
         self, uint32_t number, uint32_t sender, uint32_t peer, uint32_t receiver, uint32_t packet_bytes,
-        tuple times_us not None, bytes sending not None, bytes receiving not None
+        tuple times_us not None, uint64_t packets, bytes sending not None, bytes receiving not None
     ) -> None:
-        """Begin a stream: ``times_us`` are its interval, its mean spurt and pause, and when a packet is late."""
+        """Begin a stream: ``times_us`` are its interval, mean spurt and pause, when a packet is late and when it is lost,
+        and its start.
+        A start of 0 is soon. It sends this many packets, or with 0 until it is silenced.
+        """
         cdef Stream* s
         cdef Command* command
         cdef const uint8_t* keys = sending
@@ -383,7 +393,8 @@ cdef class PacketEngine:
         if s == NULL:
             raise MemoryError
         s.number, s.sender, s.peer, s.receiver, s.packet_bytes = number, sender, peer, receiver, packet_bytes
-        s.interval_us, s.talk_us, s.pause_us, s.late_us = times_us
+        s.interval_us, s.talk_us, s.pause_us, s.late_us, s.patience_us, s.due_us = times_us
+        s.left = packets
         # Low enough for a receiver that begins at no rollover (RFC 3711 section 3.3.1).
         s.first = <uint64_t> int.from_bytes(sending[:2], "big") & 0x7FFF
         s.next = s.judged = s.highest = s.first

@@ -146,6 +146,15 @@ cdef inline int take_stream(uint8_t* data, uint32_t available, Frame* frame) noe
     return TAKEN_FRAME
 
 
+# Padding of ChannelData on a stream is to be ignored (RFC 8656 section 12.5); an honest server sends zeros.
+cdef inline bint has_dirty_padding(const Frame* frame) noexcept nogil:
+    cdef uint32_t i
+    for i in range(frame.size, frame.used):
+        if frame.data[i]:
+            return True
+    return False
+
+
 # Takes the first frame of what a server has sent. Of datagrams, each is one frame, or broken.
 cdef inline int take_frame(
     Carrier carrier, Capsules* capsules, uint8_t* data, uint32_t available, Frame* frame

@@ -7,12 +7,12 @@ from libc.stdlib cimport strtol
 from libc.string cimport memcpy, memset
 
 from loadtest.engine.carriers cimport (
-    CARRIER_SESSION, CARRIER_UDP, FRAME_CLOSE, FRAME_PING, FRAME_ROOM, FRAME_TEXT, FRAME_UNIT, TAKEN_BROKEN,
-    TAKEN_FRAME, Frame, is_lossy, is_upgraded, take_frame,
+    CARRIER_SESSION, CARRIER_TLS, CARRIER_UDP, FRAME_CLOSE, FRAME_PING, FRAME_ROOM, FRAME_TEXT, FRAME_UNIT, TAKEN_BROKEN,
+    TAKEN_FRAME, Frame, has_dirty_padding, is_lossy, is_upgraded, take_frame,
 )
 from loadtest.engine.ending cimport begin_happening, end_client, say, tell
 from loadtest.engine.engine cimport (
-    CAUSE_BROKEN, CAUSE_CLOSED, CAUSE_CONNECTION, CAUSE_NONE, CAUSE_PROXY, CAUSE_RESOURCES, CAUSE_SESSION, CAUSE_STUN,
+    ADDRESS_BYTES, CAUSE_BROKEN, CAUSE_CLOSED, CAUSE_CONNECTION, CAUSE_NONE, CAUSE_PROXY, CAUSE_RESOURCES, CAUSE_SESSION, CAUSE_STUN,
     CAUSE_TIMEOUT, CAUSE_UPGRADE, FIRST_CHANNEL, MAX_HEAD_BYTES, MAX_PEERS, MAX_WAITING_IN, OPENED, PHASE_ALLOCATE,
     PHASE_BIND, PHASE_CONNECTING, PHASE_ENDED, PHASE_ENDING, PHASE_PROXY, PHASE_READY, PHASE_TLS, PHASE_UPGRADE,
     SCRATCH_BYTES, TEXT_OPEN, TEXT_PROXY, TEXT_UPGRADE, WORDS_BYTES, Cause, Client, Engine, Happening, Peer, Phase,
@@ -20,6 +20,7 @@ from loadtest.engine.engine cimport (
 )
 from loadtest.engine.heap cimport set_due
 from loadtest.engine.kernel cimport find_word
+from loadtest.engine.openssl cimport SSL_get_cipher_name
 from loadtest.engine.requests cimport (
     answers, build_request, lifetime_of, take_challenge, take_relayed,
 )
@@ -28,11 +29,11 @@ from loadtest.engine.transport cimport (
     connection_fault, fail_errno, flush, lay_tls, on_tls_pause, open_socket, read_some, send_message, send_stream,
     send_unit, wait_for_room,
 )
-from loadtest.engine.windows cimport COUNT_FOREIGN, count
+from loadtest.engine.windows cimport COUNT_DIRTY, COUNT_FOREIGN, count
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.buffer cimport append, clear_buffer, drop_front, front
 from relay.plane.compiled.leaves.live cimport LIVE_SOCKETS, count_live
-from relay.plane.compiled.leaves.openssl cimport SSL_do_handshake, SSL_has_pending
+from relay.plane.compiled.leaves.openssl cimport SSL_do_handshake, SSL_get_version, SSL_has_pending
 from relay.plane.compiled.leaves.posix cimport monotonic_us
 from relay.plane.compiled.leaves.stun cimport (
     ALLOCATE_REQUEST, CHANNEL_BIND_REQUEST, CLASS_BITS, REFRESH_REQUEST, RESPONSE_BIT, error_code, load16,
@@ -173,7 +174,7 @@ cdef inline bint take_head(Engine* e, Client* c, int32_t wanted, Cause cause) no
         return False
     if status_of(head) != wanted:
         line_end = <const uint8_t*> find_word(head, size, b"\r\n")
-        say(words, head, <uint32_t> (line_end - head))
+        say(words, WORDS_BYTES, head, <uint32_t> (line_end - head))
         end_client(e, c, cause, status_of(head), words)
         return False
     drop_front(&c.waiting_in, size)
@@ -256,9 +257,11 @@ cdef inline void bind_peer(Engine* e, Client* c, uint32_t place) noexcept nogil:
     say_session(e, c, text, <uint32_t> size)
 
 
-# With the time that each phase has taken.
+# With the time that each phase has taken, and when the client was ready.
 cdef inline void tell_opened(Engine* e, Client* c) noexcept nogil:
     cdef Happening happening
+    cdef const char* version = b""
+    cdef const char* cipher = b""
     cdef int64_t end_us = c.began_us[<int> PHASE_READY]
     cdef int phase
     begin_happening(&happening, OPENED, c.number)
@@ -267,7 +270,10 @@ cdef inline void tell_opened(Engine* e, Client* c) noexcept nogil:
         if c.began_us[phase]:
             happening.values[phase] = end_us - c.began_us[phase]
             end_us = c.began_us[phase]
-    memcpy(happening.words, c.relayed, WORDS_BYTES)
+    happening.values[<int> PHASE_READY] = c.began_us[<int> PHASE_READY]
+    if c.tls != NULL:
+        version, cipher = SSL_get_version(c.tls), SSL_get_cipher_name(c.tls)
+    snprintf(happening.words, WORDS_BYTES, b"%s\n%s\n%s", c.relayed, version, cipher)
     tell(e, &happening)
 
 
@@ -350,7 +356,7 @@ cdef inline void take_session_relayed(Client* c, const Frame* frame) noexcept no
         return
     after = <const uint8_t*> find_word(value + 1, end - value - 1, b'"')
     if after != NULL:
-        say(c.relayed, value + 1, <uint32_t> (after - value - 1))
+        say(c.relayed, ADDRESS_BYTES, value + 1, <uint32_t> (after - value - 1))
 
 
 cdef inline void on_text(Engine* e, Client* c, const Frame* frame) noexcept nogil:
@@ -359,7 +365,7 @@ cdef inline void on_text(Engine* e, Client* c, const Frame* frame) noexcept nogi
         if says(frame, b'"closed"'):
             end_client(e, c, CAUSE_NONE, 0, NULL)
     elif says(frame, b'"error"'):
-        say(words, frame.data, frame.size)
+        say(words, WORDS_BYTES, frame.data, frame.size)
         end_client(e, c, CAUSE_SESSION, 0, words)
     elif c.phase == PHASE_ALLOCATE and says(frame, b'"opened"'):
         take_session_relayed(c, frame)
@@ -389,7 +395,7 @@ cdef inline void on_close_frame(Engine* e, Client* c, const Frame* frame) noexce
     cdef char[WORDS_BYTES] words
     cdef uint32_t size = frame.size - 2 if frame.size > 2 else 0
     cdef int32_t code = load16(frame.data) if frame.size >= 2 else 0
-    say(words, frame.data + 2, size)
+    say(words, WORDS_BYTES, frame.data + 2, size)
     end_client(e, c, CAUSE_CLOSED, code, words)
 
 
@@ -414,6 +420,8 @@ cdef inline uint32_t take_frames(Engine* e, Client* c, uint8_t* data, uint32_t s
     while c.phase != PHASE_ENDED:
         taken = take_frame(c.plan.carrier, &c.capsules, data + used, size - used, &frame)
         if taken == TAKEN_FRAME:
+            if c.plan.carrier == CARRIER_TLS and has_dirty_padding(&frame):
+                count(e.window, COUNT_DIRTY)
             used += frame.used
             on_frame(e, c, &frame)
             continue

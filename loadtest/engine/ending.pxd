@@ -30,8 +30,8 @@ cdef inline void tell(Engine* e, Happening* happening) noexcept nogil:
     e.asked = True
 
 
-cdef inline void say(char* words, const uint8_t* text, uint32_t size) noexcept nogil:
-    size = size if size < WORDS_BYTES - 1 else WORDS_BYTES - 1
+cdef inline void say(char* words, uint32_t room, const uint8_t* text, uint32_t size) noexcept nogil:
+    size = size if size < room - 1 else room - 1
     memcpy(words, text, size)
     words[size] = 0
 
@@ -69,7 +69,7 @@ cdef inline void end_client(Engine* e, Client* c, Cause cause, int32_t code, con
     begin_happening(&happening, ENDED, c.number)
     happening.phase, happening.cause, happening.code = c.phase, cause, code
     if words != NULL:
-        say(happening.words, <const uint8_t*> words, <uint32_t> strlen(words))
+        say(happening.words, WORDS_BYTES, <const uint8_t*> words, <uint32_t> strlen(words))
     # The close_notify is one more record; nothing waits for the server's. A dead session may not be shut down.
     if c.tls != NULL and cause == CAUSE_NONE and c.phase >= PHASE_UPGRADE:
         SSL_shutdown(c.tls)

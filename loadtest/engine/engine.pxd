@@ -32,12 +32,12 @@ cdef enum:
     NONCE_BYTES = 256
     KEY_BYTES = 16              # MD5, of a long-term credential
     TRANSACTION_BYTES = 12
-    WORDS_BYTES = 96
+    WORDS_BYTES = 128
+    ADDRESS_BYTES = 56          # of an IPv6 address in words, in brackets, with a port
     VALUES = 10
     # Sequence numbers of a stream of which is known whether they were heard: 10 s of voice. A power of two.
     HEARD = 512
     HEARD_WORDS = 8
-    PATIENCE_US = 2000000       # a packet that is not there by then is lost
     STALL_US = 200000
 
 # The upper byte of what epoll gives back; the rest is a number.
@@ -74,7 +74,7 @@ cdef enum Cause:
     CAUSE_BROKEN                # what came is none of the protocol
 
 cdef enum HappeningKind:
-    OPENED                      # words: the relayed address. values: us of each phase
+    OPENED                      # words: relayed address, version and cipher of TLS. values: us of each phase, then when
     ENDED                       # words: more of the cause
     SILENCED                    # values: the totals of a stream
 
@@ -145,7 +145,7 @@ cdef struct Client:
     uint8_t[KEY_BYTES] key
     int64_t refresh_us          # when the allocation is to be refreshed; 0: there is none
     int64_t[PHASES] began_us    # 0: not passed through
-    char[WORDS_BYTES] relayed
+    char[ADDRESS_BYTES] relayed
     uint32_t peer_count
     Peer[MAX_PEERS] peers
 
@@ -170,11 +170,13 @@ cdef struct Stream:
     int64_t talk_us             # the mean of a talk spurt, and of a pause; 0: it never pauses
     int64_t pause_us
     int64_t late_us
+    int64_t patience_us         # a packet that is not there by then is lost
     int64_t started_us
     int64_t due_us              # of the next packet: a sum of intervals, never of what the clock said
     int64_t quiet_us            # when the talk spurt ends
     bint opens_spurt
     bint stopping
+    uint64_t left               # packets that are still to come; 0: without end
     uint64_t first              # index (RFC 3711 section 3.3.1) of the first packet
     uint64_t next
     uint64_t judged             # all before it are counted as received or lost
@@ -212,6 +214,7 @@ cdef struct Engine:
     int event_fd                # there are happenings for Python
     int swapped_fd              # a window was swapped
     bint stopping
+    int64_t tick_us             # how often it looks, instead of being woken; 0: it is woken
     bint carried                # something was sent or received in this turn
     int64_t carried_us          # when that was last so
     int64_t now_us

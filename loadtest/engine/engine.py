@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from loadtest.engine._engine import PacketEngine, TlsContext
-from loadtest.engine.plans import Carrier, ClientPlan, PlanError, StreamPlan
+from loadtest.engine.plans import TLS_VERSIONS, Carrier, ClientPlan, PlanError, StreamPlan
 from loadtest.engine.windows import COUNTERS, Histogram, Window
 from relay.addresses import Address, parse_address
 
@@ -54,11 +55,14 @@ class Cause(IntEnum):
 
 @dataclass(frozen=True)
 class Opened:
-    """A client is ready. ``seconds`` is how long each phase took."""
+    """A client is ready, since ``at_s`` of ``time.monotonic``. ``seconds`` is how long each phase took."""
 
     client: int
     relayed: Address | None
     seconds: dict[Phase, float]
+    at_s: float
+    tls: str
+    cipher: str
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,16 @@ Happening = Opened | Ended | Silenced
 class Engine:
     """Runs inside ``with``. Its methods are for one thread, which is not the engine's own.
 
-    ``event_fd`` is readable when there are happenings, at most twenty times a second.
+    ``event_fd`` is readable when there are happenings, at most twenty times a second. With ``tick_s`` the thread looks
+    this often instead of being woken: a server that shares the machine does not pay for waking it.
     """
 
-    def __init__(self, *, max_clients: int = MAX_CLIENTS, max_streams: int = MAX_STREAMS) -> None:
-        self._native = PacketEngine(max_clients, max_streams)
+    def __init__(self, *, max_clients: int = MAX_CLIENTS, max_streams: int = MAX_STREAMS, tick_s: float = 0.0) -> None:
+        self._native = PacketEngine(max_clients, max_streams, round(tick_s * 1e6))
         self._thread = threading.Thread(target=self._native.run, name="packet engine", daemon=True)
         self._clients = deque(range(max_clients))
         self._streams = deque(range(max_streams))
-        self._contexts: dict[str | None, TlsContext] = {}
+        self._contexts: dict[tuple[str | None, str], TlsContext] = {}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -120,9 +125,15 @@ class Engine:
         """For a loop to wait on."""
         return self._native.event_fd
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for happenings, without a loop. Returns True if there are some."""
+        waiting = select.poll()
+        waiting.register(self._native.event_fd, select.POLLIN)
+        return bool(waiting.poll(timeout_s * 1000))
+
     def open(self, plan: ClientPlan) -> int:
         """Open a client: its number. Raises PlanError, also if there are too many."""
-        context = None if plan.carrier is Carrier.UDP else self._context(plan.authorities)
+        context = None if plan.carrier is Carrier.UDP else self._context(plan.authorities, plan.tls_version)
         server, texts = plan.socket_address(), plan.texts()
         peers = [_packed(peer) for peer in plan.peers]
         number = _taken(self._clients, "clients")
@@ -144,7 +155,15 @@ class Engine:
         receiver = plan.sender if plan.receiver is None else plan.receiver
         receive_key = plan.send_key if plan.receive_key is None else plan.receive_key
         self._native.talk(
-            number, plan.sender, plan.peer, receiver, plan.packet_bytes, plan.times_us(), plan.send_key, receive_key
+            number,
+            plan.sender,
+            plan.peer,
+            receiver,
+            plan.packet_bytes,
+            plan.times_us(),
+            plan.packets,
+            plan.send_key,
+            receive_key,
         )
         return number
 
@@ -156,8 +175,7 @@ class Engine:
         """What has happened since. Does not wait."""
         for kind, number, phase, cause, code, values, words in self._native.take_happenings(HAPPENINGS_AT_ONCE):
             if kind == 0:
-                seconds = {one: values[one] / 1e6 for one in Phase if one < Phase.READY and values[one]}
-                yield Opened(number, parse_address(words) if words else None, seconds)
+                yield _opened(number, values, words)
             elif kind == 1:
                 self._clients.append(number)
                 yield Ended(number, Phase(phase), Cause(cause), code, words)
@@ -172,13 +190,15 @@ class Engine:
         histograms = Histogram(delay), Histogram(lateness), Histogram(jitter)
         return Window(elapsed_us / 1e6, cpu_us / 1e6, named, *histograms)
 
-    def _context(self, authorities: str | None) -> TlsContext:
-        if authorities not in self._contexts:
+    def _context(self, authorities: str | None, version: str) -> TlsContext:
+        key = authorities, version
+        if key not in self._contexts:
+            path = None if authorities is None else authorities.encode()
             try:
-                self._contexts[authorities] = TlsContext(None if authorities is None else authorities.encode())
+                self._contexts[key] = TlsContext(path, TLS_VERSIONS[version])
             except ValueError as error:
                 raise PlanError(f"authorities: {authorities}: {error}; expected a PEM file") from error
-        return self._contexts[authorities]
+        return self._contexts[key]
 
 
 def _taken(numbers: deque[int], what: str) -> int:
@@ -189,6 +209,13 @@ def _taken(numbers: deque[int], what: str) -> int:
 
 def _packed(peer: Address) -> tuple[bytes, int]:
     return socket.inet_aton(peer.host), peer.port
+
+
+def _opened(number: int, values: tuple[int, ...], words: str) -> Opened:
+    relayed, tls, cipher = words.split("\n")
+    seconds = {one: values[one] / 1e6 for one in Phase if one < Phase.READY and values[one]}
+    address = parse_address(relayed) if relayed else None
+    return Opened(number, address, seconds, values[Phase.READY] / 1e6, tls, cipher)
 
 
 def _silenced(number: int, values: tuple[int, ...]) -> Silenced:

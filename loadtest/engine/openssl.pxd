@@ -34,6 +34,8 @@ cdef extern from "<openssl/ssl.h>" nogil:
         SSL_VERIFY_NONE, SSL_VERIFY_PEER
     long SSL_MODE_ENABLE_PARTIAL_WRITE
     const SSL_METHOD* TLS_client_method()
+    long SSL_CTX_set_max_proto_version(SSL_CTX* context, int version)
+    const char* SSL_get_cipher_name(const SSL* ssl)
     void SSL_CTX_set_verify(SSL_CTX* context, int mode, void* callback)
     int SSL_CTX_load_verify_locations(SSL_CTX* context, const char* file, const char* folder)
     long SSL_set_tlsext_host_name(SSL* ssl, const char* name)

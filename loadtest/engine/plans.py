@@ -25,8 +25,12 @@ MAX_PAYLOAD_BYTES = 1378
 # A day. What takes longer is a mistake.
 MAX_TIME_S = 86400.0
 MASTER_BYTES = 30
+# A stream remembers its last 512 packets: 10 s of voice.
+MAX_PATIENCE_S = 10.0
 # ChannelBind renews the permission as well, which lives five minutes (RFC 8656 section 9).
 REBIND_S = 240.0
+# As OpenSSL numbers them; 0 is any.
+TLS_VERSIONS = {"": 0, "1.2": 0x0303, "1.3": 0x0304}
 
 
 class PlanError(ValueError):
@@ -58,7 +62,8 @@ class ClientPlan:
 
     ``server`` is a literal address. ``server_name`` is for TLS, HTTP and the proxy; without one it is the address. With
     ``authorities``, a PEM file, certificates are verified. ``upstream`` is whom CONNECT-UDP names. ``peers`` are bound
-    to channels, in their order; more can be bound later.
+    to channels, in their order; more can be bound later. ``tls_version`` is 1.2 or 1.3; without one, whichever the
+    server prefers.
     """
 
     server: Address
@@ -70,6 +75,7 @@ class ClientPlan:
     authorities: str | None = None
     web_proxy: WebProxy | None = None
     upstream: Address | None = None
+    tls_version: str = ""
     lifetime_s: int = 0
     patience_s: float = 30.0
     rebind_s: float = REBIND_S
@@ -79,6 +85,7 @@ class ClientPlan:
         _require(len(self.password.encode()) <= MAX_PASSWORD_BYTES, "password", f"{MAX_PASSWORD_BYTES} bytes at most")
         _require(len(self.server_name) <= MAX_NAME_BYTES, "server_name", f"{MAX_NAME_BYTES} bytes at most")
         _require(self.server_name.isascii() and self.server_name.isprintable(), "server_name", "a name of DNS")
+        _require(self.tls_version in TLS_VERSIONS, "tls_version", f"one of {', '.join(filter(None, TLS_VERSIONS))}")
         _require(0 < self.patience_s <= MAX_TIME_S, "patience_s", f"more than 0 and at most {MAX_TIME_S:g}")
         _require(0 < self.rebind_s <= MAX_TIME_S, "rebind_s", f"more than 0 and at most {MAX_TIME_S:g}")
         _require(0 <= self.lifetime_s <= MAX_TIME_S, "lifetime_s", f"0 to {MAX_TIME_S:g}")
@@ -144,6 +151,9 @@ class StreamPlan:
 
     It arrives at ``receiver``, by default the sender: a peer that reflects. Without ``receive_key`` it arrives as it
     was protected. With ``talk_s`` and ``pause_s`` it is silent between talk spurts, exponential about these means.
+    What comes later than ``late_s`` is late, and lost after ``patience_s``.
+    It begins at ``start_s`` of ``time.monotonic``, or soon at a random phase, and ends by itself after this many
+    ``packets``, if there is such a number.
     """
 
     sender: int
@@ -154,6 +164,9 @@ class StreamPlan:
     talk_s: float = 0.0
     pause_s: float = 0.0
     late_s: float = 0.15
+    patience_s: float = 2.0
+    start_s: float | None = None
+    packets: int = 0
     send_key: bytes = field(default_factory=lambda: os.urandom(MASTER_BYTES), repr=False)
     receive_key: bytes | None = field(default=None, repr=False)
 
@@ -164,6 +177,9 @@ class StreamPlan:
         _require(0 <= self.talk_s <= MAX_TIME_S, "talk_s", f"0 to {MAX_TIME_S:g}")
         _require(0 <= self.pause_s <= MAX_TIME_S, "pause_s", f"0 to {MAX_TIME_S:g}")
         _require(0 <= self.late_s <= MAX_TIME_S, "late_s", f"0 to {MAX_TIME_S:g}")
+        _require(0 < self.patience_s <= MAX_PATIENCE_S, "patience_s", f"more than 0 and at most {MAX_PATIENCE_S:g}")
+        _require(self.packets >= 0, "packets", "0 or more")
+        _require(self.start_s is None or self.start_s > 0, "start_s", "a time of the monotonic clock")
         keys = (self.send_key, self.receive_key or self.send_key)
         _require({len(key) for key in keys} == {MASTER_BYTES}, "keys", f"{MASTER_BYTES} bytes")
 
@@ -172,12 +188,11 @@ class StreamPlan:
         """Of RTP."""
         return RTP_HEADER_BYTES + self.payload_bytes
 
-    def times_us(self) -> tuple[int, int, int, int]:
+    def times_us(self) -> tuple[int, int, int, int, int, int]:
         """As the native engine takes them."""
-        interval, talk, pause, late = (
-            round(seconds * 1e6) for seconds in (self.interval_s, self.talk_s, self.pause_s, self.late_s)
-        )
-        return interval, talk, pause, late
+        seconds = self.interval_s, self.talk_s, self.pause_s, self.late_s, self.patience_s, self.start_s or 0
+        interval, talk, pause, late, patience, start = (round(one * 1e6) for one in seconds)
+        return interval, talk, pause, late, patience, start
 
 
 def is_literal(name: str) -> bool:

@@ -6,7 +6,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 
 from loadtest.engine.engine cimport (
-    FIRST_CHANNEL, KEY_BYTES, NONCE_BYTES, REALM_BYTES, TEXT_PASSWORD, TEXT_USERNAME, TRANSACTION_BYTES, WORDS_BYTES,
+    ADDRESS_BYTES, FIRST_CHANNEL, KEY_BYTES, NONCE_BYTES, REALM_BYTES, TEXT_PASSWORD, TEXT_USERNAME, TRANSACTION_BYTES,
     Client, Engine, Peer,
 )
 from loadtest.engine.openssl cimport EVP_Digest, EVP_MAC_final, EVP_MAC_init, EVP_MAC_update, EVP_md5
@@ -143,7 +143,7 @@ cdef inline bint take_relayed(Client* c, const uint8_t* message, uint32_t size) 
     if value == NULL or value[1] != 1:
         return False
     snprintf(
-        c.relayed, WORDS_BYTES, b"%d.%d.%d.%d:%d", value[4] ^ 0x21, value[5] ^ 0x12, value[6] ^ 0xA4, value[7] ^ 0x42,
+        c.relayed, ADDRESS_BYTES, b"%d.%d.%d.%d:%d", value[4] ^ 0x21, value[5] ^ 0x12, value[6] ^ 0xA4, value[7] ^ 0x42,
         load16(value + 2) ^ 0x2112)
     return True
 

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from loadtest.engine.carriers cimport FRAME_ROOM
 from loadtest.engine.ending cimport end_stream
 from loadtest.engine.engine cimport (
-    FIRST_CHANNEL, HEARD, PATIENCE_US, PHASE_READY, SENDS_A_TURN, STALL_US, Client, Engine, Stream, chance,
+    FIRST_CHANNEL, HEARD, PHASE_READY, SENDS_A_TURN, STALL_US, Client, Engine, Stream, chance,
 )
 from loadtest.engine.heap cimport set_due
 from loadtest.engine.requests cimport store16, store32
@@ -31,6 +31,7 @@ cdef enum:
     STAMP_BYTES = 20
     MIN_PACKET_BYTES = 32       # RTP header and stamp
     MARKER = 0x80
+    LOOK_US = 50000             # from one look for what is still to come to the next
 
 
 # 1. What was heard: a bit for each of the last HEARD indexes
@@ -53,7 +54,7 @@ cdef inline void judge(Engine* e, Stream* s, int64_t now_us) noexcept nogil:
     while s.judged < s.next:
         if not was_heard(s, s.judged):
             age_ms = <uint32_t> (now_us // 1000) - s.sent_ms[s.judged & (HEARD - 1)]
-            if age_ms < PATIENCE_US // 1000 and s.next - s.judged < HEARD:
+            if age_ms < s.patience_us // 1000 and s.next - s.judged < HEARD:
                 break
             s.totals.lost += 1
             count(e.window, COUNT_LOST)
@@ -103,6 +104,9 @@ cdef inline int64_t some_us(Engine* e, int64_t mean_us) noexcept nogil:
 
 
 cdef inline void plan_next(Engine* e, Stream* s) noexcept nogil:
+    if s.left:
+        s.left -= 1
+        s.stopping = s.left == 0
     s.due_us += s.interval_us
     s.opens_spurt = False
     if s.pause_us and s.due_us >= s.quiet_us:
@@ -135,7 +139,7 @@ cdef inline void drain_stream(Engine* e, Stream* s, int64_t now_us) noexcept nog
     if s.judged == s.next:
         end_stream(e, s)
     else:
-        set_due(&e.due_streams, s.number, now_us + PATIENCE_US // 20)
+        set_due(&e.due_streams, s.number, now_us + LOOK_US)
 
 
 # Sends what is due, in the order of time. True if there may be more.
@@ -217,10 +221,12 @@ cdef inline void on_media(Engine* e, Client* c, uint8_t* packet, uint32_t size) 
         on_verified(e, s, packet, now_us)
 
 
-# Begins at a random phase, so that streams which are begun together do not send together.
+# Begins when its plan says, or at a random phase, so that streams which are begun together do not send together.
 cdef inline void begin_stream(Engine* e, Stream* s) noexcept nogil:
     e.streams[s.number] = s
-    s.started_us = s.due_us = e.now_us + <int64_t> (chance(e) % <uint64_t> s.interval_us)
+    if not s.due_us:
+        s.due_us = e.now_us + <int64_t> (chance(e) % <uint64_t> s.interval_us)
+    s.started_us = s.due_us
     s.quiet_us = s.due_us + some_us(e, s.talk_us)
     s.opens_spurt = True
     set_due(&e.due_streams, s.number, s.due_us)

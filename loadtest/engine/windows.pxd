@@ -18,7 +18,7 @@ cdef enum Counter:
     COUNT_SENT                  # packets that the client's transport has taken
     COUNT_UNSENT                # due, but the client was not there, or had no room
     COUNT_RECEIVED              # once, in time
-    COUNT_LOST                  # not received within PATIENCE_US
+    COUNT_LOST                  # not received in its patience
     COUNT_EXPIRED               # received after they were counted as lost
     COUNT_LATE                  # received, but later than their stream allows
     COUNT_DUPLICATE
@@ -27,6 +27,7 @@ cdef enum Counter:
     COUNT_MISROUTED             # whole, but for another client
     COUNT_FOREIGN               # of no stream
     COUNT_STALLS                # a packet that took 200 ms longer than the one before it
+    COUNT_DIRTY                 # of a stream, with padding that is not zero: no harm, but whose bytes are these?
     COUNT_UNTOLD                # happenings that Python did not take in time
     COUNTERS
 

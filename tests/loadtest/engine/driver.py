@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TypeVar
 
 from loadtest.engine.engine import Ended, Engine, Happening, Opened, Silenced
@@ -69,15 +70,11 @@ class Driver:
         return self.engine.window()
 
     async def spoken(self, plan: StreamPlan, packets: int) -> Silenced:
-        """A stream that is ended when this many of its packets were received, or lost."""
-        number = self.engine.talk(plan)
-        seen = 0
-        while seen < packets:
-            counted = (await self.window()).counters
-            seen += counted["received"] + counted["lost"] + counted["unsent"]
-        self.engine.silence(number)
+        """A stream of this many packets, when all of them were received, or lost."""
+        number = self.engine.talk(replace(plan, packets=packets))
         silenced = await self.next(Silenced)
         assert silenced.stream == number
+        assert silenced.sent + silenced.unsent == packets
         return silenced
 
 

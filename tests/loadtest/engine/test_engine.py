@@ -20,6 +20,7 @@ from tests.support.peers.behind_turn import open_echo
 CREDENTIALS = StaticCredentials({"trader": "secret"})
 ANY_PORT = Address("127.0.0.1", 0)
 FAST = 0.002
+PATIENCE = 10.0
 
 
 def turn_host() -> native.TurnHost:
@@ -36,9 +37,8 @@ async def test_a_stream_comes_back_over_udp() -> None:
         assert opened.relayed is not None
         assert opened.relayed.host == "127.0.0.1"
         assert set(opened.seconds) == {Phase.CONNECTING, Phase.ALLOCATE, Phase.BIND}
-        silenced = await driver.spoken(StreamPlan(opened.client, interval_s=FAST), 100)
-        assert silenced.sent >= 100
-        assert (silenced.received, silenced.lost, silenced.unsent) == (silenced.sent, 0, 0)
+        silenced = await driver.spoken(StreamPlan(opened.client, interval_s=FAST, patience_s=PATIENCE), 100)
+        assert (silenced.received, silenced.lost, silenced.unsent) == (100, 0, 0)
         assert (silenced.duplicate, silenced.reordered) == (0, 0)
         assert 0 < silenced.mean_delay_s <= silenced.max_delay_s
         ended = await driver.closed(opened.client)
@@ -55,10 +55,9 @@ async def test_two_clients_call_each_other() -> None:
         driver.engine.bind(one.client, other.relayed)
         driver.engine.bind(other.client, one.relayed)
         plan = StreamPlan(one.client, receiver=other.client, interval_s=FAST)
-        silenced = await driver.spoken(plan, 100)
-        assert silenced.received >= 50
-        # What was sent before the channels were there is not.
-        assert silenced.sent + silenced.unsent >= 100
+        # What is sent before the other's channel is there is refused by the server.
+        while (await driver.spoken(plan, 20)).received != 20:
+            pass
         await driver.closed(one.client)
         await driver.closed(other.client)
 
@@ -85,9 +84,8 @@ async def test_what_nobody_reflects_is_lost() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
             deaf.bind(("127.0.0.1", 0))
             opened = await driver.opened(udp(host, Address(*deaf.getsockname())))
-            silenced = await driver.spoken(StreamPlan(opened.client), 10)
-        assert silenced.lost == silenced.sent >= 10
-        assert silenced.received == 0
+            silenced = await driver.spoken(StreamPlan(opened.client, interval_s=FAST, patience_s=0.01), 10)
+        assert (silenced.lost, silenced.received) == (10, 0)
 
 
 async def test_another_key_is_corrupt() -> None:
@@ -165,9 +163,8 @@ async def test_a_stream_comes_back_through_a_relay(tmp_path: Path, carrier: Carr
         )
         opened = await driver.opened(plan)
         assert opened.relayed is not None
-        silenced = await driver.spoken(StreamPlan(opened.client), 25)
-        assert silenced.received == silenced.sent >= 25
-        assert silenced.lost == silenced.unsent == 0
+        silenced = await driver.spoken(StreamPlan(opened.client, patience_s=PATIENCE), 25)
+        assert silenced.received == 25
         ended = await driver.closed(opened.client)
         assert ended.cause is Cause.ASKED
 
