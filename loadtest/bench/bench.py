@@ -32,7 +32,8 @@ from relay.demo.authority import Authority
 from relay.plane.api import Certificate
 
 FOLDER = Path(__file__).resolve().parent
-BUILD = FOLDER.parent.parent / "build" / "bench"
+ROOT = FOLDER.parent.parent
+BUILD = ROOT / "build" / "bench"
 HOST = "127.0.0.1"
 SERVER_NAME = "bench.test"
 # Below the ports that outgoing connections use.
@@ -225,7 +226,7 @@ class Bench:
 
     def _generate(self, server: Server, *arguments: str) -> Run:
         command = [
-            str(BUILD / "generator"),
+            *(sys.executable, "-m", "loadtest.engine.run"),
             f"--port={server.port}",
             f"--peer={HOST}:{self.upstream_port}",
             f"--upstream={HOST}:{self.upstream_port}",
@@ -235,7 +236,9 @@ class Bench:
             *arguments,
         ]
         with on_core(self.cores.clients):
-            done = subprocess.run([*priority(self.options), *command], capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run(  # noqa: S603
+                [*priority(self.options), *command], capture_output=True, text=True, check=False, cwd=ROOT
+            )
         if done.returncode not in {0, 1} or not done.stdout:
             raise BenchError(f"generator: {done.stderr.strip() or 'no output'}")
         result: Run = json.loads(done.stdout)

@@ -1,6 +1,6 @@
 """Hostile TLS during calls: records that carry no data, as fast as a client can send them.
 
-    calls    --TLS--> relay --UDP--> upstream    (native generator, as in ``bench``)
+    calls    --TLS--> relay --UDP--> upstream    (the packet engine, as in ``bench``)
     hostiles --TLS--> relay                      (a process of its own on the calls' core, with lower priority)
 
 Each hostile client makes a TLS handshake, speaks TURN, and sends records that it has made in advance. If it is closed,
@@ -162,7 +162,7 @@ def _hostiles(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=bench.FOLDER.parent.parent,
+            cwd=bench.ROOT,
         )
     try:
         yield process

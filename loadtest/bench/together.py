@@ -1,6 +1,6 @@
 """Idle socket.io clients and running calls on one relay, for a minute: is anything lost, and does memory stay flat?
 
-    calls   --TLS--> relay --UDP--> upstream            (native generator, as in ``bench``)
+    calls   --TLS--> relay --UDP--> upstream            (the packet engine, as in ``bench``)
     clients --TLS--> relay --TCP--> socket.io server    (half of them WebSocket, half polling)
 
 At the end every client must answer a question. Prints a table and, as the last line, one JSON object. Exit status: 0 if

@@ -1,4 +1,4 @@
-/* STUN and TURN messages, as much of them as a client and its upstream need (RFC 8489, 8656).
+/* STUN and TURN messages, as much of them as the upstream needs (RFC 8489, 8656).
  * Byte-wise loads and stores: a message may start at any address. */
 #ifndef BENCH_TURN_H
 #define BENCH_TURN_H
@@ -47,11 +47,6 @@ static inline uint32_t load32(const uint8_t *at)
     return load16(at) << 16 | load16(at + 2);
 }
 
-static inline uint64_t load64(const uint8_t *at)
-{
-    return (uint64_t)load32(at) << 32 | load32(at + 4);
-}
-
 static inline void store16(uint8_t *at, uint32_t value)
 {
     at[0] = (uint8_t)(value >> 8);
@@ -62,12 +57,6 @@ static inline void store32(uint8_t *at, uint32_t value)
 {
     store16(at, value >> 16);
     store16(at + 2, value);
-}
-
-static inline void store64(uint8_t *at, uint64_t value)
-{
-    store32(at, (uint32_t)(value >> 32));
-    store32(at + 4, (uint32_t)value);
 }
 
 /* What a length takes on a stream: padded to four bytes. In size_t, where it cannot wrap. */
@@ -119,18 +108,6 @@ static inline void stun_add_address(uint8_t *message, uint32_t type, const struc
     store16(value + 2, ntohs(address->sin_port) ^ MAGIC_COOKIE >> 16);
     store32(value + 4, ntohl(address->sin_addr.s_addr) ^ MAGIC_COOKIE);
     stun_add(message, type, value, sizeof value);
-}
-
-/* The value of the first attribute of a type, and its size; NULL if there is none. The message is whole. */
-static inline const uint8_t *stun_find(const uint8_t *message, uint32_t type, size_t *size)
-{
-    size_t end = stun_size(message);
-    for (size_t at = STUN_HEADER_BYTES; at + 4 <= end; at += 4 + padded(load16(message + at + 2))) {
-        *size = load16(message + at + 2);
-        if (load16(message + at) == type && at + 4 + *size <= end)
-            return message + at + 4;
-    }
-    return NULL;
 }
 
 /* The value of the first attribute of a type that has four bytes, or ``otherwise``. The message is whole. */

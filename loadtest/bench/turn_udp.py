@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.bench import bench
-from loadtest.bench.bench import COTURN_PORTS, FOLDER, HOST, WRONG, Bench, BenchError, Run, Server
+from loadtest.bench.bench import COTURN_PORTS, HOST, ROOT, WRONG, Bench, BenchError, Run, Server
 from loadtest.bench.turn_host import PASSWORD, REALM, USER
 
 SERVERS = ("native", "slow", "coturn")
@@ -30,7 +30,7 @@ class UdpBench(Bench):
     """The same bench with other servers, and clients without TLS."""
 
     def _command(self, name: str, folder: Path, port: int) -> tuple[list[str | Path], dict[str, str]]:
-        environment = dict(os.environ, PYTHONPATH=str(FOLDER.parent.parent))
+        environment = dict(os.environ, PYTHONPATH=str(ROOT))
         priority = bench.priority(self.options)
         if name != "coturn":
             return [*priority, sys.executable, "-m", "loadtest.bench.turn_host", str(port), name], environment
