@@ -93,6 +93,9 @@ async def test_talk_is_held_on_a_shoutdown_and_both_ways_are_apart(tmp_path: Pat
     async with tabs_by_udp(tmp_path, "dora", "fay") as (dora, fay):
         await dora.hold(DORA_TO_FAY)
         await fay.until_heard()
+        # The mouse is on the button, and its words are still to be read: the button is filled in the border's colour.
+        talks = """getComputedStyle(document.querySelector('[aria-pressed="true"].hold:hover'))"""
+        assert await dora.page.run(f"{talks}.backgroundColor === {talks}.borderTopColor")
         assert await dora.figure("received") == 0
         await dora.let_go(DORA_TO_FAY)
         await fay.until_line(DORA_TO_FAY, "nobody talks")
@@ -196,9 +199,17 @@ async def test_the_page_says_that_the_microphone_was_refused(tmp_path: Path) -> 
 
 async def test_a_second_login_ends_the_first(tmp_path: Path) -> None:
     async with tabs(tmp_path, "anna") as (anna,):
+        await anna.press(ANNA_BEN, "ring")
+        await anna.page.until("document.querySelector('#said').textContent.includes('Anna - Ben')")
         other = await Softphone.open(anna.browser, anna.origin, "anna")
         assert "logged in elsewhere" in await anna.until_problem("session")
         await anna.page.until("document.querySelector('.login')")
+        assert await anna.text("#said") == ""
+        # The next attempt is told alone.
+        await anna.page.write(".login [name=password]", "wrong")
+        await anna.page.press("Enter")
+        assert "password is wrong" in await anna.until_problem("login")
+        assert await anna.page.run("document.querySelectorAll('.problem').length") == 1
         assert await other.text("#who") == "Anna Keller, Atlas Capital"
         await other.page.click("#logout")
         await other.page.until("document.querySelector('.login')")

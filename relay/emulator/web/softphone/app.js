@@ -22,7 +22,7 @@
 // sound.js      ring, tone, microphone
 import { h, setText } from "./shared/dom.js";
 import { LoginForm } from "./login.js";
-import { Problems } from "./notices.js";
+import { Problems, say } from "./notices.js";
 import { ofSignaling } from "./problems.js";
 import { getSettings, logOut } from "./rest.js";
 import { Session } from "./session.js";
@@ -97,6 +97,7 @@ function end() {
   setText(at("who"), "");
   document.title = "Softphone";
   at("incoming").replaceChildren();
+  say("");
   at("logout").hidden = at("presence-label").hidden = true;
   at("page").replaceChildren(new LoginForm(query.get("user") ?? "", begin, problems).element);
 }

@@ -4,7 +4,7 @@ import { KIND_NAMES, ONE_WAY } from "./state.js";
 
 const REASONS = {
   ...{ released: "ended", declined: "declined", timeout: "not answered", left: "everyone left" },
-  ...{ gone: "the other end vanished", busy: "busy (486)", unreachable: "no such number (404)" },
+  ...{ gone: "the other end is gone", busy: "busy (486)", unreachable: "no such number (404)" },
 };
 
 const verb = (talkers, state) => (talkers.length > 1 || talkers[0].user_id === state.me ? "talk" : "talks");

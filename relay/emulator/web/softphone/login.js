@@ -35,6 +35,8 @@ export class LoginForm {
   async onSubmit(event) {
     event.preventDefault();
     this.button.disabled = true;
+    // Why the last login ended counts no longer: an administrator may have enabled the user meanwhile.
+    this.problems.clearAll();
     try {
       this.onLogin(await logIn(this.user.value.trim(), this.password.value));
     } catch (error) {
