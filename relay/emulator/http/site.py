@@ -158,16 +158,23 @@ class Site:
             self.route(endpoint.role, endpoint.method, endpoint.path, endpoint.answer_to, timeout_s=endpoint.timeout_s)
 
     def route(
-        self, role: HostRole, method: str, path: str, handler: Handler, *, timeout_s: float | None = None
+        self,
+        role: HostRole,
+        method: str,
+        path: str,
+        handler: Handler,
+        *,
+        timeout_s: float | None = None,
+        on_slow: Callable[[ApiError], web.Response] = ApiError.response,
     ) -> None:
         """Serve something that is not an endpoint: pages, files, WebSockets.
 
         If the handler takes longer than ``timeout_s`` (ANSWER_TIMEOUT_S if None), it is cancelled, and the answer is
-        503.
+        503, in the form that ``on_slow`` gives it.
         """
         timeout_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
         if timeout_s != NO_DEADLINE:
-            handler = functools.partial(self._answer_within, timeout_s, handler)
+            handler = functools.partial(self._answer_within, timeout_s, handler, on_slow)
         route = self.app.router.add_route(method, path, handler)
         self._roles[route.resource] = role
 
@@ -196,7 +203,13 @@ class Site:
             self._handlers.add(task)
             task.add_done_callback(self._handlers.discard)
 
-    async def _answer_within(self, timeout_s: float, handler: Handler, request: web.Request) -> web.StreamResponse:
+    async def _answer_within(
+        self,
+        timeout_s: float,
+        handler: Handler,
+        on_slow: Callable[[ApiError], web.Response],
+        request: web.Request,
+    ) -> web.StreamResponse:
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 return await handler(request)
@@ -207,7 +220,7 @@ class Site:
             log.warning("an answer took too long", method=request.method, path=request.path, timeout_s=timeout_s)
         message, headers = f"There was no answer within {timeout_s:.0f} s.", {"Retry-After": RETRY_AFTER_S}
         expected = f"another attempt in {RETRY_AFTER_S} s"
-        raise ApiError(503, "too_slow", message, expected=expected, headers=headers)
+        return on_slow(ApiError(503, "too_slow", message, expected=expected, headers=headers))
 
     async def _describe(self, call: object) -> web.Response:
         # It takes a tenth of a second, in which nothing else is done.

@@ -118,7 +118,14 @@ class ApiKeys:
                 audit(session, visit.who.firm_id, visit.who.user_id, "API key added", name, **_values(key))
         if wanted is None or errors:
             return self._new_page(visit, FormView(values, errors), status=422)
-        context = {"title": "New API key", "of": wanted.name, "name": name, "secret": secret, "back": f"{KEYS}/{name}"}
+        context = {
+            "title": "New API key",
+            "of": wanted.name,
+            "name": name,
+            "what": "secret",
+            "secret": secret,
+            "back": f"{KEYS}/{name}",
+        }
         return visit.render("secret.html", context)
 
 

@@ -113,7 +113,7 @@ class Overview:
         recordings = recordings.where(Recording.firm_id == firm, Recording.created_at > now - _DAY_S)
         return {
             "users": await session.scalar(users) or 0,
-            "with voice via web proxy": await session.scalar(users.where(User.voice_via_web_proxy)) or 0,
+            "with Voice via Web Proxy": await session.scalar(users.where(User.voice_via_web_proxy)) or 0,
             "logged in": await session.scalar(logged_in) or 0,
             "lines": await session.scalar(lines) or 0,
             "recordings in 24 hours": await session.scalar(recordings) or 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -76,15 +77,16 @@ class Portal:
     def register(self, site: Site) -> None:
         """Serve all pages."""
         guarded = self._visits.guarded
-        site.route(HostRole.PORTAL, "GET", ROOT.rstrip("/"), guarded(self._to_root))
-        site.route(HostRole.PORTAL, "GET", f"{ROOT}login", guarded(self._show_login))
-        site.route(HostRole.PORTAL, "POST", f"{ROOT}login", guarded(self._log_in))
-        site.route(HostRole.PORTAL, "POST", f"{ROOT}logout", self._visits.changing(self._log_out))
-        site.route(HostRole.PORTAL, "GET", f"{ROOT}static/{{digest}}/{{name}}", guarded(self._assets.on_request))
+        route = functools.partial(site.route, HostRole.PORTAL, on_slow=self._visits.not_now)
+        route("GET", ROOT.rstrip("/"), guarded(self._to_root))
+        route("GET", f"{ROOT}login", guarded(self._show_login))
+        route("POST", f"{ROOT}login", guarded(self._log_in))
+        route("POST", f"{ROOT}logout", self._visits.changing(self._log_out))
+        route("GET", f"{ROOT}static/{{digest}}/{{name}}", guarded(self._assets.on_request))
         for part in self._parts:
             for method, path, handler in part.routes(self._visits):
-                site.route(HostRole.PORTAL, method, path, handler)
-        site.route(HostRole.PORTAL, "GET", f"{ROOT}{{path:.*}}", guarded(self._nothing))
+                route(method, path, handler)
+        route("GET", f"{ROOT}{{path:.*}}", guarded(self._nothing))
 
     async def _to_root(self, request: web.Request) -> web.StreamResponse:
         return see_other(ROOT)

@@ -180,7 +180,13 @@ class Users:
             audit(session, user.firm_id, visit.who.user_id, "password changed", user.user_id)
         await self._parts.tell_logins_ended(user.user_id)
         if made:
-            context = {"title": "New password", "of": user.name, "name": user.user_id, "secret": made}
+            context = {
+                "title": "New password",
+                "of": user.name,
+                "name": user.user_id,
+                "what": "password",
+                "secret": made,
+            }
             return visit.render("secret.html", {**context, "back": f"{USERS}/{user.user_id}"})
         return see_other(f"{USERS}/{user.user_id}?done=password")
 
@@ -224,7 +230,13 @@ class Users:
         if wanted is None or errors:
             return await self._new_page(visit, FormView(values, errors), status=422)
         if made:
-            context = {"title": "New user", "of": wanted.name, "name": wanted.user_id, "secret": made}
+            context = {
+                "title": "New user",
+                "of": wanted.name,
+                "name": wanted.user_id,
+                "what": "password",
+                "secret": made,
+            }
             return visit.render("secret.html", {**context, "back": f"{USERS}/{wanted.user_id}"})
         return see_other(f"{USERS}/{wanted.user_id}?done=added")
 

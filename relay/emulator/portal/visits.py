@@ -167,7 +167,7 @@ class Visits:
             except PageError as refused:
                 return self.refusal(refused.status, refused.title, str(refused), refused.headers)
             except ApiError as refused:
-                return self.refusal(refused.status, "Not now", str(refused), refused.headers)
+                return self.not_now(refused)
             except IntegrityError:
                 # The checks before a change find this, unless two changes meet in the database itself.
                 message = "Somebody else has just changed the same thing. Nothing was changed. Go back and try again."
@@ -187,6 +187,10 @@ class Visits:
                 return self.refusal(500, "Something failed", message)
 
         return on_request
+
+    def not_now(self, refused: ApiError) -> web.Response:
+        """A page for what another part of the emulator has refused."""
+        return self.refusal(refused.status, "Not now", str(refused), refused.headers)
 
     def refusal(self, status: int, title: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
         """A page that says why nothing was done."""

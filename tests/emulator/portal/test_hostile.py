@@ -254,6 +254,20 @@ async def test_a_slow_form_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatc
     await eventually(lambda: len(asyncio.all_tasks()) == 1)
 
 
+async def test_an_answer_that_takes_too_long_is_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr("relay.emulator.http.site.ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("relay.emulator.portal.logins.Logins.find", hang)
+    async with made_up_portal() as portal, portal.visitor() as visitor:
+        for path in ("/portal/", "/portal/login"):
+            page = await visitor.get(path)
+            assert (page.status, page.headers["Retry-After"]) == (503, "5")
+            assert "Not now There was no answer within 0 s. To the portal" in page.words
+            assert page.headers["Content-Security-Policy"]
+
+
 async def test_a_fault_of_ours_shows_no_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(self: MadeUpPortal) -> None:
         raise RuntimeError("inside")
