@@ -6,6 +6,7 @@ marks, names, lines  where our knowledge comes from; roles of hosts and users; k
 fixtures             the firms, users, lines and keys to begin with (``default_fixtures.toml``)
 store/               the database
 claims               its folder and its addresses, which no other emulator may have
+handshakes           when a handshake of TLS begins
 http/                one site for all hosts; endpoints that check and describe themselves
 login/               login, settings, TURN credentials, logs of clients
 turn/                TURN hosts

@@ -32,6 +32,7 @@ from relay.emulator.apis.entitlement import VoiceEntitlement
 from relay.emulator.apis.management import Management
 from relay.emulator.apis.security import Keys
 from relay.emulator.faults.hops import FaultHops
+from relay.emulator.handshakes import Handshakes
 from relay.emulator.hoots import HootMedia
 from relay.emulator.http.front import Front
 from relay.emulator.http.site import NO_DEADLINE, Handler, Names, Site
@@ -93,6 +94,7 @@ class Cloud:
         self.faults: FaultHops
         self._turn: TurnHosts | None = None
         self._hoot_at: Callable[[Address], bool] = lambda address: False
+        self._handshakes = Handshakes()
         self._sockets: dict[str, socket.socket] = {}
         self._running = contextlib.AsyncExitStack()
         self._stopping = Stopping()
@@ -196,6 +198,7 @@ class Cloud:
             tcp=True,
             tls=tls.server_context(self.files, self.names),
             # The front's port, unless the front has it on every address.
+            handshakes=self._handshakes,
             tls_port=0 if ipaddress.ip_address(self.settings.tls.host).is_unspecified else self.settings.tls.port,
             allow_loopback_peers=True,
             settings=ServerSettings(
@@ -339,8 +342,8 @@ class Cloud:
         await runner.setup()
         self._ends("handlers", functools.partial(self.site.finish, SHUTDOWN_S), left=lambda: self.site.running)
         self._ends("HTTP", runner.cleanup)
-        front = Front(runner)
-        self._running.callback(front.close)
+        front = Front(runner, self._handshakes)
+        self._running.push_async_callback(front.close)
         self.tls = await front.serve(self._sockets["--tls"], tls.server_context(self.files, self.names))
         self.http = await front.serve(self._sockets["--http"], None)
 

@@ -6,10 +6,12 @@ aiohttp alone would keep any number of them for an hour, and log a stack trace f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import secrets
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -18,10 +20,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.addresses import Address
 from relay.bodies import BodyFaults
+from relay.emulator.handshakes import HANDSHAKE_TIMEOUT_S, Handshakes
 from relay.emulator.http.errors import ApiError, internal
 from relay.emulator.http.malformed import MAX_HEADER_BYTES, MAX_TARGET_BYTES, refusal
+from relay.plane.reference.listener import Listener
+from relay.plane.reference.reserve import Reserve
 from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr
+from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
@@ -47,24 +53,31 @@ def max_connections() -> int:
 class Front:
     """All listeners of one runner, and their connections together."""
 
-    def __init__(self, runner: web.AppRunner) -> None:
+    def __init__(self, runner: web.AppRunner, handshakes: Handshakes) -> None:
         """``runner`` is set up already."""
         assert runner.server is not None
         self._server: web.Server = runner.server
-        self._listeners: list[asyncio.Server] = []
+        self._handshakes = handshakes
+        self._listeners: list[asyncio.Server | _TlsListener] = []
         self._warned_at = float("-inf")
         self._malformed = RateLimit(MALFORMED_PER_S)
 
     async def serve(self, listening: socket.socket, context: ssl.SSLContext | None) -> Address:
         """Accept connections of a socket that listens. Returns its address."""
-        listener = await asyncio.get_running_loop().create_server(self._connection, sock=listening, ssl=context)
-        self._listeners.append(listener)
+        if context is None:
+            self._listeners.append(
+                await asyncio.get_running_loop().create_server(self._connection, sock=listening, ssl=None)
+            )
+        else:
+            self._listeners.append(_TlsListener(listening, context, self._connection, self._handshakes))
         return from_sockaddr(listening.getsockname())
 
-    def close(self) -> None:
-        """Accept no more connections."""
+    async def close(self) -> None:
+        """Accept no more connections, and end those that shake hands."""
         for listener in self._listeners:
             listener.close()
+            if isinstance(listener, _TlsListener):
+                await listener.ended()
 
     def _connection(self) -> web.RequestHandler:
         loop = asyncio.get_running_loop()
@@ -101,6 +114,63 @@ class Front:
         """Log that a client has sent what is not a request."""
         if self._malformed.allows(asyncio.get_running_loop().time(), ""):
             log.info("malformed request", client=client, found=found)
+
+
+class _TlsListener:
+    """Accepts at a socket, and makes connections of those who have shaken hands when it was their turn."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext,
+        connection: Callable[[], asyncio.Protocol],
+        handshakes: Handshakes,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._connection = connection
+        self._handshakes = handshakes
+        self._arriving = Tasks()
+        # The oldest first.
+        self._newcomers: dict[socket.socket, None] = {}
+        self._listener = Listener(self._loop, listening, self._welcome)
+
+    def close(self) -> None:
+        """Accept nobody any more."""
+        self._listener.close()
+
+    async def ended(self) -> None:
+        """End those that shake hands."""
+        await self._arriving.cancel()
+        while self._newcomers:
+            self._newcomers.popitem()[0].close()
+
+    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
+        reserve.give_up()
+        accepted.setblocking(False)
+        if len(self._newcomers) >= max_connections():
+            # The oldest is the least likely to go on. Its handshake fails.
+            oldest = next(iter(self._newcomers))
+            del self._newcomers[oldest]
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        self._newcomers[accepted] = None
+        self._arriving.start(self._arrive(accepted), "HTTPS client arrives")
+
+    async def _arrive(self, accepted: socket.socket) -> None:
+        try:
+            await self._handshakes.turn(accepted)
+            await self._loop.connect_accepted_socket(
+                self._connection, accepted, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+            )
+        except OSError:
+            # The client has gone, does not speak TLS, or takes too long: nothing that anybody could do about.
+            accepted.close()
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
+        finally:
+            self._newcomers.pop(accepted, None)
 
 
 class _Connection(BodyFaults):

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, TypedDict
 
 from relay.addresses import LOOPBACK, Address, RelayPolicy
+from relay.emulator.handshakes import Handshakes
 from relay.emulator.turn.counters import Counters
 from relay.emulator.turn.rounds import Rounds
 from relay.emulator.turn.streams import StreamListener
@@ -48,13 +49,15 @@ class Streams:
     """Where a host serves TURN over TCP and TLS, besides UDP.
 
     ``tcp`` is on the port of UDP. With ``tls`` there is TLS on ``tls_port``, for which the kernel chooses if it is 0.
-    Hosts with the same ``rounds`` share one bound of work in each turn of the loop.
+    Hosts with the same ``rounds`` share one bound of work in each turn of the loop, and those with the same
+    ``handshakes`` begin one handshake in each.
     """
 
     tcp: bool = False
     tls: ssl.SSLContext | None = None
     tls_port: int = 0
     rounds: Rounds = field(default_factory=Rounds)
+    handshakes: Handshakes = field(default_factory=Handshakes)
 
 
 class HostOptions(TypedDict, total=False):
@@ -198,7 +201,13 @@ class Host(Started):
 
     def _listen(self, address: Address, tls: ssl.SSLContext | None) -> StreamListener:
         listener = StreamListener(
-            address, self._settings, self._credentials, self._nonces, tls, rounds=self._streams.rounds
+            address,
+            self._settings,
+            self._credentials,
+            self._nonces,
+            tls,
+            rounds=self._streams.rounds,
+            handshakes=self._streams.handshakes,
         )
         self._listeners.append(listener)
         return listener

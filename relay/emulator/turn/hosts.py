@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from relay.addresses import Address
+from relay.emulator.handshakes import Handshakes
 from relay.emulator.turn import native, slow
 from relay.emulator.turn.host import Host, HostOptions, Started, Streams
 from relay.turn.credentials import CredentialStore
@@ -37,6 +38,7 @@ class TurnHosts(Started):
         tcp: bool = False,
         tls: ssl.SSLContext | None = None,
         tls_port: int = 0,
+        handshakes: Handshakes | None = None,
         allow_loopback_peers: bool = False,
         settings: ServerSettings | None = None,
         plane: Plane = "native",
@@ -47,7 +49,7 @@ class TurnHosts(Started):
         self._credentials = credentials
         self._settings = settings or ServerSettings(first_relayed_port=FIRST_RELAYED_PORT)
         self._allow_loopback_peers = allow_loopback_peers
-        self._streams = Streams(tcp, tls, tls_port)
+        self._streams = Streams(tcp, tls, tls_port, handshakes=handshakes or Handshakes())
         for x, (region, names) in enumerate(regions.items(), 1):
             for y, name in enumerate(names, 1):
                 if name in self._hosts:

@@ -16,6 +16,7 @@ from typing import cast
 import structlog
 
 from relay.addresses import Address
+from relay.emulator.handshakes import HANDSHAKE_TIMEOUT_S, Handshakes
 from relay.emulator.turn.counters import Counters
 from relay.emulator.turn.relaying import Relaying
 from relay.emulator.turn.rounds import OTHER_COST, Intake, Rounds
@@ -30,7 +31,6 @@ from relay.turn.server import ServerSettings
 from relay.wire.channeldata import is_channel_data, pad
 from relay.wire.stream import StreamCutter
 
-HANDSHAKE_TIMEOUT_S = 10.0
 # A client that has no allocation and says nothing for so long is cut off: an Allocate is sent again for 39.5 s.
 IDLE_TIMEOUT_S = 60.0
 # From the first byte of a unit to its last. TCP may have lost a segment several times.
@@ -71,10 +71,12 @@ class StreamListener:
         tls: ssl.SSLContext | None,
         *,
         rounds: Rounds,
+        handshakes: Handshakes,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._tls = tls
         self.rounds = rounds
+        self._handshakes = handshakes
         self.relaying = Relaying(settings, credentials, nonces, self._send)
         self._connections: dict[Address, _Connection] = {}
         self._arriving = Tasks()
@@ -173,12 +175,17 @@ class StreamListener:
     async def _arrive(self, accepted: socket.socket) -> None:
         timeout = None if self._tls is None else HANDSHAKE_TIMEOUT_S
         try:
+            if self._tls is not None:
+                await self._handshakes.turn(accepted)
             await self._loop.connect_accepted_socket(
                 lambda: _Connection(self, accepted), accepted, ssl=self._tls, ssl_handshake_timeout=timeout
             )
         except OSError:
             # The client has gone, does not speak TLS, or takes too long: nothing that anybody could do about.
             accepted.close()
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
         finally:
             self._newcomers.pop(accepted, None)
 

@@ -20,6 +20,7 @@ from aioice import turn
 from relay.addresses import Address
 from relay.client.turn import open_turn_tls
 from relay.demo.authority import Authority
+from relay.emulator import handshakes
 from relay.emulator.turn import slow, streams
 from relay.emulator.turn.host import Streams
 from relay.turn.credentials import (
@@ -383,7 +384,7 @@ async def test_silent_client_is_cut_off_unless_it_has_an_allocation(
 async def test_client_without_tls_and_silent_one_do_not_reach_the_tls_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT_S", 0.2)
     async with serving(tmp_path) as served:
         with RawTcpTurn(served.tls, "trader", "secret") as plain, RawTcpTurn(served.tls, "", "") as silent:
             plain.send(plain.signed(Method.BINDING))
