@@ -51,6 +51,7 @@ from relay.emulator.sfu import Sfu
 from relay.emulator.signaling import SignalingServer, serve_signaling
 from relay.emulator.signaling.event_log import EventLog
 from relay.emulator.signaling.in_store import StoreDirectory
+from relay.emulator.signaling.shared_redis import require_redis
 from relay.emulator.stopping import Stopping
 from relay.emulator.store import Store
 from relay.emulator.store.seeding import seed, turn_secret
@@ -113,6 +114,8 @@ class Cloud:
             descriptors.raise_limit()
             self._ends("descriptors", descriptors.watch().cancel)
             self._claim()
+            if self.settings.redis_url is not None:
+                await require_redis(self.settings.redis_url)
             await self._open_files()
             await self._open_store()
             await self._start_turn()

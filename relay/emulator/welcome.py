@@ -30,6 +30,8 @@ ROLES = {
     HostRole.SIGNALING: ("signaling by socket.io", "/socket.io/"),
     HostRole.MEDIA: ("TURN host: STUN and TURN over UDP, TCP and TLS; nothing over HTTP", ""),
 }
+# For people and programs: the one endpoint that a click can ask.
+DESCRIPTION = "/openapi.json"
 # For people: a link. The others are for programs.
 _PAGES = {HostRole.PORTAL, HostRole.EMULATOR}
 
@@ -58,8 +60,7 @@ class Welcome:
 def _render(name: str, roles: list[HostRole], site: Site) -> str:
     listed = "".join(f"<li>{_role(role)}</li>" for role in roles)
     rows = "".join(
-        f"<tr><td>{each.method} <code>{escape(each.path)}</code></td><td>{escape(each.summary)}</td>"
-        f"<td>{each.mark}</td></tr>"
+        f"<tr><td>{each.method} {_path(each.path)}</td><td>{escape(each.summary)}</td><td>{each.mark}</td></tr>"
         for each in site.endpoints
         if each.role in roles
     )
@@ -71,6 +72,11 @@ def _render(name: str, roles: list[HostRole], site: Site) -> str:
         f"<h1>{escape(name)}</h1><p>An emulation for developers, not the vendor's service. This host is:</p>"
         f"<ul>{listed}</ul>{table}</html>"
     )
+
+
+def _path(path: str) -> str:
+    shown = f"<code>{escape(path)}</code>"
+    return f'<a href="{path}">{shown}</a>' if path == DESCRIPTION else shown
 
 
 def _role(role: HostRole) -> str:

@@ -85,7 +85,9 @@ def _places(cloud: Cloud, gateway: Gateway | None) -> Iterator[tuple[str, str]]:
     hosts = cloud.running_hosts()
     for region in dict.fromkeys(host.region for host in hosts):
         running = [host.address for host in hosts if host.region == region]
-        yield f"TURN {region}", f"{_from_to(running)} (UDP)"
+        yield f"TURN {region}", f"{_from_to(running)} (UDP, TCP)"
+    if tls := sorted({host.tls_port for host in hosts}):
+        yield "TURN over TLS", f"the same addresses, port {_from_to(tls)}"
     if ports := sorted({host.udp_port for host in hosts if host.udp_port is not None}):
         yield "TURN with faults", f"the same addresses, port {_from_to(ports)}"
     if cloud.faults.web_proxy is not None:

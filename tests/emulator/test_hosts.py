@@ -124,6 +124,7 @@ async def test_the_welcome_page_has_the_path_of_each_role(tmp_path: Path) -> Non
         _, page, _ = await client.ask("GET", "/")
         for path in ("/api", "/external/apis", "/v2/calls", "/audit/v1", "/rest/v1", "/recordings/v1", "/socket.io/"):
             assert f": <code>{path}</code></li>" in page
+        assert '<a href="/openapi.json">' in page
 
 
 async def test_a_host_is_switched_on_from_the_start(tmp_path: Path) -> None:

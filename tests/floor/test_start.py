@@ -191,6 +191,8 @@ async def test_the_browser_keeps_its_url_and_has_no_sandbox_only_as_root(tmp_pat
         (("--fixtures", "/nowhere.toml"), "relay: /nowhere.toml: No such file or directory"),
         (("--store", "mysql://x/y"), "relay: store mysql://…: expected :memory:"),
         (("--store", "/nowhere/x.db"), "relay: /nowhere/x.db: No such file or directory; choose another with --store"),
+        (("--redis", "localhost"), "relay: --redis: Redis URL must specify one of the following schemes"),
+        (("--redis", "redis://127.0.0.1:1"), "relay: --redis: Error 111 connecting to 127.0.0.1:1"),
         (("--host-on", "a.example"), "relay: --host-on a.example: not a host of the catalog"),
     ],
 )
@@ -204,3 +206,10 @@ async def test_addresses_are_printed_as_they_were_bound(tmp_path: Path) -> None:
     async with emulating_here(tmp_path, "--no-turn") as emulated:
         assert parse_address(emulated.http).port
         assert parse_address(emulated.tls).port
+
+
+async def test_turn_hosts_are_printed_with_what_they_speak(tmp_path: Path) -> None:
+    async with emulating_here(tmp_path) as emulated:
+        pass
+    assert re.search(r"TURN use1 +127\.0\.1\.1:\d+ … 127\.0\.1\.9:\d+ \(UDP, TCP\)", emulated.printed)
+    assert re.search(r"TURN over TLS +the same addresses, port \d+", emulated.printed)

@@ -69,7 +69,17 @@ def open_redis(url: str) -> Redis:
             retry=Retry(NoBackoff(), RETRIES, supported_errors=(LostConnection,)),
         )
     except ValueError as error:
-        raise OperatorError(f"redis_url: {error}; expected redis://host:port/database") from None
+        raise OperatorError(f"--redis: {error}; expected redis://host:port/database") from None
+
+
+async def require_redis(url: str) -> None:
+    """Raises OperatorError unless a Redis answers there. Later its absence is borne; at a start it is a mistake."""
+    async with open_redis(url) as redis:
+        try:
+            await redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            told = f"--redis: {error or type(error).__name__}"
+            raise OperatorError(f"{told}; start Redis, or choose another with --redis") from None
 
 
 @contextlib.asynccontextmanager
