@@ -80,9 +80,10 @@ class Users:
             groups = {group.group_id: group.name for group in await firms.groups_of(session, visit.who.firm_id)}
             at_login = await self._at_login(session, [user.user_id for user in rows])
         paging = Paging(USERS, {"q": wanted}, page, total)
-        return visit.render(
-            "users.html", {"users": rows, "groups": groups, "at_login": at_login, "q": wanted, "paging": paging}
-        )
+        # Whose switch was pressed on this page.
+        changed = next((user.name for user in rows if user.user_id == visit.query("user")), "")
+        context = {"users": rows, "groups": groups, "at_login": at_login, "q": wanted, "paging": paging}
+        return visit.render("users.html", {**context, "notice_of": changed})
 
     async def _at_login(self, session: AsyncSession, user_ids: list[str]) -> dict[str, bool]:
         """Voice via Web Proxy as it was at each user's latest login. Who is not logged in is not in it."""
@@ -146,7 +147,7 @@ class Users:
         done = f"done=voice-{'on' if on else 'off'}"
         if visit.form.text("back") == "list":
             filters = {"q": visit.form.text("q")[:200], "page": str(page_in(visit.form.text("page")))}
-            return see_other(f"{USERS}?{urlencode(filters)}&{done}")
+            return see_other(f"{USERS}?{urlencode({**filters, 'user': user.user_id})}&{done}")
         return see_other(f"{USERS}/{user.user_id}?{done}")
 
     async def _switch_enabled(self, visit: Visit) -> web.StreamResponse:

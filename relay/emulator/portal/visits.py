@@ -84,6 +84,7 @@ class Visit:
             "form_token_name": FORM_TOKEN,
             "here": self.request.path,
             "notice": NOTICES.get(self.query("done"), ""),
+            "notice_of": "",
         }
         return self.pages.render(template, {**frame, **context}, status=status, headers=headers)
 

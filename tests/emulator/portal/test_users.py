@@ -185,7 +185,13 @@ async def test_voice_via_web_proxy_and_when_it_counts() -> None:
         for _ in range(2):
             fields = {"voice": "off", "back": "list", "q": "a&b", "page": "2"}
             page = await admin.post("/portal/users/chen/voice", fields, on="/portal/users/chen")
-            assert page.location == "/portal/users?q=a%26b&page=2&done=voice-off"
+            assert page.location == "/portal/users?q=a%26b&page=2&user=chen&done=voice-off"
+        told = "Voice via Web Proxy is off. It counts from the user's next login."
+        assert f"Chen Wei : {told}" in (await admin.get("/portal/users?user=chen&done=voice-off")).words
+        # A name of nobody on this page is not shown.
+        page = await admin.get("/portal/users?user=fay&done=voice-off")
+        assert told in page.words
+        assert "Fay" not in page.words
         assert await allowed()
         assert await audited(portal) == [
             ("voice via web proxy switched", "chen", {"on": True}),
