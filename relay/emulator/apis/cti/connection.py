@@ -23,12 +23,12 @@ from relay.emulator.apis.cti.statuses import statuses_of
 from relay.emulator.apis.models import ApiModel
 from relay.emulator.apis.security import Keys, client_address
 from relay.emulator.apis.signing import SignedRequest, http_date, new_nonce
-from relay.emulator.apis.verifying import ApiKey, SignatureRefused
+from relay.emulator.apis.verifying import ApiKey, SignatureRefused, check_allowed
 from relay.emulator.names import Api
 from relay.emulator.signaling.messages import PresenceStatus
 from relay.emulator.signaling.state import Line, LineSpec
 from relay.emulator.store import Store
-from relay.emulator.store.store import audit
+from relay.emulator.store.store import audit, is_full, is_unavailable
 from relay.rate_limit import RateLimit
 from relay.tasks import Tasks
 
@@ -44,8 +44,10 @@ SEND_TIMEOUT_S = 10.0
 MESSAGES_PER_SECOND = 50.0
 # A client that goes on in spite of this many rejections in a row is broken, or guesses.
 MAX_REJECTED_IN_A_ROW = 100
-# How soon a client loses its connection after its key was disabled, and learns of new users.
+# How soon a client loses its connection after its key was disabled or kept to other addresses, and learns of new users.
 RECHECK_S = 30.0
+# Of a database that does not answer. All connections notice it.
+WARNINGS_PER_S = 0.1
 # Who was begun with privacy. More calls than this do not go on at once.
 MAX_PRIVATE = 10_000
 
@@ -67,6 +69,15 @@ class Shared:
     # The calls that were begun with privacy, the latest last.
     private: dict[str, None] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
+    warnings: RateLimit = field(default_factory=lambda: RateLimit(WARNINGS_PER_S))
+
+    def is_not_now(self, error: Exception) -> bool:
+        """True if the database or the disk has failed, not the emulator. The log has it then."""
+        if not (is_unavailable(error) or is_full(error)):
+            return False
+        if self.warnings.allows(time.monotonic(), ""):
+            log.warning("CTI: the database fails", error=str(getattr(error, "orig", None) or error)[:200])
+        return True
 
 
 class Closed(Exception):
@@ -179,8 +190,7 @@ class Connection:
                 expected = f"at most {MESSAGES_PER_SECOND:.0f} a second"
                 raise Rejected(RejectionCode.TOO_MANY, "too many messages", expected=expected)
             opened = open_envelope(text, self._handshake)
-            await self._check_signature(opened)
-            await self._on_message(opened.message_type, read_body(opened))
+            await self._do(opened)
         except Rejected as rejected:
             self._rejected_in_a_row += 1
             if self._rejected_in_a_row > MAX_REJECTED_IN_A_ROW:
@@ -189,6 +199,18 @@ class Connection:
             self._put(rejected.message(**known))
         else:
             self._rejected_in_a_row = 0
+
+    async def _do(self, opened: Opened) -> None:
+        try:
+            await self._check_signature(opened)
+            await self._on_message(opened.message_type, read_body(opened))
+        except Rejected:
+            raise
+        except Exception as error:
+            if not self._shared.is_not_now(error):
+                raise
+            reason, expected = "the database does not answer", "a snapshot, and then the same message if it is needed"
+            raise Rejected(RejectionCode.UNAVAILABLE, reason, expected=expected) from None
 
     async def _check_signature(self, opened: Opened) -> None:
         try:
@@ -298,10 +320,21 @@ class Connection:
     async def _recheck_forever(self) -> None:
         while True:
             await asyncio.sleep(RECHECK_S)
-            self._people = await self._shared.floor.people(self.key.firm)
-            key = await self._shared.keys.find(self.key.key)
-            if key is None or not key.enabled or Api.CTI not in key.apis:
-                raise Closed(WSCloseCode.POLICY_VIOLATION, "the API key was disabled")
+            try:
+                await self._recheck()
+            except Exception as error:
+                if not self._shared.is_not_now(error):
+                    raise
+
+    async def _recheck(self) -> None:
+        self._people = await self._shared.floor.people(self.key.firm)
+        key = await self._shared.keys.find(self.key.key)
+        if key is None or not key.enabled:
+            raise Closed(WSCloseCode.POLICY_VIOLATION, "the API key was disabled")
+        try:
+            check_allowed(key, self._address, Api.CTI)
+        except SignatureRefused as refused:
+            raise Closed(WSCloseCode.POLICY_VIOLATION, refused.message) from None
 
 
 def _user_status(person: Person, presence: PresenceStatus) -> messages.UserStatusUpdate:

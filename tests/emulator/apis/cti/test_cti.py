@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from websockets.exceptions import InvalidStatus
 
 from relay.emulator.apis.cti import connection, server
+from relay.emulator.apis.security import Keys
 from relay.emulator.signaling.messages import LineAnswer, LineRelease, LineRing, LineTalk, PresenceStatus
 from relay.emulator.store import tables
 from tests.support.benches.apis import ATLAS, BOREALIS, SECRETS, Apis, open_apis
@@ -369,6 +371,39 @@ async def test_a_disabled_key_loses_its_connection(tmp_path: Path, monkeypatch: 
     async with open_apis(tmp_path) as apis, atlas(apis) as client:
         await allow(apis, ATLAS, enabled=False)
         assert await client.closed() == (1008, "the API key was disabled")
+
+
+async def test_a_key_that_is_kept_to_other_addresses_loses_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RECHECK_S", 0.05)
+    async with open_apis(tmp_path) as apis, atlas(apis) as client:
+        await allow(apis, ATLAS, networks=["192.0.2.0/24"])
+        assert await client.closed() == (1008, f"the key {ATLAS} may not be used from 127.0.0.1")
+
+
+async def test_a_database_that_fails_ends_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connection, "RECHECK_S", 0.01)
+    rechecked, find, fails = asyncio.Event(), Keys.find, True
+
+    async def failing(keys: Keys, name: str) -> Any:
+        if not fails:
+            return await find(keys, name)
+        rechecked.set()
+        raise OperationalError("SELECT", {}, Exception("it is gone"))
+
+    async with open_apis(tmp_path) as apis, atlas(apis) as client:
+        monkeypatch.setattr(Keys, "find", failing)
+        async with asyncio.timeout(10):
+            await rechecked.wait()
+        told = await client.rejected("userStatusSnapshot", {})
+        assert (told["rejectionCode"], told["rejectionReason"]) == (503, "the database does not answer")
+        fails = False
+        assert (await client.ask("userStatusSnapshot", {}))["userStatuses"]
+    logged = capsys.readouterr()
+    assert "Traceback" not in logged.out + logged.err
 
 
 async def test_a_stop_says_good_bye(tmp_path: Path) -> None:
