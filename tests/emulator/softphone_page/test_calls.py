@@ -133,6 +133,12 @@ async def test_a_hoot_is_a_mesh_from_its_talkers(tmp_path: Path) -> None:
         await fay.until_line(HOOT, "Gus Andersen talks")
         await gus.press(HOOT, "leave")
         await fay.until_line(HOOT, "nobody talks · 2 on it")
+        await fay.press(HOOT, "leave")
+        await dora.until_line(HOOT, "nobody talks · 1 on it")
+        await dora.hold_space(HOOT)
+        await dora.until_line(HOOT, "you talk · 1 on it")
+        await dora.page.until("document.querySelector('.call').innerText.includes('nobody hears you yet')")
+        await dora.let_go_of_space()
         assert complaints(*phones) == []
 
 

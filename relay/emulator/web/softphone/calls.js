@@ -80,7 +80,7 @@ class CallPanel {
 
   alone() {
     if (this.call.line.kind === "dial_tone") return "The emulator answers numbers itself, without voice";
-    return "nobody talks yet";
+    return this.call.talks ? "nobody hears you yet" : "nobody talks yet";
   }
 
   showQuality() {
