@@ -144,6 +144,8 @@ upstreams = ["http://{cloud.http}"]
 policy = "http"
 url = "http://{cloud.http}{ENTITLEMENT_PATH}"
 token = "{cloud.entitlement_token}"
+# Twice the default: on a laptop the emulator, the relay and a browser share two cores.
+timeout_s = 4.0
 # So that a change in the portal is seen at the next login.
 cache_s = 1.0
 refused_cache_s = 1.0

@@ -9,6 +9,6 @@ failures      what the upstream's errors mean for it
 placing       takes it to an upstream
 admitting     whether its user may have it
 parking       allocations that wait for their client, and how many sessions each source and user has
-returning     tokens, and the socket that has waited
+returning     tokens, the socket that has waited, and how the plane gets it
 allocation    what all of these hand around
 """

@@ -1,10 +1,12 @@
-"""How a client finds its session again: the tokens, and the socket that has waited meanwhile.
+"""How a client finds its session again: the tokens, the socket that has waited meanwhile, and how it is handed over.
 
 A token is 128 random bits, good once. Only its hash, the key, is kept, so the time that a look-up takes tells nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import secrets
 import socket
@@ -17,6 +19,8 @@ TOKEN_BYTES = 16
 MAX_STALE_DATAGRAMS = 65_536
 # The upstream answers few requests in that time. More than this is not kept.
 MAX_STALE_MESSAGES = 64
+# A worker takes a socket within milliseconds; on a machine that is overloaded, within a second.
+HANDOVER_S = 5.0
 
 
 class Tokens:
@@ -48,6 +52,43 @@ class Tokens:
     def connection_of(self, key: bytes) -> ConnectionId | None:
         """The connection whose token this is."""
         return self._connections.get(key)
+
+
+class Handovers:
+    """Duplicates of sockets that the plane was given a moment ago.
+
+    A client may be gone before the plane has taken the socket for it. Then the plane closes the socket, and without a
+    duplicate nobody could tell the upstream that its allocation is not needed any more.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._kept: dict[ConnectionId, tuple[socket.socket, asyncio.TimerHandle]] = {}
+
+    def keep(self, connection: ConnectionId, given: socket.socket) -> None:
+        """Keep a duplicate for HANDOVER_S, unless no descriptor is left."""
+        with contextlib.suppress(OSError):
+            duplicate = given.dup()
+            expiry = self._loop.call_later(HANDOVER_S, self.forget, connection)
+            self._kept[connection] = duplicate, expiry
+
+    def take(self, connection: ConnectionId) -> socket.socket | None:
+        """The duplicate of what this connection was given, if it is still kept. The caller owns it then."""
+        if (kept := self._kept.pop(connection, None)) is None:
+            return None
+        duplicate, expiry = kept
+        expiry.cancel()
+        return duplicate
+
+    def forget(self, connection: ConnectionId) -> None:
+        """The plane has its socket, or never will."""
+        if (duplicate := self.take(connection)) is not None:
+            duplicate.close()
+
+    def stop(self) -> None:
+        """Forget all."""
+        for connection in list(self._kept):
+            self.forget(connection)
 
 
 def key_of(token: str) -> bytes:

@@ -20,7 +20,7 @@ from relay.gateway.sessions.allocation import SessionAllocation
 from relay.gateway.sessions.client_side import RESUME_WITHIN_S, ClientSide
 from relay.gateway.sessions.parking import AccountKind, Parking
 from relay.gateway.sessions.placing import Placing
-from relay.gateway.sessions.returning import Tokens, drain, key_of
+from relay.gateway.sessions.returning import Handovers, Tokens, drain, key_of
 from relay.gateway.sessions.session import Session, State
 from relay.plane.api import (
     AllocationOrphaned,
@@ -67,6 +67,7 @@ class Sessions:
         self._sessions: dict[ConnectionId, Session] = {}
         # Sockets that connections have left in this batch of events; their Closed comes next.
         self._left: dict[ConnectionId, socket.socket] = {}
+        self._handovers = Handovers()
         self._stopped = False
 
     def __len__(self) -> int:
@@ -126,7 +127,11 @@ class Sessions:
     def on_closed(self, closed: Closed) -> None:
         """A connection has ended; if it was a session, see what becomes of what it leaves."""
         session = self._sessions.pop(closed.connection, None)
-        left = self._left.pop(closed.connection, None)
+        left, handed = self._left.pop(closed.connection, None), self._handovers.take(closed.connection)
+        if left is None:
+            left = handed
+        elif handed is not None:
+            handed.close()
         if session is None:
             return
         session.stop()
@@ -176,9 +181,11 @@ class Sessions:
     def _give(self, session: Session, allocation: SessionAllocation, left: socket.socket | None) -> None:
         if left is not None:
             stun = drain(left)
+            self._handovers.keep(session.opened.connection, left)
             try:
                 allocation.upstream = self._placing.come_back(session.opened, allocation.upstream, left)
             except FlowRefused:  # draining
+                self._handovers.forget(session.opened.connection)
                 self._release(allocation, left)
                 session.on_nothing_left()
                 return
@@ -222,6 +229,7 @@ class Sessions:
         """Nobody may come back from now on."""
         self._stopped = True
         self._parking.stop()
+        self._handovers.stop()
         for left in self._left.values():
             left.close()
         self._left.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -18,7 +19,7 @@ from relay.gateway.routing.upstreams import Health
 from relay.gateway.sessions import channels, parking
 from relay.gateway.sessions import session as session_module
 from relay.gateway.sessions import sessions as sessions_module
-from relay.plane.api import Carrier, CloseReason, TappedDatagram
+from relay.plane.api import Carrier, CloseReason, ConnectionId, TappedDatagram
 from tests.support.benches.gateway import CREDENTIALS, Relay, fall_silent, relay_with_hosts, running_relay
 from tests.support.benches.turn import PASSWORDS, AnsweringServer, is_no_allocate_success
 from tests.support.peers.behind_turn import SIZES, open_echo
@@ -495,6 +496,27 @@ async def test_who_says_goodbye_does_not_come_back(tmp_path: Path, plane: str) -
                 assert (await session.ask(type="resume", token=opened["token"]))["code"] == 404
                 await session.say_goodbye()
         assert not relay.gateway.flows.tally.parked
+
+
+async def test_who_is_gone_before_the_plane_has_the_socket_leaves_no_allocation(
+    tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_echo() as peer, relay_with_hosts(tmp_path, plane) as (relay, hosts):
+        async with raw_session(relay) as session:
+            opened = await opened_and_bound(session, peer)
+            session.cut()
+        await parked(relay)
+        plane_of_relay = relay.gateway.plane
+        move = plane_of_relay.move
+
+        def move_too_late(connection: ConnectionId, *given: Any) -> None:
+            plane_of_relay.close(connection, CloseReason.DRAINING)
+            move(connection, *given)
+
+        monkeypatch.setattr(plane_of_relay, "move", move_too_late)
+        async with raw_session(relay) as session:
+            await session.say(type="resume", token=opened["token"])
+            await ended(relay, hosts)
 
 
 async def test_two_come_back_at_once(tmp_path: Path, plane: str) -> None:
