@@ -16,6 +16,7 @@ heap       what is due next
 carriers   units on the wire, for each carrier
 windows    counters and histograms
 engine     the data dictionary: clients, streams, and the thread
+addresses  IPv4 and IPv6: in the kernel, in STUN, in words
 ending     what Python is told, and the end of clients and streams
 transport  a client's connection
 requests   STUN messages of a client

@@ -1,9 +1,11 @@
 from typing import Self, final
 
 _Happening = tuple[int, int, int, int, int, tuple[int, ...], str]
-_Window = tuple[int, int, tuple[int, ...], tuple[dict[int, int], ...]]
+_Stream = tuple[int, tuple[int, ...]]
+_Window = tuple[int, int, tuple[int, ...], tuple[dict[int, int], ...], list[_Stream]]
 
 def live_objects() -> dict[str, int]: ...
+def leave_memory(blocks: int) -> None: ...
 
 @final
 class TlsContext:
@@ -24,14 +26,16 @@ class PacketEngine:
         context: TlsContext | None,
         carrier: int,
         server: bytes,
+        ipv6: bool,
+        reflects: bool,
         lifetime_s: int,
         patience_s: float,
         rebind_s: float,
         texts: tuple[bytes, ...],
-        peers: list[tuple[bytes, int]],
+        peers: list[bytes],
     ) -> None: ...
     def close(self, number: int) -> None: ...
-    def bind(self, number: int, ip: bytes, port: int) -> None: ...
+    def bind(self, number: int, peer: bytes) -> None: ...
     def talk(
         self,
         number: int,
@@ -46,4 +50,4 @@ class PacketEngine:
     ) -> None: ...
     def silence(self, number: int) -> None: ...
     def take_happenings(self, limit: int) -> list[_Happening]: ...
-    def swap_window(self) -> _Window: ...
+    def swap_window(self, shows_streams: bool) -> _Window: ...

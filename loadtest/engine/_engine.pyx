@@ -7,13 +7,14 @@ Python puts commands and takes happenings and windows; nothing else passes betwe
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from loadtest.engine.carriers cimport CARRIER_UDP, CARRIERS, Carrier
+from loadtest.engine.carriers cimport CARRIERS, Carrier, is_datagram
 from loadtest.engine.client cimport on_events, serve_clients
 from loadtest.engine.commands cimport begin_window, drain, drop_commands, on_commands, wake
 from loadtest.engine.ending cimport free_client, free_ended, free_stream
 from loadtest.engine.engine cimport (
-    BIND, CLOSE, EVENTS_A_TURN, MAX_PACKET_BYTES, MAX_PEERS, ON_COMMAND, OPEN, SERVER_BYTES, SILENCE, STOP, SWAP, TALK,
-    TEXTS, VALUES, Client, Command, CommandKind, Engine, Happening, Plan, Stream, chance,
+    BIND, CLOSE, EVENTS_A_TURN, MAX_PACKET_BYTES, MAX_PEERS, MAX_SNAPSHOTS, ON_COMMAND, OPEN, SILENCE, SOCKADDR_BYTES,
+    SPARE_HAPPENINGS, STOP, SWAP, TALK, TEXTS, VALUES, Client, Command, CommandKind, Endpoint, Engine, Happening, Plan,
+    Snapshot, Stream, Totals, chance,
 )
 from loadtest.engine.heap cimport close_heap, open_heap
 from loadtest.engine.kernel cimport PR_SET_TIMERSLACK, POLLIN, prctl, push, wait_readable
@@ -26,7 +27,7 @@ from loadtest.engine.streams cimport MIN_PACKET_BYTES, serve_streams
 from loadtest.engine.windows cimport BUCKETS, COUNTERS, HISTOGRAMS, Window, bucket_edge
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.live cimport (
-    LIVE_BUFFERS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live, free,
+    LIVE_BUFFERS, LIVE_CONTEXTS, LIVE_SESSIONS, LIVE_SOCKETS, RELAY_COUNTS, alive, calloc, count_live, free, leave_blocks,
 )
 from relay.plane.compiled.leaves.openssl cimport (
     ERR_clear_error, ERR_get_error, ERR_reason_error_string, OSSL_PARAM, OSSL_PARAM_construct_end,
@@ -58,6 +59,11 @@ def live_objects() -> dict:
         "sockets": alive(LIVE_SOCKETS), "buffers": alive(LIVE_BUFFERS), "sessions": alive(LIVE_SESSIONS),
         "contexts": alive(LIVE_CONTEXTS),
     }
+
+
+def leave_memory(int64_t blocks) -> None:
+    """Let the module have only this many more blocks of memory, or -1: as many as there are. Only in a debug build."""
+    leave_blocks(blocks)
 
 
 cdef int require(bint holds, str what, value) except -1:
@@ -159,7 +165,7 @@ cdef int open_engine(Engine* e, uint32_t max_clients, uint32_t max_streams) exce
     cdef uint8_t[1] no_key
     cdef posix.epoll_event event
     cdef uint32_t room = 4
-    while room < 2 * max_clients + max_streams:
+    while room < 2 * max_clients + max_streams + SPARE_HAPPENINGS:
         room *= 2
     e.epoll = e.command_fd = e.event_fd = e.swapped_fd = -1
     e.max_clients, e.max_streams = max_clients, max_streams
@@ -169,10 +175,11 @@ cdef int open_engine(Engine* e, uint32_t max_clients, uint32_t max_streams) exce
     e.streams = <Stream**> calloc(max_streams, sizeof(Stream*))
     e.window = <Window*> calloc(1, sizeof(Window))
     e.retired = <Window*> calloc(1, sizeof(Window))
+    e.snapshots = <Snapshot*> calloc(MAX_SNAPSHOTS, sizeof(Snapshot))
     e.hmac = EVP_MAC_fetch(NULL, b"HMAC", NULL)
     e.signer = EVP_MAC_CTX_new(e.hmac)
     if (
-        e.clients == NULL or e.streams == NULL or e.window == NULL or e.retired == NULL or e.signer == NULL
+        e.clients == NULL or e.streams == NULL or e.window == NULL or e.retired == NULL or e.snapshots == NULL or e.signer == NULL
         or not open_heap(&e.due_clients, max_clients) or not open_heap(&e.due_streams, max_streams)
         or open_ring(&e.happenings, sizeof(Happening), room) < 0
     ):
@@ -219,34 +226,41 @@ cdef void close_engine(Engine* e) noexcept nogil:
     free(e.streams)
     free(e.window)
     free(e.retired)
+    free(e.snapshots)
     EVP_MAC_CTX_free(e.signer)
     EVP_MAC_free(e.hmac)
     free(e)
 
 
+cdef int copy_address(bytes packed, Endpoint* address) except -1:
+    cdef const char* octets = packed
+    require(len(packed) in (16, SOCKADDR_BYTES), "bytes of a socket address", len(packed))
+    memcpy(address.octets, octets, len(packed))
+    address.size = <uint32_t> len(packed)
+    return 0
+
+
 # What Python has made of a plan, in the thread's words.
 cdef Plan* build_plan(
-    TlsContext context, int carrier, bytes server, uint32_t lifetime_s, double patience_s, double rebind_s,
+    TlsContext context, int carrier, bint ipv6, bint reflects, uint32_t lifetime_s, double patience_s, double rebind_s,
     tuple texts
 ) except NULL:
     cdef size_t size = sizeof(Plan)
     cdef Plan* plan
     cdef char* to
-    cdef const char* octets = server
+    cdef const char* octets
     cdef bytes text
     cdef int i
     require(0 <= carrier < <int> CARRIERS, "carrier", carrier)
-    require(len(server) <= SERVER_BYTES, "bytes of a socket address", len(server))
     require(len(texts) == <int> TEXTS, "texts of a plan", len(texts))
-    require((context is None) == (carrier == <int> CARRIER_UDP), "TLS on carrier", carrier)
+    require((context is None) == is_datagram(<Carrier> carrier), "TLS on carrier", carrier)
     for text in texts:
         size += len(text) + 1
     plan = <Plan*> calloc(1, size)
     if plan == NULL:
         raise MemoryError
     plan.carrier = <Carrier> carrier
-    memcpy(plan.server, octets, len(server))
-    plan.server_size, plan.lifetime_s = <uint32_t> len(server), lifetime_s
+    plan.ipv6, plan.reflects, plan.lifetime_s = ipv6, reflects, lifetime_s
     plan.patience_us = <int64_t> (patience_s * 1e6)
     plan.rebind_us = <int64_t> (rebind_s * 1e6)
     if context is not None:
@@ -269,6 +283,14 @@ cdef dict buckets_of(const uint32_t* histogram):
         if histogram[i]:
             buckets[bucket_edge(i)] = histogram[i]
     return buckets
+
+
+# As ``end_stream`` tells them.
+cdef tuple snapshot_of(const Snapshot* snapshot):
+    cdef const int64_t* values = <const int64_t*> &snapshot.totals
+    cdef int i
+    cdef list totals = [values[i] for i in range(<int> (sizeof(Totals) // sizeof(int64_t)))]
+    return snapshot.number, (*totals, snapshot.jitter_us)
 
 
 cdef class PacketEngine:
@@ -329,15 +351,13 @@ cdef class PacketEngine:
         self.give(self.command(STOP, 0))
 
     def open(
-        self, uint32_t number, TlsContext context, int carrier, bytes server not None, uint32_t lifetime_s,
-        double patience_s, double rebind_s, tuple texts not None, list peers not None
+        self, uint32_t number, TlsContext context, int carrier, bytes server not None, bint ipv6, bint reflects,
+        uint32_t lifetime_s, double patience_s, double rebind_s, tuple texts not None, list peers not None
     ) -> None:
-        """Open a client. ``texts`` are in the order of ``Text``; ``peers`` are addresses and ports."""
+        """Open a client. ``texts`` are in the order of ``Text``; ``peers`` are socket addresses, as ``server``."""
         cdef Client* c
         cdef Command* command
-        cdef const char* octets
-        cdef bytes ip
-        cdef uint32_t port, i
+        cdef bytes peer
         require(number < self.engine.max_clients, "number of a client", number)
         require(len(peers) <= MAX_PEERS, "peers of a client", len(peers))
         c = <Client*> calloc(1, sizeof(Client))
@@ -345,13 +365,11 @@ cdef class PacketEngine:
             raise MemoryError
         c.number, c.fd = number, -1
         try:
-            c.plan = build_plan(context, carrier, server, lifetime_s, patience_s, rebind_s, texts)
-            for i, (ip, port) in enumerate(peers):
-                require(len(ip) == 4, "length of an IPv4 address", len(ip))
-                octets = ip
-                memcpy(&c.peers[i].ip, octets, 4)
-                c.peers[i].port = <uint16_t> (port << 8 | port >> 8)
-                c.peer_count = i + 1
+            c.plan = build_plan(context, carrier, ipv6, reflects, lifetime_s, patience_s, rebind_s, texts)
+            copy_address(server, &c.plan.server)
+            for peer in peers:
+                copy_address(peer, &c.peers[c.peer_count].address)
+                c.peer_count += 1
             command = self.command(OPEN, number)
         except BaseException:
             free_client(c)
@@ -363,14 +381,13 @@ cdef class PacketEngine:
         """Let a client go. It is told as ``ENDED``."""
         self.give(self.command(CLOSE, number))
 
-    def bind(self, uint32_t number, bytes ip not None, uint16_t port) -> None:
+    def bind(self, uint32_t number, bytes peer not None) -> None:
         """Bind one more peer."""
+        cdef Endpoint address
         cdef Command* command
-        cdef const char* octets = ip
-        require(len(ip) == 4, "length of an IPv4 address", len(ip))
+        copy_address(peer, &address)
         command = self.command(BIND, number)
-        memcpy(&command.ip, octets, 4)
-        command.port = <uint16_t> (port << 8 | port >> 8)
+        command.address = address
         self.give(command)
 
     def talk(
@@ -433,19 +450,23 @@ cdef class PacketEngine:
             wake(e.event_fd)
         return happenings
 
-    def swap_window(self) -> tuple:
-        """End the current window: its time and CPU time in us, its counters, and of each histogram its buckets.
+    def swap_window(self, bint shows_streams) -> tuple:
+        """End the current window: its time and CPU time in us, its counters, of each histogram its buckets, and streams.
 
-        A bucket is the greatest value in it and how many there were. Raises TimeoutError if the engine does not run.
+        A bucket is the greatest value in it and how many there were. A stream is its number and its totals. Raises
+        TimeoutError if the engine does not run.
         """
         cdef Engine* e = self.engine
+        cdef Command* command
         cdef posix.pollfd watched
         cdef int ready
         cdef Window* w
         cdef int i
         cdef list histograms = []
         drain(e.swapped_fd)
-        self.give(self.command(SWAP, 0))
+        command = self.command(SWAP, 0)
+        command.limit = MAX_SNAPSHOTS if shows_streams else 0
+        self.give(command)
         watched.fd, watched.events, watched.revents = e.swapped_fd, POLLIN, 0
         with nogil:
             ready = posix.poll(&watched, 1, SWAP_PATIENCE_MS)
@@ -455,5 +476,6 @@ cdef class PacketEngine:
         for i in range(<int> HISTOGRAMS):
             histograms.append(buckets_of(w.histograms[i]))
         return (
-            w.ended_us - w.begun_us, w.cpu_us, tuple([w.counters[i] for i in range(<int> COUNTERS)]), tuple(histograms)
+            w.ended_us - w.begun_us, w.cpu_us, tuple([w.counters[i] for i in range(<int> COUNTERS)]), tuple(histograms),
+            [snapshot_of(&e.snapshots[i]) for i in range(<int> e.snapshot_count)],
         )

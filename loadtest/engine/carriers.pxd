@@ -14,13 +14,14 @@ from relay.plane.compiled.leaves.websocket cimport (
     WEB_BINARY, WEB_CLOSE, WEB_FINAL, WEB_PING, WEB_TEXT, unmask, write_head,
 )
 
-# In the order of loadtest.engine.plans.Carrier. Those between the first and the last begin with an HTTP request.
+# In the order of loadtest.engine.plans.Carrier. Those between TLS and UDP begin with an HTTP request.
 cdef enum Carrier:
     CARRIER_TLS
     CARRIER_WEBSOCKET
     CARRIER_SESSION
     CARRIER_CONNECT_UDP
     CARRIER_UDP
+    CARRIER_PEER                # no TURN at all: RTP in datagrams, as the far end has it
     CARRIERS
 
 cdef enum:
@@ -45,6 +46,11 @@ cdef struct Frame:
     uint8_t* data
     uint32_t size
     uint32_t used               # bytes of the stream that are done with
+
+
+# True for carriers without a connection, and so without TLS.
+cdef inline bint is_datagram(Carrier carrier) noexcept nogil:
+    return carrier == CARRIER_UDP or carrier == CARRIER_PEER
 
 
 # True for carriers that begin with an HTTP request.

@@ -4,39 +4,41 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport strtol
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
+from loadtest.engine.addresses cimport write_address
 from loadtest.engine.carriers cimport (
-    CARRIER_SESSION, CARRIER_TLS, CARRIER_UDP, FRAME_CLOSE, FRAME_PING, FRAME_ROOM, FRAME_TEXT, FRAME_UNIT, TAKEN_BROKEN,
+    CARRIER_PEER, CARRIER_SESSION, CARRIER_TLS, CARRIER_UDP, FRAME_CLOSE, FRAME_PING, FRAME_ROOM, FRAME_TEXT, FRAME_UNIT, TAKEN_BROKEN,
     TAKEN_FRAME, Frame, has_dirty_padding, is_lossy, is_upgraded, take_frame,
 )
-from loadtest.engine.ending cimport begin_happening, end_client, say, tell
+from loadtest.engine.ending cimport begin_happening, end_client, say, tell, tell_if_room
 from loadtest.engine.engine cimport (
-    ADDRESS_BYTES, CAUSE_BROKEN, CAUSE_CLOSED, CAUSE_CONNECTION, CAUSE_NONE, CAUSE_PROXY, CAUSE_RESOURCES, CAUSE_SESSION, CAUSE_STUN,
-    CAUSE_TIMEOUT, CAUSE_UPGRADE, FIRST_CHANNEL, MAX_HEAD_BYTES, MAX_PEERS, MAX_WAITING_IN, OPENED, PHASE_ALLOCATE,
-    PHASE_BIND, PHASE_CONNECTING, PHASE_ENDED, PHASE_ENDING, PHASE_PROXY, PHASE_READY, PHASE_TLS, PHASE_UPGRADE,
-    SCRATCH_BYTES, TEXT_OPEN, TEXT_PROXY, TEXT_UPGRADE, WORDS_BYTES, Cause, Client, Engine, Happening, Peer, Phase,
-    Text, chance,
+    ADDRESS_BYTES, CAUSE_BROKEN, CAUSE_CLOSED, CAUSE_CONNECTION, CAUSE_NONE, CAUSE_PROXY, CAUSE_RESOURCES,
+    CAUSE_SESSION, CAUSE_STUN, CAUSE_TIMEOUT, CAUSE_UPGRADE, FIRST_CHANNEL, MAX_HEAD_BYTES, MAX_PEERS, MAX_WAITING_IN,
+    MOVED, OPENED, PHASE_ALLOCATE, PHASE_BIND, PHASE_CONNECTING, PHASE_ENDED, PHASE_ENDING, PHASE_PROXY, PHASE_READY,
+    PHASE_TLS, PHASE_UPGRADE, SCRATCH_BYTES, TEXT_OPEN, TEXT_PROXY, TEXT_UPGRADE, WORDS_BYTES, Cause, Client, Endpoint,
+    Engine, Happening, Peer, Phase, Text, chance,
 )
 from loadtest.engine.heap cimport set_due
 from loadtest.engine.kernel cimport find_word
 from loadtest.engine.openssl cimport SSL_get_cipher_name
 from loadtest.engine.requests cimport (
-    answers, build_request, lifetime_of, take_challenge, take_relayed,
+    answers, build_request, is_proven, lifetime_of, take_challenge, take_relayed,
 )
 from loadtest.engine.streams cimport on_media
 from loadtest.engine.transport cimport (
-    connection_fault, fail_errno, flush, lay_tls, on_tls_pause, open_socket, read_some, send_message, send_stream,
-    send_unit, wait_for_room,
+    connection_fault, fail_errno, flush, lay_tls, on_tls_pause, open_peer_socket, open_socket, read_some, receive_from,
+    send_message, send_stream, send_to, send_unit, wait_for_room,
 )
-from loadtest.engine.windows cimport COUNT_DIRTY, COUNT_FOREIGN, count
+from loadtest.engine.windows cimport COUNT_DIRTY, COUNT_FOREIGN, COUNT_FORGED, COUNT_REFLECTED, count
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.buffer cimport append, clear_buffer, drop_front, front
 from relay.plane.compiled.leaves.live cimport LIVE_SOCKETS, count_live
 from relay.plane.compiled.leaves.openssl cimport SSL_do_handshake, SSL_get_version, SSL_has_pending
 from relay.plane.compiled.leaves.posix cimport monotonic_us
 from relay.plane.compiled.leaves.stun cimport (
-    ALLOCATE_REQUEST, CHANNEL_BIND_REQUEST, CLASS_BITS, REFRESH_REQUEST, RESPONSE_BIT, error_code, load16,
+    ALLOCATE_REQUEST, ATTRIBUTE_MESSAGE_INTEGRITY, CHANNEL_BIND_REQUEST, CLASS_BITS, REFRESH_REQUEST, RESPONSE_BIT,
+    error_code, find_attribute, load16,
 )
 from relay.plane.compiled.leaves.websocket cimport WEB_PONG, WEB_TEXT
 
@@ -60,6 +62,9 @@ cdef enum:
     ALLOCATION_MISMATCH = 437
     STALE_NONCE = 438
     SAYING_BYTES = 128
+    NUMBER_BYTES = 12
+    # A peer has the packets of many calls.
+    DATAGRAMS_A_TURN = 256
 
 cdef extern from "<stdint.h>" nogil:
     const int64_t INT64_MAX
@@ -107,10 +112,12 @@ cdef inline void enter(Client* c, Phase phase) noexcept nogil:
 cdef inline void open_client(Engine* e, Client* c) noexcept nogil:
     e.clients[c.number] = c
     enter(c, PHASE_CONNECTING)
-    if not open_socket(e, c):
+    if not (open_peer_socket(e, c) if c.plan.carrier == CARRIER_PEER else open_socket(e, c)):
         return
     if c.plan.carrier == CARRIER_UDP:
         begin_turn(e, c)
+    elif c.plan.carrier == CARRIER_PEER:
+        bind_next(e, c)
     schedule(e, c)
 
 
@@ -228,11 +235,13 @@ cdef inline void begin_turn(Engine* e, Client* c) noexcept nogil:
         ask(e, c, ALLOCATE_REQUEST)
 
 
-# Peers are bound one after the other; then the client is ready.
+# Peers are bound one after the other; then the client is ready. Without TURN there is nothing to bind.
 cdef inline void bind_next(Engine* e, Client* c) noexcept nogil:
     cdef uint32_t i
     for i in range(c.peer_count):
-        if not c.peers[i].bound:
+        if c.plan.carrier == CARRIER_PEER:
+            c.peers[i].bound = True
+        elif not c.peers[i].bound:
             if c.phase == PHASE_ALLOCATE:
                 enter(c, PHASE_BIND)
             bind_peer(e, c, i)
@@ -244,16 +253,16 @@ cdef inline void bind_next(Engine* e, Client* c) noexcept nogil:
 
 cdef inline void bind_peer(Engine* e, Client* c, uint32_t place) noexcept nogil:
     cdef char[SAYING_BYTES] text
-    cdef Peer* peer = &c.peers[place]
-    cdef const uint8_t* ip = <const uint8_t*> &peer.ip
+    cdef char[ADDRESS_BYTES] peer
     cdef int size
     c.about = place
     if c.plan.carrier != CARRIER_SESSION:
         ask(e, c, CHANNEL_BIND_REQUEST)
         return
+    c.binding = True
+    write_address(&c.peers[place].address, peer)
     size = snprintf(
-        text, SAYING_BYTES, b'{"type": "bind", "peer": "%d.%d.%d.%d:%d", "channel": %d}', ip[0], ip[1], ip[2], ip[3],
-        load16(<const uint8_t*> &peer.port), FIRST_CHANNEL + place)
+        text, SAYING_BYTES, b'{"type": "bind", "peer": "%s", "channel": %d}', peer, FIRST_CHANNEL + place)
     say_session(e, c, text, <uint32_t> size)
 
 
@@ -291,7 +300,7 @@ cdef inline void on_success(Engine* e, Client* c, const uint8_t* message, uint32
         c.peers[c.about].bound = True
         c.peers[c.about].due_us = now_us + c.plan.rebind_us
     elif method == ALLOCATE_REQUEST and not take_relayed(c, message, size):
-        end_client(e, c, CAUSE_BROKEN, 0, b"an allocation without a relayed address of IPv4")
+        end_client(e, c, CAUSE_BROKEN, 0, b"an allocation without a relayed address")
         return
     else:
         c.refresh_us = now_us + <int64_t> (
@@ -306,6 +315,7 @@ cdef inline void move(Engine* e, Client* c) noexcept nogil:
     c.moves += 1
     c.method = 0
     c.nonce_size = c.challenges = 0
+    c.forged = False
     if open_socket(e, c):
         ask(e, c, ALLOCATE_REQUEST)
     posix.close(before)
@@ -329,11 +339,23 @@ cdef inline void on_error(Engine* e, Client* c, const uint8_t* message, uint32_t
         end_client(e, c, CAUSE_STUN, code, NULL)
 
 
+# A success must prove itself, once the request did. An error may come from somebody who does not know the password, such as
+# a relay on the way: then it proves nothing, but it does not lie about that.
+cdef inline bint is_trusted(Engine* e, Client* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    if not c.nonce_size or is_proven(e.signer, c, message, size):
+        return True
+    return load16(message) & CLASS_BITS == CLASS_BITS and (
+        find_attribute(message, size, ATTRIBUTE_MESSAGE_INTEGRITY, 0) == NULL)
+
+
 cdef inline void on_stun(Engine* e, Client* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef uint16_t kind = load16(message)
     if not answers(c, message) or kind & ~<uint16_t> CLASS_BITS != c.method:
         return                  # an answer to an earlier try, or an indication
-    if kind & CLASS_BITS == RESPONSE_BIT:
+    if not is_trusted(e, c, message, size):
+        c.forged = True
+        count(e.window, COUNT_FORGED)
+    elif kind & CLASS_BITS == RESPONSE_BIT:
         on_success(e, c, message, size)
     elif kind & CLASS_BITS == CLASS_BITS:
         on_error(e, c, message, size)
@@ -343,7 +365,27 @@ cdef inline bint says(const Frame* frame, const char* word) noexcept nogil:
     return find_word(frame.data, frame.size, word) != NULL
 
 
-# The relayed address that an ``opened`` names.
+# The number that stands after a word, or 0.
+cdef inline int32_t number_after(const Frame* frame, const char* word) noexcept nogil:
+    cdef const uint8_t* at = <const uint8_t*> find_word(frame.data, frame.size, word)
+    cdef char[NUMBER_BYTES] text
+    if at == NULL:
+        return 0
+    at += strlen(word)
+    say(text, NUMBER_BYTES, at, <uint32_t> (frame.data + frame.size - at))
+    return <int32_t> strtol(text, NULL, 10)
+
+
+# The relay has found the session another upstream.
+cdef inline void tell_moved(Engine* e, Client* c) noexcept nogil:
+    cdef Happening happening
+    begin_happening(&happening, MOVED, c.number)
+    happening.phase = c.phase
+    memcpy(happening.words, c.relayed, ADDRESS_BYTES)
+    tell_if_room(e, &happening)
+
+
+# The relayed address that ``opened`` and ``moved`` name.
 cdef inline void take_session_relayed(Client* c, const Frame* frame) noexcept nogil:
     cdef const uint8_t* end = frame.data + frame.size
     cdef const uint8_t* value = <const uint8_t*> find_word(frame.data, frame.size, b'"relayed"')
@@ -366,11 +408,15 @@ cdef inline void on_text(Engine* e, Client* c, const Frame* frame) noexcept nogi
             end_client(e, c, CAUSE_NONE, 0, NULL)
     elif says(frame, b'"error"'):
         say(words, WORDS_BYTES, frame.data, frame.size)
-        end_client(e, c, CAUSE_SESSION, 0, words)
+        end_client(e, c, CAUSE_SESSION, number_after(frame, b'"code":'), words)
+    elif says(frame, b'"moved"'):
+        take_session_relayed(c, frame)
+        tell_moved(e, c)
     elif c.phase == PHASE_ALLOCATE and says(frame, b'"opened"'):
         take_session_relayed(c, frame)
         bind_next(e, c)
-    elif says(frame, b'"bound"') and c.about < c.peer_count:
+    elif says(frame, b'"bound"') and c.binding:
+        c.binding = False
         c.peers[c.about].bound = True
         bind_next(e, c)
 
@@ -465,6 +511,21 @@ cdef inline void on_datagram(Engine* e, Client* c) noexcept nogil:
         count(e.window, COUNT_FOREIGN)
 
 
+# Of a peer: all that has come. What it reflects goes back unseen.
+cdef inline void on_peer_datagrams(Engine* e, Client* c) noexcept nogil:
+    cdef Endpoint sender
+    cdef uint32_t got
+    for _ in range(DATAGRAMS_A_TURN):
+        got = receive_from(c, e.coming, SCRATCH_BYTES, &sender)
+        if not got:
+            return
+        if not c.plan.reflects:
+            on_media(e, c, e.coming, got)
+        elif send_to(c, &sender, e.coming, got):
+            e.carried = True
+            count(e.window, COUNT_REFLECTED)
+
+
 cdef inline void on_stream(Engine* e, Client* c) noexcept nogil:
     cdef uint32_t got
     while c.phase != PHASE_ENDED:
@@ -483,6 +544,8 @@ cdef inline void on_events(Engine* e, Client* c, uint32_t events) noexcept nogil
             on_connected(e, c)
     elif c.plan.carrier == CARRIER_UDP:
         on_datagram(e, c)
+    elif c.plan.carrier == CARRIER_PEER:
+        on_peer_datagrams(e, c)
     elif c.phase == PHASE_PROXY:
         if not events & posix.EPOLLOUT or flush(e, c):
             on_proxy(e, c)
@@ -498,6 +561,12 @@ cdef inline void on_events(Engine* e, Client* c, uint32_t events) noexcept nogil
 
 # 6. Keeping alive, and the end
 
+cdef inline void time_out(Engine* e, Client* c, const char* words) noexcept nogil:
+    if c.forged:
+        words = b"no answer with the MESSAGE-INTEGRITY of the password"
+    end_client(e, c, CAUSE_TIMEOUT, 0, words)
+
+
 # The request that has had no answer: again, or no more.
 cdef inline void retry(Engine* e, Client* c) noexcept nogil:
     cdef uint8_t most = ENDING_TRIES if c.phase == PHASE_ENDING else MAX_TRIES
@@ -506,7 +575,7 @@ cdef inline void retry(Engine* e, Client* c) noexcept nogil:
     elif c.phase == PHASE_ENDING:
         end_client(e, c, CAUSE_NONE, 0, NULL)
     else:
-        end_client(e, c, CAUSE_TIMEOUT, 0, b"no answer to a request")
+        time_out(e, c, b"no answer to a request")
 
 
 cdef inline void renew(Engine* e, Client* c, int64_t now_us) noexcept nogil:
@@ -523,7 +592,7 @@ cdef inline void renew(Engine* e, Client* c, int64_t now_us) noexcept nogil:
 cdef inline void on_client_due(Engine* e, Client* c) noexcept nogil:
     cdef int64_t now_us = e.now_us
     if c.phase < PHASE_READY and now_us >= c.began_us[<int> PHASE_CONNECTING] + c.plan.patience_us:
-        end_client(e, c, CAUSE_TIMEOUT, 0, b"not ready in time")
+        time_out(e, c, b"not ready in time")
     elif c.phase == PHASE_ENDING and now_us >= c.began_us[<int> PHASE_ENDING] + ENDING_WAIT_US:
         end_client(e, c, CAUSE_NONE, 0, NULL)
     elif c.method:
@@ -560,14 +629,14 @@ cdef inline void close_client(Engine* e, Client* c) noexcept nogil:
 
 
 # One more peer of a client that is ready; before that, those of its plan are bound.
-cdef inline void add_peer(Engine* e, Client* c, uint32_t ip, uint16_t port) noexcept nogil:
+cdef inline void add_peer(Engine* e, Client* c, const Endpoint* address) noexcept nogil:
     cdef Peer* peer
     if c.peer_count == MAX_PEERS or c.phase >= PHASE_ENDING:
         return
     peer = &c.peers[c.peer_count]
     memset(peer, 0, sizeof(Peer))
-    peer.ip, peer.port = ip, port
+    peer.address = address[0]
     c.peer_count += 1
-    if c.phase == PHASE_READY and not c.method:
+    if c.phase == PHASE_READY and not c.method and not c.binding:
         bind_next(e, c)
     schedule(e, c)

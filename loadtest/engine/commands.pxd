@@ -1,12 +1,12 @@
 # What Python has decided, in its order, through a list that Python pushes onto without a lock and the thread takes whole.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from loadtest.engine.client cimport add_peer, close_client, open_client
 from loadtest.engine.ending cimport free_client, free_stream
 from loadtest.engine.engine cimport (
-    BIND, CLOSE, OPEN, SILENCE, STOP, SWAP, TALK, Client, Command, Engine, Stream,
+    BIND, CLOSE, OPEN, SILENCE, STOP, SWAP, TALK, Client, Command, Engine, Snapshot, Stream,
 )
 from loadtest.engine.heap cimport set_due
 from loadtest.engine.kernel cimport take_all, thread_us
@@ -32,8 +32,25 @@ cdef inline void begin_window(Window* window) noexcept nogil:
     window.cpu_us = thread_us()
 
 
+# Copies the totals of this many streams that go on, from where the last window left off.
+cdef inline void take_snapshots(Engine* e, uint32_t limit) noexcept nogil:
+    cdef Snapshot* snapshot
+    cdef Stream* s
+    e.snapshot_count = 0
+    for _ in range(e.max_streams):
+        if e.snapshot_count == limit:
+            return
+        s = e.streams[e.next_snapshot]
+        e.next_snapshot = (e.next_snapshot + 1) % e.max_streams
+        if s != NULL:
+            snapshot = &e.snapshots[e.snapshot_count]
+            snapshot.number, snapshot.totals, snapshot.jitter_us = s.number, s.totals, s.jitter_16us >> 4
+            e.snapshot_count += 1
+
+
 # The window that was counted in is Python's until the next swap.
-cdef inline void swap(Engine* e) noexcept nogil:
+cdef inline void swap(Engine* e, uint32_t snapshots) noexcept nogil:
+    take_snapshots(e, snapshots)
     e.window, e.retired = e.retired, e.window
     begin_window(e.window)
     e.retired.ended_us = e.window.begun_us
@@ -73,12 +90,12 @@ cdef inline void carry_out(Engine* e, Command* command) noexcept nogil:
     elif command.kind == CLOSE and c != NULL:
         close_client(e, c)
     elif command.kind == BIND and c != NULL:
-        add_peer(e, c, command.ip, command.port)
+        add_peer(e, c, &command.address)
     elif command.kind == SILENCE and s != NULL:
         s.stopping = True
         set_due(&e.due_streams, s.number, e.now_us)
     elif command.kind == SWAP:
-        swap(e)
+        swap(e, command.limit)
     elif command.kind == STOP:
         e.stopping = True
 

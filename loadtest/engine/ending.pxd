@@ -4,8 +4,8 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset, strlen
 
 from loadtest.engine.engine cimport (
-    CAUSE_NONE, ENDED, PHASE_ENDED, PHASE_UPGRADE, SILENCED, WORDS_BYTES, Cause, Client, Engine, Happening,
-    HappeningKind, Plan, Stream,
+    CAUSE_NONE, ENDED, PHASE_ENDED, PHASE_UPGRADE, SILENCED, SPARE_HAPPENINGS, VALUES, WORDS_BYTES, Cause, Client,
+    Engine, Happening, HappeningKind, Plan, Stream,
 )
 from loadtest.engine.heap cimport clear_due
 from loadtest.engine.srtp cimport close_srtp
@@ -14,7 +14,7 @@ from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.buffer cimport clear_buffer
 from relay.plane.compiled.leaves.live cimport LIVE_SESSIONS, LIVE_SOCKETS, count_live, free
 from relay.plane.compiled.leaves.openssl cimport ERR_clear_error, SSL_CTX_free, SSL_free, SSL_shutdown
-from relay.plane.compiled.leaves.ring cimport put
+from relay.plane.compiled.leaves.ring cimport put, relay_load
 
 
 cdef inline void begin_happening(Happening* happening, HappeningKind kind, uint32_t number) noexcept nogil:
@@ -23,11 +23,19 @@ cdef inline void begin_happening(Happening* happening, HappeningKind kind, uint3
 
 
 # The ring has room for the two happenings of each client and the one of each stream, which Python takes before it gives
-# their numbers again.
+# their numbers again, and SPARE_HAPPENINGS.
 cdef inline void tell(Engine* e, Happening* happening) noexcept nogil:
     if not put(&e.happenings, happening):
         count(e.window, COUNT_UNTOLD)
     e.asked = True
+
+
+# What may happen to a client more than once has no place of its own: Python may not hear of it, if it is slow.
+cdef inline void tell_if_room(Engine* e, Happening* happening) noexcept nogil:
+    if e.happenings.tail - relay_load(&e.happenings.head) < SPARE_HAPPENINGS:
+        tell(e, happening)
+    else:
+        count(e.window, COUNT_UNTOLD)
 
 
 cdef inline void say(char* words, uint32_t room, const uint8_t* text, uint32_t size) noexcept nogil:
@@ -102,7 +110,7 @@ cdef inline void end_stream(Engine* e, Stream* s) noexcept nogil:
     cdef Happening happening
     begin_happening(&happening, SILENCED, s.number)
     memcpy(happening.values, &s.totals, sizeof(s.totals))
-    happening.values[9] = s.jitter_16us >> 4
+    happening.values[VALUES - 1] = s.jitter_16us >> 4
     e.streams[s.number] = NULL
     clear_due(&e.due_streams, s.number)
     free_stream(s)

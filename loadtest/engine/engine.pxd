@@ -27,14 +27,18 @@ cdef enum:
     MAX_PACKET_BYTES = 1400     # of SRTP: what one datagram carries across an Ethernet
     MAX_PEERS = 8
     FIRST_CHANNEL = 0x4000
-    SERVER_BYTES = 28           # of sockaddr_in6
+    SOCKADDR_BYTES = 28         # of sockaddr_in6
     REALM_BYTES = 128           # RFC 8489 allows 763; more than any server's
     NONCE_BYTES = 256
     KEY_BYTES = 16              # MD5, of a long-term credential
     TRANSACTION_BYTES = 12
     WORDS_BYTES = 128
     ADDRESS_BYTES = 56          # of an IPv6 address in words, in brackets, with a port
-    VALUES = 10
+    VALUES = 11
+    # Of streams that go on, in one window; the next window goes on after them. Copying so many takes less than 1 ms.
+    MAX_SNAPSHOTS = 4096
+    # For happenings that a client may have more than once. Others have a place of their own.
+    SPARE_HAPPENINGS = 1024
     # Sequence numbers of a stream of which is known whether they were heard: 10 s of voice. A power of two.
     HEARD = 512
     HEARD_WORDS = 8
@@ -77,6 +81,7 @@ cdef enum HappeningKind:
     OPENED                      # words: relayed address, version and cipher of TLS. values: us of each phase, then when
     ENDED                       # words: more of the cause
     SILENCED                    # values: the totals of a stream
+    MOVED                       # words: the new relayed address of a session
 
 # For Python.
 cdef struct Happening:
@@ -99,13 +104,19 @@ cdef enum Text:
     TEXT_OPEN                   # the first message of a session
     TEXTS
 
+# A socket address of Linux, of IPv4 or IPv6.
+cdef struct Endpoint:
+    uint8_t[SOCKADDR_BYTES] octets
+    uint32_t size
+
 # What a client is to do; it does not change.
 cdef struct Plan:
     Carrier carrier
     SSL_CTX* context            # a reference of its own, NULL without TLS
     bint verifies
-    uint8_t[SERVER_BYTES] server    # or the proxy: a socket address
-    uint32_t server_size
+    Endpoint server             # or the proxy; of a peer, its own address
+    bint ipv6                   # what the relayed address is to be
+    bint reflects               # a peer: what comes goes back, and is not judged
     uint32_t lifetime_s         # that is asked for; 0: the server's default
     int64_t patience_us         # until it must be ready
     int64_t rebind_us           # from one ChannelBind of a peer to the next
@@ -113,8 +124,7 @@ cdef struct Plan:
     char* texts[TEXTS]
 
 cdef struct Peer:
-    uint32_t ip                 # in network order, as the port
-    uint16_t port
+    Endpoint address
     bint bound
     int64_t due_us              # when it is to be bound again
 
@@ -129,6 +139,8 @@ cdef struct Client:
     bint moving                 # the server has another allocation under the port
     uint8_t challenges          # 401 and 438 since the last success
     uint8_t moves
+    bint forged                 # an answer was ignored, because it did not prove that the server knows the password
+    bint binding                # a session waits for ``bound``
     Buffer waiting_in           # of a frame that is not whole
     Buffer waiting_out
     Capsules capsules
@@ -157,8 +169,15 @@ cdef struct Totals:
     uint64_t late
     uint64_t duplicate
     uint64_t reordered
+    uint64_t runs               # of packets in a row that were lost or late
     int64_t delay_sum_us
     int64_t delay_max_us
+
+# What Python is shown of a stream that goes on.
+cdef struct Snapshot:
+    uint32_t number
+    Totals totals
+    int64_t jitter_us
 
 cdef struct Stream:
     uint32_t number
@@ -181,7 +200,9 @@ cdef struct Stream:
     uint64_t next
     uint64_t judged             # all before it are counted as received or lost
     uint64_t highest            # one more than the highest index that was heard
+    bint missed                 # the last one that was judged was lost or late
     uint64_t[HEARD_WORDS] heard
+    uint64_t[HEARD_WORDS] came_late
     uint32_t[HEARD] sent_ms
     bint compares               # there was a packet before, with this transit
     int64_t transit_us
@@ -203,8 +224,8 @@ cdef struct Command:
     Command* next
     CommandKind kind
     uint32_t number
-    uint32_t ip
-    uint16_t port
+    uint32_t limit              # of snapshots
+    Endpoint address
     Client* client              # its owner's from here
     Stream* stream
 
@@ -234,7 +255,11 @@ cdef struct Engine:
     EVP_MAC* hmac
     EVP_MAC_CTX* signer         # HMAC-SHA1, for requests
     Window* window
-    Window* retired             # Python's, between a swap and the next
+    # Python's, between a swap and the next.
+    Window* retired
+    Snapshot* snapshots
+    uint32_t snapshot_count
+    uint32_t next_snapshot      # the number of the stream that comes first in the next window
     epoll_event[EVENTS_A_TURN] events
     uint8_t[SCRATCH_BYTES] coming
     uint8_t[2048] leaving

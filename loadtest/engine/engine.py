@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import Self
 
 from loadtest.engine._engine import PacketEngine, TlsContext
-from loadtest.engine.plans import TLS_VERSIONS, Carrier, ClientPlan, PlanError, StreamPlan
-from loadtest.engine.windows import COUNTERS, Histogram, Window
+from loadtest.engine.plans import TLS_VERSIONS, Carrier, ClientPlan, PlanError, StreamPlan, pack_address
+from loadtest.engine.windows import COUNTERS, Histogram, StreamTotals, Window, stream_totals
 from relay.addresses import Address, parse_address
 
 MAX_CLIENTS = 10_000
 MAX_STREAMS = 20_000
+# As HappeningKind of engine.pxd numbers them.
+_OPENED, _ENDED, _SILENCED = range(3)
 # Happenings that are taken at once: some milliseconds of Python.
 HAPPENINGS_AT_ONCE = 1000
 
@@ -77,23 +79,21 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Silenced:
+class Silenced(StreamTotals):
     """A stream is over: its totals. Its number is free."""
 
     stream: int
-    sent: int
-    unsent: int
-    received: int
-    lost: int
-    late: int
-    duplicate: int
-    reordered: int
-    mean_delay_s: float
-    max_delay_s: float
-    jitter_s: float
 
 
-Happening = Opened | Ended | Silenced
+@dataclass(frozen=True)
+class Moved:
+    """The relay has found a session another upstream, and another relayed address."""
+
+    client: int
+    relayed: Address | None
+
+
+Happening = Opened | Ended | Silenced | Moved
 
 
 class Engine:
@@ -133,12 +133,13 @@ class Engine:
 
     def open(self, plan: ClientPlan) -> int:
         """Open a client: its number. Raises PlanError, also if there are too many."""
-        context = None if plan.carrier is Carrier.UDP else self._context(plan.authorities, plan.tls_version)
+        datagrams = plan.carrier in {Carrier.UDP, Carrier.PEER}
+        context = None if datagrams else self._context(plan.authorities, plan.tls_version)
         server, texts = plan.socket_address(), plan.texts()
-        peers = [_packed(peer) for peer in plan.peers]
-        number = _taken(self._clients, "clients")
-        times = plan.lifetime_s, plan.patience_s, plan.rebind_s
-        self._native.open(number, context, plan.carrier, server, *times, texts, peers)
+        peers = [pack_address(peer, "peers") for peer in plan.peers]
+        kinds, times = (plan.wants_ipv6, plan.reflects), (plan.patience_s, plan.rebind_s)
+        with _number(self._clients, "clients") as number:
+            self._native.open(number, context, plan.carrier, server, *kinds, plan.lifetime_s, *times, texts, peers)
         return number
 
     def close(self, client: int) -> None:
@@ -147,48 +148,47 @@ class Engine:
 
     def bind(self, client: int, peer: Address) -> None:
         """Bind one more peer, to the next channel."""
-        self._native.bind(client, *_packed(peer))
+        self._native.bind(client, pack_address(peer, "peer"))
 
     def talk(self, plan: StreamPlan) -> int:
         """Begin a stream: its number. Raises PlanError if there are too many."""
-        number = _taken(self._streams, "streams")
         receiver = plan.sender if plan.receiver is None else plan.receiver
-        receive_key = plan.send_key if plan.receive_key is None else plan.receive_key
-        self._native.talk(
-            number,
-            plan.sender,
-            plan.peer,
-            receiver,
-            plan.packet_bytes,
-            plan.times_us(),
-            plan.packets,
-            plan.send_key,
-            receive_key,
-        )
+        keys = plan.send_key, plan.send_key if plan.receive_key is None else plan.receive_key
+        way = plan.sender, plan.peer, receiver
+        with _number(self._streams, "streams") as number:
+            self._native.talk(number, *way, plan.packet_bytes, plan.times_us(), plan.packets, *keys)
         return number
 
     def silence(self, stream: int) -> None:
         """Let a stream end; ``Silenced`` follows when all of it is heard, or lost."""
         self._native.silence(stream)
 
-    def happenings(self) -> Iterator[Happening]:
-        """What has happened since. Does not wait."""
-        for kind, number, phase, cause, code, values, words in self._native.take_happenings(HAPPENINGS_AT_ONCE):
-            if kind == 0:
-                yield _opened(number, values, words)
-            elif kind == 1:
-                self._clients.append(number)
-                yield Ended(number, Phase(phase), Cause(cause), code, words)
-            else:
-                self._streams.append(number)
-                yield _silenced(number, values)
+    def happenings(self) -> list[Happening]:
+        """What has happened since, at most a thousand; then ``event_fd`` stays readable. Does not wait."""
+        return [self._told(told) for told in self._native.take_happenings(HAPPENINGS_AT_ONCE)]
 
-    def window(self) -> Window:
-        """End the window of time that runs, and begin another one. Raises TimeoutError if the engine does not run."""
-        elapsed_us, cpu_us, counters, (delay, lateness, jitter) = self._native.swap_window()
+    def _told(self, told: tuple[int, int, int, int, int, tuple[int, ...], str]) -> Happening:
+        kind, number, phase, cause, code, values, words = told
+        if kind == _OPENED:
+            return _opened(number, values, words)
+        if kind == _ENDED:
+            self._clients.append(number)
+            return Ended(number, Phase(phase), Cause(cause), code, words)
+        if kind == _SILENCED:
+            self._streams.append(number)
+            return Silenced(**vars(stream_totals(values)), stream=number)
+        return Moved(number, parse_address(words) if words else None)
+
+    def window(self, *, streams: bool = False) -> Window:
+        """End the window of time that runs, and begin another one. Raises TimeoutError if the engine does not run.
+
+        With ``streams`` it has the totals of at most 4096 streams that go on. The next window goes on after them.
+        """
+        elapsed_us, cpu_us, counters, histograms, shown = self._native.swap_window(streams)
         named = dict(zip(COUNTERS, counters, strict=True))
-        histograms = Histogram(delay), Histogram(lateness), Histogram(jitter)
-        return Window(elapsed_us / 1e6, cpu_us / 1e6, named, *histograms)
+        delay, lateness, jitter = (Histogram(buckets) for buckets in histograms)
+        totals = {number: stream_totals(values) for number, values in shown}
+        return Window(elapsed_us / 1e6, cpu_us / 1e6, named, delay, lateness, jitter, totals)
 
     def _context(self, authorities: str | None, version: str) -> TlsContext:
         key = authorities, version
@@ -201,14 +201,17 @@ class Engine:
         return self._contexts[key]
 
 
-def _taken(numbers: deque[int], what: str) -> int:
+@contextlib.contextmanager
+def _number(numbers: deque[int], what: str) -> Iterator[int]:
+    """A number that is free. It stays free if the block fails."""
     if not numbers:
         raise PlanError(f"{what}: expected fewer, the engine has no more room")
-    return numbers.popleft()
-
-
-def _packed(peer: Address) -> tuple[bytes, int]:
-    return socket.inet_aton(peer.host), peer.port
+    number = numbers.popleft()
+    try:
+        yield number
+    except BaseException:
+        numbers.appendleft(number)
+        raise
 
 
 def _opened(number: int, values: tuple[int, ...], words: str) -> Opened:
@@ -216,21 +219,3 @@ def _opened(number: int, values: tuple[int, ...], words: str) -> Opened:
     seconds = {one: values[one] / 1e6 for one in Phase if one < Phase.READY and values[one]}
     address = parse_address(relayed) if relayed else None
     return Opened(number, address, seconds, values[Phase.READY] / 1e6, tls, cipher)
-
-
-def _silenced(number: int, values: tuple[int, ...]) -> Silenced:
-    sent, unsent, received, lost, late, duplicate, reordered, delay_sum_us, delay_max_us, jitter_us = values
-    mean_delay_s = delay_sum_us / received / 1e6 if received else 0.0
-    return Silenced(
-        number,
-        sent,
-        unsent,
-        received,
-        lost,
-        late,
-        duplicate,
-        reordered,
-        mean_delay_s,
-        delay_max_us / 1e6,
-        jitter_us / 1e6,
-    )

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
 
-from relay.plane.compiled.leaves.posix cimport pollfd
+from relay.plane.compiled.leaves.posix cimport pollfd, sockaddr, socklen_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
@@ -11,8 +11,14 @@ cdef extern from "<errno.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
-        SOCK_DGRAM, SO_ERROR
+        SOCK_DGRAM, SO_ERROR, SO_RCVBUF, SO_RCVBUFFORCE
     int socket(int domain, int kind, int protocol)
+    int bind_socket "bind"(int fd, const sockaddr* address, socklen_t size)
+    ssize_t sendto(int fd, const void* data, size_t size, int flags, const sockaddr* to, socklen_t to_size)
+    ssize_t recvfrom(int fd, void* data, size_t size, int flags, sockaddr* sender, socklen_t* sender_size)
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char* inet_ntop(int family, const void* address, char* words, socklen_t room)
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:

@@ -38,13 +38,14 @@ class PlanError(ValueError):
 
 
 class Carrier(IntEnum):
-    """How units travel."""
+    """How units travel. ``PEER`` has no TURN: it is a socket of the far end, and RTP travels in its datagrams."""
 
     TLS = 0
     WEBSOCKET = 1
     SESSION = 2
     CONNECT_UDP = 3
     UDP = 4
+    PEER = 5
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,16 @@ class WebProxy:
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """One TURN client.
+    """One TURN client, or a peer.
 
     ``server`` is a literal address. ``server_name`` is for TLS, HTTP and the proxy; without one it is the address. With
     ``authorities``, a PEM file, certificates are verified. ``upstream`` is whom CONNECT-UDP names. ``peers`` are bound
     to channels, in their order; more can be bound later. ``tls_version`` is 1.2 or 1.3; without one, whichever the
-    server prefers.
+    server prefers. ``ipv6`` says what the relayed address is to be; by default the family of the peers.
+
+    ``tunnel`` is what a web proxy is asked for, by default the server's name and port. Of a peer, ``server`` is its own
+    address, with port 0 for any that is free; ``Opened.relayed`` then says which. One that ``reflects`` sends
+    everything back to whom it came from, unseen, and has no streams.
     """
 
     server: Address
@@ -74,8 +79,11 @@ class ClientPlan:
     server_name: str = ""
     authorities: str | None = None
     web_proxy: WebProxy | None = None
+    tunnel: Address | None = None
     upstream: Address | None = None
     tls_version: str = ""
+    ipv6: bool | None = None
+    reflects: bool = False
     lifetime_s: int = 0
     patience_s: float = 30.0
     rebind_s: float = REBIND_S
@@ -90,9 +98,10 @@ class ClientPlan:
         _require(0 < self.rebind_s <= MAX_TIME_S, "rebind_s", f"more than 0 and at most {MAX_TIME_S:g}")
         _require(0 <= self.lifetime_s <= MAX_TIME_S, "lifetime_s", f"0 to {MAX_TIME_S:g}")
         _require(len(self.peers) <= 8, "peers", "8 at most")
-        _require(not any(":" in peer.host for peer in self.peers), "peers", "IPv4 addresses")
-        udp = self.carrier is Carrier.UDP
-        _require(not udp or self.web_proxy is None, "web_proxy", "another carrier than UDP")
+        datagrams = self.carrier in {Carrier.UDP, Carrier.PEER}
+        _require(not datagrams or self.web_proxy is None, "web_proxy", "a carrier over TLS")
+        _require(self.tunnel is None or self.web_proxy is not None, "tunnel", "a web proxy that is asked for it")
+        _require(not self.reflects or self.carrier is Carrier.PEER, "reflects", "a peer")
         connect_udp = self.carrier is Carrier.CONNECT_UDP
         _require((self.upstream is not None) == connect_udp, "upstream", "a host for CONNECT-UDP, and for it alone")
 
@@ -100,6 +109,11 @@ class ClientPlan:
     def name(self) -> str:
         """What the server is called."""
         return self.server_name or self.server.host
+
+    @property
+    def wants_ipv6(self) -> bool:
+        """Whether the relayed address is to be one of IPv6."""
+        return any(":" in peer.host for peer in self.peers[:1]) if self.ipv6 is None else self.ipv6
 
     def socket_address(self) -> bytes:
         """Where to connect to, as the kernel has it."""
@@ -114,13 +128,17 @@ class ClientPlan:
             self.password.encode(),
             self._connect_request(),
             self._upgrade_request(),
-            json.dumps({"type": "open", "username": self.username, "password": self.password}).encode(),
+            self._open_message(),
         )
+
+    def _open_message(self) -> bytes:
+        family = {"family": "ipv6"} if self.wants_ipv6 else {}
+        return json.dumps({"type": "open", "username": self.username, "password": self.password, **family}).encode()
 
     def _connect_request(self) -> bytes:
         if self.web_proxy is None:
             return b""
-        target = f"[{self.name}]:{self.server.port}" if ":" in self.name else f"{self.name}:{self.server.port}"
+        target = self.tunnel or Address(self.name, self.server.port)
         lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
         if self.web_proxy.username:
             pair = f"{self.web_proxy.username}:{self.web_proxy.password}".encode()
@@ -204,7 +222,7 @@ def is_literal(name: str) -> bool:
     return True
 
 
-def pack_address(address: Address) -> bytes:
+def pack_address(address: Address, what: str = "server") -> bytes:
     """A socket address of Linux. Raises PlanError if it is not a literal one."""
     try:
         if ":" in address.host:
@@ -212,7 +230,7 @@ def pack_address(address: Address) -> bytes:
             return struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", address.port, 0, packed, 0)
         packed = socket.inet_pton(socket.AF_INET, address.host)
     except OSError:
-        raise PlanError(f"server: {address.host!r}; expected an address, not a name") from None
+        raise PlanError(f"{what}: {address.host!r}; expected an address, not a name") from None
     return struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", address.port, packed)
 
 

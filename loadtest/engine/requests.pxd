@@ -2,14 +2,18 @@
 # asked for it, and what is read of the answers.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 
-from loadtest.engine.engine cimport (
-    ADDRESS_BYTES, FIRST_CHANNEL, KEY_BYTES, NONCE_BYTES, REALM_BYTES, TEXT_PASSWORD, TEXT_USERNAME, TRANSACTION_BYTES,
-    Client, Engine, Peer,
+from loadtest.engine.addresses cimport (
+    MAX_XOR_ADDRESS_BYTES, STUN_IPV6, build_xor_address, parse_xor_address, write_address,
 )
-from loadtest.engine.openssl cimport EVP_Digest, EVP_MAC_final, EVP_MAC_init, EVP_MAC_update, EVP_md5
+from loadtest.engine.engine cimport (
+    FIRST_CHANNEL, KEY_BYTES, NONCE_BYTES, REALM_BYTES, TEXT_PASSWORD, TEXT_USERNAME, TRANSACTION_BYTES,
+    Client, Endpoint, Engine, Peer,
+)
+from loadtest.engine.openssl cimport (
+    CRYPTO_memcmp, EVP_Digest, EVP_MAC_final, EVP_MAC_init, EVP_MAC_update, EVP_md5,
+)
 from relay.plane.compiled.leaves.openssl cimport EVP_MAC_CTX
 from relay.plane.compiled.leaves.stun cimport (
     ALLOCATE_REQUEST, ATTRIBUTE_LIFETIME, ATTRIBUTE_MESSAGE_INTEGRITY, ATTRIBUTE_USERNAME,
@@ -22,6 +26,7 @@ cdef enum:
     ATTRIBUTE_XOR_PEER_ADDRESS = 0x0012
     ATTRIBUTE_REALM = 0x0014
     ATTRIBUTE_NONCE = 0x0015
+    ATTRIBUTE_REQUESTED_ADDRESS_FAMILY = 0x0017
     ATTRIBUTE_REQUESTED_TRANSPORT = 0x0019
     INTEGRITY_BYTES = 20
     UDP_PROTOCOL = 17
@@ -67,13 +72,10 @@ cdef inline void add_number(uint8_t* message, uint16_t kind, uint32_t value) noe
     add_attribute(message, kind, octets, 4)
 
 
-# RFC 8489 section 14.2, IPv4: port and address are XORed with the cookie.
 cdef inline void add_peer(uint8_t* message, const Peer* peer) noexcept nogil:
-    cdef const uint8_t* ip = <const uint8_t*> &peer.ip
-    cdef const uint8_t* port = <const uint8_t*> &peer.port
-    cdef uint8_t[8] value = [
-        0, 1, port[0] ^ 0x21, port[1] ^ 0x12, ip[0] ^ 0x21, ip[1] ^ 0x12, ip[2] ^ 0xA4, ip[3] ^ 0x42]
-    add_attribute(message, ATTRIBUTE_XOR_PEER_ADDRESS, value, 8)
+    cdef uint8_t[MAX_XOR_ADDRESS_BYTES] value
+    cdef uint32_t size = build_xor_address(&peer.address, message, value)
+    add_attribute(message, ATTRIBUTE_XOR_PEER_ADDRESS, value, size)
 
 
 cdef inline void sign(EVP_MAC_CTX* signer, Client* c, uint8_t* message) noexcept nogil:
@@ -93,11 +95,35 @@ cdef inline void sign(EVP_MAC_CTX* signer, Client* c, uint8_t* message) noexcept
     add_attribute(message, ATTRIBUTE_MESSAGE_INTEGRITY, digest, INTEGRITY_BYTES)
 
 
+# Whether an answer to a signed request proves that the server knows the password (RFC 8489 section 9.2.5).
+cdef inline bint is_proven(EVP_MAC_CTX* signer, Client* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef const uint8_t* tag = find_attribute(message, size, ATTRIBUTE_MESSAGE_INTEGRITY, INTEGRITY_BYTES)
+    cdef uint8_t[INTEGRITY_BYTES] digest
+    cdef uint8_t[4] head
+    cdef uint32_t end
+    cdef size_t length = 0
+    if tag == NULL or load16(tag - 2) != INTEGRITY_BYTES:
+        return False
+    end = <uint32_t> (tag - message) - 4
+    # The length that was signed ends with the attribute.
+    store16(head, load16(message))
+    store16(head + 2, end + 4 + INTEGRITY_BYTES - STUN_HEADER_BYTES)
+    return (
+        EVP_MAC_init(signer, c.key, KEY_BYTES, NULL) == 1
+        and EVP_MAC_update(signer, head, 4) == 1
+        and EVP_MAC_update(signer, message + 4, end - 4) == 1
+        and EVP_MAC_final(signer, digest, &length, INTEGRITY_BYTES) == 1
+        and CRYPTO_memcmp(digest, tag, INTEGRITY_BYTES) == 0
+    )
+
+
 # Builds the request that the client waits with, the same each time that it is sent; how long it is.
 cdef inline uint32_t build_request(Engine* e, Client* c, bint ends, uint8_t* message) noexcept nogil:
     begin_message(message, c.method, c.transaction)
     if c.method == ALLOCATE_REQUEST:
         add_number(message, ATTRIBUTE_REQUESTED_TRANSPORT, <uint32_t> UDP_PROTOCOL << 24)
+        if c.plan.ipv6:
+            add_number(message, ATTRIBUTE_REQUESTED_ADDRESS_FAMILY, <uint32_t> STUN_IPV6 << 24)
     if c.method == REFRESH_REQUEST and ends:
         add_number(message, ATTRIBUTE_LIFETIME, 0)
     elif c.method != CHANNEL_BIND_REQUEST and c.plan.lifetime_s:
@@ -137,14 +163,13 @@ cdef inline bint answers(const Client* c, const uint8_t* message) noexcept nogil
     return c.method and memcmp(message + 8, c.transaction, TRANSACTION_BYTES) == 0
 
 
-# The relayed address in words; False if there is none, or it is not IPv4.
+# The relayed address in words; False if there is none.
 cdef inline bint take_relayed(Client* c, const uint8_t* message, uint32_t size) noexcept nogil:
     cdef const uint8_t* value = find_attribute(message, size, ATTRIBUTE_XOR_RELAYED_ADDRESS, 8)
-    if value == NULL or value[1] != 1:
+    cdef Endpoint relayed
+    if value == NULL or not parse_xor_address(value, load16(value - 2), message, &relayed):
         return False
-    snprintf(
-        c.relayed, ADDRESS_BYTES, b"%d.%d.%d.%d:%d", value[4] ^ 0x21, value[5] ^ 0x12, value[6] ^ 0xA4, value[7] ^ 0x42,
-        load16(value + 2) ^ 0x2112)
+    write_address(&relayed, c.relayed)
     return True
 
 

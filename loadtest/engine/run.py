@@ -92,12 +92,13 @@ class Run:
             self.tls, self.cipher = one.tls, one.cipher
         elif isinstance(one, Silenced):
             self.silenced.append(one)
-        elif one.cause is not Cause.ASKED or one.client not in self.calls:
-            self._note_failure(one)
-        else:
-            self.calls.pop(one.client)
+        elif isinstance(one, Ended):
+            self._note_end(one)
 
-    def _note_failure(self, ended: Ended) -> None:
+    def _note_end(self, ended: Ended) -> None:
+        if ended.cause is Cause.ASKED and ended.client in self.calls:
+            self.calls.pop(ended.client)
+            return
         self.first_error = self.first_error or f"{ended.words or ended.cause.name} ({ended.phase.name.lower()})"
         if ended.client in self.calls:
             self.calls.pop(ended.client)

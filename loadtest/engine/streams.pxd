@@ -9,7 +9,7 @@
 from libc.math cimport log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from loadtest.engine.carriers cimport FRAME_ROOM
+from loadtest.engine.carriers cimport CARRIER_PEER, FRAME_ROOM
 from loadtest.engine.ending cimport end_stream
 from loadtest.engine.engine cimport (
     FIRST_CHANNEL, HEARD, PHASE_READY, SENDS_A_TURN, STALL_US, Client, Engine, Stream, chance,
@@ -17,10 +17,10 @@ from loadtest.engine.engine cimport (
 from loadtest.engine.heap cimport set_due
 from loadtest.engine.requests cimport store16, store32
 from loadtest.engine.srtp cimport RTP_HEADER_BYTES, protect, unprotect
-from loadtest.engine.transport cimport send_unit
+from loadtest.engine.transport cimport send_to, send_unit
 from loadtest.engine.windows cimport (
     COUNT_CORRUPT, COUNT_DUPLICATE, COUNT_EXPIRED, COUNT_FOREIGN, COUNT_LATE, COUNT_LOST, COUNT_MISROUTED,
-    COUNT_RECEIVED, COUNT_REORDERED, COUNT_SENT, COUNT_STALLS, COUNT_UNSENT, OF_DELAY, OF_JITTER, OF_LATENESS, count,
+    COUNT_RECEIVED, COUNT_REORDERED, COUNT_RUNS, COUNT_SENT, COUNT_STALLS, COUNT_UNSENT, OF_DELAY, OF_JITTER, OF_LATENESS, count,
     record,
 )
 from relay.plane.compiled.leaves.posix cimport monotonic_us
@@ -36,28 +36,39 @@ cdef enum:
 
 # 1. What was heard: a bit for each of the last HEARD indexes
 
-cdef inline bint was_heard(const Stream* s, uint64_t index) noexcept nogil:
-    return s.heard[(index & (HEARD - 1)) >> 6] >> (index & 63) & 1
+cdef inline bint has_bit(const uint64_t* bits, uint64_t index) noexcept nogil:
+    return bits[(index & (HEARD - 1)) >> 6] >> (index & 63) & 1
 
 
-cdef inline void note_heard(Stream* s, uint64_t index) noexcept nogil:
-    s.heard[(index & (HEARD - 1)) >> 6] |= <uint64_t> 1 << (index & 63)
+cdef inline void set_bit(uint64_t* bits, uint64_t index) noexcept nogil:
+    bits[(index & (HEARD - 1)) >> 6] |= <uint64_t> 1 << (index & 63)
 
 
-cdef inline void forget_heard(Stream* s, uint64_t index) noexcept nogil:
-    s.heard[(index & (HEARD - 1)) >> 6] &= ~(<uint64_t> 1 << (index & 63))
+cdef inline void clear_bit(uint64_t* bits, uint64_t index) noexcept nogil:
+    bits[(index & (HEARD - 1)) >> 6] &= ~(<uint64_t> 1 << (index & 63))
+
+
+# A packet that was of no use to a listener. Those in a row are one run: the E-model wants to know how bursty they are.
+cdef inline void judge_use(Engine* e, Stream* s, bint missed) noexcept nogil:
+    if missed and not s.missed:
+        s.totals.runs += 1
+        count(e.window, COUNT_RUNS)
+    s.missed = missed
 
 
 # Counts as lost what has not come in time, or whose place a new packet takes.
 cdef inline void judge(Engine* e, Stream* s, int64_t now_us) noexcept nogil:
     cdef uint32_t age_ms
+    cdef bint heard
     while s.judged < s.next:
-        if not was_heard(s, s.judged):
+        heard = has_bit(s.heard, s.judged)
+        if not heard:
             age_ms = <uint32_t> (now_us // 1000) - s.sent_ms[s.judged & (HEARD - 1)]
             if age_ms < s.patience_us // 1000 and s.next - s.judged < HEARD:
                 break
             s.totals.lost += 1
             count(e.window, COUNT_LOST)
+        judge_use(e, s, not heard or has_bit(s.came_late, s.judged))
         s.judged += 1
 
 
@@ -92,6 +103,8 @@ cdef inline bint send_packet(Engine* e, Stream* s, int64_t now_us) noexcept nogi
         return False
     build_packet(e, s, unit + CHANNEL_HEAD_BYTES, now_us)
     size = protect(&s.sending, unit + CHANNEL_HEAD_BYTES, s.packet_bytes, s.next)
+    if c.plan.carrier == CARRIER_PEER:
+        return send_to(c, &c.peers[s.peer].address, unit + CHANNEL_HEAD_BYTES, size)
     store16(unit, FIRST_CHANNEL + s.peer)
     store16(unit + 2, size)
     return send_unit(e, c, unit, CHANNEL_HEAD_BYTES + size)
@@ -120,7 +133,8 @@ cdef inline void send_due(Engine* e, Stream* s) noexcept nogil:
     cdef int64_t now_us = monotonic_us()
     record(e.window, OF_LATENESS, now_us - s.due_us)
     judge(e, s, now_us)
-    forget_heard(s, s.next)
+    clear_bit(s.heard, s.next)
+    clear_bit(s.came_late, s.next)
     s.sent_ms[s.next & (HEARD - 1)] = <uint32_t> (now_us // 1000)
     if send_packet(e, s, now_us):
         s.totals.sent += 1
@@ -171,7 +185,7 @@ cdef inline void note_jitter(Engine* e, Stream* s, int64_t delay_us) noexcept no
 
 
 cdef inline void count_once(Engine* e, Stream* s, uint64_t index, int64_t delay_us) noexcept nogil:
-    note_heard(s, index)
+    set_bit(s.heard, index)
     count(e.window, COUNT_RECEIVED)
     record(e.window, OF_DELAY, delay_us)
     s.totals.received += 1
@@ -180,6 +194,7 @@ cdef inline void count_once(Engine* e, Stream* s, uint64_t index, int64_t delay_
         s.totals.delay_max_us = delay_us
     if delay_us > s.late_us:
         s.totals.late += 1
+        set_bit(s.came_late, index)
         count(e.window, COUNT_LATE)
     if index < s.highest:
         s.totals.reordered += 1
@@ -193,17 +208,17 @@ cdef inline void on_verified(Engine* e, Stream* s, const uint8_t* packet, int64_
     cdef uint64_t index = load64(packet + RTP_HEADER_BYTES + 4)
     if index >= s.next or index + HEARD <= s.next:
         count(e.window, COUNT_EXPIRED)
-    elif was_heard(s, index):
+    elif has_bit(s.heard, index):
         s.totals.duplicate += 1
         count(e.window, COUNT_DUPLICATE)
     elif index < s.judged:
-        note_heard(s, index)
+        set_bit(s.heard, index)
         count(e.window, COUNT_EXPIRED)
     else:
         count_once(e, s, index, now_us - <int64_t> load64(packet + RTP_HEADER_BYTES + 12))
 
 
-# What has come on a channel of a client.
+# What has come on a channel of a client, or to a peer.
 cdef inline void on_media(Engine* e, Client* c, uint8_t* packet, uint32_t size) noexcept nogil:
     cdef int64_t now_us = monotonic_us()
     cdef uint32_t number

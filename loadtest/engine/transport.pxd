@@ -3,13 +3,16 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport strerror
 
+from loadtest.engine.addresses cimport family_of, write_address
 from loadtest.engine.carriers cimport CARRIER_UDP, put_message, put_unit
 from loadtest.engine.ending cimport end_client
 from loadtest.engine.engine cimport (
     CAUSE_CLOSED, CAUSE_CONNECTION, CAUSE_RESOURCES, CAUSE_TLS, CAUSE_VERIFY, MAX_WAITING_OUT, ON_CLIENT, PHASE_ENDED,
-    PHASE_TLS, TEXT_SERVER_NAME, TEXT_SNI, Cause, Client, Engine, chance,
+    PHASE_TLS, SOCKADDR_BYTES, TEXT_SERVER_NAME, TEXT_SNI, Cause, Client, Endpoint, Engine, chance,
 )
-from loadtest.engine.kernel cimport EINPROGRESS, SO_ERROR, SOCK_DGRAM, TCP_MAXSEG, socket
+from loadtest.engine.kernel cimport (
+    EINPROGRESS, SO_ERROR, SO_RCVBUF, SO_RCVBUFFORCE, SOCK_DGRAM, TCP_MAXSEG, bind_socket, recvfrom, sendto, socket,
+)
 from loadtest.engine.openssl cimport (
     SSL_get_verify_result, SSL_set1_host, SSL_set_connect_state, SSL_set_fd, SSL_set_tlsext_host_name, X509_V_OK,
     X509_verify_cert_error_string,
@@ -25,6 +28,8 @@ from relay.plane.compiled.leaves.openssl cimport (
 cdef enum:
     # Loopback would advertise 64 KB, and the server's kernel would then buffer as for no real client.
     ETHERNET_MSS = 1448
+    # 200 ms of 1000 calls must fit while another process has the core.
+    PEER_RECEIVE_BYTES = 8388608
 
 
 cdef inline void watch(Engine* e, Client* c, int operation, bint waits_for_room) noexcept nogil:
@@ -46,24 +51,50 @@ cdef inline void fail_errno(Engine* e, Client* c, Cause cause, int fault) noexce
 
 # 1. A socket
 
-cdef inline bint open_socket(Engine* e, Client* c) noexcept nogil:
-    cdef bint datagrams = c.plan.carrier == CARRIER_UDP
-    cdef int on = 1, mss = ETHERNET_MSS, kind = SOCK_DGRAM if datagrams else posix.SOCK_STREAM
-    cdef posix.sockaddr* server = <posix.sockaddr*> c.plan.server
-    c.fd = socket(
-        posix.AF_INET if c.plan.server_size == sizeof(posix.sockaddr_in) else posix.AF_INET6,
-        kind | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
+cdef inline bint make_socket(Engine* e, Client* c, int kind) noexcept nogil:
+    c.fd = socket(family_of(&c.plan.server), kind | posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC, 0)
     if c.fd < 0:
         fail_errno(e, c, CAUSE_RESOURCES, posix.errno)
         return False
     count_live(LIVE_SOCKETS, 1)
+    return True
+
+
+cdef inline bint open_socket(Engine* e, Client* c) noexcept nogil:
+    cdef bint datagrams = c.plan.carrier == CARRIER_UDP
+    cdef int on = 1, mss = ETHERNET_MSS
+    if not make_socket(e, c, SOCK_DGRAM if datagrams else posix.SOCK_STREAM):
+        return False
     if not datagrams:
         posix.setsockopt(c.fd, posix.IPPROTO_TCP, posix.TCP_NODELAY, &on, sizeof(int))
         posix.setsockopt(c.fd, posix.IPPROTO_TCP, TCP_MAXSEG, &mss, sizeof(int))
-    if posix.connect(c.fd, server, c.plan.server_size) < 0 and posix.errno != EINPROGRESS:
+    if posix.connect(c.fd, <posix.sockaddr*> c.plan.server.octets, c.plan.server.size) < 0 and (
+        posix.errno != EINPROGRESS
+    ):
         fail_errno(e, c, CAUSE_CONNECTION, posix.errno)
         return False
     watch(e, c, posix.EPOLL_CTL_ADD, not datagrams)
+    return True
+
+
+# A socket of its own address, which is not connected: whoever sends to it is heard.
+cdef inline bint open_peer_socket(Engine* e, Client* c) noexcept nogil:
+    cdef Endpoint own
+    cdef posix.socklen_t size = SOCKADDR_BYTES
+    cdef int room = PEER_RECEIVE_BYTES
+    if not make_socket(e, c, SOCK_DGRAM):
+        return False
+    # Only root may have more than the system's maximum.
+    if posix.setsockopt(c.fd, posix.SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(int)) < 0:
+        posix.setsockopt(c.fd, posix.SOL_SOCKET, SO_RCVBUF, &room, sizeof(int))
+    if bind_socket(c.fd, <posix.sockaddr*> c.plan.server.octets, c.plan.server.size) < 0 or (
+        posix.getsockname(c.fd, <posix.sockaddr*> own.octets, &size) < 0
+    ):
+        fail_errno(e, c, CAUSE_RESOURCES, posix.errno)
+        return False
+    own.size = size
+    write_address(&own, c.relayed)
+    watch(e, c, posix.EPOLL_CTL_ADD, False)
     return True
 
 
@@ -179,6 +210,12 @@ cdef inline bint send_datagram(Engine* e, Client* c, const uint8_t* data, uint32
     return False
 
 
+# A datagram of a socket that is not connected. Nothing that is wrong with one address ends it.
+cdef inline bint send_to(Client* c, const Endpoint* to, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef const posix.sockaddr* address = <const posix.sockaddr*> to.octets
+    return sendto(c.fd, data, size, posix.MSG_DONTWAIT | posix.MSG_NOSIGNAL, address, to.size) >= 0
+
+
 # Sends a unit, around which there is room. It is changed where it lies.
 cdef inline bint send_unit(Engine* e, Client* c, uint8_t* unit, uint32_t size) noexcept nogil:
     cdef uint32_t framed
@@ -196,6 +233,14 @@ cdef inline bint send_message(Engine* e, Client* c, uint8_t opcode, uint8_t* pay
 
 
 # 4. In
+
+# A datagram of a socket that is not connected: its size, or 0 if there is none.
+cdef inline uint32_t receive_from(Client* c, uint8_t* data, uint32_t room, Endpoint* sender) noexcept nogil:
+    cdef posix.socklen_t size = SOCKADDR_BYTES
+    cdef ssize_t got = recvfrom(c.fd, data, room, posix.MSG_DONTWAIT, <posix.sockaddr*> sender.octets, &size)
+    sender.size = size
+    return <uint32_t> got if got > 0 else 0
+
 
 # Reads into ``room`` bytes; 0 if there is nothing, or no connection any longer.
 cdef inline uint32_t read_some(Engine* e, Client* c, uint8_t* data, uint32_t room) noexcept nogil:

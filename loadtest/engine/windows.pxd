@@ -27,6 +27,9 @@ cdef enum Counter:
     COUNT_MISROUTED             # whole, but for another client
     COUNT_FOREIGN               # of no stream
     COUNT_STALLS                # a packet that took 200 ms longer than the one before it
+    COUNT_RUNS                  # of packets in a row that were lost or late
+    COUNT_REFLECTED             # by a peer that sends everything back
+    COUNT_FORGED                # answers of a server that do not prove that it knows the password
     COUNT_DIRTY                 # of a stream, with padding that is not zero: no harm, but whose bytes are these?
     COUNT_UNTOLD                # happenings that Python did not take in time
     COUNTERS

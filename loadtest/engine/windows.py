@@ -20,6 +20,9 @@ COUNTERS = (
     "misrouted",
     "foreign",
     "stalls",
+    "runs",
+    "reflected",
+    "forged",
     "dirty_padding",
     "untold",
 )
@@ -63,8 +66,41 @@ class Histogram(Counter[int]):
 
 
 @dataclass(frozen=True)
+class StreamTotals:
+    """What has been counted of a stream since it began. ``runs`` are packets in a row that were lost or late."""
+
+    sent: int
+    unsent: int
+    received: int
+    lost: int
+    late: int
+    duplicate: int
+    reordered: int
+    runs: int
+    delay_sum_s: float
+    max_delay_s: float
+    jitter_s: float
+
+    @property
+    def mean_delay_s(self) -> float:
+        """Of the packets that were received."""
+        return self.delay_sum_s / self.received if self.received else 0.0
+
+
+def stream_totals(values: tuple[int, ...]) -> StreamTotals:
+    """In the order of ``Totals`` of ``engine.pxd``, and then the jitter."""
+    sent, unsent, received, lost, late, duplicate, reordered, runs = values[:8]
+    delay_sum_s, max_delay_s, jitter_s = (us / 1e6 for us in values[8:])
+    counts = sent, unsent, received, lost, late, duplicate, reordered, runs
+    return StreamTotals(*counts, delay_sum_s, max_delay_s, jitter_s)
+
+
+@dataclass(frozen=True)
 class Window:
-    """A window of time. ``lateness`` is the engine's own, ``delay`` that of packets, ``jitter`` as in RFC 3550."""
+    """A window of time. ``lateness`` is the engine's own, ``delay`` that of packets, ``jitter`` as in RFC 3550.
+
+    ``streams`` has the totals of streams that go on, by their number, if they were asked for.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -72,6 +108,7 @@ class Window:
     delay: Histogram = field(repr=False)
     lateness: Histogram = field(repr=False)
     jitter: Histogram = field(repr=False)
+    streams: Mapping[int, StreamTotals] = field(repr=False, default_factory=dict)
 
     @property
     def valid(self) -> bool:

@@ -21,6 +21,8 @@ VOICE = b"\x80" + bytes(range(1, 160)) + b"0123456789ab"
 # What ``voice`` sends.
 FRAME_BYTES = 1200
 SSRC = 7
+# Where ``allocated`` says that the allocation is.
+RELAYED = Address("192.0.2.1", 50000)
 
 
 def stun(number: int, method: int = Method.BINDING, message_class: MessageClass = MessageClass.REQUEST) -> bytes:
@@ -28,21 +30,22 @@ def stun(number: int, method: int = Method.BINDING, message_class: MessageClass 
     return build_message(method, message_class, number.to_bytes(12))
 
 
-def answer(request: bytes, *attributes: tuple[int, bytes], error: int = 0) -> bytes:
-    """The upstream's answer to a request."""
+def answer(request: bytes, *attributes: tuple[int, bytes], error: int = 0, key: bytes | None = None) -> bytes:
+    """The upstream's answer to a request, with a key an authenticated one."""
     parsed = parse_message(request)
     kind = MessageClass.ERROR if error else MessageClass.SUCCESS
     coded = [(AttributeType.ERROR_CODE, build_error_code(error))] if error else []
-    return build_message(parsed.method, kind, parsed.transaction_id, [*coded, *attributes])
+    return build_message(parsed.method, kind, parsed.transaction_id, [*coded, *attributes], integrity_key=key)
 
 
-def allocated(request: bytes, lifetime_s: int = 600) -> bytes:
+def allocated(request: bytes, lifetime_s: int = 600, *, key: bytes | None = None, address: Address = RELAYED) -> bytes:
     """A success for an Allocate request."""
-    relayed = build_xor_address(Address("192.0.2.1", 50000), parse_message(request).transaction_id)
+    relayed = build_xor_address(address, parse_message(request).transaction_id)
     return answer(
         request,
         (AttributeType.XOR_RELAYED_ADDRESS, relayed),
         (AttributeType.LIFETIME, build_uint32(lifetime_s)),
+        key=key,
     )
 
 

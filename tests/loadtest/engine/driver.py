@@ -22,11 +22,14 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.deaf = False
         self._told: list[Happening] = []
         self._news = asyncio.Event()
 
     def take(self) -> None:
-        """Gather what has happened."""
+        """Gather what has happened, unless it is deaf."""
+        if self.deaf:
+            return
         self._told += self.engine.happenings()
         self._news.set()
 
@@ -40,6 +43,10 @@ class Driver:
                 assert not isinstance(one, Ended), one
             self._news.clear()
             await self._news.wait()
+
+    async def next_silenced(self) -> Silenced:
+        """The next end of a stream."""
+        return await self.next(Silenced)
 
     async def next_ended(self) -> Ended:
         """The next end of a client."""

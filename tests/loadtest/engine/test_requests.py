@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loadtest.engine.engine import Cause, Opened, Phase
@@ -14,6 +16,7 @@ from tests.support.messages import allocated, answer
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 
 PEER = Address("192.0.2.7", 16384)
+KEY = long_term_key("trader", "cloud9", "secret")
 CHALLENGE = ((AttributeType.REALM, b"cloud9"), (AttributeType.NONCE, b"n1"))
 
 
@@ -49,10 +52,49 @@ async def test_requests_are_signed_once_the_server_asks() -> None:
         assert message.get(AttributeType.MESSAGE_INTEGRITY) is None
         server.send(sender, answer(request, *CHALLENGE, error=401))
         request, message, sender = await asked(server, Method.ALLOCATE)
-        assert message.has_integrity(long_term_key("trader", "cloud9", "secret"))
+        assert message.has_integrity(KEY)
         assert message.get(AttributeType.NONCE) == b"n1"
-        server.send(sender, allocated(request))
+        server.send(sender, allocated(request, key=KEY))
         await driver.next(Opened)
+
+
+@pytest.mark.parametrize("key", [None, bytes(16)], ids=["none", "another"])
+async def test_an_answer_that_does_not_know_the_password_is_ignored(key: bytes | None) -> None:
+    async with scripted_upstream() as server, running_engine() as driver:
+        driver.engine.open(plan(server))
+        request, _, sender = await asked(server, Method.ALLOCATE)
+        server.send(sender, answer(request, *CHALLENGE, error=401))
+        request, _, _ = await asked(server, Method.ALLOCATE)
+        server.send(sender, allocated(request, key=key))
+        # It asks again, as if nothing had come.
+        assert (await server.receive())[0] == request
+        server.send(sender, allocated(request, key=KEY))
+        await driver.next(Opened)
+        assert driver.engine.window().counters["forged"] == 1
+
+
+async def test_a_server_that_never_knows_the_password_is_named() -> None:
+    async with scripted_upstream() as server, running_engine() as driver:
+        driver.engine.open(replace(plan(server), patience_s=0.2))
+        request, _, sender = await asked(server, Method.ALLOCATE)
+        server.send(sender, answer(request, *CHALLENGE, error=401))
+        request, _, _ = await asked(server, Method.ALLOCATE)
+        server.send(sender, allocated(request, key=bytes(16)))
+        ended = await driver.next_ended()
+        assert (ended.cause, ended.words) == (Cause.TIMEOUT, "no answer with the MESSAGE-INTEGRITY of the password")
+
+
+async def test_a_peer_of_ipv6() -> None:
+    relayed, peer = Address("2001:db8::1", 50000), Address("2001:db8::7", 16384)
+    async with scripted_upstream() as server, running_engine() as driver:
+        driver.engine.open(plan(server, peer))
+        request, message, sender = await asked(server, Method.ALLOCATE)
+        assert message.get(AttributeType.REQUESTED_ADDRESS_FAMILY) == b"\2\0\0\0"
+        server.send(sender, allocated(request, address=relayed))
+        request, message, _ = await asked(server, Method.CHANNEL_BIND)
+        assert message.address(AttributeType.XOR_PEER_ADDRESS) == peer
+        server.send(sender, answer(request))
+        assert (await driver.next(Opened)).relayed == relayed
 
 
 async def test_an_allocation_is_refreshed_with_a_stale_nonce_too() -> None:
@@ -61,7 +103,7 @@ async def test_an_allocation_is_refreshed_with_a_stale_nonce_too() -> None:
         request, _, sender = await asked(server, Method.ALLOCATE)
         server.send(sender, answer(request, *CHALLENGE, error=401))
         request, _, _ = await asked(server, Method.ALLOCATE)
-        server.send(sender, allocated(request, lifetime_s=1))
+        server.send(sender, allocated(request, lifetime_s=1, key=KEY))
         await driver.next(Opened)
         request, message, _ = await asked(server, Method.REFRESH)
         assert message.get(AttributeType.LIFETIME) is None
@@ -70,7 +112,7 @@ async def test_an_allocation_is_refreshed_with_a_stale_nonce_too() -> None:
         request, message, _ = await asked(server, Method.REFRESH)
         assert message.get(AttributeType.NONCE) == b"n2"
         # One second again.
-        server.send(sender, answer(request, (AttributeType.LIFETIME, bytes([0, 0, 0, 1]))))
+        server.send(sender, answer(request, (AttributeType.LIFETIME, bytes([0, 0, 0, 1])), key=KEY))
         await asked(server, Method.REFRESH)
 
 
