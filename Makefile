@@ -36,7 +36,7 @@ help:
 	@echo "make test   lint, types, fuzz, test-asan and the whole test suite"
 	@echo "make lint   only lint and types"
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
-	@echo "make test-asan  the data plane's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make test-asan  tests of compiled code under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench  measure the relay and coturn: CPU per packet, latency, loss"
 	@echo "make bench-turn  the emulator's TURN host and coturn over UDP: CPU per packet, loss, memory"
 	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
@@ -91,18 +91,18 @@ fuzz: $(VENV)/.test-installed
 	@nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS)
 
 ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py tests/emulator/sfu \
-    tests/emulator/turn
+    tests/emulator/turn tests/loadtest/engine
 
 # In a copy of the tree, so that its extension stays as it is. A sanitizer's report ends the run. LeakSanitizer is off, because
 # it would list the interpreter's leaks. The debug build counts our own objects, and the tests assert that none are left.
 # Tests of the reference plane are left out, because they run no compiled code. pytest must not capture the output, or it would
 # hide the report of a sanitizer that ends the process.
 test-asan: $(VENV)/.test-installed
-	@rm -rf $(ASAN)/relay $(ASAN)/tests $(ASAN)/report.* && mkdir -p $(ASAN)
-	@tar -c --exclude='*.so' --exclude=__pycache__ relay tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(ASAN)
+	@rm -rf $(ASAN)/relay $(ASAN)/loadtest $(ASAN)/tests $(ASAN)/report.* && mkdir -p $(ASAN)
+	@tar -c --exclude='*.so' --exclude=__pycache__ relay loadtest tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(ASAN)
 	@cd $(ASAN) && export RELAY_DEBUG=1 RELAY_SANITIZE=1 && \
 	    $(abspath $(BIN))/python setup.py -q build_ext --inplace >/dev/null && \
-	    $(abspath $(BIN))/python -m tests.fuzz.build && \
+	    $(abspath $(BIN))/python -m tests.fuzz.build && $(abspath $(BIN))/python -m tests.loadtest.engine.build && \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
 	    $(PYTEST) --capture=sys -k 'not reference' $(ASAN_TESTS) \

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from loadtest.engine._engine import live_objects
-from tests.support.compiled import ROOT, build
+from tests.loadtest.engine.build import build_parts
 
-build(
-    "tests.loadtest.engine._parts",
-    [*ROOT.glob("relay/plane/compiled/leaves/*.pxd"), *ROOT.glob("loadtest/engine/*.pxd")],
-)
+build_parts()
 
 
 @pytest.fixture(autouse=True)

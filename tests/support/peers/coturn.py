@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relay.addresses import Address
@@ -31,6 +31,7 @@ class Coturn:
 
     address: Address
     tls_address: Address | None
+    process_id: int = 0
     realm: str = REALM
     username: str = USERNAME
     password: str = PASSWORD
@@ -53,7 +54,7 @@ async def open_coturn(
             async with asyncio.timeout(START_TIMEOUT_S):
                 await log.wait_for(STARTED)
                 await _answered(coturn.address)
-            yield coturn
+            yield replace(coturn, process_id=process.pid)
         finally:
             await _end(process)
             await log.wait_closed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import subprocess
@@ -99,7 +100,9 @@ async def open_squid() -> AsyncIterator[Squid]:
         squid = Squid(address, folder / "access.log", service)
         _write_files(folder, squid)
         command = ("squid", "-N", "-n", service, "-f", folder / "squid.conf")
-        process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL)
+        # Sanitizers of this process are not for squid.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL, env=environment)
         try:
             await eventually(lambda: process.returncode is not None or _listens(squid.address), "squid listens")
             assert process.returncode is None, (folder / "cache.log").read_text()
