@@ -5,6 +5,7 @@ plans    what a client and a stream are to do
 windows  what was counted in a window of time
 run      a program: calls of one server for some seconds, as the benchmarks start it
 logins   a program: logins beside them
+sink     a program: the far end, which sends everything back
 processes  what a server has used
 
 ``_engine`` is header-only Cython (``.pxd``), in which each file knows only those before it:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from loadtest.engine.engine cimport ADDRESS_BYTES, SOCKADDR_BYTES, Endpoint
 from loadtest.engine.kernel cimport inet_ntop
@@ -34,6 +34,13 @@ cdef inline int family_of(const Endpoint* address) noexcept nogil:
 
 cdef inline const uint8_t* ip_of(const Endpoint* address) noexcept nogil:
     return address.octets + (IPV6_AT if is_ipv6(address) else IPV4_AT)
+
+
+# Whatever the port.
+cdef inline bint is_same_host(const Endpoint* one, const Endpoint* other) noexcept nogil:
+    cdef const uint8_t* ip = ip_of(one)
+    cdef size_t size = IPV6_BYTES if is_ipv6(one) else IPV4_BYTES
+    return one.size == other.size and memcmp(ip, ip_of(other), size) == 0
 
 
 cdef inline void xor_address(uint8_t* value, uint32_t size, const uint8_t* message) noexcept nogil:

@@ -6,7 +6,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport strtol
 from libc.string cimport memcpy, memset, strlen
 
-from loadtest.engine.addresses cimport write_address
+from loadtest.engine.addresses cimport is_same_host, write_address
 from loadtest.engine.carriers cimport (
     CARRIER_PEER, CARRIER_SESSION, CARRIER_TLS, CARRIER_UDP, FRAME_CLOSE, FRAME_PING, FRAME_ROOM, FRAME_TEXT, FRAME_UNIT, TAKEN_BROKEN,
     TAKEN_FRAME, Frame, has_dirty_padding, is_lossy, is_upgraded, take_frame,
@@ -25,7 +25,7 @@ from loadtest.engine.openssl cimport SSL_get_cipher_name
 from loadtest.engine.requests cimport (
     answers, build_request, is_proven, lifetime_of, take_challenge, take_relayed,
 )
-from loadtest.engine.streams cimport on_media
+from loadtest.engine.streams cimport MIN_PACKET_BYTES, on_media
 from loadtest.engine.transport cimport (
     connection_fault, fail_errno, flush, lay_tls, on_tls_pause, open_peer_socket, open_socket, read_some, receive_from,
     send_message, send_stream, send_to, send_unit, wait_for_room,
@@ -84,7 +84,7 @@ cdef inline int64_t next_due(const Client* c) noexcept nogil:
         due = c.began_us[<int> PHASE_CONNECTING] + c.plan.patience_us
     if c.phase == PHASE_ENDING:
         due = c.began_us[<int> PHASE_ENDING] + ENDING_WAIT_US
-    if c.method:
+    if c.method or c.binding:
         return earlier(due, c.retry_us)
     if c.phase == PHASE_READY:
         due = c.refresh_us
@@ -111,6 +111,8 @@ cdef inline void enter(Client* c, Phase phase) noexcept nogil:
 
 cdef inline void open_client(Engine* e, Client* c) noexcept nogil:
     e.clients[c.number] = c
+    e.last_serial += 1
+    c.serial = e.last_serial
     enter(c, PHASE_CONNECTING)
     if not (open_peer_socket(e, c) if c.plan.carrier == CARRIER_PEER else open_socket(e, c)):
         return
@@ -260,6 +262,7 @@ cdef inline void bind_peer(Engine* e, Client* c, uint32_t place) noexcept nogil:
         ask(e, c, CHANNEL_BIND_REQUEST)
         return
     c.binding = True
+    c.retry_us = monotonic_us() + RELIABLE_WAIT_US
     write_address(&c.peers[place].address, peer)
     size = snprintf(
         text, SAYING_BYTES, b'{"type": "bind", "peer": "%s", "channel": %d}', peer, FIRST_CHANNEL + place)
@@ -511,7 +514,19 @@ cdef inline void on_datagram(Engine* e, Client* c) noexcept nogil:
         count(e.window, COUNT_FOREIGN)
 
 
-# Of a peer: all that has come. What it reflects goes back unseen.
+# What a peer may send back: only RTP, and only to those whom it knows, if it knows any. So nobody has it send packets to
+# others under a forged address, and two services that answer everything do not answer each other for ever.
+cdef inline bint may_reflect(const Client* c, const Endpoint* sender, const uint8_t* packet, uint32_t size) noexcept nogil:
+    cdef uint32_t i
+    if size < MIN_PACKET_BYTES or packet[0] & 0xC0 != 0x80:
+        return False
+    for i in range(c.peer_count):
+        if is_same_host(&c.peers[i].address, sender):
+            return True
+    return c.peer_count == 0
+
+
+# Of a peer: all that has come.
 cdef inline void on_peer_datagrams(Engine* e, Client* c) noexcept nogil:
     cdef Endpoint sender
     cdef uint32_t got
@@ -521,6 +536,8 @@ cdef inline void on_peer_datagrams(Engine* e, Client* c) noexcept nogil:
             return
         if not c.plan.reflects:
             on_media(e, c, e.coming, got)
+        elif not may_reflect(c, &sender, e.coming, got):
+            count(e.window, COUNT_FOREIGN)
         elif send_to(c, &sender, e.coming, got):
             e.carried = True
             count(e.window, COUNT_REFLECTED)
@@ -598,6 +615,9 @@ cdef inline void on_client_due(Engine* e, Client* c) noexcept nogil:
     elif c.method:
         if c.retry_us <= now_us:
             retry(e, c)
+    elif c.binding:
+        if c.retry_us <= now_us:
+            time_out(e, c, b"no answer to bind")
     elif c.phase == PHASE_READY:
         renew(e, c, now_us)
     schedule(e, c)
@@ -619,6 +639,7 @@ cdef inline void close_client(Engine* e, Client* c) noexcept nogil:
         return
     enter(c, PHASE_ENDING)
     c.method = 0
+    c.binding = False
     if c.plan.carrier == CARRIER_SESSION:
         say_session(e, c, closing, 17)
     elif is_lossy(c.plan.carrier):

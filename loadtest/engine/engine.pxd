@@ -131,6 +131,7 @@ cdef struct Peer:
 cdef struct Client:
     Client* next_ended
     uint32_t number
+    uint64_t serial             # of all clients, from 1: a number is given again
     Phase phase
     int fd
     SSL* tls
@@ -184,6 +185,9 @@ cdef struct Stream:
     uint32_t sender             # a client
     uint32_t peer               # of it, by its place
     uint32_t receiver           # the client at which the packets are to arrive
+    # 0: it did not exist. Later clients of these numbers are others.
+    uint64_t sender_serial
+    uint64_t receiver_serial
     uint32_t packet_bytes       # of RTP
     int64_t interval_us
     int64_t talk_us             # the mean of a talk spurt, and of a pause; 0: it never pauses
@@ -250,6 +254,7 @@ cdef struct Engine:
     Client* ended
     Heap due_clients
     Heap due_streams
+    uint64_t last_serial
     uint32_t first_ssrc         # stream n has this and n
     uint64_t random
     EVP_MAC* hmac

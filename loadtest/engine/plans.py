@@ -25,6 +25,8 @@ MAX_PAYLOAD_BYTES = 1378
 # A day. What takes longer is a mistake.
 MAX_TIME_S = 86400.0
 MASTER_BYTES = 30
+# As engine.pxd has it.
+MAX_PEERS = 8
 # A stream remembers its last 512 packets: 10 s of voice.
 MAX_PATIENCE_S = 10.0
 # ChannelBind renews the permission as well, which lives five minutes (RFC 8656 section 9).
@@ -68,7 +70,7 @@ class ClientPlan:
 
     ``tunnel`` is what a web proxy is asked for, by default the server's name and port. Of a peer, ``server`` is its own
     address, with port 0 for any that is free; ``Opened.relayed`` then says which. One that ``reflects`` sends
-    everything back to whom it came from, unseen, and has no streams.
+    all RTP back to whom it came from, and has no streams; if it has ``peers``, only theirs, whatever their port.
     """
 
     server: Address
@@ -97,7 +99,7 @@ class ClientPlan:
         _require(0 < self.patience_s <= MAX_TIME_S, "patience_s", f"more than 0 and at most {MAX_TIME_S:g}")
         _require(0 < self.rebind_s <= MAX_TIME_S, "rebind_s", f"more than 0 and at most {MAX_TIME_S:g}")
         _require(0 <= self.lifetime_s <= MAX_TIME_S, "lifetime_s", f"0 to {MAX_TIME_S:g}")
-        _require(len(self.peers) <= 8, "peers", "8 at most")
+        _require(len(self.peers) <= MAX_PEERS, "peers", f"{MAX_PEERS} at most")
         datagrams = self.carrier in {Carrier.UDP, Carrier.PEER}
         _require(not datagrams or self.web_proxy is None, "web_proxy", "a carrier over TLS")
         _require(self.tunnel is None or self.web_proxy is not None, "tunnel", "a web proxy that is asked for it")
@@ -168,10 +170,10 @@ class StreamPlan:
     """One stream of voice, sent on a channel of a client.
 
     It arrives at ``receiver``, by default the sender: a peer that reflects. Without ``receive_key`` it arrives as it
-    was protected. With ``talk_s`` and ``pause_s`` it is silent between talk spurts, exponential about these means.
-    What comes later than ``late_s`` is late, and lost after ``patience_s``.
-    It begins at ``start_s`` of ``time.monotonic``, or soon at a random phase, and ends by itself after this many
-    ``packets``, if there is such a number.
+    was protected. With ``talk_s`` and ``pause_s`` it is silent between talk spurts, exponential about these means. What
+    comes later than ``late_s`` is late, and lost after ``patience_s``. It begins at ``start_s`` of ``time.monotonic``,
+    or soon at a random phase, and ends by itself after this many ``packets``, if there is such a number. It outlives
+    its client: then its packets are unsent.
     """
 
     sender: int

@@ -99,7 +99,7 @@ cdef inline bint send_packet(Engine* e, Stream* s, int64_t now_us) noexcept nogi
     cdef Client* c = e.clients[s.sender]
     cdef uint8_t* unit = e.leaving + FRAME_ROOM
     cdef uint32_t size
-    if c == NULL or c.phase != PHASE_READY or s.peer >= c.peer_count or not c.peers[s.peer].bound:
+    if c == NULL or c.serial != s.sender_serial or c.phase != PHASE_READY or s.peer >= c.peer_count or not c.peers[s.peer].bound:
         return False
     build_packet(e, s, unit + CHANNEL_HEAD_BYTES, now_us)
     size = protect(&s.sending, unit + CHANNEL_HEAD_BYTES, s.packet_bytes, s.next)
@@ -230,15 +230,21 @@ cdef inline void on_media(Engine* e, Client* c, uint8_t* packet, uint32_t size) 
         count(e.window, COUNT_FOREIGN)
     elif unprotect(&s.receiving, packet, size) != <int> s.packet_bytes:
         count(e.window, COUNT_CORRUPT)
-    elif s.receiver != c.number:
+    elif s.receiver_serial != c.serial:
         count(e.window, COUNT_MISROUTED)
     else:
         on_verified(e, s, packet, now_us)
 
 
+cdef inline uint64_t serial_of(Engine* e, uint32_t number) noexcept nogil:
+    cdef Client* c = e.clients[number] if number < e.max_clients else NULL
+    return 0 if c == NULL else c.serial
+
+
 # Begins when its plan says, or at a random phase, so that streams which are begun together do not send together.
 cdef inline void begin_stream(Engine* e, Stream* s) noexcept nogil:
     e.streams[s.number] = s
+    s.sender_serial, s.receiver_serial = serial_of(e, s.sender), serial_of(e, s.receiver)
     if not s.due_us:
         s.due_us = e.now_us + <int64_t> (chance(e) % <uint64_t> s.interval_us)
     s.started_us = s.due_us

@@ -86,9 +86,9 @@ class Driver:
 
 
 @contextlib.asynccontextmanager
-async def running_engine() -> AsyncIterator[Driver]:
+async def running_engine(clients: int = 16) -> AsyncIterator[Driver]:
     """A small engine."""
-    with Engine(max_clients=16, max_streams=16) as engine:
+    with Engine(max_clients=clients, max_streams=16) as engine:
         driver, loop = Driver(engine), asyncio.get_running_loop()
         loop.add_reader(engine.event_fd, driver.take)
         try:

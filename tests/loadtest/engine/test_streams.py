@@ -251,3 +251,21 @@ async def test_numbers_are_given_again() -> None:
                 driver.engine.talk(StreamPlan(opened.client))
             for _ in range(16):
                 assert (await driver.next_silenced()).received == 2
+
+
+async def test_a_stream_is_not_that_of_the_next_client_with_its_number() -> None:
+    async with running_engine(clients=2) as driver:
+        mirror = await open_peer(driver, reflects=True)
+        assert mirror.relayed is not None
+        opened = await open_peer(driver, mirror.relayed)
+        number = driver.engine.talk(stream(opened.client))
+        while not (await driver.window()).counters["received"]:
+            pass
+        await driver.closed(opened.client)
+        again = await open_peer(driver, mirror.relayed)
+        assert again.client == opened.client
+        driver.engine.window()
+        while (counted := (await driver.window()).counters)["unsent"] < 5:
+            assert counted["sent"] == 0
+        driver.engine.silence(number)
+        await driver.next_silenced()
