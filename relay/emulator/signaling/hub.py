@@ -52,7 +52,7 @@ GRACE_S = 15.0
 HANDLE_TIMEOUT_S = 10.0
 # What hubs say to each other: lines, or who has them, have changed; logins have ended.
 LINES, LOGINS = "lines", "logins"
-NO_SFU = "There is no SFU: hoots have no voice while several processes share their state (redis_url)."
+NO_SFU = "There is no SFU: hoots have no voice while several processes share their state (--redis)."
 OnMedia = Callable[[str, str, "messages.SendDescription | messages.SendCandidate"], Awaitable[None]]
 
 
@@ -392,7 +392,7 @@ class Hub:
             raise Refusal(ErrorCode.NOT_IN_CALL, "You are not in this call.", "the call_id of a call that goes on")
         if message.to == MEDIA_SERVER:
             if self._media_server is None:
-                raise Refusal(ErrorCode.UNAVAILABLE, NO_SFU, "an emulator of one process, without redis_url")
+                raise Refusal(ErrorCode.UNAVAILABLE, NO_SFU, "an emulator of one process, without --redis")
             await self._media_server(user_id, number, message)
             return
         if message.to not in line.parties or message.to == user_id:

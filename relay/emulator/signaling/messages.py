@@ -169,7 +169,8 @@ class LineState(Event):
 
     ``seq`` grows by one with each transition. A client may miss some, and loses nothing: each state is complete.
     ``participants`` lists everyone in the call, or only the talkers if there are more than 50; ``subscribers`` counts
-    all. ``since`` is the time of the last change of ``state``, and ``reason`` why the last call ended.
+    all. ``since`` is the time of the last change of ``state``, null before the first. ``reason`` is why the last call
+    ended.
     """
 
     event: ClassVar[str] = "line.state"
@@ -183,7 +184,7 @@ class LineState(Event):
     subscribers: int = Field(ge=0)
     number: DialNumber | None = None
     reason: EndReason | None = None
-    since: datetime
+    since: datetime | None
 
 
 class Welcome(Event):

@@ -203,7 +203,7 @@ def build_line_state(spec: LineSpec, line: Line) -> dict[str, Any]:
         "subscribers": len(line.parties),
         "number": line.call and line.call.number,
         "reason": line.reason,
-        "since": timestamp(line.since),
+        "since": timestamp(line.since) if line.since else None,
     }
 
 

@@ -114,7 +114,7 @@ class CallStatus(ApiModel):
     far_end_type: FarEndType
     privacy_on: bool
     reason: str | None = Field(default=None, description="why the last call ended")
-    timestamp: Time
+    timestamp: Time | None = Field(description="since when it is so; null before the line's first call")
 
 
 class CallStatusSnapshot(ApiModel):

@@ -43,7 +43,7 @@ def _status(spec: LineSpec, line: Line, user_id: str, *, is_offline: bool, priva
         far_end_type=far_end_type,
         privacy_on=call_id in private,
         reason=str(line.reason) if line.reason and line.status is LineStatus.IDLE else None,
-        timestamp=time_of(line.since),
+        timestamp=time_of(line.since) if line.since else None,
     )
 
 
