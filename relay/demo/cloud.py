@@ -56,9 +56,17 @@ class Floor:
 
 @contextlib.asynccontextmanager
 async def running_floor(
-    folder: Path, people: fixtures.Fixtures, *, known_ports: bool = False, limits: dict[str, Any] | None = None
+    folder: Path,
+    people: fixtures.Fixtures,
+    *,
+    known_ports: bool = False,
+    bad_web_proxy: Address | None = None,
+    limits: dict[str, Any] | None = None,
 ) -> AsyncIterator[Floor]:
-    """Start all, with state in memory. ``known_ports``: the ports of ``relay emulate``. Raises OperatorError."""
+    """Start all, with state in memory. ``known_ports``: the ports of ``relay emulate``. Raises OperatorError.
+
+    ``bad_web_proxy`` is where the firm's web proxy listens that faults make bad; without one there is none.
+    """
     settings = EmulatorSettings(
         folder=folder,
         fixtures=people,
@@ -69,7 +77,7 @@ async def running_floor(
         turn_port=0,
         # Calls are measured: nothing of ours lies on their way.
         udp_hop_port=None,
-        bad_web_proxy=DEFAULT_BAD_WEB_PROXY if known_ports else None,
+        bad_web_proxy=DEFAULT_BAD_WEB_PROXY if known_ports else bad_web_proxy,
         relay=RelayPlan() if known_ports else RelayPlan(_ANY, _ANY, _ANY),
     )
     async with Cloud(settings) as cloud:

@@ -37,7 +37,9 @@ class AnswerError(SoftphoneError):
 
 def open_http(ssl_context: ssl.SSLContext | None, proxy: str | None) -> aiohttp.ClientSession:
     """The connections of one softphone. ``proxy`` is a web proxy, with user and password if it wants them."""
-    connector = aiohttp.TCPConnector(ssl=ssl_context if ssl_context is not None else True, limit=CONNECTIONS)
+    # The system's resolver: aiohttp's own has threads and queues, which do not work where gevent has replaced them.
+    resolver = aiohttp.ThreadedResolver()
+    connector = aiohttp.TCPConnector(ssl=ssl_context or True, limit=CONNECTIONS, resolver=resolver)
     return aiohttp.ClientSession(connector=connector, proxy=proxy, cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 

@@ -50,6 +50,7 @@ from relay.emulator.softphone.carriers import (
 )
 from relay.emulator.softphone.errors import SoftphoneError, Unreachable
 from relay.emulator.softphone.pacer import Pacer
+from relay.emulator.softphone.recorder import Recording
 from relay.emulator.softphone.rest import Rest, open_http
 from relay.emulator.softphone.signaling import Signaling
 from relay.emulator.softphone.uploading import upload
@@ -273,6 +274,10 @@ class Softphone:
         elif isinstance(accepted, StateAccepted):
             self._take_all(accepted)
         return accepted
+
+    async def upload(self, recording: Recording) -> None:
+        """Upload a recording that was made elsewhere: for load tests. Raises UploadFailed."""
+        await upload(self._rest, recording)
 
     async def fetch_recording(self, recording_id: str) -> bytes:
         """The media of a recording, from the recorder. Raises SoftphoneError."""
