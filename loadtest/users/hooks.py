@@ -1,0 +1,84 @@
+"""What happens at the events of Locust, with any locustfile that has our users: the collector comes and goes.
+
+Importing this registers it, once for each process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from locust import events
+from locust.env import Environment
+from locust.runners import WorkerRunner
+from locust.web import WebUI
+
+from loadtest.plan.profile import Profile
+from loadtest.plan.shapes import Shape
+from loadtest.plan.work import Work, current
+from loadtest.users.collector import Collector
+from loadtest.users.lines import close_switchboard
+from loadtest.users.phones import close_phone_loop
+from loadtest.users.targeted import TargetUser
+from loadtest.users.webpage import show_voice
+
+_collectors: list[Collector] = []
+
+
+@events.init.add_listener
+def _on_init(environment: Environment, web_ui: WebUI | None, **_: Any) -> None:
+    work = work_of(environment)
+    if web_ui is not None and work is not None:
+        show_voice(web_ui, work, lambda: _collectors[-1].sheet.record if _collectors else None)
+
+
+@events.test_start.add_listener
+def _on_test_start(environment: Environment, **_: Any) -> None:
+    work = work_of(environment)
+    # Locust's web page can start a test again.
+    while _collectors:
+        _collectors.pop().stop()
+    if work is not None:
+        _collectors.append(Collector(environment, work))
+
+
+@events.report_to_master.add_listener
+def _on_report(data: dict[str, Any], **_: Any) -> None:
+    for collector in _collectors:
+        collector.report(data)
+
+
+@events.worker_report.add_listener
+def _on_worker_report(client_id: str, data: dict[str, Any], **_: Any) -> None:
+    for collector in _collectors:
+        collector.take_report(client_id, data)
+
+
+@events.test_stop.add_listener
+def _on_test_stop(environment: Environment, **_: Any) -> None:
+    # A worker's last seconds go to the master with its last report, which comes after this.
+    if isinstance(environment.runner, WorkerRunner):
+        for collector in _collectors:
+            collector.tick()
+
+
+@events.quit.add_listener
+def _on_quit(**_: Any) -> None:
+    while _collectors:
+        _collectors.pop().stop()
+    close_phone_loop()
+    close_switchboard()
+
+
+def work_of(environment: Environment) -> Work | None:
+    """What this process was told to do; without ``relay loadtest``, what the users of the locustfile say themselves."""
+    if (work := current()) is not None:
+        return work
+    for user in environment.user_classes:
+        if issubclass(user, TargetUser) and user.target is not None:
+            # Locust's own options say how long and how many. Nothing is judged.
+            shape = Shape(ramp_s=0, hold_s=86_400)
+            profile = Profile(description="A locustfile of your own.", users=1, shape=shape, media=user.media)
+            return Work(
+                profile_name=user.__name__, target_name=str(user.target.server), profile=profile, target=user.target
+            )
+    return None
