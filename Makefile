@@ -6,6 +6,8 @@ VENV   ?= .venv
 SECONDS ?= 10
 # For `make demo`: STAY=1 keeps it running, for a browser.
 STAY    ?=
+# Options of `make loadtest`, such as `--carrier websocket`.
+LOADTEST ?=
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
 # Options of `make bench-turn`, such as `--realtime --pps 100`.
@@ -28,7 +30,7 @@ SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/c
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
 .PHONY: help demo test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
-        bench bench-turn bench-wan clean
+        bench bench-turn bench-wan loadtest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +42,7 @@ help:
 	@echo "make bench  measure the relay and coturn: CPU per packet, latency, loss"
 	@echo "make bench-turn  the emulator's TURN host and coturn over UDP: CPU per packet, loss, memory"
 	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
+	@echo "make loadtest  ten desks through a relay for 30 s, with a verdict and a report (LOADTEST='--carrier websocket')"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
@@ -107,6 +110,10 @@ test-asan: $(VENV)/.test-installed
 	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
 	    $(PYTEST) --capture=sys -k 'not reference' $(ASAN_TESTS) \
 	    || { cat report.* 2>/dev/null; exit 1; }
+
+# A smoke test under load. The report stays in build/loadtest.
+loadtest: $(VENV)/.bench-installed
+	@$(BIN)/relay loadtest run desk --output build/loadtest $(LOADTEST)
 
 bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \

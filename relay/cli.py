@@ -24,6 +24,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from loadtest.commands import app as loadtest_app
 from relay import __version__, config, logs, writing
 from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
 from relay.catalog import load as load_catalog
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 
 # What is compiled, and may not have been.
-EXTENSIONS = ("relay._fastpath", "relay.emulator.sfu._fanout", "relay.emulator.turn._native")
+EXTENSIONS = ("relay._fastpath", "loadtest.engine._engine", "relay.emulator.sfu._fanout", "relay.emulator.turn._native")
 
 _Result = TypeVar("_Result")
 
@@ -210,6 +211,7 @@ def catalog_diff(
 
 
 app.add_typer(emulate_app, name="emulate")
+app.add_typer(loadtest_app, name="loadtest")
 
 ca_app = typer.Typer(
     help="The firm's own certificate authority. It can vouch only for names in the catalog's domains.",

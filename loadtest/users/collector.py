@@ -111,6 +111,7 @@ class Collector:
         self._unreported: list[Interval] = []
         self._missing: set[str] = set()
         self._cpu_s = _cpu_s()
+        self._second = 0
         self._ear = Ear(environment, MEASURES, work.profile.media.playout_ms)
         self._running = gevent.spawn(self._run)
         self._looking = gevent.spawn(self._look) if not self._is_worker and work.target.metrics else None
@@ -151,7 +152,8 @@ class Collector:
         if window is not None:
             self._ear.hear(window)
         interval = MEASURES.take()
-        interval.second = int(time.time())
+        # Two ticks within a second must not count users twice.
+        interval.second = self._second = max(int(time.time()), self._second + 1)
         interval.users = self._runner.user_count if self._runner is not None else 0
         cpu_s = _cpu_s()
         interval.process_cpu_s, self._cpu_s = cpu_s - self._cpu_s, cpu_s

@@ -1,0 +1,8 @@
+"""Runs a load test: Locust in processes of its own, and everything after it, whatever becomes of them.
+
+demo       the target ``demo``: a cloud and a relay on this machine
+processes  Locust's command line, and its processes
+progress   one line a second, for who waits
+supervise  all of it: from a profile to a verdict and its files
+capacity   the search for the knee
+"""

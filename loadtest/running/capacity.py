@@ -1,0 +1,154 @@
+"""Capacity: how many calls one or several targets carry, side by side, in rounds that alternate.
+
+A call has a stream up and a stream down, of 50 packets a second each. It holds if nothing is lost, nobody is refused,
+and 99 of 100 packets are there within 20 ms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from loadtest.plan.profile import Profile, parse
+from loadtest.plan.search import Outcome, Search
+from loadtest.plan.target import Target, carrier_name
+from loadtest.running.processes import Mode
+from loadtest.running.supervise import Wish, make_folder, run
+from loadtest.verdict.environment import environment
+from loadtest.verdict.judging import SOUNDS
+from loadtest.verdict.result import Result
+from relay import writing
+
+# The voice SLO.
+MAX_DELAY_P99_MS = 20.0
+# More void seconds than this, and the try says nothing of the target.
+MAX_VOID_PERCENT = 34.0
+RAMP_S = 2.0
+WARM_UP_S = 1.0
+FORMAT = "relay-loadtest-capacity/1"
+
+
+@dataclass
+class Contestant:
+    """A target over a carrier, and what was found of it."""
+
+    name: str
+    target: Target
+    search: Search
+    # CPU time of the relay for each call, of tries that held.
+    cores_a_call: list[float] = field(default_factory=list)
+
+    @property
+    def calls_a_core(self) -> float | None:
+        """How many calls a core carries at the knee, by the relay's own metrics."""
+        return len(self.cores_a_call) / sum(self.cores_a_call) if sum(self.cores_a_call) else None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        search = self.search
+        return {
+            "name": self.name,
+            "carrier": carrier_name(self.target),
+            "server": str(self.target.server),
+            "knee_calls": search.knee,
+            "limit": search.limit,
+            "calls_per_core": self.calls_a_core,
+            "tries": {str(calls): dict(outcomes) for calls, outcomes in sorted(search.tries.items())},
+        }
+
+
+def profile_of(calls: int, seconds: float) -> Profile:
+    """A try."""
+    return parse(
+        {
+            "description": f"Capacity: {calls} calls.",
+            "users": calls,
+            "warm_up_s": WARM_UP_S,
+            "shape": {"ramp_s": RAMP_S, "hold_s": seconds},
+            "media": {"up": 1, "down": 1},
+            "thresholds": {"loss_percent": 0, "errors_percent": 0, "void_percent": 100},
+        },
+        "capacity",
+    )
+
+
+def failures(result: Result) -> int:
+    """What users tried in vain."""
+    return sum(timing.failed for name, timing in result.timings.items() if name not in SOUNDS)
+
+
+def outcome_of(result: Result) -> Outcome:
+    """What a try says. What the generator cannot judge is void, unless it has lost something all the same."""
+    packets, p99 = result.packets, result.delay.p99_ms
+    failed = failures(result)
+    if failed or packets.lost or packets.unsent or not packets.sent:
+        return Outcome.BROKE
+    if result.generator.void_percent > MAX_VOID_PERCENT or p99 is None:
+        return Outcome.VOID
+    return Outcome.HELD if p99 <= MAX_DELAY_P99_MS else Outcome.BROKE
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How tries are made: how long each takes, and where its files go."""
+
+    folder: Path
+    seconds: float
+    mode: Mode
+
+    def search(self, contestants: Sequence[Contestant], console: Console, interrupted: Callable[[], bool]) -> None:
+        """Try all, one after the other, until each knee is known. Raises OperatorError."""
+        number = 0
+        while waiting := [(one, calls) for one in contestants if (calls := one.search.next()) is not None]:
+            for one, calls in waiting:
+                number += 1
+                result = self._try(number, one, calls, interrupted)
+                if interrupted():
+                    return
+                _note(one, calls, result, console)
+
+    def _try(self, number: int, one: Contestant, calls: int, interrupted: Callable[[], bool]) -> Result:
+        into = make_folder(self.folder / f"{number:03}-{one.name}-{carrier_name(one.target)}-{calls}")
+        wish = Wish("capacity", profile_of(calls, self.seconds), one.name, self.mode, into)
+        return run(wish, one.target, Console(quiet=True), interrupted)
+
+
+def _note(one: Contestant, calls: int, result: Result, console: Console) -> None:
+    outcome = outcome_of(result)
+    one.search.note(calls, outcome)
+    if outcome is Outcome.HELD and result.relay is not None and result.relay.cores is not None:
+        one.cores_a_call.append(result.relay.cores / calls)
+    p99 = "-" if result.delay.p99_ms is None else f"{result.delay.p99_ms:.2f} ms"
+    failed = failures(result)
+    console.print(
+        f"{one.name:<12} {carrier_name(one.target):<12} {calls:>6} calls  {outcome:<6} p99 {p99}, "
+        f"{result.packets.lost} lost, {result.packets.unsent} unsent, {failed} failed, "
+        f"{result.generator.void_percent:.0f} % void",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+WORDS = {
+    "target": "the target's",
+    "generator": "the generator's: it was too late to judge more",
+    "search": "the search's: nothing broke up to --to",
+}
+
+
+def write(contestants: Sequence[Contestant], folder: Path) -> Path:
+    """Write all as JSON. Raises OperatorError."""
+    path = folder / "capacity.json"
+    plain = {
+        "format": FORMAT,
+        "slo": {"lost": 0, "delay_p99_ms": MAX_DELAY_P99_MS},
+        "environment": environment(),
+        "targets": [one.plain() for one in contestants],
+    }
+    writing.replace(path, json.dumps(plain, indent=1).encode() + b"\n")
+    return path

@@ -1,0 +1,97 @@
+"""Locust's command line, and its process: it is watched, stopped politely, and ended if that does not help."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from loadtest.plan.work import VARIABLE
+
+LOCUSTFILE = Path(__file__).parent.parent / "locustfile.py"
+SHAPEFILE = LOCUSTFILE.with_name("shapefile.py")
+# A worker that is told to stop has this long: streams are heard out, softphones log out.
+STOPS_WITHIN_S = 75.0
+ENDS_WITHIN_S = 10.0
+LOOKS_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How Locust runs: alone, with workers that it forks, as a master, or as a worker of one."""
+
+    processes: int = 0
+    master: bool = False
+    expect_workers: int = 1
+    worker: bool = False
+    master_host: str = "127.0.0.1"
+    master_port: int = 5557
+    web: str = ""
+
+    def arguments(self) -> list[str]:
+        """For Locust."""
+        if self.worker:
+            return ["--worker", "--master-host", self.master_host, "--master-port", str(self.master_port)]
+        found = ["--only-summary"]
+        if self.web:
+            host, _, port = self.web.rpartition(":")
+            found += ["--web-host", host, "--web-port", port, "--autostart", "--autoquit", "3"]
+        else:
+            found.append("--headless")
+        if self.master:
+            bind = ["--master-bind-host", self.master_host, "--master-bind-port", str(self.master_port)]
+            found += ["--master", *bind, "--expect-workers", str(self.expect_workers)]
+            found += ["--expect-workers-max-wait", "60"]
+        elif self.processes > 1:
+            # A port of our own: another Locust may have the usual one.
+            found += ["--processes", str(self.processes), "--master-bind-port", str(self.master_port)]
+            found += ["--master-port", str(self.master_port), "--master-bind-host", "127.0.0.1"]
+        return found
+
+
+class Locust:
+    """Locust's process. ``work`` is the file that tells it what to do."""
+
+    def __init__(self, work: Path, mode: Mode, log: IO[bytes] | None, locustfile: Path = LOCUSTFILE) -> None:
+        files = str(locustfile) if locustfile == LOCUSTFILE else f"{SHAPEFILE},{locustfile}"
+        command = [sys.executable, "-m", "locust", "-f", files, *mode.arguments()]
+        # Its own group: Ctrl-C is for us, and we pass it on, once.
+        self._process = subprocess.Popen(  # noqa: S603 - Locust, with arguments that were checked
+            command,
+            env={**os.environ, VARIABLE: str(work)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def wait(self, seconds: float, on_look: Callable[[], bool]) -> int | None:
+        """Wait until it has ended, ``on_look`` says True, or the time is over: its exit status, or None."""
+        for _ in range(max(1, round(seconds / LOOKS_EVERY_S))):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(LOOKS_EVERY_S)
+            if on_look():
+                return None
+        return None
+
+    def stop(self) -> int | None:
+        """Ask it to end, and end it if it does not: its exit status, or None if it had to be killed."""
+        for number, seconds in ((signal.SIGINT, STOPS_WITHIN_S), (signal.SIGTERM, ENDS_WITHIN_S)):
+            if self._process.poll() is None:
+                self._process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(seconds)
+        self.kill()
+        return None
+
+    def kill(self) -> None:
+        """End it and the workers that it has forked, now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

@@ -1,0 +1,284 @@
+"""A load test from a profile to a verdict and its files. The judge is outside Locust: if Locust dies, it says so.
+
+record.jsonl   what was measured, as it came
+locust.log     what Locust has written
+result.json    the result, whose schema is ``loadtest/verdict/result.schema.json``
+junit.xml      for a build server
+intervals.csv  each second
+report.html    for people
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from loadtest.engine.plans import Carrier
+from loadtest.plan.profile import Profile, UserKind
+from loadtest.plan.target import Target, TargetError, carrier_name
+from loadtest.plan.work import Work
+from loadtest.running.demo import demo_target
+from loadtest.running.faults import Faults
+from loadtest.running.processes import LOCUSTFILE, Locust, Mode
+from loadtest.running.progress import Progress
+from loadtest.verdict.environment import environment
+from loadtest.verdict.judging import Circumstances, judge
+from loadtest.verdict.junit import junit
+from loadtest.verdict.page import page
+from loadtest.verdict.result import Result
+from loadtest.verdict.table import table
+from relay import writing
+from relay.errors import OperatorError
+
+DEMO = "demo"
+# Locust starts, workers connect, the last streams are heard out: on a busy machine all of it takes a while.
+GRACE_S = 120.0
+# Users of the demo's cloud; each has to log in once before the test. Users of media share them.
+MAX_DEMO_USERS = 100
+MAX_DEMO_PHONES = 2000
+MAX_LOG_WORDS = 600
+WORKER_LOOKS_S = 60.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for."""
+
+    profile_name: str
+    profile: Profile
+    target_name: str
+    mode: Mode
+    folder: Path
+    locustfile: Path = LOCUSTFILE
+
+
+class Interrupted:
+    """Ctrl-C and SIGTERM end the test early. The report is written all the same."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __call__(self) -> bool:
+        """Whether the test is to end."""
+        return self.wanted
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals, if this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.wanted = True
+
+
+def new_folder(base: Path, profile_name: str) -> Path:
+    """A folder for a test's files: named after the profile and the time. Raises OperatorError."""
+    now = datetime.datetime.now(datetime.UTC)
+    folder = base / f"{Path(profile_name).stem}-{now:%Y%m%d-%H%M%S}"
+    return make_folder(folder)
+
+
+def make_folder(folder: Path) -> Path:
+    """A folder that exists. Raises OperatorError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(f"{folder}: {error.strerror}; expected a folder for the report") from None
+    return folder
+
+
+def resolve_target(profile: Profile, name: str, options: dict[str, Any]) -> tuple[str, Target]:
+    """The target of a name: of the profile, or an address of this machine. Raises OperatorError."""
+    try:
+        if name in profile.targets:
+            return name, _with(profile.targets[name], options).resolved()
+        target = Target.model_validate({**options, "server": name})
+        target.require_loopback()
+        return name, target.resolved()
+    except TargetError as error:
+        raise OperatorError(f"--target {name}: {error}") from None
+    except ValueError as error:
+        raise OperatorError(f"--target {name}: {_first(error)}") from None
+
+
+def changed(target: Target, options: dict[str, Any]) -> Target:
+    """The target with other values, checked again. Raises OperatorError."""
+    try:
+        return _with(target, options)
+    except ValueError as error:
+        raise OperatorError(_first(error)) from None
+
+
+def _with(target: Target, options: dict[str, Any]) -> Target:
+    return Target.model_validate({**target.model_dump(), **options})
+
+
+def _first(error: ValueError) -> str:
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    one = errors(include_url=False)[0]
+    where = ".".join(map(str, one["loc"]))
+    return f"{where + ': ' if where else ''}{one['msg'].removeprefix('Value error, ')}"
+
+
+@contextlib.contextmanager
+def ready_target(profile: Profile, name: str, options: dict[str, Any]) -> Iterator[tuple[str, Target]]:
+    """The target; the demo's runs while the block does. Raises RelayError."""
+    if name != DEMO:
+        yield resolve_target(profile, name, options)
+        return
+    with demo_target(demo_users(profile), through_web_proxy=profile.through_web_proxy) as target:
+        yield DEMO, past_the_relay(changed(target, options))
+
+
+def past_the_relay(target: Target) -> Target:
+    """A relay takes no UDP from clients: over UDP the target is the TURN server itself, to compare with."""
+    if target.carrier is not Carrier.UDP or target.upstream is None:
+        return target
+    return target.model_copy(update={"server": target.upstream, "metrics": None, "web_proxy": None})
+
+
+def demo_users(profile: Profile) -> int:
+    """How many users the demo's cloud is to have."""
+    if profile.kind in {UserKind.MEDIA, UserKind.STORM, UserKind.RECORDING}:
+        return min(profile.users, MAX_DEMO_USERS)
+    return min(2 * profile.users, MAX_DEMO_PHONES)
+
+
+def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], bool]) -> Result:
+    """Run a test, judge it, and write its files. Raises OperatorError if they cannot be written."""
+    record = wish.folder / "record.jsonl"
+    work = Work(
+        profile_name=wish.profile_name,
+        target_name=wish.target_name,
+        profile=wish.profile,
+        target=target,
+        record=str(record),
+    )
+    circumstances = Circumstances(environment=environment())
+    secret = wish.folder / ".work.json"
+    progress = Progress(record, wish.profile, console)
+    try:
+        record.write_bytes(b"")
+        work.write(secret)
+        with (wish.folder / "locust.log").open("wb") as log, Faults(wish.profile, target) as faults:
+            locust = Locust(secret, wish.mode, log, wish.locustfile)
+            _Watch(wish, progress, faults, circumstances, interrupted).watch(locust)
+    except OSError as error:
+        raise OperatorError(f"{error.filename or wish.folder}: {error.strerror}") from None
+    finally:
+        secret.unlink(missing_ok=True)
+    result = judge(work, progress.finish(), circumstances)
+    write(result, wish.folder)
+    return result
+
+
+@dataclass
+class _Watch:
+    """Watches Locust until it has ended, and notes how."""
+
+    wish: Wish
+    progress: Progress
+    faults: Faults
+    circumstances: Circumstances
+    interrupted: Callable[[], bool]
+
+    def watch(self, locust: Locust) -> None:
+        try:
+            status = locust.wait(self.wish.profile.shape.seconds + GRACE_S, self._look)
+            if status is None:
+                status = self._stop(locust)
+        except BaseException:
+            locust.kill()
+            raise
+        # 1: some requests have failed, which is for the thresholds to judge. Interrupted is interrupted.
+        self.progress.look()
+        began = bool(self.progress.record.intervals)
+        if status not in {0, 1 if began else 0, None} and not self.circumstances.interrupted:
+            words = f"Locust ended with status {status}: {_last_words(self.wish.folder)}"
+            self.circumstances.troubles.append(words)
+
+    def _stop(self, locust: Locust) -> int | None:
+        self.circumstances.interrupted = self.interrupted()
+        if not self.circumstances.interrupted:
+            self.circumstances.troubles.append("Locust did not end in time, and was stopped.")
+        status = locust.stop()
+        if status is None:
+            self.circumstances.troubles.append("Locust did not stop, and was killed.")
+        return status
+
+    def _look(self) -> bool:
+        self.progress.look()
+        if self.progress.second is not None:
+            self.faults.look(self.progress.second)
+        return self.interrupted()
+
+
+def _last_words(folder: Path) -> str:
+    """What Locust has written at last, for a reason that is in no figure."""
+    try:
+        text = (folder / "locust.log").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "its log cannot be read"
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "ERROR" in line or "Error" in line or "CRITICAL" in line]
+    return " | ".join((errors or lines)[-3:])[-MAX_LOG_WORDS:] or "it wrote nothing"
+
+
+def write(result: Result, folder: Path) -> None:
+    """Write the files of a result. Raises OperatorError."""
+    texts = {
+        "result.json": result.text(),
+        "junit.xml": junit(result),
+        "intervals.csv": table(result),
+        "report.html": page(result),
+    }
+    for name, text in texts.items():
+        writing.replace(folder / name, text.encode())
+
+
+def headline(wish: Wish, target: Target) -> str:
+    """What is about to happen, in a line."""
+    profile = wish.profile
+    carrier = "" if wish.target_name == str(target.server) else f" ({target.server})"
+    return (
+        f"{wish.profile_name}: {profile.users} users, {profile.packets_per_s:,.0f} packets/s, "
+        f"{profile.shape.seconds:.0f} s, to {wish.target_name}{carrier} over {carrier_name(target)}"
+    )
+
+
+def work_for_master(work: Work, mode: Mode, interrupted: Callable[[], bool]) -> int:
+    """Be a worker until the master lets go: an exit status. Raises OperatorError."""
+    with tempfile.TemporaryDirectory(prefix="relay-loadtest-worker-") as folder:
+        path = Path(folder) / "work.json"
+        work.write(path)
+        locust = Locust(path, mode, None)
+        try:
+            while (status := locust.wait(WORKER_LOOKS_S, interrupted)) is None:
+                if interrupted():
+                    status = locust.stop()
+                    break
+        except BaseException:
+            locust.kill()
+            raise
+    return 0 if status in {0, 1} else 1

@@ -1,0 +1,96 @@
+"""The commands that need no Locust: sink, compare, profiles, and mistakes on the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from loadtest.commands import app
+from loadtest.plan import profile as profiles
+from loadtest.verdict.result import Result
+from relay.errors import OperatorError
+from tests.loadtest.running.driver import RELAY
+
+RESULT = Path(__file__).parents[1] / "verdict" / "result.json"
+
+
+def ran(*arguments: str | Path) -> tuple[int, str]:
+    """The exit status and the output. What the operator must act on is raised, for the program to print."""
+    found = CliRunner().invoke(app, [str(one) for one in arguments])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.exit_code, found.output
+
+
+def test_a_sink_sends_back_what_comes() -> None:
+    command = [str(RELAY), "loadtest", "sink", "--listen", "127.0.0.1:0"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as desk,
+    ):
+        assert process.stderr is not None
+        host, _, port = process.stderr.readline().split()[-1].rpartition(":")
+        desk.settimeout(30)
+        desk.connect((host, int(port)))
+        for number in range(3):
+            packet = bytes([0x80, number]) + bytes(40)
+            desk.send(packet)
+            assert desk.recv(100) == packet
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=30)
+        assert (process.returncode, told) == (0, "3 packets were sent back\n")
+
+
+def test_a_sink_whose_port_is_taken() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(OperatorError, match=f"sink: {address}: .*in use"):
+            ran("sink", "--listen", address)
+    with pytest.raises(OperatorError, match="sink: 'nowhere': expected"):
+        ran("sink", "--listen", "nowhere")
+    with pytest.raises(OperatorError, match=r"192\.0\.2\.1:1: expected the hosts that may send to it"):
+        ran("sink", "--listen", "192.0.2.1:1")
+
+
+def test_two_results_are_compared(tmp_path: Path) -> None:
+    worse = Result.model_validate_json(RESULT.read_bytes()).model_copy(update={"mos": 2.0})
+    other = tmp_path / "other.json"
+    other.write_text(worse.text())
+    status, told = ran("compare", RESULT, other)
+    assert status == 1
+    assert "worse" in told
+    assert ran("compare", other, RESULT)[0] == 0
+    assert ran("compare", RESULT, RESULT)[0] == 0
+    other.write_text(json.dumps({"format": "something/2"}))
+    with pytest.raises(OperatorError, match="expected a result with format"):
+        ran("compare", RESULT, other)
+
+
+def test_profiles_are_listed() -> None:
+    status, told = ran("profiles")
+    assert status == 0
+    assert [line.split()[0] for line in told.splitlines()] == profiles.names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("desk", "--master", "--worker"), "--master and --worker: expected one of them"),
+        (("desk", "--worker"), "--target demo: is started for this process alone"),
+        (("desk", "--target", "10.0.0.5:443"), "not on this machine"),
+        (("desk", "--target", "c9rest.xhoot.com:443"), "belongs to the vendor"),
+        (("desk", "--target", "127.0.0.1:1", "-o", "/dev/full"), "/dev/full: .*expected a folder for the report"),
+        (("desk", "--locustfile", "/nowhere.py"), "--locustfile /nowhere.py: expected a file"),
+        (("nonesuch",), "profile nonesuch: "),
+    ],
+)
+def test_a_mistake_starts_nothing(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(OperatorError, match=words):
+        ran("run", *arguments)
