@@ -12,7 +12,8 @@ engine      simulated calls in a native thread of their own; Python sees no pack
 figures     what was measured, as values that add up across processes
 verdict     what was measured becomes an answer: result, report, comparison
 users       Locust's side: the classes of users, and the collector
-shapefile, locustfile  what Locust is given
+shapefile   the shape of a profile, for Locust
+locustfile  the users of a profile, for Locust
 demo_target  a cloud and a relay to test against, in a process of their own
 running     Locust in processes of its own, and everything after it, whatever becomes of them
 commands    ``relay loadtest``

@@ -3,6 +3,7 @@
 demo       the target ``demo``: a cloud and a relay on this machine
 processes  Locust's command line, and its processes
 progress   one line a second, for who waits
+faults     faults of the emulated cloud, while a test runs
 supervise  all of it: from a profile to a verdict and its files
 capacity   the search for the knee
 """
