@@ -87,7 +87,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/stubtest relay._fastpath relay.emulator.sfu._fanout relay.emulator.turn._native loadtest.engine._engine
+	$(BIN)/stubtest --mypy-config-file pyproject.toml relay._fastpath relay.emulator.sfu._fanout relay.emulator.turn._native loadtest.engine._engine
 
 fuzz: SECONDS = 60
 fuzz: $(VENV)/.test-installed
