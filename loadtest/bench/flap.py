@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -240,28 +240,34 @@ def open_echo(namespace: Namespace) -> tuple[socket.socket, Address]:
 
 # Disturbances
 
+# Waits until the relay's machine has refused a datagram. On a busy machine it may send nothing in a tenth of a second.
+Happened = Callable[[], Awaitable[None]]
 
-async def refuse_some(relay_ns: Namespace, plan: Plan) -> None:
-    """While the block runs, our own packet filter refuses one in this many datagrams to the upstreams."""
+
+async def refuse_some(relay_ns: Namespace, plan: Plan, refused: Happened) -> None:
+    """For a while, our own packet filter refuses one in this many datagrams to the upstreams."""
     run(relay_ns, "nft", "add table ip flap")
     run(relay_ns, "nft", "add chain ip flap out { type filter hook output priority 0; }")
     rule = f"ip daddr {NETWORK} meta l4proto udp numgen inc mod {plan.one_in} == 0 drop"
     run(relay_ns, "nft", f"add rule ip flap out {rule}")
     await asyncio.sleep(plan.refused_s)
+    await refused()
     run(relay_ns, "nft", "delete table ip flap")
 
 
-async def take_route(relay_ns: Namespace, plan: Plan) -> None:
-    """While the block runs, there is no route to the upstreams."""
+async def take_route(relay_ns: Namespace, plan: Plan, refused: Happened) -> None:
+    """For a while, there is no route to the upstreams."""
     run(relay_ns, "ip", "route", "del", NETWORK, "dev", DEVICE)
     await asyncio.sleep(plan.route_gone_s)
+    await refused()
     run(relay_ns, "ip", "route", "add", NETWORK, "dev", DEVICE, "src", RELAY_ADDRESS)
 
 
-async def take_link(relay_ns: Namespace, plan: Plan) -> None:
-    """While the block runs, the link to the upstreams is down."""
+async def take_link(relay_ns: Namespace, plan: Plan, refused: Happened) -> None:
+    """For a while, the link to the upstreams is down."""
     run(relay_ns, "ip", "link", "set", DEVICE, "down")
     await asyncio.sleep(plan.link_down_s)
+    await refused()
     run(relay_ns, "ip", "link", "set", DEVICE, "up")
 
 
@@ -316,7 +322,14 @@ class Scene:
         """Make one disturbance, and measure what it does."""
         phase, since, refused = Phase(name), len(self.log.lines), await refused_datagrams()
         over = {call for call in self.calls if call.ended}
-        await DISTURBANCES[name](self.relay_ns, self.plan)
+
+        async def happened() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_S):
+                    while await refused_datagrams() == refused:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+
+        await DISTURBANCES[name](self.relay_ns, self.plan, happened)
         phase.heard_after_s = await self.heard_again()
         running = list(self.calls)
         phase.call_served_after_s = await self.begin(session=False)

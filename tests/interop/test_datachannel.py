@@ -23,6 +23,8 @@ async def test_all_of_it_comes_and_the_call_goes_on(plane: str) -> None:
     run = await measure("relay", parse_options(["--plane", plane, "--megabytes", "1"]), 1.0)
     assert run["whole"], run
     assert run["open"], run
-    assert run["states"] == [["connecting", "connected"]] * 2, run
+    # On a busy machine Chromium may miss its own checks for 2.5 s: "disconnected". Then it is connected again.
+    assert all({"connecting", "connected"} <= set(states) for states in run["states"]), run
+    assert not any({"failed", "closed"} & set(states) for states in run["states"]), run
     assert run["closed"] == [], run
     assert run["voice"]["packetsReceived"] > 0, run
