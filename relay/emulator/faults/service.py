@@ -134,5 +134,7 @@ class FaultService:
     def _view(self, fault: Fault) -> FaultView:
         # Only the user who set a password needs to know it.
         shown = fault.setting.model_copy(update={"password": None})
-        remaining = self._board.remaining_s(fault)
+        left_s = self._board.remaining_s(fault)
+        # Sums of clock times can be longer than what was asked for, by less than a nanosecond.
+        remaining = None if left_s is None else round(left_s, 6)
         return FaultView(hop=fault.hop, kind=fault.kind, setting=shown, remaining_s=remaining)

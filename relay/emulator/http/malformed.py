@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aiohttp.http_exceptions import ContentEncodingError, InvalidURLError, LineTooLong
 
 from relay.emulator.http.errors import ApiError
@@ -28,8 +30,7 @@ def refusal(error: BaseException | None) -> ApiError:
         expected = f"at most {MAX_HEADER_BYTES} bytes each"
         return ApiError(431, "too_long", "A header is too long.", where="headers", expected=expected)
     if isinstance(error, ContentEncodingError):
-        message = "The body's encoding is not known here, or the body does not have it."
-        return ApiError(415, "wrong_encoding", message, where="Content-Encoding", expected=_ENCODINGS)
+        return _wrong_encoding()
     if isinstance(error, InvalidURLError):
         return ApiError(
             400, "bad_path", "The request target is not a URL.", where="path", expected="a path, as in RFC 3986"
@@ -42,6 +43,20 @@ def refusal(error: BaseException | None) -> ApiError:
     words = " ".join(found.split())
     what = f": {words[:1].lower()}{words[1:]}" if shown and words else ""
     return ApiError(400, "malformed", f"This is not a request of HTTP/1.1{what}.", where="request", expected="RFC 9112")
+
+
+def refused_encoding(named: Iterable[str]) -> ApiError | None:
+    """The answer to a body with these values of Content-Encoding, or None if all of them are known here.
+
+    aiohttp decodes more if certain packages are installed, and takes the names that it does not know for none.
+    """
+    found = {one.strip().lower() for value in named for one in value.split(",")}
+    return None if found <= {"gzip", "deflate", "identity", ""} else _wrong_encoding()
+
+
+def _wrong_encoding() -> ApiError:
+    message = "The body's encoding is not known here, or the body does not have it."
+    return ApiError(415, "wrong_encoding", message, where="Content-Encoding", expected=_ENCODINGS)
 
 
 def broken_body(error: BaseException) -> ApiError:

@@ -25,7 +25,7 @@ from relay.catalog import Catalog, Service, Status
 from relay.catalog.model import Host
 from relay.emulator.http.endpoints import Endpoint
 from relay.emulator.http.errors import ApiError, internal
-from relay.emulator.http.malformed import broken_body
+from relay.emulator.http.malformed import broken_body, refused_encoding
 from relay.emulator.http.openapi import describe
 from relay.emulator.marks import Mark
 from relay.emulator.names import HostRole
@@ -237,6 +237,8 @@ class Site:
         try:
             role = self._role_of(request)
             self._check_host(request, role)
+            if (refusal := refused_encoding(request.headers.getall("Content-Encoding", ()))) is not None:
+                return _last_answer(refusal)
             for intercept in self.intercepts:
                 if (answer := await intercept(request, role)) is not None:
                     return answer
@@ -256,10 +258,7 @@ class Site:
             expected = "a request as GET /openapi.json describes it"
             return ApiError(answer.status, "refused", answer.reason, where="request", expected=expected).response()
         except (ConnectionResetError, web.RequestPayloadError) as broken:
-            told = broken_body(broken).response()
-            # If the client is still there, nobody knows where its next request begins.
-            told.force_close()
-            return told
+            return _last_answer(broken_body(broken))
         except Exception as error:
             if (not_now := self._not_now(error)) is not None:
                 return not_now.response()
@@ -316,3 +315,10 @@ class Site:
             message = f"The vendor's host {host.name} does not exist yet."
             expected = f"another host, or an emulator that was started with --host-on {host.name}"
         return ApiError(421, "no_such_host", message, where="Host", expected=expected)
+
+
+def _last_answer(refused: ApiError) -> web.Response:
+    """The answer to a request of which nobody knows where it ends, and where the next one begins."""
+    answer = refused.response()
+    answer.force_close()
+    return answer

@@ -48,6 +48,8 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "malformed"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "malformed"),
         (POST + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}", 415, "wrong_encoding"),
+        (POST + b"Content-Encoding: unknown\r\nContent-Length: 2\r\n\r\n{}", 415, "wrong_encoding"),
+        (POST + b"Content-Encoding: gzip, br\r\nContent-Length: 2\r\n\r\n{}", 415, "wrong_encoding"),
         (POST + b"Content-Encoding: gzip\r\nContent-Length: 40\r\n\r\n" + bytes(40), 400, "broken_body"),
         (
             b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\njunk",
