@@ -1,6 +1,7 @@
 """The network that tests run on.
 
 bursts          room in UDP sockets
+known_path      a bad path that writes down what it did to each packet of voice
 netns           network namespaces without names
 ports           addresses that nobody else takes
 refusing        a kernel that refuses to send
