@@ -8,6 +8,7 @@ from loadtest.engine.openssl cimport (
     CRYPTO_memcmp, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptUpdate, EVP_MAC, EVP_MAC_CTX_free,
     EVP_MAC_CTX_new, EVP_MAC_final, EVP_MAC_init, EVP_MAC_update, EVP_aes_128_ctr,
 )
+from relay.plane.compiled.leaves.live cimport LIVE_CONTEXTS, count_live
 from relay.plane.compiled.leaves.openssl cimport (
     EVP_CIPHER_CTX, EVP_EncryptInit_ex, EVP_MAC_CTX, OSSL_PARAM, OSSL_PARAM_construct_end,
     OSSL_PARAM_construct_utf8_string,
@@ -61,6 +62,10 @@ cdef inline bint derive(
     return cipher_from(cipher, block, out, size)
 
 
+cdef inline int contexts_of(const Srtp* srtp) noexcept nogil:
+    return (srtp.cipher != NULL) + (srtp.mac != NULL)
+
+
 # ``hmac`` is OpenSSL's HMAC. False without memory; then close it all the same.
 cdef inline bint open_srtp(Srtp* srtp, EVP_MAC* hmac, const uint8_t* master) noexcept nogil:
     cdef uint8_t[SRTP_KEY_BYTES] key
@@ -70,6 +75,7 @@ cdef inline bint open_srtp(Srtp* srtp, EVP_MAC* hmac, const uint8_t* master) noe
     memset(srtp, 0, sizeof(Srtp))
     srtp.cipher = EVP_CIPHER_CTX_new()
     srtp.mac = EVP_MAC_CTX_new(hmac)
+    count_live(LIVE_CONTEXTS, contexts_of(srtp))
     if srtp.cipher == NULL or srtp.mac == NULL:
         return False
     parameters[0] = OSSL_PARAM_construct_utf8_string(b"digest", <char*> b"SHA1", 0)
@@ -85,6 +91,7 @@ cdef inline bint open_srtp(Srtp* srtp, EVP_MAC* hmac, const uint8_t* master) noe
 
 
 cdef inline void close_srtp(Srtp* srtp) noexcept nogil:
+    count_live(LIVE_CONTEXTS, -contexts_of(srtp))
     EVP_CIPHER_CTX_free(srtp.cipher)
     EVP_MAC_CTX_free(srtp.mac)
     srtp.cipher = NULL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,23 @@ from tests.support.peers.scripted_relay import OPENED, Line, scripted_relay
 pytestmark = pytest.mark.skipif(not live_objects(), reason="not a debug build")
 
 PEER = ClientPlan(Address("127.0.0.1", 0), Carrier.PEER)
+
+
+async def test_what_is_open_is_counted() -> None:
+    """Each test of this folder asserts that nothing is left. That says something only if what is there is seen."""
+    async with running_engine() as driver:
+        mirror = await driver.opened(replace(PEER, reflects=True))
+        assert mirror.relayed is not None
+        opened = await driver.opened(replace(PEER, peers=(mirror.relayed,)))
+        before = live_objects()
+        assert before["sockets"] == 2
+        assert before["buffers"] > 0
+        number = driver.engine.talk(StreamPlan(opened.client))
+        # A cipher and a MAC to send with, and the same to receive with.
+        assert live_objects()["contexts"] == before["contexts"] + 4
+        driver.engine.silence(number)
+        await driver.next_silenced()
+        assert live_objects()["contexts"] == before["contexts"]
 
 
 async def test_python_has_none() -> None:

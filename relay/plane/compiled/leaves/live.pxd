@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t
 cdef enum Live:
     LIVE_CONNECTIONS            # whose socket is open
     LIVE_SESSIONS               # of TLS
-    LIVE_CONTEXTS               # of TLS: one for each name of a certificate
+    LIVE_CONTEXTS               # of TLS: one for each name of a certificate; of SRTP: two for each direction of a stream
     LIVE_SOCKETS                # of clients, flows and pipes, until they are closed or Python's
     LIVE_BUFFERS                # blocks of memory; last, as the C code below has it
     LIVE_KINDS
