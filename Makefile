@@ -6,7 +6,7 @@ VENV   ?= .venv
 SECONDS ?= 10
 # For `make demo`: STAY=1 keeps it running, for a browser.
 STAY    ?=
-# Options of `make loadtest`, such as `--carrier websocket`.
+# Options of `make loadtest`, `make soak` and `make nightly`, such as `--carrier websocket`.
 LOADTEST ?=
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
@@ -30,7 +30,7 @@ SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/c
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
 .PHONY: help demo test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
-        bench bench-turn bench-wan loadtest clean
+        bench bench-turn bench-wan loadtest soak nightly nightly-soak nightly-fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,8 @@ help:
 	@echo "make bench-turn  the emulator's TURN host and coturn over UDP: CPU per packet, loss, memory"
 	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
 	@echo "make loadtest  ten desks through a relay for 30 s, with a verdict and a report (LOADTEST='--carrier websocket')"
+	@echo "make soak   100 desks through a relay for an hour, with a verdict and a report (LOADTEST='--carrier session')"
+	@echo "make nightly  what is too long for make test: the soak for 12 minutes, and 10 minutes of fuzz"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
@@ -114,6 +116,21 @@ test-asan: $(VENV)/.test-installed
 # A smoke test under load. The report stays in build/loadtest.
 loadtest: $(VENV)/.bench-installed
 	@$(BIN)/relay loadtest run desk --output build/loadtest $(LOADTEST)
+
+# Permissions end after five minutes, channels and allocations after ten. An hour sees each of them renewed many times.
+soak: $(VENV)/.bench-installed
+	@$(BIN)/relay loadtest run soak --output build/soak $(LOADTEST)
+
+# One after the other, because a soak wants the machine for itself; the second runs, too, if the first has failed.
+nightly:
+	@$(MAKE) --no-print-directory --keep-going --jobs=1 nightly-soak nightly-fuzz
+
+# Long enough for each of them to be renewed.
+nightly-soak: $(VENV)/.bench-installed
+	@$(BIN)/relay loadtest run soak --seconds 720 --output build/nightly $(LOADTEST)
+
+nightly-fuzz:
+	@$(MAKE) --no-print-directory fuzz SECONDS=600
 
 bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \
