@@ -79,7 +79,7 @@ def run_command(
     master_port: Annotated[int, typer.Option(min=0, max=65535, help="The master's port.")] = 5557,
     web: Annotated[str, typer.Option(metavar="HOST:PORT", help="Show Locust's own web page there meanwhile.")] = "",
 ) -> None:
-    """Run a profile. Exits with 0 if all thresholds hold, with 1 if not, and with 2 for a mistake."""
+    """Run a profile. Exits with 0 if all thresholds hold, with 1 if not, and with 2 for a mistake or a lost report."""
     _require_locust()
     from loadtest.running.processes import Mode
 
@@ -149,7 +149,12 @@ def _run(
         folder = supervise.make_folder(output) if output else supervise.new_folder(RESULTS, profile_name)
         wish = supervise.Wish(profile_name, chosen, name, mode, folder, (locustfile or LOCUSTFILE).absolute())
         console.print(supervise.headline(wish, target), highlight=False, soft_wrap=True)
-        result = supervise.run(wish, target, console, interrupted)
+        try:
+            result = supervise.run(wish, target, console, interrupted)
+        except supervise.ReportLost as lost:
+            # The terminal is all that is left to tell it on.
+            tell(lost.result, console)
+            raise
     tell(result, console)
     console.print(
         f"{folder / 'report.html'}: for people. Beside it: result.json, junit.xml, intervals.csv",

@@ -16,6 +16,8 @@ from relay import writing
 
 # The environment variable with which Locust and its workers are told of the file.
 VARIABLE = "RELAY_LOADTEST_WORK"
+# Locust's exit status if the record cannot be written. Its own are 0, 1 and 2.
+RECORD_LOST = 3
 
 
 class Work(BaseModel):

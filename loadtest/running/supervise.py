@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shutil
 import signal
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from rich.console import Console
 from loadtest.engine.plans import Carrier
 from loadtest.plan.profile import Profile, UserKind
 from loadtest.plan.target import Target, TargetError, carrier_name
-from loadtest.plan.work import Work
+from loadtest.plan.work import RECORD_LOST, Work
 from loadtest.running.demo import demo_target
 from loadtest.running.faults import Faults
 from loadtest.running.processes import LOCUSTFILE, Locust, Mode
@@ -48,6 +49,14 @@ MAX_DEMO_USERS = 100
 MAX_DEMO_PHONES = 2000
 MAX_LOG_WORDS = 600
 WORKER_LOOKS_S = 60.0
+
+
+class ReportLost(OperatorError):
+    """The test was judged, but not all of its files could be written: ``result`` is all that there is of it."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,10 @@ def demo_users(profile: Profile) -> int:
 
 
 def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], bool]) -> Result:
-    """Run a test, judge it, and write its files. Raises OperatorError if they cannot be written."""
+    """Run a test, judge it, and write its files.
+
+    Raises OperatorError if it cannot begin, and ReportLost if files cannot be written at the end.
+    """
     record = wish.folder / "record.jsonl"
     work = Work(
         profile_name=wish.profile_name,
@@ -215,7 +227,8 @@ class _Watch:
         self.progress.look()
         began = bool(self.progress.record.intervals)
         if status not in {0, 1 if began else 0, None} and not self.circumstances.interrupted:
-            words = f"Locust ended with status {status}: {_last_words(self.wish.folder)}"
+            words = _record_lost(self.wish.folder) if status == RECORD_LOST else ""
+            words = f"Locust ended with status {status}: {words}{_last_words(self.wish.folder)}"
             self.circumstances.troubles.append(words)
 
     def _stop(self, locust: Locust) -> int | None:
@@ -234,6 +247,11 @@ class _Watch:
         return self.interrupted()
 
 
+def _record_lost(folder: Path) -> str:
+    """A full disk has no room for Locust's last words either."""
+    return f"the record cannot be written; {shutil.disk_usage(folder).free:,} bytes are free in {folder}. "
+
+
 def _last_words(folder: Path) -> str:
     """What Locust has written at last, for a reason that is in no figure."""
     try:
@@ -246,15 +264,21 @@ def _last_words(folder: Path) -> str:
 
 
 def write(result: Result, folder: Path) -> None:
-    """Write the files of a result. Raises OperatorError."""
+    """Write the files of a result, those that can be written. Raises ReportLost for the others."""
     texts = {
         "result.json": result.text(),
         "junit.xml": junit(result),
         "intervals.csv": table(result),
         "report.html": page(result),
     }
+    lost: list[str] = []
     for name, text in texts.items():
-        writing.replace(folder / name, text.encode())
+        try:
+            writing.replace(folder / name, text.encode())
+        except OperatorError as error:
+            lost.append(str(error))
+    if lost:
+        raise ReportLost("; ".join(lost), result)
 
 
 def headline(wish: Wish, target: Target) -> str:

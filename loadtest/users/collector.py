@@ -28,7 +28,7 @@ from loadtest.figures.record import (
     line_of_interval,
     line_of_relay,
 )
-from loadtest.plan.work import Work
+from loadtest.plan.work import RECORD_LOST, Work
 from loadtest.users import lines
 from loadtest.users.listening import Ear
 from loadtest.users.measuring import MEASURES
@@ -44,8 +44,6 @@ METRICS_TIMEOUT_S = 2.0
 MAX_METRICS_BYTES = 1024 * 1024
 # An hour with a worker that comes and goes each second.
 MAX_INCIDENTS = 1000
-# Locust's exit status if the record cannot be written.
-RECORD_LOST = 3
 
 
 class Sheet:

@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from rich.console import Console
 
@@ -19,12 +22,29 @@ from loadtest.plan.profile import Profile, parse
 from loadtest.plan.target import Target
 from loadtest.running.processes import LOCUSTFILE, Mode
 from loadtest.running.supervise import Wish, run
-from loadtest.verdict.result import Result
+from loadtest.verdict.result import Result, load
 from tests.support.network.ports import reserved_address
 
 # The machine may do other things: neither delays nor a late generator are judged.
 ALONE = Mode()
 LENIENT = {"loss_percent": 1, "errors_percent": 0, "void_percent": 100}
+
+
+BRIEF = """
+description = "small"
+users = 2
+warm_up_s = 0
+[shape]
+ramp_s = 0
+hold_s = HOLD_S
+[media]
+up = 1
+down = 1
+[thresholds]
+loss_percent = 1
+errors_percent = 0
+void_percent = 100
+"""
 
 
 def small(**changes: Any) -> Profile:
@@ -64,7 +84,7 @@ def options_of(target: Target) -> list[str]:
         "peer": target.peer,
         "target-users": target.users,
     }
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return [part for name, value in given.items() if value for part in (f"--{name}", str(value))]
 
 
 @contextmanager
@@ -82,6 +102,52 @@ def relay_of_its_own() -> Iterator[tuple[Target, subprocess.Popen[str]]]:
 RELAY = Path(sys.executable).with_name("relay")
 # A process that has not begun by then never will.
 PATIENCE_S = 60.0
+# A test of some seconds, the start of Locust, and all that a busy machine adds. What takes longer hangs.
+ENDS_WITHIN_S = 100.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the command ``relay loadtest run`` leaves: its exit status, its words, and its files."""
+
+    status: int
+    terminal: str
+    folder: Path
+
+    @property
+    def result(self) -> Result:
+        """``result.json``."""
+        return load(self.folder / "result.json")
+
+    def require_everywhere(self, words: str) -> None:
+        """It has failed for this reason, and says so on the terminal, to programs, to build servers and to people."""
+        assert self.status == 1, self.terminal
+        assert words in self.terminal
+        require_in_files(self.folder, words)
+
+
+def require_in_files(folder: Path, words: str) -> None:
+    """Each file of a report says that the test has failed, for this reason. Nobody has them open any more."""
+    result = load(folder / "result.json")
+    assert not result.passed
+    assert any(words in reason for reason in result.reasons), result.reasons
+    page = unescape((folder / "report.html").read_text())
+    assert "The test has failed." in page
+    assert words in page
+    suite = ElementTree.parse(folder / "junit.xml").getroot()
+    failures = [failure.text or "" for failure in suite.iter("failure")]
+    assert int(suite.get("failures", 0)) == len(failures) > 0
+    assert any(words in text for text in failures), failures
+    assert not processes_with(str(folder))
+
+
+def run_told(folder: Path, target: Target, *, hold_s: float = 3, options: Sequence[str] = ()) -> Told:
+    """Two users for some seconds, through the command line."""
+    profile, into = folder / "brief.toml", folder / "results"
+    profile.write_text(BRIEF.replace("HOLD_S", str(hold_s)))
+    command = [str(RELAY), "loadtest", "run", str(profile), "-o", str(into), *options_of(target), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ENDS_WITHIN_S)
+    return Told(done.returncode, done.stderr, into)
 
 
 @contextmanager

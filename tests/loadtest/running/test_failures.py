@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,56 +16,64 @@ from loadtest.running.demo import demo_target
 from loadtest.running.faults import Faults
 from relay.demo.authority import Authority
 from relay.errors import OperatorError, RelayError
-from tests.loadtest.running.driver import relay_of_its_own, run_small, small, wait_for_intervals
+from tests.loadtest.running.driver import (
+    children_of,
+    processes_with,
+    relay_of_its_own,
+    run_small,
+    run_told,
+    small,
+    wait_for_intervals,
+)
+from tests.support.network.ports import reserved_address
 
-# A profile in which nobody comes through.
-BRIEF = {"shape": {"ramp_s": 0, "hold_s": 3}, "warm_up_s": 0}
+NO_ROOM = "No space left on device"
 
 
 def test_a_target_that_refuses(tmp_path: Path) -> None:
-    result = run_small(tmp_path, Target.model_validate({"server": "127.0.0.1:9"}), small(**BRIEF))
-    assert not result.passed
-    assert set(result.timings["set-up"].failures) == {"connecting: no connection (Connection refused)"}
-    assert any("connecting: no connection (Connection refused)" in reason for reason in result.reasons)
-    assert "No packet was sent in the judged part of the test." in result.reasons
+    told = run_told(tmp_path, Target.model_validate({"server": "127.0.0.1:9"}))
+    told.require_everywhere("connecting: no connection (Connection refused)")
+    told.require_everywhere("No packet was sent in the judged part of the test.")
+    assert set(told.result.timings["set-up"].failures) == {"connecting: no connection (Connection refused)"}
 
 
 def test_a_certificate_that_does_not_verify(relay: Target, tmp_path: Path) -> None:
     other = str(Authority(tmp_path).ca_certificate)
-    result = run_small(tmp_path, relay.model_copy(update={"authorities": other}), small(**BRIEF))
-    assert not result.passed
-    (cause,) = result.timings["set-up"].failures
+    told = run_told(tmp_path, relay.model_copy(update={"authorities": other}))
+    told.require_everywhere("tls: the certificate does not verify")
+    (cause,) = told.result.timings["set-up"].failures
     assert cause.startswith("tls: the certificate does not verify")
 
 
 def test_a_relay_that_is_killed_in_the_middle(tmp_path: Path) -> None:
     with relay_of_its_own() as (target, process):
-        record = tmp_path / "record.jsonl"
 
         def kill() -> None:
-            wait_for_intervals(record, 3)
+            wait_for_intervals(tmp_path / "results" / "record.jsonl", 3)
             process.kill()
 
         killer = threading.Thread(target=kill)
         killer.start()
-        result = run_small(tmp_path, target, small(shape={"ramp_s": 1, "hold_s": 9}))
+        told = run_told(tmp_path, target, hold_s=10)
         killer.join()
-    assert not result.passed
+    told.require_everywhere("call failed 2 times: ready: ")
+    # And they have tried to come back.
+    told.require_everywhere("connecting: no connection (Connection refused)")
+    result = told.result
     assert result.packets.received > 0
     assert result.timings["call"].failed == 2
-    # And they have tried to come back.
     assert result.timings["set-up"].failed >= 1
     assert result.intervals[-1].second >= 8
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 KiB."""
+    """A disk of 24 KiB."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount it")
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(folder)], check=True)
     try:
         yield folder
     finally:
@@ -72,17 +81,57 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(relay: Target, full_disk: Path) -> None:
-    """Load without a record is of no use: the test ends, and says why."""
-    with pytest.raises(OperatorError, match=rf"{full_disk}/\S+: No space left on device"):
-        run_small(full_disk, relay, small(shape={"ramp_s": 0, "hold_s": 60}))
+    """Load without a record is of no use: the test ends long before its hour, and the terminal says why."""
+    told = run_told(full_disk, relay, hold_s=3600)
+    assert told.status == 2
+    words = f"Locust ended with status 3: the record cannot be written; 0 bytes are free in {told.folder}"
+    assert words in told.terminal
+    assert "The test has failed." in told.terminal
+    assert not processes_with(str(told.folder))
+    # A file is whole, or it is not there, and is named.
+    present = {one.name for one in told.folder.iterdir()} - {"record.jsonl", "locust.log"}
+    lost = {"result.json", "junit.xml", "intervals.csv", "report.html"} - present
+    assert "report.html" in lost
+    assert all(f"{told.folder / name}: {NO_ROOM}" in told.terminal for name in lost)
+    assert len(present) + len(lost) == 4
+
+
+def test_a_disk_that_is_full_from_the_beginning(relay: Target, full_disk: Path) -> None:
+    with pytest.raises(OSError, match=NO_ROOM):
+        (full_disk / "ballast").write_bytes(bytes(1 << 20))
+    with pytest.raises(OperatorError, match=rf"{full_disk}\S*: {NO_ROOM}"):
+        run_small(full_disk, relay, small(shape={"ramp_s": 0, "hold_s": 3600}))
 
 
 def test_a_record_that_cannot_be_written(relay: Target, tmp_path: Path) -> None:
-    (tmp_path / "record.jsonl").symlink_to("/dev/full")
-    result = run_small(tmp_path, relay, small(shape={"ramp_s": 0, "hold_s": 60}))
-    assert not result.passed
-    words = "the record cannot be written: No space left on device"
-    assert any(words in reason and reason.startswith("Locust ended with status 3") for reason in result.reasons)
+    """There is room for the report, and it says that there was none for the record."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "record.jsonl").symlink_to("/dev/full")
+    told = run_told(tmp_path, relay, hold_s=3600)
+    told.require_everywhere(f"the record cannot be written: {NO_ROOM}")
+    assert any(reason.startswith("Locust ended with status 3") for reason in told.result.reasons)
+
+
+def test_a_worker_of_this_machine_that_dies(relay: Target, tmp_path: Path) -> None:
+    """With ``--processes`` Locust forks its workers. The test goes on without one, to its end."""
+    folder = tmp_path / "results"
+
+    def kill() -> None:
+        wait_for_intervals(folder / "record.jsonl", 3)
+        # Locust, and its workers, which have the same command line.
+        locusts = set(processes_with(str(folder / ".work.json")))
+        (worker, *_) = (child for one in locusts for child in children_of(one) if child in locusts)
+        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with reserved_address() as address:
+        options = ["--processes", "2", "--master-port", str(address.port)]
+        told = run_told(tmp_path, relay, hold_s=16, options=options)
+    killer.join()
+    told.require_everywhere("is gone: it has sent no heartbeat")
+    assert len(told.result.incidents) == 1
+    assert told.result.intervals[-1].second >= 12
 
 
 def test_a_locustfile_that_is_broken(relay: Target, tmp_path: Path) -> None:
