@@ -34,7 +34,13 @@ class Tasks:
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        try:
+            error = task.exception()
+        except asyncio.CancelledError:
+            # A task keeps this exception, and so all that its coroutine had, until somebody has asked for it. CPython's
+            # garbage collector does not see it there.
+            return
+        if error is not None:
             log.error("task failed", task=task.get_name(), exc_info=error)
 
     async def finish(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -69,3 +71,25 @@ async def test_a_daemon_thread_that_nobody_waits_for() -> None:
         await waiting
     go_on.set()
     await eventually(ended.is_set)
+
+
+async def test_what_a_cancelled_task_had_is_let_go() -> None:
+    """A task keeps the exception by which it ended, and CPython's garbage collector does not see it there."""
+
+    class Kept:
+        pass
+
+    async def wait(begun: asyncio.Event, kept: Kept) -> None:
+        async with asyncio.timeout(60):  # it knows the task
+            begun.set()
+            await asyncio.Event().wait()
+        assert kept
+
+    tasks, begun, kept = Tasks(), asyncio.Event(), Kept()
+    left = weakref.ref(kept)
+    tasks.start(wait(begun, kept), "waits")
+    del kept
+    await begun.wait()
+    await tasks.cancel()
+    gc.collect()
+    assert left() is None
