@@ -1,13 +1,14 @@
 """A tab more in Locust's own web page, with the quality of voice, and a page with charts, at ``/voice``.
 
 Locust's page is a program that cannot be given charts of ours. It shows tables that are described to it, and whose rows
-come with its own statistics. The charts are those of the report.
+come with its own statistics. The charts are those of the report. Locust's own HTML report has them at its end.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from html import escape
 
 from flask import Response, request
 from locust.web import WebUI
@@ -25,6 +26,8 @@ TITLE = "Voice"
 # How much of the past the tab sums up. The page has all of it.
 LAST_SECONDS = 10
 REFRESH_S = 3
+# High enough for all charts, two in a row.
+FRAME_STYLE = "width:100%;height:3200px;border:0"
 _COLUMNS = {"figure": "Figure", "now": f"Last {LAST_SECONDS} s", "all": "Whole test"}
 
 
@@ -36,19 +39,29 @@ def show_voice(web_ui: WebUI, work: Work, record: Callable[[], Record | None]) -
     structure = [{"key": key, "title": title} for key, title in _COLUMNS.items()]
     web_ui.template_args["extended_tables"] = [{"key": KEY, "structure": structure}]
 
+    def voice_now(refresh_s: int = REFRESH_S) -> str:
+        found = record()
+        if found is None:
+            return document(TITLE, "<p>The test has not begun.</p>", refresh_s)
+        return page(judge(work, found, Circumstances()), refresh_s=refresh_s)
+
     @app.after_request
-    def add_rows(answer: Response) -> Response:
+    def add_voice(answer: Response) -> Response:
         if request.path == "/stats/requests" and answer.is_json:
             stats = [{"key": KEY, "data": rows(record(), work.profile.media.playout_ms)}]
             answer.set_data(json.dumps({**answer.get_json(), "extended_stats": stats}))
+        elif request.path == "/stats/report" and answer.mimetype == "text/html":
+            answer.set_data(with_frame(answer.get_data(as_text=True), voice_now(refresh_s=0)))
         return answer
 
-    @app.route(f"/{KEY}")
-    def voice() -> str:
-        found = record()
-        if found is None:
-            return document(TITLE, "<p>The test has not begun.</p>", REFRESH_S)
-        return page(judge(work, found, Circumstances()), refresh_s=REFRESH_S)
+    app.add_url_rule(f"/{KEY}", KEY, voice_now)
+
+
+def with_frame(report: str, inner: str) -> str:
+    """Locust's HTML report with a page of ours at its end, in a frame: one file, in which each keeps its own style."""
+    frame = f'<iframe title="{TITLE}" style="{FRAME_STYLE}" srcdoc="{escape(inner)}"></iframe>'
+    before, end, after = report.rpartition("</body>")
+    return f"{before}{frame}{end}{after}" if end else report
 
 
 def rows(record: Record | None, playout_ms: float) -> list[dict[str, str]]:

@@ -36,7 +36,7 @@ WORDS = {
 
 
 def page(result: Result, refresh_s: int | None = None) -> str:
-    """The HTML. ``refresh_s``: of a test that goes on."""
+    """The HTML. ``refresh_s``: of a test that goes on; 0 if nobody is to load it again."""
     title = f"{result.profile} on {result.target.name}"
     body = [
         f"<h1>Load test: {escape(title)}</h1>",
