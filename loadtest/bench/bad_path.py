@@ -158,13 +158,13 @@ class Conductor:
     def look(self) -> bool:
         """Begin or end what is due. Returns False: the test goes on."""
         if self._started is None:
-            self._started = _first_second(self._record)
+            self._started = first_second(self._record)
         else:
             self._path.misbehave(self._begin <= time.time() - self._started < self._end)
         return False
 
 
-def _first_second(record: Path) -> int | None:
+def first_second(record: Path) -> int | None:
     """When the record begins; None before."""
     with contextlib.suppress(OSError), record.open(encoding="utf-8") as file:
         # A look at the relay may be before it.

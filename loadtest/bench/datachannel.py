@@ -153,25 +153,25 @@ def _accepts(namespace: Namespace, address: Address) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _page() -> AsyncIterator[Page]:
-    """The page, in a Chromium that runs in this thread's namespace."""
+async def open_page(html: Path, *options: str) -> AsyncIterator[Page]:
+    """A page that may use its microphone and speaks TURN, in a Chromium that runs in this thread's namespace."""
+
+    async def answer(_: web.Request) -> web.FileResponse:
+        return web.FileResponse(html)
+
     application = web.Application()
-    application.router.add_get("/", _answer)
+    application.router.add_get("/", answer)
     runner = web.AppRunner(application)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        async with browser(*_CHROMIUM_OPTIONS) as page:
+        async with browser(*_CHROMIUM_OPTIONS, *options) as page:
             await page.open(f"http://127.0.0.1:{runner.addresses[0][1]}/")
-            await page.until("typeof place === 'function'")
+            await page.until("typeof look === 'function'")
             yield page
     finally:
         await runner.cleanup()
-
-
-async def _answer(_: web.Request) -> web.Response:
-    return web.Response(text=PAGE.read_text(), content_type="text/html")
 
 
 async def _transfer(page: Page, line: Wan, port: int, bytes_each: int, stall_s: float) -> Run:
@@ -247,7 +247,7 @@ async def measure(server: str, options: argparse.Namespace, stall_s: float) -> R
                 )
 
             async def inside() -> Run:
-                async with _page() as page:
+                async with open_page(PAGE) as page:
                     return await _transfer(page, line, port, round(options.megabytes * MEGABYTE), stall_s)
 
             run = await line.client_ns.run(inside)
