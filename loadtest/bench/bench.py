@@ -49,7 +49,7 @@ COTURN_PORTS = (61_000, 65_535)
 # Late packets do not change the CPU time, unless they bunch, which makes them cheaper. They begin to bunch at the
 # interval between two packets of a call.
 MAX_LATE_FOR_CPU_US = 20_000
-CARRIERS = ("turn", "websocket", "session", "connect-udp")
+CARRIERS = ("tls", "websocket", "session", "connect-udp")
 WRONG = ("corrupt", "duplicate", "reordered", "misrouted")
 
 Run = dict[str, Any]
@@ -298,12 +298,12 @@ class Server:
     name: str
     port: int
     process: subprocess.Popen[bytes]
-    carrier: str = "turn"
+    carrier: str = "tls"
 
     @property
     def label(self) -> str:
         """Its name in the table."""
-        return self.name if self.carrier == "turn" else f"{self.name} {self.carrier}"
+        return self.name if self.carrier == "tls" else f"{self.name} {self.carrier}"
 
     def by_carrier(self, options: argparse.Namespace) -> list[Server]:
         """The same process, once for each carrier. coturn has only one."""
@@ -413,7 +413,7 @@ def table(summary: Run) -> str:
         if by_server["cpu_ratio"] is not None:
             text.append(f"{calls} calls: the relay takes {by_server['cpu_ratio']:.2f} of coturn's CPU time a packet")
         for name, ratio in by_server["carrier_ratios"].items():
-            text.append(f"{calls} calls: {name} takes {ratio:.2f} of what turn takes")
+            text.append(f"{calls} calls: {name} takes {ratio:.2f} of what tls takes")
     for name, row in ((name, row) for rows in summary["storm"].values() for name, row in rows.items()):
         took = cell(row["login_p99_ms"], "{:.1f}")
         text.append(f"storm: {name}: {row['logins']} logins, {row['failed_logins']} failed, p99 {took} ms")
@@ -445,8 +445,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--carriers",
         type=_carriers,
-        default=["turn"],
-        help=f"of the relay's clients, by turns (turn): {','.join(CARRIERS)}",
+        default=["tls"],
+        help=f"of the relay's clients, by turns (tls): {','.join(CARRIERS)}",
     )
     parser.add_argument("--counts", type=_counts, default=[200, 400, 600], help="calls (200,400,600)")
     parser.add_argument("--rounds", type=int, default=2, help="every second one in the other order (2)")

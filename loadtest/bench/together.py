@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=500, help="running calls (500)")
     parser.add_argument("--clients", type=int, default=500, help="idle socket.io clients (500)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (60)")
-    parser.add_argument("--carrier", choices=bench.CARRIERS, default="turn", help="of the calls (turn)")
+    parser.add_argument("--carrier", choices=bench.CARRIERS, default="tls", help="of the calls (tls)")
     options = bench.with_defaults(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -61,7 +61,7 @@ class UdpBench(Bench):
         return [*priority, "turnserver", "-c", path], environment
 
     def _client_options(self, server: Server) -> list[str]:
-        return ["--carrier=turn-udp", f"--user={USER}", f"--password={PASSWORD}"]
+        return ["--carrier=udp", f"--user={USER}", f"--password={PASSWORD}"]
 
     def measure(self) -> None:
         """All counts, the servers by turns; then memory, on fresh servers."""

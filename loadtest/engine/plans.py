@@ -50,6 +50,16 @@ class Carrier(IntEnum):
     PEER = 5
 
 
+# As people call them, in profiles and on command lines. All but the last are over TLS.
+CARRIERS = {
+    "tls": Carrier.TLS,
+    "websocket": Carrier.WEBSOCKET,
+    "session": Carrier.SESSION,
+    "connect-udp": Carrier.CONNECT_UDP,
+    "udp": Carrier.UDP,
+}
+
+
 @dataclass(frozen=True)
 class WebProxy:
     """A web proxy that is asked for a tunnel, with Basic credentials if it has any."""

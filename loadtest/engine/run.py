@@ -19,18 +19,19 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from loadtest.engine.engine import Cause, Ended, Engine, Happening, Opened, Silenced
-from loadtest.engine.plans import RTP_HEADER_BYTES, STAMP_BYTES, TLS_VERSIONS, Carrier, ClientPlan, StreamPlan
+from loadtest.engine.plans import (
+    CARRIERS,
+    RTP_HEADER_BYTES,
+    STAMP_BYTES,
+    TLS_VERSIONS,
+    Carrier,
+    ClientPlan,
+    StreamPlan,
+)
 from loadtest.engine.processes import cpu_s, resident_bytes
 from loadtest.engine.windows import MAX_LATENESS_P99_US, Histogram, Window
 from relay.addresses import Address, parse_address
 
-CARRIERS = {
-    "turn": Carrier.TLS,
-    "websocket": Carrier.WEBSOCKET,
-    "session": Carrier.SESSION,
-    "connect-udp": Carrier.CONNECT_UDP,
-    "turn-udp": Carrier.UDP,
-}
 SRTP_TAG_BYTES = 10
 # Of a packet: RTP, the stamp, and SRTP's tag; and what one datagram carries across an Ethernet.
 MIN_PACKET_BYTES = RTP_HEADER_BYTES + STAMP_BYTES + SRTP_TAG_BYTES
@@ -390,7 +391,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--peer", type=parse_address, default=nobody, help="of the channels: behind coturn the upstream"
     )
-    parser.add_argument("--carrier", choices=CARRIERS, default="turn", help="all but the last over TLS (turn)")
+    parser.add_argument("--carrier", choices=CARRIERS, default="tls", help="all but the last over TLS (tls)")
     parser.add_argument("--user", default="", help="of a long-term credential, with")
     parser.add_argument("--password", default="", help="for a server that asks for it (none)")
     upstream = Address("127.0.0.1", 3478)

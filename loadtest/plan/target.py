@@ -13,20 +13,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from loadtest.engine.plans import Carrier, ClientPlan, WebProxy
+from loadtest.engine.plans import CARRIERS, Carrier, ClientPlan, WebProxy
 from relay import catalog
 from relay.addresses import Address, parse_address
 from relay.turn.credentials import rest_password
 
 # Longer than any test: an allocation is refreshed with the credentials that it was made with.
 CREDENTIALS_LAST_S = 8 * 86_400
-CARRIERS = {
-    "tls": Carrier.TLS,
-    "websocket": Carrier.WEBSOCKET,
-    "session": Carrier.SESSION,
-    "connect-udp": Carrier.CONNECT_UDP,
-    "udp": Carrier.UDP,
-}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
