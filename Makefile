@@ -12,11 +12,15 @@ LOADTEST ?=
 WAN     ?=
 # Options of `make bench-turn`, such as `--realtime --pps 100`.
 TURN    ?=
+# Options of `make bench-side-by-side`, such as `--counts 400 --rounds 3`.
+SIDE    ?=
 
 # Debian's packages. They build the extension and the benchmark. Benchmark and tests use coturn as a real TURN server. Tests
 # also use Wireshark (to read captures), programs that read allow-lists, and reverse proxies and a web proxy.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
+# Go and pion/turn, for one more server to compare with.
+SIDE_PACKAGES  := $(BENCH_PACKAGES) golang-go golang-github-pion-turn.v2-dev
 # The official socket.io servers and clients need node. Many machines have it, but not from Debian.
 NODE_PACKAGES  := $(if $(and $(shell command -v node),$(shell command -v npm)),,nodejs npm)
 TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iproute2 iptables nftables nginx-light postgresql redis-server squid tshark \
@@ -30,7 +34,7 @@ SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/c
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
 .PHONY: help demo test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
-        bench bench-turn bench-wan loadtest soak nightly nightly-soak nightly-fuzz clean
+        bench bench-side-by-side bench-turn bench-wan loadtest soak nightly nightly-soak nightly-fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +44,7 @@ help:
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
 	@echo "make test-asan  tests of compiled code under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench  measure the relay and coturn: CPU per packet, latency, loss"
+	@echo "make bench-side-by-side  the relay on both planes, coturn, the emulator's TURN host and pion/turn, on each carrier (root)"
 	@echo "make bench-turn  the emulator's TURN host and coturn over UDP: CPU per packet, loss, memory"
 	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
 	@echo "make loadtest  ten desks through a relay for 30 s, with a verdict and a report (LOADTEST='--carrier websocket')"
@@ -138,7 +143,10 @@ bench: $(VENV)/.bench-installed
 	else $(BIN)/python -m loadtest.bench.bench; fi
 
 bench-turn: $(VENV)/.bench-installed
-	@$(BIN)/python -m loadtest.bench.turn_udp $(TURN)
+	@$(BIN)/python -m loadtest.bench.sidebyside --rows emulator/udp,coturn/udp --counts 400,1000 --idle 1000 $(TURN)
+
+bench-side-by-side: $(VENV)/.side-installed
+	@$(BIN)/python -m loadtest.bench.sidebyside --realtime $(SIDE)
 
 bench-wan: $(VENV)/.bench-installed
 	@$(BIN)/python -m loadtest.bench.wan $(WAN)
@@ -165,6 +173,9 @@ $(VENV)/.test-installed: $(SOURCES) tests/support/peers/node/package-lock.json
 
 $(VENV)/.bench-installed: $(SOURCES)
 	$(call install,$(BENCH_PACKAGES),loadtest,$@)
+
+$(VENV)/.side-installed: $(SOURCES)
+	$(call install,$(SIDE_PACKAGES),loadtest,$@)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info relay/*.so relay/emulator/turn/*.so loadtest/engine/*.so .mypy_cache .ruff_cache .hypothesis

@@ -24,17 +24,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from loadtest.bench import servers
+from loadtest.bench.servers import BUILD, HOST, PASSWORD, ROOT, USER, BenchError, Command, Place, build
 from relay.demo.authority import Authority
 from relay.plane.api import Certificate
 
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent.parent
-BUILD = ROOT / "build" / "bench"
-HOST = "127.0.0.1"
 SERVER_NAME = "bench.test"
 # Below the ports that outgoing connections use.
 PORTS = range(20_000, 30_000)
@@ -44,31 +42,12 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
 # A pause before the next run, so that cleaning up after hundreds of connections does not count as its cost.
 REST_S = 0.5
-# coturn's own ports. The ports below these are for outgoing connections, and would collide.
-COTURN_PORTS = (61_000, 65_535)
 # Late packets do not change the CPU time, unless they bunch, which makes them cheaper. They begin to bunch at the
 # interval between two packets of a call.
 MAX_LATE_FOR_CPU_US = 20_000
-CARRIERS = ("tls", "websocket", "session", "connect-udp")
 WRONG = ("corrupt", "duplicate", "reordered", "misrouted")
 
 Run = dict[str, Any]
-
-
-class BenchError(Exception):
-    """Something could not start. The message says what."""
-
-
-def build() -> None:
-    """Build the programs into ``BUILD``. Raises BenchError with the compiler's message."""
-    made = subprocess.run(  # noqa: S603
-        ["make", "--silent", f"--directory={FOLDER}", f"BUILD={BUILD}"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        raise BenchError(made.stdout + made.stderr)
 
 
 @dataclass(frozen=True)
@@ -163,18 +142,20 @@ class Bench:
     upstream_port: int
     upstream_pid: int
     runs: list[Run] = field(default_factory=list)
+    # Whether servers that can ask for a long-term credential do.
+    credentials: ClassVar[bool] = False
 
     # Servers
 
     @contextlib.contextmanager
     def server(self, name: str) -> Iterator[Server]:
         """A fresh server that has already carried a call. Raises BenchError."""
-        port = _free_port()
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
-        command, environment = self._command(name, folder, port)
+        place = Place(folder, self.certificate, _free_port(), _free_port(), self.upstream_port, self.credentials)
+        command, environment = self._command(name, place)
         log = folder / "log"
         with _process(command, self.cores.servers, log, environment) as process:
-            server = Server(name, port, process)
+            server = Server(name, place, process)
             deadline = time.monotonic() + START_TIMEOUT_S
             while not self._carries_a_call(server):
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -182,42 +163,9 @@ class Bench:
                 time.sleep(0.1)
             yield server
 
-    def _command(self, name: str, folder: Path, port: int) -> tuple[list[str | Path], dict[str, str]]:
-        """How to start a server: the command and its environment."""
-        return (self._relay if name == "relay" else self._coturn)(folder, port)
-
-    def _relay(self, folder: Path, port: int) -> tuple[list[str | Path], dict[str, str]]:
-        plane = {"RELAY_PLANE": self.options.plane} if self.options.plane else {}
-        environment = {
-            **os.environ,
-            **plane,
-            "RELAY_CERT": str(self.certificate.chain),
-            "RELAY_KEY": str(self.certificate.private_key),
-            "RELAY_DIR": str(folder),
-            # The relay in the environment of this Python.
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        }
-        return [FOLDER / "start-relay.sh", str(port), str(self.upstream_port)], environment
-
-    def _coturn(self, folder: Path, port: int) -> tuple[list[str | Path], dict[str, str]]:
-        lines = [
-            f"listening-ip={HOST}",
-            f"relay-ip={HOST}",
-            f"listening-port={_free_port()}",
-            f"tls-listening-port={port}",
-            f"min-port={COTURN_PORTS[0]}",
-            f"max-port={COTURN_PORTS[1]}",
-            f"cert={self.certificate.chain}",
-            f"pkey={self.certificate.private_key}",
-            f"userdb={folder / 'users.sqlite'}",
-            f"pidfile={folder / 'pid'}",
-            # One forwarding thread, because the relay also has one worker on this core.
-            "relay-threads=1",
-            *("no-auth", "allow-loopback-peers", "no-cli", "no-dtls", "log-file=stdout", "simple-log", ""),
-        ]
-        path = folder / "turnserver.conf"
-        path.write_text("\n".join(lines))
-        return ["turnserver", "-c", path], dict(os.environ)
+    def _command(self, name: str, place: Place) -> Command:
+        """How to start a server."""
+        return servers.relay(place, self.options.plane or "") if name == "relay" else servers.coturn(place)
 
     # Runs
 
@@ -246,7 +194,8 @@ class Bench:
 
     def _client_options(self, server: Server) -> list[str]:
         """What the generator must know of this server's clients."""
-        return [f"--carrier={server.carrier}", f"--tls={self.options.tls}"]
+        credential = [f"--user={USER}", f"--password={PASSWORD}"] if self.credentials else []
+        return [f"--carrier={server.carrier}", f"--tls={self.options.tls}", *credential]
 
     def run(self, server: Server, section: str, *arguments: str) -> Run:
         """One run, and what only an observer can see: other load, and drops at the upstream's socket."""
@@ -256,7 +205,7 @@ class Bench:
             raise BenchError(f"{server.name} died during a run of {' '.join(arguments)}")
         elapsed_s = time.monotonic() - started
         drops, foreign_s, stolen_s = (now - then for now, then in zip(self._outside(server), before, strict=True))
-        result |= {"section": section, "server": server.label, "upstream_drops": drops}
+        result |= {"section": section, "server": server.name, "carrier": server.carrier, "upstream_drops": drops}
         result["foreign_cores"] = round(max(0.0, foreign_s) / elapsed_s, 3)
         result["stolen_cores"] = round(stolen_s / elapsed_s, 3)
         result["valid"] = result.get("valid", True) and not drops
@@ -275,14 +224,12 @@ class Bench:
         options = self.options
         timing = [f"--{name}={getattr(options, name)}" for name in ("seconds", "warmup", "payload", "pps")]
         with contextlib.ExitStack() as stack:
-            servers = [
-                one for name in options.servers for one in stack.enter_context(self.server(name)).by_carrier(options)
-            ]
+            running = [stack.enter_context(self.server(name)) for name in options.servers]
             for number in range(options.rounds):
                 for calls in options.counts:
-                    for server in reversed(servers) if number % 2 else servers:
+                    for server in reversed(running) if number % 2 else running:
                         self.run(server, "voice", f"--calls={calls}", *timing)
-            for server in servers if options.storm else ():
+            for server in running if options.storm else ():
                 calls = options.counts[0]
                 self.run(server, "storm", f"--calls={calls}", f"--storm={options.storm}", *timing)
         for name in options.servers if options.idle else ():
@@ -293,21 +240,17 @@ class Bench:
 
 @dataclass(frozen=True)
 class Server:
-    """What is measured: a server and a carrier."""
+    """What is measured: a server, where it is, and the carrier of its clients."""
 
     name: str
-    port: int
+    place: Place
     process: subprocess.Popen[bytes]
     carrier: str = "tls"
 
     @property
-    def label(self) -> str:
-        """Its name in the table."""
-        return self.name if self.carrier == "tls" else f"{self.name} {self.carrier}"
-
-    def by_carrier(self, options: argparse.Namespace) -> list[Server]:
-        """The same process, once for each carrier. coturn has only one."""
-        return [replace(self, carrier=name) for name in (options.carriers if self.name == "relay" else CARRIERS[:1])]
+    def port(self) -> int:
+        """Where its clients connect to."""
+        return self.place.port(self.carrier)
 
 
 # Reading the runs
@@ -334,7 +277,7 @@ def _ms(microseconds: float | None) -> float | None:
     return None if microseconds is None else microseconds / 1000
 
 
-def _row(runs: Sequence[Run]) -> Run:
+def combine(runs: Sequence[Run]) -> Run:
     """The runs of one server at one count, combined into one."""
     valid, cpu_valid = [run for run in runs if run["valid"]], [run for run in runs if _cpu_valid(run)]
     row: Run = {"runs": len(runs), "valid_runs": len(valid)}
@@ -365,15 +308,10 @@ def summarize(runs: Sequence[Run]) -> Run:
             summary["idle"][run["server"]] = {key: run[key] for key in wanted}
             continue
         alike = [one for one in runs if all(one[key] == run[key] for key in ("section", "server", "calls"))]
-        summary[run["section"]].setdefault(str(run["calls"]), {})[run["server"]] = _row(alike)
+        summary[run["section"]].setdefault(str(run["calls"]), {})[run["server"]] = combine(alike)
     for by_server in summary["voice"].values():
         ours, theirs = (by_server.get(name, {}).get("cpu_us_per_packet") for name in ("relay", "coturn"))
         by_server["cpu_ratio"] = ours / theirs if ours and theirs else None
-        by_server["carrier_ratios"] = {
-            name.removeprefix("relay "): row["cpu_us_per_packet"] / ours
-            for name, row in by_server.items()
-            if name.startswith("relay ") and ours and row["cpu_us_per_packet"]
-        }
     return summary
 
 
@@ -403,7 +341,7 @@ def table(summary: Run) -> str:
     for section in ("voice", "storm"):
         for calls, by_server in summary[section].items():
             for name, row in by_server.items():
-                if name in {"cpu_ratio", "carrier_ratios"}:
+                if name == "cpu_ratio":
                     continue
                 cells = [cell(row[key], form) for key, form in _COLUMNS.values()]
                 lines.append([section, calls, name, f"{row['valid_runs']}/{row['runs']}", *cells])
@@ -412,8 +350,6 @@ def table(summary: Run) -> str:
     for calls, by_server in summary["voice"].items():
         if by_server["cpu_ratio"] is not None:
             text.append(f"{calls} calls: the relay takes {by_server['cpu_ratio']:.2f} of coturn's CPU time a packet")
-        for name, ratio in by_server["carrier_ratios"].items():
-            text.append(f"{calls} calls: {name} takes {ratio:.2f} of what tls takes")
     for name, row in ((name, row) for rows in summary["storm"].values() for name, row in rows.items()):
         took = cell(row["login_p99_ms"], "{:.1f}")
         text.append(f"storm: {name}: {row['logins']} logins, {row['failed_logins']} failed, p99 {took} ms")
@@ -426,15 +362,9 @@ def table(summary: Run) -> str:
 # The command
 
 
-def _counts(text: str) -> list[int]:
+def counts(text: str) -> list[int]:
+    """Numbers of calls, with commas between them."""
     return [int(part) for part in text.split(",")]
-
-
-def _carriers(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(CARRIERS):
-        raise argparse.ArgumentTypeError(f"{min(unknown)!r}: expected some of {', '.join(CARRIERS)}")
-    return names
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -442,13 +372,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--plane", choices=["reference", "compiled"], help="of the relay; its own default otherwise")
     parser.add_argument("--only", choices=["relay", "coturn"], help="measure one server")
-    parser.add_argument(
-        "--carriers",
-        type=_carriers,
-        default=["tls"],
-        help=f"of the relay's clients, by turns (tls): {','.join(CARRIERS)}",
-    )
-    parser.add_argument("--counts", type=_counts, default=[200, 400, 600], help="calls (200,400,600)")
+    parser.add_argument("--counts", type=counts, default=[200, 400, 600], help="calls (200,400,600)")
     parser.add_argument("--rounds", type=int, default=2, help="every second one in the other order (2)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time of a run (5)")
     parser.add_argument("--warmup", type=float, default=1.0, help="before it (1)")

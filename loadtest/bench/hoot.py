@@ -26,7 +26,8 @@ from typing import Any
 
 import pylibsrtp
 
-from loadtest.bench.bench import BUILD, BenchError, Cores, build, on_core
+from loadtest.bench.bench import Cores, on_core
+from loadtest.bench.servers import BUILD, BenchError, build
 from relay.emulator.sfu import GroupKey, keepalive
 from relay.wire.rtp import RtpHeader, build_packet
 

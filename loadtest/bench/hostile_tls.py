@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.bench import bench
-from loadtest.bench.bench import HOST, Bench, BenchError, Server
+from loadtest.bench.bench import Bench, Server
+from loadtest.bench.servers import HOST, ROOT, BenchError
 from relay.addresses import Address
 from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.peers.client_hello import build_client_hello
@@ -162,7 +163,7 @@ def _hostiles(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=bench.ROOT,
+            cwd=ROOT,
         )
     try:
         yield process

@@ -28,7 +28,8 @@ import socketio
 from aiohttp import web
 
 from loadtest.bench import bench
-from loadtest.bench.bench import HOST, Bench, BenchError, Server
+from loadtest.bench.bench import Bench, Server
+from loadtest.bench.servers import HOST, OVER_TLS, BenchError
 
 # Shorter than socket.io's 25 s, so that every client sends several signs of life within the minute.
 PING_INTERVAL_S = 10
@@ -183,7 +184,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=500, help="running calls (500)")
     parser.add_argument("--clients", type=int, default=500, help="idle socket.io clients (500)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (60)")
-    parser.add_argument("--carrier", choices=bench.CARRIERS, default="tls", help="of the calls (tls)")
+    parser.add_argument("--carrier", choices=OVER_TLS, default="tls", help="of the calls (tls)")
     options = bench.with_defaults(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.bench import bench
+from loadtest.bench import bench, servers
 from loadtest.engine import run as engine_run
 from relay.addresses import Address
 from relay.wire.stun import Method, is_stun, parse_message
@@ -42,12 +42,12 @@ def missing() -> str:
 def _programs() -> None:
     if reason := missing():
         pytest.skip(reason)
-    bench.build()
+    servers.build()
 
 
 @contextlib.asynccontextmanager
 async def native_upstream() -> AsyncIterator[Address]:
-    process = await asyncio.create_subprocess_exec(bench.BUILD / "upstream", stdout=PIPE)
+    process = await asyncio.create_subprocess_exec(servers.BUILD / "upstream", stdout=PIPE)
     try:
         assert process.stdout is not None
         ready, _, address = (await process.stdout.readline()).decode().strip().partition(" ")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import bench, hoot
+from loadtest.bench import bench, hoot, servers
 from relay.emulator.sfu import GroupKey
 
 OPTIONS = argparse.Namespace(talkers=2, subscribers=10, seconds=0.4, warmup=0.1, pps=50, rounds=1)
@@ -22,7 +22,7 @@ COPIES = 2 * 20 * 10
 def _programs() -> None:
     if not shutil.which("gcc") or not shutil.which("make"):
         pytest.skip("gcc or make is not installed")
-    bench.build()
+    servers.build()
 
 
 @pytest.mark.parametrize("mode", hoot.MODES)
@@ -44,7 +44,7 @@ def test_copies_that_nobody_makes_are_lost(tmp_path: Path) -> None:
         end.bind(("127.0.0.1", 0))
         port, descriptor = sfu.getsockname()[1], end.fileno()
         command: list[str | Path] = [
-            bench.BUILD / "hoot",
+            servers.BUILD / "hoot",
             f"--server=127.0.0.1:{port}",
             f"--talkers={descriptor}",
             f"--listeners={descriptor}",
@@ -59,6 +59,6 @@ def test_copies_that_nobody_makes_are_lost(tmp_path: Path) -> None:
 
 
 def test_options_are_checked() -> None:
-    done = subprocess.run([bench.BUILD / "hoot", "--bytes=10"], capture_output=True, text=True, check=False)
+    done = subprocess.run([servers.BUILD / "hoot", "--bytes=10"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: hoot")
