@@ -231,7 +231,7 @@ def capacity_command(
     profile: Annotated[str, typer.Option(help="A profile that lists targets; nothing else of it counts.")] = "",
     first: Annotated[int, typer.Option("--from", min=1, help="How many calls to begin with.")] = 50,
     most: Annotated[int, typer.Option("--to", min=1, max=10_000, help="How many calls to end at.")] = 2000,
-    seconds: Annotated[float, typer.Option(min=3, max=3600, help="How long each try lasts.")] = 10,
+    seconds: Annotated[float, typer.Option(min=3, max=3600, help="How long all calls of a try are judged.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="How often to try around the knee.")] = 3,
     server_name: Annotated[str, typer.Option(help="The targets' name for TLS and HTTP.")] = "",
     ca: Annotated[Path | None, typer.Option(help="Verify the targets' certificates with this PEM file.")] = None,
@@ -245,6 +245,9 @@ def capacity_command(
         str, typer.Option(help="Colleagues are on this machine, by plain UDP: host:port, port 0 for any.")
     ] = "",
     far: Annotated[str, typer.Option(help="Or on this TURN server past the targets, by UDP: host:port.")] = "",
+    sink: Annotated[
+        str, typer.Option(help="Or a sink sends back what comes, and delays are there and back: host:port.")
+    ] = "",
     upstream: Annotated[str, typer.Option(help="host:port of the TURN server that CONNECT-UDP asks for.")] = "",
     processes: _Processes = 1,
     output: _Output = None,
@@ -260,7 +263,7 @@ def capacity_command(
 
     common = _options(
         server_name=server_name, authorities=ca and str(ca), username=username, users=target_users, secret=secret,
-        password=password, peer=peer, far=far, upstream=upstream,
+        password=password, peer=peer, far=far, sink=sink, upstream=upstream,
     )  # fmt: skip
     listed = profiles.load(profile) if profile else capacity.profile_of(most, seconds)
     console, interrupted = Console(stderr=True), supervise.Interrupted()

@@ -134,8 +134,8 @@ class Profile(_Table):
 
     @property
     def judged_from_s(self) -> float:
-        """When what is judged begins."""
-        return min(self.shape.judged_from_s + self.warm_up_s, self.shape.seconds / 2)
+        """When what is judged begins. A warm-up takes at most half of the time in which all users are there."""
+        return self.shape.judged_from_s + min(self.warm_up_s, self.shape.hold_s / 2)
 
     def changed(self, *, users: int | None, seconds: float | None) -> Profile:
         """The profile with other numbers, checked again. Raises OperatorError."""

@@ -1,7 +1,8 @@
 """Capacity: how many calls one or several targets carry, side by side, in rounds that alternate.
 
-A call has a stream up and a stream down, of 50 packets a second each. It holds if nothing is lost, nobody is refused,
-and 99 of 100 packets are there within 20 ms.
+A call has a stream up and a stream down, of 50 packets a second each; with a sink, one stream up that comes back down.
+It holds if nothing is lost, nobody is refused, and 99 of 100 packets are there within 20 ms: at their listener's, or
+with a sink back where they came from.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ from rich.console import Console
 
 from loadtest.plan.profile import Profile, parse
 from loadtest.plan.search import Outcome, Search
-from loadtest.plan.target import Target, carrier_name
+from loadtest.plan.target import NAME, Target, carrier_name
 from loadtest.running.processes import Mode
 from loadtest.running.supervise import Wish, make_folder, run
 from loadtest.verdict.environment import environment
-from loadtest.verdict.judging import SOUNDS
+from loadtest.verdict.judging import SETUP, SOUNDS
 from loadtest.verdict.result import Result
 from relay import writing
+from relay.errors import OperatorError
 
 # The voice SLO.
 MAX_DELAY_P99_MS = 20.0
 # More void seconds than this, and the try says nothing of the target.
 MAX_VOID_PERCENT = 34.0
-RAMP_S = 2.0
-WARM_UP_S = 1.0
+# A caller waits this long at most until a call is set up.
+MAX_SETUP_P95_MS = 2000.0
+# Calls come this fast: a handshake costs half a millisecond, so setting up takes a twentieth of a core.
+CALLS_A_SECOND = 100
+MIN_RAMP_S = 2.0
+WARM_UP_S = 2.0
 FORMAT = "relay-loadtest-capacity/1"
 
 
@@ -43,6 +49,15 @@ class Contestant:
     # CPU time of the relay for each call, of tries that held.
     cores_a_call: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise OperatorError(f"--target {self.name}: expected a name of a-z, 0-9, _ and -, such as relay")
+
+    @property
+    def streams_of_a_call(self) -> int:
+        """A sink sends the one stream back."""
+        return 1 if self.target.sink is not None else 2
+
     @property
     def calls_a_core(self) -> float | None:
         """How many calls a core carries at the knee, by the relay's own metrics."""
@@ -55,6 +70,7 @@ class Contestant:
             "name": self.name,
             "carrier": carrier_name(self.target),
             "server": str(self.target.server),
+            "delay": "one way" if self.target.sink is None else "there and back",
             "knee_calls": search.knee,
             "limit": search.limit,
             "calls_per_core": self.calls_a_core,
@@ -63,13 +79,13 @@ class Contestant:
 
 
 def profile_of(calls: int, seconds: float) -> Profile:
-    """A try."""
+    """A try: all calls are there for so many seconds, and for a warm-up before."""
     return parse(
         {
             "description": f"Capacity: {calls} calls.",
             "users": calls,
             "warm_up_s": WARM_UP_S,
-            "shape": {"ramp_s": RAMP_S, "hold_s": seconds},
+            "shape": {"ramp_s": max(MIN_RAMP_S, calls / CALLS_A_SECOND), "hold_s": WARM_UP_S + seconds},
             "media": {"up": 1, "down": 1},
             "thresholds": {"loss_percent": 0, "errors_percent": 0, "void_percent": 100},
         },
@@ -82,15 +98,35 @@ def failures(result: Result) -> int:
     return sum(timing.failed for name, timing in result.timings.items() if name not in SOUNDS)
 
 
-def outcome_of(result: Result) -> Outcome:
-    """What a try says. What the generator cannot judge is void, unless it has lost something all the same."""
+def outcome_of(result: Result, streams: int) -> Outcome:
+    """What a try with so many streams says. It is void if the generator was late, or had not begun all of them.
+
+    A late generator sends packets in bunches, so what is lost then may be its own doing. Nothing has held, either way.
+    """
     packets, p99 = result.packets, result.delay.p99_ms
-    failed = failures(result)
-    if failed or packets.lost or packets.unsent or not packets.sent:
+    if failures(result):
         return Outcome.BROKE
-    if result.generator.void_percent > MAX_VOID_PERCENT or p99 is None:
+    if not result.judged_seconds or result.generator.void_percent > MAX_VOID_PERCENT:
+        return Outcome.VOID
+    if _streams_there(result) < streams:
+        return Outcome.BROKE if _is_slow_to_set_up(result) else Outcome.VOID
+    if packets.lost or packets.unsent or not packets.received:
+        return Outcome.BROKE
+    if p99 is None:
         return Outcome.VOID
     return Outcome.HELD if p99 <= MAX_DELAY_P99_MS else Outcome.BROKE
+
+
+def _streams_there(result: Result) -> int:
+    """How many streams there were all the time."""
+    counted = [one.streams for one in result.intervals if one.second >= result.judged_from_s]
+    return min(counted[: result.judged_seconds], default=0)
+
+
+def _is_slow_to_set_up(result: Result) -> bool:
+    """Whether calls had to wait for the target; as they did if none was set up at all."""
+    setup = result.timings.get(SETUP)
+    return setup is None or setup.took.p95_ms is None or setup.took.p95_ms > MAX_SETUP_P95_MS
 
 
 @dataclass(frozen=True)
@@ -119,7 +155,7 @@ class Rounds:
 
 
 def _note(one: Contestant, calls: int, result: Result, console: Console) -> None:
-    outcome = outcome_of(result)
+    outcome = outcome_of(result, calls * one.streams_of_a_call)
     one.search.note(calls, outcome)
     if outcome is Outcome.HELD and result.relay is not None and result.relay.cores is not None:
         one.cores_a_call.append(result.relay.cores / calls)

@@ -51,8 +51,10 @@ class StayingUser(MediaUser):
 
     def _live(self, call: MediaCall) -> None:
         media = profile().media
-        call.begin(up=media.lines_of(self.number, media.up))
         down = call.begin(down=media.lines_of(self.number, self._down()))
+        # What a sink sends back down has gone up.
+        up = media.lines_of(self.number, media.up) - (len(down) if call.far is None else 0)
+        call.begin(up=max(0, up))
         while True:
             news = profile().news
             if news is not None and news.at_s <= self._second() < news.at_s + news.for_s:

@@ -127,9 +127,9 @@ def test_lines_with_pauses_are_more() -> None:
     assert Media(talk_s=1, pause_s=9).lines_of(0, 2) == 20
 
 
-def test_half_of_a_short_test_is_judged() -> None:
-    short = Profile(description="x", users=1, warm_up_s=60, shape=Shape(ramp_s=1, hold_s=3))
-    assert short.judged_from_s == 2
+def test_of_a_short_test_half_of_what_follows_the_ramp_is_judged() -> None:
+    short = Profile(description="x", users=1, warm_up_s=60, shape=Shape(ramp_s=8, hold_s=4))
+    assert short.judged_from_s == 10
 
 
 def test_work_goes_to_another_process_with_its_secrets(tmp_path: Path) -> None:
