@@ -227,7 +227,8 @@ cdef inline void on_media(Engine* e, Client* c, uint8_t* packet, uint32_t size) 
     number = load32(packet + 8) - e.first_ssrc if size >= MIN_PACKET_BYTES else e.max_streams
     s = e.streams[number] if number < e.max_streams else NULL
     if s == NULL:
-        count(e.window, COUNT_FOREIGN)
+        # Of ours, but its stream has ended: all that had not come by then was lost.
+        count(e.window, COUNT_EXPIRED if number < e.max_streams else COUNT_FOREIGN)
     elif unprotect(&s.receiving, packet, size) != <int> s.packet_bytes:
         count(e.window, COUNT_CORRUPT)
     elif s.receiver_serial != c.serial:

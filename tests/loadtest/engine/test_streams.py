@@ -161,6 +161,30 @@ async def test_what_comes_too_late_is_lost_all_the_same() -> None:
             expired += (await driver.window()).counters["expired"]
 
 
+async def test_what_comes_after_its_stream_has_ended_is_nobody_elses() -> None:
+    """A slow server's packet is late, not one that went astray."""
+    held: list[bytes] = []
+
+    def fault(_: int, data: bytes) -> list[bytes]:
+        held.append(data)
+        return []
+
+    async with far_end(fault) as far, running_engine() as driver:
+        opened = await open_peer(driver, far)
+        driver.engine.talk(StreamPlan(opened.client, packets=1, patience_s=0.05))
+        ended = await driver.next_silenced()
+        assert (ended.sent, ended.lost) == (1, 1)
+        assert opened.relayed is not None
+        foreign = expired = 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+            again.sendto(held[0], (opened.relayed.host, opened.relayed.port))
+            again.sendto(held[0][:8] + bytes(4) + held[0][12:], (opened.relayed.host, opened.relayed.port))
+        while foreign + expired < 2:
+            counted = (await driver.window()).counters
+            foreign, expired = foreign + counted["foreign"], expired + counted["expired"]
+        assert (foreign, expired) == (1, 1)
+
+
 # What is sent
 
 
