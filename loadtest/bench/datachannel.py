@@ -5,7 +5,7 @@
 
 Both peer connections can use only a TURN server (``iceTransportPolicy: "relay"``). Voice runs in both directions all
 the time. One connection sends some megabytes over a data channel, then the other sends as many back. The WAN is
-``tests.support.network.wan``, which needs root. Prints a table in Markdown and, as the last line, one JSON object. Exit
+``relay.demo.wan.line``, which needs root. Prints a table in Markdown and, as the last line, one JSON object. Exit
 status: 0 if all that README.md promises is true, 1 if not, 2 if it could not start.
 
     python -m loadtest.bench.datachannel --stall 0,3
@@ -31,9 +31,10 @@ from aiohttp import web
 from loadtest.bench.wan_servers import ROOT, START_TIMEOUT_S, WanError
 from relay.addresses import Address
 from relay.demo.authority import Authority
+from relay.demo.wan.line import Wan, open_wan
+from relay.demo.wan.link import Link
+from relay.demo.wan.netns import Namespace, refusal
 from relay.plane.api import Certificate
-from tests.support.network.netns import Namespace
-from tests.support.network.wan import Link, Wan, open_wan, refusal
 from tests.support.peers.browser import CHROMIUM, Page, browser
 
 PAGE = Path(__file__).with_name("datachannel.html")

@@ -29,10 +29,10 @@ from relay.addresses import Address
 from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection, open_turn_tls, open_turn_udp
 from relay.demo.authority import Authority
+from relay.demo.wan.netns import Namespace
+from relay.demo.wan.netns import refusal as netns_refusal
 from relay.errors import UpstreamError
 from tests.support.benches.gateway import settings_tree, write_config
-from tests.support.network.netns import Namespace
-from tests.support.network.netns import refusal as netns_refusal
 
 DEVICE, OTHER_DEVICE = "flap0", "flap1"
 RELAY_ADDRESS = "198.18.77.1"

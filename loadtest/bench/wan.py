@@ -3,7 +3,7 @@
     client --TLS over the WAN--> relay  --UDP--> source    (the source is the relay's upstream)
     client --TLS over the WAN--> coturn --UDP--> source    (the source is coturn's peer)
 
-The WAN is ``tests.support.network.wan``, which needs root. Servers and source are at its far end, with nothing between
+The WAN is ``relay.demo.wan.line``, which needs root. Servers and source are at its far end, with nothing between
 them. Prints a table in Markdown and, as the last line, one JSON object. Exit status: 0 if all was measured, 1 if a
 frame or a connection was broken, 2 if it could not start. README.md in this folder says what the figures mean.
 
@@ -42,7 +42,9 @@ from loadtest.bench.wan_call import (
 from loadtest.bench.wan_servers import KIB, SERVER_PORT, SERVERS, Server, WanError, installed, open_server
 from relay.addresses import Address
 from relay.demo.authority import Authority
-from tests.support.network.wan import Link, Wan, open_wan, refusal
+from relay.demo.wan.line import Wan, open_wan
+from relay.demo.wan.link import Link
+from relay.demo.wan.netns import refusal
 
 SERVER_NAME = "wan.test"
 WARM_UP_S = 2.0

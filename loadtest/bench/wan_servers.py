@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.addresses import Address
+from relay.demo.wan.netns import Namespace
 from relay.plane.api import Certificate
 from tests.support.benches.gateway import write_config
-from tests.support.network.netns import Namespace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The namespace is empty: any port is free.

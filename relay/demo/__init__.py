@@ -6,4 +6,5 @@ cloud      the emulated cloud with its users, and the relay
 commands   ``relay demo`` on the terminal
 report     the table, and the same as JSON
 run        all of it
+wan/       a bad WAN on this machine
 """

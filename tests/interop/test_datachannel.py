@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from loadtest.bench.datachannel import measure, parse_options
-from tests.support.network.wan import refusal
+from relay.demo.wan.netns import refusal
 from tests.support.peers.browser import CHROMIUM
 
 pytestmark = [

@@ -31,7 +31,8 @@ from loadtest.bench.wan_call import (
 )
 from relay.addresses import Address
 from relay.demo.authority import Authority
-from tests.support.network.wan import Link, refusal
+from relay.demo.wan.link import Link
+from relay.demo.wan.netns import refusal
 from tests.support.waiting import eventually
 
 needs_wan = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")

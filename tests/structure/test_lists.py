@@ -34,7 +34,19 @@ def test_what_a_text_lists_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["plane", "plane/compiled", "plane/reference", "config", "gateway", "emulator", "floor", *ROOMS]
+    "folder",
+    [
+        "plane",
+        "plane/compiled",
+        "plane/reference",
+        "config",
+        "gateway",
+        "emulator",
+        "floor",
+        "demo",
+        "demo/wan",
+        *ROOMS,
+    ],
 )
 def test_each_file_is_listed(folder: str) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.network.wan_link import Link, LinkModel
+from relay.demo.wan.link import Link, LinkModel
 
 
 def packets(count: int, size: int = 100) -> list[bytes]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.network.netns import Namespace, devices, identity, inhabitants, refusal
+from relay.demo.wan.netns import Namespace, refusal
+from tests.support.network.netns import devices, identity, inhabitants
 from tests.support.waiting import eventually
 
 needs_namespaces = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")
@@ -151,7 +152,7 @@ async def test_a_process_that_does_not_listen_is_killed() -> None:
 async def test_nothing_outlives_an_owner_that_is_killed() -> None:
     program = """
 import asyncio, os, sys
-from tests.support.network.wan import wan
+from relay.demo.wan.line import wan
 
 async def main():
     async with wan() as line, line.server_ns.process("sleep", "600"):
@@ -173,7 +174,7 @@ asyncio.run(main())
 
 @needs_namespaces
 def test_where_it_is_not_permitted_it_says_why() -> None:
-    program = "from tests.support.network.netns import refusal; print(refusal())"
+    program = "from relay.demo.wan.netns import refusal; print(refusal())"
     done = subprocess.run(
         [*WITHOUT, sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from relay.demo.wan.line import Wan, wan
+from relay.demo.wan.link import Link, LinkCounters, LinkModel
+from relay.demo.wan.netns import refusal
 from tests.support.network.netns import devices, identity, inhabitants
-from tests.support.network.wan import Link, LinkCounters, Wan, parse_link, permitted, refusal, wan
-from tests.support.network.wan_link import LinkModel
+from tests.support.network.wan import parse_link
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(not permitted(), reason=refusal() or "")
+pytestmark = pytest.mark.skipif(refusal() is not None, reason=refusal() or "")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # IPv4 and UDP headers.
 HEADERS_BYTES = 28

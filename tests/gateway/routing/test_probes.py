@@ -20,6 +20,8 @@ from structlog.testing import capture_logs
 from relay.addresses import Address, RelayPolicy
 from relay.client.turn import open_turn_udp
 from relay.config import MediaSettings
+from relay.demo.wan.netns import Namespace
+from relay.demo.wan.netns import refusal as netns_refusal
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import UpstreamError
 from relay.gateway.routing import health
@@ -31,8 +33,6 @@ from relay.turn.credentials import StaticCredentials
 from relay.wire.stun import Method
 from tests.support.benches.health import AT_ONCE_S, Watched, server, settings, watching
 from tests.support.benches.turn import PASSWORDS, AnsweringServer, is_no_allocate_success
-from tests.support.network.netns import Namespace
-from tests.support.network.netns import refusal as netns_refusal
 from tests.support.network.ports import reserved_address
 from tests.support.peers.coturn import open_coturn
 from tests.support.peers.responder import Answer, open_responder, refusal, silence, success

@@ -10,6 +10,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.demo.authority import Authority
+from relay.demo.wan.netns import Namespace, refusal
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
@@ -17,7 +18,6 @@ from relay.plane.api import Certificate, PlaneSettings
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import running_relay
 from tests.support.benches.plane import PLANES
-from tests.support.network.netns import Namespace, refusal
 from tests.support.waiting import eventually
 
 ZONED = "fe80::1%lo"

@@ -2,9 +2,8 @@
 
 bursts          room in UDP sockets
 known_path      a bad path that writes down what it did to each packet of voice
-netns           network namespaces without names
+netns           what is in a network namespace
 ports           addresses that nobody else takes
 refusing        a kernel that refuses to send
-wan             two namespaces with a bad line between them
-wan_link        one direction of that line, as a model
+wan             two namespaces with a bad line between them, for programs of any kind
 """

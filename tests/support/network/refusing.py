@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.network import netns
-from tests.support.network.netns import Namespace
+from relay.demo.wan import netns
+from relay.demo.wan.netns import Namespace
 
 # How, and the errno that ``send`` gives. A packet filter that rejects sends an ICMP message of our own besides.
 WAYS = ("drop", "reject", "prohibited", "no route", "route prohibited")

@@ -63,7 +63,7 @@ class LinkModel:
     _jitter: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self._loss, self._jitter = random.Random(self.seed), random.Random(self.seed)
+        self._loss, self._jitter = random.Random(self.seed), random.Random(self.seed)  # noqa: S311
 
     def offer(self, packet: bytes, now: float) -> None:
         """A packet comes in."""
