@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import json
 import signal
-from collections.abc import Callable, Iterator
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.demo.cloud import FIRM, Floor
+from relay.demo.progress import progress
 from relay.demo.report import json_of, table_of
 from relay.demo.run import PATHS, demo_floor, place_calls
 from relay.emulator.folder import urls, write_browser
@@ -27,17 +24,16 @@ HINT = (
 )
 
 
-# Lines of progress between the first and the last, where the output cannot show a bar.
-STEPS = 4
-
-
 async def show(seconds: float, *, as_json: bool, stay: bool) -> bool:
     """Run the demo. Returns True if nothing was lost. Raises RelayError."""
     told = Console(stderr=True, quiet=as_json)
     if not told.is_terminal:
         told.print("Starting the vendor's cloud and a relay on this machine.")
     async with demo_floor(known_ports=stay) as floor:
-        with _progress(told, seconds) as on_tick:
+        total = PATHS * round(seconds * PACKETS_PER_SECOND)
+        with progress(
+            told, total, f"Placing {PATHS} calls of {seconds:g} s, directly and through the relay."
+        ) as on_tick:
             rows = await place_calls(floor, seconds, on_tick)
         if as_json:
             typer.echo(json.dumps(json_of(rows), indent=2))
@@ -48,27 +44,6 @@ async def show(seconds: float, *, as_json: bool, stay: bool) -> bool:
         elif not as_json:
             typer.echo(HINT)
     return all(row.complete for row in rows)
-
-
-@contextlib.contextmanager
-def _progress(told: Console, seconds: float) -> Iterator[Callable[[], None]]:
-    """What to call for each packet interval of each call: it moves a bar, or writes a line now and then."""
-    total = PATHS * round(seconds * PACKETS_PER_SECOND)
-    if told.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=told, transient=True) as progress:
-            bar = progress.add_task("calling", total=total)
-            yield lambda: progress.advance(bar)
-        return
-    told.print(f"Placing {PATHS} calls of {seconds:g} s, directly and through the relay.")
-    marks = {total * step // STEPS: f"{100 * step // STEPS} % of the calls are over." for step in range(1, STEPS)}
-    ticks = itertools.count(1)
-
-    def on_tick() -> None:
-        if (line := marks.get(next(ticks))) is not None:
-            told.print(line)
-
-    yield on_tick
 
 
 async def _stay(floor: Floor) -> None:
