@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from relay.addresses import Address
 from relay.emulator.faults.board import FaultBoard
 from relay.emulator.faults.kinds import Hop, Kind
-from relay.emulator.turn.sockets import MAX_DATAGRAM_BYTES, MAX_DATAGRAMS_PER_WAKE_UP, open_udp_socket
+from relay.emulator.turn.sockets import open_udp_socket, take_datagrams
 from relay.errors import OperatorError
 from relay.timer import DeadlineTimer
 
@@ -115,7 +115,7 @@ class UdpHop:
     # The way of a datagram
 
     def _on_desk(self) -> None:
-        for data, sender in _datagrams(self._socket):
+        for data, sender in take_datagrams(self._socket):
             client = self._client(sender)
             if client is not None:
                 self._pass(len(data), functools.partial(self._send_up, client, data))
@@ -137,7 +137,7 @@ class UdpHop:
 
     def on_host(self, client: _Client) -> None:
         """The host has sent something for this client."""
-        for data, _ in _datagrams(client.socket):
+        for data, _ in take_datagrams(client.socket):
             client.heard_at = self._loop.time()
             self._pass(len(data), functools.partial(self._send_down, client, data))
 
@@ -220,17 +220,3 @@ class _Client:
     def close(self) -> None:
         self._loop.remove_reader(self.socket.fileno())
         self.socket.close()
-
-
-def _datagrams(source: socket.socket) -> list[tuple[bytes, Address]]:
-    """A bounded number of datagrams that have come."""
-    found: list[tuple[bytes, Address]] = []
-    for _ in range(MAX_DATAGRAMS_PER_WAKE_UP):
-        try:
-            data, sender = source.recvfrom(MAX_DATAGRAM_BYTES)
-        except BlockingIOError:
-            break
-        except OSError:
-            continue  # ICMP: an earlier one did not arrive
-        found.append((data, Address(sender[0], sender[1])))
-    return found

@@ -44,6 +44,20 @@ def open_udp_socket(address: Address, buffer_bytes: int = SOCKET_BUFFER_BYTES) -
     return opened
 
 
+def take_datagrams(source: socket.socket) -> list[tuple[bytes, Address]]:
+    """Datagrams that have come, with their senders; others have their turn after ``MAX_DATAGRAMS_PER_WAKE_UP``."""
+    found: list[tuple[bytes, Address]] = []
+    for _ in range(MAX_DATAGRAMS_PER_WAKE_UP):
+        try:
+            data, sender = source.recvfrom(MAX_DATAGRAM_BYTES)
+        except BlockingIOError:
+            break
+        except OSError:
+            continue  # ICMP: an earlier one did not arrive
+        found.append((data, Address(sender[0], sender[1])))
+    return found
+
+
 def lacking(error: OSError) -> str:
     """What has run out, so that no other port would help either; empty if the error is about this port."""
     return _LACKING.get(error.errno or 0, "")
