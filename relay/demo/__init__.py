@@ -7,5 +7,5 @@ commands   ``relay demo`` on the terminal
 progress   a bar, or lines, while calls last
 report     the table, and the same as JSON
 run        all of it
-wan/       a bad WAN on this machine
+wan/       ``relay demo --wan``: a spoken sentence over a bad path, to hear why
 """
