@@ -49,7 +49,10 @@ class LinkCounters:
 
 @dataclass(slots=True)
 class LinkModel:
-    """Time in seconds is an argument and must not go back. The same seed decides the same for the Nth packet sent."""
+    """Time in seconds is an argument and must not go back. The same seed decides the same for the Nth packet sent.
+
+    Packets that are sent while there is no loss do not count for that.
+    """
 
     link: Link
     seed: int = 0
@@ -119,7 +122,7 @@ class LinkModel:
             _, packet = self._queue.popleft()
             self.counters.queued_bytes -= len(packet)
             self._free_at = sent_at
-            if self._loss.random() < self.link.loss:
+            if self.link.loss and self._loss.random() < self.link.loss:
                 self.counters.lost_packets += 1
                 continue
             arrives = sent_at + self.link.delay_s + self.link.jitter_s * self._jitter.random()
