@@ -33,12 +33,13 @@ COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
-.PHONY: help demo test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
+.PHONY: help demo demo-wan test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
         bench bench-side-by-side bench-turn bench-wan loadtest soak nightly nightly-soak nightly-fuzz clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   place real SRTP calls on loopback, direct and through the relay (SECONDS=$(SECONDS), STAY=1)"
+	@echo "make demo-wan  hear one sentence over a bad path: by UDP, by TLS, and through the relay"
 	@echo "make test   lint, types, fuzz, test-asan and the whole test suite"
 	@echo "make lint   only lint and types"
 	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
@@ -54,6 +55,9 @@ help:
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/relay demo --seconds $(SECONDS) $(if $(STAY),--stay)
+
+demo-wan: $(VENV)/.demo-installed
+	@$(BIN)/relay demo --wan
 
 # The suite in parts of a few minutes each. They wait more than they compute, so three run at a time, the longest first, each
 # in two processes, a test file at a time. The fuzz search has the lowest priority, and begins first.

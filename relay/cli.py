@@ -3,8 +3,8 @@
 Exit status
 -----------
 0  all is well
-1  a call of the demo failed or lost something, two catalogs differ, a certificate of ``ca show`` has expired,
-   ``capture`` was interrupted, or something outside failed
+1  a call of the demo failed or lost something (with --wan it may lose, but must hear what was said), two catalogs
+   differ, a certificate of ``ca show`` has expired, ``capture`` was interrupted, or something outside failed
 2  the operator must act: a mistake in the configuration or on the command line, or a file that cannot be used
 """
 
@@ -44,6 +44,9 @@ app = typer.Typer(
 
 # What is compiled, and may not have been.
 EXTENSIONS = ("relay._fastpath", "loadtest.engine._engine", "relay.emulator.sfu._fanout", "relay.emulator.turn._native")
+
+# The calls of `relay demo`: long enough to see, short enough to wait for.
+DEMO_SECONDS = 10.0
 
 _Result = TypeVar("_Result")
 
@@ -135,16 +138,38 @@ def capture(
 @app.command()
 def demo(
     *,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long the calls last.")] = 10,
+    wan: Annotated[
+        bool,
+        typer.Option("--wan", help="Hear the same sentence over a bad path: by UDP, by TLS, and through the relay."),
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=3600, help="How long the calls last. Default: 10, or with --wan one sentence."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="With --wan: where the WAV files go. Default: relay-demo-wan."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     stay: Annotated[bool, typer.Option("--stay", help="Keep it running for your browser, until Ctrl-C.")] = False,
 ) -> None:
-    """Place real SRTP calls on loopback, direct and through the relay, and show how they sounded."""
+    """Place real SRTP calls on this machine, direct and through the relay, and show how they sounded."""
     with needing_emulator("relay demo"):
-        from relay.demo.commands import show
+        from relay.demo import commands
+        from relay.demo.wan import commands as wan_commands
 
+    if wan and stay:
+        raise OperatorError("--stay: not with --wan, which has nothing for a browser")
+    if output is not None and not wan:
+        raise OperatorError("--output: needs --wan")
     logs.configure("error", "text")
-    if not _run(show(seconds, as_json=as_json, stay=stay)):
+    if wan:
+        work = wan_commands.show(seconds, output, as_json=as_json)
+    else:
+        work = commands.show(DEMO_SECONDS if seconds is None else seconds, as_json=as_json, stay=stay)
+    if not _run(work):
         raise typer.Exit(1)
 
 

@@ -22,7 +22,7 @@ def progress(told: Console, total: int, what: str) -> Iterator[Callable[[], None
             bar = shown.add_task("calling", total=total)
             yield lambda: shown.advance(bar)
         return
-    told.print(what)
+    told.print(what, soft_wrap=True)
     marks = {total * step // STEPS: f"{100 * step // STEPS} % of the calls are over." for step in range(1, STEPS)}
     ticks = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""The jitter buffer: what is there in time is played in the order of sending, and holes are those that the score counts."""
+"""The jitter buffer: what is there in time is played in the order of sending; holes are those that the score counts."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ PACKETS = sentence.load()
 
 def wav(*chunks: tuple[bytes, bytes], head: bytes = b"RIFF", kind: bytes = b"WAVE") -> bytes:
     """A RIFF file with these chunks."""
-    body = kind + b"".join(
-        name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks
-    )
+    body = kind + b"".join(name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks)
     return head + struct.pack("<I", len(body)) + body
 
 
