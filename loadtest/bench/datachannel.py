@@ -28,7 +28,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from loadtest.bench.wan_servers import ROOT, START_TIMEOUT_S, WanError
+from loadtest.bench.wan_servers import WanError, started
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.demo.wan.line import Wan, open_wan
@@ -129,28 +129,14 @@ level = "info"
 async def _server(
     namespace: Namespace, command: Sequence[str | Path], log: Path, address: Address
 ) -> AsyncIterator[None]:
-    with log.open("wb") as output:
-        async with namespace.process(*command, output=output, cwd=ROOT) as process:
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    while not _accepts(namespace, address):
-                        if process.returncode is not None:
-                            raise TimeoutError
-                        await asyncio.sleep(0.05)
-            except TimeoutError:
-                raise WanError(f"it does not serve; it said:\n{_said(log)}") from None
-            yield
-            if process.returncode is not None:
-                raise WanError(f"it died; it said:\n{_said(log)}")
+    async with started("it", command, namespace, address, log) as process:
+        yield
+        if process.returncode is not None:
+            raise WanError(f"it died; it said:\n{_said(log)}")
 
 
 def _said(log: Path) -> str:
     return log.read_text(errors="replace")
-
-
-def _accepts(namespace: Namespace, address: Address) -> bool:
-    with namespace.socket() as probe:
-        return probe.connect_ex(address) == 0
 
 
 @contextlib.asynccontextmanager

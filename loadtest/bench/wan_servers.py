@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from relay.addresses import Address
 from relay.demo.wan.netns import Namespace
+from relay.demo.wan.servers import ServerFailedError, serving
 from relay.plane.api import Certificate
 from tests.support.benches.gateway import write_config
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 # The namespace is empty: any port is free.
 SERVER_PORT = 443
 TURN_PORT = 3478
-# Python and its libraries take about a second on a quiet machine.
-START_TIMEOUT_S = 30.0
-POLL_S = 0.05
 KIB = 1024
 
 
@@ -101,22 +97,19 @@ async def open_server(
     name: str, folder: Path, namespace: Namespace, *, address: Address, source: Address, certificate: Certificate
 ) -> AsyncIterator[Server]:
     """A server that accepts connections. Raises WanError."""
-    command = SERVERS[name](folder, address, source, certificate)
-    log = folder / "log"
-    with log.open("wb") as output:
-        async with namespace.process(*command, output=output, cwd=ROOT) as process:
-            server = Server(name, process, log)
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    while not _accepts(namespace, address):
-                        if process.returncode is not None:
-                            raise TimeoutError
-                        await asyncio.sleep(POLL_S)
-            except TimeoutError:
-                raise WanError(f"{name} does not serve; it said:\n{log.read_text(errors='replace')}") from None
-            yield server
+    command, log = SERVERS[name](folder, address, source, certificate), folder / "log"
+    async with started(name, command, namespace, address, log) as process:
+        yield Server(name, process, log)
 
 
-def _accepts(namespace: Namespace, address: Address) -> bool:
-    with namespace.socket() as probe:
-        return probe.connect_ex(address) == 0
+@contextlib.asynccontextmanager
+async def started(
+    name: str, command: Sequence[str | Path], namespace: Namespace, address: Address, log: Path
+) -> AsyncIterator[Process]:
+    """A process that accepts connections at ``address``, inside. Raises WanError."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            process = await stack.enter_async_context(serving(name, command, namespace, address, log))
+        except ServerFailedError as error:
+            raise WanError(str(error)) from None
+        yield process
