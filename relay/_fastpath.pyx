@@ -294,7 +294,7 @@ cdef class Worker:
         raise RuntimeError("the data-plane worker takes no commands")
 
     def set_certificates(self, list groups not None) -> None:
-        """Groups of (names, [(chain, key), …]), all bytes. Raises ValueError with OpenSSL's words."""
+        """Groups of (names, [(chain, key), …]), all bytes, in PEM. Raises ValueError with OpenSSL's words."""
         cdef Command command
         memset(&command, 0, sizeof(command))
         command.op = OP_CERTIFICATES

@@ -22,8 +22,7 @@ from relay.ca import AuthorityFolder, HostCertificate, host_certificates
 from relay.ca.certificates import Issuer, certificate_pem, key_pem, new_authority, new_key, sign_server
 from relay.ca.folder import HOST_LIFETIME, RENEW_BEFORE
 from relay.errors import OperatorError
-from relay.plane.api import Certificate
-from relay.plane.certificates import certificate_names
+from relay.plane.certificates import Certificate, read_certificate, read_certificates
 from relay.plane.reference.tls import ServerContexts
 from tests.support.benches.commands import run_here
 
@@ -209,7 +208,7 @@ def test_a_host_certificate(folder: AuthorityFolder) -> None:
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
     assert certificate.not_valid_after_utc == issued.until == NOW + 397 * DAY
     assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < 398 * DAY
-    assert certificate_names(issued.files) == {STUN1}
+    assert read_certificate(issued.files).names == {STUN1}
     assert (issued.names, issued.generation, issued.fresh) == ((STUN1,), 1, True)
 
 
@@ -218,7 +217,7 @@ def test_every_media_host_verifies_with_openssl_and_by_handshake(folder: Authori
     issued = folder.issue(CATALOG, names, NOW, nobody_asks)
     assert [each.names for each in issued] == [(name,) for name in names]
     assert host_certificates(folder.directory) == tuple(sorted((each.files for each in issued), key=lambda f: f.chain))
-    contexts = ServerContexts([each.files for each in issued])
+    contexts = ServerContexts(read_certificates([each.files for each in issued]))
     for each in issued:
         [name] = each.names
         client = shake_hands(folder.bundle, contexts.default, name)

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, TypeVar
 from loadtest.bench import servers
 from loadtest.bench.servers import BUILD, HOST, PASSWORD, ROOT, USER, BenchError, Command, Place, build
 from relay.demo.authority import Authority
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 
 SERVER_NAME = "bench.test"
 # Below the ports that outgoing connections use.

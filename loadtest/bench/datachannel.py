@@ -34,7 +34,7 @@ from relay.demo.authority import Authority
 from relay.demo.wan.line import Wan, open_wan
 from relay.demo.wan.link import Link
 from relay.demo.wan.netns import Namespace, refusal
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 from tests.support.peers.browser import CHROMIUM, Page, browser
 
 PAGE = Path(__file__).with_name("datachannel.html")

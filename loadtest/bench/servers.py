@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent.parent

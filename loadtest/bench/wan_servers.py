@@ -14,7 +14,7 @@ from pathlib import Path
 from relay.addresses import Address
 from relay.demo.wan.netns import Namespace
 from relay.demo.wan.servers import ServerFailedError, serving
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 from tests.support.benches.gateway import write_config
 
 # The namespace is empty: any port is free.

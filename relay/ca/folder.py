@@ -27,7 +27,7 @@ from relay.ca import certificates
 from relay.ca.certificates import Issuer
 from relay.catalog import Catalog
 from relay.errors import OperatorError
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 
 AUTHORITY_LIFETIME = datetime.timedelta(days=5 * 365 + 1)
 # The most that public authorities may give (398 days, minus one for rounding). All clients accept it.

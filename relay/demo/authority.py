@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from relay.ca.certificates import certificate_pem, key_pem, new_authority, new_key, sign_server
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 
 LIFETIME = datetime.timedelta(days=1)
 

@@ -43,7 +43,6 @@ from relay.plane.api import (
     AllocateRequested,
     AllocationOrphaned,
     Carrier,
-    Certificate,
     Closed,
     CloseReason,
     ConnectionId,
@@ -56,7 +55,7 @@ from relay.plane.api import (
     TurnOpened,
     UpstreamLost,
 )
-from relay.plane.certificates import check_certificates
+from relay.plane.certificates import Certificate, ServerCertificate, read_certificates
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
 from relay.rate_limit import RateLimit
@@ -97,9 +96,9 @@ class Gateway:
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         # The plane's threads run from its constructor on, so what can raise comes before it.
-        vendor = check(settings)
+        vendor, certificates = check(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated)
-        self.plane = self._make_plane()
+        self.plane = self._make_plane(certificates)
         self._names = SystemLookup()
         lookup = lookup or self._names
         self._admission = TurnAdmission(self.plane, self.entitlement)
@@ -113,7 +112,7 @@ class Gateway:
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
         self.signaling = SignalingProxy(lookup)
         self.signaling.configure(settings.signaling, settings.health)
-        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates(settings), lookup)
+        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates, lookup)
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
@@ -127,11 +126,11 @@ class Gateway:
         self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
         self._started = contextlib.AsyncExitStack()
 
-    def _make_plane(self) -> Plane:
+    def _make_plane(self, certificates: Sequence[ServerCertificate]) -> Plane:
         settings, listen = self._config, self._config.listen
         if listen.plane == "reference":
-            return ReferencePlane(plane_settings(settings), certificates(settings), self._on_events)
-        return CompiledPlane(plane_settings(settings), certificates(settings), self._on_events, workers=listen.workers)
+            return ReferencePlane(plane_settings(settings), certificates, self._on_events)
+        return CompiledPlane(plane_settings(settings), certificates, self._on_events, workers=listen.workers)
 
     def _make_admin(self) -> Admin:
         view = View(
@@ -205,12 +204,12 @@ class Gateway:
         """
         settings = config.load(path)
         # Each of these raises before it has changed anything. What cannot fail comes after them.
-        vendor = check(settings)
+        vendor, certificates = check(settings)
         self.entitlement.check(settings.entitlement)
         make_file(settings.quality.records)
-        self.plane.set_certificates(certificates(settings))
+        self.plane.set_certificates(certificates)
         self.plane.configure(plane_settings(settings))
-        self.web_proxy.configure(settings.web_proxy, vendor(), certificates(settings))
+        self.web_proxy.configure(settings.web_proxy, vendor(), certificates)
         for section in FIXED_SECTIONS:
             if getattr(settings, section) != getattr(self._config, section):
                 log.warning(f"{section}: a change takes effect with the next start")
@@ -336,19 +335,20 @@ class Gateway:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
 
 
-def check(settings: Config) -> Callable[[], Catalog]:
+def check(settings: Config) -> tuple[Callable[[], Catalog], list[ServerCertificate]]:
     """Look whether the files of a configuration can be used: at the start, in a reload, and for ``relay check-config``.
 
-    Changes nothing. Returns the catalog, which has been read if it is the operator's own. Raises OperatorError.
+    Changes nothing. Returns the catalog, which has been read if it is the operator's own, and the certificates. Raises
+    OperatorError.
 
     A list of users is not read here, because a bad one does not keep a relay from starting: a reload asks
     ``Entitlement.check``, and ``relay check-config`` asks ``check_entitlement``.
     """
-    check_certificates(certificates(settings))
+    certificates = read_certificates([Certificate(one.certificate, one.private_key) for one in settings.certificates])
     vendor = _vendor(settings)
     check_path(settings.quality.records)
     open_trust(settings.signaling)
-    return vendor
+    return vendor, certificates
 
 
 def _vendor(settings: Config) -> Callable[[], Catalog]:
@@ -376,11 +376,6 @@ def _describe(closed: Closed) -> dict[str, object]:
         "drops": sum(totals.drops.values()),
     }
     return {key: value for key, value in fields.items() if value}
-
-
-def certificates(settings: Config) -> list[Certificate]:
-    """The certificates as the plane takes them."""
-    return [Certificate(files.certificate, files.private_key) for files in settings.certificates]
 
 
 def plane_settings(settings: Config) -> PlaneSettings:

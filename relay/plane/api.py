@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from types import MappingProxyType
-from typing import NewType, Protocol
+from typing import TYPE_CHECKING, NewType, Protocol
 
 from relay.addresses import Address, RelayPolicy
 from relay.quality.stream import Direction, RtpStream
 from relay.turn.transactions import RTO_S
+
+if TYPE_CHECKING:
+    from relay.plane.certificates import ServerCertificate
 
 ConnectionId = NewType("ConnectionId", int)
 
@@ -124,14 +126,6 @@ class HandshakeFailure(StrEnum):
     NO_SHARED_CIPHER = "no_shared_cipher"
     CERTIFICATE_REFUSED = "certificate_refused"
     OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A PEM chain and its key. Several may share names: one RSA and one ECDSA serve side by side."""
-
-    chain: Path
-    private_key: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,7 +483,7 @@ class Plane(Protocol):
         Returns the bound address. Raises OperatorError.
         """
 
-    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+    def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections, the first where no name matches. Raises OperatorError and keeps the old."""
 
     def configure(self, settings: PlaneSettings) -> None:

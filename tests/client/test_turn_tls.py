@@ -18,7 +18,7 @@ from relay.client.requests import TurnRequestError
 from relay.client.turn import TurnConnection, open_turn_tls, open_turn_udp
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
 from tests.support.peers.coturn import Coturn, open_coturn
 from tests.support.peers.uclient import UclientReport, run_uclient

@@ -10,7 +10,7 @@ import pytest
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
-from relay.plane.certificates import certificate_names
+from relay.plane.certificates import read_certificate
 from tests.support.benches.gateway import running_relay
 
 
@@ -18,7 +18,7 @@ def test_files_are_named_after_the_first_name(tmp_path: Path) -> None:
     issued = Authority(tmp_path).issue("*.relay.test", "Relay.test", "::1")
     assert (issued.chain.name, issued.private_key.name) == ("_.relay.test.pem", "_.relay.test.key")
     assert issued.chain.read_text().count("BEGIN CERTIFICATE") == 2
-    assert certificate_names(issued) == {"*.relay.test", "relay.test"}
+    assert read_certificate(issued).names == {"*.relay.test", "relay.test"}
 
 
 def test_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from loadtest.bench import bench, servers, sidebyside
 from loadtest.bench.servers import KINDS
 from loadtest.bench.sidebyside import Row, SideBySide, parse_options
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 
 SHORT = ["--counts=3", "--rounds=1", "--seconds=0.5", "--warmup=0.1"]
 SENT = 3 * 25

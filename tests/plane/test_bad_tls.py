@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError
-from relay.plane.api import Certificate, CloseReason, HandshakeFailure, TurnOpened
+from relay.plane.api import CloseReason, HandshakeFailure, TurnOpened
+from relay.plane.certificates import Certificate, read_certificates
 from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import (
@@ -343,7 +345,7 @@ async def test_rsa_and_ecdsa_side_by_side(make: MakePlane, tmp_path: Path, order
     keys = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1())
     both = [self_signed(tmp_path, "rsa", keys[0]), self_signed(tmp_path, "ecdsa", keys[1])]
     async with plane_bench(make, tmp_path) as bench:
-        bench.plane.set_certificates(both[::order])
+        bench.plane.set_certificates(read_certificates(both[::order]))
         assert await key_served(bench, "ECDHE+AESGCM+aRSA") == keys[0].public_key()
         assert await key_served(bench, "ECDHE+AESGCM+aECDSA") == keys[1].public_key()
 
@@ -368,5 +370,31 @@ async def test_certificates_that_cannot_be_used_change_nothing(make: MakePlane, 
         for certificate in bad:
             for certificates in ([certificate], [good, certificate]):
                 with pytest.raises(OperatorError):
-                    bench.plane.set_certificates(certificates)
+                    bench.plane.set_certificates(read_certificates(certificates))
         (await bench.connect("relay.test")).abort()
+
+
+async def test_a_key_of_another_certificate_changes_nothing(make: MakePlane, tmp_path: Path) -> None:
+    """``read_certificate`` lets none through; the planes look themselves."""
+    async with plane_bench(make, tmp_path) as bench:
+        good, other = read_certificates([bench.authority.issue(name) for name in ("good.test", "other.test")])
+        for bad in (replace(good, private_key=other.private_key), replace(good, chain=b"", private_key=b"")):
+            with pytest.raises(OperatorError):
+                bench.plane.set_certificates([good, bad])
+        (await bench.connect("relay.test")).abort()
+
+
+async def test_certificates_serve_when_their_files_are_gone(make: MakePlane, tmp_path: Path) -> None:
+    async with plane_bench(make, tmp_path) as bench:
+        certificates = read_certificates([bench.certificate])
+        bench.certificate.chain.unlink()
+        bench.certificate.private_key.unlink()
+        bench.plane.set_certificates(certificates)
+        (await bench.connect("relay.test")).abort()
+
+
+async def test_the_whole_chain_is_shown(make: MakePlane, tmp_path: Path) -> None:
+    """Without what is between a server's certificate and the root, clients could not verify it."""
+    async with plane_bench(make, tmp_path) as bench, openssl_client(bench, "-showcerts") as client:
+        for shown in x509.load_pem_x509_certificates(bench.certificate.chain.read_bytes()):
+            await hear(client, shown.public_bytes(serialization.Encoding.PEM))

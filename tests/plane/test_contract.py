@@ -23,7 +23,7 @@ from relay.plane.api import (
     Traffic,
     TurnOpened,
 )
-from relay.plane.certificates import ALPN_PROTOCOLS
+from relay.plane.certificates import ALPN_PROTOCOLS, read_certificate, read_certificates
 from relay.plane.reference.turn_flow import MAX_FRESH_PORTS
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import (
@@ -581,7 +581,7 @@ async def test_adopted_and_closed_at_once(make: MakePlane, tmp_path: Path) -> No
 async def test_server_name_chooses_the_certificate(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench:
         exact, wild = bench.authority.issue("a.firm.test"), bench.authority.issue("*.firm.test")
-        bench.plane.set_certificates([bench.certificate, exact, wild])
+        bench.plane.set_certificates(read_certificates([bench.certificate, exact, wild]))
         wanted = {"a.firm.test": "a.firm.test", "b.firm.test": "*.firm.test", "A.FIRM.test": "a.firm.test"}
         for name, certificate in wanted.items():
             client = await bench.connect(name)
@@ -597,7 +597,7 @@ async def test_server_name_chooses_the_certificate(make: MakePlane, tmp_path: Pa
 
 async def test_new_certificates_do_not_touch_live_connections(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (client, _):
-        bench.plane.set_certificates([bench.authority.issue("new.test")])
+        bench.plane.set_certificates([read_certificate(bench.authority.issue("new.test"))])
         frame = build_channel_data(0x4001, VOICE)
         await client.send(frame)
         await bench.upstream.expect(frame)

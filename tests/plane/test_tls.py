@@ -14,15 +14,14 @@ from cryptography.x509.oid import ExtensionOID
 
 from relay.demo.authority import Authority
 from relay.errors import OperatorError
-from relay.plane.api import Certificate
-from relay.plane.certificates import certificate_names
+from relay.plane.certificates import Certificate, read_certificate
 from relay.plane.reference.tls import ServerContexts, TlsSession
 
 
 def test_nothing_is_kept_of_what_comes_behind_close_notify(tmp_path: Path) -> None:
     """The connection may live on for the response to a request; OpenSSL would take nothing, and all would pile up."""
     authority = Authority(tmp_path)
-    server = TlsSession(ServerContexts([authority.issue("relay.test")]))
+    server = TlsSession(ServerContexts([read_certificate(authority.issue("relay.test"))]))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = authority.client_context().wrap_bio(incoming, outgoing, server_hostname="relay.test")
     while not server.established:
@@ -44,7 +43,7 @@ def test_nothing_is_kept_of_what_comes_behind_close_notify(tmp_path: Path) -> No
 def test_half_a_hello_takes_no_tls(tmp_path: Path) -> None:
     """A session takes 40 KiB, and a client that begins a hello may take all its time."""
     authority = Authority(tmp_path)
-    server = TlsSession(ServerContexts([authority.issue("relay.test")]))
+    server = TlsSession(ServerContexts([read_certificate(authority.issue("relay.test"))]))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = authority.client_context().wrap_bio(incoming, outgoing, server_hostname="relay.test")
     with pytest.raises(ssl.SSLWantReadError):
@@ -71,4 +70,4 @@ def test_certificate_whose_names_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "broken.pem"
     path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     with pytest.raises(OperatorError, match=r"broken\.pem: its extensions cannot be read"):
-        certificate_names(Certificate(path, path))
+        read_certificate(Certificate(path, path))

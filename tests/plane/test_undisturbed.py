@@ -24,7 +24,6 @@ from relay.demo.authority import Authority
 from relay.errors import OperatorError
 from relay.plane.api import (
     Carrier,
-    Certificate,
     Closed,
     CloseReason,
     ConnectionId,
@@ -36,6 +35,7 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
+from relay.plane.certificates import ServerCertificate, read_certificate
 from relay.plane.compiled.numbers import Notice
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.reserve import RESERVED_DESCRIPTORS
@@ -64,7 +64,7 @@ def make_with(workers: int) -> type[CompiledPlane]:
     """The compiled plane with so many workers, whatever the machine."""
 
     class Sized(CompiledPlane):
-        def __init__(self, settings: PlaneSettings, certificates: Sequence[Certificate], sink: EventSink) -> None:
+        def __init__(self, settings: PlaneSettings, certificates: Sequence[ServerCertificate], sink: EventSink) -> None:
             super().__init__(settings, certificates, sink, workers=workers)
 
     return Sized
@@ -357,14 +357,16 @@ START_AND_STOP = """
 import asyncio, sys, uvloop
 from pathlib import Path
 from relay.addresses import Address
-from relay.plane.api import Certificate, PlaneSettings
+from relay.plane.api import PlaneSettings
+from relay.plane.certificates import Certificate, read_certificate
 from relay.plane.compiled.plane import CompiledPlane
 
 async def main():
     # A slow machine is no mistake of ours.
     asyncio.get_running_loop().slow_callback_duration = float("inf")
+    certificate = read_certificate(Certificate(Path(sys.argv[1]), Path(sys.argv[2])))
     for _ in range(5):
-        plane = CompiledPlane(PlaneSettings(), [Certificate(Path(sys.argv[1]), Path(sys.argv[2]))], print)
+        plane = CompiledPlane(PlaneSettings(), [certificate], print)
         await plane.listen(Address("127.0.0.1", 0))
         await plane.stop()
 
@@ -412,7 +414,7 @@ async def test_connections_land_on_both_workers(tmp_path: Path) -> None:
 
 async def test_a_second_plane_on_the_port_is_refused(tmp_path: Path) -> None:
     async with plane_bench(make_with(2), tmp_path) as bench, bench.flow(HELLO) as (client, flow):
-        second = CompiledPlane(PlaneSettings(), [bench.certificate], lambda _: None)
+        second = CompiledPlane(PlaneSettings(), [read_certificate(bench.certificate)], lambda _: None)
         for _ in range(3):
             with pytest.raises(OperatorError, match="address already in use"):
                 await second.listen(bench.server)

@@ -15,7 +15,7 @@ import relay
 from relay.addresses import Address
 from relay.demo.wan.netns import Namespace
 from relay.errors import UpstreamError
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 
 COTURN = "turnserver"
 # What is run, and the package of Debian that has it.

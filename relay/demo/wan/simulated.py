@@ -25,7 +25,7 @@ from relay.demo.wan.servers import relay_toml
 from relay.demo.wan.way import PATH, RELAY, SEED, TLS, UDP, Way, here
 from relay.emulator.turn.hosts import TurnHosts
 from relay.floor.relays import running_gateway
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 from relay.turn.credentials import StaticCredentials
 
 TURN_NAME, RELAY_NAME = "turn.wan.test", "relay.wan.test"

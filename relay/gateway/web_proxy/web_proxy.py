@@ -42,8 +42,8 @@ from relay.gateway.web_proxy.http import (
     send_last,
 )
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
-from relay.plane.api import Certificate, Plane
-from relay.plane.certificates import certificate_names
+from relay.plane.api import Plane
+from relay.plane.certificates import ServerCertificate
 from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.tasks import Tasks
@@ -96,10 +96,9 @@ class WebProxy:
         plane: Plane,
         settings: WebProxySettings,
         catalog: Catalog,
-        certificates: Sequence[Certificate],
+        certificates: Sequence[ServerCertificate],
         lookup: Lookup,
     ) -> None:
-        """Raises OperatorError for a certificate whose names cannot be read."""
         self.totals = WebProxyTotals()
         self.addresses: list[Address] = []
         self._plane = plane
@@ -117,12 +116,13 @@ class WebProxy:
 
     # Life
 
-    def configure(self, settings: WebProxySettings, catalog: Catalog, certificates: Sequence[Certificate]) -> None:
-        """Take rules, users and bounds; running tunnels stay. Raises OperatorError, and then nothing has changed."""
-        names = frozenset[str]().union(*map(certificate_names, certificates))
+    def configure(
+        self, settings: WebProxySettings, catalog: Catalog, certificates: Sequence[ServerCertificate]
+    ) -> None:
+        """Take rules, users and bounds; running tunnels stay."""
         self._settings = settings
         self._catalog = catalog
-        self._certified = names
+        self._certified = frozenset[str]().union(*(certificate.names for certificate in certificates))
         self._auth = BasicAuth(settings.users)
         self._resolver.policy = RelayPolicy(settings.allowed_networks)
         self._destinations = self._make_destinations()

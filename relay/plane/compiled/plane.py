@@ -17,18 +17,8 @@ from collections.abc import Sequence
 from relay._fastpath import SharedState, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
-from relay.plane.api import (
-    Carrier,
-    Certificate,
-    CloseReason,
-    ConnectionId,
-    EventSink,
-    PlaneSettings,
-    Snapshot,
-    Tap,
-    Upstream,
-)
-from relay.plane.certificates import certificate_names, check_certificates
+from relay.plane.api import Carrier, CloseReason, ConnectionId, EventSink, PlaneSettings, Snapshot, Tap, Upstream
+from relay.plane.certificates import ServerCertificate
 from relay.plane.compiled.connections import Connections, Flow
 from relay.plane.compiled.events import NoticeReader, client_of
 from relay.plane.compiled.numbers import CARRIERS, REASONS
@@ -50,7 +40,12 @@ class CompiledPlane:
     """Runs ``workers`` threads, by default one for each core. Events come on the loop that creates it."""
 
     def __init__(
-        self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink, *, workers: int = 0
+        self,
+        settings: PlaneSettings,
+        certificates: Sequence[ServerCertificate],
+        on_events: EventSink,
+        *,
+        workers: int = 0,
     ) -> None:
         """Raises OperatorError for a certificate that cannot be used."""
         self.loop = asyncio.get_running_loop()
@@ -82,18 +77,16 @@ class CompiledPlane:
             worker.listen(listening.detach())
         return bound
 
-    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+    def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections. Raises OperatorError and keeps the old."""
-        check_certificates(certificates)
         groups: dict[frozenset[str], list[tuple[bytes, bytes]]] = {}
         for certificate in certificates:
-            files = (os.fsencode(certificate.chain), os.fsencode(certificate.private_key))
-            groups.setdefault(certificate_names(certificate), []).append(files)
-        named = [([name.encode() for name in sorted(names)], files) for names, files in groups.items()]
+            groups.setdefault(certificate.names, []).append((certificate.chain, certificate.private_key))
+        named = [([name.encode() for name in sorted(names)], pairs) for names, pairs in groups.items()]
         try:
             for worker in self._workers:
                 worker.set_certificates(named)
-        except ValueError as error:  # a file has changed since it was looked at
+        except ValueError as error:  # read_certificate would have refused it
             raise OperatorError(f"certificates: {error}") from None
 
     def _rotate_ticket_keys(self) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from relay.addresses import Address
 from relay.plane.api import (
     Carrier,
-    Certificate,
     Closed,
     CloseReason,
     ConnectionId,
@@ -26,6 +25,7 @@ from relay.plane.api import (
     Totals,
     Upstream,
 )
+from relay.plane.certificates import ServerCertificate
 from relay.plane.listening import open_listeners
 from relay.plane.reference.connection import Connection
 from relay.plane.reference.delays import Delays
@@ -42,7 +42,9 @@ from relay.tasks import Tasks
 class ReferencePlane:
     """Runs on the loop that creates it; ``on_events`` is called on that loop too."""
 
-    def __init__(self, settings: PlaneSettings, certificates: Sequence[Certificate], on_events: EventSink) -> None:
+    def __init__(
+        self, settings: PlaneSettings, certificates: Sequence[ServerCertificate], on_events: EventSink
+    ) -> None:
         """Raises OperatorError for a certificate that cannot be used, ValueError for a payload clock that cannot be."""
         clock_table(settings.payload_clocks)
         self.settings = settings
@@ -79,7 +81,7 @@ class ReferencePlane:
         connection = self._new_connection(reserve=reserve)
         self._adoptions.start(self._connect(connection, accepted), "accept")
 
-    def set_certificates(self, certificates: Sequence[Certificate]) -> None:
+    def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections."""
         self.contexts = ServerContexts(certificates)
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from relay.errors import PeerError
 from relay.name_patterns import one_label_wildcard
-from relay.plane.api import Certificate, HandshakeFailure
+from relay.plane.api import HandshakeFailure
 from relay.plane.certificates import (
     ALPN_PROTOCOLS,
     HANDSHAKE_FAILURES,
-    certificate_names,
+    ServerCertificate,
     load_certificate,
     new_context,
 )
@@ -58,22 +58,20 @@ class _ServerObject(ssl.SSLObject):
 class ServerContexts:
     """One context for each set of names: exact names first, then wildcards, then the first certificate."""
 
-    def __init__(self, certificates: Sequence[Certificate]) -> None:
+    def __init__(self, certificates: Sequence[ServerCertificate]) -> None:
         self._by_name: dict[str, ssl.SSLContext] = {}
         by_names: dict[frozenset[str], ssl.SSLContext] = {}
         for certificate in certificates:
-            names = certificate_names(certificate)
-            context = by_names.setdefault(names, _new_context())
+            context = by_names.setdefault(certificate.names, _new_context())
             load_certificate(context, certificate)
-            for name in names:
+            for name in certificate.names:
                 self._by_name.setdefault(name, context)
         self.default = next(iter(by_names.values()))
         # The first certificate again, for a handshake that must not resume a session.
         self.without_sessions = _new_context()
         self.without_sessions.options |= ssl.OP_NO_TICKET
-        first = certificate_names(certificates[0])
         for certificate in certificates:
-            if certificate_names(certificate) == first:
+            if certificate.names == certificates[0].names:
                 load_certificate(self.without_sessions, certificate)
         # It is called for every handshake, because a session always starts with one of these contexts.
         self.default.sni_callback = self.without_sessions.sni_callback = self._on_server_name

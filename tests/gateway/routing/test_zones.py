@@ -14,7 +14,8 @@ from relay.demo.wan.netns import Namespace, refusal
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
-from relay.plane.api import Certificate, PlaneSettings
+from relay.plane.api import PlaneSettings
+from relay.plane.certificates import read_certificate
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import running_relay
 from tests.support.benches.plane import PLANES
@@ -68,7 +69,7 @@ async def test_a_call_over_link_local_addresses(tmp_path: Path, plane: str) -> N
 @pytest.mark.parametrize("plane", PLANES)
 async def test_an_interface_that_is_missing(tmp_path: Path, plane: str) -> None:
     issued = Authority(tmp_path).issue("relay.test")
-    made = PLANES[plane](PlaneSettings(), [Certificate(issued.chain, issued.private_key)], lambda _: None)
+    made = PLANES[plane](PlaneSettings(), [read_certificate(issued)], lambda _: None)
     try:
         with pytest.raises(OperatorError, match=r"cannot listen on \[fe80::1%absent\]:0"):
             await made.listen(Address("fe80::1%absent", 0))

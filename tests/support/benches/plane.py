@@ -19,7 +19,6 @@ from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.plane.api import (
     AllocationOrphaned,
-    Certificate,
     Closed,
     DropReason,
     Event,
@@ -31,6 +30,7 @@ from relay.plane.api import (
     TurnOpened,
     Upstream,
 )
+from relay.plane.certificates import Certificate, ServerCertificate, read_certificate
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
 from relay.wire.channeldata import build_channel_data
@@ -40,7 +40,7 @@ from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_ups
 from tests.support.peers.tls_client import TlsClient
 
 _Kind = TypeVar("_Kind", bound=Event)
-MakePlane = Callable[[PlaneSettings, Sequence[Certificate], EventSink], Plane]
+MakePlane = Callable[[PlaneSettings, Sequence[ServerCertificate], EventSink], Plane]
 
 # Every plane passes the same contract.
 PLANES: dict[str, MakePlane] = {"reference": ReferencePlane, "compiled": CompiledPlane}
@@ -152,7 +152,7 @@ async def plane_bench(
         benches[0].on_events(events)
 
     others = _alive()
-    plane = make(settings or bounds(), [certificate], on_events)
+    plane = make(settings or bounds(), [read_certificate(certificate)], on_events)
     async with scripted_upstream(host) as upstream:
         target = Upstream("scripted", upstream.address, releases_allocations=releases_allocations)
         bench = Bench(plane, await plane.listen(Address(host, 0)), authority, certificate, upstream, target)

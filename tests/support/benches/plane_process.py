@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relay.addresses import Address
-from relay.plane.api import Certificate, Event, HttpOpened, Plane, PlaneSettings, TurnOpened, Upstream
+from relay.plane.api import Event, HttpOpened, Plane, PlaneSettings, TurnOpened, Upstream
+from relay.plane.certificates import Certificate, read_certificate
 from tests.support.benches.plane import PLANES
 
 
@@ -38,7 +39,7 @@ async def serve(name: str, spare_descriptors: int, chain: str, private_key: str,
             elif isinstance(event, HttpOpened):
                 answer(event.fd)
 
-    plane = PLANES[name](PlaneSettings(), [Certificate(Path(chain), Path(private_key))], on_events)
+    plane = PLANES[name](PlaneSettings(), [read_certificate(Certificate(Path(chain), Path(private_key)))], on_events)
     planes.append(plane)
     server = await plane.listen(Address("127.0.0.1", 0))
     sys.stdout.write(f"{server.port}\n")

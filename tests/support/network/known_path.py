@@ -25,7 +25,7 @@ from typing import TypeVar
 import uvloop
 
 from relay.addresses import Address
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 from relay.tasks import Tasks
 from relay.wire.channeldata import HEADER_BYTES, is_channel_data, pad
 from relay.wire.stream import StreamCutter

@@ -13,7 +13,7 @@ from pathlib import Path
 from relay.addresses import Address
 from relay.client.requests import TurnRequestError
 from relay.client.turn import open_turn_udp
-from relay.plane.api import Certificate
+from relay.plane.certificates import Certificate
 from tests.support.network.ports import reserved_address
 
 REALM = "coturn.test"

@@ -195,7 +195,6 @@ cdef inline tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
     tls.SSL_CTX_set_ciphersuites(
         context, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
     )
-    tls.SSL_CTX_set_default_passwd_cb(context, no_pass_phrase)
     tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
     tls.SSL_CTX_set_app_data(context, ticket_keys)
     tls.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, on_ticket)
@@ -203,13 +202,42 @@ cdef inline tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
     return context
 
 
+# The leaf of a PEM text, and after it the chain. OpenSSL keeps one for each kind of key.
+cdef inline bint use_chain(tls.SSL_CTX* context, tls.BIO* text) noexcept nogil:
+    cdef tls.X509* certificate = tls.PEM_read_bio_X509_AUX(text, NULL, no_pass_phrase, NULL)
+    cdef bint good = certificate != NULL and tls.SSL_CTX_use_certificate(context, certificate) == 1
+    tls.X509_free(certificate)
+    if not good or tls.SSL_CTX_clear_chain_certs(context) != 1:
+        return False
+    while True:
+        certificate = tls.PEM_read_bio_X509(text, NULL, no_pass_phrase, NULL)
+        if certificate == NULL:
+            return tls.ERR_GET_REASON(tls.ERR_peek_last_error()) == tls.PEM_R_NO_START_LINE
+        if tls.SSL_CTX_add0_chain_cert(context, certificate) != 1:
+            tls.X509_free(certificate)
+            return False
+
+
+cdef inline bint use_key(tls.SSL_CTX* context, tls.BIO* text) noexcept nogil:
+    cdef tls.EVP_PKEY* key = tls.PEM_read_bio_PrivateKey(text, NULL, no_pass_phrase, NULL)
+    cdef bint good = key != NULL and tls.SSL_CTX_use_PrivateKey(context, key) == 1
+    tls.EVP_PKEY_free(key)
+    return good and tls.SSL_CTX_check_private_key(context) == 1
+
+
 cdef inline int load_certificate(tls.SSL_CTX* context, bytes chain, bytes private_key) except -1:
+    cdef tls.BIO* chain_text = tls.BIO_new_mem_buf(<char*> chain, <int> len(chain))
+    cdef tls.BIO* key_text = tls.BIO_new_mem_buf(<char*> private_key, <int> len(private_key))
+    cdef bint good = chain_text != NULL and key_text != NULL
     tls.ERR_clear_error()
-    if (
-        tls.SSL_CTX_use_certificate_chain_file(context, chain) != 1
-        or tls.SSL_CTX_use_PrivateKey_file(context, private_key, tls.SSL_FILETYPE_PEM) != 1
-        or tls.SSL_CTX_check_private_key(context) != 1
-    ):
+    if good:
+        good = use_chain(context, chain_text)
+    if good:
+        tls.ERR_clear_error()   # of the end of the chain
+        good = use_key(context, key_text)
+    tls.BIO_free(chain_text)
+    tls.BIO_free(key_text)
+    if not good:
         raise ValueError(last_error())
     return 0
 

@@ -9,11 +9,14 @@ cdef extern from "<openssl/evp.h>" nogil:
         pass
     ctypedef struct EVP_MAC_CTX:
         pass
+    ctypedef struct EVP_PKEY:
+        pass
     ctypedef struct ENGINE:
         pass
     ctypedef struct OSSL_PARAM:
         pass
     const EVP_CIPHER* EVP_aes_256_cbc()
+    void EVP_PKEY_free(EVP_PKEY* key)
     int EVP_EncryptInit_ex(
         EVP_CIPHER_CTX* context, const EVP_CIPHER* cipher, ENGINE* engine, const unsigned char* key,
         const unsigned char* iv)
@@ -41,10 +44,11 @@ cdef extern from "<openssl/ssl.h>" nogil:
         pass
     ctypedef struct BIO:
         pass
+    ctypedef struct X509:
+        pass
     enum:
         SSL_ERROR_NONE, SSL_ERROR_SSL, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_SYSCALL
         SSL_ERROR_ZERO_RETURN
-        SSL_FILETYPE_PEM
         SSL3_RT_HEADER, SSL_RECEIVED_SHUTDOWN
         TLS1_3_VERSION, TLSEXT_TYPE_server_name
         SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE
@@ -73,10 +77,11 @@ cdef extern from "<openssl/ssl.h>" nogil:
     long SSL_CTX_set_session_cache_mode(SSL_CTX* context, long mode)
     int SSL_CTX_set_cipher_list(SSL_CTX* context, const char* ciphers)
     int SSL_CTX_set_ciphersuites(SSL_CTX* context, const char* ciphers)
-    int SSL_CTX_use_certificate_chain_file(SSL_CTX* context, const char* path)
-    int SSL_CTX_use_PrivateKey_file(SSL_CTX* context, const char* path, int kind)
+    int SSL_CTX_use_certificate(SSL_CTX* context, X509* certificate)
+    int SSL_CTX_clear_chain_certs(SSL_CTX* context)
+    int SSL_CTX_add0_chain_cert(SSL_CTX* context, X509* certificate)
+    int SSL_CTX_use_PrivateKey(SSL_CTX* context, EVP_PKEY* key)
     int SSL_CTX_check_private_key(const SSL_CTX* context)
-    void SSL_CTX_set_default_passwd_cb(SSL_CTX* context, int (*callback)(char*, int, int, void*) noexcept nogil)
     long SSL_CTX_set_tlsext_servername_callback(
         SSL_CTX* context, int (*callback)(SSL*, int*, void*) noexcept nogil)
     long SSL_CTX_set_tlsext_servername_arg(SSL_CTX* context, void* argument)
@@ -124,6 +129,19 @@ cdef extern from "<openssl/ssl.h>" nogil:
     const char* SSL_get_version(const SSL* ssl)
     void SSL_get0_alpn_selected(const SSL* ssl, const unsigned char** data, unsigned int* size)
 
+cdef extern from "<openssl/x509.h>" nogil:
+    void X509_free(X509* certificate)
+
+cdef extern from "<openssl/pem.h>" nogil:
+    enum:
+        PEM_R_NO_START_LINE
+    X509* PEM_read_bio_X509(
+        BIO* bio, X509** out, int (*pass_phrase)(char*, int, int, void*) noexcept nogil, void* argument)
+    X509* PEM_read_bio_X509_AUX(
+        BIO* bio, X509** out, int (*pass_phrase)(char*, int, int, void*) noexcept nogil, void* argument)
+    EVP_PKEY* PEM_read_bio_PrivateKey(
+        BIO* bio, EVP_PKEY** out, int (*pass_phrase)(char*, int, int, void*) noexcept nogil, void* argument)
+
 cdef extern from "<openssl/bio.h>" nogil:
     ctypedef struct BIO_METHOD:
         pass
@@ -135,6 +153,8 @@ cdef extern from "<openssl/bio.h>" nogil:
     int BIO_meth_set_write(BIO_METHOD* method, int (*write)(BIO*, const char*, int) noexcept nogil)
     int BIO_meth_set_ctrl(BIO_METHOD* method, long (*control)(BIO*, int, long, void*) noexcept nogil)
     BIO* BIO_new(const BIO_METHOD* method)
+    BIO* BIO_new_mem_buf(const void* data, int size)
+    int BIO_free(BIO* bio)
     void BIO_set_data(BIO* bio, void* data)
     void* BIO_get_data(BIO* bio)
     void BIO_set_init(BIO* bio, int init)
@@ -145,5 +165,7 @@ cdef extern from "<openssl/bio.h>" nogil:
 cdef extern from "<openssl/err.h>" nogil:
     unsigned long ERR_get_error()
     unsigned long ERR_peek_error()
+    unsigned long ERR_peek_last_error()
+    int ERR_GET_REASON(unsigned long error)
     void ERR_clear_error()
     const char* ERR_reason_error_string(unsigned long error)
