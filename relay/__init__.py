@@ -35,8 +35,8 @@ garbage, bodies             garbage collection in a process that serves; broken 
 plane/      the data plane: the contract (``api``); ``compiled/``, threads of ``_fastpath``; ``reference/``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo
-gateway/    the control plane, in floors of its own: routing, calls, entitlement, signaling, sessions, http, web_proxy,
-            admin; it decides, and no packet waits for it
+gateway/    the control plane, in floors of its own: certificates, routing, calls, entitlement, signaling, sessions,
+            http, web_proxy, admin; it decides, and no packet waits for it
 console/    ``relay top`` and ``relay capture``, which ask a running relay
 emulator/   the vendor's cloud on a laptop: login, signaling, APIs, portal and TURN hosts
 floor/      the emulated cloud and a relay in front of it, in one process

@@ -83,15 +83,23 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 
 @app.command("check-config")
 def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
-    """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing."""
+    """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing.
+
+    What is wrong with certificates, such as one that has expired, is a warning. The exit status stays 0.
+    """
     from relay.gateway.app import check
+    from relay.gateway.certificates.findings import find_all
     from relay.gateway.entitlement.verdicts import check_entitlement
 
     settings = config.load(config_file)
-    check(settings)
+    _, certificates = check(settings)
     check_entitlement(settings.entitlement)
+    warnings = find_all(certificates, settings.routes, _now())
+    for warning in warnings:
+        typer.echo(f"relay: warning: {warning}", err=True)
     found = f"{_counted(len(settings.upstreams), 'upstream')}, {_counted(len(settings.routes), 'route')}"
-    typer.echo(f"{config_file}: ok ({found})")
+    warned = f", {_counted(len(warnings), 'warning')}" if warnings else ""
+    typer.echo(f"{config_file}: ok ({found}{warned})")
 
 
 def _counted(number: int, what: str) -> str:

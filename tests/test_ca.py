@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from relay import catalog
+from relay import catalog, config
 from relay.ca import AuthorityFolder, HostCertificate, host_certificates
 from relay.ca.certificates import Issuer, certificate_pem, key_pem, new_authority, new_key, sign_server
 from relay.ca.folder import HOST_LIFETIME, RENEW_BEFORE
 from relay.errors import OperatorError
+from relay.gateway.certificates.files import read_all
 from relay.plane.certificates import Certificate, read_certificate, read_certificates
 from relay.plane.reference.tls import ServerContexts
 from tests.support.benches.commands import run_here
@@ -490,13 +491,20 @@ def test_the_relay_takes_what_show_prints(tmp_path: Path) -> None:
     ok("ca", "create", tmp_path / "ca")
     ok("ca", "issue", tmp_path / "ca", STUN1, STUN2)
     blocks = ok("ca", "show", tmp_path / "ca", "--toml")
-    assert [Path(each["certificate"]).name for each in tomllib.loads(blocks)["certificates"]] == [
-        f"{STUN2}.pem",
-        f"{STUN1}.pem",
+    hosts = tmp_path / "ca/hosts"
+    assert tomllib.loads(blocks)["certificates"] == [
+        {"certificate": str(hosts / "*.pem"), "private_key": str(hosts / "*.key")}
     ]
     path = tmp_path / "relay.toml"
     path.write_text(blocks + '\n[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n')
     assert ok("check-config", path) == f"{path}: ok (1 upstream, 0 routes)\n"
+    served = read_all(config.load(path).certificates)
+    assert [certificate.names for certificate in served] == [{STUN2}, {STUN1}]
+
+
+def test_nothing_is_printed_for_no_hosts(tmp_path: Path) -> None:
+    ok("ca", "create", tmp_path / "ca")
+    assert ok("ca", "show", tmp_path / "ca", "--toml") == ""
 
 
 def test_show_prints_paths_of_the_relays_machine(tmp_path: Path) -> None:
@@ -506,8 +514,8 @@ def test_show_prints_paths_of_the_relays_machine(tmp_path: Path) -> None:
         blocks = ok("ca", "show", tmp_path / "ca", "--toml", "--prefix", prefix)
         assert tomllib.loads(blocks)["certificates"] == [
             {
-                "certificate": f"{prefix.rstrip('/')}/{STUN1}.pem",
-                "private_key": f"{prefix.rstrip('/')}/{STUN1}.key",
+                "certificate": f"{prefix.rstrip('/')}/*.pem",
+                "private_key": f"{prefix.rstrip('/')}/*.key",
             }
         ]
 

@@ -23,6 +23,7 @@ from relay.errors import UpstreamError
 from tests.support.benches.commands import run_here
 from tests.support.benches.gateway import settings_tree, write_config
 from tests.support.benches.serving import PATIENT, Served, kill, of_the_relay, open_host, serving, start
+from tests.support.certificates_made import DAY, NOW, authority, files_in, signed, write_pair
 from tests.support.pcapng import Packet, read_capture
 from tests.support.peers.connect import refused
 
@@ -322,6 +323,21 @@ async def test_mistakes_in_the_file(tmp_path: Path) -> None:
     )
     assert line_of(missing) == f"{gone}: No such file or directory"
     assert line_of(checked) == line_of(bad_certificate)
+
+
+async def test_check_config_warns_of_certificates(tmp_path: Path) -> None:
+    path, old = tmp_path / "relay.toml", files_in(tmp_path, "old")
+    write_pair(old, signed(authority(), "old.test", end=NOW - DAY))
+    tree = settings_tree(Authority(tmp_path), {"address": str(NO_UPSTREAM), "region": "use1"})
+    tree["certificates"].append({"certificate": str(old.chain), "private_key": str(old.private_key)})
+    write_config(path, {**tree, "routes": [{"server_name": "elsewhere.test", "region": "use1"}]})
+    status, stdout, stderr = await run("check-config", path)
+    assert (status, stdout) == (0, f"{path}: ok (1 upstream, 1 route, 2 warnings)\n")
+    assert stderr.splitlines() == [
+        f"relay: warning: {old.chain}: has expired, on {NOW - DAY:%Y-%m-%d %H:%M} UTC",
+        "relay: warning: routes.0.server_name: 'elsewhere.test': no certificate has such a name: clients that ask for"
+        " it refuse the relay",
+    ]
 
 
 @pytest.mark.parametrize("section", ["tls", "admin"])

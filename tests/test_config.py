@@ -233,6 +233,14 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.
     assert (other.certificate, other.private_key) == (Path("/certificates/cert.pem"), Path("/keys/key.pem"))
 
 
+@pytest.mark.parametrize(("certificate", "key"), [("*.pem", "key.pem"), ("cert.pem", "*.key"), ("*/*.pem", "*/*.key")])
+def test_a_pattern_of_certificates_has_a_star_in_both(tmp_path: Path, certificate: str, key: str) -> None:
+    section = f'[[certificates]]\ncertificate = "{certificate}"\nprivate_key = "{key}"\n'
+    assert mistakes(tmp_path, MINIMAL + section) == [
+        "certificates.1: expected one * in certificate and one in private_key, or none in both"
+    ]
+
+
 def test_quality(tmp_path: Path) -> None:
     quality = load(
         tmp_path,

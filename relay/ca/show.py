@@ -48,20 +48,21 @@ def ended(folder: AuthorityFolder, now: datetime.datetime) -> bool:
 
 
 def toml_of(folder: AuthorityFolder, prefix: Path | None = None) -> str:
-    """``[[certificates]]`` of all hosts. Put them after the relay's own certificate, which is the default.
+    """``[[certificates]]`` of all hosts. Put it after the relay's own certificate, which is the default.
 
-    Paths are absolute on this machine, or in ``prefix``, the folder on the relay's own machine.
+    The path is absolute on this machine, or in ``prefix``, the folder on the relay's own machine. Empty without hosts.
     """
-    blocks = (
-        f"[[certificates]] # {' '.join(host.names)}\n"
-        f"certificate = {_quoted(host.files.chain, prefix)}\n"
-        f"private_key = {_quoted(host.files.private_key, prefix)}\n"
-        for host in folder.hosts()
+    hosts = folder.hosts()
+    if not hosts:
+        return ""
+    placed = hosts[0].files.chain.resolve().parent if prefix is None else prefix
+    return (
+        "[[certificates]] # all in this folder, also those to come\n"
+        f"certificate = {_quoted(placed / '*.pem')}\n"
+        f"private_key = {_quoted(placed / '*.key')}\n"
     )
-    return "\n".join(blocks)
 
 
-def _quoted(path: Path, prefix: Path | None) -> str:
-    placed = path.resolve() if prefix is None else prefix / path.name
+def _quoted(path: Path) -> str:
     # A JSON string is also a TOML string, except for pairs of surrogates.
-    return json.dumps(str(placed), ensure_ascii=False)
+    return json.dumps(str(path), ensure_ascii=False)

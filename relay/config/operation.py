@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from relay.addresses import Address
 from relay.config.values import AtLeastOne, Count, FilePath, Flag, HostPattern, ListenAddress, Seconds, Section
@@ -29,10 +29,20 @@ class ListenSettings(Section):
 
 
 class CertificateFiles(Section):
-    """One of ``[[certificates]]``. The names in it say which clients get it; the first is the default."""
+    """One of ``[[certificates]]``. The names in it say which clients get it; the first is the default.
+
+    With one * in each path it is many: all pairs of files for which both are the same text.
+    """
 
     certificate: FilePath
     private_key: FilePath
+
+    @model_validator(mode="after")
+    def _a_star_in_both(self) -> Self:
+        stars = str(self.certificate).count("*"), str(self.private_key).count("*")
+        if stars not in {(0, 0), (1, 1)}:
+            raise ValueError("expected one * in certificate and one in private_key, or none in both")
+        return self
 
 
 class CaptureSettings(Section):

@@ -2,6 +2,7 @@
 
 lines            log lines that clients cause, limited
 calls/           how each call sounds, and what is kept of it
+certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them
 routing/         which upstream a new flow gets; upstreams, their names and their health
 entitlement/     who may place calls
 signaling/       the reverse proxy for socket.io and REST
@@ -14,7 +15,7 @@ app              puts all of these together; starts, drains, stops and reloads i
 serve            the process: signals in, one ``ready`` line out
 
 These are floors, from the bottom up: each imports only what stands above it in this list. Neither ``signaling`` nor
-``entitlement`` knows the other. The same holds for ``routing`` and ``calls``.
+``entitlement`` knows the other. The same holds for ``certificates``, ``routing`` and ``calls``.
 
 The control plane sees media packets in two cases only: when an operator captures a flow, and when a session's client
 comes back. Then ``sessions/returning`` reads what the socket has received meanwhile, and drops the media.

@@ -18,10 +18,12 @@ from relay.catalog import Catalog
 from relay.config import Config
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
-from relay.gateway.admin.metrics import SignalingCollector
+from relay.gateway.admin.metrics import CertificateCollector, SignalingCollector
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls, EndedCall
 from relay.gateway.calls.records import Records, check_path, make_file, record_of
+from relay.gateway.certificates.files import read_all
+from relay.gateway.certificates.keeper import CertificateKeeper
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
@@ -55,7 +57,7 @@ from relay.plane.api import (
     TurnOpened,
     UpstreamLost,
 )
-from relay.plane.certificates import Certificate, ServerCertificate, read_certificates
+from relay.plane.certificates import ServerCertificate
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
 from relay.rate_limit import RateLimit
@@ -98,6 +100,8 @@ class Gateway:
         # The plane's threads run from its constructor on, so what can raise comes before it.
         vendor, certificates = check(settings)
         self.entitlement = Entitlement(settings.entitlement, self._allocated)
+        self.certificates = CertificateKeeper(self._use_certificates)
+        self.certificates.take(settings.certificates, settings.routes, certificates)
         self.plane = self._make_plane(certificates)
         self._names = SystemLookup()
         lookup = lookup or self._names
@@ -144,7 +148,8 @@ class Gateway:
             web_proxy=self.web_proxy.totals,
         )
         hosts = self._config.listen.admin_hosts
-        return Admin(view, self.captures, SignalingCollector(self.signaling), hosts=hosts)
+        collectors = SignalingCollector(self.signaling), CertificateCollector(self.certificates)
+        return Admin(view, self.captures, *collectors, hosts=hosts)
 
     @property
     def draining(self) -> bool:
@@ -175,6 +180,8 @@ class Gateway:
             await self.web_proxy.listen(self._config.listen.web_proxy, self.tls)
             self._health.configure(self._config.health, self._config.media)
             started.push_async_callback(self._health.stop)
+            self.certificates.start()
+            started.push_async_callback(self.certificates.stop)
             self._tasks.start(self.calls.run(), "calls")
             started.push_async_callback(self._tasks.cancel)
             self._started = started.pop_all()
@@ -216,6 +223,7 @@ class Gateway:
         # Keep what runs, not what the file says: if the file goes back to it, the next reload sees no change.
         running = {section: getattr(self._config, section) for section in FIXED_SECTIONS}
         self._config = settings.model_copy(update=running)
+        self.certificates.take(settings.certificates, settings.routes, certificates)
         self.upstreams.configure(settings.upstreams, settings.health)
         self.entitlement.configure(settings.entitlement)
         self._configure_flows(vendor)
@@ -226,6 +234,11 @@ class Gateway:
         self.captures.configure(settings.capture)
         self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
+        self.certificates.tell()
+
+    def _use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
+        self.plane.set_certificates(certificates)
+        self.web_proxy.use_certificates(certificates)
 
     def _configure_calls(self) -> None:
         settings = self._config
@@ -344,7 +357,7 @@ def check(settings: Config) -> tuple[Callable[[], Catalog], list[ServerCertifica
     A list of users is not read here, because a bad one does not keep a relay from starting: a reload asks
     ``Entitlement.check``, and ``relay check-config`` asks ``check_entitlement``.
     """
-    certificates = read_certificates([Certificate(one.certificate, one.private_key) for one in settings.certificates])
+    certificates = read_all(settings.certificates)
     vendor = _vendor(settings)
     check_path(settings.quality.records)
     open_trust(settings.signaling)

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from relay import config
 from relay.errors import OperatorError
 from relay.gateway.calls.records import check_path
+from relay.gateway.certificates.files import pairs_of
 from relay.tasks import in_daemon_thread
 
 # A network file system that does not answer within this time will not answer soon.
@@ -37,7 +38,8 @@ async def read_ahead(path: Path) -> None:
 def _read(path: Path) -> None:
     settings = config.load(path)
     check_path(settings.quality.records)
-    for file in set(_files(settings)) - {settings.quality.records}:
+    certificates = {file for pair in pairs_of(settings.certificates) for file in (pair.chain, pair.private_key)}
+    for file in {*_files(settings), *certificates} - {settings.quality.records}:
         # The reload will say what is wrong with the file.
         with contextlib.suppress(OSError), file.open("rb") as opened:
             opened.read(READ_BYTES)

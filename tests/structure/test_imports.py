@@ -38,7 +38,7 @@ LAYERS = [
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
     {"lines"},
-    {"calls", "routing"},
+    {"calls", "certificates", "routing"},
     {"entitlement", "signaling"},
     {"sessions"},
     {"http"},

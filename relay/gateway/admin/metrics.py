@@ -26,6 +26,7 @@ from relay import __version__, logs
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls
 from relay.gateway.calls.histograms import Histogram
+from relay.gateway.certificates.keeper import CertificateKeeper
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.routing.upstreams import Health
@@ -156,6 +157,27 @@ class SignalingCollector(Collector):
             proxy.watchdog_hits,
         )
         yield _gauge("relay_signaling_sessions", "socket.io sessions whose upstream is known.", len(proxy.affinity))
+
+
+class CertificateCollector(Collector):
+    """When certificates end, and whether their files can be used."""
+
+    def __init__(self, keeper: CertificateKeeper) -> None:
+        self._keeper = keeper
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as in RelayCollector."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of certificates."""
+        text = "Time until the certificate for this name ends; below 0 after that."
+        expiry = GaugeMetricFamily("relay_certificate_expiry_seconds", text, labels=["name"])
+        for name, seconds in self._keeper.expiries_s().items():
+            expiry.add_metric([name], seconds)
+        yield expiry
+        text = "Certificates whose files cannot be used now. Older ones serve, if there are any."
+        yield _gauge("relay_certificate_troubles", text, self._keeper.troubles)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

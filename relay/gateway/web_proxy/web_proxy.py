@@ -122,9 +122,13 @@ class WebProxy:
         """Take rules, users and bounds; running tunnels stay."""
         self._settings = settings
         self._catalog = catalog
-        self._certified = frozenset[str]().union(*(certificate.names for certificate in certificates))
         self._auth = BasicAuth(settings.users)
         self._resolver.policy = RelayPolicy(settings.allowed_networks)
+        self.use_certificates(certificates)
+
+    def use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
+        """Connect clients that ask for a name of one of these to the plane."""
+        self._certified = frozenset[str]().union(*(certificate.names for certificate in certificates))
         self._destinations = self._make_destinations()
 
     def _make_destinations(self) -> Destinations:

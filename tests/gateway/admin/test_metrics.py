@@ -219,6 +219,15 @@ async def scrape(relay: Relay) -> Samples:
         return samples_of(await response.text())
 
 
+async def test_certificates(tmp_path: Path) -> None:
+    async with running_relay(tmp_path, Address("127.0.0.1", 9)) as relay:
+        samples = await scrape(relay)
+        # A throw-away certificate is valid for a day.
+        for name in ("relay.test", "*.relay.test"):
+            assert 0 < samples["relay_certificate_expiry_seconds", name] <= 86_400
+        assert samples["relay_certificate_troubles", ""] == 0
+
+
 async def test_figures_after_traffic(tmp_path: Path) -> None:
     credentials = StaticCredentials({"trader": "secret"})
     inbox = Inbox()

@@ -1,0 +1,72 @@
+"""The files of certificates: pairs named in the configuration, one by one or by a pattern, and whether they change.
+
+A pattern has one ``*`` in the path of the certificate and one in that of the key. It means all pairs of files for which
+both are the same text: ``hosts/*.pem`` and ``hosts/*.key``, or ``live/*/fullchain.pem`` and ``live/*/privkey.pem``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from relay.config import CertificateFiles
+from relay.errors import OperatorError
+from relay.plane.certificates import Certificate, ServerCertificate, read_certificates
+
+STAR = "*"
+# Figures that change when one of the two files does; None for a file that is not there.
+State = tuple[tuple[int, ...] | None, ...]
+
+
+def read_all(entries: Sequence[CertificateFiles]) -> list[ServerCertificate]:
+    """Read all certificates of ``[[certificates]]``. Raises OperatorError with one line for each mistake."""
+    empty = [number for number, entry in enumerate(entries) if not list(_pairs_of(entry))]
+    if empty:
+        patterns = (f"certificates.{number}.certificate: {entries[number].certificate}" for number in empty)
+        raise OperatorError("\n".join(f"{pattern}: no file matches" for pattern in patterns))
+    return read_certificates(pairs_of(entries))
+
+
+def pairs_of(entries: Sequence[CertificateFiles]) -> list[Certificate]:
+    """The pairs of files, each once, in the order of the configuration; those of a pattern by name.
+
+    A pattern that matches nothing has none. A pair that is named without a pattern need not exist.
+    """
+    return list(dict.fromkeys(pair for entry in entries for pair in _pairs_of(entry)))
+
+
+def _pairs_of(entry: CertificateFiles) -> Iterator[Certificate]:
+    if STAR not in str(entry.certificate):
+        yield Certificate(entry.certificate, entry.private_key)
+        return
+    for text in _texts(str(entry.certificate)):
+        chain = Path(str(entry.certificate).replace(STAR, text))
+        if chain.is_file():
+            yield Certificate(chain, Path(str(entry.private_key).replace(STAR, text)))
+
+
+def _texts(pattern: str) -> list[str]:
+    """What ``*`` may be: it stands within one part of the path, and hidden files do not match."""
+    before, _, after = pattern.partition(STAR)
+    folder, start = os.path.split(before)
+    end = after.partition(os.sep)[0]
+    try:
+        names = sorted(os.listdir(folder or os.curdir))
+    except OSError:
+        return []
+    matching = (name for name in names if name.startswith(start) and name.endswith(end) and (start or name[0] != "."))
+    return [name[len(start) : len(name) - len(end)] for name in matching if len(name) > len(start) + len(end)]
+
+
+def state_of(files: Certificate) -> State:
+    """How both files are now. Links are followed, so a link that leads elsewhere is a change."""
+    return _state_of(files.chain), _state_of(files.private_key)
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
