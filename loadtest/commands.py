@@ -40,6 +40,15 @@ _Processes = Annotated[int, typer.Option(min=1, max=256, help="Generate load in 
 _Locustfile = Annotated[
     Path | None, typer.Option(help="Your own users, in a locustfile, instead of the profile's kind.")
 ]
+_ServerName = Annotated[str, typer.Option(help="The target's name for TLS and HTTP.")]
+_Authorities = Annotated[Path | None, typer.Option("--ca", help="Verify the target's certificate with this PEM file.")]
+_Username = Annotated[str, typer.Option(help="Of all users, or a pattern such as load-{number}.")]
+_TargetUsers = Annotated[int, typer.Option(min=0, help="How many users the target knows; 0 for any.")]
+_Secret = Annotated[str, typer.Option(envvar="RELAY_LOADTEST_SECRET", help="Secret of time-limited TURN credentials.")]
+_Password = Annotated[str, typer.Option(envvar="RELAY_LOADTEST_PASSWORD", help="Password for TURN.")]
+_Peer = Annotated[str, typer.Option(help="Colleagues are on this machine, by plain UDP: host:port, port 0 for any.")]
+_Far = Annotated[str, typer.Option(help="Or on this TURN server past the target, by UDP: host:port.")]
+_Upstream = Annotated[str, typer.Option(help="host:port of the TURN server that CONNECT-UDP asks for.")]
 RESULTS = Path("loadtest-results")
 SINK_TELLS_EVERY_S = 10.0
 
@@ -53,20 +62,16 @@ def run_command(
     users: _Users = None,
     seconds: _Seconds = None,
     output: _Output = None,
-    server_name: Annotated[str, typer.Option(help="The target's name for TLS and HTTP.")] = "",
-    ca: Annotated[Path | None, typer.Option(help="Verify the target's certificate with this PEM file.")] = None,
-    username: Annotated[str, typer.Option(help="Of all users, or a pattern such as load-{number}.")] = "",
-    target_users: Annotated[int, typer.Option(min=0, help="How many users the target knows; 0 for any.")] = 0,
-    secret: Annotated[
-        str, typer.Option(envvar="RELAY_LOADTEST_SECRET", help="Secret of time-limited TURN credentials.")
-    ] = "",
-    password: Annotated[str, typer.Option(envvar="RELAY_LOADTEST_PASSWORD", help="Password for TURN.")] = "",
-    peer: Annotated[
-        str, typer.Option(help="Colleagues are on this machine, by plain UDP: host:port, port 0 for any.")
-    ] = "",
-    far: Annotated[str, typer.Option(help="Or on this TURN server past the target, by UDP: host:port.")] = "",
+    server_name: _ServerName = "",
+    ca: _Authorities = None,
+    username: _Username = "",
+    target_users: _TargetUsers = 0,
+    secret: _Secret = "",
+    password: _Password = "",
+    peer: _Peer = "",
+    far: _Far = "",
     sink: Annotated[str, typer.Option(help="Or a `relay loadtest sink` sends back what comes: host:port.")] = "",
-    upstream: Annotated[str, typer.Option(help="host:port of the TURN server that CONNECT-UDP asks for.")] = "",
+    upstream: _Upstream = "",
     web_proxy: Annotated[str, typer.Option(help="host:port of a web proxy before the target.")] = "",
     cloud: Annotated[str, typer.Option(help="URL of login and signaling.")] = "",
     metrics: Annotated[str, typer.Option(help="URL of the relay's metrics.")] = "",
@@ -233,22 +238,18 @@ def capacity_command(
     most: Annotated[int, typer.Option("--to", min=1, max=10_000, help="How many calls to end at.")] = 2000,
     seconds: Annotated[float, typer.Option(min=3, max=3600, help="How long all calls of a try are judged.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="How often to try around the knee.")] = 3,
-    server_name: Annotated[str, typer.Option(help="The targets' name for TLS and HTTP.")] = "",
-    ca: Annotated[Path | None, typer.Option(help="Verify the targets' certificates with this PEM file.")] = None,
-    username: Annotated[str, typer.Option(help="Of all users, or a pattern such as load-{number}.")] = "",
-    target_users: Annotated[int, typer.Option(min=0, help="How many users the targets know; 0 for any.")] = 0,
-    secret: Annotated[
-        str, typer.Option(envvar="RELAY_LOADTEST_SECRET", help="Secret of time-limited TURN credentials.")
-    ] = "",
-    password: Annotated[str, typer.Option(envvar="RELAY_LOADTEST_PASSWORD", help="Password for TURN.")] = "",
-    peer: Annotated[
-        str, typer.Option(help="Colleagues are on this machine, by plain UDP: host:port, port 0 for any.")
-    ] = "",
-    far: Annotated[str, typer.Option(help="Or on this TURN server past the targets, by UDP: host:port.")] = "",
+    server_name: _ServerName = "",
+    ca: _Authorities = None,
+    username: _Username = "",
+    target_users: _TargetUsers = 0,
+    secret: _Secret = "",
+    password: _Password = "",
+    peer: _Peer = "",
+    far: _Far = "",
     sink: Annotated[
         str, typer.Option(help="Or a sink sends back what comes, and delays are there and back: host:port.")
     ] = "",
-    upstream: Annotated[str, typer.Option(help="host:port of the TURN server that CONNECT-UDP asks for.")] = "",
+    upstream: _Upstream = "",
     processes: _Processes = 1,
     output: _Output = None,
 ) -> None:

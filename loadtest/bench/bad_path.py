@@ -49,7 +49,7 @@ WITHIN = 0.1
 # Farther from what a busy machine does to packets than the usual 60 ms.
 PLAYOUT_MS = 100.0
 RAMP_S, WARM_UP_S = 1.0, 1.0
-# The path is bad from here on after the warm-up, and until so long before the end: what is lost is known after 2 s.
+# The path is bad from here on after the warm-up, and until this long before the end: what is lost is known after 2 s.
 BAD_AFTER_S, BAD_UNTIL_S = 1.0, 4.0
 MIN_SECONDS = 8.0
 # A packet of the load tester that leaves later than this looks late to the path, and not to the load tester.

@@ -76,7 +76,7 @@ class Kind:
 
 
 def relay(place: Place, plane: str = "") -> Command:
-    """The relay in the environment of this Python. Without a plane it has that of its own default."""
+    """The relay in the environment of this Python. Without a plane it has its own default."""
     environment = {
         **os.environ,
         **({"RELAY_PLANE": plane} if plane else {}),

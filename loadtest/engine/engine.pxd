@@ -35,7 +35,7 @@ cdef enum:
     WORDS_BYTES = 128
     ADDRESS_BYTES = 56          # of an IPv6 address in words, in brackets, with a port
     VALUES = 11
-    # Of streams that go on, in one window; the next window goes on after them. Copying so many takes less than 1 ms.
+    # Of streams that go on, in one window; the next window goes on after them. Copying this many takes less than 1 ms.
     MAX_SNAPSHOTS = 4096
     # For happenings that a client may have more than once. Others have a place of their own.
     SPARE_HAPPENINGS = 1024
@@ -93,7 +93,7 @@ cdef struct Happening:
     int64_t[VALUES] values
     char[WORDS_BYTES] words
 
-# Texts of a plan, one after the other behind it, each with a zero behind it.
+# Texts of a plan. They come after it, one after the other, each with a zero at its end.
 cdef enum Text:
     TEXT_SERVER_NAME            # whom the certificate is to name
     TEXT_SNI                    # the same; empty if it is an address (RFC 6066 section 3)

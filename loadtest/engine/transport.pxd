@@ -77,7 +77,7 @@ cdef inline bint open_socket(Engine* e, Client* c) noexcept nogil:
     return True
 
 
-# A socket of its own address, which is not connected: whoever sends to it is heard.
+# A socket of its own address, which is not connected: anyone who sends to it is heard.
 cdef inline bint open_peer_socket(Engine* e, Client* c) noexcept nogil:
     cdef Endpoint own
     cdef posix.socklen_t size = SOCKADDR_BYTES

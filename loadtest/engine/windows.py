@@ -56,7 +56,7 @@ class Histogram(Counter[int]):
         return {name: us for name, us in found.items() if us is not None} or None
 
     def percentile(self, percent: float) -> int | None:
-        """The value that so many percent do not exceed; None if there is none at all."""
+        """The value that this many percent do not exceed; None if there is none at all."""
         wanted, seen = self.total() * percent / 100, 0
         for edge in sorted(self):
             seen += self[edge]

@@ -13,14 +13,14 @@ CODEC = emodel.G711_CONCEALED
 
 
 def bursts(sent: int, missing: int, runs: int) -> float:
-    """BurstR of G.107: the mean run of missing packets, divided by that of random losses at this rate; at least 1."""
+    """BurstR of G.107: the mean run of missing packets, divided by the mean of random losses. At least 1."""
     if not runs or not sent:
         return 1.0
     return max(1.0, missing / runs * max(0, sent - missing) / sent)
 
 
 def score(sent: int, missing: int, runs: int, playout_ms: float) -> float | None:
-    """The MOS of this many packets, of which some were lost or late, in so many runs; None if there were none."""
+    """The MOS of this many packets, of which some were lost or late, in this many runs; None if there were none."""
     percent = 100 * min(missing, sent) / sent if sent > 0 else None
     r = scored_r(CODEC, emodel.mouth_to_ear_ms(0, playout_ms), percent, bursts(sent, missing, runs))
     return None if r is None else emodel.mos(r)

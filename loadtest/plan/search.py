@@ -65,7 +65,7 @@ class Search:
 
     @property
     def limit(self) -> str:
-        """Whose the knee is: the target's, the generator's, or that of the search."""
+        """Whose the knee is: the target's, the generator's, or the search's."""
         failed = self.lowest_failure
         if failed is None:
             return "search"

@@ -71,7 +71,7 @@ class Shape(BaseModel):
         return begin <= second < begin + self.spike_s
 
     def lasting(self, seconds: float) -> Shape:
-        """The same shape, in so many seconds all in all. Raises ValueError."""
+        """The same shape, in this many seconds all in all. Raises ValueError."""
         ramp_s = min(self.ramp_s, seconds / 4)
         wanted = {**self.model_dump(), "ramp_s": ramp_s, "hold_s": seconds - ramp_s}
         return Shape.model_validate(wanted | {"spike_s": min(self.spike_s, (seconds - ramp_s) / 2)})

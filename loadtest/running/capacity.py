@@ -79,7 +79,7 @@ class Contestant:
 
 
 def profile_of(calls: int, seconds: float) -> Profile:
-    """A try: all calls are there for so many seconds, and for a warm-up before."""
+    """A try: all calls are there for this many seconds, and for a warm-up before."""
     return parse(
         {
             "description": f"Capacity: {calls} calls.",
@@ -99,7 +99,7 @@ def failures(result: Result) -> int:
 
 
 def outcome_of(result: Result, streams: int) -> Outcome:
-    """What a try with so many streams says. It is void if the generator was late, or had not begun all of them.
+    """What a try with this many streams says. It is void if the generator was late, or had not begun all of them.
 
     A late generator sends packets in bunches, so what is lost then may be its own doing. Nothing has held, either way.
     """

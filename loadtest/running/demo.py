@@ -17,13 +17,13 @@ from relay.errors import RelayError
 # It logs its users in, a few tens of milliseconds each.
 STARTS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 20.0
-# Of the words of a process that has failed.
+# This much is shown of what a failed process has said.
 MAX_WORDS = 2000
 
 
 @contextlib.contextmanager
 def demo_target(users: int, *, through_web_proxy: bool = False) -> Iterator[Target]:
-    """A relay on this machine with so many users. Raises RelayError if it does not start."""
+    """A relay on this machine with this many users. Raises RelayError if it does not start."""
     arguments = ["--users", str(users), *(["--web-proxy"] if through_web_proxy else [])]
     with tempfile.TemporaryFile("w+") as told, _process(arguments, told) as process:
         assert process.stdout is not None

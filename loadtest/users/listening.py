@@ -12,7 +12,7 @@ from loadtest.figures.quality import score
 from loadtest.users.measuring import Measures
 
 MEDIA = "media"
-# The engine shows so many streams at a time, and the others the next time.
+# The engine shows this many streams at a time, and the others the next time.
 SHOWN_AT_ONCE = 4096
 # Each is an event of Locust; a relay that is down for a while makes many.
 MAX_STALLS = 100

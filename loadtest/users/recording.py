@@ -27,7 +27,7 @@ class Altered(Exception):
 
 
 class RecordingUser(TargetUser):
-    """One client with recordings. ``record`` uploads and fetches one of so many seconds."""
+    """One client with recordings. ``record`` uploads and fetches one of this many seconds."""
 
     abstract = True
     needs_cloud = True

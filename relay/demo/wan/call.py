@@ -41,7 +41,7 @@ class Conversation:
 
 
 class _Party:
-    """One side: it says so many packets, one with each tick, and then goodbye until the call is over."""
+    """One side: it says this many packets, one with each tick, and then goodbye until the call is over."""
 
     def __init__(self, payloads: Sequence[bytes], packets: int) -> None:
         self.talker = Talker(payloads)
@@ -66,7 +66,7 @@ class _Party:
 
 
 async def place_call(way: Way, payloads: Sequence[bytes], packets: int, on_tick: Callable[[], None]) -> Conversation:
-    """Say so many packets, both ways. ``on_tick`` is called every 20 ms meanwhile, in any thread.
+    """Say this many packets, both ways. ``on_tick`` is called every 20 ms meanwhile, in any thread.
 
     Raises UpstreamError if the call cannot be set up, or is cut off.
     """

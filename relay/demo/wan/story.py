@@ -47,7 +47,7 @@ class Story:
 
 
 def packets_for(seconds: float | None) -> int:
-    """How many packets are said: the sentence once, or as often as comes closest to so many seconds."""
+    """How many packets are said: the sentence once, or as often as comes closest to this many seconds."""
     packets = len(sentence.load())
     return packets * max(1, round((seconds or 0) * PACKETS_PER_SECOND / packets))
 
