@@ -13,6 +13,7 @@ imports         which modules a source imports
 media_files     recordings as Ogg/Opus and M4A
 messages        STUN messages, the answers to them, and voice in ChannelData
 pcapng          a strict reader of captures
+processes       the children of a process, while they come and go
 properties      what property tests share
 ssrf_table      addresses that must never be connected to
 stun_vectors    the test vectors of the RFCs

@@ -19,6 +19,7 @@ from relay.demo.wan.real import why_not
 from relay.demo.wan.way import RELAY, TLS, UDP
 from tests.support.benches.commands import run_here
 from tests.support.benches.serving import kill
+from tests.support.processes import children_of, exists
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[3]
@@ -47,17 +48,6 @@ def lengths(folder: Path) -> dict[str, int]:
         with wave.open(str(path)) as reader:
             found[path.name] = reader.getnframes()
     return found
-
-
-def started_by(process: Process) -> dict[str, str]:
-    """Its own processes, by number, with their names."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    numbers = [number for task in tasks for number in (task / "children").read_text().split()]
-    return {number: Path(f"/proc/{number}/comm").read_text().strip() for number in numbers}
-
-
-def exists(number: str) -> bool:
-    return Path("/proc", number).exists()
 
 
 FILES = dict.fromkeys(("1-udp.wav", "2-tls.wav", "3-relay.wav"), PACKETS * 160)
@@ -110,9 +100,9 @@ async def test_with_root_and_coturn_the_path_is_real(tmp_path: Path) -> None:
 async def test_ctrl_c_ends_it_and_all_that_it_started(tmp_path: Path) -> None:
     process = await start(*RELAY_COMMAND, "--seconds", "3600", "-o", tmp_path)
     try:
-        await eventually(lambda: list(started_by(process).values()).count("turnserver") == 3)
-        await eventually(lambda: len(started_by(process)) == 4, "the relay is the fourth")
-        inside = started_by(process)
+        await eventually(lambda: list(children_of(process.pid).values()).count("turnserver") == 3)
+        await eventually(lambda: len(children_of(process.pid)) == 4, "the relay is the fourth")
+        inside = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
     finally:

@@ -24,6 +24,7 @@ from relay.demo.wan.playout import Arrival
 from relay.demo.wan.story import Story, Told, judge, packets_for, render, tell
 from relay.demo.wan.way import RELAY, TLS, UDP
 from relay.errors import UpstreamError
+from tests.support.processes import children_of
 from tests.support.waiting import eventually
 
 needs_a_path = pytest.mark.skipif(real.why_not() is not None, reason=real.why_not() or "")
@@ -47,15 +48,6 @@ def samples_of(wav: bytes) -> list[int]:
 def heard(*delays_ms: float | None) -> Heard:
     arrivals = tuple(Arrival(n, delay, WORDS[n]) for n, delay in enumerate(delays_ms) if delay is not None)
     return Heard(len(delays_ms), arrivals, 0)
-
-
-def children() -> set[str]:
-    """The processes that this one has started, and that have not ended."""
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
-
-
-def name_of(process: str) -> str:
-    return Path("/proc", process, "comm").read_text().strip()
 
 
 # What is made of a call
@@ -135,11 +127,11 @@ async def test_over_a_simulated_path() -> None:
 @needs_a_path
 @pytest.mark.usefixtures("bad_path")
 async def test_over_a_real_path_and_nothing_is_left_of_it() -> None:
-    before, threads = children(), threading.active_count()
+    before, threads = children_of(os.getpid()), threading.active_count()
     told = await tell(PACKETS, None, lambda: None)
     assert told.simulated is None
     check(told)
-    assert children() == before
+    assert children_of(os.getpid()) == before
     assert threading.active_count() == threads
 
 
@@ -155,21 +147,21 @@ async def test_a_perfect_path_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 @contextlib.asynccontextmanager
 async def talking() -> AsyncIterator[asyncio.Task[Story]]:
     """A long story, in which all three have begun to talk; nothing is left of it."""
-    before, threads = children(), set[int]()
+    before, threads = children_of(os.getpid()), set[int]()
     telling = asyncio.create_task(tell(180_000, None, lambda: threads.add(threading.get_ident())))
     await eventually(lambda: len(threads) == 3 or telling.done())
     assert not telling.done()
     yield telling
     assert telling.done()
-    assert children() == before
+    assert children_of(os.getpid()) == before
 
 
 @needs_a_path
 async def test_a_turn_server_that_dies_ends_the_story_with_a_word() -> None:
     async with talking() as telling:
-        for process in children():
-            if name_of(process) == servers.COTURN:
-                os.kill(int(process), signal.SIGKILL)
+        for process, name in children_of(os.getpid()).items():
+            if name == servers.COTURN:
+                os.kill(process, signal.SIGKILL)
         with pytest.raises(UpstreamError, match="closed the connection"):
             await telling
 

@@ -179,11 +179,6 @@ def wait_for_intervals(record: Path, count: int) -> None:
         time.sleep(0.05)
 
 
-def children_of(pid: int) -> list[int]:
-    """The children of a process."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def processes_with(word: str) -> list[int]:
     """The processes that were told this, on the command line or in their environment."""
     found = []

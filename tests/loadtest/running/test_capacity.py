@@ -25,7 +25,8 @@ from loadtest.running.capacity import WORDS, Contestant, Rounds, outcome_of, pro
 from loadtest.running.processes import Mode
 from loadtest.verdict.result import Result
 from relay.errors import OperatorError
-from tests.loadtest.running.driver import RELAY, children_of, processes_with
+from tests.loadtest.running.driver import RELAY, processes_with
+from tests.support.processes import children_of, exists
 
 RESULT = Path(__file__).parents[1] / "verdict" / "result.json"
 # That it has.
@@ -135,7 +136,7 @@ def held(rows: str) -> Iterator[list[str]]:
             assert len(children) > len(rows.split(","))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
-            assert not any(Path(f"/proc/{child}").exists() for child in children)
+            assert not any(exists(child) for child in children)
         finally:
             process.kill()
 

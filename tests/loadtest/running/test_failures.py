@@ -17,7 +17,6 @@ from loadtest.running.faults import Faults
 from relay.demo.authority import Authority
 from relay.errors import OperatorError, RelayError
 from tests.loadtest.running.driver import (
-    children_of,
     processes_with,
     relay_of_its_own,
     run_small,
@@ -26,6 +25,7 @@ from tests.loadtest.running.driver import (
     wait_for_intervals,
 )
 from tests.support.network.ports import reserved_address
+from tests.support.processes import children_of
 
 NO_ROOM = "No space left on device"
 

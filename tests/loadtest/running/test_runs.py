@@ -12,7 +12,6 @@ from loadtest.plan.target import Target
 from loadtest.verdict.result import load
 from tests.loadtest.running.driver import (
     RELAY,
-    children_of,
     distributed,
     options_of,
     processes_with,
@@ -21,6 +20,7 @@ from tests.loadtest.running.driver import (
     small,
     wait_for_intervals,
 )
+from tests.support.processes import children_of
 
 README = Path(__file__).parents[3] / "loadtest" / "README.md"
 FILES = {"record.jsonl", "locust.log", "result.json", "junit.xml", "intervals.csv", "report.html"}

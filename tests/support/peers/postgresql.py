@@ -18,6 +18,7 @@ import pytest
 
 from relay.addresses import Address
 from tests.support.network.ports import reserved_address
+from tests.support.processes import children_of
 
 _INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 BIN = _INSTALLED[-1].parent if _INSTALLED else None
@@ -86,7 +87,7 @@ async def hung(url: str) -> AsyncIterator[None]:
     folder = await connection.fetchval("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
     await connection.close()
     server = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
-    processes = [server, *_children_of(server)]
+    processes = [server, *children_of(server)]
     for process in processes:
         os.kill(process, signal.SIGSTOP)
     try:
@@ -95,8 +96,3 @@ async def hung(url: str) -> AsyncIterator[None]:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
-
-
-def _children_of(parent: int) -> list[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-    return [int(child) for child in children.split()]
