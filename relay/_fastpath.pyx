@@ -321,9 +321,12 @@ cdef class Worker:
         """Close the listening sockets."""
         self.send(OP_UNLISTEN, 0, -1, 0, None)
 
-    def adopt(self, int fd, bytes preread not None, uint64_t adoption_id) -> None:
-        """Take over a connection; the ADOPTED event tells its number."""
-        self.send(OP_ADOPT, adoption_id, fd, 0, preread)
+    def adopt(self, int fd, bytes preread not None, uint64_t adoption_id, bytes client not None) -> None:
+        """Take over a connection; the ADOPTED event tells its number.
+
+        ``client`` is a sockaddr, empty if it is the other end of the socket.
+        """
+        self.send_flow(OP_ADOPT, adoption_id, fd, client, 0, 0, 0, preread)
 
     def attach(
         self, uint64_t identity, int udp, bytes target not None, bint releases, bint asks, bint follows, int64_t age_us

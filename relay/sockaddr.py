@@ -5,8 +5,11 @@ If the zone is part of the host's text, Python drops it when a socket is bound o
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,3 +46,14 @@ def from_sockaddr(sockaddr: Sequence[Any]) -> Address:
         return Address(f"{host}%{socket.if_indextoname(scope)}", port)
     except OSError:
         return Address(f"{host}%{scope}", port)
+
+
+def pack_sockaddr(address: Address) -> bytes:
+    """A literal address as C has it: a sockaddr_in or a sockaddr_in6, without a zone if there is no such link now."""
+    host, port = ipaddress.ip_address(address.host), address.port.to_bytes(2)
+    if isinstance(host, ipaddress.IPv4Address):
+        return struct.pack("=H2s4s8x", socket.AF_INET, port, host.packed)
+    index = 0
+    with contextlib.suppress(OSError):
+        index = (*to_sockaddr(address), 0, 0)[3]
+    return struct.pack("=H2s4x16sI", socket.AF_INET6, port, host.packed, index)

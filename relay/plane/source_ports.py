@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import random
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from relay.addresses import Address
 from relay.plane.api import PlaneSettings
-from relay.sockaddr import to_sockaddr
+from relay.sockaddr import pack_sockaddr, to_sockaddr
 
 # How long a port rests when nobody knows the lifetime of the allocation there (RFC 8656 section 3.2: the default).
 ALLOCATION_LIFETIME_S = 600.0
@@ -199,10 +197,4 @@ def target_of(opened: socket.socket, upstream: Address) -> bytes:
     """The sockaddr that an unconnected socket is to be connected to; empty for a connected one."""
     if is_connected(opened):
         return b""
-    address, port = ipaddress.ip_address(upstream.host), upstream.port.to_bytes(2)
-    if isinstance(address, ipaddress.IPv4Address):
-        return struct.pack("=H2s4s8x", socket.AF_INET, port, address.packed)
-    index = 0
-    with contextlib.suppress(OSError):  # no such link now
-        index = (*to_sockaddr(upstream), 0, 0)[3]
-    return struct.pack("=H2s4x16sI", socket.AF_INET6, port, address.packed, index)
+    return pack_sockaddr(upstream)

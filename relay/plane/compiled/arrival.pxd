@@ -70,14 +70,15 @@ cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
             watch_listeners(e, False)
             e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
         return False
-    c = welcome(e, fd)
+    c = welcome(e, fd, NULL, 0)
     if c != NULL and c.state == STATE_HANDSHAKE:
         hand_on(&e.reserve, &c.reserve)
     return True
 
 
-# Makes a connection of a socket, and ends it at once if there are too many. Returns NULL if there is no slot.
-cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
+# Makes a connection of a socket, and ends it at once if there are too many. Returns NULL if there is no slot. The client
+# is whom control names, as a sockaddr, or else the other end of the socket.
+cdef inline Connection* welcome(Engine* e, int fd, const uint8_t* client, uint32_t client_size) noexcept nogil:
     cdef posix.socklen_t size = sizeof(posix.sockaddr_storage)
     cdef Connection* c = take_slot(e)
     cdef bint room
@@ -92,7 +93,10 @@ cdef inline Connection* welcome(Engine* e, int fd) noexcept nogil:
     e.live += 1
     count_live(LIVE_CONNECTIONS, 1)
     count_live(LIVE_SOCKETS, 1)
-    posix.getpeername(fd, <posix.sockaddr*> &c.client, &size)
+    if client_size:
+        memcpy(&c.client, client, client_size)
+    else:
+        posix.getpeername(fd, <posix.sockaddr*> &c.client, &size)
     read_source(c)
     room = relay_add(&e.shared.connections, 1) <= e.bounds.max_connections or e.bounds.max_connections == 0
     if room and e.bounds.max_connections_per_source:

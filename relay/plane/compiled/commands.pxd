@@ -149,7 +149,7 @@ cdef inline void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
 
 
 cdef inline void adopt(Engine* e, Command* command) noexcept nogil:
-    cdef Connection* c = welcome(e, command.number)
+    cdef Connection* c = welcome(e, command.number, command.target, command.target_size)
     if c == NULL:
         return
     c.adoption_id = command.identity

@@ -124,7 +124,7 @@ cdef struct Command:
     int number
     int flag
     int moves                   # of a session, this one included
-    uint32_t target_size        # of the address to connect the UDP socket to; 0 if it is connected
+    uint32_t target_size        # of the address to connect the UDP socket to; 0 if it is connected. OP_ADOPT: the client
     uint8_t[SOCKADDR_BYTES] target
     uint32_t size
     uint64_t identity

@@ -28,7 +28,7 @@ from relay.plane.endings import is_exhausted, reason_without_socket
 from relay.plane.listening import open_listeners
 from relay.plane.source_ports import SourcePorts, target_of
 from relay.quality.meter import clock_table
-from relay.sockaddr import from_sockaddr
+from relay.sockaddr import from_sockaddr, pack_sockaddr
 
 # A name, an AES-256 key and an HMAC key. A session ticket is good until its key has been replaced twice: long enough
 # for a client that comes back after lunch, short enough that a stolen key opens little.
@@ -104,7 +104,7 @@ class CompiledPlane:
         for worker in self._workers:
             worker.configure(settings)
 
-    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
+    def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
         """Take over an accepted TCP connection."""
         os.set_blocking(fd, False)
         connection = self._connections.adoptions.new_id()
@@ -112,7 +112,9 @@ class CompiledPlane:
             os.close(fd)
             return connection
         self._connections.adoptions.await_worker(connection)
-        self._workers[connection % len(self._workers)].adopt(fd, preread, connection)
+        self._workers[connection % len(self._workers)].adopt(
+            fd, preread, connection, b"" if client is None else pack_sockaddr(client)
+        )
         return connection
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:

@@ -68,9 +68,18 @@ class State(Enum):
 class Connection(asyncio.Protocol):
     """The protocol of one accepted transport."""
 
-    def __init__(self, plane: ReferencePlane, identity: ConnectionId, preread: bytes, reserve: Reserve) -> None:
+    def __init__(
+        self,
+        plane: ReferencePlane,
+        identity: ConnectionId,
+        preread: bytes,
+        reserve: Reserve,
+        client: Address | None = None,
+    ) -> None:
+        """``client`` is who this is from, where that is not the other end of the socket."""
         self.identity = identity
-        self.client = Address("", 0)
+        self._given_client = client
+        self.client = client or Address("", 0)
         self._media: Media | None = None
         self._pace = Pace()
         # Bytes that the transport has taken.
@@ -100,7 +109,7 @@ class Connection(asyncio.Protocol):
         """Start the handshake, or refuse the client if there is no room."""
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername") or ("", 0)
-        self.client = Address(peer[0], peer[1])
+        self.client = self._given_client or Address(peer[0], peer[1])
         settings = self._plane.settings
         # HTTP is paused beyond this.
         self._transport.set_write_buffer_limits(high=settings.downlink_media_bytes)
