@@ -146,6 +146,13 @@ def test_web_proxy_mistakes(tmp_path: Path, line: str, expected: str) -> None:
     assert "123456" not in str(raised.value)
 
 
+def test_behind_a_balancer(tmp_path: Path) -> None:
+    listen = '[listen]\ntls = ["10.0.0.1:443", "[::1]:443"]\nproxy_protocol = ["[::0:1]:443"]\n'
+    settings = load(tmp_path, MINIMAL + listen + '[balancers]\nnetworks = ["10.0.0.8/31", "fd00::7"]\n')
+    assert settings.listen.proxy_protocol == (Address("::1", 443),)
+    assert [str(network) for network in settings.balancers.networks] == ["10.0.0.8/31", "fd00::7/128"]
+
+
 def test_zones_are_kept(tmp_path: Path) -> None:
     listen = '[listen]\ntls = ["[fe80::1%eth0]:443"]\nadmin = "[fe80::1%2]:9443"\n'
     upstream = '[[upstreams]]\nname = "stun1"\naddress = "[fe80::7%eth1]:3478"\n'
@@ -328,6 +335,18 @@ WRONG = [
     (
         '[listen]\nadmin = "[::z]:9443"\n',
         "listen.admin: '[::z]:9443': expected an IPv6 address in the brackets, for example [::1]:443",
+    ),
+    (
+        '[listen]\nproxy_protocol = ["0.0.0.0:8443"]\n[balancers]\nnetworks = ["10.0.0.0/8"]\n',
+        "listen: proxy_protocol.0: expected an address of tls or web_proxy, not 0.0.0.0:8443",
+    ),
+    (
+        '[listen]\nproxy_protocol = ["0.0.0.0:443"]\n',
+        "balancers.networks: expected the balancers' networks, because of listen.proxy_protocol",
+    ),
+    (
+        '[balancers]\nnetworks = ["10.0.0.1/8"]\n',
+        "balancers.networks.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
     ),
     ('[listen]\nplane = "fast"\n', "listen.plane: 'fast': expected 'compiled' or 'reference'"),
     ("[listen]\nworkers = -1\n", "listen.workers: -1: expected greater than or equal to 0"),

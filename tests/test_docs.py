@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.catalog import Format
+from relay.gateway.balancers import Check, HeaderFault
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import UpgradeOutcome
 from relay.gateway.signaling.refusals import RefusalReason
@@ -72,6 +73,8 @@ def test_the_folder_leads_to_the_index() -> None:
     [
         ("troubleshooting.md", "Why a connection ended", CloseReason),
         ("troubleshooting.md", "Why a TLS handshake failed", HandshakeFailure),
+        ("balancers.md", "Health checks", Check),
+        ("balancers.md", "When a header is refused", HeaderFault),
         ("troubleshooting.md", "Why a packet was dropped", DropReason),
         ("entitlement.md", "What operators see", VerdictOutcome),
         ("signaling.md", "What operators see", RefusalReason),

@@ -10,7 +10,7 @@ signaling    [signaling]: the servers for socket.io and REST
 web_proxy    [web_proxy]: who may use CONNECT, and where to
 entitlement  [entitlement]: who may place calls; also files of users
 limits       [limits]: how many connections and sessions, and all time limits of a connection or flow
-operation    [listen] [[certificates]] [capture] [catalog] [log]: what the operator sets up around all that
+operation    [listen] [balancers] [[certificates]] [capture] [catalog] [log]: what the operator sets up around all that
 
 ``values`` has the types of settings, such as addresses, names and seconds, with the text for what is not one.
 ``reading`` turns a file into checked settings, or into lines that explain its mistakes.
@@ -32,7 +32,14 @@ from pydantic import model_validator
 
 from relay.config.entitlement import EntitledUser, EntitlementSettings, parse_users
 from relay.config.limits import LimitsSettings
-from relay.config.operation import CaptureSettings, CatalogSettings, CertificateFiles, ListenSettings, LogSettings
+from relay.config.operation import (
+    BalancerSettings,
+    CaptureSettings,
+    CatalogSettings,
+    CertificateFiles,
+    ListenSettings,
+    LogSettings,
+)
 from relay.config.reading import check_tree, read_toml
 from relay.config.signaling import SignalingRoute, SignalingSettings
 from relay.config.values import AtLeastOne, Name, Section
@@ -40,6 +47,7 @@ from relay.config.voice import HealthSettings, MediaSettings, QualitySettings, R
 from relay.config.web_proxy import WebProxySettings
 
 __all__ = [
+    "BalancerSettings",
     "CaptureSettings",
     "CatalogSettings",
     "CertificateFiles",
@@ -68,6 +76,7 @@ class Config(Section):
     """All tables. ``deploy/relay.toml`` has every setting of them."""
 
     listen: ListenSettings = ListenSettings()
+    balancers: BalancerSettings = BalancerSettings()
     certificates: AtLeastOne[CertificateFiles]
     upstreams: AtLeastOne[UpstreamServer]
     routes: tuple[Route, ...] = ()
@@ -90,6 +99,12 @@ class Config(Section):
         patterns = [route.server_name for route in self.routes]
         if twice := sorted({name for name in patterns if patterns.count(name) > 1}):
             raise ValueError(f"routes: the server_name {twice[0]!r} is given twice")
+        return self
+
+    @model_validator(mode="after")
+    def _balancers(self) -> Self:
+        if self.listen.proxy_protocol and not self.balancers.networks:
+            raise ValueError("balancers.networks: expected the balancers' networks, because of listen.proxy_protocol")
         return self
 
     @model_validator(mode="after")

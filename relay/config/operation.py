@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from relay.addresses import Address
-from relay.config.values import AtLeastOne, Count, FilePath, Flag, HostPattern, ListenAddress, Seconds, Section
+from relay.config.values import AtLeastOne, Count, FilePath, Flag, HostPattern, ListenAddress, Network, Seconds, Section
 
 
 class ListenSettings(Section):
@@ -17,6 +17,10 @@ class ListenSettings(Section):
     tls: AtLeastOne[ListenAddress] = (Address("0.0.0.0", 443),)  # noqa: S104
     # The explicit web proxy (CONNECT and PAC).
     web_proxy: tuple[ListenAddress, ...] = ()
+    # Those of the addresses above that are behind a balancer: each connection begins with a PROXY header (version 1 or
+    # 2), which names the client. It must come from balancers.networks. Without a header there, and with one elsewhere,
+    # a connection is refused.
+    proxy_protocol: tuple[ListenAddress, ...] = ()
     # Plain HTTP for operators. On loopback, because it has no authentication.
     admin: ListenAddress = Address("127.0.0.1", 9443)
     # The names by which operators and their tools ask for the admin listener. Addresses, localhost and this machine's
@@ -26,6 +30,20 @@ class ListenSettings(Section):
     # Data-plane threads; 0 is one for each core. The reference plane runs on the loop and has none.
     workers: Count = Field(default=0, ge=0, le=256)
     plane: Literal["compiled", "reference"] = "compiled"
+
+    @model_validator(mode="after")
+    def _proxied_listeners(self) -> Self:
+        for number, address in enumerate(self.proxy_protocol):
+            if address not in (*self.tls, *self.web_proxy):
+                raise ValueError(f"proxy_protocol.{number}: expected an address of tls or web_proxy, not {address}")
+        return self
+
+
+class BalancerSettings(Section):
+    """``[balancers]``: who stands between clients and the relay, and only passes their bytes on."""
+
+    # Only these may say in a PROXY header who a client is. Their health checks are counted apart, and not logged.
+    networks: tuple[Network, ...] = ()
 
 
 class CertificateFiles(Section):

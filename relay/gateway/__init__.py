@@ -1,6 +1,7 @@
 """The control plane: it decides where flows go, watches upstreams, and answers HTTP.
 
 lines            log lines that clients cause, limited
+accepting        listeners of the control plane
 calls/           how each call sounds, and what is kept of it
 certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them
 routing/         which upstream a new flow gets; upstreams, their names and their health
@@ -8,6 +9,8 @@ entitlement/     who may place calls
 signaling/       the reverse proxy for socket.io and REST
 sessions/        sessions of media.v1
 http/            HTTP on the TLS port, and what leaves it for the data plane
+balancers        whom balancers in front connect for (PROXY protocol), and their health checks
+proxied          TLS listeners behind a balancer
 web_proxy/       CONNECT and proxy.pac
 admin/           what operators see
 read_ahead       the configuration's files, read before a reload

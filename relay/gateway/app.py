@@ -20,6 +20,7 @@ from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import CertificateCollector, SignalingCollector
 from relay.gateway.admin.view import View
+from relay.gateway.balancers import Balancers
 from relay.gateway.calls.calls import Calls, EndedCall
 from relay.gateway.calls.records import Records, check_path, make_file, record_of
 from relay.gateway.certificates.files import read_all
@@ -29,6 +30,7 @@ from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
 from relay.gateway.http.upgrades import Upgrades
 from relay.gateway.lines import Lines
+from relay.gateway.proxied import ProxiedListeners
 from relay.gateway.routing.flows import FlowRefused, Flows, Wanted
 from relay.gateway.routing.health import HealthMonitor
 from relay.gateway.routing.lookups import Lookup, SystemLookup
@@ -116,7 +118,11 @@ class Gateway:
         self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
         self.signaling = SignalingProxy(lookup)
         self.signaling.configure(settings.signaling, settings.health)
-        self.web_proxy = WebProxy(self.plane, settings.web_proxy, vendor(), certificates, lookup)
+        self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
+        self._proxied = ProxiedListeners(self.plane, self.balancers)
+        self.web_proxy = WebProxy(
+            self.plane, settings.web_proxy, vendor(), certificates, lookup, balancers=self.balancers
+        )
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
         self.records = Records(settings.quality.records)
@@ -146,6 +152,7 @@ class Gateway:
             entitlement=self.entitlement,
             tally=self.flows.tally,
             web_proxy=self.web_proxy.totals,
+            balancers=self.balancers.totals,
         )
         hosts = self._config.listen.admin_hosts
         collectors = SignalingCollector(self.signaling), CertificateCollector(self.certificates)
@@ -155,6 +162,11 @@ class Gateway:
     def draining(self) -> bool:
         """True once no new flows are taken."""
         return self.flows.draining
+
+    @property
+    def ready(self) -> bool:
+        """True if a new call would be taken: an upstream is up, and this is not draining."""
+        return self.upstreams.any_healthy and not self.draining
 
     # Life
 
@@ -175,9 +187,11 @@ class Gateway:
             started.push_async_callback(self._site.stop)
             self.admin = await self._admin.listen(self._config.listen.admin)
             started.push_async_callback(self._admin.stop)
-            self.tls = [await self.plane.listen(address) for address in self._config.listen.tls]
+            listen = self._config.listen
+            started.push_async_callback(self._proxied.stop)
+            self.tls = [await self._listen_tls(address) for address in listen.tls]
             started.push_async_callback(self.web_proxy.stop)
-            await self.web_proxy.listen(self._config.listen.web_proxy, self.tls)
+            await self.web_proxy.listen(listen.web_proxy, self.tls, listen.proxy_protocol)
             self._health.configure(self._config.health, self._config.media)
             started.push_async_callback(self._health.stop)
             self.certificates.start()
@@ -186,10 +200,15 @@ class Gateway:
             started.push_async_callback(self._tasks.cancel)
             self._started = started.pop_all()
 
+    async def _listen_tls(self, address: Address) -> Address:
+        proxied = address in self._config.listen.proxy_protocol
+        return await (self._proxied.listen(address) if proxied else self.plane.listen(address))
+
     async def drain(self) -> None:
         """Take no new flows, and wait until the running ones have ended, for at most ``drain_timeout_s``."""
         self.flows.draining = True
         self.plane.drain()
+        await self._proxied.drain()
         await self.web_proxy.drain()
         timeout_s = self._config.limits.drain_timeout_s
         log.info("draining", flows=len(self.flows), timeout_s=timeout_s)
@@ -232,6 +251,7 @@ class Gateway:
         self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
+        self.balancers.configure(settings.balancers, settings.limits.handshake_timeout_s)
         self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
         self.certificates.tell()
@@ -323,7 +343,7 @@ class Gateway:
             self.records.leave_out()
 
     def _log_closed(self, closed: Closed) -> None:
-        if closed.reason in _QUIET:
+        if closed.reason in _QUIET or self.balancers.note_closed(closed):
             log.debug("connection closed", **_describe(closed))
         else:
             self._closed_lines.info("connection closed", closed.reason, **_describe(closed))

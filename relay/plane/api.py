@@ -121,6 +121,7 @@ class HandshakeFailure(StrEnum):
     NOT_TLS = "not_tls"
     PLAIN_HTTP = "plain_http"
     PLAIN_STUN = "plain_stun"  # TURN without TLS: the client was given turn: for a port of turns:
+    PROXY_HEADER = "proxy_header"  # from a balancer, at an address where none is expected
     HELLO_TOO_LONG = "hello_too_long"  # more bytes, or records, than any ClientHello has
     UNSUPPORTED_PROTOCOL = "unsupported_protocol"
     NO_SHARED_CIPHER = "no_shared_cipher"
@@ -489,8 +490,11 @@ class Plane(Protocol):
     def configure(self, settings: PlaneSettings) -> None:
         """Use these bounds from now on; running connections keep the deadlines they have."""
 
-    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
-        """Take over a TCP connection that was accepted elsewhere, and the bytes already read from it."""
+    def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
+        """Take over a TCP connection that was accepted elsewhere, and the bytes already read from it.
+
+        ``client`` is who it is from, a literal address, where that is not the other end of the socket.
+        """
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
         """Start the flow of a connection that has reported TurnOpened."""

@@ -28,6 +28,7 @@ HANDSHAKE_FAILURES = {
     "HTTP_REQUEST": HandshakeFailure.PLAIN_HTTP,
     "HTTPS_PROXY_REQUEST": HandshakeFailure.PLAIN_HTTP,
     "STUN_IN_CLEAR": HandshakeFailure.PLAIN_STUN,
+    "PROXY_HEADER": HandshakeFailure.PROXY_HEADER,
     "CLIENT_HELLO_TOO_LONG": HandshakeFailure.HELLO_TOO_LONG,
     "CLIENT_HELLO_IN_TOO_MANY_RECORDS": HandshakeFailure.HELLO_TOO_LONG,
     "WRONG_VERSION_NUMBER": HandshakeFailure.NOT_TLS,

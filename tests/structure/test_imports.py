@@ -37,12 +37,13 @@ LAYERS = [
 ]
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
-    {"lines"},
+    {"lines", "accepting"},
     {"calls", "certificates", "routing"},
     {"entitlement", "signaling"},
     {"sessions"},
     {"http"},
-    {"web_proxy"},
+    {"balancers"},
+    {"proxied", "web_proxy"},
     {"admin"},
     {"read_ahead"},
     {"app"},

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from relay import __version__, logs
 from relay.gateway.admin.view import View
+from relay.gateway.balancers import BalancerTotals, Check, HeaderFault
 from relay.gateway.calls.calls import Calls
 from relay.gateway.calls.histograms import Histogram
 from relay.gateway.certificates.keeper import CertificateKeeper
@@ -57,7 +58,9 @@ class RelayCollector(Collector):
         yield _gauge("relay_connections", "Open TCP connections.", snapshot.connections)
         yield _counter("relay_connections_accepted_total", "TCP connections accepted.", snapshot.accepted)
         yield _by_reason("relay_connections_closed_total", "Connections ended.", "reason", CloseReason, snapshot.closed)
-        failures = snapshot.handshake_failures
+        # The plane cannot tell a balancer's check from a client that fails.
+        failures = Counter(snapshot.handshake_failures)
+        failures.subtract(self._view.balancers.failures)
         yield _by_reason(
             "relay_handshake_failures_total", "TLS handshakes failed.", "cause", HandshakeFailure, failures
         )
@@ -87,6 +90,7 @@ class RelayCollector(Collector):
         yield _counter("relay_call_records_lost_total", "Call records that were not written.", records.lost)
         yield _counter("relay_log_lines_lost_total", "Log lines that nobody read in time.", logs.lines_lost())
         yield from _collect_web_proxy(self._view.web_proxy)
+        yield from _collect_balancers(self._view.balancers)
         entitlement = self._view.entitlement
         text = "Decisions on who may place calls."
         yield _by_reason("relay_entitlement_verdicts_total", text, "verdict", VerdictOutcome, entitlement.counts)
@@ -245,6 +249,12 @@ def _collect_web_proxy(totals: WebProxyTotals) -> Iterator[Metric]:
     yield _by_reason("relay_web_proxy_requests_total", text, "outcome", ProxyOutcome, totals.outcomes)
     yield _by_reason("relay_web_proxy_tunnels_closed_total", "Byte tunnels ended.", "reason", TunnelEnd, totals.ends)
     yield _two_ways("relay_web_proxy_bytes_total", "Bytes through tunnels.", totals.bytes.up, totals.bytes.down)
+
+
+def _collect_balancers(totals: BalancerTotals) -> Iterator[Metric]:
+    yield _by_reason("relay_health_checks_total", "Health checks of balancers.", "check", Check, totals.checks)
+    text = "Connections without a good PROXY header, where one is needed."
+    yield _by_reason("relay_proxy_header_faults_total", text, "reason", HeaderFault, totals.faults)
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

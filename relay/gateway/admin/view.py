@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from relay import __version__
+from relay.gateway.balancers import BalancerTotals
 from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
 from relay.gateway.calls.records import Records, iso
@@ -59,8 +60,9 @@ class View:
         entitlement: Entitlement,
         tally: Tally | None = None,
         web_proxy: WebProxyTotals | None = None,
+        balancers: BalancerTotals | None = None,
     ) -> None:
-        """``tally`` and ``web_proxy`` stay zero where they are not given."""
+        """``tally``, ``web_proxy`` and ``balancers`` stay zero where they are not given."""
         self.snapshot = snapshot
         self.calls = calls
         self.upstreams = upstreams
@@ -69,6 +71,7 @@ class View:
         self.entitlement = entitlement
         self.tally = tally or Tally()
         self.web_proxy = web_proxy or WebProxyTotals()
+        self.balancers = balancers or BalancerTotals()
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 

@@ -7,10 +7,8 @@ they are read and thrown away, and never parsed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Mapping
-from email.utils import formatdate
 from enum import StrEnum
 from http import HTTPStatus
 
@@ -18,7 +16,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from relay.gateway.http.site import SERVER
+from relay.gateway.http.closing import READ_BYTES, build_response
 
 # Against clients that send headers slowly. Browsers send theirs at once, in one segment.
 HEAD_TIMEOUT_S = 10.0
@@ -27,11 +25,6 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
 # The smallest field is "a:" with its line end.
 MAX_FIELDS = MAX_HEAD_BYTES // 4
-READ_BYTES = 4096
-# A client reads a page within a round trip. What it sends meanwhile is read and thrown away: closing a socket with
-# unread bytes is a reset, and the page would be lost.
-LINGER_S = 2.0
-LINGER_BYTES = 256 * 1024
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -82,8 +75,11 @@ class ClientGone(Exception):
         self.outcome = outcome
 
 
-async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]:
-    """The first request, and the bytes after its head that came with it. Raises ProxyRefusal or ClientGone."""
+async def read_head(connected: socket.socket, preread: bytes = b"") -> tuple[RawRequestMessage, bytes]:
+    """The first request, and the bytes after its head that came with it. Raises ProxyRefusal or ClientGone.
+
+    ``preread`` has been read from the connection already.
+    """
     loop = asyncio.get_running_loop()
     # We bound the whole head ourselves, so the parser need not bound its parts.
     parser = HttpRequestParser(
@@ -98,17 +94,18 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
     try:
         async with asyncio.timeout(HEAD_TIMEOUT_S):
             while received < MAX_HEAD_BYTES:
-                data = await loop.sock_recv(connected, min(READ_BYTES, MAX_HEAD_BYTES - received))
+                data = preread or await loop.sock_recv(connected, min(READ_BYTES, MAX_HEAD_BYTES - received))
+                preread = b""
                 if not data:
                     raise ClientGone(ProxyOutcome.CLIENT_CLOSED)
                 received += len(data)
-                messages, _, preread = parser.feed_data(data)
+                messages, _, behind = parser.feed_data(data)
                 if messages:
                     request = messages[0][0]
                     # The parser accepts HTTP/0.9 as well, and the path may then be missing altogether.
                     if request.version < HttpVersion10 or not request.path:
                         break
-                    return request, preread
+                    return request, behind
             else:
                 text = f"The head of this request is longer than the {MAX_HEAD_BYTES} bytes that the relay accepts."
                 raise ProxyRefusal(ProxyOutcome.HEAD_TOO_LONG, 431, text)
@@ -121,35 +118,8 @@ async def read_head(connected: socket.socket) -> tuple[RawRequestMessage, bytes]
     raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "The relay cannot read this as an HTTP request.")
 
 
-def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:
-    """A whole response, the last of its connection."""
-    lines = [
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        f"Server: {SERVER}",
-        f"Date: {formatdate(usegmt=True)}",
-        f"Content-Type: {content_type}",
-        f"Content-Length: {len(body)}",
-        "X-Content-Type-Options: nosniff",
-        "Connection: close",
-        *(f"{name}: {value}" for name, value in (fields or {}).items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
-
-
 def build_page(refused: ProxyRefusal) -> bytes:
     """The answer to a request that is not served. It is plain text, so that no browser runs anything in it."""
     text = f"{refused.status} {HTTPStatus(refused.status).phrase}\n\n{refused.text}\n"
     fields = {"Cache-Control": "no-store", **refused.fields}
     return build_response(refused.status, text.encode("utf-8"), "text/plain; charset=utf-8", fields)
-
-
-async def send_last(connected: socket.socket, response: bytes) -> None:
-    """Send the last bytes of a connection, and let the client read them before it is closed. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            await loop.sock_sendall(connected, response)
-            connected.shutdown(socket.SHUT_WR)
-            left = LINGER_BYTES
-            while left > 0 and (thrown_away := await loop.sock_recv(connected, READ_BYTES)):
-                left -= len(thrown_away)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import math
 import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -25,6 +27,9 @@ from relay.addresses import Address, RelayPolicy, source_of
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxySettings
 from relay.errors import OperatorError
+from relay.gateway.accepting import accept_all, open_listener
+from relay.gateway.balancers import Balancers
+from relay.gateway.http.closing import build_response, send_last
 from relay.gateway.lines import Lines
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.resolve import ResolveError, Resolver, shown
@@ -37,25 +42,19 @@ from relay.gateway.web_proxy.http import (
     ProxyOutcome,
     ProxyRefusal,
     build_page,
-    build_response,
     read_head,
-    send_last,
 )
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Plane
 from relay.plane.certificates import ServerCertificate
 from relay.rate_limit import RateLimit
-from relay.sockaddr import from_sockaddr, to_sockaddr
+from relay.sockaddr import from_sockaddr
 from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
 # All addresses of a name together.
 CONNECT_TIMEOUT_S = 10.0
-# As in the plane: a login storm is a thousand clients within seconds.
-BACKLOG = 1024
-# While no descriptor is left, new clients wait in the kernel's queue for this long.
-ACCEPT_PAUSE_S = 0.25
 # One line a minute for each host that was refused, and at most this many for each reason. The counters count all.
 HOST_LINES_PER_S = 1 / 60
 REASON_LINES_PER_S = 10
@@ -98,10 +97,13 @@ class WebProxy:
         catalog: Catalog,
         certificates: Sequence[ServerCertificate],
         lookup: Lookup,
+        *,
+        balancers: Balancers,
     ) -> None:
         self.totals = WebProxyTotals()
         self.addresses: list[Address] = []
         self._plane = plane
+        self._balancers = balancers
         self._resolver = Resolver(RelayPolicy(), lookup)
         self._tls: tuple[Address, ...] = ()
         self._listeners: list[socket.socket] = []
@@ -134,15 +136,21 @@ class WebProxy:
     def _make_destinations(self) -> Destinations:
         return Destinations(self._catalog, self._settings.allow, self._certified, self._tls)
 
-    async def listen(self, addresses: Sequence[Address], tls: Sequence[Address]) -> None:
-        """Accept clients on literal addresses; ``tls`` is where the plane listens. Raises OperatorError."""
+    async def listen(
+        self, addresses: Sequence[Address], tls: Sequence[Address], proxied: Collection[Address] = ()
+    ) -> None:
+        """Accept clients on literal addresses; ``tls`` is where the plane listens. Raises OperatorError.
+
+        On those that are ``proxied`` a balancer says who the client is.
+        """
         self._tls = tuple(tls)
         self._destinations = self._make_destinations()
         for address in addresses:
-            listener = _bind(address)
+            listener = open_listener(address, "listen.web_proxy")
             self._listeners.append(listener)
             self.addresses.append(from_sockaddr(listener.getsockname()))
-            self._accepting.start(self._accept(listener), "web proxy")
+            serve = self._serve_proxied if address in proxied else self._serve
+            self._accepting.start(accept_all(listener, functools.partial(self._on_accepted, serve)), "web proxy")
 
     async def drain(self) -> None:
         """Accept no clients, and open no tunnels, from now on. Running tunnels stay."""
@@ -156,41 +164,45 @@ class WebProxy:
         await self.drain()
         await self._serving.cancel()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, peer = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno != errno.ECONNABORTED:
-                    await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            self._serving.start(self._serve(accepted, Address(*peer[:2])), "web proxy connection")
+    def _on_accepted(
+        self,
+        serve: Callable[[socket.socket, Address], Coroutine[Any, Any, None]],
+        accepted: socket.socket,
+        peer: Address,
+    ) -> None:
+        self._serving.start(serve(accepted, peer), "web proxy connection")
 
     # One connection
 
-    async def _serve(self, accepted: socket.socket, client: Address) -> None:
+    async def _serve_proxied(self, accepted: socket.socket, peer: Address) -> None:
+        with accepted, contextlib.suppress(OSError):  # the balancer is gone
+            accepted.setblocking(False)
+            introduced = await self._balancers.introduce(accepted, peer)
+            if introduced is not None:
+                await self._serve(accepted, introduced.client, introduced.preread)
+
+    async def _serve(self, accepted: socket.socket, client: Address, preread: bytes = b"") -> None:
         totals, source = self.totals, source_of(client.host)
         totals.connections += 1
         self._per_source[source] += 1
         try:
             with accepted, contextlib.suppress(OSError):  # the client is gone, and its outcome is counted
-                await self._answer(accepted, client)
+                await self._answer(accepted, client, preread)
         finally:
             totals.connections -= 1
             self._per_source[source] -= 1
             if not self._per_source[source]:
                 del self._per_source[source]
 
-    async def _answer(self, accepted: socket.socket, client: Address) -> None:
+    async def _answer(self, accepted: socket.socket, client: Address, preread: bytes) -> None:
         target = ""
         try:
             configure_socket(accepted)
             self._admit(client)
-            request, preread = await read_head(accepted)
+            request, behind = await read_head(accepted, preread)
             target = request.path
             if request.method == "CONNECT":
-                await self._connect(accepted, client, request, preread)
+                await self._connect(accepted, client, request, behind)
             else:
                 await self._send_pac(accepted, request)
         except ClientGone as gone:
@@ -232,7 +244,7 @@ class WebProxy:
         reached = str(accepted.getsockname()[0])
         match self._destinations.way(wanted, reached):
             case Way.ADOPT:
-                await self._adopt(accepted, preread)
+                await self._adopt(accepted, client, preread)
             case Way.TUNNEL:
                 await self._tunnel(accepted, client, wanted, preread)
             case Way.REFUSE_PORT:
@@ -300,10 +312,10 @@ class WebProxy:
         await asyncio.sleep(self._guesses.fail(loop.time(), source, name))
         return False
 
-    async def _adopt(self, accepted: socket.socket, preread: bytes) -> None:
+    async def _adopt(self, accepted: socket.socket, client: Address, preread: bytes) -> None:
         self.totals.outcomes[ProxyOutcome.ADOPTED] += 1
         await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
-        self._plane.adopt(accepted.detach(), preread)
+        self._plane.adopt(accepted.detach(), preread, client)
 
     async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, preread: bytes) -> None:
         totals, loop = self.totals, asyncio.get_running_loop()
@@ -396,14 +408,3 @@ class WebProxy:
 
 def _failed(outcome: ProxyOutcome, status: int, text: str, error: str) -> ProxyRefusal:
     return ProxyRefusal(outcome, status, text, {"Proxy-Status": f"relay; error={error}"})
-
-
-def _bind(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-    try:
-        listener = socket.create_server(to_sockaddr(address), family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OperatorError(f"cannot listen on {address} (listen.web_proxy): {reason.lower()}") from None
-    listener.setblocking(False)
-    return listener

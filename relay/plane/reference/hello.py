@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from relay.errors import PeerError
 from relay.plane.api import HandshakeFailure
 from relay.plane.reference.first_bytes import FirstBytes, decide
+from relay.wire.proxy_header import V1_PREFIX, V2_SIGNATURE
 
 # A ClientHello has 2 KB, or 4 KB with tickets and keys of every kind. OpenSSL begins with this much memory for a
 # message. If the client announces more, it takes up to 128 KiB before the bytes have come.
@@ -162,6 +163,8 @@ class Hello:
 
 def _fault_of(data: bytes) -> HelloFault:
     """What a client speaks if it does not begin with a record of a handshake."""
+    if data.startswith((V1_PREFIX, V2_SIGNATURE)):
+        return HelloFault(HandshakeFailure.PROXY_HEADER, "proxy header")
     spoken = decide(data, None)
     if spoken is FirstBytes.TURN:
         return HelloFault(HandshakeFailure.PLAIN_STUN, "stun in clear")

@@ -91,9 +91,9 @@ class ReferencePlane:
         self.settings = settings
         self.ports.configure(settings)
 
-    def adopt(self, fd: int, preread: bytes = b"") -> ConnectionId:
+    def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
         """Take over an accepted TCP connection."""
-        connection = self._new_connection(preread)
+        connection = self._new_connection(preread, client=client)
         self._adopting[connection.identity] = None
         self._adoptions.start(self._connect(connection, socket.socket(fileno=fd)), "adopt")
         return connection.identity
@@ -220,9 +220,11 @@ class ReferencePlane:
 
     # Called by connections
 
-    def _new_connection(self, preread: bytes = b"", reserve: Reserve | None = None) -> Connection:
+    def _new_connection(
+        self, preread: bytes = b"", reserve: Reserve | None = None, client: Address | None = None
+    ) -> Connection:
         self._accepted += 1
-        return Connection(self, ConnectionId(self._accepted), preread, reserve or Reserve())
+        return Connection(self, ConnectionId(self._accepted), preread, reserve or Reserve(), client)
 
     def enter(self, connection: Connection) -> bool:
         """Enter a connection in the table. Returns False if a bound is reached or the plane has stopped."""
@@ -250,8 +252,6 @@ class ReferencePlane:
         self._ended.add(closed.totals)
         self._ended_delays.add(delays)
         self._closed[closed.reason] += 1
-        if closed.handshake_failure is not None:
-            self._handshake_failures[closed.handshake_failure] += 1
         self.emit(closed)
 
     def emit(self, event: Event) -> None:
@@ -262,5 +262,8 @@ class ReferencePlane:
 
     def _deliver(self) -> None:
         events, self._events = self._events, []
+        # Counted as they are told, so that control can tell a balancer's check from a failure before anybody looks.
+        closed = (one for one in events if isinstance(one, Closed))
+        self._handshake_failures.update(one.handshake_failure for one in closed if one.handshake_failure is not None)
         if events:
             self._on_events(events)

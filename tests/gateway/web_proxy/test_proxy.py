@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 from relay.addresses import Address, source_of
 from relay.client.turn import open_turn_tls
 from relay.emulator.turn.slow import TurnHost
+from relay.gateway import accepting
 from relay.gateway.web_proxy import guesses, tunnel
 from relay.gateway.web_proxy import http as proxy_http
 from relay.gateway.web_proxy import web_proxy as webproxy
@@ -736,7 +737,7 @@ async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path, monkeypa
     sleep = asyncio.sleep
 
     async def pause(delay_s: float) -> None:
-        if delay_s == webproxy.ACCEPT_PAUSE_S:
+        if delay_s == accepting.ACCEPT_PAUSE_S:
             paused.set()
         await sleep(delay_s)
 

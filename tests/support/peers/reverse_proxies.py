@@ -39,6 +39,24 @@ backend out
     server one {upstream}
 """
 
+# It passes TCP on, as a balancer does.
+_BALANCER = """
+global
+    maxconn 200
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+    timeout check 5s
+frontend in
+    bind {listen}
+    default_backend out
+backend out
+    {check}
+    server one {upstream} {server}
+"""
+
 # What it is told is what its own manual has for WebSocket; sizes are as the relay's.
 _NGINX = """
 daemon off;
@@ -83,6 +101,14 @@ http {{
 async def open_haproxy(upstream: Address) -> AsyncIterator[Address]:
     """Start haproxy in front of an upstream; where it listens."""
     async with _running(HAPROXY, "-db", "-f", text=_HAPROXY, upstream=upstream) as address:
+        yield address
+
+
+@contextlib.asynccontextmanager
+async def open_balancer(upstream: Address, server: str, check: str = "") -> AsyncIterator[Address]:
+    """Start haproxy as a balancer of TCP: options of its server line, and a line that says how to check."""
+    text = _BALANCER.replace("{check}", check).replace("{server}", server)
+    async with _running(HAPROXY, "-db", "-f", text=text, upstream=upstream) as address:
         yield address
 
 

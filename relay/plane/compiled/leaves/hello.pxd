@@ -13,6 +13,7 @@ cdef enum HelloFault:
     HELLO_NOT_TLS
     HELLO_PLAIN_HTTP
     HELLO_PLAIN_STUN
+    HELLO_PROXY_HEADER
     HELLO_TOO_LONG
     HELLO_TOO_MANY_RECORDS
 
@@ -22,6 +23,8 @@ cdef enum:
     MAX_HELLO_BYTES = 16384
     # A handshake takes four records of the client; some clients cut their first in pieces. Each one costs a turn's time.
     MAX_HELLO_RECORDS = 64
+    PROXY_PREFIX_BYTES = 6
+    PROXY_SIGNATURE_BYTES = 12
     RECORD_HEAD_BYTES = 5
     MESSAGE_HEAD_BYTES = 4
     RECORD_CHANGE_CIPHER_SPEC = 20
@@ -48,9 +51,18 @@ cdef struct Hello:
     HelloFault fault
 
 
+# A balancer's word about its client, as relay.wire.proxy_header has it.
+cdef inline bint is_proxy_header(const uint8_t* data, uint32_t size) noexcept nogil:
+    if size >= PROXY_PREFIX_BYTES and memcmp(data, b"PROXY ", PROXY_PREFIX_BYTES) == 0:
+        return True
+    return size >= PROXY_SIGNATURE_BYTES and memcmp(data, b"\r\n\r\n\x00\r\nQUIT\n", PROXY_SIGNATURE_BYTES) == 0
+
+
 # What a client speaks that does not begin with a record of a handshake.
 cdef inline HelloFault fault_of(const uint8_t* data, uint32_t size) noexcept nogil:
     cdef FirstBytes spoken = decide(data, size)
+    if is_proxy_header(data, size):
+        return HELLO_PROXY_HEADER
     if spoken == FIRST_BYTES_TURN:
         return HELLO_PLAIN_STUN
     if spoken == FIRST_BYTES_HTTP or (spoken == FIRST_BYTES_NEED_MORE and data[0] >= 0x40):
@@ -142,6 +154,8 @@ cdef inline const char* words_of(HelloFault fault) noexcept nogil:
         return b"http request"
     if fault == HELLO_PLAIN_STUN:
         return b"stun in clear"
+    if fault == HELLO_PROXY_HEADER:
+        return b"proxy header"
     if fault == HELLO_TOO_LONG:
         return b"client hello too long"
     if fault == HELLO_TOO_MANY_RECORDS:

@@ -1,0 +1,415 @@
+"""Behind a balancer: Debian's haproxy, and headers by hand; who the client is then, and what is no client at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from relay.addresses import Address
+from relay.emulator.turn.slow import TurnHost
+from relay.gateway import balancers
+from relay.gateway.balancers import Check, HeaderFault
+from relay.gateway.web_proxy.http import ProxyOutcome
+from relay.plane.api import CloseReason, HandshakeFailure
+from relay.turn.credentials import StaticCredentials
+from tests.support.benches.gateway import Relay, running_relay, write_config
+from tests.support.peers.connect import ask, connect_request, open_socket, receive_all
+from tests.support.peers.raw_http import receive_all as receive_answer
+from tests.support.peers.raw_http import recording_upstream
+from tests.support.peers.reverse_proxies import needs_reverse_proxies, open_balancer
+from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import becomes, eventually
+
+CREDENTIALS = StaticCredentials({"trader": "secret"})
+NO_UPSTREAM = Address("127.0.0.1", 9)
+LOOPBACK = ["127.0.0.1/32"]
+ALICE, BEN = "127.0.0.9", "127.0.0.10"
+PLANES = pytest.mark.parametrize("plane", ["compiled", "reference"])
+GET = b"GET / HTTP/1.1\r\nHost: relay.test\r\nConnection: close\r\n\r\n"
+
+
+def line(client: str = "192.0.2.7", port: int = 40_000) -> bytes:
+    """A header of version 1."""
+    return f"PROXY TCP4 {client} 192.0.2.1 {port} 443\r\n".encode()
+
+
+@contextlib.asynccontextmanager
+async def behind(
+    folder: Path, *upstreams: Address, plane: str = "compiled", networks: Any = LOOPBACK, **sections: Any
+) -> AsyncIterator[Relay]:
+    """A relay whose first address needs a header, and whose second takes none; so for the web proxy."""
+    tls, proxies = ["127.0.0.1:0", "127.0.0.2:0"], ["127.0.0.1:0", "127.0.0.2:0"]
+    listen = {"tls": tls, "web_proxy": proxies, "proxy_protocol": tls[:1], "plane": plane}
+    sections = {"balancers": {"networks": networks}, **sections}
+    async with running_relay(folder, *(upstreams or (NO_UPSTREAM,)), listen=listen, **sections) as relay:
+        yield relay
+
+
+def totals(relay: Relay) -> tuple[dict[Check, int], dict[HeaderFault, int]]:
+    return dict(relay.gateway.balancers.totals.checks), dict(relay.gateway.balancers.totals.faults)
+
+
+async def metric(relay: Relay, name: str) -> float:
+    async with aiohttp.ClientSession() as http, http.get(f"http://{relay.admin}/metrics") as answer:
+        text = await answer.text()
+    [value] = [float(found.rpartition(" ")[2]) for found in text.splitlines() if found.startswith(f"{name} ")]
+    return value
+
+
+async def introduced(relay: Relay, header: bytes, *, server: Address | None = None) -> TlsClient:
+    """A client whose balancer has said this of it, and who has shaken hands."""
+    connected = await open_socket(server or relay.tls)
+    await asyncio.get_running_loop().sock_sendall(connected, header)
+    client = TlsClient(connected, relay.trust, "relay.test")
+    try:
+        await client.shake_hands()
+    except BaseException:
+        client.abort()
+        raise
+    return client
+
+
+async def ends_at_once(server: Address, *parts: bytes) -> bytes:
+    """What comes until the relay closes; a reset is an end, too."""
+    received = b""
+    with await open_socket(server) as connected, contextlib.suppress(ConnectionError):
+        for part in parts:
+            await asyncio.get_running_loop().sock_sendall(connected, part)
+        received = await receive_all(connected)
+    return received
+
+
+def lines_of(logged: list[Any]) -> list[Any]:
+    """What an operator reads of connections."""
+    events = {"connection closed", "proxy header refused", "web proxy refused"}
+    return [entry for entry in logged if entry["log_level"] != "debug" and entry["event"] in events]
+
+
+# The true client
+
+
+@needs_reverse_proxies
+@PLANES
+@pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
+async def test_the_client_of_haproxy_is_known_everywhere(tmp_path: Path, plane: str, option: str) -> None:
+    with capture_logs() as logged:
+        async with (
+            TurnHost(Address("127.0.0.1", 0), CREDENTIALS, allow_loopback_peers=True) as host,
+            recording_upstream() as upstream,
+            behind(tmp_path, host.address, plane=plane, signaling={"upstreams": [upstream.url]}) as relay,
+            open_balancer(relay.tls, option) as balancer,
+        ):
+            client = await TlsClient.open(balancer, relay.trust, source=ALICE)
+            port = client.socket.getsockname()[1]
+            await client.send(bytes.fromhex("000300002112a442") + bytes(12))
+            await client.receive_unit()
+            [flow] = relay.gateway.plane.snapshot().flows
+            assert flow.client == Address(ALICE, port)
+            await client.send(b"\xff" * 8)
+            await client.closed_by_server()
+            client.abort()
+            web = await TlsClient.open(balancer, relay.trust, source=ALICE)
+            await web.send(GET)
+            assert (await receive_answer(web)).startswith(b"HTTP/1.1 200 ")
+            assert f"X-Forwarded-For: {ALICE}\r\n".encode() in upstream.received
+            await eventually(lambda: not relay.connections)
+    assert [(entry["reason"], entry["client"]) for entry in lines_of(logged)] == [("broken_frame", f"{ALICE}:{port}")]
+
+
+@PLANES
+async def test_limits_count_the_true_client(tmp_path: Path, plane: str) -> None:
+    async with behind(tmp_path, plane=plane, limits={"connections_per_source": 1}) as relay:
+        first, other = await introduced(relay, line(ALICE)), await introduced(relay, line(BEN))
+        with pytest.raises((ConnectionError, OSError)):
+            await introduced(relay, line(ALICE))
+        assert relay.gateway.plane.snapshot().closed[CloseReason.TOO_MANY_CONNECTIONS] == 1
+        first.abort()
+        await eventually(lambda: relay.connections == 1)
+        again = await introduced(relay, line(ALICE))
+        for client in (other, again):
+            client.abort()
+
+
+@PLANES
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7", "fe80::7"])
+async def test_a_client_of_either_family(tmp_path: Path, plane: str, address: str) -> None:
+    family = "TCP6" if ":" in address else "TCP4"
+    header = f"PROXY {family} {address} {'::1' if family == 'TCP6' else '192.0.2.1'} 65535 443\r\n".encode()
+    with capture_logs() as logged:
+        async with behind(tmp_path, plane=plane) as relay:
+            client = await introduced(relay, header)
+            await client.send(b"\0\0\0\0\0\0\0\0")
+            await client.closed_by_server()
+            client.abort()
+            await eventually(lambda: not relay.connections)
+    [closed] = [entry for entry in logged if entry.get("reason") == "first_bytes_unknown"]
+    assert closed["client"] == str(Address(address.removeprefix("::ffff:"), 65535))
+
+
+@PLANES
+async def test_header_and_handshake_at_every_split(tmp_path: Path, plane: str) -> None:
+    async with behind(tmp_path, plane=plane) as relay:
+        loop = asyncio.get_running_loop()
+        for size in (1, 2, 5, 7, 48, 10_000):
+            connected = await open_socket(relay.tls)
+            client = TlsClient(connected, relay.trust, "relay.test")
+            with pytest.raises(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+            begin = line() + client._outgoing.read()
+            for at in range(0, len(begin), size):
+                await loop.sock_sendall(connected, begin[at : at + size])
+            await client.shake_hands()
+            client.abort()
+        assert totals(relay) == ({}, {})
+
+
+async def test_the_web_proxy_knows_the_client(tmp_path: Path) -> None:
+    with capture_logs() as logged:
+        async with behind(tmp_path) as relay:
+            write_config(relay.config_file, relay.tree)
+            proxied, plain = relay.gateway.web_proxy.addresses
+            outcomes = relay.gateway.web_proxy.totals.outcomes
+            answer = await ask(proxied, line(ALICE) + connect_request("elsewhere.test:443"))
+            assert answer.status == 403
+            assert (await ask(proxied, line(), b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+            assert (await ask(plain, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+            assert (await ask(plain, line(), connect_request("elsewhere.test:443"))).status == 400
+            # A call through the proxy goes to the plane as the true client's.
+            target = f"relay.test:{relay.tls.port}"
+            with await open_socket(proxied) as connected:
+                await asyncio.get_running_loop().sock_sendall(connected, line(BEN) + connect_request(target))
+                await asyncio.get_running_loop().sock_recv(connected, 1000)
+                await asyncio.get_running_loop().sock_sendall(connected, b"SSH-2.0-x\r\n")
+                with contextlib.suppress(ConnectionError):
+                    await receive_all(connected)
+            assert outcomes[ProxyOutcome.HOST_REFUSED] == 1
+            await eventually(lambda: not relay.connections)
+    [refused] = [
+        entry for entry in logged if entry["event"] == "web proxy refused" and entry["reason"] != "bad_request"
+    ]
+    assert refused["client"] == f"{ALICE}:40000"
+    [closed] = [entry for entry in logged if entry.get("cause") == "not_tls"]
+    assert closed["client"] == f"{BEN}:40000"
+
+
+# Checks
+
+
+@needs_reverse_proxies
+@PLANES
+@pytest.mark.parametrize(
+    ("server", "check", "kinds"),
+    [
+        # The reset at the end may overtake the header.
+        ("send-proxy-v2 check inter 20ms", "", {Check.LOCAL, Check.CONNECT}),
+        ("send-proxy check inter 20ms", "", {Check.LOCAL, Check.CONNECT}),
+        ("send-proxy-v2 check inter 20ms", "option httpchk GET /", {Check.HTTP}),
+        # Told a port for its checks, haproxy sends no header with them. Without HTTP it then resets the connection
+        # before the handshake of TCP is done, so there is nothing to see.
+        ("send-proxy-v2 check inter 20ms port {port}", "option httpchk OPTIONS /", {Check.HTTP}),
+    ],
+)
+async def test_checks_of_haproxy_are_silent(
+    tmp_path: Path, plane: str, server: str, check: str, kinds: set[Check]
+) -> None:
+    async with (
+        TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host,
+        behind(tmp_path, host.address, plane=plane) as relay,
+    ):
+        await eventually(lambda: relay.gateway.ready)
+        with capture_logs() as logged:
+            async with open_balancer(relay.tls, server.format(port=relay.tls.port), check) as balancer:
+                await eventually(lambda: sum(totals(relay)[0].values()) > 2)
+                # It believes that the relay is there.
+                client = await TlsClient.open(balancer, relay.trust, source=ALICE)
+                client.abort()
+                # Taken while haproxy runs: it may be stopped in the middle of a check.
+                (checks, faults), told = totals(relay), [entry for entry in lines_of(logged) if ALICE not in str(entry)]
+                shown = {kind: await metric(relay, f'relay_health_checks_total{{check="{kind}"}}') for kind in checks}
+        assert set(checks) <= kinds
+        assert (faults, told) == ({}, [])
+        assert all(shown[kind] >= count for kind, count in checks.items())
+
+
+@needs_reverse_proxies
+async def test_a_check_with_tls_is_a_connection(tmp_path: Path) -> None:
+    async with behind(tmp_path) as relay:
+        # haproxy gives up on a handshake that takes longer than the interval.
+        options = "send-proxy-v2 check check-ssl verify none inter 60s"
+        async with open_balancer(relay.tls, options, "option httpchk GET /healthz"):
+            await eventually(lambda: relay.gateway.plane.snapshot().closed)
+            assert relay.gateway.plane.snapshot().handshake_failures == {}
+            assert totals(relay) == ({}, {})
+
+
+@pytest.mark.parametrize("begin", [b"", b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"])
+@pytest.mark.parametrize(
+    "request_line", [b"GET / HTTP/1.0\r\n\r\n", b"HEAD / HTTP/1.1\r\n\r\n", b"OPTIONS * HTTP/1.0\r\n\r\n"]
+)
+async def test_a_check_over_http_is_told_whether_a_call_would_be_taken(
+    tmp_path: Path, begin: bytes, request_line: bytes
+) -> None:
+    async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host, behind(tmp_path, host.address) as relay:
+        await eventually(lambda: relay.gateway.ready)
+        one_by_one = [bytes([byte]) for byte in begin + request_line]
+        for parts in ([begin + request_line], [begin, request_line], one_by_one):
+            answer = await ends_at_once(relay.tls, *filter(None, parts))
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert answer.endswith(b"\r\n\r\nready\n")
+        relay.gateway.flows.draining = True
+        assert (await ends_at_once(relay.tls, begin + request_line)).startswith(b"HTTP/1.1 503 ")
+        assert totals(relay) == ({Check.HTTP: 4}, {})
+
+
+async def test_without_an_upstream_a_check_is_told_so(tmp_path: Path) -> None:
+    async with behind(tmp_path) as relay:
+        await eventually(lambda: not relay.gateway.ready)
+        assert (await ends_at_once(relay.tls, b"GET / HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_a_connection_that_ends_without_a_word_is_a_check(tmp_path: Path) -> None:
+    async with behind(tmp_path) as relay:
+        for reset in (False, True):
+            with await open_socket(relay.tls) as connected:
+                if reset:
+                    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        with await open_socket(relay.gateway.web_proxy.addresses[0]):
+            pass
+        await becomes(lambda: totals(relay), ({Check.CONNECT: 3}, {}))
+
+
+@PLANES
+async def test_checks_at_a_plain_address_are_silent_too(tmp_path: Path, plane: str) -> None:
+    async with behind(tmp_path, plane=plane) as relay:
+        plain = relay.gateway.tls[1]
+        with capture_logs() as logged:
+            assert await ends_at_once(plain, b"GET / HTTP/1.0\r\n\r\n") == b""
+            with await open_socket(plain):
+                pass
+            await becomes(lambda: totals(relay)[0], {Check.HTTP: 1, Check.CONNECT: 1})
+        assert lines_of(logged) == []
+        for cause in ("plain_http", "client_closed"):
+            assert await metric(relay, f'relay_handshake_failures_total{{cause="{cause}"}}') == 0
+        assert relay.gateway.plane.snapshot().handshake_failures == {
+            HandshakeFailure.PLAIN_HTTP: 1,
+            HandshakeFailure.CLIENT_CLOSED: 1,
+        }
+
+
+@PLANES
+async def test_a_client_at_a_plain_address_is_no_check(tmp_path: Path, plane: str) -> None:
+    async with behind(tmp_path, plane=plane, networks=["192.0.2.0/24"]) as relay:
+        with capture_logs() as logged:
+            await ends_at_once(relay.gateway.tls[1], b"GET / HTTP/1.0\r\n\r\n")
+            await eventually(lambda: not relay.connections)
+        assert [entry["cause"] for entry in lines_of(logged)] == ["plain_http"]
+        assert totals(relay) == ({}, {})
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("parts", "detail"),
+    [
+        ([b"\x16\x03\x01\0\x05"], "expected a PROXY header first"),
+        ([b"PRI * HTTP/2.0\r\n"], "expected a PROXY header first"),
+        ([b"G", b"ARBAGE"], "expected a PROXY header first"),
+        ([b"PROXY TCP4 1.2.3.4 1.2.3.4 1 99999\r\n"], "version 1: expected an address and a port of TCP4"),
+        ([b"PROXY UNKNOWN " + b"a" * 200], "version 1: expected the line to end within 107 bytes"),
+        ([b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x02ab"], "version 2: expected room for both addresses"),
+    ],
+)
+@pytest.mark.parametrize("listener", ["tls", "web_proxy"])
+async def test_a_connection_without_a_good_header_is_closed(
+    tmp_path: Path, parts: list[bytes], detail: str, listener: str
+) -> None:
+    async with behind(tmp_path) as relay:
+        server = relay.tls if listener == "tls" else relay.gateway.web_proxy.addresses[0]
+        healthy = await introduced(relay, line())
+        with capture_logs() as logged:
+            assert await ends_at_once(server, *parts) == b""
+            await becomes(lambda: totals(relay), ({}, {HeaderFault.BROKEN: 1}))
+        [told] = lines_of(logged)
+        assert (told["event"], told["reason"], told["detail"]) == ("proxy header refused", "broken", detail)
+        await healthy.send(GET)
+        assert (await receive_answer(healthy)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_header_that_is_cut_off(tmp_path: Path) -> None:
+    async with behind(tmp_path) as relay:
+        with await open_socket(relay.tls) as connected:
+            await asyncio.get_running_loop().sock_sendall(connected, line()[:-1])
+        await becomes(lambda: totals(relay), ({}, {HeaderFault.BROKEN: 1}))
+
+
+async def test_only_balancers_may_say_who_a_client_is(tmp_path: Path) -> None:
+    async with behind(tmp_path, networks=["192.0.2.0/24", "::1/128"]) as relay:
+        with capture_logs() as logged:
+            for server in (relay.tls, relay.gateway.web_proxy.addresses[0]):
+                assert await ends_at_once(server, line()) == b""
+        assert totals(relay) == ({}, {HeaderFault.UNTRUSTED: 2})
+        assert lines_of(logged)[0]["detail"] == "expected a balancer of balancers.networks"
+        # From now on they may.
+        write_config(relay.config_file, {**relay.tree, "balancers": {"networks": LOOPBACK}})
+        relay.gateway.reload(relay.config_file)
+        (await introduced(relay, line())).abort()
+
+
+@PLANES
+@pytest.mark.parametrize("header", [line(), b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"])
+async def test_a_header_where_none_is_expected_is_told_apart(tmp_path: Path, plane: str, header: bytes) -> None:
+    async with behind(tmp_path, plane=plane) as relay:
+        with pytest.raises((ConnectionError, OSError)):
+            await introduced(relay, header, server=relay.gateway.tls[1])
+        await eventually(lambda: not relay.connections)
+        assert relay.gateway.plane.snapshot().handshake_failures == {HandshakeFailure.PROXY_HEADER: 1}
+
+
+@pytest.mark.parametrize("begin", [b"", line()[:20], b"PROXY UNKNOWN\r\n", b"GET"])
+async def test_one_that_says_no_more_is_closed_in_time(tmp_path: Path, begin: bytes) -> None:
+    async with behind(tmp_path, limits={"handshake_timeout_s": 0.05}) as relay:
+        assert await ends_at_once(relay.tls, begin) == b""
+        assert totals(relay) == ({}, {HeaderFault.TIMEOUT: 1})
+
+
+async def test_those_that_wait_for_a_header_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancers, "MAX_WAITING", 2)
+    async with behind(tmp_path) as relay:
+        with await open_socket(relay.tls) as first, await open_socket(relay.gateway.web_proxy.addresses[0]):
+            await eventually(lambda: relay.gateway.balancers._waiting == 2)
+            assert await ends_at_once(relay.tls, line()) == b""
+            assert totals(relay) == ({}, {HeaderFault.TOO_MANY: 1})
+            first.close()
+            await becomes(lambda: totals(relay)[0], {Check.CONNECT: 1})
+            (await introduced(relay, line())).abort()
+
+
+# The end
+
+
+async def test_a_drain_takes_nobody(tmp_path: Path) -> None:
+    async with behind(tmp_path, limits={"drain_timeout_s": 1}) as relay:
+        healthy = await introduced(relay, line())
+        await relay.gateway.drain()
+        with pytest.raises(ConnectionRefusedError):
+            await open_socket(relay.tls)
+        await healthy.send(GET)
+        assert (await receive_answer(healthy)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_stop_ends_those_that_wait(tmp_path: Path) -> None:
+    async with behind(tmp_path) as relay:
+        connected = await open_socket(relay.tls)
+        await eventually(lambda: relay.gateway.balancers._waiting == 1)
+    with connected:
+        assert await asyncio.get_running_loop().sock_recv(connected, 1) == b""
