@@ -6,6 +6,7 @@ The ten-line locustfile runs under ``relay loadtest run`` in ``running/test_runs
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import re
 import shlex
@@ -86,9 +87,15 @@ def test_a_program_has_the_options(line: str) -> None:
     assert importlib.util.find_spec(module) is not None
     wanted = {word for word in words if word.startswith("--")}
     if wanted:
-        command = [sys.executable, "-m", module, "--help"]
-        told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-        assert wanted <= set(re.findall(r"--[a-z-]+", told))
+        assert wanted <= options_listed_by(module)
+
+
+@functools.cache
+def options_listed_by(module: str) -> set[str]:
+    """What a program lists as its options."""
+    command = [sys.executable, "-m", module, "--help"]
+    told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"--[a-z-]+", told))
 
 
 @pytest.mark.parametrize(
