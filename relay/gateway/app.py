@@ -16,6 +16,7 @@ from relay import catalog, config
 from relay.addresses import Address, RelayPolicy
 from relay.catalog import Catalog
 from relay.config import Config
+from relay.errors import OperatorError
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import CertificateCollector, SignalingCollector
@@ -230,6 +231,10 @@ class Gateway:
         """
         settings = config.load(path)
         # Each of these raises before it has changed anything. What cannot fail comes after them.
+        if self._config.listen.proxy_protocol and not settings.balancers.networks:
+            raise OperatorError(
+                f"{path}: balancers.networks: expected some until the next start: listeners need a header"
+            )
         vendor, certificates = check(settings)
         self.entitlement.check(settings.entitlement)
         make_file(settings.quality.records)

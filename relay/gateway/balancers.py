@@ -88,8 +88,11 @@ class Balancers:
         self._timeout_s = timeout_s
 
     def trusts(self, host: str) -> bool:
-        """Whether a balancer may have this literal address."""
-        address = ipaddress.ip_address(host.partition("%")[0])
+        """Whether a balancer may have this literal address. Any other text is refused."""
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
         return any(address in network for network in self._networks)
 
     async def introduce(self, accepted: socket.socket, peer: Address) -> Introduced | None:
@@ -129,7 +132,8 @@ class Balancers:
             self._on_end(reading.received, peer)
             return None
         client = header.client or peer
-        if client.host == peer.host:
+        # A header has no zones.
+        if client.host == peer.host.partition("%")[0]:
             return await self._read_own(reading, client)
         return Introduced(client, reading.received)
 

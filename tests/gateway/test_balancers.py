@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from relay.addresses import Address
 from relay.emulator.turn.slow import TurnHost
+from relay.errors import OperatorError
 from relay.gateway import balancers
 from relay.gateway.balancers import Check, HeaderFault
 from relay.gateway.web_proxy.http import ProxyOutcome
@@ -86,6 +87,12 @@ async def ends_at_once(server: Address, *parts: bytes) -> bytes:
             await asyncio.get_running_loop().sock_sendall(connected, part)
         received = await receive_all(connected)
     return received
+
+
+def reset_at_once(server: Address) -> None:
+    """Connect, and reset the connection before the relay can have looked at it: nothing else runs meanwhile."""
+    with socket.create_connection(server) as connected:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
 
 def lines_of(logged: list[Any]) -> list[Any]:
@@ -295,13 +302,14 @@ async def test_checks_at_a_plain_address_are_silent_too(tmp_path: Path, plane: s
             assert await ends_at_once(plain, b"GET / HTTP/1.0\r\n\r\n") == b""
             with await open_socket(plain):
                 pass
-            await becomes(lambda: totals(relay)[0], {Check.HTTP: 1, Check.CONNECT: 1})
+            reset_at_once(plain)
+            await becomes(lambda: totals(relay)[0], {Check.HTTP: 1, Check.CONNECT: 2})
         assert lines_of(logged) == []
         for cause in ("plain_http", "client_closed"):
             assert await metric(relay, f'relay_handshake_failures_total{{cause="{cause}"}}') == 0
         assert relay.gateway.plane.snapshot().handshake_failures == {
             HandshakeFailure.PLAIN_HTTP: 1,
-            HandshakeFailure.CLIENT_CLOSED: 1,
+            HandshakeFailure.CLIENT_CLOSED: 2,
         }
 
 
@@ -311,8 +319,12 @@ async def test_a_client_at_a_plain_address_is_no_check(tmp_path: Path, plane: st
         with capture_logs() as logged:
             await ends_at_once(relay.gateway.tls[1], b"GET / HTTP/1.0\r\n\r\n")
             await eventually(lambda: not relay.connections)
-        assert [entry["cause"] for entry in lines_of(logged)] == ["plain_http"]
+            reset_at_once(relay.gateway.tls[1])
+            await eventually(lambda: len(lines_of(logged)) == 2)
+        assert [entry["cause"] for entry in lines_of(logged)] == ["plain_http", "client_closed"]
+        assert all(entry["client"].startswith("127.0.0.1:") for entry in lines_of(logged))
         assert totals(relay) == ({}, {})
+        assert not [entry for entry in logged if entry["event"] == "event failed"]
 
 
 # What is refused
@@ -362,6 +374,18 @@ async def test_only_balancers_may_say_who_a_client_is(tmp_path: Path) -> None:
         # From now on they may.
         write_config(relay.config_file, {**relay.tree, "balancers": {"networks": LOOPBACK}})
         relay.gateway.reload(relay.config_file)
+        (await introduced(relay, line())).abort()
+
+
+async def test_a_reload_does_not_shut_all_out(tmp_path: Path) -> None:
+    """The listeners need their header until the next start."""
+    async with behind(tmp_path) as relay:
+        listen = {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0"}
+        write_config(relay.config_file, {**relay.tree, "listen": listen, "balancers": {}})
+        with pytest.raises(
+            OperatorError, match=r"relay\.toml: balancers\.networks: expected some until the next start"
+        ):
+            relay.gateway.reload(relay.config_file)
         (await introduced(relay, line())).abort()
 
 

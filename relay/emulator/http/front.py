@@ -145,7 +145,7 @@ class _TlsListener:
         while self._newcomers:
             self._newcomers.popitem()[0].close()
 
-    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
+    def _welcome(self, accepted: socket.socket, _: Address, reserve: Reserve) -> None:
         reserve.give_up()
         accepted.setblocking(False)
         if len(self._newcomers) >= max_connections():

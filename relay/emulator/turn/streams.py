@@ -133,7 +133,7 @@ class StreamListener:
 
     # Arrival
 
-    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
+    def _welcome(self, accepted: socket.socket, _: Address, reserve: Reserve) -> None:
         reserve.give_up()
         if self.connections + len(self._newcomers) >= MAX_CONNECTIONS and not self._make_room():
             accepted.close()

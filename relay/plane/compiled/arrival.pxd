@@ -61,16 +61,19 @@ cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
 # Returns False if nobody else waits, or there are no descriptors.
 cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
     cdef int fd = -1
+    # Once the client has reset the connection, nobody but accept4 knows its address.
+    cdef posix.sockaddr_storage client
+    cdef posix.socklen_t size = sizeof(client)
     cdef Connection* c
     if fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS):
-        fd = posix.accept4(listener, NULL, NULL, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
+        fd = posix.accept4(listener, <posix.sockaddr*> &client, &size, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
     if fd < 0:
         if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
             give_up(&e.reserve)
             watch_listeners(e, False)
             e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
         return False
-    c = welcome(e, fd, NULL, 0)
+    c = welcome(e, fd, <const uint8_t*> &client, <uint32_t> size)
     if c != NULL and c.state == STATE_HANDSHAKE:
         hand_on(&e.reserve, &c.reserve)
     return True

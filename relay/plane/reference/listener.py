@@ -25,7 +25,7 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         listening: socket.socket,
-        welcome: Callable[[socket.socket, Reserve], None],
+        welcome: Callable[[socket.socket, Address, Reserve], None],
     ) -> None:
         self._loop = loop
         self._socket = listening
@@ -47,7 +47,7 @@ class Listener:
             reserve = Reserve()
             try:
                 reserve.fill()
-                accepted, _ = self._socket.accept()
+                accepted, client = self._socket.accept()
             except OSError as error:
                 reserve.give_up()
                 if error.errno in _CANNOT_ACCEPT:
@@ -55,7 +55,7 @@ class Listener:
                     self._loop.remove_reader(self._socket)
                     self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._watch)
                 return
-            self._welcome(accepted, reserve)
+            self._welcome(accepted, Address(*client[:2]), reserve)
 
     def close(self) -> None:
         """Accept nobody from now on. May be repeated."""

@@ -77,8 +77,9 @@ class ReferencePlane:
         self._listeners.append(listener)
         return listener.address
 
-    def _welcome(self, accepted: socket.socket, reserve: Reserve) -> None:
-        connection = self._new_connection(reserve=reserve)
+    def _welcome(self, accepted: socket.socket, client: Address, reserve: Reserve) -> None:
+        # Once the client has reset the connection, its socket no longer knows the address.
+        connection = self._new_connection(reserve=reserve, client=client)
         self._adoptions.start(self._connect(connection, accepted), "accept")
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
