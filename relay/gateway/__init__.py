@@ -2,6 +2,7 @@
 
 lines            log lines that clients cause, limited
 accepting        listeners of the control plane
+file_state       whether a file has changed
 calls/           how each call sounds, and what is kept of it
 certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them
 routing/         which upstream a new flow gets; upstreams, their names and their health

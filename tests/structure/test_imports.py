@@ -37,7 +37,7 @@ LAYERS = [
 ]
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
-    {"lines", "accepting"},
+    {"lines", "accepting", "file_state"},
     {"calls", "certificates", "routing"},
     {"entitlement", "signaling"},
     {"sessions"},

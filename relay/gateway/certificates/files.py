@@ -12,11 +12,13 @@ from pathlib import Path
 
 from relay.config import CertificateFiles
 from relay.errors import OperatorError
+from relay.gateway import file_state
+from relay.gateway.file_state import FileState
 from relay.plane.certificates import Certificate, ServerCertificate, read_certificates
 
 STAR = "*"
-# Figures that change when one of the two files does; None for a file that is not there.
-State = tuple[tuple[int, ...] | None, ...]
+# Of both files.
+State = tuple[FileState, ...]
 
 
 def read_all(entries: Sequence[CertificateFiles]) -> list[ServerCertificate]:
@@ -61,12 +63,4 @@ def _texts(pattern: str) -> list[str]:
 
 def state_of(files: Certificate) -> State:
     """How both files are now. Links are followed, so a link that leads elsewhere is a change."""
-    return _state_of(files.chain), _state_of(files.private_key)
-
-
-def _state_of(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return file_state.state_of(files.chain), file_state.state_of(files.private_key)

@@ -20,6 +20,7 @@ import structlog
 
 from relay.config import EntitledUser, parse_users
 from relay.errors import OperatorError, RelayError
+from relay.gateway.file_state import state_of
 from relay.rate_limit import RateLimit
 from relay.tasks import Tasks, in_daemon_thread
 
@@ -167,7 +168,7 @@ class UserFile:
 
     def load(self) -> None:
         """Read the file now. A bad one is logged, once for each cause."""
-        self._seen = _state_of(self.path)
+        self._seen = state_of(self.path)
         self._take(_load(self.path))
 
     def watch(self) -> None:
@@ -178,7 +179,7 @@ class UserFile:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             # In a thread: a network file system may hang.
-            seen = await self._read(_state_of)
+            seen = await self._read(state_of)
             if seen != self._seen:
                 self._seen = seen
                 self._take(await self._read(_load))
@@ -210,15 +211,6 @@ class UserFile:
     async def close(self) -> None:
         """Watch no longer."""
         await self._tasks.cancel()
-
-
-def _state_of(path: Path) -> tuple[int, ...] | None:
-    """Figures that change when the file changes; None if there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _load(path: Path) -> UserList | str:
