@@ -6,38 +6,70 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from relay.addresses import Address
 from relay.errors import OperatorError
+from relay.plane.listening import LISTEN_BACKLOG
 from relay.sockaddr import from_sockaddr, to_sockaddr
+from relay.tasks import Tasks
 
-# As in the plane: a login storm is a thousand clients within seconds.
-BACKLOG = 1024
 # While no descriptor is left, new clients wait in the kernel's queue for this long.
 ACCEPT_PAUSE_S = 0.25
 
+Serve = Callable[[socket.socket, Address], Coroutine[Any, Any, None]]
 
-def open_listener(address: Address, key: str) -> socket.socket:
-    """Listen on a literal address, on a free port for port 0. Raises OperatorError that names the setting."""
+
+class Acceptor:
+    """Owns listeners, and what serves the connections that they accept."""
+
+    def __init__(self, name: str) -> None:
+        """``name`` is what its connections are called."""
+        self._name = name
+        self._listeners: list[socket.socket] = []
+        self._accepting = Tasks()
+        self._serving = Tasks()
+
+    def listen(self, address: Address, key: str, serve: Serve) -> Address:
+        """Accept on a literal address, on a free port for port 0. Raises OperatorError that names the setting.
+
+        ``serve`` owns the socket that it is given; the address is the other end.
+        """
+        listener = _open_listener(address, key)
+        self._listeners.append(listener)
+        self._accepting.start(self._accept(listener, serve), f"{self._name} listener")
+        return from_sockaddr(listener.getsockname())
+
+    async def drain(self) -> None:
+        """Accept nobody from now on. Whoever has connected already is served."""
+        await self._accepting.cancel()
+        while self._listeners:
+            self._listeners.pop().close()
+
+    async def stop(self) -> None:
+        """End whatever is served. May be repeated."""
+        await self.drain()
+        await self._serving.cancel()
+
+    async def _accept(self, listener: socket.socket, serve: Serve) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, peer = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            self._serving.start(serve(accepted, from_sockaddr(peer)), f"{self._name} connection")
+
+
+def _open_listener(address: Address, key: str) -> socket.socket:
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     try:
-        listener = socket.create_server(to_sockaddr(address), family=family, backlog=BACKLOG)
+        listener = socket.create_server(to_sockaddr(address), family=family, backlog=LISTEN_BACKLOG)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OperatorError(f"cannot listen on {address} ({key}): {reason.lower()}") from None
     listener.setblocking(False)
     return listener
-
-
-async def accept_all(listener: socket.socket, serve: Callable[[socket.socket, Address], None]) -> None:
-    """Accept until cancelled. ``serve`` owns the sockets that it is given."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            accepted, peer = await loop.sock_accept(listener)
-        except OSError as error:
-            if error.errno != errno.ECONNABORTED:
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-            continue
-        serve(accepted, from_sockaddr(peer))

@@ -202,8 +202,9 @@ class Gateway:
             self._started = started.pop_all()
 
     async def _listen_tls(self, address: Address) -> Address:
-        proxied = address in self._config.listen.proxy_protocol
-        return await (self._proxied.listen(address) if proxied else self.plane.listen(address))
+        if address in self._config.listen.proxy_protocol:
+            return self._proxied.listen(address)
+        return await self.plane.listen(address)
 
     async def drain(self) -> None:
         """Take no new flows, and wait until the running ones have ended, for at most ``drain_timeout_s``."""

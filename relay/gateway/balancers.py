@@ -64,7 +64,7 @@ class Introduced:
 
 @dataclass(slots=True)
 class BalancerTotals:
-    """Counters from the start. ``failures`` are those of the checks that the plane has taken for clients."""
+    """Counters from the start. ``failures`` counts the checks that the plane has taken for clients."""
 
     checks: Counter[Check] = field(default_factory=Counter)
     failures: Counter[HandshakeFailure] = field(default_factory=Counter)

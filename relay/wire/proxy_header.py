@@ -53,14 +53,9 @@ class ProxyHeader:
     size: int
 
 
-def begins_like_a_header(data: bytes) -> bool:
-    """Whether these first bytes, however few, are those of a header. False for no bytes."""
-    return bool(data) and any(start[: len(data)] == data[: len(start)] for start in (V1_PREFIX, V2_SIGNATURE))
-
-
 def parse_proxy_header(data: bytes) -> ProxyHeader | None:
     """Read the header at the start of the data. Returns None while it is not whole. Raises ProxyHeaderError."""
-    if data and not begins_like_a_header(data):
+    if not any(start[: len(data)] == data[: len(start)] for start in (V1_PREFIX, V2_SIGNATURE)):
         raise ProxyHeaderError("expected a PROXY header first")
     if data[:1] == V1_PREFIX[:1]:
         return _parse_v1(data)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import math
 import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -27,7 +25,7 @@ from relay.addresses import Address, RelayPolicy, source_of
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxySettings
 from relay.errors import OperatorError
-from relay.gateway.accepting import accept_all, open_listener
+from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
 from relay.gateway.http.closing import build_response, send_last
 from relay.gateway.lines import Lines
@@ -49,7 +47,6 @@ from relay.plane.api import Plane
 from relay.plane.certificates import ServerCertificate
 from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr
-from relay.tasks import Tasks
 
 log = structlog.get_logger()
 
@@ -106,9 +103,7 @@ class WebProxy:
         self._balancers = balancers
         self._resolver = Resolver(RelayPolicy(), lookup)
         self._tls: tuple[Address, ...] = ()
-        self._listeners: list[socket.socket] = []
-        self._accepting = Tasks()
-        self._serving = Tasks()
+        self._acceptor = Acceptor("web proxy")
         self._per_source: Counter[str] = Counter()
         self._draining = False
         self._guesses = Guesses()
@@ -146,31 +141,18 @@ class WebProxy:
         self._tls = tuple(tls)
         self._destinations = self._make_destinations()
         for address in addresses:
-            listener = open_listener(address, "listen.web_proxy")
-            self._listeners.append(listener)
-            self.addresses.append(from_sockaddr(listener.getsockname()))
             serve = self._serve_proxied if address in proxied else self._serve
-            self._accepting.start(accept_all(listener, functools.partial(self._on_accepted, serve)), "web proxy")
+            self.addresses.append(self._acceptor.listen(address, "listen.web_proxy", serve))
 
     async def drain(self) -> None:
         """Accept no clients, and open no tunnels, from now on. Running tunnels stay."""
         self._draining = True
-        await self._accepting.cancel()
-        while self._listeners:
-            self._listeners.pop().close()
+        await self._acceptor.drain()
 
     async def stop(self) -> None:
         """End all connections that the plane has not taken."""
         await self.drain()
-        await self._serving.cancel()
-
-    def _on_accepted(
-        self,
-        serve: Callable[[socket.socket, Address], Coroutine[Any, Any, None]],
-        accepted: socket.socket,
-        peer: Address,
-    ) -> None:
-        self._serving.start(serve(accepted, peer), "web proxy connection")
+        await self._acceptor.stop()
 
     # One connection
 
