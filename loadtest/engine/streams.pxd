@@ -164,7 +164,8 @@ cdef inline bint serve_streams(Engine* e) noexcept nogil:
             return False
         s = e.streams[e.due_streams.items[0].number]
         if s.stopping:
-            drain_stream(e, s, e.now_us)
+            # Not the time at which the turn began: a late stream may have sent its last packets since then.
+            drain_stream(e, s, monotonic_us())
         else:
             e.carried = True
             send_due(e, s)

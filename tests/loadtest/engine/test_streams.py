@@ -277,6 +277,22 @@ async def test_numbers_are_given_again() -> None:
                 assert (await driver.next_silenced()).received == 2
 
 
+async def test_what_has_just_been_sent_is_not_lost() -> None:
+    """Streams that are late: all is sent, and the ends are due, in one turn of the thread."""
+    async with running_engine() as driver:
+        mirror = await open_peer(driver, reflects=True)
+        assert mirror.relayed is not None
+        opened = await open_peer(driver, mirror.relayed)
+        for _ in range(40):
+            begun_s = asyncio.get_running_loop().time() - 1
+            for _ in range(16):
+                driver.engine.talk(
+                    StreamPlan(opened.client, interval_s=FAST, start_s=begun_s, packets=2, patience_s=PATIENCE)
+                )
+            for _ in range(16):
+                assert (await driver.next_silenced()).lost == 0
+
+
 async def test_a_stream_is_not_that_of_the_next_client_with_its_number() -> None:
     async with running_engine(clients=2) as driver:
         mirror = await open_peer(driver, reflects=True)
