@@ -39,6 +39,17 @@ class Address(NamedTuple):
         return ":" in self.host
 
 
+# All addresses of a family. A listener at ``::`` takes IPv6 only.
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104
+
+
+def collide(one: Address, other: Address) -> bool:
+    """True if two listeners, at literal addresses, cannot both be there: the kernel refuses the second one."""
+    if not one.port or one.port != other.port or one.is_ipv6 != other.is_ipv6:
+        return False
+    return one.host == other.host or not WILDCARDS.isdisjoint({one.host, other.host})
+
+
 class AddressFamily(StrEnum):
     """Which families an allocation is to have: RFC 8656 calls the second address of BOTH the additional one."""
 

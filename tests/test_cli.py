@@ -319,7 +319,7 @@ async def test_mistakes_in_the_file(tmp_path: Path) -> None:
     )
     assert line_of(unknown_key) == f"{path}: lissten: unknown key"
     assert line_of(bad_certificate).startswith(
-        f"private key {stranger.private_key}: expected the unencrypted PEM key of"
+        f"certificates.0: private key {stranger.private_key}: expected the unencrypted PEM key of"
     )
     assert line_of(missing) == f"{gone}: No such file or directory"
     assert line_of(checked) == line_of(bad_certificate)

@@ -125,8 +125,8 @@ NAMED = "of 1 to 128 characters, without colons and control characters"
         ('allow = ["a.test:0"]', "web_proxy.allow.0: 'a.test:0': expected a server's port"),
         ('allow = ["a.test:https"]', "web_proxy.allow.0: "),
         ("allow = [1]", "web_proxy.allow.0: 1: expected a string"),
-        ('allow = ["10.0.0.1"]', "web_proxy: allow.0: 10.0.0.1 is a special address: add it to allowed_networks, too"),
-        ('allow = ["[::ffff:10.0.0.1]:80"]', "web_proxy: allow.0: ::ffff:a00:1 is a special address"),
+        ('allow = ["10.0.0.1"]', "web_proxy.allow.0: 10.0.0.1 is a special address: add it to allowed_networks, too"),
+        ('allow = ["[::ffff:10.0.0.1]:80"]', "web_proxy.allow.0: ::ffff:a00:1 is a special address"),
         ('allowed_networks = ["10.0.0.1/8"]', "web_proxy.allowed_networks.0: "),
         *(
             (f"users = {{ {key} = 'x' }}", f"web_proxy.users.{key}: expected a user name {NAMED}")
@@ -151,6 +151,16 @@ def test_behind_a_balancer(tmp_path: Path) -> None:
     settings = load(tmp_path, MINIMAL + listen + '[balancers]\nnetworks = ["10.0.0.8/31", "fd00::7"]\n')
     assert settings.listen.proxy_protocol == (Address("::1", 443),)
     assert [str(network) for network in settings.balancers.networks] == ["10.0.0.8/31", "fd00::7/128"]
+
+
+def test_listeners_that_do_not_collide(tmp_path: Path) -> None:
+    listen = """
+        [listen]
+        tls = ["0.0.0.0:443", "[::]:443", "127.0.0.1:0", "0.0.0.0:0"]
+        web_proxy = ["10.0.0.1:3128", "10.0.0.2:3128", "[fe80::1%eth0]:3128", "[fe80::1%eth1]:3128"]
+        admin = "127.0.0.1:0"
+    """
+    assert len(load(tmp_path, MINIMAL + listen).listen.listeners()) == 9
 
 
 def test_zones_are_kept(tmp_path: Path) -> None:
@@ -338,7 +348,33 @@ WRONG = [
     ),
     (
         '[listen]\nproxy_protocol = ["0.0.0.0:8443"]\n[balancers]\nnetworks = ["10.0.0.0/8"]\n',
-        "listen: proxy_protocol.0: expected an address of tls or web_proxy, not 0.0.0.0:8443",
+        "listen.proxy_protocol.0: expected an address of tls or web_proxy, not 0.0.0.0:8443",
+    ),
+    (
+        '[listen]\nproxy_protocol = ["0.0.0.0:443", "0.0.0.0:443"]\n[balancers]\nnetworks = ["10.0.0.0/8"]\n',
+        "listen.proxy_protocol.1: 0.0.0.0:443 is given twice",
+    ),
+    *(
+        (f"[listen]\n{keys}\n", f"listen.{key}: expected another address or port: listen.{taken}")
+        for keys, key, taken in (
+            ('tls = ["10.0.0.1:443", "10.0.0.1:443"]', "tls.1: 10.0.0.1:443", "tls.0 has 10.0.0.1:443"),
+            ('tls = ["0.0.0.0:443", "10.0.0.1:443"]', "tls.1: 10.0.0.1:443", "tls.0 has 0.0.0.0:443"),
+            ('web_proxy = ["10.0.0.1:443"]', "web_proxy.0: 10.0.0.1:443", "tls.0 has 0.0.0.0:443"),
+            ('tls = ["[fd00::1]:443", "[::]:443"]', "tls.1: [::]:443", "tls.0 has [fd00::1]:443"),
+            ('web_proxy = ["0.0.0.0:9443"]', "admin: 127.0.0.1:9443", "web_proxy.0 has 0.0.0.0:9443"),
+        )
+    ),
+    (
+        '[listen]\ntls = ["[::ffff:10.0.0.1]:443"]\n',
+        "listen.tls.0: '[::ffff:a00:1]:443': expected 10.0.0.1:443, because a listener for IPv6 takes IPv6 only",
+    ),
+    (
+        '[balancers]\nnetworks = ["::ffff:10.0.0.0/104"]\n',
+        "balancers.networks.0: '::ffff:10.0.0.0/104' matches nothing: expected 10.0.0.0/8",
+    ),
+    (
+        '[media]\nallowed_networks = ["::ffff:10.0.0.1"]\n',
+        "media.allowed_networks.0: '::ffff:10.0.0.1' matches nothing: expected 10.0.0.1/32",
     ),
     (
         '[listen]\nproxy_protocol = ["0.0.0.0:443"]\n',
@@ -463,7 +499,7 @@ WRONG = [
     ),
     (
         '[entitlement]\npolicy = "http"\nurl = "http://a.test/"\ntoken = "hunter2"\n',
-        "entitlement: token: expected an https url, because http would send the token unencrypted",
+        "entitlement.token: expected an https url, because http would send the token unencrypted",
     ),
     (
         '[entitlement]\npolicy = "http"\nurl = "https://a.test/"\ntoken = "hunter 2"\n',
@@ -638,5 +674,5 @@ def test_signaling_path_that_is_none(tmp_path: Path, path: str) -> None:
 def test_signaling_route_that_is_given_twice(tmp_path: Path) -> None:
     route = '[[signaling.routes]]\nhost = "a.test"\nupstreams = ["http://a.test"]\n'
     assert mistakes(tmp_path, MINIMAL + route + route) == [
-        "signaling: routes: host 'a.test' with path '/' is given twice"
+        "signaling.routes: host 'a.test' with path '/' is given twice"
     ]

@@ -9,7 +9,18 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from relay.config.reading import check_tree
-from relay.config.values import AtLeastOne, Count, EndpointUrl, FilePath, Flag, Name, Section, Token, UserPattern
+from relay.config.values import (
+    AtLeastOne,
+    Count,
+    EndpointUrl,
+    FilePath,
+    Flag,
+    KeyedError,
+    Name,
+    Section,
+    Token,
+    UserPattern,
+)
 
 
 class EntitledUser(Section):
@@ -81,7 +92,7 @@ class EntitlementSettings(EntitledUsers):
             if policy != self.policy and given:
                 raise ValueError(f"{key} belongs to policy = {policy!r}, but policy is {self.policy!r}")
         if self.token is not None and self.url is not None and not _keeps_secrets(self.url):
-            raise ValueError("token: expected an https url, because http would send the token unencrypted")
+            raise KeyedError("token", "expected an https url, because http would send the token unencrypted")
         return self
 
 

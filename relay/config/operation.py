@@ -6,8 +6,19 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from relay.addresses import Address
-from relay.config.values import AtLeastOne, Count, FilePath, Flag, HostPattern, ListenAddress, Network, Seconds, Section
+from relay.addresses import Address, collide
+from relay.config.values import (
+    AtLeastOne,
+    Count,
+    FilePath,
+    Flag,
+    HostPattern,
+    KeyedError,
+    ListenAddress,
+    Network,
+    Seconds,
+    Section,
+)
 
 
 class ListenSettings(Section):
@@ -34,9 +45,27 @@ class ListenSettings(Section):
     @model_validator(mode="after")
     def _proxied_listeners(self) -> Self:
         for number, address in enumerate(self.proxy_protocol):
+            key = f"proxy_protocol.{number}"
             if address not in (*self.tls, *self.web_proxy):
-                raise ValueError(f"proxy_protocol.{number}: expected an address of tls or web_proxy, not {address}")
+                raise KeyedError(key, f"expected an address of tls or web_proxy, not {address}")
+            if address in self.proxy_protocol[:number]:
+                raise KeyedError(key, f"{address} is given twice")
         return self
+
+    @model_validator(mode="after")
+    def _one_listener_at_each_address(self) -> Self:
+        listeners = self.listeners()
+        for number, (key, address) in enumerate(listeners):
+            for other, taken in listeners[:number]:
+                if collide(address, taken):
+                    raise KeyedError(key, f"{address}: expected another address or port: listen.{other} has {taken}")
+        return self
+
+    def listeners(self) -> list[tuple[str, Address]]:
+        """All addresses, each with its key in this table."""
+        tls = [(f"tls.{number}", address) for number, address in enumerate(self.tls)]
+        web_proxy = [(f"web_proxy.{number}", address) for number, address in enumerate(self.web_proxy)]
+        return [*tls, *web_proxy, ("admin", self.admin)]
 
 
 class BalancerSettings(Section):

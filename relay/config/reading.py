@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from relay.config.values import KeyedError
 from relay.errors import OperatorError
 
 # What pydantic says in the words of Python, in the operator's words.
@@ -30,7 +31,7 @@ _MESSAGES = {
 # These name the value in their own text, or have no value.
 _SELF_EXPLAINED = {"value_error", "extra_forbidden", "missing"}
 # The values of these keys are never shown, whatever is wrong with them.
-_SECRET_KEYS = {"password", "secret", "token"}
+_SECRET_KEYS = {"password", "secret", "token", "token_hash"}
 _SECRET_TABLE = ("web_proxy", "users")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -68,7 +69,10 @@ def _follows(error: Any) -> bool:
 
 def _explain(error: Any) -> str:
     # Where a key of a table is wrong, rather than its value, pydantic adds "[key]".
-    key = ".".join(_shown_key(str(part)) for part in error["loc"] if part != "[key]")
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    if isinstance(found := error.get("ctx", {}).get("error"), KeyedError):
+        parts += found.key.split(".")
+    key = ".".join(map(_shown_key, parts))
     kind, value = error["type"], error["input"]
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
     message = _MESSAGES.get(kind, message)

@@ -12,6 +12,7 @@ from relay.config.values import (
     FilePath,
     HostPattern,
     HttpOrigin,
+    KeyedError,
     Network,
     PathPrefix,
     Seconds,
@@ -77,7 +78,7 @@ class SignalingSettings(Section):
     def _once(self) -> Self:
         keys = [(route.host, route.path) for route in self.routes]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"routes: host {twice[0][0]!r} with path {twice[0][1]!r} is given twice")
+            raise KeyedError("routes", f"host {twice[0][0]!r} with path {twice[0][1]!r} is given twice")
         return self
 
     @property

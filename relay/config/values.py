@@ -26,6 +26,14 @@ from relay.addresses import Address, IpNetwork, parse_address
 from relay.name_patterns import ANY, WILDCARD
 
 
+class KeyedError(ValueError):
+    """A mistake that a check of several settings found: ``key`` says at which of them, counted from its table."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class Section(BaseModel):
     """A table of the configuration. It is immutable, and refuses keys that it does not know."""
 
@@ -109,6 +117,10 @@ def _with_zone(address: Address) -> Address:
 def _literal_only(address: Address) -> Address:
     if not address.is_literal:
         raise ValueError(f"{str(address)!r}: expected an IP address to listen on, for example 0.0.0.0:443 or [::]:443")
+    ip = ipaddress.ip_address(address.host)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        plain = Address(str(ip.ipv4_mapped), address.port)
+        raise ValueError(f"{str(address)!r}: expected {plain}, because a listener for IPv6 takes IPv6 only")
     return _with_zone(address)
 
 
@@ -155,13 +167,22 @@ def _literal_host(value: str) -> str:
     return host
 
 
+_V4_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
 def _read_network(value: object) -> IpNetwork:
     if not isinstance(value, str):
         raise ValueError(f"{value!r}: expected a string such as '10.0.0.0/8'")
     try:
-        return ipaddress.ip_network(value)
+        network = ipaddress.ip_network(value)
     except ValueError as error:
         raise ValueError(f"{error}: expected a network such as 10.0.0.0/8 or fd00::/8") from None
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_V4_MAPPED):
+        # The relay judges the IPv4 address that such an address is.
+        low32 = int(network.network_address) & 0xFFFFFFFF
+        plain = ipaddress.IPv4Network((low32, network.prefixlen - _V4_MAPPED.prefixlen))
+        raise ValueError(f"{value!r} matches nothing: expected {plain}")
+    return network
 
 
 _as_text = PlainSerializer(str, return_type=str)

@@ -11,6 +11,7 @@ from relay.config.values import (
     MAX_COUNT,
     Count,
     Destination,
+    KeyedError,
     Network,
     Seconds,
     Secret,
@@ -44,5 +45,6 @@ class WebProxySettings(Section):
         policy = RelayPolicy(self.allowed_networks)
         for number, one in enumerate(self.allow):
             if one.is_literal and not policy.permits(one.host):
-                raise ValueError(f"allow.{number}: {one.host} is a special address: add it to allowed_networks, too")
+                why = f"{one.host} is a special address: add it to allowed_networks, too"
+                raise KeyedError(f"allow.{number}", why)
         return self

@@ -14,7 +14,7 @@ from relay.config import CertificateFiles
 from relay.errors import OperatorError
 from relay.gateway import file_state
 from relay.gateway.file_state import FileState
-from relay.plane.certificates import Certificate, ServerCertificate, read_certificates
+from relay.plane.certificates import Certificate, ServerCertificate, read_certificate
 
 STAR = "*"
 # Of both files.
@@ -27,7 +27,16 @@ def read_all(entries: Sequence[CertificateFiles]) -> list[ServerCertificate]:
     if empty:
         patterns = (f"certificates.{number}.certificate: {entries[number].certificate}" for number in empty)
         raise OperatorError("\n".join(f"{pattern}: no file matches" for pattern in patterns))
-    return read_certificates(pairs_of(entries))
+    certificates: list[ServerCertificate] = []
+    mistakes: list[str] = []
+    for pair, key in keys_of(entries).items():
+        try:
+            certificates.append(read_certificate(pair))
+        except OperatorError as error:
+            mistakes.append(f"{key}: {error}")
+    if mistakes:
+        raise OperatorError("\n".join(mistakes))
+    return certificates
 
 
 def pairs_of(entries: Sequence[CertificateFiles]) -> list[Certificate]:
@@ -35,7 +44,16 @@ def pairs_of(entries: Sequence[CertificateFiles]) -> list[Certificate]:
 
     A pattern that matches nothing has none. A pair that is named without a pattern need not exist.
     """
-    return list(dict.fromkeys(pair for entry in entries for pair in _pairs_of(entry)))
+    return list(keys_of(entries))
+
+
+def keys_of(entries: Sequence[CertificateFiles]) -> dict[Certificate, str]:
+    """The same pairs, each with the key of the first entry that names it."""
+    keys: dict[Certificate, str] = {}
+    for number, entry in enumerate(entries):
+        for pair in _pairs_of(entry):
+            keys.setdefault(pair, f"certificates.{number}")
+    return keys
 
 
 def _pairs_of(entry: CertificateFiles) -> Iterator[Certificate]:

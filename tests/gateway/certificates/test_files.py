@@ -79,8 +79,8 @@ def test_each_mistake_has_a_line(tmp_path: Path) -> None:
     with pytest.raises(OperatorError) as refused:
         read_all([folder])
     assert str(refused.value).splitlines() == [
-        f"private key {tmp_path}/alone.key: No such file or directory",
-        f"certificate {tmp_path}/text.pem: no PEM certificate in it",
+        f"certificates.0: private key {tmp_path}/alone.key: No such file or directory",
+        f"certificates.0: certificate {tmp_path}/text.pem: no PEM certificate in it",
     ]
     with pytest.raises(OperatorError) as refused:
         read_all([folder, entry(tmp_path / "none/*.pem", tmp_path / "none/*.key")])
