@@ -29,6 +29,25 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     assert (done.returncode, told) == (0, [])
 
 
+def members(group: str) -> set[str]:
+    """The system calls of a group such as @process, as this machine's systemd has them."""
+    command = ["systemd-analyze", "syscall-filter", group]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    words = {line.strip() for line in done.stdout.splitlines() if line.startswith(" ") and "#" not in line}
+    return {call for word in words for call in (members(word) if word.startswith("@") else {word})}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
+def test_the_unit_lets_the_relay_make_its_system_calls() -> None:
+    allowed = set[str]()
+    for line in re.findall(r"^SystemCallFilter=(.*)$", (DEPLOY / "relay.service").read_text(), re.MULTILINE):
+        calls = {call for word in line.lstrip("~").split() for call in (members(word) if "@" in word else {word})}
+        allowed = allowed - calls if line.startswith("~") else allowed | calls
+    # Priority of the control plane, limits of core dumps, no_new_privs, certificates in memory, and the packets.
+    wanted = {"setpriority", "prlimit64", "prctl", "memfd_create", "sendmmsg", "recvmmsg", "epoll_pwait", "eventfd2"}
+    assert wanted - allowed == set()
+
+
 def test_the_timer_renews_what_its_service_names(tmp_path: Path) -> None:
     [command] = re.findall(r"^ExecStart=(.*)$", (DEPLOY / "relay-ca.service").read_text(), re.MULTILINE)
     program, *arguments = command.split()

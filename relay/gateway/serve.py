@@ -51,8 +51,7 @@ async def _serve_until(path: Path, signals: _Signals) -> None:
     gateway = Gateway(settings)
     tasks = Tasks()
     await gateway.start()
-    # This changes this thread alone: those of the data plane run already.
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    _step_back()
     try:
         signals.install()
         # The objects that are there now stay: later collections need not look at them.
@@ -72,6 +71,14 @@ async def _serve_until(path: Path, signals: _Signals) -> None:
         await tasks.cancel()
         await gateway.stop()
         signals.remove()
+
+
+def _step_back() -> None:
+    """Let the threads of the data plane go first. They run already, so this changes this thread alone."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    except PermissionError as error:  # a filter of system calls
+        log.warning("the control plane may delay calls: its priority cannot be lowered", cause=error.strerror)
 
 
 async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:

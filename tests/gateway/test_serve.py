@@ -10,9 +10,17 @@ from unittest import mock
 
 from structlog.testing import capture_logs
 
-from relay.gateway.serve import _Signals
+from relay.gateway.serve import _Signals, _step_back
 from relay.tasks import Tasks
 from tests.support.waiting import eventually
+
+
+def test_it_serves_where_its_priority_cannot_be_changed() -> None:
+    refused = PermissionError(1, "Operation not permitted")
+    with mock.patch("os.setpriority", side_effect=refused), capture_logs() as lines:
+        _step_back()
+    [line] = lines
+    assert (line["log_level"], line["cause"]) == ("warning", "Operation not permitted")
 
 
 async def test_a_reload_after_a_mistake_of_ours(tmp_path: Path) -> None:
