@@ -10,6 +10,7 @@ _Stream = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int,
 # See Worker.flow.
 _Figures = tuple[bytes, int, int, _Histogram, tuple[int, int, int, int] | None, int, list[_Stream], int, list[_Stream]]
 
+def forgo_new_privileges() -> None: ...
 def live_objects() -> dict[str, int]: ...
 
 @final

@@ -139,6 +139,21 @@ cdef void write_record(Engine* e, Connection* c, FlowRecord* record, int64_t now
     record.counters = c.counters
 
 
+cdef extern from "<sys/prctl.h>" nogil:
+    enum:
+        PR_SET_NO_NEW_PRIVS
+    int prctl(int option, unsigned long value, unsigned long a, unsigned long b, unsigned long c)
+
+
+def forgo_new_privileges() -> None:
+    """Nothing that this thread executes from now on gains privileges, nor what threads that it starts do.
+
+    Raises OSError.
+    """
+    if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(posix.errno, "no_new_privs was refused")
+
+
 def live_objects() -> dict:
     """How many of each kind are alive in the process; empty but in a debug build."""
     if not RELAY_COUNTS:

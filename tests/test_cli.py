@@ -415,6 +415,18 @@ async def test_check_config_says_of_files_what_the_start_says(tmp_path: Path) ->
     assert line_of(checked).endswith("none/calls.jsonl (quality.records): no such file or directory")
 
 
+def described(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+async def test_a_relay_that_serves_has_given_up_what_it_does_not_need(tmp_path: Path) -> None:
+    async with serving(tmp_path, NO_UPSTREAM) as relay:
+        limits, status = described(relay.pid, "limits"), described(relay.pid, "status")
+    [core] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert core.split()[4] in {"0", "1"}
+    assert "NoNewPrivs:\t1\n" in status
+
+
 async def test_version_and_help() -> None:
     version, help_text = await asyncio.gather(run("--version"), run("--help"))
     assert version == (0, f"cloud9-relay {__version__}\n", "")

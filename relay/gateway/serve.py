@@ -18,6 +18,7 @@ import structlog
 from relay import config, logs, output
 from relay.errors import OperatorError
 from relay.gateway.app import Gateway
+from relay.gateway.hardening import harden
 from relay.gateway.read_ahead import read_ahead
 from relay.tasks import Tasks
 
@@ -29,25 +30,28 @@ NICENESS = 10
 
 async def serve(path: Path) -> None:
     """Serve with this configuration until told to stop. Raises OperatorError if it cannot start."""
+    troubles = harden()
     # Nothing that is printed or logged may hold up calls: its reader may have stopped.
     with output.queued():
-        await _serve(path)
+        await _serve(path, troubles)
 
 
-async def _serve(path: Path) -> None:
+async def _serve(path: Path, troubles: list[str]) -> None:
     signals = _Signals(path)
     # This comes first: by default SIGHUP would end the process.
     signals.expect_hangup()
     try:
-        await _serve_until(path, signals)
+        await _serve_until(path, signals, troubles)
     finally:
         signals.forget_hangup()
     log.info("stopped")
 
 
-async def _serve_until(path: Path, signals: _Signals) -> None:
+async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> None:
     settings = config.load(path)
     logs.configure(settings.log.level, settings.log.format)
+    for trouble in troubles:
+        log.warning("not hardened", cause=trouble)
     gateway = Gateway(settings)
     tasks = Tasks()
     await gateway.start()

@@ -45,7 +45,7 @@ FLOORS = [
     {"balancers"},
     {"proxied", "web_proxy"},
     {"admin"},
-    {"read_ahead"},
+    {"read_ahead", "hardening"},
     {"app"},
     {"serve"},
 ]

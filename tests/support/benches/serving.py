@@ -90,6 +90,10 @@ class Served:
         raise AssertionError(f"{event!r} was not logged: {self.log}")
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def has_ended(self) -> bool:
         """True once the process is gone."""
         return self._process.returncode is not None
