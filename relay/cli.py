@@ -4,7 +4,8 @@ Exit status
 -----------
 0  all is well
 1  a call of the demo failed or lost something (with --wan it may lose, but must hear what was said), two catalogs
-   differ, a certificate of ``ca show`` has expired, ``capture`` was interrupted, or something outside failed
+   differ, a certificate of ``ca show`` has expired, a server of ``check-config --resolve`` does not answer,
+   ``capture`` was interrupted, or something outside failed
 2  the operator must act: a mistake in the configuration or on the command line, or a file that cannot be used
 """
 
@@ -82,24 +83,54 @@ def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay'
 
 
 @app.command("check-config")
-def check_config(config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")]) -> None:
+def check_config(
+    config_file: Annotated[Path, typer.Argument(metavar="FILE", help="The relay's TOML file.")],
+    *,
+    resolve: Annotated[
+        bool,
+        typer.Option("--resolve", help="Look up names, ask all upstreams, and show what they answer. 1: not all did."),
+    ] = False,
+    skip_addresses: Annotated[
+        bool,
+        typer.Option("--skip-addresses", help="For another machine: do not look whether this one has the addresses."),
+    ] = False,
+) -> None:
     """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing.
 
-    What is wrong with certificates, such as one that has expired, is a warning. The exit status stays 0.
+    Warnings leave the exit status at 0: what is wrong with certificates, such as one that has expired, and what is open
+    to more people than it may have to be.
     """
     from relay.gateway.app import check
+    from relay.gateway.certificates.files import keys_of
     from relay.gateway.certificates.findings import find_all
+    from relay.gateway.checking.exposure import find_exposures
+    from relay.gateway.checking.machine import check_addresses
     from relay.gateway.entitlement.verdicts import check_entitlement
 
     settings = config.load(config_file)
     _, certificates = check(settings)
     check_entitlement(settings.entitlement)
-    warnings = find_all(certificates, settings.routes, _now())
+    keys = {str(pair.chain): f"{key}: " for pair, key in keys_of(settings.certificates).items()}
+    findings = find_all(certificates, settings.routes, _now())
+    warnings = [f"{keys.get(finding.where, '')}{finding}" for finding in findings]
+    warnings += [] if skip_addresses else check_addresses(settings)
+    warnings += find_exposures(settings, config_file)
     for warning in warnings:
         typer.echo(f"relay: warning: {warning}", err=True)
     found = f"{_counted(len(settings.upstreams), 'upstream')}, {_counted(len(settings.routes), 'route')}"
     warned = f", {_counted(len(warnings), 'warning')}" if warnings else ""
     typer.echo(f"{config_file}: ok ({found}{warned})")
+    if resolve and not _all_answer(settings):
+        raise typer.Exit(1)
+
+
+def _all_answer(settings: config.Config) -> bool:
+    """Ask all servers, and show what was found. Returns True if all answered."""
+    from relay.gateway.checking.reach import reach, table_of
+
+    found = _run(reach(settings))
+    Console().print(table_of(found))
+    return not any(one.trouble for one in found)
 
 
 def _counted(number: int, what: str) -> str:

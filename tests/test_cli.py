@@ -334,7 +334,7 @@ async def test_check_config_warns_of_certificates(tmp_path: Path) -> None:
     status, stdout, stderr = await run("check-config", path)
     assert (status, stdout) == (0, f"{path}: ok (1 upstream, 1 route, 2 warnings)\n")
     assert stderr.splitlines() == [
-        f"relay: warning: {old.chain}: has expired, on {NOW - DAY:%Y-%m-%d %H:%M} UTC",
+        f"relay: warning: certificates.1: {old.chain}: has expired, on {NOW - DAY:%Y-%m-%d %H:%M} UTC",
         "relay: warning: routes.0.server_name: 'elsewhere.test': no certificate has such a name: clients that ask for"
         " it refuse the relay",
     ]
@@ -413,6 +413,54 @@ async def test_check_config_says_of_files_what_the_start_says(tmp_path: Path) ->
     checked, started = await asyncio.gather(run("check-config", path), run("serve", "--config", path))
     assert line_of(checked) == line_of(started)
     assert line_of(checked).endswith("none/calls.jsonl (quality.records): no such file or directory")
+
+
+async def test_check_config_finds_two_listeners_at_one_address(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    listen = {"tls": ["127.0.0.1:14443"], "web_proxy": ["0.0.0.0:14443"]}
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, listen=listen))
+    checked, started = await asyncio.gather(run("check-config", path), run("serve", "--config", path))
+    expected = "0.0.0.0:14443: expected another address or port: listen.tls.0 has 127.0.0.1:14443"
+    assert line_of(checked) == line_of(started) == f"{path}: listen.web_proxy.0: {expected}"
+
+
+def test_check_config_finds_addresses_of_other_machines(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    listen = {"tls": ["192.0.2.7:443"]}
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, listen=listen))
+    line = "relay: listen.tls.0: 192.0.2.7: this machine does not have this address\n"
+    assert run_here("check-config", path) == (2, "", line)
+    assert run_here("check-config", "--skip-addresses", path)[0] == 0
+
+
+async def test_what_is_open_is_told_by_the_check_and_in_the_log(tmp_path: Path) -> None:
+    async with serving(tmp_path, NO_UPSTREAM, balancers={"networks": ["0.0.0.0/0"]}) as relay:
+        cause = (await relay.logged("configuration needs attention"))["cause"]
+        assert cause.startswith("balancers.networks.0: 0.0.0.0/0: every machine in it can claim to be any client")
+        status, stdout, stderr = await run("check-config", relay.path)
+        write_config(relay.path, relay.tree)
+        relay.send_signal(signal.SIGHUP)
+        assert (await relay.logged("configuration needs attention"))["cause"] == cause
+    assert (status, stderr) == (0, f"relay: warning: {cause}\n")
+    assert stdout.endswith("(1 upstream, 0 routes, 1 warning)\n")
+
+
+async def test_check_config_asks_the_servers(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM)
+    async with open_host() as host:
+        there = {**tree, "upstreams": [{"name": "there", "address": str(host.address)}]}
+        write_config(path, there)
+        status, stdout, stderr = await run("check-config", "--resolve", path)
+        assert (status, stderr) == (0, "")
+        ok, *table = stdout.splitlines()
+        assert ok == f"{path}: ok (1 upstream, 0 routes)"
+        assert any(re.search(rf"there +{host.address} +a Binding +[\d.]+ +ok", line) for line in table)
+        write_config(path, {**there, "upstreams": [*there["upstreams"], *tree["upstreams"]]})
+        status, stdout, stderr = await run("check-config", "--resolve", path)
+    assert (status, stderr) == (1, "")
+    assert stdout.splitlines()[0] == f"{path}: ok (2 upstreams, 0 routes)"
+    assert re.search(rf"stun1 +{NO_UPSTREAM} ", stdout)
 
 
 def described(pid: int, name: str) -> str:

@@ -15,6 +15,7 @@ proxied          TLS listeners behind a balancer
 web_proxy/       CONNECT and proxy.pac
 admin/           what operators see
 read_ahead       the configuration's files, read before a reload
+checking/        what ``relay check-config`` warns of, and whom it can ask
 hardening        what the process gives up at its start
 app              puts all of these together; starts, drains, stops and reloads it
 serve            the process: signals in, one ``ready`` line out

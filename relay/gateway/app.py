@@ -225,10 +225,10 @@ class Gateway:
         # Its threads run even if the gateway was never started.
         await self.plane.stop()
 
-    def reload(self, path: Path) -> None:
+    def reload(self, path: Path) -> Config:
         """Take everything except ``[listen]`` and ``[log]`` from the file; live connections stay as they are.
 
-        Raises OperatorError, and then everything is as it was.
+        Returns the settings that hold now. Raises OperatorError, and then everything is as it was.
         """
         settings = config.load(path)
         # Each of these raises before it has changed anything. What cannot fail comes after them.
@@ -261,6 +261,7 @@ class Gateway:
         self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
         self.certificates.tell()
+        return self._config
 
     def _use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         self.plane.set_certificates(certificates)

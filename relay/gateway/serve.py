@@ -18,6 +18,7 @@ import structlog
 from relay import config, logs, output
 from relay.errors import OperatorError
 from relay.gateway.app import Gateway
+from relay.gateway.checking.exposure import find_exposures
 from relay.gateway.hardening import harden
 from relay.gateway.read_ahead import read_ahead
 from relay.tasks import Tasks
@@ -52,6 +53,7 @@ async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> No
     logs.configure(settings.log.level, settings.log.format)
     for trouble in troubles:
         log.warning("not hardened", cause=trouble)
+    _tell_exposures(settings, path)
     gateway = Gateway(settings)
     tasks = Tasks()
     await gateway.start()
@@ -83,6 +85,11 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     except PermissionError as error:  # a filter of system calls
         log.warning("the control plane may delay calls: its priority cannot be lowered", cause=error.strerror)
+
+
+def _tell_exposures(settings: config.Config, path: Path) -> None:
+    for exposure in find_exposures(settings, path):
+        log.warning("configuration needs attention", cause=exposure)
 
 
 async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:
@@ -144,7 +151,8 @@ class _Signals:
     async def _reload(self, gateway: Gateway) -> None:
         try:
             await read_ahead(self._path)
-            gateway.reload(self._path)
+            settings = gateway.reload(self._path)
+            _tell_exposures(settings, self._path)
         except OperatorError as error:
             for line in str(error).splitlines():
                 log.error("configuration not reloaded: the old one stays", cause=line)

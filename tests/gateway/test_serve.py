@@ -33,7 +33,11 @@ async def test_a_reload_after_a_mistake_of_ours(tmp_path: Path) -> None:
 
     signals.expect_hangup()
     try:
-        with mock.patch("relay.gateway.serve.read_ahead", mock.AsyncMock()), capture_logs() as lines:
+        with (
+            mock.patch("relay.gateway.serve.read_ahead", mock.AsyncMock()),
+            mock.patch("relay.gateway.serve.find_exposures", return_value=[]),
+            capture_logs() as lines,
+        ):
             tasks.start(signals.reload(mock.Mock(reload=reload)), "reload")
             os.kill(os.getpid(), signal.SIGHUP)
             await eventually(lambda: lines)

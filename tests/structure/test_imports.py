@@ -45,7 +45,7 @@ FLOORS = [
     {"balancers"},
     {"proxied", "web_proxy"},
     {"admin"},
-    {"read_ahead", "hardening"},
+    {"read_ahead", "checking", "hardening"},
     {"app"},
     {"serve"},
 ]

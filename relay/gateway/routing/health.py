@@ -43,7 +43,8 @@ OURS_S = 10.0
 
 OnProbe = Callable[[UpstreamState], None]
 
-_METHODS = {
+# What each ``health.probe`` asks with, in this order.
+METHODS = {
     "auto": (Method.BINDING, Method.ALLOCATE),
     "binding": (Method.BINDING,),
     "allocate": (Method.ALLOCATE,),
@@ -124,7 +125,7 @@ class _Watch:
         self._ready = asyncio.Event()
         if state.address is not None:
             self._ready.set()
-        self._methods: Sequence[Method] = _METHODS.get(state.probe, ())
+        self._methods: Sequence[Method] = METHODS.get(state.probe, ())
         self._allocate_at = 0.0
         self._ours_since: float | None = None
 

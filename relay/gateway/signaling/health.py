@@ -6,6 +6,8 @@ import asyncio
 import ssl
 from dataclasses import dataclass
 
+from yarl import URL
+
 from relay.config import SignalingSettings
 from relay.gateway.routing.rounds import go_round, spread
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
@@ -54,7 +56,7 @@ class _Watch:
         upstream = self.upstream
         try:
             async with asyncio.timeout(self.settings.connect_timeout_s):
-                await self._probe()
+                await ask(self.connections, upstream.origin, self.trust, self.settings)
         except ConnectFailed as failed:
             upstream.on_failure(failed.cause, certain=failed.certain)
         except TimeoutError:
@@ -67,19 +69,22 @@ class _Watch:
     async def _pause(self, _: float) -> None:
         await asyncio.sleep(spread(self.settings.health_interval_s, JITTER))
 
-    async def _probe(self) -> None:
-        origin, path = self.upstream.origin, self.settings.health_path
-        connection = await self.connections.open(origin, self.trust, self.settings.connect_timeout_s)
-        try:
-            if path:
-                host = (origin.host_port_subcomponent or "").encode()
-                connection.write(
-                    build_head(f"GET {path} HTTP/1.1".encode(), [(b"Host", host), (b"Connection", b"close")])
-                )
+
+async def ask(connections: Connections, origin: URL, trust: ssl.SSLContext, settings: SignalingSettings) -> None:
+    """Connect, and send a GET if there is a ``health_path``. The caller sets the deadline for the answer.
+
+    Raises ConnectFailed, Lost or AnswerError if the server does not prove that it lives.
+    """
+    path = settings.health_path
+    connection = await connections.open(origin, trust, settings.connect_timeout_s)
+    try:
+        if path:
+            host = (origin.host_port_subcomponent or "").encode()
+            connection.write(build_head(f"GET {path} HTTP/1.1".encode(), [(b"Host", host), (b"Connection", b"close")]))
+            head = await connection.read_head()
+            while head.status < 200:
                 head = await connection.read_head()
-                while head.status < 200:
-                    head = await connection.read_head()
-                if head.status >= 500:
-                    raise AnswerError(f"status {head.status}")
-        finally:
-            connection.close()
+            if head.status >= 500:
+                raise AnswerError(f"status {head.status}")
+    finally:
+        connection.close()

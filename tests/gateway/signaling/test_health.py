@@ -27,7 +27,7 @@ async def test_a_watch_survives_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatc
             raise failure
         probed.set()
 
-    monkeypatch.setattr(health._Watch, "_probe", probe)
+    monkeypatch.setattr(health, "ask", probe)
     watch = SignalingHealth(None, pools)  # type: ignore[arg-type]
     (upstream,) = pools
     with capture_logs() as lines:

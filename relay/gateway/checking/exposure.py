@@ -1,0 +1,102 @@
+"""What a configuration leaves open: to whoever reaches a listener, to balancers, and to other users of the machine.
+
+Each warning is one line: key or file, value, and what to do. An operator may have reasons, so nothing is refused here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, SecretStr
+
+from relay.addresses import WILDCARDS, Address, IpNetwork
+from relay.config import Config
+from relay.gateway.certificates.files import keys_of
+
+# Balancers have a few addresses next to each other. A network with more than these is a site or a firm, IPv4 and IPv6.
+MIN_BALANCER_PREFIX = {4: 16, 6: 48}
+
+
+def find_exposures(settings: Config, source: Path) -> list[str]:
+    """All warnings. ``source`` is the file of the settings. The files are looked at, not read."""
+    return [*_of_web_proxy(settings), *_of_balancers(settings), *_of_files(settings, source)]
+
+
+def _of_web_proxy(settings: Config) -> Iterator[str]:
+    if settings.web_proxy.users:
+        return
+    for number, address in enumerate(settings.listen.web_proxy):
+        if _is_public(address):
+            yield (
+                f"listen.web_proxy.{number}: {address}: everyone who reaches it may use it: set web_proxy.users, or"
+                " listen on an address of the LAN"
+            )
+
+
+def _is_public(address: Address) -> bool:
+    """True unless only this machine or its own site can reach the address."""
+    return address.host in WILDCARDS or ipaddress.ip_address(address.host).is_global
+
+
+def _of_balancers(settings: Config) -> Iterator[str]:
+    for number, network in enumerate(settings.balancers.networks):
+        if _is_wide(network):
+            yield (
+                f"balancers.networks.{number}: {network}: every machine in it can claim to be any client: expected the"
+                " balancers' own addresses"
+            )
+
+
+def _is_wide(network: IpNetwork) -> bool:
+    return network.prefixlen < MIN_BALANCER_PREFIX[network.version]
+
+
+# Files
+
+
+def _of_files(settings: Config, source: Path) -> Iterator[str]:
+    for where, path in _sensitive_files(settings, source):
+        if may := what_others_may(path):
+            yield f"{where}every user of this machine can {may} it: run chmod o= {path}"
+
+
+def _sensitive_files(settings: Config, source: Path) -> Iterator[tuple[str, Path]]:
+    """Files that hold secrets, or say who may do what; each with the words in front of it."""
+    if _has_secrets(settings):
+        yield f"{source}: has passwords or other secrets, and ", source
+    for pair, key in keys_of(settings.certificates).items():
+        yield f"{key}.private_key: {pair.private_key}: ", pair.private_key
+    if settings.entitlement.file is not None:
+        yield f"entitlement.file: {settings.entitlement.file}: ", settings.entitlement.file
+
+
+def _has_secrets(value: object) -> bool:
+    match value:
+        case SecretStr():
+            return True
+        case BaseModel():
+            return any(_has_secrets(getattr(value, name)) for name in type(value).model_fields)
+        case dict():
+            return any(map(_has_secrets, value.values()))
+        case list() | tuple():
+            return any(map(_has_secrets, value))
+    return False
+
+
+def what_others_may(path: Path) -> str:
+    """What users may do with a file who neither own it nor are in its group: "read", "change", both, or nothing.
+
+    They need to get through all folders above it. A group may read it: the relay's user has the key through its group.
+    """
+    try:
+        target = path.resolve(strict=True)
+        mode = target.stat().st_mode
+        if not all(folder.stat().st_mode & stat.S_IXOTH for folder in target.parents):
+            return ""
+    except (OSError, RuntimeError):  # it is gone, or its links lead in a circle
+        return ""
+    words = [word for bit, word in ((stat.S_IROTH, "read"), (stat.S_IWOTH, "change")) if mode & bit]
+    return " and ".join(words)
