@@ -21,6 +21,8 @@ REQUEST_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 # What one softphone does at a time: a poll of signaling, a post of it, a request, and an upload.
 CONNECTIONS = 4
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_LOCATION = 300
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _UNAVAILABLE = 401, 403, 429, 503
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,12 +37,37 @@ class AnswerError(SoftphoneError):
         self.retry_after_s = retry_after_s
 
 
+class Redirected(aiohttp.ClientError):
+    """A server answers that somebody else is to be asked: ``status``, and whom it names."""
+
+    def __init__(self, status: int, location: str) -> None:
+        super().__init__(f"leads to {location[:MAX_LOCATION]!r}, which a softphone does not follow")
+        self.status = status
+
+
+async def _refuse_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """For all requests of a softphone, those of socket.io too: it asks the hosts that it was told, and no others."""
+    answer = await handler(request)
+    if answer.status in _REDIRECTS:
+        location = answer.headers.get("Location", "")
+        answer.close()
+        raise Redirected(answer.status, location)
+    return answer
+
+
 def open_http(ssl_context: ssl.SSLContext | None, proxy: str | None) -> aiohttp.ClientSession:
     """The connections of one softphone. ``proxy`` is a web proxy, with user and password if it wants them."""
     # The system's resolver: aiohttp's own has threads and queues, which do not work where gevent has replaced them.
     resolver = aiohttp.ThreadedResolver()
     connector = aiohttp.TCPConnector(ssl=ssl_context or True, limit=CONNECTIONS, resolver=resolver)
-    return aiohttp.ClientSession(connector=connector, proxy=proxy, cookie_jar=aiohttp.CookieJar(unsafe=True))
+    return aiohttp.ClientSession(
+        connector=connector,
+        proxy=proxy,
+        cookie_jar=aiohttp.CookieJar(unsafe=True),
+        middlewares=(_refuse_redirects,),
+    )
 
 
 class Rest:
@@ -98,11 +125,13 @@ class Rest:
         try:
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),
-                self._http.request(method, self.url + path, headers=sent, allow_redirects=False, **arguments) as answer,
+                self._http.request(method, self.url + path, headers=sent, **arguments) as answer,
             ):
                 body = await _read(answer)
         except TimeoutError:
             raise Unreachable(f"{self.url}{path}: no answer within {REQUEST_TIMEOUT_S:g} s") from None
+        except Redirected as redirected:
+            raise AnswerError(redirected.status, str(redirected)) from redirected
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{self.url}{path}: {error}") from error
         if answer.status >= 300:
