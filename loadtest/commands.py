@@ -139,7 +139,7 @@ def _run(
 
     from loadtest.plan import profile as profiles
     from loadtest.plan.work import Work
-    from loadtest.running import supervise
+    from loadtest.running import supervise, targets
     from loadtest.running.processes import LOCUSTFILE
 
     if locustfile is not None and not locustfile.is_file():
@@ -147,7 +147,7 @@ def _run(
     chosen = profiles.load(profile_name).changed(users=users, seconds=seconds)
     console = Console(stderr=True)
     interrupted = supervise.Interrupted()
-    with interrupted.listening(), supervise.ready_target(chosen, target_name, options) as (name, target):
+    with interrupted.listening(), targets.ready_target(chosen, target_name, options) as (name, target):
         if mode.worker:
             work = Work(profile_name=profile_name, target_name=name, profile=chosen, target=target)
             raise typer.Exit(supervise.work_for_master(work, mode, interrupted))
@@ -259,7 +259,7 @@ def capacity_command(
 
     from loadtest.plan import profile as profiles
     from loadtest.plan.search import Search
-    from loadtest.running import capacity, supervise
+    from loadtest.running import capacity, supervise, targets
     from loadtest.running.processes import Mode
 
     common = _options(
@@ -273,9 +273,9 @@ def capacity_command(
         contestants = []
         for text in target or ["demo"]:
             name, _, where = text.rpartition("=") if "=" in text else (text, "", text)
-            found = stack.enter_context(supervise.ready_target(listed, where, common))[1]
+            found = stack.enter_context(targets.ready_target(listed, where, common))[1]
             for one in carrier or [""]:
-                changed = supervise.past_the_relay(supervise.changed(found, _options(carrier=one)))
+                changed = targets.past_the_relay(targets.changed(found, _options(carrier=one)))
                 contestants.append(capacity.Contestant(name, changed, Search(min(first, most), most, repeats)))
         capacity.Rounds(folder, seconds, Mode(processes)).search(contestants, console, interrupted)
     written = capacity.write(contestants, folder)

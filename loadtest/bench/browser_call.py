@@ -34,7 +34,8 @@ from loadtest.plan.profile import Profile, parse
 from loadtest.plan.target import Target
 from loadtest.running.demo import demo_target
 from loadtest.running.processes import Mode
-from loadtest.running.supervise import MAX_DEMO_USERS, Wish, make_folder, run
+from loadtest.running.supervise import Wish, make_folder, run
+from loadtest.running.targets import MAX_DEMO_USERS
 from loadtest.verdict.result import Result
 from relay.errors import RelayError
 from tests.support.peers.browser import CHROMIUM, Page

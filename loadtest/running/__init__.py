@@ -1,6 +1,7 @@
 """Runs a load test: Locust in processes of its own, and everything after it, whatever becomes of them.
 
 demo       the target ``demo``: a cloud and a relay on this machine
+targets    the target of a test: listed, of this machine, or the demo
 processes  Locust's command line, and its processes
 progress   one line a second, for who waits
 faults     faults of the emulated cloud, while a test runs

@@ -20,15 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
-from loadtest.engine.plans import Carrier
-from loadtest.plan.profile import Profile, UserKind
-from loadtest.plan.target import Target, TargetError, carrier_name
+from loadtest.plan.profile import Profile
+from loadtest.plan.target import Target, carrier_name
 from loadtest.plan.work import RECORD_LOST, Work
-from loadtest.running.demo import demo_target
 from loadtest.running.faults import Faults
 from loadtest.running.processes import LOCUSTFILE, Locust, Mode
 from loadtest.running.progress import Progress
@@ -41,12 +38,8 @@ from loadtest.verdict.table import table
 from relay import writing
 from relay.errors import OperatorError
 
-DEMO = "demo"
 # Locust starts, workers connect, the last streams are heard out: on a busy machine all of it takes a while.
 GRACE_S = 120.0
-# Users of the demo's cloud; each has to log in once before the test. Users of media share them.
-MAX_DEMO_USERS = 100
-MAX_DEMO_PHONES = 2000
 MAX_LOG_WORDS = 600
 WORKER_LOOKS_S = 60.0
 
@@ -113,65 +106,6 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise OperatorError(f"{folder}: {error.strerror}; expected a folder for the report") from None
     return folder
-
-
-def resolve_target(profile: Profile, name: str, options: dict[str, Any]) -> tuple[str, Target]:
-    """The target of a name: of the profile, or an address of this machine. Raises OperatorError."""
-    try:
-        if name in profile.targets:
-            return name, _with(profile.targets[name], options).resolved()
-        target = Target.model_validate({**options, "server": name})
-        target.require_loopback()
-        return name, target.resolved()
-    except TargetError as error:
-        raise OperatorError(f"--target {name}: {error}") from None
-    except ValueError as error:
-        raise OperatorError(f"--target {name}: {_first(error)}") from None
-
-
-def changed(target: Target, options: dict[str, Any]) -> Target:
-    """The target with other values, checked again. Raises OperatorError."""
-    try:
-        return _with(target, options)
-    except ValueError as error:
-        raise OperatorError(_first(error)) from None
-
-
-def _with(target: Target, options: dict[str, Any]) -> Target:
-    return Target.model_validate({**target.model_dump(), **options})
-
-
-def _first(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    one = errors(include_url=False)[0]
-    where = ".".join(map(str, one["loc"]))
-    return f"{where + ': ' if where else ''}{one['msg'].removeprefix('Value error, ')}"
-
-
-@contextlib.contextmanager
-def ready_target(profile: Profile, name: str, options: dict[str, Any]) -> Iterator[tuple[str, Target]]:
-    """The target; the demo's runs while the block does. Raises RelayError."""
-    if name != DEMO:
-        yield resolve_target(profile, name, options)
-        return
-    with demo_target(demo_users(profile), through_web_proxy=profile.through_web_proxy) as target:
-        yield DEMO, past_the_relay(changed(target, options))
-
-
-def past_the_relay(target: Target) -> Target:
-    """A relay takes no UDP from clients: over UDP the target is the TURN server itself, to compare with."""
-    if target.carrier is not Carrier.UDP or target.upstream is None:
-        return target
-    return target.model_copy(update={"server": target.upstream, "metrics": None, "web_proxy": None})
-
-
-def demo_users(profile: Profile) -> int:
-    """How many users the demo's cloud is to have."""
-    if profile.kind in {UserKind.MEDIA, UserKind.STORM, UserKind.RECORDING}:
-        return min(profile.users, MAX_DEMO_USERS)
-    return min(2 * profile.users, MAX_DEMO_PHONES)
 
 
 def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], bool]) -> Result:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from loadtest.engine.plans import Carrier
 from loadtest.plan.profile import parse
 from loadtest.plan.target import Target, TargetError
-from loadtest.running.supervise import resolve_target
+from loadtest.running.targets import resolve_target
 from relay import catalog
 from relay.addresses import Address
 from relay.errors import OperatorError
