@@ -10,6 +10,7 @@ plan        what is to be done, checked before anything starts
 profiles    the profiles that come with it, as TOML
 engine      simulated calls in a native thread of their own; Python sees no packet
 figures     what was measured, as values that add up across processes
+direct      HTTP to exactly the host that was checked
 verdict     what was measured becomes an answer: result, report, comparison
 users       Locust's side: the classes of users, and the collector
 shapefile   the shape of a profile, for Locust

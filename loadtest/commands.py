@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +87,7 @@ def run_command(
 ) -> None:
     """Run a profile. Exits with 0 if all thresholds hold, with 1 if not, and with 2 for a mistake or a lost report."""
     _require_locust()
-    from loadtest.running.processes import Mode
+    from loadtest.running.processes import Mode, web_address
 
     if master and worker:
         raise OperatorError("--master and --worker: expected one of them")
@@ -108,7 +109,10 @@ def run_command(
         cloud=cloud,
         metrics=metrics,
     )
-    mode = Mode(processes, master, expect_workers, worker, master_host, master_port, web)
+    if web and worker:
+        raise OperatorError("--web and --worker: expected one of them; the page is that of the master")
+    page = str(web_address(web)) if web else ""
+    mode = Mode(processes, master, expect_workers, worker, master_host, master_port, page)
     _run(profile, target, options, mode, users=users, seconds=seconds, output=output, locustfile=locustfile)
 
 
@@ -140,19 +144,20 @@ def _run(
     from loadtest.plan import profile as profiles
     from loadtest.plan.work import Work
     from loadtest.running import supervise, targets
+    from loadtest.running.locustfiles import check_locustfile
     from loadtest.running.processes import LOCUSTFILE
 
-    if locustfile is not None and not locustfile.is_file():
-        raise OperatorError(f"--locustfile {locustfile}: expected a file")
     chosen = profiles.load(profile_name).changed(users=users, seconds=seconds)
+    needs_cloud = check_locustfile(locustfile, chosen) if locustfile else chosen.kind in targets.LOG_IN
     console = Console(stderr=True)
     interrupted = supervise.Interrupted()
-    with interrupted.listening(), targets.ready_target(chosen, target_name, options) as (name, target):
+    ready = targets.ready_target(chosen, target_name, options, mode=mode, needs_cloud=needs_cloud)
+    with interrupted.listening(), ready as target:
         if mode.worker:
-            work = Work(profile_name=profile_name, target_name=name, profile=chosen, target=target)
+            work = Work(profile_name=profile_name, target_name=target_name, profile=chosen, target=target)
             raise typer.Exit(supervise.work_for_master(work, mode, interrupted))
         folder = supervise.make_folder(output) if output else supervise.new_folder(RESULTS, profile_name)
-        wish = supervise.Wish(profile_name, chosen, name, mode, folder, (locustfile or LOCUSTFILE).absolute())
+        wish = supervise.Wish(profile_name, chosen, target_name, mode, folder, (locustfile or LOCUSTFILE).absolute())
         console.print(supervise.headline(wish, target), highlight=False, soft_wrap=True)
         try:
             result = supervise.run(wish, target, console, interrupted)
@@ -267,16 +272,22 @@ def capacity_command(
         password=password, peer=peer, far=far, sink=sink, upstream=upstream,
     )  # fmt: skip
     listed = profiles.load(profile) if profile else capacity.profile_of(most, seconds)
+    # Only its targets count.
+    listed = listed.model_copy(update={"faults": ()})
+    wanted = [capacity.named(text) for text in target or ["demo"]]
+    carriers = [_options(carrier=one) for one in carrier or [""]]
+    for (_, where), one in itertools.product(wanted, carriers):
+        targets.check_target(listed, where, common | one)
     console, interrupted = Console(stderr=True), supervise.Interrupted()
     folder = supervise.make_folder(output) if output else supervise.new_folder(RESULTS, "capacity")
     with interrupted.listening(), contextlib.ExitStack() as stack:
         contestants = []
-        for text in target or ["demo"]:
-            name, _, where = text.rpartition("=") if "=" in text else (text, "", text)
-            found = stack.enter_context(targets.ready_target(listed, where, common))[1]
-            for one in carrier or [""]:
-                changed = targets.past_the_relay(targets.changed(found, _options(carrier=one)))
-                contestants.append(capacity.Contestant(name, changed, Search(min(first, most), most, repeats)))
+        for name, where in wanted:
+            found = stack.enter_context(targets.ready_targets(listed, where, [common | one for one in carriers]))
+            contestants += [
+                capacity.Contestant(name, targets.past_the_relay(each), Search(min(first, most), most, repeats))
+                for each in found
+            ]
         capacity.Rounds(folder, seconds, Mode(processes)).search(contestants, console, interrupted)
     written = capacity.write(contestants, folder)
     for contestant in contestants:
@@ -303,15 +314,16 @@ def sink_command(
     ] = None,
 ) -> None:
     """Send back what comes by UDP, until Ctrl-C: the far end of calls whose target is on another machine."""
-    import ipaddress
-
     from loadtest.engine.plans import PlanError
     from loadtest.engine.sink import SinkError, serve
+    from loadtest.plan.hosts import canonical, refuse_vendor
     from relay.addresses import parse_address
 
     try:
         addresses = [parse_address(one) for one in listen or ["127.0.0.1:16384"]]
-        allowed = [str(ipaddress.ip_address(one)) for one in senders or ()]
+        allowed = [canonical(one) for one in senders or ()]
+        for one in allowed:
+            refuse_vendor("--from", one)
         done = serve(addresses, allowed, SINK_TELLS_EVERY_S)
     except (SinkError, PlanError, ValueError) as error:
         raise OperatorError(f"sink: {error}") from None

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from loadtest.plan.hosts import TargetError
 from loadtest.plan.shapes import Shape
-from loadtest.plan.target import Target, TargetError
+from loadtest.plan.target import Target
 from relay.errors import OperatorError
 
 FOLDER = Path(__file__).parent.parent / "profiles"

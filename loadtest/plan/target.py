@@ -5,30 +5,55 @@ Load goes to this machine, unless a profile lists the target by name. It never g
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
+import ssl
 import time
-from typing import Annotated, Any, Self
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from loadtest.engine.plans import CARRIERS, Carrier, ClientPlan, WebProxy
-from relay import catalog
+from loadtest.engine.plans import CARRIERS, Carrier, ClientPlan, PlanError, WebProxy
+from loadtest.plan.hosts import (
+    TargetError,
+    addresses_of,
+    canonical,
+    canonical_url,
+    host_of,
+    is_loopback,
+    refuse_if_it_leads_to_vendor,
+    refuse_vendor,
+    require_here,
+    resolve,
+)
 from relay.addresses import Address, parse_address
 from relay.turn.credentials import rest_password
 
 # Longer than any test: an allocation is refreshed with the credentials that it was made with.
 CREDENTIALS_LAST_S = 8 * 86_400
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-
-
-class TargetError(ValueError):
-    """A target that load must not go to, or that is not whole: what, and what was expected."""
+# Where the colleague is: one of these, or none.
+FAR_ENDS = ("peer", "far", "sink")
+# A bundle of all authorities that browsers know has a quarter of that.
+MAX_AUTHORITIES_BYTES = 1024 * 1024
+_MAX_PORT = 65535
+_PORTS = {"http": 80, "https": 443}
 
 
 def _address(value: object) -> object:
     return parse_address(value) if isinstance(value, str) else value
+
+
+def _in_its_one_form(address: Address) -> Address:
+    if not 0 <= address.port <= _MAX_PORT:
+        raise TargetError(f"{address}: expected a port of at most {_MAX_PORT}")
+    return Address(canonical(address.host), address.port)
+
+
+def _server_name(name: str) -> str:
+    return canonical(name) if name else name
 
 
 def _carrier(value: object) -> object:
@@ -39,8 +64,19 @@ def _carrier(value: object) -> object:
     return value
 
 
-Where = Annotated[Address, BeforeValidator(_address)]
+Where = Annotated[Address, BeforeValidator(_address), AfterValidator(_in_its_one_form)]
+Url = Annotated[str, AfterValidator(canonical_url)]
+ServerName = Annotated[str, AfterValidator(_server_name)]
 CarrierName = Annotated[Carrier, BeforeValidator(_carrier)]
+
+
+class Place(NamedTuple):
+    """Where bytes of a test may go: which value says so, the value, and its host and port."""
+
+    what: str
+    value: str
+    host: str
+    port: int
 
 
 class Target(BaseModel):
@@ -56,9 +92,9 @@ class Target(BaseModel):
     peer           an address of this machine on which colleagues are, by plain UDP, without TURN; port 0 is any port
     far            or a TURN server that they are on, by UDP, past the target. Without both they are on the target, too
     sink           or a `relay loadtest sink` that sends back what comes: then there are no colleagues
-    upstream       the TURN server that CONNECT-UDP asks for
+    upstream       the TURN server that CONNECT-UDP asks for; by default ``far``
     web_proxy      a web proxy before the target, for TLS and what is above it
-    tunnel         what it is asked for; by default the target's name and port
+    tunnel         what it is asked for; by default the target's name and port, so the name decides where load goes
     metrics        the URL of the relay's metrics: its CPU time and its drops go into the report
     cloud          the URL of login and signaling, for the kinds of users that log in, with ``cloud_password``
     control        the URL of the emulated cloud's own API, for faults
@@ -69,7 +105,7 @@ class Target(BaseModel):
 
     server: Where
     carrier: CarrierName = Carrier.TLS
-    server_name: str = ""
+    server_name: ServerName = ""
     authorities: str | None = None
     users: int = Field(default=0, ge=0)
     username: str = "load-{number}"
@@ -83,36 +119,47 @@ class Target(BaseModel):
     tunnel: Where | None = None
     web_proxy_username: str = ""
     web_proxy_password: SecretStr = SecretStr("")
-    metrics: str | None = None
-    cloud: str | None = None
-    control: str | None = None
+    metrics: Url | None = None
+    cloud: Url | None = None
+    control: Url | None = None
     cloud_password: SecretStr = Field(default=SecretStr(""))
     lines: str = "sPK-20000001-{number:06}"
 
     @model_validator(mode="after")
     def _refuse(self) -> Self:
-        for what, name in self._names():
-            refuse_vendor(what, name)
+        for place in self.places():
+            refuse_vendor(place.what, place.host)
+            if not place.port:
+                raise TargetError(f"{place.what} {place.value}: expected a port from 1 to {_MAX_PORT}")
+        if self.peer is not None:
+            refuse_vendor("peer", self.peer.host)
+        if len(given := [name for name in FAR_ENDS if getattr(self, name) is not None]) > 1:
+            raise TargetError(f"{' and '.join(given)}: a colleague is in one place; expected one of them")
         return self
 
-    def _names(self) -> list[tuple[str, str]]:
-        found = [
-            (what, address.host)
-            for what in ("server", "far", "sink", "upstream", "web_proxy", "tunnel")
-            if (address := getattr(self, what)) is not None
-        ]
-        return found + [
-            (what, _host_of(url)) for what in ("metrics", "cloud", "control") if (url := getattr(self, what))
-        ]
+    def places(self) -> Iterator[Place]:
+        """Everything that bytes may go to. ``peer`` is not one: it is where they come from."""
+        for what in ("server", "far", "sink", "upstream", "web_proxy", "tunnel"):
+            if (address := getattr(self, what)) is not None:
+                yield Place(what, str(address), address.host, address.port)
+        for what in ("metrics", "cloud", "control"):
+            if (url := getattr(self, what)) is not None:
+                yield Place(what, url, host_of(url), urlsplit(url).port or _PORTS[urlsplit(url).scheme])
+        # A web proxy looks the name up that it is asked for, so this decides where load goes, whatever ``server`` is.
+        if self.web_proxy is not None and self.tunnel is None and self.server_name:
+            asked = Address(self.server_name, self.server.port)
+            yield Place("server_name", str(asked), asked.host, asked.port)
 
-    def require_loopback(self) -> None:
-        """Raises TargetError if something of it is not on this machine."""
-        for what, host in self._names():
-            if not _is_loopback(host):
+    def require_loopback(self, only: Collection[str] | None = None, listed: Collection[Place] = ()) -> None:
+        """Raises TargetError if one of its places, or ``only`` of these, is neither on this machine nor listed."""
+        for place in self.places():
+            if (only is None or place.what in only) and place not in listed and not is_loopback(place.host):
                 raise TargetError(
-                    f"{what} {host}: not on this machine; expected a loopback address, or a target that the profile "
-                    "lists by name under [targets]"
+                    f"{place.what} {place.host}: not on this machine; expected a loopback address, or a target that "
+                    "the profile lists by name under [targets]"
                 )
+        if self.peer is not None and (only is None or "peer" in only):
+            require_here("peer", resolve("peer", self.peer))
 
     def resolved(self) -> Target:
         """The same with addresses in place of names; a vendor's address is refused, whatever its name is.
@@ -120,12 +167,43 @@ class Target(BaseModel):
         Raises TargetError.
         """
         found = {
-            what: _resolve(what, address)
-            for what in ("server", "far", "sink", "web_proxy")
+            what: resolve(what, address)
+            for what in ("server", "peer", "far", "sink", "web_proxy")
             if (address := getattr(self, what)) is not None
         }
+        for place in self.places():
+            if place.what in {"metrics", "cloud", "control"}:
+                addresses_of(place.what, place.host, place.port)
+            elif place.what not in found:
+                refuse_if_it_leads_to_vendor(place.what, place.host, place.port)
         name = self.server_name or ("" if self.server.is_literal else self.server.host)
         return self.model_copy(update={**found, "server_name": name})
+
+    def admitted(self, listed: Mapping[str, Target]) -> Target:
+        """A target that a program names, resolved, under the same rule as one of the command line. Raises TargetError.
+
+        What is not on this machine must be listed: the same value for the same thing, in a target of the profile.
+        """
+        self.require_loopback(listed=[place for one in listed.values() for place in one.places()])
+        found = self.resolved()
+        found.require_usable()
+        return found
+
+    def require_usable(self) -> None:
+        """Raises TargetError for what no user could begin with: an address that is missing, a file that is not one."""
+        if self.carrier is Carrier.CONNECT_UDP and self.upstream is None and self.far is None:
+            raise TargetError("carrier connect-udp: asks for a TURN server; expected an upstream, or far")
+        if self.carrier is Carrier.UDP and self.web_proxy is not None:
+            raise TargetError(f"web_proxy {self.web_proxy}: takes no UDP; expected a carrier over TLS, or no web proxy")
+        if self.authorities is not None:
+            _require_authorities(Path(self.authorities))
+        if self.peer is not None:
+            require_here("peer", self.peer)
+        try:
+            self.client_plan(0).socket_address()
+            self.far_plan(0).socket_address()
+        except PlanError as error:
+            raise TargetError(str(error)) from None
 
     def client_plan(self, user: int, **more: Any) -> ClientPlan:
         """A client of the target, as this user. Raises PlanError."""
@@ -178,44 +256,16 @@ def carrier_name(target: Target) -> str:
     return next(name for name, carrier in CARRIERS.items() if carrier is target.carrier)
 
 
-def refuse_vendor(what: str, name: str) -> None:
-    """Raises TargetError for a host or an address of the vendor's: load never goes there."""
-    known, bare = catalog.load(), name.rstrip(".").lower()
-    within = any(bare == apex or bare.endswith(f".{apex}") for apex in known.apexes)
-    if within or known.covers(bare) or _is_vendor_address(bare):
-        raise TargetError(f"{what} {name}: belongs to the vendor; expected a host of your own")
-
-
-def _is_vendor_address(host: str) -> bool:
+def _require_authorities(path: Path) -> None:
+    expected = "expected a PEM file of certificates (--ca, or authorities of a target)"
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return any(address in network.network for network in catalog.load().networks)
-
-
-def _resolve(what: str, address: Address) -> Address:
-    if address.is_literal:
-        return address
-    try:
-        found = socket.getaddrinfo(address.host, address.port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        # A device or a pipe would be read for ever.
+        if path.exists() and not path.is_file():
+            raise TargetError(f"{path}: not a file; {expected}")
+        if path.stat().st_size > MAX_AUTHORITIES_BYTES:
+            raise TargetError(f"{path}: more than {MAX_AUTHORITIES_BYTES} bytes; {expected}")
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise TargetError(f"{path}: no certificate in it; {expected}") from None
     except OSError as error:
-        raise TargetError(f"{what} {address.host}: {error.strerror}; expected a name that can be resolved") from None
-    host = str(found[0][4][0])
-    refuse_vendor(what, host)
-    return Address(host, address.port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _host_of(url: str) -> str:
-    match = re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[^/:@?#]+)(:\d+)?(/.*)?", url)
-    if match is None:
-        raise TargetError(f"{url!r}: expected a URL such as http://127.0.0.1:9443")
-    return match[1].strip("[]")
+        raise TargetError(f"{path}: {error.strerror}; {expected}") from None

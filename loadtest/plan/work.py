@@ -33,7 +33,11 @@ class Work(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the file. Raises OperatorError."""
-        writing.replace(path, json.dumps(self.model_dump(), default=_plain).encode(), mode=0o600)
+        writing.replace(path, self.text(), mode=0o600)
+
+    def text(self) -> bytes:
+        """As JSON, with its secrets."""
+        return json.dumps(self.model_dump(), default=_plain).encode()
 
 
 @functools.cache

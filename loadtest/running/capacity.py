@@ -50,8 +50,7 @@ class Contestant:
     cores_a_call: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise OperatorError(f"--target {self.name}: expected a name of a-z, 0-9, _ and -, such as relay")
+        _require_name(self.name)
 
     @property
     def streams_of_a_call(self) -> int:
@@ -76,6 +75,19 @@ class Contestant:
             "calls_per_core": self.calls_a_core,
             "tries": {str(calls): dict(outcomes) for calls, outcomes in sorted(search.tries.items())},
         }
+
+
+def named(text: str) -> tuple[str, str]:
+    """``NAME=TARGET``, or a target that is its own name. Raises OperatorError."""
+    name, _, where = text.rpartition("=") if "=" in text else (text, "", text)
+    _require_name(name)
+    return name, where
+
+
+def _require_name(name: str) -> None:
+    # It is also that of a folder.
+    if not NAME.fullmatch(name):
+        raise OperatorError(f"--target {name}: expected a name of a-z, 0-9, _ and -, such as relay")
 
 
 def profile_of(calls: int, seconds: float) -> Profile:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from loadtest import direct
 from loadtest.plan.profile import Fault, Profile
 from loadtest.plan.target import Target
-from relay.errors import OperatorError
+from relay.errors import OperatorError, UpstreamError
 
 TIMEOUT_S = 10.0
-MAX_ANSWER_BYTES = 64 * 1024
 
 
 class Faults:
@@ -42,6 +39,11 @@ class Faults:
             with contextlib.suppress(OperatorError):
                 _ask("DELETE", url, None)
 
+    def require_board(self) -> None:
+        """Raises OperatorError if the cloud has no faults on demand, as long as any are due."""
+        if self._due:
+            _ask("GET", self._base, None)
+
     def look(self, second: float) -> None:
         """Turn on what is due at this second of the test."""
         while self._due and self._due[0].at_s <= second:
@@ -52,14 +54,7 @@ class Faults:
 
 
 def _ask(method: str, url: str, body: dict[str, Any] | None) -> None:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http or https, checked
-            answer.read(MAX_ANSWER_BYTES)
-    except urllib.error.HTTPError as error:
-        with error:
-            words = error.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
-        raise OperatorError(f"{method} {url}: {error.code} {words[:300]}") from None
-    except (OSError, ValueError) as error:
-        raise OperatorError(f"{method} {url}: {error}") from None
+        direct.ask(method, url, timeout_s=TIMEOUT_S, body=body)
+    except UpstreamError as error:
+        raise OperatorError(str(error)) from None

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from loadtest.plan.hosts import canonical, is_loopback
 from loadtest.plan.work import VARIABLE
+from relay.addresses import Address, parse_address
+from relay.errors import OperatorError
 
 LOCUSTFILE = Path(__file__).parent.parent / "locustfile.py"
 SHAPEFILE = LOCUSTFILE.with_name("shapefile.py")
@@ -40,8 +43,8 @@ class Mode:
             return ["--worker", "--master-host", self.master_host, "--master-port", str(self.master_port)]
         found = ["--only-summary"]
         if self.web:
-            host, _, port = self.web.rpartition(":")
-            found += ["--web-host", host, "--web-port", port, "--autostart", "--autoquit", "3"]
+            page = parse_address(self.web)
+            found += ["--web-host", page.host, "--web-port", str(page.port), "--autostart", "--autoquit", "3"]
         else:
             found.append("--headless")
         if self.master:
@@ -53,6 +56,26 @@ class Mode:
             found += ["--processes", str(self.processes), "--master-bind-port", str(self.master_port)]
             found += ["--master-port", str(self.master_port), "--master-bind-host", "127.0.0.1"]
         return found
+
+
+def web_address(text: str) -> Address:
+    """Where Locust's page is to be. Raises OperatorError.
+
+    Whoever sees the page can start and stop load, and change its users. It asks for no password.
+    """
+    try:
+        address = parse_address(text)
+        host = canonical(address.host)
+    except ValueError as error:
+        raise OperatorError(f"--web {error}") from None
+    if not address.port:
+        raise OperatorError(f"--web {text}: expected a port from 1 to 65535")
+    if not is_loopback(host):
+        raise OperatorError(
+            f"--web {text}: the page starts and stops load, and has no password; expected a loopback address, such as "
+            "127.0.0.1:8089"
+        )
+    return Address(host, address.port)
 
 
 class Locust:

@@ -10,6 +10,7 @@ signaling   SignalingUser: login, socket.io and the events of lines
 calls       CallUser: signaling, and voice in the packet engine
 storm       StormUser: logs in, allocates, and comes again
 recording   RecordingUser: uploads recordings, and fetches them
+checking    whether a locustfile can be used, before anything else starts
 collector   what was measured, once a second: to the record, or to the master
 kinds       what the users of a profile do, for each kind
 hooks       what happens at the events of Locust

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import resource
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +18,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest import direct
 from loadtest.figures.interval import Interval
 from loadtest.figures.record import (
     Incident,
@@ -32,6 +32,7 @@ from loadtest.plan.work import RECORD_LOST, Work
 from loadtest.users import lines
 from loadtest.users.listening import Ear
 from loadtest.users.measuring import MEASURES
+from relay.errors import UpstreamError
 
 log = logging.getLogger("loadtest")
 
@@ -40,8 +41,6 @@ FIELD = "loadtest"
 MAX_UNREPORTED = 600
 METRICS_EVERY_S = 2
 METRICS_TIMEOUT_S = 2.0
-# The relay's metrics have some hundred lines.
-MAX_METRICS_BYTES = 1024 * 1024
 # An hour with a worker that comes and goes each second.
 MAX_INCIDENTS = 1000
 
@@ -187,25 +186,32 @@ class Collector:
     # The relay
 
     def _look(self) -> None:
+        told = False
         while True:
-            self.sheet.relay(relay_figures(str(self._work.target.metrics)))
+            try:
+                figures = relay_figures(str(self._work.target.metrics))
+            except UpstreamError as error:
+                figures = RelayFigures(int(time.time()), None, {})
+                if not told:
+                    log.warning("the relay's metrics: %s", error)
+                    told = True
+            self.sheet.relay(figures)
             gevent.sleep(METRICS_EVERY_S)
 
 
 def relay_figures(url: str) -> RelayFigures:
-    """CPU time and drops, as the relay's metrics have them; nothing if it does not answer."""
+    """CPU time and drops, as the relay's metrics have them. Raises UpstreamError if it does not answer with metrics."""
     cpu_s: float | None = None
     drops: dict[str, float] = {}
+    text = direct.ask("GET", url, timeout_s=METRICS_TIMEOUT_S)
     try:
-        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as answer:  # noqa: S310 - http or https, checked
-            text = answer.read(MAX_METRICS_BYTES).decode("utf-8", "replace")
         for name, labels, value in _samples(text):
             if name == "process_cpu_seconds_total":
                 cpu_s = value
             elif name == "relay_drops_total" and value:
                 drops[labels.get("reason", "")] = value
-    except (OSError, ValueError):
-        pass
+    except ValueError as error:
+        raise UpstreamError(f"{url}: {error}; expected metrics as Prometheus reads them") from None
     return RelayFigures(int(time.time()), cpu_s, drops)
 
 

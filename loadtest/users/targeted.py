@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import ClassVar
 
 from locust import User
 from locust.env import Environment
 
+from loadtest.plan.hosts import TargetError
 from loadtest.plan.profile import Media
-from loadtest.plan.target import Target, TargetError
+from loadtest.plan.target import Target
 from loadtest.plan.work import current
 
 # Users of one worker: numbers of another begin after them.
 USERS_OF_A_WORKER = 10_000
+# A target for each class of users; programs have a few.
+MAX_TARGETS = 256
 _numbers = itertools.count()
 
 
 class TargetUser(User):
-    """A user with a target: a ``Target``, or by default that of ``relay loadtest run``."""
+    """A user with a target: a ``Target``, or by default that of ``relay loadtest run``.
+
+    Under ``relay loadtest run`` a target of its own must be on this machine, unless the profile lists it.
+    """
 
     abstract = True
     target: Target | None = None
@@ -38,13 +45,30 @@ class TargetUser(User):
                     "`relay loadtest run`"
                 )
             self.target, self.media = work.target, work.profile.media
-        if self.needs_cloud and self.target.cloud is None:
-            raise TargetError(
-                f"{type(self).__name__}: the target names no cloud; expected the URL of login and signaling"
-            )
+        self.require_cloud(self.target)
+
+    @classmethod
+    def require_cloud(cls, target: Target) -> None:
+        """Raises TargetError if such users log in, and the target names no cloud."""
+        if cls.needs_cloud and target.cloud is None:
+            raise TargetError(f"{cls.__name__}: the target names no cloud; expected the URL of login and signaling")
 
     @property
     def to(self) -> Target:
-        """The target."""
+        """The target, with addresses in place of names. Raises TargetError if load must not go there."""
         assert self.target is not None
-        return self.target
+        return admitted(self.target)
+
+
+@functools.lru_cache(maxsize=MAX_TARGETS)
+def admitted(target: Target) -> Target:
+    """A target that load may go to. Raises TargetError.
+
+    That of ``relay loadtest run`` was checked there. Another one is checked here, when it is first used: a program can
+    change the target of its users at any time. Locust alone has no profile that could list it, and starts what it is
+    told to; the vendor is refused even then.
+    """
+    work = current()
+    if work is None:
+        return target.resolved()
+    return target if target == work.target else target.admitted(work.profile.targets)

@@ -16,6 +16,7 @@ LAYERS = [
     "engine",
     "plan",
     "figures",
+    "direct",
     "verdict",
     "users",
     "shapefile",
