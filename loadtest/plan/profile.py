@@ -6,13 +6,15 @@ import math
 import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loadtest.plan.hosts import TargetError
-from loadtest.plan.shapes import Shape
+from loadtest.plan.shapes import MAX_SECONDS, Shape
 from loadtest.plan.target import Target
+from relay import catalog
+from relay.emulator.faults.kinds import BadSetting, FaultSetting, Hop, Kind, complete, with_known_target
 from relay.errors import OperatorError
 
 FOLDER = Path(__file__).parent.parent / "profiles"
@@ -25,12 +27,12 @@ MAX_LINES_OF_A_USER = 200
 MAX_PACKETS_PER_S = 5_000_000
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Streams = Annotated[float, Field(ge=0, le=50)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UserKind(StrEnum):
@@ -89,9 +91,21 @@ class Fault(_Table):
     """A fault that the emulated cloud is asked for at ``at_s``, such as ``hop = "web_proxy"``, ``kind = "stall"``."""
 
     at_s: Annotated[float, Field(ge=0)] = 0.0
-    hop: Annotated[str, Field(pattern="^[a-z_]{1,32}$")]
-    kind: Annotated[str, Field(pattern="^[a-z_]{1,32}$")]
+    hop: Hop
+    kind: Kind
     settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        try:
+            setting = FaultSetting.model_validate(self.settings)
+            with_known_target(catalog.load(), self.kind, complete(self.hop, self.kind, setting))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"settings.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        except BadSetting as bad:
+            raise ValueError(f"{bad.message} Expected: {bad.expected}.") from None
+        return self
 
 
 class Thresholds(_Table):
@@ -144,8 +158,9 @@ class Profile(_Table):
         if users is not None:
             tree["users"] = users
         if seconds is not None:
-            if seconds <= 0:
-                raise OperatorError(f"--seconds: {seconds:g}; expected more than 0")
+            if not 0 < seconds <= MAX_SECONDS:
+                most = f"{MAX_SECONDS:.0f} (a week)"
+                raise OperatorError(f"--seconds: {seconds:g}; expected more than 0, and at most {most}")
             tree["shape"] = self.shape.lasting(seconds).model_dump()
             scale = seconds / self.shape.seconds
             for event in [*tree["stages"], *tree["faults"], *([tree["news"]] if tree["news"] else [])]:
@@ -173,6 +188,8 @@ def load(name: str) -> Profile:
         tree = tomllib.loads(text.decode())
     except ValueError as error:
         raise OperatorError(f"{path}: {error}; expected TOML") from None
+    except RecursionError:
+        raise OperatorError(f"{path}: lists and tables are nested too deeply; expected the TOML of a profile") from None
     return parse(tree, str(path))
 
 
@@ -206,8 +223,9 @@ def _check(profile: Profile, source: str) -> None:
                 f"{source}: media.{name}: {mean:g} streams on lines with talk_s {profile.media.talk_s:g} and pause_s "
                 f"{profile.media.pause_s:g}; expected at most {MAX_LINES_OF_A_USER} lines of a user"
             )
-    late = [f"news.at_s {profile.news.at_s:g}"] if profile.news else []
-    late += [f"stages.at_s {stage.at_s:g}" for stage in profile.stages]
-    for what in late:
-        if float(what.split()[1]) >= profile.shape.seconds:
-            raise OperatorError(f"{source}: {what}: expected less than the test's {profile.shape.seconds:g} s")
+    times = [("news.at_s", profile.news.at_s)] if profile.news else []
+    times += [("stages.at_s", stage.at_s) for stage in profile.stages]
+    times += [("faults.at_s", fault.at_s) for fault in profile.faults]
+    for what, at_s in times:
+        if at_s >= profile.shape.seconds:
+            raise OperatorError(f"{source}: {what} {at_s:g}: expected less than the test's {profile.shape.seconds:g} s")

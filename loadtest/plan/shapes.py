@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# A week. What is longer is monitoring.
+# A week, for all of a test. What is longer is monitoring; and credentials for TURN are made for eight days.
 MAX_SECONDS = 7 * 86_400.0
 
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
@@ -32,13 +32,23 @@ class Shape(BaseModel):
     spike         ``base_percent`` stay; in the middle of ``hold_s`` all come for ``spike_s``
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: ShapeKind = ShapeKind.STEADY
     ramp_s: Seconds = 5.0
     hold_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 30.0
     base_percent: Annotated[float, Field(ge=0, le=100)] = 20.0
     spike_s: Seconds = 10.0
+
+    @model_validator(mode="after")
+    def _ends_within_a_week(self) -> Self:
+        # To the millisecond: sums of floats may be longer than what was asked for.
+        if round(self.seconds, 3) > MAX_SECONDS:
+            raise ValueError(
+                f"ramp_s {self.ramp_s:g} and hold_s {self.hold_s:g}: {self.seconds:g} s in all; expected at most "
+                f"{MAX_SECONDS:.0f} (a week)"
+            )
+        return self
 
     @property
     def seconds(self) -> float:

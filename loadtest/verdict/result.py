@@ -179,3 +179,5 @@ def load(path: Path) -> Result:
         raise OperatorError(f"{path}: {where}: {first['msg']}") from None
     except ValueError as error:
         raise OperatorError(f"{path}: {error}; expected JSON") from None
+    except RecursionError:
+        raise OperatorError(f"{path}: lists and objects are nested too deeply; expected a result") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from relay.catalog import Catalog, Service
-from relay.emulator.faults.kinds import KINDS, BadSetting, FaultSetting, Hop, Kind, Target, complete
+from relay.emulator.faults.kinds import BadSetting, FaultSetting, Hop, Kind, complete, regions_of, with_known_target
 from relay.timer import DeadlineTimer
 
 log = structlog.get_logger()
@@ -53,7 +53,7 @@ class FaultBoard:
     @property
     def regions(self) -> list[str]:
         """The regions that a fault may be limited to."""
-        return sorted({host.region for host in self._catalog.hosts if host.region is not None})
+        return regions_of(self._catalog)
 
     @property
     def hosts(self) -> list[str]:
@@ -80,7 +80,7 @@ class FaultBoard:
 
     def put(self, hop: Hop, kind: Kind, setting: FaultSetting) -> Fault:
         """Turn a fault on. Raises BadSetting for what cannot be, and then nothing has changed."""
-        setting = self._with_known_target(kind, complete(hop, kind, setting))
+        setting = with_known_target(self._catalog, kind, complete(hop, kind, setting))
         key = (hop, kind, setting.target)
         if key not in self._faults and len(self._faults) >= MAX_FAULTS:
             raise BadSetting("board", f"{MAX_FAULTS} faults are on.", "a DELETE of one first")
@@ -97,19 +97,6 @@ class FaultBoard:
     def clear(self) -> int:
         """Take off all. Returns how many there were."""
         return self._remove(list(self._faults))
-
-    def _with_known_target(self, kind: Kind, setting: FaultSetting) -> FaultSetting:
-        wanted, target = KINDS[kind].target, setting.target
-        if target is None:
-            return setting
-        host = self._catalog.find(target)
-        regions = self.regions
-        if wanted is not Target.REGION and host is not None:
-            return setting.model_copy(update={"target": host.name})
-        if wanted is not Target.HOST and target in regions:
-            return setting
-        expected = "a host of `relay catalog show`" if wanted is Target.HOST else ", ".join(regions)
-        raise BadSetting("body.target", f"The catalog does not have {target!r}.", expected)
 
     def _remove(self, keys: list[tuple[Hop, Kind, str | None]]) -> int:
         for key in keys:

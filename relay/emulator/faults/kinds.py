@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from relay.catalog import Catalog
 from relay.emulator.marks import Mark
 
 # A fault that is forgotten over a weekend is a day's work lost on Monday: none lasts longer, unless it has no end.
@@ -209,6 +210,25 @@ def complete(hop: Hop, kind: Kind, setting: FaultSetting) -> FaultSetting:
         raise BadSetting("body.target", f"{kind} needs a target.", spec.target)
     missing = {name: value for name, value in spec.defaults.items() if name not in given}
     return setting.model_copy(update=missing)
+
+
+def with_known_target(catalog: Catalog, kind: Kind, setting: FaultSetting) -> FaultSetting:
+    """The setting with its target as the catalog has it. Raises BadSetting for one that it does not have."""
+    wanted, target = KINDS[kind].target, setting.target
+    if target is None:
+        return setting
+    host, regions = catalog.find(target), regions_of(catalog)
+    if wanted is not Target.REGION and host is not None:
+        return setting.model_copy(update={"target": host.name})
+    if wanted is not Target.HOST and target in regions:
+        return setting
+    expected = "a host of `relay catalog show`" if wanted is Target.HOST else ", ".join(regions)
+    raise BadSetting("body.target", f"The catalog does not have {target!r}.", expected)
+
+
+def regions_of(catalog: Catalog) -> list[str]:
+    """The regions that a fault may be limited to."""
+    return sorted({host.region for host in catalog.hosts if host.region is not None})
 
 
 def takes_target(hop: Hop, spec: KindSpec) -> bool:

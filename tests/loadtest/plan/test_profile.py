@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,34 @@ def test_a_hoot_is_received_by_all() -> None:
         ({"news": {"at_s": 35}}, "t: news.at_s 35: expected less than the test's 35 s"),
         ({"targets": {"lab": {"server": "10.1.1.1"}}}, "t: targets.lab.server: '10.1.1.1': "),
         ({"targets": {"lab": {"server": "c9rest.xhoot.com:443"}}}, "belongs to the vendor"),
-        ({"faults": [{"hop": "../x", "kind": "stall"}]}, "t: faults.0.hop: '../x': "),
+        ({"faults": [{"hop": "../x", "kind": "stall"}]}, "t: faults.0.hop: '../x': Input should be 'web_proxy'"),
+        ({"faults": [{"hop": "cloud", "kind": "quake"}]}, "t: faults.0.kind: 'quake': Input should be 'udp_blocked'"),
+        (
+            {"faults": [{"hop": "cloud", "kind": "stall"}]},
+            "t: faults.0: stall does not happen at cloud. Expected: desk_udp or web_proxy.",
+        ),
+        (
+            {"faults": [{"hop": "web_proxy", "kind": "stall", "settings": {"percent": 5}}]},
+            "t: faults.0: stall at web_proxy has no percent. Expected: seconds.",
+        ),
+        (
+            {"faults": [{"hop": "web_proxy", "kind": "stall", "settings": {"seconds": -1}}]},
+            "t: faults.0: settings.seconds: Input should be greater than 0",
+        ),
+        (
+            {"faults": [{"hop": "cloud", "kind": "region_down", "settings": {"target": "mars"}}]},
+            "t: faults.0: The catalog does not have 'mars'. Expected: ",
+        ),
+        (
+            {"faults": [{"hop": "web_proxy", "kind": "stall", "at_s": 35}]},
+            "t: faults.at_s 35: expected less than the test's 35 s",
+        ),
+        ({"shape": {"hold_s": math.nan}}, "t: shape.hold_s: nan: Input should be a finite number"),
+        ({"warm_up_s": math.inf}, "t: warm_up_s: inf: "),
+        (
+            {"shape": {"ramp_s": 604_800, "hold_s": 1}},
+            "t: shape: ramp_s 604800 and hold_s 1: 604801 s in all; expected at most 604800 (a week)",
+        ),
         ({"thresholds": {"mos": 5}}, "t: thresholds.mos: 5: "),
     ],
 )
@@ -80,7 +108,12 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"users = ", "expected TOML"), (b"\xff", "expected TOML"), (b"#" * 70_000, "expected at most 65536 bytes")],
+    [
+        (b"users = ", "expected TOML"),
+        (b"\xff", "expected TOML"),
+        (b"#" * 70_000, "expected at most 65536 bytes"),
+        (b"x = " + b"[" * 60_000, "nested too deeply; expected the TOML of a profile"),
+    ],
 )
 def test_a_file_that_is_no_profile(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "bad.toml"
@@ -101,8 +134,12 @@ def test_other_numbers_are_checked_again() -> None:
     assert (small.users, small.shape.seconds) == (3, 8)
     with pytest.raises(OperatorError, match=r"the command line: users: 10001"):
         small.changed(users=10_001, seconds=None)
-    with pytest.raises(OperatorError, match="--seconds: 0"):
-        small.changed(users=None, seconds=0)
+    for seconds in (0, -1, math.nan, math.inf, 604_801):
+        with pytest.raises(
+            OperatorError, match=f"--seconds: {seconds}; expected more than 0, and at most 604800 .a week."
+        ):
+            small.changed(users=None, seconds=seconds)
+    assert small.changed(users=None, seconds=604_800).shape.seconds == 604_800
 
 
 def test_what_happens_within_a_test_happens_earlier_in_a_shorter_one() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from loadtest.plan.shapes import Shape, ShapeKind
+from loadtest.plan.shapes import MAX_SECONDS, Shape, ShapeKind
 
 
 def counts(shape: Shape, users: int) -> list[int | None]:
@@ -43,3 +44,13 @@ def test_another_length(seconds: float) -> None:
 
 def test_a_storm_comes_as_fast_as_it_says() -> None:
     assert Shape(kind=ShapeKind.STORM, ramp_s=10).rate_at(1000) == 100
+
+
+def test_all_of_a_test_takes_a_week_at_most() -> None:
+    """Not its ramp and what follows it, each for itself."""
+    assert MAX_SECONDS == 7 * 24 * 3600
+    assert Shape(ramp_s=MAX_SECONDS - 1, hold_s=1).seconds == MAX_SECONDS
+    with pytest.raises(ValidationError, match="604801 s in all; expected at most 604800"):
+        Shape(ramp_s=MAX_SECONDS, hold_s=1)
+    for ramp_s in (0.1, 0.3, 5.7, 1000.1):
+        assert Shape(ramp_s=ramp_s).lasting(MAX_SECONDS).seconds == pytest.approx(MAX_SECONDS)
