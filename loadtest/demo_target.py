@@ -27,6 +27,7 @@ from relay.emulator import fixtures
 from relay.emulator.lines import LineKind
 from relay.emulator.softphone.rest import Rest, open_http
 from relay.emulator.store.passwords import hash_password
+from relay.errors import OperatorError
 from relay.floor.relays import upstreams_up
 
 LINE = "sPK-20000001-{number:06}"
@@ -105,14 +106,25 @@ async def _input_ends() -> None:
 
 
 def main() -> None:
-    """The program."""
+    """The program. Exits with 2 for what the operator must act on, after a line that says it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--web-proxy", action="store_true", help="through the firm's web proxy, which faults make bad")
     wanted = parser.parse_args()
     logs.configure("error", "text")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(wanted.users, through_web_proxy=wanted.web_proxy))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(wanted.users, through_web_proxy=wanted.web_proxy))
+    except (OperatorError, OSError) as error:
+        # An OSError: no room for its files, or no folder that can be written.
+        sys.stderr.write(f"{_words_of(error)}\n")
+        raise SystemExit(2) from None
+
+
+def _words_of(error: OperatorError | OSError) -> str:
+    if isinstance(error, OperatorError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 if __name__ == "__main__":

@@ -4,38 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import IO
 
 from loadtest.plan.target import Target
-from relay.errors import RelayError
+from relay.errors import OperatorError, RelayError
 
 # It logs its users in, a few tens of milliseconds each.
 STARTS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 20.0
+DIES_WITHIN_S = 2.0
+OPERATOR_MUST_ACT = 2
 # This much is shown of what a failed process has said.
 MAX_WORDS = 2000
 
 
 @contextlib.contextmanager
 def demo_target(users: int, *, through_web_proxy: bool = False) -> Iterator[Target]:
-    """A relay on this machine with this many users. Raises RelayError if it does not start."""
+    """A relay on this machine with this many users. Raises RelayError if it does not start.
+
+    That is an OperatorError if the process says so, such as for a disk without room.
+    """
     arguments = ["--users", str(users), *(["--web-proxy"] if through_web_proxy else [])]
-    with tempfile.TemporaryFile("w+") as told, _process(arguments, told) as process:
+    # In memory: what it says of a full disk must have room.
+    with os.fdopen(os.memfd_create("told"), "w+", errors="replace") as told, _process(arguments, told) as process:
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], STARTS_WITHIN_S)
         line = process.stdout.readline() if ready else ""
         try:
             target = Target.model_validate(json.loads(line))
         except ValueError:
-            process.kill()
-            told.seek(0)
-            raise RelayError(f"the demo's relay did not start: {told.read(MAX_WORDS) or 'no answer'}") from None
+            raise _failure(process, told) from None
         yield target
+
+
+def _failure(process: subprocess.Popen[str], told: IO[str]) -> RelayError:
+    """Why it did not start. Its exit status says who must act, as that of ``relay`` does."""
+    status = None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        # One that has closed its output is about to end.
+        status = process.wait(DIES_WITHIN_S)
+    process.kill()
+    told.seek(0)
+    words = f"the demo's relay did not start: {told.read(MAX_WORDS).strip() or 'no answer'}"
+    return OperatorError(words) if status == OPERATOR_MUST_ACT else RelayError(words)
 
 
 @contextlib.contextmanager

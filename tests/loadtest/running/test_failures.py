@@ -143,10 +143,11 @@ def test_a_locustfile_that_is_broken(relay: Target, tmp_path: Path) -> None:
 
 
 def test_faults_need_a_cloud_that_has_them(relay: Target) -> None:
-    profile = small(faults=[{"hop": "web_proxy", "kind": "earthquake"}])
+    profile = small(faults=[{"hop": "web_proxy", "kind": "stall"}])
     with pytest.raises(OperatorError, match="the target names no cloud"):
         Faults(profile, Target.model_validate({"server": "127.0.0.1:9"}))
-    with Faults(profile, relay) as faults, pytest.raises(OperatorError, match="earthquake"):
+    elsewhere = relay.model_copy(update={"control": f"{relay.control}/elsewhere"})
+    with Faults(profile, elsewhere) as faults, pytest.raises(OperatorError, match="stall: 404"):
         faults.look(0)
 
 
@@ -155,3 +156,18 @@ def test_a_demo_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RelayError, match="the demo's relay did not start"), demo_target(2):
         pass
+
+
+def test_a_demo_without_room_for_its_files(full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for one page: enough to choose the folder, and not for the files of the cloud."""
+    ballast = full_disk / "ballast"
+    with pytest.raises(OSError, match=NO_ROOM):
+        ballast.write_bytes(bytes(1 << 20))
+    os.truncate(ballast, ballast.stat().st_size - os.sysconf("SC_PAGESIZE"))
+    monkeypatch.setenv("TMPDIR", str(full_disk))
+    with (
+        pytest.raises(OperatorError, match=rf"the demo's relay did not start: {full_disk}\S*: {NO_ROOM}$"),
+        demo_target(2),
+    ):
+        pass
+    assert list(full_disk.iterdir()) == [ballast]

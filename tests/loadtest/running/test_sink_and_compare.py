@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from loadtest.commands import app
 from loadtest.plan import profile as profiles
+from loadtest.running import targets
 from loadtest.verdict.result import Result
 from relay.errors import OperatorError
 from tests.loadtest.running.driver import RELAY
@@ -57,6 +58,10 @@ def test_a_sink_whose_port_is_taken() -> None:
         ran("sink", "--listen", "nowhere")
     with pytest.raises(OperatorError, match=r"192\.0\.2\.1:1: expected the hosts that may send to it"):
         ran("sink", "--listen", "192.0.2.1:1")
+    # What comes from there would be load on the way back.
+    for sender in ("52.58.127.241", "::ffff:52.58.127.241"):
+        with pytest.raises(OperatorError, match=r"sink: --from 52\.58\.127\.241: belongs to the vendor"):
+            ran("sink", "--listen", "192.0.2.1:1", "--from", sender)
 
 
 def test_two_results_are_compared(tmp_path: Path) -> None:
@@ -70,6 +75,9 @@ def test_two_results_are_compared(tmp_path: Path) -> None:
     assert ran("compare", RESULT, RESULT)[0] == 0
     other.write_text(json.dumps({"format": "something/2"}))
     with pytest.raises(OperatorError, match="expected a result with format"):
+        ran("compare", RESULT, other)
+    other.write_text('{"format":' + "[" * 100_000)
+    with pytest.raises(OperatorError, match=rf"{other}: lists and objects are nested too deeply; expected a result"):
         ran("compare", RESULT, other)
 
 
@@ -89,8 +97,61 @@ def test_profiles_are_listed() -> None:
         (("desk", "--target", "127.0.0.1:1", "-o", "/dev/full"), "/dev/full: .*expected a folder for the report"),
         (("desk", "--locustfile", "/nowhere.py"), "--locustfile /nowhere.py: expected a file"),
         (("nonesuch",), "profile nonesuch: "),
+        (("desk", "--seconds", "inf"), "--seconds: inf; expected more than 0, and at most 604800"),
+        (("desk", "--carrier", "pigeon"), "--target demo: carrier: expected one of tls"),
+        (("desk", "--far", "127.0.0.1:1"), "--target demo: has its own cloud and relay, so --far would say nothing"),
+        (
+            ("desk", "--target", "127.0.0.1:1", "--ca", "/nowhere.pem"),
+            "/nowhere.pem: No such file or directory; expected",
+        ),
+        (
+            ("desk", "--target", "127.0.0.1:1", "--carrier", "connect-udp"),
+            "carrier connect-udp: asks for a TURN server",
+        ),
+        (("desk", "--target", "127.0.0.1:1", "--peer", "127.0.0.1:0", "--sink", "127.0.0.1:1"), "--peer and --sink: "),
+        (("desk", "--target", "127.0.0.1:1", "--peer", "192.0.2.1:0"), "peer 192.0.2.1: .*expected an address of this"),
+        (("desk", "--target", "127.0.0.1:1", "--sink", "192.0.2.1:1"), "sink 192.0.2.1: not on this machine"),
+        (("floor-quiet", "--target", "127.0.0.1:1", "--metrics", "http://192.0.2.1"), "metrics 192.0.2.1: not on this"),
+        (("bad-proxy", "--target", "127.0.0.1:1"), "the profile has faults, but the target names no cloud"),
+        (("desk", "--web", "nonsense"), "--web 'nonsense': expected host:port"),
+        (("desk", "--web", "0.0.0.0:8089"), "--web 0.0.0.0:8089: the page starts and stops load, and has no password"),
+        (
+            ("desk", "--target", "127.0.0.1:1", "--worker", "--web", "127.0.0.1:8089"),
+            "--web and --worker: expected one",
+        ),
     ],
 )
-def test_a_mistake_starts_nothing(arguments: tuple[str, ...], words: str) -> None:
+def test_a_mistake_starts_nothing(
+    arguments: tuple[str, ...], words: str, nothing_starts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(OperatorError, match=words):
         ran("run", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("the demo was started")
+
+    monkeypatch.setattr(targets, "demo_target", start)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--carrier", "tls", "--carrier", "pigeon"), "--target demo: carrier: expected one of tls"),
+        (("--target", "demo", "--target", "127.0.0.1:1"), "--target 127.0.0.1:1: expected a name of a-z"),
+        (("--target", "demo", "--target", "a=10.0.0.5:443"), "--target 10.0.0.5:443: server 10.0.0.5: not on this"),
+        (("--far", "127.0.0.1:1"), "--target demo: has its own cloud and relay"),
+        (("--target", "a=127.0.0.1:1", "--carrier", "connect-udp"), "carrier connect-udp: asks for a TURN server"),
+    ],
+)
+def test_a_mistake_measures_nothing(
+    arguments: tuple[str, ...], words: str, nothing_starts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OperatorError, match=words):
+        ran("capacity", *arguments)
+    assert not list(tmp_path.iterdir())
