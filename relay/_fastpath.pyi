@@ -1,6 +1,6 @@
 from typing import Self, final
 
-from relay.plane.api import PlaneSettings
+from relay.plane.settings import PlaneSettings
 
 _Histogram = tuple[list[tuple[int, int]], int]
 _Counters = tuple[int, ...]

@@ -1,7 +1,7 @@
 """What clients may take of the relay, and how long it waits for clients, for upstreams, and for calls when it stops.
 
-A bound of the data plane with the same name in ``relay.plane.api.PlaneSettings`` reaches it by that name. The others
-are listed in ``relay.gateway.app.plane_settings``.
+A bound of the data plane with the same name in ``relay.plane.settings.PlaneSettings`` reaches it by that name. The
+others are listed in ``relay.gateway.app.plane_settings``.
 """
 
 from __future__ import annotations

@@ -54,7 +54,6 @@ from relay.plane.api import (
     Event,
     HttpOpened,
     Plane,
-    PlaneSettings,
     StunReceived,
     TextReceived,
     TurnOpened,
@@ -63,6 +62,7 @@ from relay.plane.api import (
 from relay.plane.certificates import ServerCertificate
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
+from relay.plane.settings import PlaneSettings
 from relay.rate_limit import RateLimit
 from relay.tasks import Tasks
 

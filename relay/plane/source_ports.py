@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from relay.addresses import Address
-from relay.plane.api import PlaneSettings
+from relay.plane.settings import PlaneSettings
 from relay.sockaddr import pack_sockaddr, to_sockaddr
 
 # How long a port rests when nobody knows the lifetime of the allocation there (RFC 8656 section 3.2: the default).

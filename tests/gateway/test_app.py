@@ -26,7 +26,8 @@ from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway
 from relay.gateway.routing.upstreams import Health
-from relay.plane.api import CloseReason, ConnectionId, PlaneSettings, TextReceived
+from relay.plane.api import CloseReason, ConnectionId, TextReceived
+from relay.plane.settings import PlaneSettings
 from relay.quality.stream import Direction
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay, settings_tree, write_config

@@ -20,10 +20,10 @@ from relay.plane.api import (
     CloseReason,
     ConnectionId,
     DropReason,
-    PlaneSettings,
     Traffic,
     TurnOpened,
 )
+from relay.plane.settings import PlaneSettings
 from relay.wire.capsule import build_datagram
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.stun import (

@@ -19,12 +19,12 @@ from relay.plane.api import (
     ConnectionId,
     DropReason,
     HandshakeFailure,
-    PlaneSettings,
     Traffic,
     TurnOpened,
 )
 from relay.plane.certificates import ALPN_PROTOCOLS, read_certificate, read_certificates
 from relay.plane.reference.turn_flow import MAX_FRESH_PORTS
+from relay.plane.settings import PlaneSettings
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import (
     AttributeType,

@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 
 import relay
-from relay.plane.api import Carrier, CloseReason, DropReason, PlaneSettings, Totals, Traffic
+from relay.plane.api import Carrier, CloseReason, DropReason, Totals, Traffic
 from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
 from relay.plane.compiled.numbers import CARRIERS, DROPS, FAULTS, REASONS, TAP_DIRECTIONS, TAP_LOCAL, TRAFFICS, Notice
+from relay.plane.settings import PlaneSettings
 from relay.wire.stream import FramingFault
 
 ROOT = Path(relay.__file__).parent

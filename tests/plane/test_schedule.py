@@ -14,8 +14,9 @@ import pytest
 
 from relay._fastpath import live_objects
 from relay.addresses import Address
-from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, PlaneSettings, Snapshot, Totals, Traffic
+from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, Snapshot, Totals, Traffic
 from relay.plane.reference.traffic import traffic_of
+from relay.plane.settings import PlaneSettings
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data, pad
 from relay.wire.rtp import RtpHeader, build_packet

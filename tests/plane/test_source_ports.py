@@ -12,7 +12,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.plane import source_ports
-from relay.plane.api import PlaneSettings
+from relay.plane.settings import PlaneSettings
 from relay.plane.source_ports import IP_MTU_DISCOVER, IP_PMTUDISC_DO, MAX_PICKS, SourcePorts, target_of
 
 

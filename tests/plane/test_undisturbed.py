@@ -29,7 +29,6 @@ from relay.plane.api import (
     ConnectionId,
     EventSink,
     HandshakeFailure,
-    PlaneSettings,
     StunReceived,
     TextReceived,
     TurnOpened,
@@ -39,6 +38,7 @@ from relay.plane.certificates import ServerCertificate, read_certificate
 from relay.plane.compiled.numbers import Notice
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.reserve import RESERVED_DESCRIPTORS
+from relay.plane.settings import PlaneSettings
 from relay.wire.channeldata import build_channel_data
 from relay.wire.stun import MessageClass, Method
 from tests.support.benches.plane import Bench, bounds, commands_are_taken, exchange, plane_bench
@@ -357,9 +357,9 @@ START_AND_STOP = """
 import asyncio, sys, uvloop
 from pathlib import Path
 from relay.addresses import Address
-from relay.plane.api import PlaneSettings
 from relay.plane.certificates import Certificate, read_certificate
 from relay.plane.compiled.plane import CompiledPlane
+from relay.plane.settings import PlaneSettings
 
 async def main():
     # A slow machine is no mistake of ours.

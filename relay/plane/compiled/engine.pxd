@@ -156,8 +156,8 @@ cdef struct FlowRecord:
     int64_t allocated_us        # until the allocation ends; 0 if there is none
     Counters counters
 
-# The bounds of relay.plane.api.PlaneSettings under their names there, with times in microseconds: a field here takes
-# the value of the setting without being listed anywhere else (Worker.configure).
+# The bounds of relay.plane.settings.PlaneSettings under their names there, with times in microseconds: a field here
+# takes the value of the setting without being listed anywhere else (Worker.configure).
 cdef struct Bounds:
     int64_t handshake_timeout_us
     int64_t first_bytes_timeout_us

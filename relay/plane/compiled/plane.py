@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from relay._fastpath import SharedState, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
-from relay.plane.api import Carrier, CloseReason, ConnectionId, EventSink, PlaneSettings, Snapshot, Tap, Upstream
+from relay.plane.api import Carrier, CloseReason, ConnectionId, EventSink, Snapshot, Tap, Upstream
 from relay.plane.certificates import ServerCertificate
 from relay.plane.compiled.connections import Connections, Flow
 from relay.plane.compiled.events import NoticeReader, client_of
@@ -26,6 +26,7 @@ from relay.plane.compiled.snapshots import Snapshots
 from relay.plane.compiled.tap import FlowTap
 from relay.plane.endings import is_exhausted, reason_without_socket
 from relay.plane.listening import open_listeners
+from relay.plane.settings import PlaneSettings
 from relay.plane.source_ports import SourcePorts, target_of
 from relay.quality.meter import clock_table
 from relay.sockaddr import from_sockaddr, pack_sockaddr

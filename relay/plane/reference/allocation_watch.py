@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from relay.plane.api import CloseReason, PlaneSettings
+from relay.plane.api import CloseReason
+from relay.plane.settings import PlaneSettings
 from relay.plane.reference.allocation import Allocation
 
 # RFC 9298 section 3.1: a proxy keeps a flow for two minutes at least.

@@ -19,7 +19,6 @@ from relay.plane.api import (
     Event,
     EventSink,
     HandshakeFailure,
-    PlaneSettings,
     Snapshot,
     Tap,
     Totals,
@@ -34,6 +33,7 @@ from relay.plane.reference.media import Media
 from relay.plane.reference.reserve import Reserve
 from relay.plane.reference.session_media import SessionMedia
 from relay.plane.reference.tls import ServerContexts
+from relay.plane.settings import PlaneSettings
 from relay.plane.source_ports import SourcePorts
 from relay.quality.meter import clock_table
 from relay.tasks import Tasks

@@ -14,8 +14,8 @@ from relay.demo.wan.netns import Namespace, refusal
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Health
-from relay.plane.api import PlaneSettings
 from relay.plane.certificates import read_certificate
+from relay.plane.settings import PlaneSettings
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import running_relay
 from tests.support.benches.plane import PLANES

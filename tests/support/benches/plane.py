@@ -26,13 +26,13 @@ from relay.plane.api import (
     FlowSnapshot,
     HttpOpened,
     Plane,
-    PlaneSettings,
     TurnOpened,
     Upstream,
 )
 from relay.plane.certificates import Certificate, ServerCertificate, read_certificate
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.plane import ReferencePlane
+from relay.plane.settings import PlaneSettings
 from relay.wire.channeldata import build_channel_data
 from tests.support.messages import HELLO
 from tests.support.peers.forging_client import ForgingClient

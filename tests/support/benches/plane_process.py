@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relay.addresses import Address
-from relay.plane.api import Event, HttpOpened, Plane, PlaneSettings, TurnOpened, Upstream
+from relay.plane.api import Event, HttpOpened, Plane, TurnOpened, Upstream
 from relay.plane.certificates import Certificate, read_certificate
+from relay.plane.settings import PlaneSettings
 from tests.support.benches.plane import PLANES
 
 
