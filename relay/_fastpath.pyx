@@ -15,9 +15,9 @@ from libc.string cimport memcpy, memset
 from relay.plane.compiled.engine cimport (
     CHUNK, DATAGRAMS_A_TURN, DATAGRAM_BYTES, DATAGRAM_ROOM, DROPS, FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS,
     FLOW_RELEASES, OP_ADMIT, OP_ADOPT, OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN,
-    OP_MOVE, OP_REFUSE, OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN,
-    OP_UNTAP, OP_UPGRADE, REASONS, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Counters,
-    Engine, Event, FlowRecord, Shared,
+    OP_MOVE, OP_NETWORKS, OP_REFUSE, OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY,
+    OP_UNLISTEN, OP_UNTAP, OP_UPGRADE, REASONS, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection,
+    Counters, Engine, Event, FlowRecord, Shared,
 )
 from relay.plane.compiled.slots cimport ON_COMMAND, at, close_open, find, watch
 from relay.plane.compiled.counting cimport add_counters
@@ -77,7 +77,7 @@ cdef int learn_close_codes(Shared* shared) except -1:
 
 
 cdef class SharedState:
-    """What the workers of one plane share: how many connections there are, in total and from each source."""
+    """What the workers of one plane share: how many connections there are, and how fast they come."""
 
     cdef Shared* shared
 
@@ -252,6 +252,7 @@ cdef class Worker:
         close_ring(&e.commands)
         close_ring(&e.events)
         free(e.datagrams)
+        free(e.networks)
         free(e)
 
     @property
@@ -327,6 +328,10 @@ cdef class Worker:
         cdef Bounds bounds = by_name(settings)
         cdef bytes copied = (<char*> &bounds)[:sizeof(bounds)]
         self.send(OP_CONFIGURE, 0, -1, 0, copied)
+
+    def use_networks(self, bytes entries not None) -> None:
+        """Judge newcomers by these networks: see ``relay.plane.networks.ClientNetworks.pack``."""
+        self.send(OP_NETWORKS, 0, -1, 0, entries)
 
     def listen(self, int fd) -> None:
         """Accept on a listening socket, which is the worker's from here."""
@@ -492,6 +497,11 @@ cdef class Worker:
         """True while the flow has an allocation; False also for a connection that is gone."""
         cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
         return c != NULL and c.state == STATE_MEDIA and c.allocated_until_us > posix.monotonic_us()
+
+    def carries(self, identity) -> bool:
+        """True for a flow that has an allocation, or media over CONNECT-UDP."""
+        cdef Connection* c = find(self.engine, <uint64_t> identity & 0x00FFFFFFFFFFFFFF)
+        return c != NULL and c.state == STATE_MEDIA and (c.allocated_until_us != 0 or c.heard_media_us != 0)
 
     def moves(self, identity) -> int:
         """How often a session has moved, as far as its worker has come."""

@@ -60,7 +60,10 @@ class CloseReason(StrEnum):
     NO_UPSTREAM = "no_upstream"
     # Ours
     HTTP_CLOSED = "http_closed"
+    NETWORK_REFUSED = "network_refused"  # by the lists of networks
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    TOO_MANY_HANDSHAKES = "too_many_handshakes"  # in a second
+    TOO_MANY_FLOWS = "too_many_flows"  # without an allocation, of one source
     NO_DESCRIPTORS = "no_descriptors"
     CONTROL_TIMEOUT = "control_timeout"  # control did not answer within ``control_timeout_s``, or takes no messages
     NOT_ENTITLED = "not_entitled"  # refused: by policy, or a session's Allocate by its upstream (4xx, also 440)
@@ -481,6 +484,9 @@ class Plane(Protocol):
 
     def allocated(self, connection: ConnectionId) -> bool:
         """True while a flow has an allocation that the upstream has granted and whose lifetime has not passed."""
+
+    def carries(self, connection: ConnectionId) -> bool:
+        """True for a flow that has an allocation, or over CONNECT-UDP has heard anything but STUN from its peer."""
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection; what is already written still leaves."""

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from relay.addresses import IpNetwork
+from relay.plane.networks import ClientNetworks
 from relay.turn.transactions import RTO_S
 
 
 @dataclass(frozen=True, slots=True)
 class PlaneSettings:
-    """Source addresses, then bounds (listed again as Bounds in compiled/engine.pxd); 0 connections: "no bound"."""
+    """Source addresses and networks, then bounds (listed again as Bounds in compiled/engine.pxd).
+
+    For a number of connections or handshakes, 0 means "no bound".
+    """
 
     # The source of UDP towards upstreams, for each family; None lets the route decide.
     source_ipv4: str | None = None
     source_ipv6: str | None = None
+    # Networks of clients. Only these are served, all if there are none; and of them those not that are denied.
+    allowed_clients: tuple[IpNetwork, ...] = ()
+    denied_clients: tuple[IpNetwork, ...] = ()
+    # The bounds on one source do not count for these: a web proxy brings a whole firm from one address.
+    exempt_clients: tuple[IpNetwork, ...] = ()
     # A handshake takes two round trips; ten seconds is what a slow proxy may add.
     handshake_timeout_s: float = 10.0
     first_bytes_timeout_s: float = 10.0
@@ -30,7 +40,12 @@ class PlaneSettings:
     # A request that the upstream leaves unanswered for this long is sent again (RFC 8489 section 6.2.1, RTO).
     initial_rto_s: float = RTO_S
     max_connections: int = 20_000
+    # A source is an IPv4 address, or the network (/64) of an IPv6 address.
     max_connections_per_source: int = 0
+    # So many connections may begin a handshake in a second, and as many at once. Those of one source that are too fast
+    # are closed. Those of all wait, except adopted ones, which are closed, too.
+    handshakes_per_second: int = 0
+    handshakes_per_second_per_source: int = 0
     # Media (RTCP, too) that has waited for its client for longer is dropped, the oldest first. A jitter buffer would
     # drop it too.
     max_media_age_s: float = 0.2
@@ -53,3 +68,7 @@ class PlaneSettings:
     playout_deadline_s: float = 0.06
     # Clocks of payload types that RFC 3551 does not fix. The clocks of all others are guessed.
     payload_clocks: Mapping[int, int] = field(default_factory=dict)
+
+    def networks(self) -> ClientNetworks:
+        """The lists of networks, to judge clients by."""
+        return ClientNetworks(self.allowed_clients, self.denied_clients, self.exempt_clients)

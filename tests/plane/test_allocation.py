@@ -19,6 +19,7 @@ from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_
 from tests.support.messages import HELLO, allocated, answer, stun
 from tests.support.peers.carriers import binary, carried
 from tests.support.peers.tls_client import TlsClient
+from tests.support.waiting import becomes
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -198,3 +199,33 @@ async def test_a_session_is_controls(make: MakePlane, tmp_path: Path) -> None:
             await bench.upstream.expect(HELLO)
             assert (await bench.closed()).reason is CloseReason.NO_ALLOCATION
         assert bench.plane.snapshot().connections
+
+
+# What control can ask
+
+
+@every_carrier
+async def test_a_flow_carries_something_once_it_has_an_allocation(
+    make: MakePlane, tmp_path: Path, carrier: Carrier
+) -> None:
+    async with plane_bench(make, tmp_path) as bench:
+        async with caller(bench, carrier) as client:
+            await client.send(HELLO)
+            await bench.upstream.expect(HELLO)
+            [flow] = bench.plane.snapshot().flows
+            assert not bench.plane.carries(flow.connection)
+            await allocate(bench, client)
+            await becomes(lambda: bench.plane.carries(flow.connection), True)
+        await bench.closed()
+        assert not bench.plane.carries(flow.connection)
+
+
+async def test_media_over_connect_udp_needs_no_allocation(make: MakePlane, tmp_path: Path) -> None:
+    async with plane_bench(make, tmp_path) as bench, caller(bench, Carrier.CONNECT_UDP) as client:
+        await client.send(VOICE)
+        address = await bench.upstream.expect(VOICE)
+        [flow] = bench.plane.snapshot().flows
+        bench.upstream.send(address, answer(BINDING))
+        assert not bench.plane.carries(flow.connection)
+        bench.upstream.send(address, VOICE)
+        await becomes(lambda: bench.plane.carries(flow.connection), True)

@@ -13,6 +13,7 @@ import relay
 from relay.plane.api import Carrier, CloseReason, DropReason, Totals, Traffic
 from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
 from relay.plane.compiled.numbers import CARRIERS, DROPS, FAULTS, REASONS, TAP_DIRECTIONS, TAP_LOCAL, TRAFFICS, Notice
+from relay.plane.networks import NetworkKind
 from relay.plane.settings import PlaneSettings
 from relay.wire.stream import FramingFault
 
@@ -142,7 +143,13 @@ def test_counters_are_in_the_order_of_totals() -> None:
 def test_bounds_are_called_after_the_settings() -> None:
     """The workers take each setting by its name; the sources of UDP are Python's alone."""
     names = [name.removesuffix("us") + "s" if name.endswith("_us") else name for name in fields_of("Bounds")]
-    assert {*names, "source_ipv4", "source_ipv6"} == set(PlaneSettings.__dataclass_fields__)
+    own = {"source_ipv4", "source_ipv6"}
+    networks = {"allowed_clients", "denied_clients", "exempt_clients"}  # a list each, see below
+    assert {*names, *own, *networks} == set(PlaneSettings.__dataclass_fields__)
+
+
+def test_lists_of_networks_have_one_number_on_both_sides() -> None:
+    assert prefixed("NETWORK_") == {kind.name: kind.value for kind in NetworkKind}
 
 
 def test_the_words_for_a_bad_hello_are_known() -> None:

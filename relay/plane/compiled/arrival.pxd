@@ -1,12 +1,13 @@
 # How a connection begins: it is accepted and does its TLS handshake. If ALPN says that it speaks TURN, it then waits
 # for control, which gives it an upstream.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp
 
 from relay.plane.compiled.engine cimport (
-    NOTICE_TURN_OPENED, PLAIN_BYTES, REASON_HANDSHAKE_FAILED, REASON_NO_DESCRIPTORS, REASON_TOO_MANY_CONNECTIONS,
-    STATE_DECIDING, STATE_HANDSHAKE, STATE_WAITING, Connection, Engine,
+    NOTICE_TURN_OPENED, PLAIN_BYTES, REASON_HANDSHAKE_FAILED, REASON_NETWORK_REFUSED, REASON_NO_DESCRIPTORS,
+    REASON_TOO_MANY_CONNECTIONS, REASON_TOO_MANY_HANDSHAKES, STATE_DECIDING, STATE_HANDSHAKE, STATE_WAITING,
+    Connection, Engine,
 )
 from relay.plane.compiled.slots cimport (
     ON_LISTENER, ON_TCP, mark, queue_notice, run_again, take_slot, unread, watch, watch_client,
@@ -19,14 +20,19 @@ from relay.plane.compiled.leaves.buffer cimport append
 from relay.plane.compiled.leaves.contexts cimport lower
 from relay.plane.compiled.leaves.hello cimport HELLO_GOOD, take_hello, words_of
 from relay.plane.compiled.leaves.live cimport LIVE_CONNECTIONS, LIVE_SESSIONS, LIVE_SOCKETS, count_live
+from relay.plane.compiled.leaves.networks cimport NETWORK_EXEMPT, is_listed, is_mapped, is_refused
 from relay.plane.compiled.leaves.reserve cimport RESERVED_DESCRIPTORS, fill, give_up, hand_on
 from relay.plane.compiled.leaves.ring cimport relay_add
-from relay.plane.compiled.leaves.sources cimport SOURCE_BYTES, enter_source, pthread_mutex_trylock, pthread_mutex_unlock
+from relay.plane.compiled.leaves.sources cimport (
+    ENTRY_TOO_FAST, ENTRY_TOO_MANY, SOURCE_BYTES, Entry, enter_source, next_handshake_us, pthread_mutex_trylock,
+    pthread_mutex_unlock, take_handshake,
+)
 from relay.plane.compiled.leaves.wire cimport end_hello, lay_wire
 
 cdef enum:
     ACCEPTS_A_TURN = 16
     ACCEPT_PAUSE_US = 100000        # when descriptors have run out
+    SUBNET_BYTES = 8                # of an IPv6 address: a client can use any number of addresses within its network
     KEEPALIVE_IDLE_S = 60
     KEEPALIVE_INTERVAL_S = 10
     KEEPALIVE_PROBES = 3
@@ -46,6 +52,11 @@ cdef inline void watch_listeners(Engine* e, bint accepting) noexcept nogil:
         watch(e, posix.EPOLL_CTL_MOD, e.listeners[i], wanted, <uint64_t> ON_LISTENER << 56 | i)
 
 
+cdef inline void pause_listeners(Engine* e, int64_t until_us) noexcept nogil:
+    watch_listeners(e, False)
+    e.accept_again_us = until_us
+
+
 # A newcomer is accepted only with all the descriptors that it will need. Until then it waits in the kernel's queue, and
 # running calls go on. If control or another worker holds the lock, this worker does not wait: epoll reports the
 # listener again in the next turn.
@@ -58,20 +69,25 @@ cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
     pthread_mutex_unlock(&e.shared.descriptors)
 
 
-# Returns False if nobody else waits, or there are no descriptors.
+# Returns False if nobody else waits, or newcomers are to wait for a while.
 cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
     cdef int fd = -1
+    cdef int64_t next_us = 0
     # Once the client has reset the connection, nobody but accept4 knows its address.
     cdef posix.sockaddr_storage client
     cdef posix.socklen_t size = sizeof(client)
     cdef Connection* c
+    if e.bounds.handshakes_per_second:
+        next_us = next_handshake_us(&e.shared.sources, e.bounds.handshakes_per_second)
+    if next_us > e.now_us:
+        pause_listeners(e, next_us)
+        return False
     if fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS):
         fd = posix.accept4(listener, <posix.sockaddr*> &client, &size, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
     if fd < 0:
         if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
             give_up(&e.reserve)
-            watch_listeners(e, False)
-            e.accept_again_us = e.now_us + ACCEPT_PAUSE_US
+            pause_listeners(e, e.now_us + ACCEPT_PAUSE_US)
         return False
     c = welcome(e, fd, <const uint8_t*> &client, <uint32_t> size)
     if c != NULL and c.state == STATE_HANDSHAKE:
@@ -79,12 +95,12 @@ cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
     return True
 
 
-# Makes a connection of a socket, and ends it at once if there are too many. Returns NULL if there is no slot. The client
-# is whom control names, as a sockaddr, or else the other end of the socket.
+# Makes a connection of a socket, and ends it at once if it is refused. Returns NULL if there is no slot. The client is
+# whom control names, as a sockaddr, or else the other end of the socket.
 cdef inline Connection* welcome(Engine* e, int fd, const uint8_t* client, uint32_t client_size) noexcept nogil:
     cdef posix.socklen_t size = sizeof(posix.sockaddr_storage)
     cdef Connection* c = take_slot(e)
-    cdef bint room
+    cdef int refused
     if c == NULL:
         posix.close(fd)
         return NULL
@@ -100,13 +116,9 @@ cdef inline Connection* welcome(Engine* e, int fd, const uint8_t* client, uint32
         memcpy(&c.client, client, client_size)
     else:
         posix.getpeername(fd, <posix.sockaddr*> &c.client, &size)
-    read_source(c)
-    room = relay_add(&e.shared.connections, 1) <= e.bounds.max_connections or e.bounds.max_connections == 0
-    if room and e.bounds.max_connections_per_source:
-        c.counted = enter_source(&e.shared.sources, c.source, <uint32_t> e.bounds.max_connections_per_source)
-        room = c.counted
-    if not room:
-        end(e, c, REASON_TOO_MANY_CONNECTIONS)
+    refused = judge_newcomer(e, c, relay_add(&e.shared.connections, 1))
+    if refused >= 0:
+        end(e, c, refused)
         return c
     c.contexts = e.contexts
     c.contexts.references += 1
@@ -120,16 +132,53 @@ cdef inline Connection* welcome(Engine* e, int fd, const uint8_t* client, uint32
     return c
 
 
-# The client's address as the table of sources has it: IPv4 is mapped into IPv6.
-cdef inline void read_source(Connection* c) noexcept nogil:
-    cdef const uint8_t* address = <const uint8_t*> &c.client
-    cdef uint16_t family = (<uint16_t*> address)[0]
-    memset(c.source, 0, SOURCE_BYTES)
+# Returns why a newcomer is refused, or -1. It is one of so many connections, itself included.
+cdef inline int judge_newcomer(Engine* e, Connection* c, int64_t connections) noexcept nogil:
+    cdef uint8_t[SOURCE_BYTES] address
+    read_address(c, address)
+    memcpy(c.source, address, SOURCE_BYTES)
+    if not is_mapped(address):
+        memset(c.source + SUBNET_BYTES, 0, SOURCE_BYTES - SUBNET_BYTES)
+    if is_refused(e.networks, e.networks_size, address):
+        return REASON_NETWORK_REFUSED
+    if 0 < e.bounds.max_connections < connections:
+        return REASON_TOO_MANY_CONNECTIONS
+    if not is_listed(e.networks, e.networks_size, NETWORK_EXEMPT, address):
+        return judge_source(e, c)
+    return judge_pace(e)
+
+
+# The same for the bounds on one source.
+cdef inline int judge_source(Engine* e, Connection* c) noexcept nogil:
+    cdef int64_t bound = e.bounds.max_connections_per_source, per_second = e.bounds.handshakes_per_second_per_source
+    cdef Entry entry
+    if bound or per_second:
+        entry = enter_source(&e.shared.sources, c.source, e.now_us, bound, per_second, &c.counted)
+        if entry == ENTRY_TOO_MANY:
+            return REASON_TOO_MANY_CONNECTIONS
+        if entry == ENTRY_TOO_FAST:
+            return REASON_TOO_MANY_HANDSHAKES
+    return judge_pace(e)
+
+
+# The same for the handshakes of all. Those that are accepted here have waited for theirs already.
+cdef inline int judge_pace(Engine* e) noexcept nogil:
+    cdef int64_t per_second = e.bounds.handshakes_per_second
+    if per_second and not take_handshake(&e.shared.sources, e.now_us, per_second):
+        return REASON_TOO_MANY_HANDSHAKES
+    return -1
+
+
+# The client's address; IPv4 is mapped into IPv6.
+cdef inline void read_address(Connection* c, uint8_t* address) noexcept nogil:
+    cdef const uint8_t* given = <const uint8_t*> &c.client
+    cdef uint16_t family = (<uint16_t*> given)[0]
+    memset(address, 0, SOURCE_BYTES)
     if family == posix.AF_INET6:
-        memcpy(c.source, address + 8, 16)
+        memcpy(address, given + 8, 16)
     else:
-        c.source[10] = c.source[11] = 0xFF
-        memcpy(c.source + 12, address + 4, 4)
+        address[10] = address[11] = 0xFF
+        memcpy(address + 12, given + 4, 4)
 
 
 cdef inline void configure_socket(int fd) noexcept nogil:

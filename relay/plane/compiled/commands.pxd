@@ -5,10 +5,10 @@ from libc.string cimport memcpy
 
 from relay.plane.compiled.engine cimport (
     FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS, FLOW_RELEASES, NOTICE_ADOPTED, OP_ADMIT, OP_ADOPT, OP_ANSWER,
-    OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN, OP_MOVE, OP_REFUSE, OP_RELEASE, OP_REPLACE,
-    OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE, REASON_CLIENT_CLOSED,
-    REASON_NO_DESCRIPTORS, REASON_STOPPED, REASON_UPSTREAM_UNREACHABLE, STATE_FREE, STATE_HANDSHAKE, STATE_HTTP,
-    STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Engine,
+    OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN, OP_MOVE, OP_NETWORKS, OP_REFUSE, OP_RELEASE,
+    OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE,
+    REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, REASON_STOPPED, REASON_UPSTREAM_UNREACHABLE, STATE_FREE,
+    STATE_HANDSHAKE, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Engine,
 )
 from relay.plane.compiled.slots cimport ON_LISTENER, at, close_open, find, queue_notice, run_again, watch
 from relay.plane.compiled.wheel cimport arm, clear_deadline
@@ -52,6 +52,10 @@ cdef inline void on_command(Engine* e, Command* command) noexcept nogil:
         return
     elif command.op == OP_CONFIGURE:
         memcpy(&e.bounds, command.data, sizeof(Bounds))
+    elif command.op == OP_NETWORKS:
+        free(e.networks)
+        e.networks, e.networks_size = <uint8_t*> command.data, command.size
+        return
     elif command.op == OP_TICKET_KEY:
         e.ticket_keys.has_previous = e.ticket_keys.has_current
         e.ticket_keys.has_current = True

@@ -53,7 +53,10 @@ cdef enum:
     REASON_UPSTREAM_SILENT
     REASON_NO_UPSTREAM
     REASON_HTTP_CLOSED
+    REASON_NETWORK_REFUSED
     REASON_TOO_MANY_CONNECTIONS
+    REASON_TOO_MANY_HANDSHAKES
+    REASON_TOO_MANY_FLOWS
     REASON_NO_DESCRIPTORS
     REASON_CONTROL_TIMEOUT
     REASON_NOT_ENTITLED
@@ -95,6 +98,7 @@ cdef enum:
     OP_UNLISTEN
     OP_CERTIFICATES             # data: Contexts
     OP_CONFIGURE                # data: Bounds
+    OP_NETWORKS                 # data: entries of networks
     OP_TICKET_KEY               # data: TicketKey
     OP_ADOPT                    # number: the socket, identity: its adoption_id; data: bytes read already
     OP_ATTACH                   # number: the UDP socket, flag: FLOW_… and the carrier
@@ -167,6 +171,8 @@ cdef struct Bounds:
     int64_t initial_rto_us
     int64_t max_connections
     int64_t max_connections_per_source
+    int64_t handshakes_per_second
+    int64_t handshakes_per_second_per_source
     int64_t max_media_age_us
     int64_t max_data_age_us
     int64_t playout_deadline_us
@@ -211,8 +217,8 @@ cdef struct Connection:
     uint64_t adoption_id        # Python's number for an adopted connection
     # Who it is.
     sockaddr_storage client
-    uint8_t[SOURCE_BYTES] source
-    bint counted                # in the table of sources
+    uint8_t[SOURCE_BYTES] source    # its address, or the network of its IPv6 address
+    bint counted                # in the table of sources, under ``source``
     char[256] server_name
     uint8_t alpn                # 0 none, 1 http/1.1, 2 stun.turn, 3 stun.nat-discovery
     const char* version
@@ -319,6 +325,8 @@ cdef struct Engine:
     int64_t now_us
     uint32_t turns              # of the loop; it wraps
     Bounds bounds
+    uint8_t* networks           # of clients: entries of the leaf of that name
+    uint32_t networks_size
     Contexts* contexts
     TicketKeys ticket_keys
     Shared* shared

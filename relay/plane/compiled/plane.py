@@ -102,8 +102,10 @@ class CompiledPlane:
         clock_table(settings.payload_clocks)
         self._ports.configure(settings)
         self._notices.silence_s = settings.upstream_silence_s
+        entries = settings.networks().pack()
         for worker in self._workers:
             worker.configure(settings)
+            worker.use_networks(entries)
 
     def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
         """Take over an accepted TCP connection."""
@@ -238,6 +240,11 @@ class CompiledPlane:
         """True while a flow has an allocation."""
         identity = self._identity_of(connection)
         return identity in self._connections.flows and self._worker(identity).allocated(identity)
+
+    def carries(self, connection: ConnectionId) -> bool:
+        """True for a flow that has an allocation, or media over CONNECT-UDP."""
+        identity = self._identity_of(connection)
+        return identity in self._connections.flows and self._worker(identity).carries(identity)
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         """End a connection."""

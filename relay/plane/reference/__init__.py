@@ -2,6 +2,7 @@
 
 plane              the verbs, and the table of connections
 listener, reserve  accepting newcomers, with the descriptors that they will need
+newcomers          who may come in
 connection         one client, from its first byte to its last
 
 What a client says

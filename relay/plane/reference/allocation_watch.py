@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from relay.plane.api import CloseReason
-from relay.plane.settings import PlaneSettings
 from relay.plane.reference.allocation import Allocation
+from relay.plane.settings import PlaneSettings
 
 # RFC 9298 section 3.1: a proxy keeps a flow for two minutes at least.
 MEDIA_IDLE_S = 120.0

@@ -74,12 +74,14 @@ class Connection(asyncio.Protocol):
         identity: ConnectionId,
         preread: bytes,
         reserve: Reserve,
-        client: Address | None = None,
+        *,
+        client: Address,
+        refused: CloseReason | None,
     ) -> None:
-        """``client`` is who this is from, where that is not the other end of the socket."""
+        """``refused`` is why the connection ends at once, if it does."""
         self.identity = identity
-        self._given_client = client
-        self.client = client or Address("", 0)
+        self.client = client
+        self._refused = refused
         self._media: Media | None = None
         self._pace = Pace()
         # Bytes that the transport has taken.
@@ -106,15 +108,14 @@ class Connection(asyncio.Protocol):
     # The transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the handshake, or refuse the client if there is no room."""
+        """Start the handshake, or refuse the client."""
         self._transport = cast("asyncio.Transport", transport)
-        peer = transport.get_extra_info("peername") or ("", 0)
-        self.client = self._given_client or Address(peer[0], peer[1])
         settings = self._plane.settings
         # HTTP is paused beyond this.
         self._transport.set_write_buffer_limits(high=settings.downlink_media_bytes)
-        if not self._plane.enter(self):
-            self._end(CloseReason.TOO_MANY_CONNECTIONS, "", None)
+        refused = None if self._plane.enter(self) else CloseReason.STOPPED
+        if (refused := self._refused or refused) is not None:
+            self._end(refused, "", None)
             self._transport.abort()
             return
         connected = transport.get_extra_info("socket")

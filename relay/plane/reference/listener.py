@@ -1,4 +1,4 @@
-"""The accept loop: a newcomer is accepted when the descriptors that it will need are there."""
+"""The accept loop: a newcomer is accepted when its turn has come, and the descriptors that it will need are there."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ ACCEPT_PAUSE_S = 0.1
 _CANNOT_ACCEPT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+def _nobody_waits(_: float) -> float:
+    return 0.0
+
+
 class Listener:
     """Accepts on one socket, which is its own from here. ``welcome`` owns the sockets that it is given."""
 
@@ -26,10 +30,13 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         listening: socket.socket,
         welcome: Callable[[socket.socket, Address, Reserve], None],
+        wait_s: Callable[[float], float] = _nobody_waits,
     ) -> None:
+        """``wait_s`` says how long, at a time of the loop, the next one is to wait."""
         self._loop = loop
         self._socket = listening
         self._welcome = welcome
+        self._wait_s = wait_s
         self._pause: asyncio.TimerHandle | None = None
         self._watch()
 
@@ -44,6 +51,9 @@ class Listener:
 
     def _on_newcomers(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
+            if (wait_s := self._wait_s(self._loop.time())) > 0:
+                self._pause_for(wait_s)
+                return
             reserve = Reserve()
             try:
                 reserve.fill()
@@ -51,11 +61,14 @@ class Listener:
             except OSError as error:
                 reserve.give_up()
                 if error.errno in _CANNOT_ACCEPT:
-                    # Newcomers wait in the kernel's queue; running calls go on.
-                    self._loop.remove_reader(self._socket)
-                    self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._watch)
+                    self._pause_for(ACCEPT_PAUSE_S)
                 return
             self._welcome(accepted, Address(*client[:2]), reserve)
+
+    def _pause_for(self, seconds: float) -> None:
+        """Newcomers wait in the kernel's queue; running calls go on."""
+        self._loop.remove_reader(self._socket)
+        self._pause = self._loop.call_later(seconds, self._watch)
 
     def close(self) -> None:
         """Accept nobody from now on. May be repeated."""

@@ -30,6 +30,7 @@ from relay.plane.reference.connection import Connection
 from relay.plane.reference.delays import Delays
 from relay.plane.reference.listener import Listener
 from relay.plane.reference.media import Media
+from relay.plane.reference.newcomers import Newcomers
 from relay.plane.reference.reserve import Reserve
 from relay.plane.reference.session_media import SessionMedia
 from relay.plane.reference.tls import ServerContexts
@@ -55,7 +56,7 @@ class ReferencePlane:
         self._events: list[Event] = []
         self._listeners: list[Listener] = []
         self._connections: dict[ConnectionId, Connection] = {}
-        self._per_source: Counter[str] = Counter()
+        self._newcomers = Newcomers(settings)
         self._adoptions = Tasks()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -73,13 +74,13 @@ class ReferencePlane:
     async def listen(self, address: Address) -> Address:
         """Accept clients on a literal address, port 0 for a free one."""
         (listening,) = open_listeners(address, 1)
-        listener = Listener(self.loop, listening, self._welcome)
+        listener = Listener(self.loop, listening, self._welcome, self._newcomers.wait_s)
         self._listeners.append(listener)
         return listener.address
 
     def _welcome(self, accepted: socket.socket, client: Address, reserve: Reserve) -> None:
         # Once the client has reset the connection, its socket no longer knows the address.
-        connection = self._new_connection(reserve=reserve, client=client)
+        connection = self._new_connection(client, reserve=reserve)
         self._adoptions.start(self._connect(connection, accepted), "accept")
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
@@ -90,13 +91,15 @@ class ReferencePlane:
         """Use these bounds from now on. Raises ValueError for an impossible payload clock, and keeps the old."""
         clock_table(settings.payload_clocks)
         self.settings = settings
+        self._newcomers.configure(settings)
         self.ports.configure(settings)
 
     def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
         """Take over an accepted TCP connection."""
-        connection = self._new_connection(preread, client=client)
+        accepted = socket.socket(fileno=fd)
+        connection = self._new_connection(client or _peer_of(accepted), preread)
         self._adopting[connection.identity] = None
-        self._adoptions.start(self._connect(connection, socket.socket(fileno=fd)), "adopt")
+        self._adoptions.start(self._connect(connection, accepted), "adopt")
         return connection.identity
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
@@ -160,6 +163,12 @@ class ReferencePlane:
         media = self._media(connection)
         return media is not None and media.flow is not None and media.flow.allocated
 
+    def carries(self, connection: ConnectionId) -> bool:
+        """True for a flow that has an allocation, or media over CONNECT-UDP."""
+        media = self._media(connection)
+        flow = None if media is None else media.flow
+        return flow is not None and (flow.allocation.ends_at is not None or flow.heard_media_at is not None)
+
     def _media(self, connection: ConnectionId) -> Media | None:
         known = self._connections.get(connection)
         return None if known is None else known.media
@@ -221,31 +230,22 @@ class ReferencePlane:
 
     # Called by connections
 
-    def _new_connection(
-        self, preread: bytes = b"", reserve: Reserve | None = None, client: Address | None = None
-    ) -> Connection:
+    def _new_connection(self, client: Address, preread: bytes = b"", reserve: Reserve | None = None) -> Connection:
         self._accepted += 1
-        return Connection(self, ConnectionId(self._accepted), preread, reserve or Reserve(), client)
+        identity = ConnectionId(self._accepted)
+        refused = self._newcomers.enter(self.loop.time(), identity, client.host)
+        return Connection(self, identity, preread, reserve or Reserve(), client=client, refused=refused)
 
     def enter(self, connection: Connection) -> bool:
-        """Enter a connection in the table. Returns False if a bound is reached or the plane has stopped."""
-        source, settings = connection.client.host, self.settings
-        full = 0 < settings.max_connections <= len(self._connections)
-        source_full = 0 < settings.max_connections_per_source <= self._per_source[source]
+        """Enter a connection in the table. Returns False if the plane has stopped."""
         self._connections[connection.identity] = connection
-        self._per_source[source] += 1
         self._idle.clear()
-        return not (full or source_full or self._stopped)
+        return not self._stopped
 
     def forget(self, connection: Connection) -> None:
         """The transport is gone: take the connection out of the table."""
-        if self._connections.pop(connection.identity, None) is None:
-            return
-        source = connection.client.host
-        self._per_source[source] -= 1
-        if not self._per_source[source]:
-            del self._per_source[source]
-        if not self._connections:
+        self._newcomers.leave(connection.identity)
+        if self._connections.pop(connection.identity, None) is not None and not self._connections:
             self._idle.set()
 
     def on_closed(self, closed: Closed, delays: Delays) -> None:
@@ -268,3 +268,11 @@ class ReferencePlane:
         self._handshake_failures.update(one.handshake_failure for one in closed if one.handshake_failure is not None)
         if events:
             self._on_events(events)
+
+
+def _peer_of(connected: socket.socket) -> Address:
+    """The other end of a connection; nobody, if it has been reset."""
+    try:
+        return Address(*(connected.getpeername() or ("", 0))[:2])
+    except OSError:
+        return Address("", 0)
