@@ -15,16 +15,16 @@ class RateLimit:
     """
 
     def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
+        self.per_second = per_second
         self._burst = max(per_second, 1.0)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, now: float, source: str) -> bool:
         """Take one grant for the source, if there is one."""
-        if not self._per_second:
+        if not self.per_second:
             return True
         tokens, since = self._buckets.pop(source, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - since) * self._per_second)
+        tokens = min(self._burst, tokens + (now - since) * self.per_second)
         granted = tokens >= 1
         self._buckets[source] = (tokens - granted, now)
         if len(self._buckets) > MAX_SOURCES:

@@ -407,6 +407,18 @@ WRONG = [
         "media.source_addresses: expected at most one IPv4 and one IPv6 address",
     ),
     (
+        '[access]\ndeny = ["10.0.0.1/8"]\n',
+        "access.deny.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
+    ),
+    (
+        f"[limits]\nexempt_networks = {['10.0.0.0/8'] * 1001}\n",
+        "limits.exempt_networks: 1001 networks: expected at most 1000",
+    ),
+    (
+        "[limits]\nhandshakes_per_second = 100001\n",
+        "limits.handshakes_per_second: 100001: expected less than or equal to 100000",
+    ),
+    (
         '[media]\nallowed_networks = ["10.0.0.1/8"]\n',
         "media.allowed_networks.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
     ),

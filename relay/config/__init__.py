@@ -9,7 +9,7 @@ voice        [[upstreams]] [[routes]] [health] [media] [quality]: TURN servers, 
 signaling    [signaling]: the servers for socket.io and REST
 web_proxy    [web_proxy]: who may use CONNECT, and where to
 entitlement  [entitlement]: who may place calls; also files of users
-limits       [limits]: how many connections and sessions, and all time limits of a connection or flow
+limits       [access] [limits]: who is served, how much of everything, and all time limits of a connection or flow
 operation    [listen] [balancers] [[certificates]] [capture] [catalog] [log]: what the operator sets up around all that
 
 ``values`` has the types of settings, such as addresses, names and seconds, with the text for what is not one.
@@ -31,7 +31,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from relay.config.entitlement import EntitledUser, EntitlementSettings, parse_users
-from relay.config.limits import LimitsSettings
+from relay.config.limits import AccessSettings, LimitsSettings
 from relay.config.operation import (
     BalancerSettings,
     CaptureSettings,
@@ -47,6 +47,7 @@ from relay.config.voice import HealthSettings, MediaSettings, QualitySettings, R
 from relay.config.web_proxy import WebProxySettings
 
 __all__ = [
+    "AccessSettings",
     "BalancerSettings",
     "CaptureSettings",
     "CatalogSettings",
@@ -87,6 +88,7 @@ class Config(Section):
     capture: CaptureSettings = CaptureSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
     health: HealthSettings = HealthSettings()
+    access: AccessSettings = AccessSettings()
     limits: LimitsSettings = LimitsSettings()
     catalog: CatalogSettings = CatalogSettings()
     log: LogSettings = LogSettings()

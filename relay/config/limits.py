@@ -1,4 +1,5 @@
-"""What clients may take of the relay, and how long it waits for clients, for upstreams, and for calls when it stops.
+"""Which clients are served, what they may take of the relay, and how long it waits: for clients, for upstreams, and for
+calls when it stops.
 
 A bound of the data plane with the same name in ``relay.plane.settings.PlaneSettings`` reaches it by that name. The
 others are listed in ``relay.gateway.app.plane_settings``.
@@ -8,16 +9,43 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from relay.config.values import MAX_COUNT, Count, Seconds, Section
+from relay.config.values import MAX_COUNT, MAX_RATE, Count, Networks, Seconds, Section
+
+
+class AccessSettings(Section):
+    """``[access]``: networks of clients. A client is judged by its address, before TLS, wherever it comes in."""
+
+    # Only these are served. Without any, all are: clients come from wherever the firm's people are.
+    allow: Networks = ()
+    # These are not served, not even those that ``allow`` has.
+    deny: Networks = ()
 
 
 class LimitsSettings(Section):
-    """``[limits]``. For a number of connections or sessions, 0 means "no bound"."""
+    """``[limits]``. For a number of anything, 0 means "no bound".
+
+    A source is an IPv4 address, or the network (/64) of an IPv6 address.
+    """
 
     # 20,000 connections take two to five descriptors each. The unit file allows 131,072.
     connections: Count = Field(default=20_000, ge=0, le=MAX_COUNT)
-    # Off, because behind a web proxy a whole firm comes from one address.
-    connections_per_source: Count = Field(default=0, ge=0, le=MAX_COUNT)
+    # Half of them: one source cannot take all. Behind one address of a web proxy or NAT these are 2,500 desks, with
+    # four connections each; a firm with more lists that address in ``exempt_networks``.
+    connections_per_source: Count = Field(default=10_000, ge=0, le=MAX_COUNT)
+    # For clients in these networks no bound on one source counts, neither here nor in ``web_proxy``: a web proxy brings
+    # a whole firm from one address.
+    exempt_networks: Networks = ()
+    # TLS handshakes that begin in a second, and as many at once. More clients wait before their handshake. Each takes
+    # half a millisecond of a core, so these take half of one. A relay that takes over all 20,000 clients of another
+    # one has them within 20 s.
+    handshakes_per_second: Count = Field(default=1000, ge=0, le=MAX_RATE)
+    # More from one source are closed. A floor of 500 desks behind one address comes back within a second after a blip,
+    # and whoever floods takes at most half of what there is.
+    handshakes_per_second_per_source: Count = Field(default=500, ge=0, le=MAX_RATE)
+    # Flows of one source that have no allocation yet: each holds a UDP socket, and a client that works has its
+    # allocation within a second. These are 300 desks behind one address that call at the same moment, with three flows
+    # each.
+    unallocated_flows_per_source: Count = Field(default=1000, ge=0, le=MAX_COUNT)
     # Sessions (/media) of one source address (IPv6: of one /64), including those whose client was cut and may come
     # back. Behind a web proxy a floor of 300 desks has one address. Each desk gets four: two calls, and two that were
     # cut.
@@ -26,6 +54,9 @@ class LimitsSettings(Section):
     # user name, this is one session for each of its 300 desks and some to spare. Where each desk has its own name, 16
     # are enough.
     sessions_per_user: Count = Field(default=400, ge=0, le=MAX_COUNT)
+    # Sessions that one source opens in a second, and as many at once: 500 desks that come back after a blip. Each takes
+    # a millisecond of Python, which also answers signaling and the web proxy.
+    session_opens_per_second_per_source: Count = Field(default=500, ge=0, le=MAX_RATE)
     # From the TCP connection until TLS is set up.
     handshake_timeout_s: Seconds = 10.0
     # After that, until the client has said which protocol it speaks.

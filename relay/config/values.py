@@ -46,6 +46,10 @@ Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True)]
 # No machine has descriptors or memory for more, and the integers that count them in C have room for it.
 MAX_COUNT = 10_000_000
+# Of clients. To compare one with all of these takes some microseconds, and a handshake takes five hundred.
+MAX_NETWORKS = 1000
+# In a second. No machine does more, and one of them still takes whole microseconds.
+MAX_RATE = 100_000
 # At most a day.
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
 # Voice that is older than some seconds is worth nothing to anybody.
@@ -185,6 +189,12 @@ def _read_network(value: object) -> IpNetwork:
     return network
 
 
+def _few_enough(networks: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
+    if len(networks) > MAX_NETWORKS:
+        raise ValueError(f"{len(networks)} networks: expected at most {MAX_NETWORKS}")
+    return networks
+
+
 _as_text = PlainSerializer(str, return_type=str)
 # Where the relay sends to: a literal address or a name, with a port.
 ServerAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidator(_server_port), _as_text]
@@ -194,6 +204,8 @@ ListenAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidato
 Destination = Annotated[Address, BeforeValidator(_destination), _as_text]
 LiteralHost = Annotated[str, AfterValidator(_literal_host)]
 Network = Annotated[IpNetwork, BeforeValidator(_read_network)]
+# Each client that connects is compared with all of them.
+Networks = Annotated[tuple[Network, ...], AfterValidator(_few_enough)]
 
 
 # URLs, and paths of URLs and files

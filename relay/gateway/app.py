@@ -38,6 +38,7 @@ from relay.gateway.routing.lookups import Lookup, SystemLookup
 from relay.gateway.routing.release import AllocationReleaser
 from relay.gateway.routing.resolve import Resolver
 from relay.gateway.routing.routes import Routes
+from relay.gateway.routing.unallocated import Unallocated
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
 from relay.gateway.signaling.connections import open_trust
@@ -61,6 +62,7 @@ from relay.plane.api import (
 )
 from relay.plane.certificates import ServerCertificate
 from relay.plane.compiled.plane import CompiledPlane
+from relay.plane.networks import ClientNetworks
 from relay.plane.reference.plane import ReferencePlane
 from relay.plane.settings import PlaneSettings
 from relay.rate_limit import RateLimit
@@ -109,20 +111,36 @@ class Gateway:
         self._names = SystemLookup()
         lookup = lookup or self._names
         self._admission = TurnAdmission(self.plane, self.entitlement)
-        self.flows = Flows(self.upstreams, self._admission.on_begun)
+        self._networks = ClientNetworks()
+        self._unallocated = Unallocated(self.plane.carries, self._networks.is_exempt)
+        self.flows = Flows(self.upstreams, self._admission.on_begun, self._unallocated)
         self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
         self._sessions = Sessions(
-            self.plane, self.flows, self.upstreams, self._health, self._releaser, entitlement=self.entitlement
+            self.plane,
+            self.flows,
+            self.upstreams,
+            self._health,
+            self._releaser,
+            entitlement=self.entitlement,
+            is_exempt=self._networks.is_exempt,
         )
-        self._upgrades = Upgrades(self.plane, self.flows, self._sessions, self.upstreams, self.resolver)
+        self._upgrades = Upgrades(
+            self.plane, self.flows, self._sessions, self.upstreams, self.resolver, networks=self._networks
+        )
         self.signaling = SignalingProxy(lookup)
         self.signaling.configure(settings.signaling, settings.health)
         self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
         self._proxied = ProxiedListeners(self.plane, self.balancers)
         self.web_proxy = WebProxy(
-            self.plane, settings.web_proxy, vendor(), certificates, lookup, balancers=self.balancers
+            self.plane,
+            settings.web_proxy,
+            vendor(),
+            certificates,
+            lookup,
+            balancers=self.balancers,
+            networks=self._networks,
         )
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
@@ -275,14 +293,17 @@ class Gateway:
 
     def _configure_flows(self, vendor: Callable[[], Catalog]) -> None:
         settings = self._config
+        access, limits = settings.access, settings.limits
+        self._networks.configure(access.allow, access.deny, limits.exempt_networks)
+        self._unallocated.bound = limits.unallocated_flows_per_source
         policy = RelayPolicy(settings.media.allowed_networks)
         self.flows.configure(Routes(settings.routes), policy, asks_for_users=self.entitlement.asks_for_users)
         self._sessions.configure(
             own_credentials=settings.media.own_credentials,
-            per_source=settings.limits.sessions_per_source,
-            per_user=settings.limits.sessions_per_user,
+            per_source=limits.sessions_per_source,
+            per_user=limits.sessions_per_user,
         )
-        self._upgrades.configure(settings.media.origins, vendor)
+        self._upgrades.configure(settings.media.origins, vendor, limits.session_opens_per_second_per_source)
 
     # Events
 
@@ -432,6 +453,9 @@ def plane_settings(settings: Config) -> PlaneSettings:
         source_ipv6=settings.media.source_of_version(6),
         max_connections=limits.connections,
         max_connections_per_source=limits.connections_per_source,
+        allowed_clients=settings.access.allow,
+        denied_clients=settings.access.deny,
+        exempt_clients=limits.exempt_networks,
         max_media_age_s=settings.media.max_media_age_ms / 1000,
         playout_deadline_s=settings.quality.playout_deadline_ms / 1000,
         payload_clocks=settings.quality.payload_types,

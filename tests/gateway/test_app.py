@@ -235,10 +235,15 @@ def test_the_plane_is_told_of_media(tmp_path: Path) -> None:
 def test_the_plane_is_told_of_limits(tmp_path: Path) -> None:
     """By their names, where it calls them the same."""
     limits = {"connections": 7, "connections_per_source": 3, "handshake_timeout_s": 4, "upstream_silence_s": 2.5}
-    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, limits=limits)
+    networks = {"exempt_networks": ["10.1.0.0/16"], "handshakes_per_second": 9}
+    access = {"allow": ["10.0.0.0/8"], "deny": ["10.9.0.0/16"]}
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, limits={**limits, **networks}, access=access)
     told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
     assert (told.max_connections, told.max_connections_per_source) == (7, 3)
     assert (told.handshake_timeout_s, told.upstream_silence_s) == (4, 2.5)
+    lists = (told.allowed_clients, told.denied_clients, told.exempt_clients)
+    assert [str(one) for (one,) in lists] == ["10.0.0.0/8", "10.9.0.0/16", "10.1.0.0/16"]
+    assert told.handshakes_per_second == 9
     assert told.control_timeout_s == PlaneSettings().control_timeout_s
 
 
@@ -255,6 +260,7 @@ async def test_the_file_of_records_is_there_from_the_start_on(tmp_path: Path) ->
 def test_each_limit_reaches_the_plane_or_is_the_gateways_own() -> None:
     """A limit that the plane should have is passed by its name, so a name with a slip in it would reach nobody."""
     own = {"connections", "connections_per_source", "sessions_per_source", "sessions_per_user", "drain_timeout_s"}
+    own |= {"exempt_networks", "unallocated_flows_per_source", "session_opens_per_second_per_source"}
     bounds = {bound.name for bound in fields(PlaneSettings)}
     assert set(LimitsSettings.model_fields) - own <= bounds
 
@@ -467,6 +473,21 @@ async def serial_number(relay: Relay) -> str:
     assert shown is not None
     await client.close()
     return str(shown["serialNumber"])
+
+
+async def test_reload_takes_lists_of_networks_for_new_connections(tmp_path: Path) -> None:
+    async with open_host() as host, running_relay(tmp_path, host.address) as relay, calling(relay) as call:
+        for access, refused in (({"deny": ["127.0.0.0/8"]}, 1), ({"allow": ["192.0.2.0/24"]}, 2)):
+            reload(relay, access=access)
+            with pytest.raises((ConnectionError, OSError)):
+                await TlsClient.open(relay.tls, relay.trust)
+            await becomes(lambda: closed(relay, CloseReason.NETWORK_REFUSED), refused)
+        with pytest.raises(OperatorError, match=r"access\.deny\.0"):
+            reload(relay, access={"deny": ["127.0.0.1/8"]})
+        assert await call.is_heard()
+        reload(relay)
+        async with calling(relay):
+            pass
 
 
 async def test_reload_takes_certificates_for_new_connections(tmp_path: Path) -> None:

@@ -147,6 +147,20 @@ async def test_limits_count_the_true_client(tmp_path: Path, plane: str) -> None:
 
 
 @PLANES
+async def test_lists_of_networks_are_for_the_true_client(tmp_path: Path, plane: str) -> None:
+    async with behind(tmp_path, plane=plane, access={"deny": ["127.0.0.9/32"]}) as relay:
+        with pytest.raises((ConnectionError, OSError)):
+            await introduced(relay, line(ALICE))
+        await becomes(lambda: relay.gateway.plane.snapshot().closed, {CloseReason.NETWORK_REFUSED: 1})
+        (await introduced(relay, line(BEN))).abort()
+        proxied = relay.gateway.web_proxy.addresses[0]
+        with await open_socket(proxied) as refused:
+            await asyncio.get_running_loop().sock_sendall(refused, line(ALICE))
+            assert await receive_all(refused) == b""
+        assert relay.gateway.web_proxy.totals.outcomes == {ProxyOutcome.NETWORK_REFUSED: 1}
+
+
+@PLANES
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "::ffff:192.0.2.7", "fe80::7"])
 async def test_a_client_of_either_family(tmp_path: Path, plane: str, address: str) -> None:
     family = "TCP6" if ":" in address else "TCP4"

@@ -6,13 +6,14 @@ refusal says in plain text what was expected, and ends the connection: see ``sit
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from relay.addresses import Address, canonical_host
+from relay.addresses import Address, canonical_host, source_of
 from relay.catalog import Catalog
 from relay.gateway.http.site import OPENED, SERVER, SITE
 from relay.gateway.lines import Lines
@@ -21,6 +22,8 @@ from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
 from relay.plane.api import Carrier, CloseReason, HttpOpened, Plane, Upstream
+from relay.plane.networks import ClientNetworks
+from relay.rate_limit import RateLimit
 from relay.wire import upgrade as codec
 
 TURN_PATH = "/turn"
@@ -59,21 +62,35 @@ class Upgrades:
     """The handlers; ``routes`` are for the site."""
 
     def __init__(
-        self, plane: Plane, flows: Flows, sessions: Sessions, upstreams: Upstreams, resolver: Resolver
+        self,
+        plane: Plane,
+        flows: Flows,
+        sessions: Sessions,
+        upstreams: Upstreams,
+        resolver: Resolver,
+        *,
+        networks: ClientNetworks,
     ) -> None:
         self._plane = plane
         self._flows = flows
         self._sessions = sessions
         self._upstreams = upstreams
         self._resolver = resolver
+        self._networks = networks
+        self._session_opens = RateLimit(0)
         self._origins: Collection[str] = ()
         self._vendor: Callable[[], Catalog]
         self._lines = Lines(REFUSED_LINES_PER_S)
 
-    def configure(self, origins: Collection[str], vendor: Callable[[], Catalog]) -> None:
-        """Take these from now on: the pages that may connect (all, if none), and the catalog with its networks."""
+    def configure(self, origins: Collection[str], vendor: Callable[[], Catalog], session_opens_per_second: int) -> None:
+        """Take these from now on: the pages that may connect (all, if none), and the catalog with its networks.
+
+        One source opens so many sessions in a second; 0 is no bound.
+        """
         self._origins = frozenset(origins)
         self._vendor = vendor
+        if session_opens_per_second != self._session_opens.per_second:
+            self._session_opens = RateLimit(session_opens_per_second)
 
     def routes(self) -> list[web.RouteDef]:
         """What to serve."""
@@ -149,9 +166,17 @@ class Upgrades:
     def _begin_session(self, opened: HttpOpened, response: bytes) -> None:
         if self._flows.draining:
             raise _draining()
+        self._look_at_pace(opened.client.host)
         self._plane.upgrade(opened.connection, response, Carrier.SESSION, None)
         self._sessions.open(opened)
         self._flows.tally.upgrades[Carrier.SESSION, UpgradeOutcome.ACCEPTED] += 1
+
+    def _look_at_pace(self, host: str) -> None:
+        """Raises UpgradeRefused if this source opens too many sessions in this second."""
+        now = asyncio.get_running_loop().time()
+        if not self._networks.is_exempt(host) and not self._session_opens.allows(now, source_of(host)):
+            bound = f"expected at most {self._session_opens.per_second:g} (limits.session_opens_per_second_per_source)"
+            raise _too_many(f"too many sessions of one source in a second: {bound}")
 
     def _begin(self, wanted: Wanted, response: bytes) -> None:
         def start(upstream: Upstream) -> None:
@@ -315,8 +340,15 @@ def _draining() -> UpgradeRefused:
     return UpgradeRefused(UpgradeOutcome.DRAINING, 503, text, headers)
 
 
+def _too_many(text: str) -> UpgradeRefused:
+    headers: dict[str, str] = {hdrs.RETRY_AFTER: str(RETRY_AFTER_S)}
+    return UpgradeRefused(UpgradeOutcome.TOO_MANY, 429, f"{text}\n", headers)
+
+
 def _unavailable(refused: FlowRefused) -> UpgradeRefused:
     if refused.reason is CloseReason.DRAINING:
         return _draining()
+    if refused.reason is CloseReason.TOO_MANY_FLOWS:
+        return _too_many(str(refused))
     headers: dict[str, str] = {hdrs.RETRY_AFTER: str(RETRY_AFTER_S)}
     return UpgradeRefused(UpgradeOutcome.NO_UPSTREAM, 503, f"{refused}\n", headers)

@@ -18,6 +18,7 @@ from enum import StrEnum
 from relay.addresses import Address, RelayPolicy
 from relay.errors import UpstreamError
 from relay.gateway.routing.routes import Routes, choose
+from relay.gateway.routing.unallocated import Unallocated
 from relay.gateway.routing.upstreams import Upstreams, UpstreamState
 from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
 
@@ -68,6 +69,7 @@ class UpgradeOutcome(StrEnum):
     UNRESOLVED = "unresolved"  # the target's name
     UNREACHABLE = "unreachable"  # the target
     NO_UPSTREAM = "no_upstream"
+    TOO_MANY = "too_many"  # from one source: sessions in this second, or flows without an allocation
     DRAINING = "draining"
 
 
@@ -100,7 +102,9 @@ class Tally:
 class Flows:
     """The flows of one gateway; ``draining`` takes no new ones."""
 
-    def __init__(self, upstreams: Upstreams, on_begun: OnBegun = _nobody_asks) -> None:
+    def __init__(
+        self, upstreams: Upstreams, on_begun: OnBegun = _nobody_asks, unallocated: Unallocated | None = None
+    ) -> None:
         """``on_begun`` is told of each flow and its upstream, just before it starts."""
         self.routes = Routes(())
         # The user name in Allocate is asked about (``admission``). A session asks by itself.
@@ -111,6 +115,7 @@ class Flows:
         self.tally = Tally()
         self._upstreams = upstreams
         self._on_begun = on_begun
+        self._unallocated = unallocated
         # None for a flow that goes to no configured upstream.
         self._states: dict[ConnectionId, UpstreamState | None] = {}
         self._addresses: dict[ConnectionId, Address] = {}
@@ -143,6 +148,7 @@ class Flows:
             raise FlowRefused(CloseReason.NO_UPSTREAM, f"this name serves only the region {region}")
         age_s = None if route is None or route.max_media_age_ms is None else route.max_media_age_ms / 1000
         state, upstream = self._place(wanted, region)
+        self._look_for_room(wanted)
         self._count(wanted.connection, state)
         self._addresses[wanted.connection] = upstream.address
         asks = self.asks_for_users and wanted.carrier is not Carrier.SESSION
@@ -152,6 +158,17 @@ class Flows:
         self._on_begun(wanted, state)
         start(upstream)
         return upstream
+
+    def _look_for_room(self, wanted: Wanted) -> None:
+        """Count a flow as one without an allocation. Raises FlowRefused if its source has too many."""
+        # A session has its allocation made by control, and a bound of its own.
+        if wanted.carrier is Carrier.SESSION or self._unallocated is None:
+            return
+        if not self._unallocated.enter(wanted.connection, wanted.client):
+            bound = f"expected at most {self._unallocated.bound} (limits.unallocated_flows_per_source)"
+            raise FlowRefused(
+                CloseReason.TOO_MANY_FLOWS, f"too many flows of one source without an allocation: {bound}"
+            )
 
     def _place(self, wanted: Wanted, region: str | None) -> tuple[UpstreamState | None, Upstream]:
         if wanted.target is not None:
@@ -192,6 +209,8 @@ class Flows:
     def end(self, connection: ConnectionId) -> UpstreamState | None:
         """Forget a flow, if there is one; its upstream, if it went to one."""
         self._addresses.pop(connection, None)
+        if self._unallocated is not None:
+            self._unallocated.leave(connection)
         state = self._states.pop(connection, None)
         if state is not None:
             state.flows -= 1

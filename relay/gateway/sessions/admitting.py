@@ -24,9 +24,11 @@ Settle = Callable[[ErrorCode | None], None]
 class SessionAdmission:
     """Asks for all sessions. A user is asked for once in a region: a call that runs is not judged again."""
 
-    def __init__(self, entitlement: Entitlement, parking: Parking) -> None:
+    def __init__(self, entitlement: Entitlement, parking: Parking, is_exempt: Callable[[str], bool]) -> None:
+        """For the hosts that are exempt, the bound on one source does not count."""
         self._entitlement = entitlement
         self._parking = parking
+        self._is_exempt = is_exempt
 
     def ask(self, host: str, region: str, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle) -> None:
         """Find out whether a client may have an allocation in this region, and ``settle`` it, now or later.
@@ -35,7 +37,7 @@ class SessionAdmission:
         """
         allocation.verdict = None
         source = source_of(host)
-        if not self._parking.has_room(allocation.seat, source):
+        if not self._is_exempt(host) and not self._parking.has_room(allocation.seat, source):
             settle(self._too_many(source))
             return
         if not self._entitlement.asks_for_users or allocation.seat.region == region:
@@ -59,7 +61,7 @@ class SessionAdmission:
         """Give a call that the upstream has granted its place. Returns why not, if others took it meanwhile."""
         verdict, allocation.verdict = allocation.verdict, None
         # Only now is it known that the user is who they say: a stranger makes nobody's session give way.
-        accounts = [source_of(host)]
+        accounts = [] if self._is_exempt(host) else [source_of(host)]
         if user := user_of(prepared(allocation.asked.username)):
             accounts.append(Account(AccountKind.USER, user))
         for account in accounts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.lines import Lines
@@ -55,14 +56,16 @@ class Sessions:
         releaser: AllocationReleaser,
         *,
         entitlement: Entitlement,
+        is_exempt: Callable[[str], bool],
     ) -> None:
+        """For the hosts that are exempt, the bound on one source does not count."""
         self.lines = Lines(LINES_PER_S)
         self._plane = plane
         self._tally = flows.tally
         self._releaser = releaser
         self._parking = Parking(self._on_given_up)
         self._placing = Placing(plane, flows, upstreams, health)
-        self._admission = SessionAdmission(entitlement, self._parking)
+        self._admission = SessionAdmission(entitlement, self._parking, is_exempt)
         self._tokens = Tokens()
         self._sessions: dict[ConnectionId, Session] = {}
         # Sockets that connections have left in this batch of events; their Closed comes next.

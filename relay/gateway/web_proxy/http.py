@@ -52,6 +52,7 @@ class ProxyOutcome(StrEnum):
     HEAD_TOO_LONG = "head_too_long"
     HEAD_TIMEOUT = "head_timeout"
     CLIENT_CLOSED = "client_closed"
+    NETWORK_REFUSED = "network_refused"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     DRAINING = "draining"
 

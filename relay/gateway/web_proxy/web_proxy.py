@@ -45,6 +45,7 @@ from relay.gateway.web_proxy.http import (
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Plane
 from relay.plane.certificates import ServerCertificate
+from relay.plane.networks import ClientNetworks
 from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr
 
@@ -96,11 +97,13 @@ class WebProxy:
         lookup: Lookup,
         *,
         balancers: Balancers,
+        networks: ClientNetworks,
     ) -> None:
         self.totals = WebProxyTotals()
         self.addresses: list[Address] = []
         self._plane = plane
         self._balancers = balancers
+        self._networks = networks
         self._resolver = Resolver(RelayPolicy(), lookup)
         self._tls: tuple[Address, ...] = ()
         self._acceptor = Acceptor("web proxy")
@@ -196,10 +199,15 @@ class WebProxy:
 
     def _admit(self, client: Address) -> None:
         settings, source = self._settings, source_of(client.host)
+        if self._networks.refuses(client.host):
+            refused = ProxyOutcome.NETWORK_REFUSED
+            self._lines.info("web proxy refused", refused, client=str(client), reason=refused.value)
+            raise ClientGone(refused)
+        per_source = 0 if self._networks.is_exempt(client.host) else settings.connections_per_source
         told = f"This relay has reached its limit of connections from {source}. Close some, or try again later."
         for bound, count, text in (
             (settings.connections, self.totals.connections, FULL),
-            (settings.connections_per_source, self._per_source[source], told),
+            (per_source, self._per_source[source], told),
         ):
             if 0 < bound < count - TOLD_WHY:
                 raise ClientGone(ProxyOutcome.TOO_MANY_CONNECTIONS)

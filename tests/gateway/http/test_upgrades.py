@@ -18,7 +18,8 @@ from relay.plane.api import Carrier, CloseReason
 from relay.turn.credentials import StaticCredentials
 from relay.wire.upgrade import Response, build_websocket_request, check_websocket, parse_response
 from relay.wire.websocket import Opcode, build_frame
-from tests.support.benches.gateway import Relay, running_relay
+from tests.support.benches.gateway import Relay, running_relay, write_config
+from tests.support.messages import HELLO
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes, eventually
@@ -216,6 +217,60 @@ async def test_no_upgrade_while_draining_or_without_an_upstream(tmp_path: Path) 
             assert (head.status, head.headers["retry-after"]) == (503, "5")
             assert body.startswith(b"the relay is about to stop")
         assert not relay.gateway.flows.tally.upgrades[Carrier.SESSION, UpgradeOutcome.ACCEPTED]
+
+
+# Too many of one source
+
+
+@pytest.mark.parametrize("plane", ["compiled", "reference"])
+async def test_flows_of_one_source_without_an_allocation(tmp_path: Path, plane: str) -> None:
+    limits = {"unallocated_flows_per_source": 1}
+    async with (
+        TurnHost(Address("127.0.0.1", 0), StaticCredentials({"trader": "secret"})) as host,
+        running_relay(tmp_path, host.address, listen={"plane": plane}, limits=limits) as relay,
+    ):
+        first, second = await TlsClient.open(relay.tls, relay.trust), await TlsClient.open(relay.tls, relay.trust)
+        await first.send(HELLO)
+        await eventually(lambda: len(relay.gateway.flows) == 1)
+        await second.send(HELLO)
+        assert await second.closed_by_server()
+        await becomes(lambda: relay.gateway.plane.snapshot().closed, {CloseReason.TOO_MANY_FLOWS: 1})
+        head, body = await ask(relay, request("/turn", WEBSOCKET))
+        assert (head.status, head.headers["retry-after"]) == (429, "5")
+        assert body.decode() == (
+            "too many flows of one source without an allocation: "
+            "expected at most 1 (limits.unallocated_flows_per_source)\n"
+        )
+        assert refused(relay, Carrier.WEBSOCKET, UpgradeOutcome.TOO_MANY) == 1
+        for client in (first, second):
+            client.abort()
+        await eventually(lambda: not len(relay.gateway.flows))
+        async with await relay.open_turn("trader", "secret") as turn:
+            await turn.allocate()
+            # That one carries something now.
+            head, _ = await ask(relay, request("/turn", WEBSOCKET))
+            assert head.status == 101
+
+
+async def test_sessions_that_one_source_opens_in_a_second(tmp_path: Path) -> None:
+    """One may, so of ten at once some may not, even on a slow machine."""
+    limits = {"session_opens_per_second_per_source": 1}
+    opening = request("/media", changed(WEBSOCKET, "Sec-WebSocket-Protocol: media.v1"))
+
+    async def open_ten(relay: Relay) -> list[tuple[Response, bytes]]:
+        return await asyncio.gather(*(ask(relay, opening) for _ in range(10)))
+
+    async with running_relay(tmp_path, NOBODY, limits=limits) as relay:
+        answers = await open_ten(relay)
+        assert {head.status for head, _ in answers} == {101, 429}
+        told = {body.decode() for head, body in answers if head.status == 429}
+        bound = "expected at most 1 (limits.session_opens_per_second_per_source)"
+        assert told == {f"too many sessions of one source in a second: {bound}\n"}
+        counted = len([head for head, _ in answers if head.status == 429])
+        assert refused(relay, Carrier.SESSION, UpgradeOutcome.TOO_MANY) == counted
+        write_config(relay.config_file, {**relay.tree, "limits": {**limits, "exempt_networks": ["127.0.0.0/8"]}})
+        relay.gateway.reload(relay.config_file)
+        assert {head.status for head, _ in await open_ten(relay)} == {101}
 
 
 # CONNECT-UDP

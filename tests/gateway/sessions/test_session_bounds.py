@@ -25,7 +25,7 @@ HERE, THERE, ELSEWHERE = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
 
 @contextlib.asynccontextmanager
-async def relay_with(folder: Path, **limits: int) -> AsyncIterator[Relay]:
+async def relay_with(folder: Path, **limits: Any) -> AsyncIterator[Relay]:
     async with (
         TurnHost(Address("127.0.0.1", 0), StaticCredentials(USERS)) as host,
         running_relay(folder, host.address, limits=limits) as relay,
@@ -103,6 +103,21 @@ async def test_sessions_that_run_do_not_give_way(tmp_path: Path, bound: dict[str
             assert (await ask_to_open(again))["type"] == "opened"
             await again.say_goodbye()
         await one.say_goodbye()
+
+
+async def test_sources_in_exempt_networks_have_no_bound(tmp_path: Path) -> None:
+    async with (
+        relay_with(tmp_path, sessions_per_source=1, exempt_networks=[f"{HERE}/32"]) as relay,
+        raw_session(relay) as one,
+        raw_session(relay) as two,
+        raw_session(relay, THERE) as three,
+        raw_session(relay, THERE) as four,
+    ):
+        for session in (one, two, three):
+            assert (await ask_to_open(session))["type"] == "opened"
+        assert (await ask_to_open(four))["code"] == 486
+        for session in (one, two, three):
+            await session.say_goodbye()
 
 
 async def test_user_has_as_many_from_all_addresses_and_under_all_expiries(tmp_path: Path) -> None:

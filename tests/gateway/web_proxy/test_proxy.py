@@ -717,6 +717,25 @@ async def test_connections_of_all_and_of_a_source(tmp_path: Path, bound: str, mo
         assert (await ask(proxy, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
 
 
+async def test_networks_of_clients(tmp_path: Path) -> None:
+    request = b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n"
+    limits = {"exempt_networks": LOOPBACK}
+    with capture_logs() as logged:
+        async with proxying(tmp_path, web_proxy={"connections_per_source": 1}, limits=limits) as relay:
+            proxy, totals = proxy_of(relay), relay.gateway.web_proxy.totals
+            with await open_socket(proxy), await open_socket(proxy):
+                await eventually(lambda: totals.connections == 2)
+                assert (await ask(proxy, request)).status == 200
+            write_config(relay.config_file, {**relay.tree, "access": {"deny": LOOPBACK}})
+            relay.gateway.reload(relay.config_file)
+            for _ in range(2):
+                with await open_socket(proxy) as refused_one:
+                    assert await receive_all(refused_one) == b""
+            assert totals.outcomes[ProxyOutcome.NETWORK_REFUSED] == 2
+    told = [one for one in logged if one.get("reason") == "network_refused"]
+    assert {one["event"] for one in told} == {"web proxy refused"}
+
+
 async def test_a_network_of_ipv6_is_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     # This machine has one IPv6 address of its own: two of IPv4 stand for a network.
