@@ -41,7 +41,7 @@ console/    ``relay top`` and ``relay capture``, which ask a running relay
 emulator/   the vendor's cloud on a laptop: login, signaling, APIs, portal and TURN hosts
 floor/      the emulated cloud and a relay in front of it, in one process
 demo/       softphones that place real SRTP calls through all of it; a spoken sentence over a bad path
-cli         serve, top, capture, demo, emulate, check-config, allowlist, catalog, ca
+cli         serve, top, capture, demo, emulate, check-config, admin-token, allowlist, catalog, ca
 
 In addition, ``web/`` has the dashboard's pages, which the admin listener serves.
 """

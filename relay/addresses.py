@@ -50,6 +50,19 @@ def collide(one: Address, other: Address) -> bool:
     return one.host == other.host or not WILDCARDS.isdisjoint({one.host, other.host})
 
 
+class UnixSocket(NamedTuple):
+    """A listener of this machine only: a file, whose mode says who may connect."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{UNIX}{self.path}"
+
+
+# How the text of one begins.
+UNIX = "unix:"
+
+
 class AddressFamily(StrEnum):
     """Which families an allocation is to have: RFC 8656 calls the second address of BOTH the additional one."""
 

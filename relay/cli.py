@@ -1,4 +1,4 @@
-"""The command line: serve, top, capture, demo, emulate and check-config; allowlist, catalog and ca.
+"""The command line: serve, top, capture, demo, emulate and check-config; admin-token, allowlist, catalog and ca.
 
 Exit status
 -----------
@@ -34,6 +34,7 @@ from relay.floor.commands import app as emulate_app
 
 if TYPE_CHECKING:
     from relay.ca import AuthorityFolder
+    from relay.console.listener import AdminListener
 
 app = typer.Typer(
     name="relay",
@@ -137,37 +138,81 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+# Not on the command line: every user of a machine can read the command lines of all programs.
+ADMIN_TOKEN = "RELAY_ADMIN_TOKEN"  # noqa: S105 - the variable's name
+UrlOption = Annotated[
+    str, typer.Option(help="The address of the relay's admin listener, or unix: and the path of its socket.")
+]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help=f"A file with the listener's token. {ADMIN_TOKEN} can hold it."),
+]
+CaOption = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="Authorities for an https:// listener, in PEM. Default: the system's."),
+]
+
+
+def _admin_listener(url: str, token_file: Path | None, ca: Path | None) -> AdminListener:
+    from relay.console.listener import AdminListener
+
+    token = os.environ.get(ADMIN_TOKEN, "")
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OperatorError(f"--token-file {token_file}: {getattr(error, 'strerror', error)}") from None
+    return AdminListener(url, token, ca)
+
+
+@app.command("admin-token")
+def admin_token() -> None:
+    """Make a token for the admin listener, and the hash of it that the configuration takes."""
+    from relay.gateway.admin.tokens import hash_token, new_token
+
+    token = new_token()
+    typer.echo(f"The token, which is not stored anywhere:\n\n{token}\n")
+    typer.echo(f'For the configuration:\n\n[admin]\ntoken_hash = "{hash_token(token)}"')
+
+
 @app.command()
 def top(
-    url: Annotated[str, typer.Option(help="The address of the relay's admin listener.")] = "http://127.0.0.1:9443",
+    url: UrlOption = "http://127.0.0.1:9443",
     once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
     match: Annotated[
         str, typer.Option(help="Show only flows whose user, client, server name or upstream contains this text.")
     ] = "",
+    token_file: TokenOption = None,
+    ca: CaOption = None,
 ) -> None:
     """Show the calls of a running relay, the worst first; Ctrl-C ends it."""
     from relay.console.top import show, show_once
 
+    listener = _admin_listener(url, token_file, ca)
     try:
-        _run((show_once if once else show)(url, match, Console()))
+        _run((show_once if once else show)(listener, match, Console()))
     except KeyboardInterrupt:
         raise typer.Exit from None
 
 
 @app.command()
 def capture(
+    *,
     flow: Annotated[str, typer.Option(help="The flow's number, from its dashboard page, or connection in /api/flows.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The pcapng file to write. It must not exist yet.")
     ],
     seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="How long to record, at most.")] = 10,
-    url: Annotated[str, typer.Option(help="The address of the relay's admin listener.")] = "http://127.0.0.1:9443",
+    url: UrlOption = "http://127.0.0.1:9443",
+    token_file: TokenOption = None,
+    ca: CaOption = None,
 ) -> None:
     """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
     from relay.console.capture import capture as take
 
+    listener = _admin_listener(url, token_file, ca)
     try:
-        captured = _run(take(url, flow, seconds, output))
+        captured = _run(take(listener, flow, seconds, output))
     except KeyboardInterrupt:
         raise typer.Exit(1) from None
     figures = f"{captured.packets} packets, {captured.bytes} bytes, {captured.missed} missed"

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import struct
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -461,6 +462,28 @@ async def test_check_config_asks_the_servers(tmp_path: Path) -> None:
     assert (status, stderr) == (1, "")
     assert stdout.splitlines()[0] == f"{path}: ok (2 upstreams, 0 routes)"
     assert re.search(rf"stun1 +{NO_UPSTREAM} ", stdout)
+
+
+async def test_an_operator_with_the_token(tmp_path: Path) -> None:
+    """Over TLS, at an address that other machines reach; then on a unix socket, where no token is needed."""
+    status, stdout, stderr = run_here("admin-token")
+    assert (status, stderr) == (0, "")
+    _, _, token, _, _, _, *lines = stdout.splitlines()
+    admin = tomllib.loads("\n".join(lines))["admin"]
+    (tmp_path / "token").write_text(f"{token}\n")
+    async with serving(tmp_path, NO_UPSTREAM, listen={"admin": "0.0.0.0:0"}, admin=admin) as relay:
+        url: list[str | Path] = ["--url", f"https://127.0.0.1:{relay.admin.port}", "--ca", tmp_path / "ca.pem"]
+        known, unknown = await asyncio.gather(
+            run("top", "--once", *url, "--token-file", tmp_path / "token"), run("top", "--once", *url)
+        )
+    assert (known[0], known[2]) == (0, "")
+    assert "flows 0" in known[1]
+    assert "answers 401: the token is missing or wrong: set RELAY_ADMIN_TOKEN" in line_of(unknown)
+    async with serving(tmp_path, NO_UPSTREAM, listen={"admin": "unix:admin.sock"}, admin=admin) as relay:
+        assert relay.admin_text == f"unix:{tmp_path}/admin.sock"
+        known = await run("top", "--once", "--url", relay.admin_text)
+    assert (known[0], known[2]) == (0, "")
+    assert "flows 0" in known[1]
 
 
 def described(pid: int, name: str) -> str:

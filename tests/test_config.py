@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from relay import config
-from relay.addresses import Address
+from relay.addresses import Address, UnixSocket
 from relay.config import Config
 from relay.errors import OperatorError
 
@@ -153,6 +153,21 @@ def test_behind_a_balancer(tmp_path: Path) -> None:
     assert [str(network) for network in settings.balancers.networks] == ["10.0.0.8/31", "fd00::7/128"]
 
 
+def test_where_the_admin_listener_may_be(tmp_path: Path) -> None:
+    def admin(keys: str) -> config.ListenSettings:
+        return load(tmp_path, f"{MINIMAL}[listen]\n{keys}\n[admin]\ntoken_hash = '{TOKEN_HASH}'\n").listen
+
+    for address, remote in (("127.9.9.9:1", False), ("[::1]:1", False), ("0.0.0.0:1", True), ("[fd00::1]:1", True)):
+        listen = admin(f'admin = "{address}"')
+        assert (str(listen.admin), listen.admin_is_remote, listen.admin_has_tls) == (address, remote, remote)
+    assert not admin('admin = "0.0.0.0:1"\nadmin_unprotected = true').admin_has_tls
+    for path, whole in (("/run/a.sock", "/run/a.sock"), ("a.sock", f"{tmp_path}/a.sock")):
+        listen = admin(f'admin = "unix:{path}"')
+        assert (listen.admin, listen.admin_is_remote) == (UnixSocket(whole), False)
+        assert str(listen.admin) == f"unix:{whole}"
+    load(tmp_path, MINIMAL + '[listen]\nadmin = "0.0.0.0:9443"\nadmin_unprotected = true\n')
+
+
 def test_listeners_that_do_not_collide(tmp_path: Path) -> None:
     listen = """
         [listen]
@@ -164,7 +179,7 @@ def test_listeners_that_do_not_collide(tmp_path: Path) -> None:
 
 
 def test_zones_are_kept(tmp_path: Path) -> None:
-    listen = '[listen]\ntls = ["[fe80::1%eth0]:443"]\nadmin = "[fe80::1%2]:9443"\n'
+    listen = '[listen]\ntls = ["[fe80::1%eth0]:443"]\nadmin = "[fe80::1%2]:9443"\nadmin_unprotected = true\n'
     upstream = '[[upstreams]]\nname = "stun1"\naddress = "[fe80::7%eth1]:3478"\n'
     settings = load(tmp_path, CERTIFICATES + upstream + listen + '[media]\nsource_addresses = ["fe80::1%eth0"]\n')
     assert settings.listen.tls == (Address("fe80::1%eth0", 443),)
@@ -327,6 +342,8 @@ def test_settings_can_be_dumped_and_read_again(tmp_path: Path) -> None:
 
 # Mistakes: key, value, what was expected
 
+TOKEN_HASH = "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
 WRONG = [
     ("[listen]\nport = 443\n", "listen.port: unknown key"),
     ("[lissten]\n", "lissten: unknown key"),
@@ -384,6 +401,37 @@ WRONG = [
         '[balancers]\nnetworks = ["10.0.0.1/8"]\n',
         "balancers.networks.0: 10.0.0.1/8 has host bits set: expected a network such as 10.0.0.0/8 or fd00::/8",
     ),
+    *(
+        (
+            f'[listen]\nadmin = "{address}"\n',
+            f"listen.admin: {address}: other machines reach it, so it needs admin.token_hash (see relay admin-token);"
+            " or listen on 127.0.0.1, or on unix:/run/cloud9-relay/admin.sock; listen.admin_unprotected = true leaves"
+            " it open to all, without TLS",
+        )
+        for address in ("0.0.0.0:9443", "10.0.0.1:9443", "[::]:9443")
+    ),
+    (
+        '[listen]\nadmin = "unix:"\n',
+        "listen.admin: 'unix:': expected the path of a socket, for example unix:/run/cloud9-relay/admin.sock",
+    ),
+    (
+        f'[listen]\nadmin = "unix:/{"a" * 107}"\n',
+        f"listen.admin: 'unix:/{'a' * 107}': expected a path of at most 107 bytes",
+    ),
+    *(
+        (
+            f'[admin]\ntoken_hash = "{value}"\n',
+            "admin.token_hash: expected an argon2 hash, as relay admin-token prints it:"
+            " $argon2id$v=19$m=...,t=...,p=...$...",
+        )
+        for value in ("hunter2", "$2b$12$abcdefghijklmnopqrstuv", "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHQ$")
+    ),
+    (
+        f"[admin]\ntoken_hash = '{TOKEN_HASH.replace('m=64', 'm=9999999')}'\n",
+        "admin.token_hash: expected a hash that costs at most m=262144,t=16,p=16, because each check of a token takes"
+        " that",
+    ),
+    ("[admin]\ntoken = 'hunter2'\n", "admin.token: unknown key"),
     ('[listen]\nplane = "fast"\n', "listen.plane: 'fast': expected 'compiled' or 'reference'"),
     ("[listen]\nworkers = -1\n", "listen.workers: -1: expected greater than or equal to 0"),
     (

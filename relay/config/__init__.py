@@ -10,7 +10,8 @@ signaling    [signaling]: the servers for socket.io and REST
 web_proxy    [web_proxy]: who may use CONNECT, and where to
 entitlement  [entitlement]: who may place calls; also files of users
 limits       [access] [limits]: who is served, how much of everything, and all time limits of a connection or flow
-operation    [listen] [balancers] [[certificates]] [capture] [catalog] [log]: what the operator sets up around all that
+operation    [listen] [admin] [balancers] [[certificates]] [capture] [catalog] [log]: what the operator sets up around
+             all that
 
 ``values`` has the types of settings, such as addresses, names and seconds, with the text for what is not one.
 ``reading`` turns a file into checked settings, or into lines that explain its mistakes.
@@ -33,6 +34,7 @@ from pydantic import model_validator
 from relay.config.entitlement import EntitledUser, EntitlementSettings, parse_users
 from relay.config.limits import AccessSettings, LimitsSettings
 from relay.config.operation import (
+    AdminSettings,
     BalancerSettings,
     CaptureSettings,
     CatalogSettings,
@@ -42,12 +44,13 @@ from relay.config.operation import (
 )
 from relay.config.reading import check_tree, read_toml
 from relay.config.signaling import SignalingRoute, SignalingSettings
-from relay.config.values import AtLeastOne, Name, Section
+from relay.config.values import AtLeastOne, KeyedError, Name, Section
 from relay.config.voice import HealthSettings, MediaSettings, QualitySettings, Route, UpstreamServer
 from relay.config.web_proxy import WebProxySettings
 
 __all__ = [
     "AccessSettings",
+    "AdminSettings",
     "BalancerSettings",
     "CaptureSettings",
     "CatalogSettings",
@@ -77,6 +80,7 @@ class Config(Section):
     """All tables. ``deploy/relay.toml`` has every setting of them."""
 
     listen: ListenSettings = ListenSettings()
+    admin: AdminSettings = AdminSettings()
     balancers: BalancerSettings = BalancerSettings()
     certificates: AtLeastOne[CertificateFiles]
     upstreams: AtLeastOne[UpstreamServer]
@@ -107,6 +111,17 @@ class Config(Section):
     def _balancers(self) -> Self:
         if self.listen.proxy_protocol and not self.balancers.networks:
             raise ValueError("balancers.networks: expected the balancers' networks, because of listen.proxy_protocol")
+        return self
+
+    @model_validator(mode="after")
+    def _admin_is_protected(self) -> Self:
+        if self.listen.admin_has_tls and self.admin.token_hash is None:
+            why = (
+                f"{self.listen.admin}: other machines reach it, so it needs admin.token_hash (see relay admin-token);"
+                " or listen on 127.0.0.1, or on unix:/run/cloud9-relay/admin.sock; listen.admin_unprotected = true"
+                " leaves it open to all, without TLS"
+            )
+            raise KeyedError("listen.admin", why)
         return self
 
     @model_validator(mode="after")

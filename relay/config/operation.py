@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from relay.addresses import Address, collide
 from relay.config.values import (
+    AdminAddress,
     AtLeastOne,
     Count,
     FilePath,
@@ -18,6 +20,7 @@ from relay.config.values import (
     Network,
     Seconds,
     Section,
+    TokenHash,
 )
 
 
@@ -32,8 +35,12 @@ class ListenSettings(Section):
     # 2), which names the client. It must come from balancers.networks. Without a header there, and with one elsewhere,
     # a connection is refused.
     proxy_protocol: tuple[ListenAddress, ...] = ()
-    # Plain HTTP for operators. On loopback, because it has no authentication.
-    admin: ListenAddress = Address("127.0.0.1", 9443)
+    # HTTP for operators. "unix:" and a path is a socket of this machine, mode 0660. At an address that other machines
+    # reach it is HTTPS, with a certificate of the relay, and needs admin.token_hash.
+    admin: AdminAddress = Address("127.0.0.1", 9443)
+    # At such an address: plain HTTP, and a token only if there is a hash. For a proxy in front that ends TLS, or for a
+    # network that nobody else is in, such as a container's.
+    admin_unprotected: Flag = False
     # The names by which operators and their tools ask for the admin listener. Addresses, localhost and this machine's
     # name always work. Any other name could be a page's own name that resolves to this machine (DNS rebinding). *. is
     # one label or more; * alone is every name.
@@ -65,7 +72,26 @@ class ListenSettings(Section):
         """All addresses, each with its key in this table."""
         tls = [(f"tls.{number}", address) for number, address in enumerate(self.tls)]
         web_proxy = [(f"web_proxy.{number}", address) for number, address in enumerate(self.web_proxy)]
-        return [*tls, *web_proxy, ("admin", self.admin)]
+        admin = [("admin", self.admin)] if isinstance(self.admin, Address) else []
+        return [*tls, *web_proxy, *admin]
+
+    @property
+    def admin_is_remote(self) -> bool:
+        """True if other machines reach the admin listener."""
+        return isinstance(self.admin, Address) and not ipaddress.ip_address(self.admin.host).is_loopback
+
+    @property
+    def admin_has_tls(self) -> bool:
+        """True if the admin listener speaks TLS."""
+        return self.admin_is_remote and not self.admin_unprotected
+
+
+class AdminSettings(Section):
+    """``[admin]``: who may ask the admin listener."""
+
+    # The argon2 hash of the token that it asks for, at any address, but not on a unix socket. "relay admin-token" makes
+    # a token and its hash. /healthz and /readyz need none.
+    token_hash: TokenHash | None = None
 
 
 class BalancerSettings(Section):

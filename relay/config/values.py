@@ -6,6 +6,8 @@ Each validator raises ValueError. Its text names the value, unless that may be a
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,11 +20,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PlainValidator,
     SecretStr,
     ValidationInfo,
 )
 
-from relay.addresses import Address, IpNetwork, parse_address
+from relay.addresses import UNIX, Address, IpNetwork, UnixSocket, parse_address
 from relay.name_patterns import ANY, WILDCARD
 
 
@@ -264,6 +267,24 @@ def _file_path(path: Path, info: ValidationInfo) -> Path:
     return Path((info.context or {}).get("folder", ".")) / path
 
 
+# With the NUL at its end it takes the 108 bytes of sockaddr_un.
+MAX_UNIX_PATH_BYTES = 107
+
+
+def _admin_address(value: object, info: ValidationInfo) -> Address | UnixSocket:
+    if not isinstance(value, str) or not value.startswith(UNIX):
+        return _literal_only(_read_address(value))
+    path = value.removeprefix(UNIX)
+    if not path or path.endswith("/"):
+        raise ValueError(f"{value!r}: expected the path of a socket, for example unix:/run/cloud9-relay/admin.sock")
+    whole = str(_file_path(Path(path), info))
+    if len(os.fsencode(whole)) > MAX_UNIX_PATH_BYTES:
+        raise ValueError(f"{value!r}: expected a path of at most {MAX_UNIX_PATH_BYTES} bytes")
+    return UnixSocket(whole)
+
+
+# Where the admin listener is: an address as ListenAddress, or the path of a unix socket.
+AdminAddress = Annotated[Address | UnixSocket, PlainValidator(_admin_address), _as_text]
 PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 # A server of signaling: scheme, host and port.
 HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
@@ -298,9 +319,31 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
+# A check takes m KiB of memory, and t passes over it. What argon2's own tool makes by default has 4 MiB, and what OWASP
+# advises has up to 46 MiB.
+_MAX_HASH_KIB, _MAX_HASH_PASSES, _MAX_HASH_LANES = 256 * 1024, 16, 16
+_ARGON2 = re.compile(
+    r"\$argon2(?:id|i|d)\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{16,172}"
+)
+
+
+def _token_hash(value: SecretStr) -> SecretStr:
+    found = _ARGON2.fullmatch(value.get_secret_value())
+    if found is None:
+        raise ValueError(
+            "expected an argon2 hash, as relay admin-token prints it: $argon2id$v=19$m=...,t=...,p=...$..."
+        )
+    memory_kib, passes, lanes = map(int, found.groups())
+    if memory_kib > _MAX_HASH_KIB or passes > _MAX_HASH_PASSES or lanes > _MAX_HASH_LANES:
+        most = f"m={_MAX_HASH_KIB},t={_MAX_HASH_PASSES},p={_MAX_HASH_LANES}"
+        raise ValueError(f"expected a hash that costs at most {most}, because each check of a token takes that")
+    return value
+
+
 # A user of the web proxy.
 UserName = Annotated[str, AfterValidator(_user_name)]
 # A TURN user, or a pattern of users. The bound is the longest that RFC 8489 section 14.3 allows.
 UserPattern = Annotated[str, Field(max_length=508), AfterValidator(_user_pattern)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 Token = Annotated[Secret, AfterValidator(_token)]
+TokenHash = Annotated[Secret, AfterValidator(_token_hash)]

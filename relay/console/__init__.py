@@ -1,1 +1,4 @@
-"""Programs for operators that ask a running relay over its admin listener: ``top`` and ``capture``."""
+"""Programs for operators that ask a running relay over its admin listener: ``top`` and ``capture``.
+
+Both ask through ``listener``.
+"""

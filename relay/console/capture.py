@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import aiohttp
 
+from relay.console.listener import WITHOUT_TOKEN, AdminListener
 from relay.errors import OperatorError, UpstreamError
 from relay.wire.pcapng import BlockCutter, CaptureTally, PcapngError
 
@@ -36,19 +37,17 @@ class Captured:
     end: str
 
 
-async def capture(url: str, flow: str, seconds: float, path: Path) -> Captured:
+async def capture(listener: AdminListener, flow: str, seconds: float, path: Path) -> Captured:
     """Capture a flow into a new file. Cancelling it ends it early, and keeps what came.
 
     Raises OperatorError if the relay or the file system refuses. Raises UpstreamError if the relay goes away in the
     middle; then, too, the file holds what came.
     """
-    if not url.startswith(("http://", "https://")):
-        raise OperatorError(f"--url {url}: expected an address such as http://127.0.0.1:9443")
     if not (flow.isascii() and flow.isdigit()):
         raise OperatorError(f"--flow {flow}: expected a number, as /api/flows and the dashboard have it (connection)")
     with _new_file(path) as file:
         taken = _Taken(file)
-        await _fetch(taken, f"{url.rstrip('/')}/api/flows/{flow}/capture", seconds)
+        await _fetch(taken, listener, f"/api/flows/{flow}/capture", seconds)
     if taken.lost is not None:
         raise UpstreamError(f"{taken.lost}; {path} has the {taken.tally.packets} packets that came")
     end = taken.tally.end or "it was stopped here"
@@ -95,13 +94,16 @@ class _Taken:
         self._file.flush()
 
 
-async def _fetch(taken: _Taken, url: str, seconds: float) -> None:
+async def _fetch(taken: _Taken, listener: AdminListener, path: str, seconds: float) -> None:
+    url = listener.shown(path)
     timeout = aiohttp.ClientTimeout(total=seconds + LATE_S, sock_connect=CONNECT_TIMEOUT_S)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout) as http_client,
-            http_client.post(url, params={"seconds": f"{seconds:.3f}"}) as answer,
+            listener.open(timeout) as http_client,
+            http_client.post(listener.url_of(path), params={"seconds": f"{seconds:.3f}"}) as answer,
         ):
+            if answer.status == 401:
+                raise OperatorError(f"{url} answers 401: {WITHOUT_TOKEN}")
             if answer.status != 200:
                 raise OperatorError(f"{url} answers {answer.status}: {await _reason(answer)}")
             async for data in answer.content.iter_any():

@@ -11,12 +11,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from relay.console.listener import WITHOUT_TOKEN, AdminListener
 from relay.errors import OperatorError
 from relay.logs import printable
 
 INTERVAL_S = 1.0
 # The listener is near, and answers in milliseconds.
 TIMEOUT_S = 5.0
+_TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_S)
 # To prevent DNS rebinding, the listener answers to few names (421).
 OTHER_NAME = "use an address, or add it to listen.admin_hosts"
 # Nobody reads more rows on a terminal.
@@ -37,16 +39,16 @@ _FIGURES = ("age", "miss%↑", "miss%↓", "jit↑", "jit↓", "queue", "RTT")
 Json = dict[str, Any]
 
 
-async def show_once(url: str, match: str, console: Console) -> None:
+async def show_once(listener: AdminListener, match: str, console: Console) -> None:
     """Print one frame. Raises OperatorError if the listener does not answer as it should."""
-    async with _open(url) as http_client:
-        console.print(frame(*await _read(http_client, url, match, ROWS_ONCE), console.width))
+    async with listener.open(_TIMEOUT) as http_client:
+        console.print(frame(*await _read(http_client, listener, match, ROWS_ONCE), console.width))
 
 
-async def show(url: str, match: str, console: Console) -> None:
+async def show(listener: AdminListener, match: str, console: Console) -> None:
     """Draw a frame each second until cancelled. Raises OperatorError if the first one fails; later it waits."""
-    async with _open(url) as http_client:
-        summary, flows = await _read(http_client, url, match, _rows(console))
+    async with listener.open(_TIMEOUT) as http_client:
+        summary, flows = await _read(http_client, listener, match, _rows(console))
         with Live(
             frame(summary, flows, console.width), console=console, screen=console.is_terminal, auto_refresh=False
         ) as live:
@@ -54,34 +56,33 @@ async def show(url: str, match: str, console: Console) -> None:
                 await asyncio.sleep(INTERVAL_S)
                 lost = None
                 try:
-                    summary, flows = await _read(http_client, url, match, _rows(console))
+                    summary, flows = await _read(http_client, listener, match, _rows(console))
                 except OperatorError as error:
                     lost = str(error)
                 live.update(frame(summary, flows, console.width, lost), refresh=True)
-
-
-def _open(url: str) -> aiohttp.ClientSession:
-    if not url.startswith(("http://", "https://")):
-        raise OperatorError(f"--url {url}: expected an address such as http://127.0.0.1:9443")
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
 
 
 def _rows(console: Console) -> int:
     return max(1, min(MAX_ROWS, console.size.height - LINES_BESIDE))
 
 
-async def _read(http_client: aiohttp.ClientSession, url: str, match: str, limit: int) -> tuple[Json, Json]:
-    summary = await _get(http_client, f"{url.rstrip('/')}/api/summary", {})
-    flows = await _get(http_client, f"{url.rstrip('/')}/api/flows", {"limit": str(limit), "match": match})
+async def _read(
+    http_client: aiohttp.ClientSession, listener: AdminListener, match: str, limit: int
+) -> tuple[Json, Json]:
+    summary = await _get(http_client, listener, "/api/summary", {})
+    flows = await _get(http_client, listener, "/api/flows", {"limit": str(limit), "match": match})
     return summary, flows
 
 
-async def _get(http_client: aiohttp.ClientSession, url: str, query: dict[str, str]) -> Json:
-    """The JSON at this address. Raises OperatorError if there is none."""
+async def _get(http_client: aiohttp.ClientSession, listener: AdminListener, path: str, query: dict[str, str]) -> Json:
+    """The JSON at this path. Raises OperatorError if there is none."""
+    url = listener.shown(path)
     try:
-        async with http_client.get(url, params=query) as answer:
+        async with http_client.get(listener.url_of(path), params=query) as answer:
             if answer.status == 421:
                 raise OperatorError(f"{url} does not answer to this name: {OTHER_NAME}")
+            if answer.status == 401:
+                raise OperatorError(f"{url} answers 401: {WITHOUT_TOKEN}")
             if answer.status != 200:
                 raise OperatorError(f"{url} answers {answer.status}: is this the relay's admin listener?")
             found = await answer.json()

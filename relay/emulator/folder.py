@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import json
 import shlex
 from pathlib import Path
@@ -124,6 +125,9 @@ def relay_toml(cloud: Cloud) -> str:
         for host in cloud.running_hosts()
         if not host.name.endswith(f".{host.region}.prod1.xhoot.com")
     )
+    # Whoever wants the dashboard elsewhere has said so, and there is nothing to protect in a cloud that is not real.
+    loopback = ipaddress.ip_address(plan.admin.host).is_loopback
+    unprotected = "" if loopback else "\nadmin_unprotected = true"
     return f"""\
 # A relay between clients and the emulator. Written by `relay emulate` at each start; changes are lost.
 # Check it with: relay check-config relay.toml. Run it with: relay serve --config relay.toml
@@ -131,7 +135,7 @@ def relay_toml(cloud: Cloud) -> str:
 [listen]
 tls = ["{plan.tls}"]
 web_proxy = ["{plan.web_proxy}"]
-admin = "{plan.admin}"
+admin = "{plan.admin}"{unprotected}
 
 [[certificates]]
 certificate = {_quoted(files.chain)}

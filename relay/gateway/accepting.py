@@ -37,9 +37,13 @@ class Acceptor:
         ``serve`` owns the socket that it is given; the address is the other end.
         """
         listener = _open_listener(address, key)
+        self.take(listener, serve)
+        return from_sockaddr(listener.getsockname())
+
+    def take(self, listener: socket.socket, serve: Serve) -> None:
+        """The same with a socket that listens already, and is owned here from now on."""
         self._listeners.append(listener)
         self._accepting.start(self._accept(listener, serve), f"{self._name} listener")
-        return from_sockaddr(listener.getsockname())
 
     async def drain(self) -> None:
         """Accept nobody from now on. Whoever has connected already is served."""
@@ -61,7 +65,9 @@ class Acceptor:
                 if error.errno != errno.ECONNABORTED:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            self._serving.start(serve(accepted, from_sockaddr(peer)), f"{self._name} connection")
+            # The other end of a unix socket has no name.
+            client = from_sockaddr(peer) if isinstance(peer, tuple) else Address("", 0)
+            self._serving.start(serve(accepted, client), f"{self._name} connection")
 
 
 def _open_listener(address: Address, key: str) -> socket.socket:

@@ -13,7 +13,7 @@ from typing import assert_never
 import structlog
 
 from relay import catalog, config
-from relay.addresses import Address, RelayPolicy
+from relay.addresses import Address, RelayPolicy, UnixSocket
 from relay.catalog import Catalog
 from relay.config import Config
 from relay.errors import OperatorError
@@ -98,7 +98,7 @@ class Gateway:
         ``lookup`` resolves the names of upstreams, and names that clients ask for, in place of the system.
         """
         self.tls: list[Address] = []
-        self.admin = Address("", 0)
+        self.admin: Address | UnixSocket = Address("", 0)
         self._config = settings
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
@@ -173,9 +173,10 @@ class Gateway:
             web_proxy=self.web_proxy.totals,
             balancers=self.balancers.totals,
         )
-        hosts = self._config.listen.admin_hosts
+        settings = self._config
         collectors = SignalingCollector(self.signaling), CertificateCollector(self.certificates)
-        return Admin(view, self.captures, *collectors, hosts=hosts)
+        hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
+        return Admin(view, self.captures, *collectors, hosts=hosts, token_hash=token_hash)
 
     @property
     def draining(self) -> bool:
@@ -204,7 +205,7 @@ class Gateway:
             make_file(self._config.quality.records)
             await self._site.start()
             started.push_async_callback(self._site.stop)
-            self.admin = await self._admin.listen(self._config.listen.admin)
+            self.admin = await self._listen_admin()
             started.push_async_callback(self._admin.stop)
             listen = self._config.listen
             started.push_async_callback(self._proxied.stop)
@@ -218,6 +219,12 @@ class Gateway:
             self._tasks.start(self.calls.run(), "calls")
             started.push_async_callback(self._tasks.cancel)
             self._started = started.pop_all()
+
+    async def _listen_admin(self) -> Address | UnixSocket:
+        listen = self._config.listen
+        if isinstance(listen.admin, UnixSocket):
+            return await self._admin.listen_unix(listen.admin)
+        return await self._admin.listen(listen.admin, self.certificates.serving() if listen.admin_has_tls else ())
 
     async def _listen_tls(self, address: Address) -> Address:
         if address in self._config.listen.proxy_protocol:
@@ -254,6 +261,8 @@ class Gateway:
             raise OperatorError(
                 f"{path}: balancers.networks: expected some until the next start: listeners need a header"
             )
+        if self._config.listen.admin_has_tls and settings.admin.token_hash is None:
+            raise OperatorError(f"{path}: admin.token_hash: expected one until the next start: listen.admin needs it")
         vendor, certificates = check(settings)
         self.entitlement.check(settings.entitlement)
         make_file(settings.quality.records)
@@ -275,6 +284,8 @@ class Gateway:
         self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
         self.records.path = settings.quality.records
         self.captures.configure(settings.capture)
+        self._admin.configure(settings.admin.token_hash)
+        self._admin.use_certificates(certificates)
         self.balancers.configure(settings.balancers, settings.limits.handshake_timeout_s)
         self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
@@ -284,6 +295,7 @@ class Gateway:
     def _use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         self.plane.set_certificates(certificates)
         self.web_proxy.use_certificates(certificates)
+        self._admin.use_certificates(certificates)
 
     def _configure_calls(self) -> None:
         settings = self._config

@@ -19,6 +19,7 @@ from relay import __version__
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
 from relay.console.capture import capture
+from relay.console.listener import AdminListener
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.quality.stream import Direction
@@ -54,7 +55,9 @@ async def test_the_whole_way_with_a_real_client(plane: str, tmp_path: Path) -> N
         await turn.bind_channel(echo)
         [flow] = relay.gateway.plane.snapshot().flows
         started_us = time.time_ns() // 1000
-        taking = asyncio.create_task(capture(f"http://{relay.admin}", str(flow.connection), LONG_S, path))
+        taking = asyncio.create_task(
+            capture(AdminListener(f"http://{relay.admin}"), str(flow.connection), LONG_S, path)
+        )
         await eventually(lambda: len(relay.gateway.captures) == 1)
         await wait_for_copies(relay, turn, echo, inbox)
         client = flow.client
@@ -145,7 +148,7 @@ async def test_wireshark_reads_the_same(tmp_path: Path) -> None:
     """And finds nothing wrong with it: no bad checksum, nothing malformed."""
     path = tmp_path / "flow.pcapng"
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
-        taking = asyncio.create_task(capture(bench.url, str(bench.connection), LONG_S, path))
+        taking = asyncio.create_task(capture(AdminListener(bench.url), str(bench.connection), LONG_S, path))
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         await copies(bench)
         for size in (0, 1, 172, 1400):
@@ -192,14 +195,14 @@ async def test_nothing_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.write_text("mine")
     with pytest.raises(OperatorError, match="exists; it is not overwritten"):
-        await capture("http://127.0.0.1:9", "1", 1, path)
+        await capture(AdminListener("http://127.0.0.1:9"), "1", 1, path)
     assert path.read_text() == "mine"
 
 
 async def test_a_name_that_is_taken_meanwhile_stays(tmp_path: Path) -> None:
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
         path = tmp_path / "flow.pcapng"
-        taking = asyncio.create_task(capture(bench.url, str(bench.connection), LONG_S, path))
+        taking = asyncio.create_task(capture(AdminListener(bench.url), str(bench.connection), LONG_S, path))
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         path.write_text("mine")
         bench.client.abort()
@@ -211,7 +214,7 @@ async def test_a_name_that_is_taken_meanwhile_stays(tmp_path: Path) -> None:
 async def test_to_be_cancelled_keeps_what_came(tmp_path: Path) -> None:
     path = tmp_path / "flow.pcapng"
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
-        taking = asyncio.create_task(capture(bench.url, str(bench.connection), LONG_S, path))
+        taking = asyncio.create_task(capture(AdminListener(bench.url), str(bench.connection), LONG_S, path))
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         await copies(bench)
         await eventually(lambda: any(part.stat().st_size > 1000 for part in tmp_path.glob(".flow.pcapng.*.part")))
@@ -240,7 +243,7 @@ async def test_a_relay_that_dies_leaves_what_came(tmp_path: Path) -> None:
     async with await asyncio.start_server(die, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
         with pytest.raises(UpstreamError, match=r"the relay went away .*flow.pcapng has the \d+ packets that came"):
-            await capture(f"http://{host}:{port}", "1", 1, path)
+            await capture(AdminListener(f"http://{host}:{port}"), "1", 1, path)
     assert read_capture(path.read_bytes()).received is None
 
 
@@ -264,7 +267,7 @@ async def test_what_answers_is_no_relay(answer: bytes, said: str, tmp_path: Path
     async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
         with pytest.raises(OperatorError, match=said):
-            await capture(f"http://{host}:{port}", "1", 1, tmp_path / "flow.pcapng")
+            await capture(AdminListener(f"http://{host}:{port}"), "1", 1, tmp_path / "flow.pcapng")
     assert os.listdir(tmp_path) == []
 
 
@@ -279,5 +282,5 @@ async def test_what_answers_is_no_relay(answer: bytes, said: str, tmp_path: Path
 )
 async def test_what_the_operator_must_mend(url: str, flow: str, name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match=said):
-        await capture(url, flow, 1, tmp_path / name)
+        await capture(AdminListener(url), flow, 1, tmp_path / name)
     assert os.listdir(tmp_path) == []

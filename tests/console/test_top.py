@@ -11,6 +11,7 @@ from aiohttp import web
 from rich.console import Console
 
 from relay.console import top
+from relay.console.listener import AdminListener
 from relay.errors import OperatorError
 from relay.gateway.calls.calls import BANDS
 from relay.plane.api import CloseReason
@@ -39,7 +40,7 @@ async def test_one_frame_worst_first() -> None:
     relay.end(relay.call(4), CloseReason.CLIENT_LOST)
     screen = console()
     async with relay.served() as address:
-        await top.show_once(f"http://{address}/", "", screen)
+        await top.show_once(AdminListener(f"http://{address}/"), "", screen)
     head, figures, upstreams, drops, _, *rows = text_of(screen).splitlines()
     assert head.startswith("cloud9-relay")
     assert "calls 2  flows 3" in figures
@@ -65,7 +66,7 @@ async def test_match_and_a_narrow_terminal() -> None:
         relay.call(number, username=f"trader{number}").talk()
     screen = console(80)
     async with relay.served() as address:
-        await top.show_once(f"http://{address}", "TRADER1", screen)
+        await top.show_once(AdminListener(f"http://{address}"), "TRADER1", screen)
     assert "trader1" in text_of(screen)
     assert "trader2" not in text_of(screen)
     assert "desk.relay.test" not in text_of(screen)
@@ -77,7 +78,7 @@ async def test_what_peers_choose_cannot_steer_the_terminal() -> None:
     relay.call(1, username=HOSTILE, server_name=HOSTILE).talk()
     screen = console(300)
     async with relay.served() as address:
-        await top.show_once(f"http://{address}", "", screen)
+        await top.show_once(AdminListener(f"http://{address}"), "", screen)
     shown = text_of(screen)
     assert HOSTILE.encode("unicode_escape").decode() in shown
     assert all(character.isprintable() for line in shown.splitlines() for character in line)
@@ -90,7 +91,7 @@ async def test_it_goes_on_and_says_when_the_relay_is_gone(monkeypatch: pytest.Mo
     async with contextlib.AsyncExitStack() as stack:
         serving = contextlib.AsyncExitStack()
         address = await serving.enter_async_context(relay.served())
-        showing = asyncio.create_task(top.show(f"http://{address}", "", screen))
+        showing = asyncio.create_task(top.show(AdminListener(f"http://{address}"), "", screen))
         stack.callback(showing.cancel)
         await eventually(lambda: "flows 0" in text_of(screen) or showing.done())
         relay.call(1, username="newcomer")
@@ -104,7 +105,7 @@ async def test_it_goes_on_and_says_when_the_relay_is_gone(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("url", ["127.0.0.1:9443", "ftp://127.0.0.1", ""])
 async def test_no_address(url: str) -> None:
     with pytest.raises(OperatorError, match="expected an address"):
-        await top.show_once(url, "", console())
+        await top.show_once(AdminListener(url), "", console())
 
 
 async def test_nobody_listens() -> None:
@@ -112,7 +113,7 @@ async def test_nobody_listens() -> None:
         with pytest.raises(
             OperatorError, match=r"http://127.0.0.1:9/api/summary cannot be read \(.*: is the relay running"
         ):
-            await show("http://127.0.0.1:9", "", console())
+            await show(AdminListener("http://127.0.0.1:9"), "", console())
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,7 @@ async def test_nobody_listens() -> None:
         (web.json_response([1]), "answers something else"),
         (web.json_response({}), "answers something else"),
         (web.Response(status=404), "answers 404"),
+        (web.Response(status=401), "answers 401: the token is missing or wrong: set RELAY_ADMIN_TOKEN"),
         (web.Response(status=421), "does not answer to this name: use an address, or add it to listen.admin_hosts"),
     ],
 )
@@ -137,6 +139,6 @@ async def test_another_server(response: web.Response, said: str) -> None:
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         with pytest.raises(OperatorError, match=said):
-            await top.show_once(f"http://127.0.0.1:{runner.addresses[0][1]}", "", console())
+            await top.show_once(AdminListener(f"http://127.0.0.1:{runner.addresses[0][1]}"), "", console())
     finally:
         await runner.cleanup()

@@ -100,6 +100,7 @@ def gateway_of(folder: Path, **sections: Any) -> Gateway:
 async def test_start_and_stop(tmp_path: Path) -> None:
     gateway = gateway_of(tmp_path, listen={"tls": ["127.0.0.1:0", "[::1]:0"], "admin": "[::1]:0"})
     await gateway.start()
+    assert isinstance(gateway.admin, Address)
     bound = [*gateway.tls, gateway.admin]
     assert [address.host for address in bound] == ["127.0.0.1", "::1", "::1"]
     assert all(listens(address) for address in bound)

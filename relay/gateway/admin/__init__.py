@@ -5,7 +5,10 @@ view        calls, upstreams and counters as plain values; ``api`` has them as J
 metrics     the same for Prometheus
 dashboard   the files of ``relay/web``
 capture     the packets of a flow
+sockets     unix sockets, and TLS
 hosts       the names that the listener answers to
+access      pages of other origins, and requests without the token, are refused
+tokens      the token and its hash
 
 This room looks into all others. Only ``app``, which puts the relay together, looks into this one. The programs that
 ask the listener are in ``relay.console``.

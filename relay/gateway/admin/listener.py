@@ -1,37 +1,95 @@
-"""The admin listener: plain HTTP for operators and their tools, on loopback unless configured otherwise."""
+"""The admin listener: HTTP for operators and their tools, at an address or on a unix socket.
+
+At an address that other machines reach it has TLS. Its connections are bounded, because each takes a descriptor that a
+call may need.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
+from pydantic import SecretStr
 
-from relay.addresses import Address
+from relay.addresses import Address, UnixSocket
 from relay.errors import OperatorError
+from relay.gateway.accepting import Acceptor
 from relay.gateway.admin import dashboard
+from relay.gateway.admin.access import check_origin, check_token
 from relay.gateway.admin.api import Api
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.events import Events
 from relay.gateway.admin.hosts import check_host
 from relay.gateway.admin.metrics import Metrics, RelayCollector
+from relay.gateway.admin.sockets import admin_context, identity_of, open_unix, remove_unix
+from relay.gateway.admin.tokens import TokenCheck
 from relay.gateway.admin.view import View
-from relay.gateway.http.site import SHUTDOWN_TIMEOUT_S, name_server, on_healthz
-from relay.sockaddr import from_sockaddr
+from relay.gateway.http.site import (
+    FIRST_REQUEST_TIMEOUT_S,
+    KEEPALIVE_TIMEOUT_S,
+    SHUTDOWN_TIMEOUT_S,
+    name_server,
+    on_healthz,
+)
+from relay.plane.certificates import ServerCertificate
+
+_OnLost = Callable[[web.RequestHandler], None]
+
+# Each takes a descriptor and some kilobytes. Dashboards keep two or three open, and 32 may watch events.
+MAX_CONNECTIONS = 256
+# From the connection until TLS is set up, and from the end until the client has agreed to it.
+_TLS_OPTIONS: dict[str, Any] = {"ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": 2.0}
+
+_HANDLER_OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_TIMEOUT_S}
+
+
+class _Handler(web.RequestHandler):
+    """Serves one connection, and tells its owner when that has ended."""
+
+    __slots__ = ("_on_lost", "was_connected")
+
+    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, on_lost: _OnLost) -> None:
+        super().__init__(server, loop=loop, **_HANDLER_OPTIONS)
+        self.was_connected = False
+        self._on_lost = on_lost
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.was_connected = True
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._on_lost(self)
 
 
 class Admin:
     """``/healthz``, ``/readyz``, ``/metrics``, ``/api/...``, and the dashboard at ``/``."""
 
-    def __init__(self, view: View, captures: Captures, *collectors: Collector, hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        view: View,
+        captures: Captures,
+        *collectors: Collector,
+        hosts: Collection[str] = (),
+        token_hash: SecretStr | None = None,
+    ) -> None:
         """``hosts`` are names that it answers to, in lower case, in addition to those of ``check_host``."""
         self._captures = captures
         self.events = Events(view.summary)
         self._view = view
         self._metrics = Metrics(RelayCollector(view), *collectors)
-        app = web.Application(middlewares=[check_host(hosts)])
+        self._hosts = hosts
+        self._tokens = TokenCheck(token_hash)
+        app = web.Application(
+            middlewares=[self._on_first_request, check_host(hosts), check_origin, check_token(self._tokens)]
+        )
         app.on_response_prepare.append(name_server)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_get("/readyz", self._on_readyz)
@@ -41,25 +99,98 @@ class Admin:
         app.router.add_routes(Api(view).routes())
         app.router.add_routes(dashboard.routes())
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+            app, handle_signals=False, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
+        self._acceptor = Acceptor("admin")
+        self._tls: ssl.SSLContext | None = None
+        # Connections that have not brought a whole request yet, with the end of our patience.
+        self._waiting: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._connections = 0
+        self._unix: tuple[UnixSocket, tuple[int, int] | None] | None = None
 
-    async def listen(self, address: Address) -> Address:
-        """Serve on this address, port 0 for a free one; the bound address. Raises OperatorError."""
+    async def listen(self, address: Address, certificates: Sequence[ServerCertificate] = ()) -> Address:
+        """Serve on this address, port 0 for a free one; the bound address. Raises OperatorError.
+
+        With certificates it speaks TLS.
+        """
+        if certificates:
+            self.use_certificates(certificates, at_first=True)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, address.host, address.port).start()
-        except OSError as error:
+            return self._acceptor.listen(address, "listen.admin", self._serve)
+        except OperatorError:
             await self._runner.cleanup()
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OperatorError(f"cannot listen on {address} (listen.admin): {reason.lower()}") from None
-        return from_sockaddr(self._runner.addresses[0])
+            raise
+
+    async def listen_unix(self, where: UnixSocket) -> UnixSocket:
+        """Serve on a unix socket. Its file says who may ask, so no token is needed. Raises OperatorError."""
+        listener = open_unix(where)
+        self._unix = where, identity_of(where)
+        self._tokens.configure(None)
+        await self._runner.setup()
+        self._acceptor.take(listener, self._serve)
+        return where
+
+    def configure(self, token_hash: SecretStr | None) -> None:
+        """Ask for another token from now on, or for none."""
+        if self._unix is None:
+            self._tokens.configure(token_hash)
+
+    def use_certificates(self, certificates: Sequence[ServerCertificate], *, at_first: bool = False) -> None:
+        """New connections get one of these, if this speaks TLS. Raises OperatorError, and then the old one stays."""
+        if at_first or self._tls is not None:
+            self._tls = admin_context(certificates, self._hosts)
 
     async def stop(self) -> None:
         """Close the listener and its connections."""
         self.events.stop()
         self._captures.stop()
+        await self._acceptor.stop()
+        if self._unix is not None:
+            remove_unix(*self._unix)
         await self._runner.cleanup()
+        for handler in list(self._waiting):
+            self._forget(handler)
+
+    # Connections
+
+    async def _serve(self, accepted: socket.socket, _: Address) -> None:
+        server = self._runner.server
+        if server is None or self._connections >= MAX_CONNECTIONS:
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        loop = asyncio.get_running_loop()
+        handler = _Handler(server, loop=loop, on_lost=self._on_lost)
+        self._connections += 1
+        self._waiting[handler] = loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._lose_patience, handler)
+        options: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls, **_TLS_OPTIONS}
+        try:
+            await loop.connect_accepted_socket(lambda: handler, accepted, **options)
+        except OSError:  # the client has gone, or does not speak TLS as we do
+            accepted.close()
+        finally:
+            if not handler.was_connected:
+                self._on_lost(handler)
+
+    def _on_lost(self, handler: web.RequestHandler) -> None:
+        self._connections -= 1
+        self._forget(handler)
+
+    def _lose_patience(self, handler: web.RequestHandler) -> None:
+        self._forget(handler)
+        handler.force_close()
+
+    def _forget(self, handler: web.RequestHandler) -> None:
+        if (deadline := self._waiting.pop(handler, None)) is not None:
+            deadline.cancel()
+
+    @web.middleware
+    async def _on_first_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._forget(request.protocol)
+        return await handler(request)
+
+    # What it serves
 
     async def _on_readyz(self, _: web.Request) -> web.Response:
         """200 if a new call would be taken: at least one upstream is up, and we are not draining."""

@@ -101,8 +101,8 @@ class CertificateKeeper:
         self._pairs = {certificate.files: _Pair(certificate) for certificate in certificates}
         self._note_expiries()
 
-    def _serving(self) -> list[ServerCertificate]:
-        """In the order of the configuration."""
+    def serving(self) -> list[ServerCertificate]:
+        """Those in service, in the order of the configuration."""
         return [pair.serving for pair in self._pairs.values() if pair.serving is not None]
 
     def start(self) -> None:
@@ -119,7 +119,7 @@ class CertificateKeeper:
 
     def tell(self) -> None:
         """Log what is wrong with the certificates that serve, each problem once while it lasts."""
-        found = find_all(self._serving(), self._routes, self._now())
+        found = find_all(self.serving(), self._routes, self._now())
         for finding in found:
             if _key(finding) not in self._told:
                 level = log.error if finding.problem in URGENT else log.warning
@@ -170,7 +170,7 @@ class CertificateKeeper:
     def _put_in_service(self, renewed: dict[Certificate, ServerCertificate | None]) -> None:
         """``renewed`` has what served before, by files."""
         try:
-            self._on_change(self._serving())
+            self._on_change(self.serving())
         except OperatorError as error:
             for files, before in renewed.items():
                 self._pairs[files].serving = before
@@ -192,7 +192,7 @@ class CertificateKeeper:
 
     def _note_expiries(self) -> None:
         self._expiries = {}
-        for certificate in self._serving():
+        for certificate in self.serving():
             end = expiry_of(certificate)
             for label in labels_of(certificate):
                 self._expiries[label] = min(end, self._expiries.get(label, end))

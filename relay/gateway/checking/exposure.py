@@ -22,18 +22,29 @@ MIN_BALANCER_PREFIX = {4: 16, 6: 48}
 
 def find_exposures(settings: Config, source: Path) -> list[str]:
     """All warnings. ``source`` is the file of the settings. The files are looked at, not read."""
-    return [*_of_web_proxy(settings), *_of_balancers(settings), *_of_files(settings, source)]
+    return [*_of_web_proxy(settings), *_of_admin(settings), *_of_balancers(settings), *_of_files(settings, source)]
 
 
 def _of_web_proxy(settings: Config) -> Iterator[str]:
-    if settings.web_proxy.users:
+    if settings.web_proxy.users or settings.access.allow:
         return
     for number, address in enumerate(settings.listen.web_proxy):
         if _is_public(address):
             yield (
-                f"listen.web_proxy.{number}: {address}: everyone who reaches it may use it: set web_proxy.users, or"
-                " listen on an address of the LAN"
+                f"listen.web_proxy.{number}: {address}: everyone who reaches it may use it: set web_proxy.users or"
+                " access.allow, or listen on an address of the LAN"
             )
+
+
+def _of_admin(settings: Config) -> Iterator[str]:
+    listen = settings.listen
+    if not listen.admin_is_remote or listen.admin_has_tls:
+        return
+    if settings.admin.token_hash is None:
+        why = "everyone who reaches it may see who calls whom, without a token"
+    else:
+        why = "the token crosses the network unencrypted"
+    yield f"listen.admin: {listen.admin}: {why}, because of listen.admin_unprotected"
 
 
 def _is_public(address: Address) -> bool:

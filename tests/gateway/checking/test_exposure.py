@@ -13,6 +13,7 @@ import pytest
 from relay import config
 from relay.gateway.checking.exposure import find_exposures, what_others_may
 
+TOKEN_HASH = "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 SOURCE = Path("/etc/cloud9-relay/relay.toml")
 
 
@@ -45,6 +46,18 @@ def test_a_web_proxy_for_everybody() -> None:
     assert line.startswith("listen.web_proxy.0: 8.8.8.8:3128: ")
     assert "web_proxy.users" in line
     assert exposures(listen={"web_proxy": addresses[0:1]}, web_proxy={"users": {"ann": "sesame"}}) == []
+    assert exposures(listen={"web_proxy": addresses[0:1]}, access={"allow": ["10.0.0.0/8"]}) == []
+
+
+def test_an_admin_listener_without_protection() -> None:
+    [line] = exposures(listen={"admin": "0.0.0.0:9443", "admin_unprotected": True})
+    assert line.startswith("listen.admin: 0.0.0.0:9443: everyone who reaches it may see who calls whom")
+    token = {"token_hash": TOKEN_HASH}
+    [line] = exposures(listen={"admin": "10.20.0.5:9443", "admin_unprotected": True}, admin=token)
+    assert line.startswith("listen.admin: 10.20.0.5:9443: the token crosses the network unencrypted")
+    assert exposures(listen={"admin": "0.0.0.0:9443"}, admin=token) == []
+    assert exposures(listen={"admin": "127.0.0.1:9443", "admin_unprotected": True}) == []
+    assert exposures(listen={"admin": "unix:/run/cloud9-relay/admin.sock"}) == []
 
 
 def test_balancers_that_may_be_anybody() -> None:

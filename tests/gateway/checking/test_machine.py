@@ -32,7 +32,8 @@ def test_addresses_of_this_machine() -> None:
 
 
 def test_each_address_that_is_missing_has_a_line() -> None:
-    listen = {"tls": ["127.0.0.1:443", f"{ELSEWHERE}:443"], "admin": f"[{ELSEWHERE_V6}]:9443"}
+    listen: dict[str, Any] = {"tls": ["127.0.0.1:443", f"{ELSEWHERE}:443"], "admin": f"[{ELSEWHERE_V6}]:9443"}
+    listen["admin_unprotected"] = True
     zoned = {"source_addresses": ["fe80::1%nolink0"]}
     with pytest.raises(OperatorError) as refused:
         check_addresses(settings(listen={**listen, "web_proxy": ["127.0.0.1:3128"]}, media=zoned))

@@ -35,6 +35,7 @@ async def test_a_call_over_link_local_addresses(tmp_path: Path, plane: str) -> N
             "listen": {
                 "tls": [f"[{ZONED}]:0"],
                 "admin": f"[{ZONED}]:0",
+                "admin_unprotected": True,
                 "web_proxy": [f"[{ZONED}]:0"],
                 "plane": plane,
             },

@@ -52,6 +52,7 @@ class Relay:
     @property
     def admin(self) -> Address:
         """Where operators look."""
+        assert isinstance(self.gateway.admin, Address)
         return self.gateway.admin
 
     @property

@@ -53,6 +53,8 @@ class Served:
         self.path = path
         self.tree = tree
         self.tls = self.admin = Address("", 0)
+        # As the ready line has it. It may be a unix socket.
+        self.admin_text = ""
         self._process = process
         self._trust = trust
         self.web_proxies: list[Address] = []
@@ -64,7 +66,10 @@ class Served:
         line = (await self._process.stdout.readline()).decode()
         found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)(?: web_proxy=(\S+))?\n", line)
         assert found, (line, await self._rest_of_stderr())
-        self.tls, self.admin = parse_address(found[1]), parse_address(found[2])
+        self.tls = parse_address(found[1])
+        self.admin_text = found[2]
+        if not found[2].startswith("unix:"):
+            self.admin = parse_address(found[2])
         self.web_proxies = [parse_address(one) for one in (found[3] or "").split(",") if one]
 
     async def _rest_of_stderr(self) -> str:
