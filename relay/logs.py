@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import structlog
+from pydantic import SecretBytes, SecretStr
 
 from relay.output import Output
 
 # A peer chooses server names and first bytes, so values in a log line are cut to this length.
 MAX_VALUE_CHARACTERS = 200
+# The values of these fields are never written, whatever they are. What is of a secret type is not written anywhere.
+SECRET_FIELDS = frozenset({"authorization", "cookie", "password", "secret", "token", "token_hash"})
+HIDDEN = "**********"
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
@@ -27,7 +31,7 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _printable,
+        _clean_event,
     ]
     # Lines of asyncio and aiohttp look the same, so that a program that reads JSON meets nothing else.
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -62,12 +66,41 @@ def _describe_lost(processors: Sequence[structlog.typing.Processor], count: int)
 
 def printable(value: str) -> str:
     """A text without characters that could control a terminal or forge a line, cut if it is long."""
-    text = value if value.isprintable() else value.encode("unicode_escape").decode()
+    text = value if value.isprintable() else _escape(value)
     return text[:MAX_VALUE_CHARACTERS]
 
 
-def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _escape(value: str) -> str:
+    return value.encode("unicode_escape").decode()
+
+
+def _clean_event(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The same event for both styles: without secrets, and all that a peer may have chosen escaped and cut."""
     for key, value in event.items():
-        if isinstance(value, str) and key != "exception":
-            event[key] = printable(value)
+        event[key] = _clean_traceback(value) if key == "exception" else _clean(key, value)
     return event
+
+
+def _clean(key: str, value: object) -> object:
+    match value:
+        case SecretStr() | SecretBytes():
+            return HIDDEN
+        case _ if key.lower().replace("-", "_") in SECRET_FIELDS:
+            return HIDDEN
+        case str():
+            return printable(value)
+        case bytes() | bytearray():
+            # Each byte is a character or its escape, so the cut leaves no more bytes than these.
+            return printable(_escape(value[:MAX_VALUE_CHARACTERS].decode("latin-1")))
+        case dict():
+            return {printable(str(name)): _clean(str(name), one) for name, one in value.items()}
+        case list() | tuple():
+            return [_clean(key, one) for one in value]
+    return value
+
+
+def _clean_traceback(value: object) -> object:
+    """It has lines, and its last one may have a peer's text in it."""
+    if not isinstance(value, str):
+        return value
+    return "\n".join(line if line.isprintable() else _escape(line) for line in value.split("\n"))

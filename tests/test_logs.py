@@ -11,6 +11,7 @@ from typing import Literal
 
 import pytest
 import structlog
+from pydantic import SecretBytes, SecretStr
 
 from relay import logs
 from relay.tasks import Tasks
@@ -92,6 +93,52 @@ def test_what_a_peer_chooses_cannot_forge_a_line(
     [line] = lines(capsys)
     assert line.isprintable()
     assert len(line) < 500
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_secrets_are_not_written(capsys: pytest.CaptureFixture[str], style: Literal["text", "json"]) -> None:
+    logs.configure("info", style)
+    structlog.get_logger().info(
+        "asked",
+        upstream=SecretStr("hunter2"),
+        password="hunter2",
+        headers={"Authorization": "hunter2", "X-Name": SecretStr("hunter2"), "Cookie": ["hunter2"]},
+        found=[SecretBytes(b"hunter2"), ("hunter", SecretStr("hunter2"))],
+        username="trader",
+    )
+    [line] = lines(capsys)
+    assert "hunter2" not in line
+    assert "trader" in line
+    assert line.count("**********") == 7
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_bytes_and_what_is_inside_of_values_is_escaped_and_cut(
+    capsys: pytest.CaptureFixture[str], style: Literal["text", "json"]
+) -> None:
+    logs.configure("info", style)
+    structlog.get_logger().info(
+        "closed", first=b"\x16\x03\x1b[2J\xff\n", body=b"b" * 10_000, told={"a\nb": ["\x1b[2J", "x" * 10_000]}
+    )
+    [line] = lines(capsys)
+    assert line.isprintable()
+    assert len(line) < 900
+    if style == "json":
+        entry = json.loads(line)
+        assert entry["first"] == "\\x16\\x03\\x1b[2J\\xff\\n"
+        assert (entry["body"], entry["told"]) == (200 * "b", {"a\\nb": ["\\x1b[2J", 200 * "x"]})
+
+
+def test_a_traceback_keeps_its_lines_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    try:
+        raise ValueError("\x1b[2Jon purpose")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    written = lines(capsys)
+    assert len(written) > 2
+    assert all(line.isprintable() for line in written)
+    assert written[-1].endswith("ValueError: \\x1b[2Jon purpose")
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
