@@ -99,8 +99,9 @@ def check_config(
     """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing.
 
     Warnings leave the exit status at 0: what is wrong with certificates, such as one that has expired, and what is open
-    to more people than it may have to be.
+    to more people than it may have to be; and a limit of file descriptors, here and now, that is too low for [limits].
     """
+    from relay.gateway import descriptors
     from relay.gateway.app import check
     from relay.gateway.certificates.files import keys_of
     from relay.gateway.certificates.findings import find_all
@@ -114,7 +115,7 @@ def check_config(
     keys = {str(pair.chain): f"{key}: " for pair, key in keys_of(settings.certificates).items()}
     findings = find_all(certificates, settings.routes, _now())
     warnings = [f"{keys.get(finding.where, '')}{finding}" for finding in findings]
-    warnings += [] if skip_addresses else check_addresses(settings)
+    warnings += [] if skip_addresses else [*check_addresses(settings), *descriptors.find(settings)]
     warnings += find_exposures(settings, config_file)
     for warning in warnings:
         typer.echo(f"relay: warning: {warning}", err=True)

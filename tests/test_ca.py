@@ -496,7 +496,7 @@ def test_the_relay_takes_what_show_prints(tmp_path: Path) -> None:
         {"certificate": str(hosts / "*.pem"), "private_key": str(hosts / "*.key")}
     ]
     path = tmp_path / "relay.toml"
-    path.write_text(blocks + '\n[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n')
+    path.write_text(blocks + '\n[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n[limits]\nconnections = 9\n')
     assert ok("check-config", path) == f"{path}: ok (1 upstream, 0 routes)\n"
     served = read_all(config.load(path).certificates)
     assert [certificate.names for certificate in served] == [{STUN2}, {STUN1}]

@@ -331,6 +331,7 @@ async def test_check_config_warns_of_certificates(tmp_path: Path) -> None:
     write_pair(old, signed(authority(), "old.test", end=NOW - DAY))
     tree = settings_tree(Authority(tmp_path), {"address": str(NO_UPSTREAM), "region": "use1"})
     tree["certificates"].append({"certificate": str(old.chain), "private_key": str(old.private_key)})
+    tree["limits"] = {"connections": 100}
     write_config(path, {**tree, "routes": [{"server_name": "elsewhere.test", "region": "use1"}]})
     status, stdout, stderr = await run("check-config", path)
     assert (status, stdout) == (0, f"{path}: ok (1 upstream, 1 route, 2 warnings)\n")
@@ -368,7 +369,7 @@ async def test_mistakes_on_the_command_line() -> None:
 
 async def test_check_config(tmp_path: Path) -> None:
     path, wrong = tmp_path / "relay.toml", tmp_path / "wrong.toml"
-    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM)
+    tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, limits={"connections": 100})
     write_config(path, tree)
     write_config(wrong, {**tree, "upstreams": [{"name": "a", "address": "::1:3478"}], "health": {"fall": 0}})
     good, bad = await asyncio.gather(run("check-config", path), run("check-config", wrong))
@@ -378,6 +379,16 @@ async def test_check_config(tmp_path: Path) -> None:
         "",
         f"relay: {wrong}: upstreams.0.address: '::1:3478': an IPv6 address needs brackets, for example [::1]:443\n"
         f"relay: {wrong}: health.fall: 0: expected greater than or equal to 1\n",
+    )
+
+
+async def test_check_config_warns_of_too_few_descriptors(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, limits={"connections": 10_000_000}))
+    status, stdout, stderr = await run("check-config", path)
+    assert (status, stdout) == (0, f"{path}: ok (1 upstream, 0 routes, 1 warning)\n")
+    assert stderr.startswith(
+        "relay: warning: limits: at most 40000128 file descriptors are needed, and this process may"
     )
 
 

@@ -27,7 +27,7 @@ class LimitsSettings(Section):
     A source is an IPv4 address, or the network (/64) of an IPv6 address.
     """
 
-    # 20,000 connections take two to five descriptors each. The unit file allows 131,072.
+    # 20,000 connections take two to four descriptors each. The unit file allows 131,072.
     connections: Count = Field(default=20_000, ge=0, le=MAX_COUNT)
     # Half of them: one source cannot take all. Behind one address of a web proxy or NAT these are 2,500 desks, with
     # four connections each; a firm with more lists that address in ``exempt_networks``.

@@ -1,6 +1,8 @@
 """The control plane: it decides where flows go, watches upstreams, and answers HTTP.
 
 lines            log lines that clients cause, limited
+descriptors      how many file descriptors are needed, may be had, and are kept for operators
+pauses           newcomers that wait: counted, and logged
 accepting        listeners of the control plane
 file_state       whether a file has changed
 calls/           how each call sounds, and what is kept of it

@@ -11,6 +11,9 @@ from typing import Any
 
 from relay.addresses import Address
 from relay.errors import OperatorError
+from relay.gateway import descriptors
+from relay.gateway.pauses import Pauses
+from relay.plane.endings import pause_of
 from relay.plane.listening import LISTEN_BACKLOG
 from relay.sockaddr import from_sockaddr, to_sockaddr
 from relay.tasks import Tasks
@@ -24,9 +27,13 @@ Serve = Callable[[socket.socket, Address], Coroutine[Any, Any, None]]
 class Acceptor:
     """Owns listeners, and what serves the connections that they accept."""
 
-    def __init__(self, name: str) -> None:
-        """``name`` is what its connections are called."""
+    def __init__(self, name: str, pauses: Pauses | None = None) -> None:
+        """``name`` is what its connections are called. ``pauses`` hears when clients have to wait.
+
+        Without it these are operators, and they have the descriptors that clients must leave.
+        """
         self._name = name
+        self._pauses = pauses
         self._listeners: list[socket.socket] = []
         self._accepting = Tasks()
         self._serving = Tasks()
@@ -63,11 +70,26 @@ class Acceptor:
                 accepted, peer = await loop.sock_accept(listener)
             except OSError as error:
                 if error.errno != errno.ECONNABORTED:
-                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    await self._pause(error.errno or 0)
                 continue
+            await self._wait_for_room(accepted)
             # The other end of a unix socket has no name.
             client = from_sockaddr(peer) if isinstance(peer, tuple) else Address("", 0)
             self._serving.start(serve(accepted, client), f"{self._name} connection")
+
+    async def _wait_for_room(self, accepted: socket.socket) -> None:
+        """Hold this one, and leave all after it in the kernel's queue, while clients have all that is for them."""
+        try:
+            while self._pauses is not None and not descriptors.has_room():
+                await self._pause(errno.EMFILE)
+        except BaseException:
+            accepted.close()
+            raise
+
+    async def _pause(self, code: int) -> None:
+        if self._pauses is not None:
+            self._pauses.note(pause_of(code), self._name)
+        await asyncio.sleep(ACCEPT_PAUSE_S)
 
 
 def _open_listener(address: Address, key: str) -> socket.socket:

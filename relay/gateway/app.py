@@ -17,9 +17,10 @@ from relay.addresses import Address, RelayPolicy, UnixSocket
 from relay.catalog import Catalog
 from relay.config import Config
 from relay.errors import OperatorError
+from relay.gateway import descriptors
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
-from relay.gateway.admin.metrics import CertificateCollector, SignalingCollector
+from relay.gateway.admin.metrics import CertificateCollector, PauseCollector, SignalingCollector
 from relay.gateway.admin.view import View
 from relay.gateway.balancers import Balancers
 from relay.gateway.calls.calls import Calls, EndedCall
@@ -31,6 +32,7 @@ from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
 from relay.gateway.http.upgrades import Upgrades
 from relay.gateway.lines import Lines
+from relay.gateway.pauses import Pauses
 from relay.gateway.proxied import ProxiedListeners
 from relay.gateway.routing.flows import FlowRefused, Flows, Wanted
 from relay.gateway.routing.health import HealthMonitor
@@ -45,6 +47,7 @@ from relay.gateway.signaling.connections import open_trust
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.gateway.web_proxy.web_proxy import WebProxy
 from relay.plane.api import (
+    AcceptPaused,
     AllocateGranted,
     AllocateRequested,
     AllocationOrphaned,
@@ -132,7 +135,8 @@ class Gateway:
         self.signaling = SignalingProxy(lookup)
         self.signaling.configure(settings.signaling, settings.health)
         self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
-        self._proxied = ProxiedListeners(self.plane, self.balancers)
+        self.pauses = Pauses()
+        self._proxied = ProxiedListeners(self.plane, self.balancers, self.pauses)
         self.web_proxy = WebProxy(
             self.plane,
             settings.web_proxy,
@@ -141,6 +145,7 @@ class Gateway:
             lookup,
             balancers=self.balancers,
             networks=self._networks,
+            pauses=self.pauses,
         )
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
@@ -176,7 +181,8 @@ class Gateway:
         settings = self._config
         collectors = SignalingCollector(self.signaling), CertificateCollector(self.certificates)
         hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
-        return Admin(view, self.captures, *collectors, hosts=hosts, token_hash=token_hash)
+        pauses = PauseCollector(self.pauses.counts)
+        return Admin(view, self.captures, *collectors, pauses, hosts=hosts, token_hash=token_hash)
 
     @property
     def draining(self) -> bool:
@@ -266,6 +272,7 @@ class Gateway:
         vendor, certificates = check(settings)
         self.entitlement.check(settings.entitlement)
         make_file(settings.quality.records)
+        descriptors.raise_limit(settings)
         self.plane.set_certificates(certificates)
         self.plane.configure(plane_settings(settings))
         self.web_proxy.configure(settings.web_proxy, vendor(), certificates)
@@ -290,6 +297,7 @@ class Gateway:
         self._configure_calls()
         log.info("configuration reloaded", upstreams=len(settings.upstreams), routes=len(settings.routes))
         self.certificates.tell()
+        descriptors.tell(settings)
         return self._config
 
     def _use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
@@ -325,7 +333,7 @@ class Gateway:
                 self._on_event(event)
             except Exception:
                 # A mistake of ours. The other events of this batch belong to other clients.
-                log.exception("event failed", kind=type(event).__name__, connection=event.connection)
+                log.exception("event failed", kind=type(event).__name__, connection=getattr(event, "connection", None))
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -346,6 +354,8 @@ class Gateway:
             case AllocationOrphaned():
                 if not self._sessions.on_orphan(event):
                     self._releaser.release(event, self.upstreams.get(event.upstream.name))
+            case AcceptPaused():
+                self.pauses.note(event)
             case Closed():
                 self._on_closed(event)
             case unknown:
@@ -463,6 +473,7 @@ def plane_settings(settings: Config) -> PlaneSettings:
         **{name: getattr(limits, name) for name in named_alike},
         source_ipv4=settings.media.source_of_version(4),
         source_ipv6=settings.media.source_of_version(6),
+        max_descriptors=descriptors.bound(),
         max_connections=limits.connections,
         max_connections_per_source=limits.connections_per_source,
         allowed_clients=settings.access.allow,

@@ -8,16 +8,17 @@ import socket
 from relay.addresses import Address
 from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
+from relay.gateway.pauses import Pauses
 from relay.plane.api import Plane
 
 
 class ProxiedListeners:
     """Owns the listeners of ``listen.tls`` that need a header, and their connections until the plane takes them."""
 
-    def __init__(self, plane: Plane, balancers: Balancers) -> None:
+    def __init__(self, plane: Plane, balancers: Balancers, pauses: Pauses) -> None:
         self._plane = plane
         self._balancers = balancers
-        self._acceptor = Acceptor("proxied")
+        self._acceptor = Acceptor("proxied", pauses)
 
     def listen(self, address: Address) -> Address:
         """Accept balancers on a literal address, on a free port for port 0. Raises OperatorError."""

@@ -17,6 +17,7 @@ import structlog
 
 from relay import config, logs, output
 from relay.errors import OperatorError
+from relay.gateway import descriptors
 from relay.gateway.app import Gateway
 from relay.gateway.checking.exposure import find_exposures
 from relay.gateway.hardening import harden
@@ -54,6 +55,7 @@ async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> No
     for trouble in troubles:
         log.warning("not hardened", cause=trouble)
     _tell_exposures(settings, path)
+    descriptors.raise_limit(settings)
     gateway = Gateway(settings)
     tasks = Tasks()
     await gateway.start()
@@ -68,6 +70,7 @@ async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> No
         # The one line on stdout: the process that started us may wait for it.
         web_proxy = f" web_proxy={proxies}" if proxies else ""
         print(f"ready tls={tls} admin={gateway.admin}{web_proxy}", flush=True)  # noqa: T201
+        descriptors.tell(settings)
         # A signal that came earlier has waited for this.
         tasks.start(signals.reload(gateway), "reload")
         await signals.first.wait()

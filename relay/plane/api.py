@@ -116,6 +116,14 @@ class DropReason(StrEnum):
     UPLINK_REFUSED = "uplink_refused"  # our own kernel did not send it: a packet filter, no route, a link that is down
 
 
+class PauseCause(StrEnum):
+    """Why newcomers wait for a while before they are accepted."""
+
+    HANDSHAKES = "handshakes"  # as many have begun in this second as may
+    DESCRIPTORS = "descriptors"  # the process, or the machine, has none left for them
+    MEMORY = "memory"
+
+
 class HandshakeFailure(StrEnum):
     """Why a TLS handshake did not come to its end."""  # not listed again: compiled/events.py looks up OpenSSL's words
 
@@ -404,6 +412,17 @@ class UpstreamLost:
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptPaused:
+    """The plane accepts nobody for some milliseconds: newcomers wait in the kernel's queue, and connections go on.
+
+    It is told at most ten times a second, by each worker.
+    """
+
+    cause: PauseCause
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """A connection ended. ``detail`` is for the log; ``flow`` is None if it never became one."""
 
@@ -426,6 +445,7 @@ Event = (
     | StunReceived
     | UpstreamLost
     | AllocationOrphaned
+    | AcceptPaused
     | Closed
 )
 EventSink = Callable[[Sequence[Event]], None]

@@ -1,4 +1,4 @@
-"""How both planes say why a connection ends: the reason for an error, and the words for the log.
+"""How both planes say why a connection ends, or waits to be accepted: the reason for an error, and words for the log.
 
 All reasons are in ``api.CloseReason``.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import os
 
-from relay.plane.api import CloseReason
+from relay.plane.api import AcceptPaused, CloseReason, PauseCause
 
 # Other errors of a socket are the upstream's, or the network's.
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+# With these accept(2) takes nobody, and the next call would do no better.
+CANNOT_ACCEPT = _NO_DESCRIPTORS | {errno.ENOBUFS, errno.ENOMEM}
 
 
 def is_exhausted(error: OSError) -> bool:
@@ -22,6 +24,14 @@ def is_exhausted(error: OSError) -> bool:
 def reason_without_socket(error: OSError) -> CloseReason:
     """Why a connection ends whose flow gets no UDP socket."""
     return CloseReason.NO_DESCRIPTORS if is_exhausted(error) else CloseReason.UPSTREAM_UNREACHABLE
+
+
+def pause_of(code: int) -> AcceptPaused:
+    """Why newcomers wait, by an errno of accept(2). Without one (0), handshakes have begun too fast."""
+    if not code:
+        return AcceptPaused(PauseCause.HANDSHAKES)
+    cause = PauseCause.DESCRIPTORS if code in _NO_DESCRIPTORS else PauseCause.MEMORY
+    return AcceptPaused(cause, os.strerror(code).lower())
 
 
 def silence_detail(silence_s: float, refused_for: int) -> str:

@@ -39,6 +39,8 @@ class PlaneSettings:
     upstream_silence_s: float = 4.0
     # A request that the upstream leaves unanswered for this long is sent again (RFC 8489 section 6.2.1, RTO).
     initial_rto_s: float = RTO_S
+    # While the process has this many descriptors in use, newcomers wait: the others are for control. 0: all are used.
+    max_descriptors: int = 0
     max_connections: int = 20_000
     # A source is an IPv4 address, or the network (/64) of an IPv6 address.
     max_connections_per_source: int = 0

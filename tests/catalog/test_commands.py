@@ -61,7 +61,8 @@ def test_check_config_reads_the_catalog(tmp_path: Path) -> None:
     path, bad = tmp_path / "relay.toml", tmp_path / "bad.toml"
     path.write_text(
         f'[[certificates]]\ncertificate = "{issued.chain}"\nprivate_key = "{issued.private_key}"\n'
-        '[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n[catalog]\npath = "bad.toml"\n'
+        '[[upstreams]]\nname = "a"\naddress = "192.0.2.1:3478"\n[limits]\nconnections = 9\n'
+        '[catalog]\npath = "bad.toml"\n'
     )
     assert run_here("check-config", path) == (2, "", f"relay: {bad} (catalog.path): No such file or directory\n")
     bad.write_text("as_of = 5\ndomains = []\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ import pytest
 
 from relay.addresses import Address
 from relay.demo.authority import Authority
+from relay.plane.api import AcceptPaused, PauseCause
+from relay.plane.endings import CANNOT_ACCEPT, pause_of
 from relay.plane.reference.reserve import RESERVED_DESCRIPTORS
 from relay.wire.channeldata import build_channel_data
-from tests.support.benches.plane import PLANES
+from tests.support.benches.plane import PLANES, MakePlane, bounds, exchange, plane_bench
 from tests.support.messages import HELLO
 from tests.support.peers.scripted_upstream import ScriptedUpstream, scripted_upstream
 from tests.support.peers.tls_client import TlsClient
@@ -107,6 +111,7 @@ async def test_newcomers_wait_for_a_descriptor(tmp_path: Path, name: str) -> Non
         caller.abort()
         counted = await far.end()
         assert counted["accepted"] == NEWCOMERS + 2
+        assert counted["pauses"] == ["descriptors"]
         assert set(counted["closed"]) <= {"client_closed", "client_lost"}
 
 
@@ -135,6 +140,33 @@ async def test_nobody_shakes_hands_in_vain(tmp_path: Path, name: str, first: byt
         caller.abort()
         counted = await far.end()
         assert set(counted["closed"]) <= {"client_closed", "client_lost", "http_closed"}
+
+
+@pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
+async def test_newcomers_leave_some_for_control(make: MakePlane, tmp_path: Path) -> None:
+    """With as many in use as the bound says they wait, although there are more; calls go on."""
+    async with plane_bench(make, tmp_path) as bench, bench.flow(HELLO) as (caller, flow):
+        lowest = os.dup(0)
+        os.close(lowest)
+        bench.plane.configure(bounds(max_descriptors=lowest))
+        connecting = asyncio.ensure_future(bench.connect())
+        paused = await bench.event(AcceptPaused)
+        assert paused == AcceptPaused(PauseCause.DESCRIPTORS, "too many open files")
+        await exchange(bench, caller, flow)
+        assert bench.plane.snapshot().accepted == 1
+        bench.plane.configure(bounds())
+        (await connecting).abort()
+
+
+def test_pauses_have_causes() -> None:
+    causes = {code: pause_of(code).cause for code in (0, *sorted(CANNOT_ACCEPT))}
+    assert causes == {
+        0: PauseCause.HANDSHAKES,
+        errno.EMFILE: PauseCause.DESCRIPTORS,
+        errno.ENFILE: PauseCause.DESCRIPTORS,
+        errno.ENOMEM: PauseCause.MEMORY,
+        errno.ENOBUFS: PauseCause.MEMORY,
+    }
 
 
 async def answer_all(upstream: ScriptedUpstream) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from relay.addresses import Address, IpNetwork
-from relay.plane.api import Closed, CloseReason, ConnectionId
+from relay.plane.api import AcceptPaused, Closed, CloseReason, ConnectionId, PauseCause
 from relay.plane.networks import ClientNetworks
 from relay.plane.settings import PlaneSettings
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
@@ -193,6 +193,7 @@ async def test_who_waits_for_a_handshake_is_not_refused(make: MakePlane, tmp_pat
     settings = bounds(handshakes_per_second=20)
     async with plane_bench(make, tmp_path, settings) as bench:
         clients = await asyncio.gather(*(bench.connect() for _ in range(30)))
+        assert await bench.event(AcceptPaused) == AcceptPaused(PauseCause.HANDSHAKES)
         assert bench.plane.snapshot().closed == {}
         for client in clients:
             client.abort()

@@ -10,7 +10,7 @@ import pytest
 
 from relay._fastpath import live_objects
 from relay.addresses import Address
-from relay.plane.api import CloseReason, ConnectionId, DropReason, Tap, TappedDatagram
+from relay.plane.api import CloseReason, ConnectionId, DropReason, Tap, TappedDatagram, TurnOpened
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
@@ -177,8 +177,7 @@ async def test_no_flow_no_tap(make: MakePlane, tmp_path: Path) -> None:
         bench.attaches = False
         async with bench.client() as client:
             await client.send(HELLO)
-            await eventually(lambda: bench.events)
-            [opened] = bench.events
+            opened = await bench.event(TurnOpened)
             assert bench.plane.tap(opened.connection) is None
 
 

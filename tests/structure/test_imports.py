@@ -37,7 +37,9 @@ LAYERS = [
 ]
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
-    {"lines", "accepting", "file_state"},
+    {"lines", "descriptors", "file_state"},
+    {"pauses"},
+    {"accepting"},
     {"calls", "certificates", "routing"},
     {"entitlement", "signaling"},
     {"sessions"},

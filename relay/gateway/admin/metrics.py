@@ -23,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from relay import __version__, logs
+from relay.gateway import descriptors
 from relay.gateway.admin.view import View
 from relay.gateway.balancers import BalancerTotals, Check, HeaderFault
 from relay.gateway.calls.calls import Calls
@@ -36,7 +37,16 @@ from relay.gateway.signaling.refusals import RefusalReason
 from relay.gateway.web_proxy.http import ProxyOutcome
 from relay.gateway.web_proxy.tunnel import TunnelEnd
 from relay.gateway.web_proxy.web_proxy import WebProxyTotals
-from relay.plane.api import Carrier, CloseReason, DropReason, FlowSnapshot, HandshakeFailure, Latency, Traffic
+from relay.plane.api import (
+    Carrier,
+    CloseReason,
+    DropReason,
+    FlowSnapshot,
+    HandshakeFailure,
+    Latency,
+    PauseCause,
+    Traffic,
+)
 
 
 class RelayCollector(Collector):
@@ -161,6 +171,24 @@ class SignalingCollector(Collector):
             proxy.watchdog_hits,
         )
         yield _gauge("relay_signaling_sessions", "socket.io sessions whose upstream is known.", len(proxy.affinity))
+
+
+class PauseCollector(Collector):
+    """How often newcomers had to wait, and how near the process is to its last descriptor."""
+
+    def __init__(self, counts: Mapping[PauseCause, int]) -> None:
+        self._counts = counts
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as in RelayCollector."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of waiting newcomers."""
+        text = "Pauses of a tenth of a second or less in which clients wait to be accepted."
+        yield _by_reason("relay_accept_pauses_total", text, "cause", PauseCause, self._counts)
+        text = "File descriptors in use with which clients wait."
+        yield _gauge("relay_descriptors_for_clients", text, descriptors.bound())
 
 
 class CertificateCollector(Collector):

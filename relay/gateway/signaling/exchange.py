@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from relay.config import SignalingSettings
+from relay.gateway import descriptors
 from relay.gateway.lines import Lines
 from relay.gateway.signaling import engineio
 from relay.gateway.signaling.affinity import Affinity
@@ -139,6 +140,11 @@ class Exchange:
                 again = self._request.method in _IDEMPOTENT and self._accepted.body_bytes == 0
                 if idle.answering or not again:
                     raise
+        if not descriptors.has_room():
+            # Those that are left are for operators. It is no failure of the upstream's.
+            return self._shared.refusals.refuse(
+                RefusalReason.NO_DESCRIPTORS, 503, "the relay has no file descriptor left for this request"
+            )
         fresh = await connections.open(upstream.origin, self._trust, self._settings.connect_timeout_s)
         return await self._ask_over(fresh, pool, upstream)
 

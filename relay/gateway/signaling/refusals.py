@@ -22,6 +22,7 @@ class RefusalReason(StrEnum):
     NO_ROUTE = "no_route"
     NO_UPGRADE = "no_upgrade"
     POLLING_ONLY = "polling_only"
+    NO_DESCRIPTORS = "no_descriptors"
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
 

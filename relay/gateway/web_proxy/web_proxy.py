@@ -25,10 +25,12 @@ from relay.addresses import Address, RelayPolicy, source_of
 from relay.catalog import Catalog, render_pac
 from relay.config import WebProxySettings
 from relay.errors import OperatorError
+from relay.gateway import descriptors
 from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
 from relay.gateway.http.closing import build_response, send_last
 from relay.gateway.lines import Lines
+from relay.gateway.pauses import Pauses
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.resolve import ResolveError, Resolver, shown
 from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
@@ -98,6 +100,7 @@ class WebProxy:
         *,
         balancers: Balancers,
         networks: ClientNetworks,
+        pauses: Pauses,
     ) -> None:
         self.totals = WebProxyTotals()
         self.addresses: list[Address] = []
@@ -106,7 +109,7 @@ class WebProxy:
         self._networks = networks
         self._resolver = Resolver(RelayPolicy(), lookup)
         self._tls: tuple[Address, ...] = ()
-        self._acceptor = Acceptor("web proxy")
+        self._acceptor = Acceptor("web proxy", pauses)
         self._per_source: Counter[str] = Counter()
         self._draining = False
         self._guesses = Guesses()
@@ -328,6 +331,8 @@ class WebProxy:
 
     async def _open(self, client: Address, wanted: Address) -> socket.socket:
         """Connect to a judged address, never to the name itself. Raises ProxyRefusal."""
+        if not descriptors.has_room():
+            raise _failed(ProxyOutcome.TOO_MANY_CONNECTIONS, 503, FULL, "connection_limit_reached")
         try:
             addresses = await self._resolver.resolve(*wanted, client.host)
         except ResolveError as error:

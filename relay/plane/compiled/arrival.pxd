@@ -14,6 +14,7 @@ from relay.plane.compiled.slots cimport (
 )
 from relay.plane.compiled.wheel cimport set_deadline
 from relay.plane.compiled.ending cimport end, leave_contexts
+from relay.plane.compiled.messages cimport post_pause
 from relay.plane.compiled.leaves cimport openssl as tls
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.buffer cimport append
@@ -52,9 +53,11 @@ cdef inline void watch_listeners(Engine* e, bint accepting) noexcept nogil:
         watch(e, posix.EPOLL_CTL_MOD, e.listeners[i], wanted, <uint64_t> ON_LISTENER << 56 | i)
 
 
-cdef inline void pause_listeners(Engine* e, int64_t until_us) noexcept nogil:
+# Lets newcomers wait, because of an errno, or 0 if they come too fast.
+cdef inline void pause_listeners(Engine* e, int64_t until_us, int fault) noexcept nogil:
     watch_listeners(e, False)
     e.accept_again_us = until_us
+    post_pause(e, fault)
 
 
 # A newcomer is accepted only with all the descriptors that it will need. Until then it waits in the kernel's queue, and
@@ -71,7 +74,7 @@ cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
 
 # Returns False if nobody else waits, or newcomers are to wait for a while.
 cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
-    cdef int fd = -1
+    cdef int fd = -1, fault
     cdef int64_t next_us = 0
     # Once the client has reset the connection, nobody but accept4 knows its address.
     cdef posix.sockaddr_storage client
@@ -80,14 +83,16 @@ cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
     if e.bounds.handshakes_per_second:
         next_us = next_handshake_us(&e.shared.sources, e.bounds.handshakes_per_second)
     if next_us > e.now_us:
-        pause_listeners(e, next_us)
+        pause_listeners(e, next_us, 0)
         return False
-    if fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS):
+    fault = fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS, e.bounds.max_descriptors)
+    if not fault:
         fd = posix.accept4(listener, <posix.sockaddr*> &client, &size, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
+        fault = posix.errno if fd < 0 else 0
     if fd < 0:
-        if posix.errno in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
+        if fault in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
             give_up(&e.reserve)
-            pause_listeners(e, e.now_us + ACCEPT_PAUSE_US)
+            pause_listeners(e, e.now_us + ACCEPT_PAUSE_US, fault)
         return False
     c = welcome(e, fd, <const uint8_t*> &client, <uint32_t> size)
     if c != NULL and c.state == STATE_HANDSHAKE:

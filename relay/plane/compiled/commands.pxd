@@ -132,7 +132,7 @@ cdef inline void add_listener(Engine* e, int fd) noexcept nogil:
     e.listeners[e.listener_count] = fd
     e.listener_count += 1
     e.accepting = True
-    fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS)
+    fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS, e.bounds.max_descriptors)
 
 
 cdef inline void close_listeners(Engine* e) noexcept nogil:

@@ -92,6 +92,7 @@ cdef enum:
     NOTICE_UNREACHABLE = 512    # the same; fault: an errno
     NOTICE_GRANTED = 1024       # the answer that waits
     NOTICE_ALTERNATE = 2048     # 300, the answer: a socket for the server that it names is wanted
+    NOTICE_PAUSED = 4096        # of no connection: newcomers wait; fault: an errno, or 0 if they came too fast
 
 cdef enum:
     OP_LISTEN                   # number: the socket
@@ -169,6 +170,7 @@ cdef struct Bounds:
     int64_t control_timeout_us
     int64_t upstream_silence_us
     int64_t initial_rto_us
+    int64_t max_descriptors
     int64_t max_connections
     int64_t max_connections_per_source
     int64_t handshakes_per_second
@@ -335,6 +337,7 @@ cdef struct Engine:
     bint accepting
     Reserve reserve             # of the next newcomer
     int64_t accept_again_us
+    int64_t pause_told_us
     # The slab.
     Connection* chunks[MAX_CHUNKS]
     uint32_t slots

@@ -33,7 +33,7 @@ from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
 from relay.plane.compiled.connections import Connections, Flow
 from relay.plane.compiled.numbers import FAULTS, REASONS, Notice
 from relay.plane.compiled.snapshots import Snapshots, totals_of
-from relay.plane.endings import first_bytes_detail, silence_detail, unread_detail
+from relay.plane.endings import first_bytes_detail, pause_of, silence_detail, unread_detail
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts, target_of
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class NoticeReader:
                 return [AllocateGranted(connection, message)]
             case Notice.ALTERNATE:
                 self._on_alternate(worker, identity, message)
+            case Notice.PAUSED:
+                return [pause_of(error)]
             case Notice.TEXT:
                 return [TextReceived(connection, message.decode())]
             case _:

@@ -25,7 +25,7 @@ cdef inline void on_http(Engine* e, Connection* c) noexcept nogil:
         return
     c.pipe, c.their_pipe = pair[0], pair[1]
     # An upgrade needs a UDP socket, so one descriptor stays reserved, if there is one.
-    fill(&c.reserve, e.command_fd, 1)
+    fill(&c.reserve, e.command_fd, 1, e.bounds.max_descriptors)
     count_live(LIVE_SOCKETS, 2)
     c.state = STATE_HTTP
     queue_notice(e, c, NOTICE_HTTP_OPENED)

@@ -4,13 +4,16 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from relay.plane.compiled.engine cimport (
-    MESSAGES_BYTES, NOTICE_LAST, NOTICE_TEXT, REASON_CONTROL_TIMEOUT, REASON_NO_DESCRIPTORS, Connection, Engine,
+    MESSAGES_BYTES, NOTICE_LAST, NOTICE_PAUSED, NOTICE_TEXT, REASON_CONTROL_TIMEOUT, REASON_NO_DESCRIPTORS, Connection, Engine,
     Event,
 )
 from relay.plane.compiled.ending cimport end
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.live cimport free, malloc
 from relay.plane.compiled.leaves.ring cimport is_half_full, put, relay_add
+
+cdef enum:
+    PAUSES_TOLD_US = 100000         # for this long nothing more is told of pauses
 
 
 # Puts a message with its bytes in the ring. If there is no room, Python hangs, and the connection ends.
@@ -38,6 +41,19 @@ cdef inline void post_message(
         end(e, c, REASON_CONTROL_TIMEOUT)
         return
     posix.write(e.event_fd, &one, sizeof(one))
+
+
+# Tells that newcomers wait, unless that was told just now. If there is no room, the next pause is told.
+cdef inline void post_pause(Engine* e, int fault) noexcept nogil:
+    cdef Event event
+    cdef uint64_t one = 1
+    if e.now_us - e.pause_told_us < PAUSES_TOLD_US:
+        return
+    memset(&event, 0, sizeof(event))
+    event.notice, event.fault = NOTICE_PAUSED, fault
+    if put(&e.events, &event):
+        e.pause_told_us = e.now_us
+        posix.write(e.event_fd, &one, sizeof(one))
 
 
 # Puts all queued notices in the ring. Those that find it full wait for the next turn, so none is lost while Python

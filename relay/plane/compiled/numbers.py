@@ -28,6 +28,7 @@ class Notice(IntEnum):
     UNREACHABLE = 512  # the same, and an errno
     GRANTED = 1024  # the answer that waits
     ALTERNATE = 2048  # 300, the answer: the flow wants a socket for the server that it names
+    PAUSED = 4096  # of no connection: newcomers wait
 
 
 CARRIERS = tuple(Carrier)

@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
         self._state = State.HTTP
         # An upgrade needs a UDP socket. Without a reserve it may still get one.
         with contextlib.suppress(OSError):
-            self.reserve.fill(1)
+            self.reserve.fill(1, self._plane.settings.max_descriptors)
         opened = HttpOpened(self.identity, self._handover.fd, self.client, self.server_name, self._tls.version)
         self._plane.emit(opened)
         early, self._early = self._early, b""

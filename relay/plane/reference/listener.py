@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 
 from relay.addresses import Address
+from relay.plane.endings import CANNOT_ACCEPT
 from relay.plane.reference.reserve import Reserve
 from relay.sockaddr import from_sockaddr
 
@@ -15,11 +15,20 @@ from relay.sockaddr import from_sockaddr
 ACCEPTS_A_TURN = 16
 # When accept(2) has failed for lack of descriptors, or of memory for the socket.
 ACCEPT_PAUSE_S = 0.1
-_CANNOT_ACCEPT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def _nobody_waits(_: float) -> float:
-    return 0.0
+class Gate:
+    """What newcomers wait for. This one lets everybody in."""
+
+    # With this many descriptors in use they wait; 0 if all may be used.
+    max_descriptors = 0
+
+    def wait_s(self, now: float) -> float:
+        """How long the next one is to wait, at this time of the loop."""
+        return 0.0
+
+    def on_paused(self, now: float, code: int) -> None:
+        """Newcomers wait for a while, because of an errno; 0 if ``wait_s`` said so."""
 
 
 class Listener:
@@ -30,13 +39,12 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         listening: socket.socket,
         welcome: Callable[[socket.socket, Address, Reserve], None],
-        wait_s: Callable[[float], float] = _nobody_waits,
+        gate: Gate | None = None,
     ) -> None:
-        """``wait_s`` says how long, at a time of the loop, the next one is to wait."""
         self._loop = loop
         self._socket = listening
         self._welcome = welcome
-        self._wait_s = wait_s
+        self._gate = gate or Gate()
         self._pause: asyncio.TimerHandle | None = None
         self._watch()
 
@@ -51,22 +59,23 @@ class Listener:
 
     def _on_newcomers(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
-            if (wait_s := self._wait_s(self._loop.time())) > 0:
-                self._pause_for(wait_s)
+            if (wait_s := self._gate.wait_s(self._loop.time())) > 0:
+                self._pause_for(wait_s, 0)
                 return
             reserve = Reserve()
             try:
-                reserve.fill()
+                reserve.fill(bound=self._gate.max_descriptors)
                 accepted, client = self._socket.accept()
             except OSError as error:
                 reserve.give_up()
-                if error.errno in _CANNOT_ACCEPT:
-                    self._pause_for(ACCEPT_PAUSE_S)
+                if error.errno in CANNOT_ACCEPT:
+                    self._pause_for(ACCEPT_PAUSE_S, error.errno)
                 return
             self._welcome(accepted, Address(*client[:2]), reserve)
 
-    def _pause_for(self, seconds: float) -> None:
+    def _pause_for(self, seconds: float, code: int) -> None:
         """Newcomers wait in the kernel's queue; running calls go on."""
+        self._gate.on_paused(self._loop.time(), code)
         self._loop.remove_reader(self._socket)
         self._pause = self._loop.call_later(seconds, self._watch)
 

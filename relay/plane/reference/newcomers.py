@@ -6,14 +6,19 @@ A newcomer is judged when it is accepted or adopted, before TLS. The compiled tw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.addresses import source_of
-from relay.plane.api import CloseReason, ConnectionId
+from relay.plane.api import AcceptPaused, CloseReason, ConnectionId
+from relay.plane.endings import pause_of
+from relay.plane.reference.listener import Gate
 from relay.plane.settings import PlaneSettings
 
 # Of how many sources the plane remembers that they came lately. Those with a connection are always known.
 MAX_SOURCES = 32_768
+# For this long nothing more is told of pauses: there may be hundreds in a second.
+PAUSES_TOLD_S = 0.1
 # Sums of fractions of a second are not exact.
 _ROUNDING_S = 1e-6
 
@@ -26,10 +31,12 @@ class _Source:
     earned_at: float = 0.0
 
 
-class Newcomers:
-    """Counts the connections that are inside, and judges those that come."""
+class Newcomers(Gate):
+    """Counts the connections that are inside, and judges those that come. ``tell`` hears when they have to wait."""
 
-    def __init__(self, settings: PlaneSettings) -> None:
+    def __init__(self, settings: PlaneSettings, tell: Callable[[AcceptPaused], None]) -> None:
+        self._tell = tell
+        self._told_at = -PAUSES_TOLD_S
         # The source of each connection that is inside; None for one that no bound on sources counts for.
         self._inside: dict[ConnectionId, str | None] = {}
         self._sources: dict[str, _Source] = {}
@@ -41,6 +48,13 @@ class Newcomers:
         """Judge by these bounds from now on."""
         self._settings = settings
         self._networks = settings.networks()
+        self.max_descriptors = settings.max_descriptors
+
+    def on_paused(self, now: float, code: int) -> None:
+        """Tell that newcomers wait, unless that was told just now."""
+        if now - self._told_at >= PAUSES_TOLD_S:
+            self._told_at = now
+            self._tell(pause_of(code))
 
     def wait_s(self, now: float) -> float:
         """How long the next newcomer is to wait until it is accepted."""

@@ -56,7 +56,7 @@ class ReferencePlane:
         self._events: list[Event] = []
         self._listeners: list[Listener] = []
         self._connections: dict[ConnectionId, Connection] = {}
-        self._newcomers = Newcomers(settings)
+        self._newcomers = Newcomers(settings, self.emit)
         self._adoptions = Tasks()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,7 +74,7 @@ class ReferencePlane:
     async def listen(self, address: Address) -> Address:
         """Accept clients on a literal address, port 0 for a free one."""
         (listening,) = open_listeners(address, 1)
-        listener = Listener(self.loop, listening, self._welcome, self._newcomers.wait_s)
+        listener = Listener(self.loop, listening, self._welcome, self._newcomers)
         self._listeners.append(listener)
         return listener.address
 

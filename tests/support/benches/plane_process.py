@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relay.addresses import Address
-from relay.plane.api import Event, HttpOpened, Plane, TurnOpened, Upstream
+from relay.plane.api import AcceptPaused, Event, HttpOpened, Plane, TurnOpened, Upstream
 from relay.plane.certificates import Certificate, read_certificate
 from relay.plane.settings import PlaneSettings
 from tests.support.benches.plane import PLANES
@@ -31,6 +31,7 @@ async def serve(name: str, spare_descriptors: int, chain: str, private_key: str,
     # A slow machine is not a mistake of the relay.
     asyncio.get_running_loop().slow_callback_duration = float("inf")
     planes: list[Plane] = []
+    pauses: list[str] = []
     upstream = Upstream("scripted", Address("127.0.0.1", upstream_port))
 
     def on_events(events: Sequence[Event]) -> None:
@@ -39,6 +40,8 @@ async def serve(name: str, spare_descriptors: int, chain: str, private_key: str,
                 planes[0].attach(event.connection, upstream)
             elif isinstance(event, HttpOpened):
                 answer(event.fd)
+            elif isinstance(event, AcceptPaused):
+                pauses.append(event.cause)
 
     plane = PLANES[name](PlaneSettings(), [read_certificate(Certificate(Path(chain), Path(private_key)))], on_events)
     planes.append(plane)
@@ -51,7 +54,9 @@ async def serve(name: str, spare_descriptors: int, chain: str, private_key: str,
     await ended
     before = plane.snapshot()
     await plane.stop()
-    sys.stdout.write(json.dumps({"accepted": before.accepted, "closed": dict(before.closed)}))
+    sys.stdout.write(
+        json.dumps({"accepted": before.accepted, "closed": dict(before.closed), "pauses": sorted(set(pauses))})
+    )
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
 PATIENT = {"drain_timeout_s": 3600}
 
 
-async def start(*arguments: str | Path) -> Process:
+async def start(*arguments: str | Path, descriptors: int | None = None) -> Process:
     """``relay`` with these arguments; what it prints is read by the caller."""
-    return await asyncio.create_subprocess_exec(*PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
+    limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
+    return await asyncio.create_subprocess_exec(*limited, *PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
 
 
 async def kill(process: Process) -> None:
@@ -113,12 +114,14 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, upstream: Address, **sections: Any) -> AsyncIterator[Served]:
-    """``relay serve`` while the block runs."""
+async def serving(
+    folder: Path, upstream: Address, *, descriptors: int | None = None, **sections: Any
+) -> AsyncIterator[Served]:
+    """``relay serve`` while the block runs. It may have as many ``descriptors`` as this process, or fewer."""
     authority, path = Authority(folder), folder / "relay.toml"
     tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, **sections})
     write_config(path, tree)
-    process = await start("serve", "--config", path)
+    process = await start("serve", "--config", path, descriptors=descriptors)
     served = Served(process, path, tree, authority.client_context())
     try:
         await served.ready()

@@ -2,7 +2,8 @@
 # that takes it to control. Where they are not to be had, newcomers wait in the kernel's queue, where nobody has shaken
 # hands with them yet.
 
-from relay.plane.compiled.leaves.posix cimport F_DUPFD_CLOEXEC, close, fcntl
+from libc.stdint cimport int64_t
+from relay.plane.compiled.leaves.posix cimport EMFILE, F_DUPFD_CLOEXEC, close, errno, fcntl
 
 cdef extern from *:
     """
@@ -32,15 +33,19 @@ cdef inline void give_up(Reserve* reserve) noexcept nogil:
             close(fd)
 
 
-# Makes it hold so many, copies of ``model``; False where there are not so many, and then errno says why.
-cdef inline bint fill(Reserve* reserve, int model, int count) noexcept nogil:
+# Makes it hold so many, copies of ``model``. Returns 0, or an errno if there are not so many, or if as many as ``bound``
+# are in use, unless it is 0. The kernel gives the lowest number that is free.
+cdef inline int fill(Reserve* reserve, int model, int count, int64_t bound) noexcept nogil:
     cdef int i
     for i in range(count):
         if reserve.kept[i] < 0:
             reserve.kept[i] = fcntl(model, F_DUPFD_CLOEXEC, 0)
             if reserve.kept[i] < 0:
-                return False
-    return True
+                return errno
+        if 0 < bound <= reserve.kept[i]:
+            close(relay_take_fd(&reserve.kept[i]))
+            return EMFILE
+    return 0
 
 
 cdef inline void hand_on(Reserve* reserve, Reserve* to) noexcept nogil:
