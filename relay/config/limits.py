@@ -57,6 +57,12 @@ class LimitsSettings(Section):
     # Sessions that one source opens in a second, and as many at once: 500 desks that come back after a blip. Each takes
     # a millisecond of Python, which also answers signaling and the web proxy.
     session_opens_per_second_per_source: Count = Field(default=500, ge=0, le=MAX_RATE)
+    # What one flow carries in a second, each way; what comes beyond is dropped. A call sends 50 packets a second, and a
+    # shared screen or a data channel of 10 Mbit/s some 1,000. This is ten times that, and far below what one core
+    # carries, so that no flow takes the turn of others.
+    packets_per_second_per_flow: Count = Field(default=10_000, ge=0, le=MAX_COUNT)
+    # 100 Mbit/s.
+    bytes_per_second_per_flow: Count = Field(default=12_500_000, ge=0, le=MAX_COUNT * 1000)
     # From the TCP connection until TLS is set up.
     handshake_timeout_s: Seconds = 10.0
     # After that, until the client has said which protocol it speaks.

@@ -110,7 +110,9 @@ class DropReason(StrEnum):
     DOWNLINK_OLD = "downlink_old"  # waited for its client until it was worth nothing
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
     DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, not media
+    DOWNLINK_RATE = "downlink_rate"  # more in this second than a flow may carry
     UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: not media by its first byte (RFC 7983)
+    UPLINK_RATE = "uplink_rate"  # more in this second than a flow may carry
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
     UPLINK_FULL = "uplink_full"  # the UDP socket, or the queue of its link, has no room
     UPLINK_REFUSED = "uplink_refused"  # our own kernel did not send it: a packet filter, no route, a link that is down

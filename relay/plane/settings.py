@@ -48,6 +48,9 @@ class PlaneSettings:
     # are closed. Those of all wait, except adopted ones, which are closed, too.
     handshakes_per_second: int = 0
     handshakes_per_second_per_source: int = 0
+    # A flow carries at most this much in a second, each way. What comes beyond is dropped.
+    packets_per_second_per_flow: int = 0
+    bytes_per_second_per_flow: int = 0
     # Media (RTCP, too) that has waited for its client for longer is dropped, the oldest first. A jitter buffer would
     # drop it too.
     max_media_age_s: float = 0.2

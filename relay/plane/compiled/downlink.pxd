@@ -5,8 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
 
 from relay.plane.compiled.engine cimport (
-    DATAGRAMS_A_TURN, DROP_DOWNLINK_DUPLICATE, DROP_DOWNLINK_FULL, DROP_DOWNLINK_MALFORMED, NOTICE_ALTERNATE,
-    NOTICE_GRANTED, NOTICE_STALE, NOTICE_STUN, REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA, Connection, Engine,
+    DATAGRAMS_A_TURN, DROP_DOWNLINK_DUPLICATE, DROP_DOWNLINK_FULL, DROP_DOWNLINK_MALFORMED, DROP_DOWNLINK_RATE,
+    NOTICE_ALTERNATE, NOTICE_GRANTED, NOTICE_STALE, NOTICE_STUN, REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA, Connection,
+    Engine,
 )
 from relay.plane.compiled.slots cimport queue_notice
 from relay.plane.compiled.counting cimport copy_datagram, drop
@@ -16,12 +17,14 @@ from relay.plane.compiled.messages cimport post_message
 from relay.plane.compiled.delivery cimport deliver
 from relay.plane.compiled.upstream cimport on_news, on_upstream_gone
 from relay.plane.compiled.leaves cimport posix
+from relay.plane.compiled.leaves.allowance cimport takes
 from relay.plane.compiled.leaves.buffer cimport keep_bytes
 from relay.plane.compiled.leaves.carriage cimport CARRIER_CONNECT_UDP, CARRIER_SESSION, admit_unasked
 from relay.plane.compiled.leaves.question cimport answers_question
 from relay.plane.compiled.leaves.schedule cimport TRAFFIC_CONTROL, is_media_datagram, traffic_of
 from relay.plane.compiled.leaves.stun cimport (
     ALLOCATE_ERROR, ALLOCATE_SUCCESS, ATTRIBUTE_ALTERNATE_SERVER, ATTRIBUTE_LIFETIME, ATTRIBUTE_XOR_RELAYED_ADDRESS,
+    DATA_INDICATION,
     REFRESH_SUCCESS, RESPONSE_BIT, STUN_HEADER_BYTES, TRANSACTION_ID_BYTES, TRANSACTION_ID_OFFSET, count_attributes,
     datagram_unit, error_code, find_attribute, load16, load32,
 )
@@ -94,7 +97,7 @@ cdef inline uint32_t take_datagram(
     size = <uint32_t> datagram_unit(data, size)
     if not size:
         c.counters.drops[DROP_DOWNLINK_MALFORMED] += 1
-    elif data[0] >= 0x40 or on_stun(e, c, data, size):
+    elif (data[0] >= 0x40 or on_stun(e, c, data, size)) and may_receive(e, c, data, size):
         return deliver(e, c, data, size, filled)
     return filled
 
@@ -119,7 +122,18 @@ cdef inline uint32_t take_payload(
             return filled
     else:
         c.heard_media_us = e.now_us
-    return deliver(e, c, data, size, filled)
+    return deliver(e, c, data, size, filled) if may_receive(e, c, data, size) else filled
+
+
+# Returns False for what a flow may not receive any more from its peers in this second: it is dropped.
+cdef inline bint may_receive(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef int64_t packets = e.bounds.packets_per_second_per_flow, octets = e.bounds.bytes_per_second_per_flow
+    if size >= 2 and data[0] <= 3 and load16(data) != DATA_INDICATION:
+        return True     # what the upstream itself says has a bound of its own, and ends the connection beyond it
+    if takes(&c.received, e.now_us, size, packets, octets, False):
+        return True
+    drop(c, DROP_DOWNLINK_RATE, traffic_of(data, size))
+    return False
 
 
 # Matches a response with its request. Returns False if the message must not reach the client.

@@ -7,6 +7,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from relay.plane.compiled.leaves.admission cimport Admission
+from relay.plane.compiled.leaves.allowance cimport Allowance
 from relay.plane.compiled.leaves.buffer cimport Buffer
 from relay.plane.compiled.leaves.carriage cimport Carriage
 from relay.plane.compiled.leaves.contexts cimport Contexts, TicketKeys
@@ -70,7 +71,9 @@ cdef enum:
     DROP_DOWNLINK_OLD
     DROP_DOWNLINK_DUPLICATE
     DROP_DOWNLINK_MALFORMED
+    DROP_DOWNLINK_RATE
     DROP_UPLINK_MALFORMED
+    DROP_UPLINK_RATE
     DROP_UPLINK_OVERSIZE
     DROP_UPLINK_FULL
     DROP_UPLINK_REFUSED
@@ -179,6 +182,8 @@ cdef struct Bounds:
     int64_t max_data_age_us
     int64_t playout_deadline_us
     int64_t websocket_ping_us
+    int64_t packets_per_second_per_flow
+    int64_t bytes_per_second_per_flow
     uint32_t downlink_media_bytes
     uint32_t downlink_control_bytes
     uint32_t downlink_data_bytes
@@ -246,6 +251,8 @@ cdef struct Connection:
     # The flow.
     Transactions* transactions
     Counters counters
+    Allowance sent              # to the upstream, in this second
+    Allowance received
     Tap* tap                    # where its datagrams are copied to, or NULL
     int64_t opened_us
     int64_t heard_us

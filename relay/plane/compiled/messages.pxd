@@ -4,8 +4,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from relay.plane.compiled.engine cimport (
-    MESSAGES_BYTES, NOTICE_LAST, NOTICE_PAUSED, NOTICE_TEXT, REASON_CONTROL_TIMEOUT, REASON_NO_DESCRIPTORS, Connection, Engine,
-    Event,
+    MESSAGES_BYTES, NOTICE_LAST, NOTICE_PAUSED, NOTICE_TEXT, REASON_CONTROL_TIMEOUT, REASON_NO_DESCRIPTORS, Connection,
+    Engine, Event,
 )
 from relay.plane.compiled.ending cimport end
 from relay.plane.compiled.leaves cimport posix

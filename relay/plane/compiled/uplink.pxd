@@ -1,12 +1,12 @@
 # From the client to the upstream: units are cut out of the stream as the flow's carrier frames them, remembered if they
 # are STUN requests, and sent.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from relay.plane.compiled.engine cimport (
-    DROP_UPLINK_MALFORMED, DROP_UPLINK_OVERSIZE, NOTICE_ALLOCATE, NOTICE_TEXT, PLAIN_BYTES, REASON_BROKEN_FRAME,
-    REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, STATE_MEDIA, USERNAME_BYTES, Connection, Engine,
+    DROP_UPLINK_MALFORMED, DROP_UPLINK_OVERSIZE, DROP_UPLINK_RATE, NOTICE_ALLOCATE, NOTICE_TEXT, PLAIN_BYTES,
+    REASON_BROKEN_FRAME, REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, STATE_MEDIA, USERNAME_BYTES, Connection, Engine,
 )
 from relay.plane.compiled.slots cimport watch_client
 from relay.plane.compiled.counting cimport drop, meter, meter_datagram
@@ -16,6 +16,7 @@ from relay.plane.compiled.messages cimport post_message
 from relay.plane.compiled.delivery cimport send_own
 from relay.plane.compiled.upstream cimport send_up
 from relay.plane.compiled.leaves.admission cimport MAX_ASKED_BYTES, is_to_ask, is_turn_datagram
+from relay.plane.compiled.leaves.allowance cimport takes
 from relay.plane.compiled.leaves.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
 from relay.plane.compiled.leaves.capsule cimport (
     CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule,
@@ -26,7 +27,7 @@ from relay.plane.compiled.leaves.carriage cimport (
 )
 from relay.plane.compiled.leaves.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.compiled.leaves.live cimport calloc
-from relay.plane.compiled.leaves.schedule cimport TRAFFIC_CONTROL, is_media_datagram
+from relay.plane.compiled.leaves.schedule cimport TRAFFIC_CONTROL, is_media_datagram, traffic_of
 from relay.plane.compiled.leaves.stun cimport (
     ALLOCATE_REQUEST, ATTRIBUTE_USERNAME, CLASS_BITS, REFRESH_REQUEST, STUN_HEADER_BYTES, datagram_unit,
     find_attribute, load16,
@@ -105,6 +106,8 @@ cdef inline uint32_t send_units(Engine* e, Connection* c, const uint8_t* data, u
 
 # Sends one STUN or ChannelData message, unless control is asked first.
 cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t size) noexcept nogil:
+    if not may_send(e, c, unit, size):
+        return
     if unit[0] < 0x40:
         if c.admission.asks and must_ask(e, c, unit, size):
             return
@@ -112,6 +115,16 @@ cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t
     else:
         meter(e, &c.uplink_meter, unit + 4, size - 4)
     send_up(e, c, unit, size)
+
+
+# Returns False for what a flow may not send any more in this second: it is dropped.
+cdef inline bint may_send(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef int64_t packets = e.bounds.packets_per_second_per_flow, octets = e.bounds.bytes_per_second_per_flow
+    cdef bint is_stun = size > 0 and data[0] <= 3
+    if takes(&c.sent, e.now_us, size, packets, octets, is_stun):
+        return True
+    drop(c, DROP_UPLINK_RATE, traffic_of(data, size))
+    return False
 
 
 # Remembers a request, which is sent again until the upstream answers. A client over CONNECT-UDP does that itself.
@@ -293,6 +306,8 @@ cdef inline uint32_t send_payloads(Engine* e, Connection* c, const uint8_t* data
 cdef inline void send_payload(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     if not is_media_datagram(data, size) or (c.admission.asks and not is_turn_datagram(data, size)):
         c.counters.drops[DROP_UPLINK_MALFORMED] += 1
+        return
+    if not may_send(e, c, data, size):
         return
     if size >= STUN_HEADER_BYTES and data[0] <= 3:
         if c.admission.asks and must_ask(e, c, data, size):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from relay.plane.alternates import MAX_HOPS, redirected
 from relay.plane.api import MAX_USERNAME_CHARACTERS, CloseReason, DropReason, Totals, Traffic, Upstream
 from relay.plane.reference.allocation import ALLOCATE_ERROR, ALLOCATE_REQUEST, REFRESH_REQUEST, Allocation
+from relay.plane.reference.allowance import Allowance, is_of_peer
 from relay.plane.reference.tap import FlowTap
 from relay.plane.reference.traffic import is_media, is_whole_stun, rtp_packet, traffic_of
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
@@ -47,6 +48,9 @@ class Account:
     # Sees the uplink as it comes.
     meter: Meter
     opened_at: float
+    # What was sent and received in this second.
+    sent: Allowance = field(default_factory=Allowance)
+    received: Allowance = field(default_factory=Allowance)
     totals: Totals = field(default_factory=Totals)
     # The user of the last Allocate that named one.
     username: str = ""
@@ -123,6 +127,9 @@ class Flow:
 
     def send(self, arrived: float, unit: bytes) -> None:
         """Forward one unit of the client that came at ``arrived`` (time.monotonic), ChannelData without its padding."""
+        if not self.account.sent.takes(arrived, unit):
+            self.totals.drop(DropReason.UPLINK_RATE, traffic_of(unit))
+            return
         if is_whole_stun(unit):
             self._on_stun_uplink(unit)
         elif (packet := rtp_packet(unit)) is not None:
@@ -218,7 +225,14 @@ class Flow:
             self.allocation.on_answer(self._loop.time(), datagram)
         else:
             self.heard_media_at = self._loop.time()
-        self._deliver(arrived, datagram)
+        self._pass_down(arrived, datagram)
+
+    def _pass_down(self, arrived: float, unit: bytes) -> None:
+        """Deliver a unit, unless peers have sent too much in this second."""
+        if not is_of_peer(unit) or self.account.received.takes(arrived, unit):
+            self._deliver(arrived, unit)
+        else:
+            self.totals.drop(DropReason.DOWNLINK_RATE, traffic_of(unit))
 
     def _follow(self, answer: bytes, request: bytes = b"") -> bool:
         """Go on at the server that a 300 names, and send it ``request``. Returns False if the client gets the 300."""

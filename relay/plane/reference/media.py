@@ -27,6 +27,7 @@ from relay.plane.endings import unread_detail
 from relay.plane.reference.admission import MAX_ASKED_BYTES, Admission, is_to_ask, is_turn_datagram
 from relay.plane.reference.allocation import ALLOCATE_SUCCESS, REFRESH_SUCCESS
 from relay.plane.reference.allocation_watch import AllocationWatch
+from relay.plane.reference.allowance import Allowance
 from relay.plane.reference.carriers import (
     Closing,
     Malformed,
@@ -71,7 +72,10 @@ class Media:
         self._said: deque[Said] = deque()
         self._closed = False
         self._admission = Admission()
-        self._account = Account(self._new_meter(Direction.UPLINK), plane.loop.time())
+        rates = settings.packets_per_second_per_flow, settings.bytes_per_second_per_flow
+        self._account = Account(
+            self._new_meter(Direction.UPLINK), plane.loop.time(), sent=Allowance(*rates), received=Allowance(*rates)
+        )
         totals = self._account.totals
         self.downlink = Downlink(
             plane.loop,

@@ -63,7 +63,7 @@ class TurnFlow(Flow):
         if unit is None:
             self.totals.drop(DropReason.DOWNLINK_MALFORMED)
         elif unit[0] >= 0x40:
-            self._deliver(arrived, unit)
+            self._pass_down(arrived, unit)
         elif unit[0] << 8 & _RESPONSE_BIT and self._question.is_answered_by(unit[8:20]):
             pass  # a sign of life, like any datagram; the client has not asked
         elif (answer := self._match(unit)) is Answer.DUPLICATE:
@@ -72,7 +72,7 @@ class TurnFlow(Flow):
             self._on_stun(arrived, unit, answer)
 
     def _on_stun(self, arrived: float, message: bytes, answer: Answer) -> None:
-        self._deliver(arrived, message)
+        self._pass_down(arrived, message)
 
     def _match(self, message: bytes) -> Answer | None:
         """What a message answers. None if a request is sent elsewhere because of it."""
