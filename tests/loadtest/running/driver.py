@@ -99,7 +99,8 @@ def relay_of_its_own() -> Iterator[tuple[Target, subprocess.Popen[str]]]:
             process.kill()
 
 
-RELAY = Path(sys.executable).with_name("relay")
+# Of this tree, whatever the environment has installed.
+RELAY = (sys.executable, "-m", "relay")
 # A process that has not begun by then never will.
 PATIENCE_S = 60.0
 # A test of some seconds, the start of Locust, and all that a busy machine adds. What takes longer hangs.
@@ -145,7 +146,7 @@ def run_told(folder: Path, target: Target, *, hold_s: float = 3, options: Sequen
     """Two users for some seconds, through the command line."""
     profile, into = folder / "brief.toml", folder / "results"
     profile.write_text(BRIEF.replace("HOLD_S", str(hold_s)))
-    command = [str(RELAY), "loadtest", "run", str(profile), "-o", str(into), *options_of(target), *options]
+    command = [*RELAY, "loadtest", "run", str(profile), "-o", str(into), *options_of(target), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ENDS_WITHIN_S)
     return Told(done.returncode, done.stderr, into)
 
@@ -155,7 +156,7 @@ def distributed(
     target: Target, folder: Path, *, users: int, seconds: int
 ) -> Iterator[tuple[subprocess.Popen[str], list[subprocess.Popen[str]]]]:
     """A master and two workers of the profile ``desk``. They are ended with the block."""
-    command = [str(RELAY), "loadtest", "run", "desk", "--users", str(users), "--seconds", str(seconds)]
+    command = [*RELAY, "loadtest", "run", "desk", "--users", str(users), "--seconds", str(seconds)]
     more = [["--worker"], ["--worker"], ["--master", "--expect-workers", "2", "-o", str(folder / "results")]]
     with reserved_address() as address:
         command += [*options_of(target), "--master-port", str(address.port)]

@@ -147,7 +147,7 @@ def test_a_relay_and_coturn_side_by_side(tmp_path: Path) -> None:
         assert command[:5] == ["taskset", "-c", command[2], "relay", "loadtest"]
         small = ["--from", "2", "--to", "2", "--repeats", "1", "--seconds", "3"]
         ran = subprocess.run(
-            [*command[:3], str(RELAY), *command[4:], *small, "--output", str(tmp_path)],
+            [*command[:3], *RELAY, *command[4:], *small, "--output", str(tmp_path)],
             capture_output=True,
             text=True,
             check=False,

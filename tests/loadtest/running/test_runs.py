@@ -82,7 +82,7 @@ def test_the_locustfile_of_the_readme(relay: Target, tmp_path: Path) -> None:
     assert len([line for line in program.splitlines() if line]) <= 10
     path, folder = tmp_path / "mine.py", tmp_path / "results"
     path.write_text(program)
-    command = [str(RELAY), "loadtest", "run", "desk", "--users", "2", "--seconds", "6", "-o", str(folder)]
+    command = [*RELAY, "loadtest", "run", "desk", "--users", "2", "--seconds", "6", "-o", str(folder)]
     ran = subprocess.run(
         [*command, "--locustfile", str(path), *options_of(relay)],
         capture_output=True,
@@ -162,7 +162,7 @@ def test_a_worker_that_dies_is_an_incident(relay: Target, tmp_path: Path) -> Non
 
 def test_ctrl_c_writes_the_report(relay: Target, tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    command = [str(RELAY), "loadtest", "run", "desk", "--users", "2", "--seconds", "300", "-o", str(folder)]
+    command = [*RELAY, "loadtest", "run", "desk", "--users", "2", "--seconds", "300", "-o", str(folder)]
     with subprocess.Popen([*command, *options_of(relay)], stderr=subprocess.PIPE, text=True) as process:
         wait_for_intervals(folder / "record.jsonl", 2)
         process.send_signal(signal.SIGINT)

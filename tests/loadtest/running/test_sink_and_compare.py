@@ -30,7 +30,7 @@ def ran(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_a_sink_sends_back_what_comes() -> None:
-    command = [str(RELAY), "loadtest", "sink", "--listen", "127.0.0.1:0"]
+    command = [*RELAY, "loadtest", "sink", "--listen", "127.0.0.1:0"]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as desk,
