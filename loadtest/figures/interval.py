@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loadtest.engine.windows import MAX_LATENESS_P99_US, Histogram
-from loadtest.figures.timings import Timing, histogram, pairs
+from loadtest.figures.timings import Timing, count_cause, histogram, pairs
 
 
 @dataclass
@@ -15,7 +15,8 @@ class Interval:
     """Figures of one second, of one process or of all.
 
     ``second`` is a Unix time. ``void_windows`` are those in which a generator was too late to judge anybody, of
-    ``windows``. ``scores`` counts MOS of streams, in hundredths.
+    ``windows``. ``scores`` counts MOS of streams, in hundredths. ``raised`` counts what the code of users has raised
+    and nobody has caught.
     """
 
     second: int
@@ -31,6 +32,7 @@ class Interval:
     process_cpu_s: float = 0.0
     timings: dict[str, Timing] = field(default_factory=dict)
     scores: Counter[int] = field(default_factory=Counter)
+    raised: Counter[str] = field(default_factory=Counter)
 
     @property
     def void(self) -> bool:
@@ -64,6 +66,8 @@ class Interval:
             mine.update(theirs)  # type: ignore[arg-type]
         for name, timing in other.timings.items():
             self.timing(name).add(timing)
+        for cause, count in other.raised.items():
+            count_cause(self.raised, cause, count)
 
     def plain(self) -> dict[str, Any]:
         """For JSON, and for Locust's messages."""
@@ -81,6 +85,7 @@ class Interval:
             "process_cpu_s": self.process_cpu_s,
             "timings": {name: timing.plain() for name, timing in self.timings.items()},
             "scores": [[score, count] for score, count in sorted(self.scores.items())],
+            "raised": dict(self.raised),
         }
 
     @classmethod
@@ -100,4 +105,5 @@ class Interval:
             process_cpu_s=float(plain["process_cpu_s"]),
             timings={name: Timing.read(timing) for name, timing in plain["timings"].items()},
             scores=Counter({int(score): int(count) for score, count in plain["scores"]}),
+            raised=Counter({str(cause): int(count) for cause, count in plain["raised"].items()}),
         )

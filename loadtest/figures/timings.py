@@ -26,14 +26,13 @@ class Timing:
 
     def note_failure(self, cause: str) -> None:
         """It failed."""
-        cause = cause[:MAX_CAUSE_CHARACTERS]
-        self.failures[cause if cause in self.failures or len(self.failures) < MAX_CAUSES else "other"] += 1
+        count_cause(self.failures, cause)
 
     def add(self, other: Timing) -> None:
         """Add what others have seen."""
         self.took.update(other.took)
         for cause, count in other.failures.items():
-            self.failures[cause if cause in self.failures or len(self.failures) < MAX_CAUSES else "other"] += count
+            count_cause(self.failures, cause, count)
 
     @property
     def failed(self) -> int:
@@ -58,6 +57,12 @@ class Timing:
     def read(cls, plain: dict[str, Any]) -> Timing:
         """What ``plain`` made."""
         return cls(histogram(plain["took"]), Counter(plain["failures"]))
+
+
+def count_cause(counts: Counter[str], cause: str, count: int = 1) -> None:
+    """Count a cause. Beyond the bound it is "other"."""
+    cause = cause[:MAX_CAUSE_CHARACTERS]
+    counts[cause if cause in counts or len(counts) < MAX_CAUSES else "other"] += count
 
 
 def pairs(found: Histogram) -> list[list[int]]:

@@ -107,7 +107,8 @@ def profile_of(calls: int, seconds: float) -> Profile:
 
 def failures(result: Result) -> int:
     """What users tried in vain."""
-    return sum(timing.failed for name, timing in result.timings.items() if name not in SOUNDS)
+    failed = sum(timing.failed for name, timing in result.timings.items() if name not in SOUNDS)
+    return failed + sum(result.user_errors.values())
 
 
 def outcome_of(result: Result, streams: int) -> Outcome:

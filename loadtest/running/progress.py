@@ -12,7 +12,7 @@ from rich.console import Console
 from loadtest.figures.interval import Interval
 from loadtest.figures.record import Record
 from loadtest.plan.profile import Profile
-from loadtest.verdict.judging import SOUNDS
+from loadtest.verdict.judging import errors_of
 
 # Where nobody watches a terminal, a line now and then says that it goes on.
 QUIET_EVERY_S = 10
@@ -72,7 +72,7 @@ class Progress:
 
     def _line(self, second: int, one: Interval) -> str:
         counts, p99 = one.counters, one.delay.percentile(99)
-        errors = sum(timing.failed for name, timing in one.timings.items() if name not in SOUNDS)
+        errors = errors_of(one)
         delay = "-" if p99 is None else f"{p99 / 1000:.2f} ms"
         return (
             f"{second:5} / {self._profile.shape.seconds:.0f} s  {one.users} users  {one.streams} streams  "

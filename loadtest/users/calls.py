@@ -25,7 +25,7 @@ class CallUser(SignalingUser, MediaUser):
 
     @contextmanager
     def answered_call(self) -> Iterator[MediaCall]:
-        """A call that was answered, and has media. Raises SoftphoneError or LineFailed, which Locust counts."""
+        """A call that was answered, and has media. Raises SoftphoneError, LineFailed or LineMoved."""
         self.signed_in()
         begun = time.perf_counter()
         with self.line(), self.call() as call:

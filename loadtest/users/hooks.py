@@ -5,6 +5,8 @@ Importing this registers it, once for each process.
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from locust import events
@@ -17,6 +19,7 @@ from loadtest.plan.shapes import Shape
 from loadtest.plan.work import Work, current
 from loadtest.users.collector import Collector
 from loadtest.users.lines import close_switchboard
+from loadtest.users.measuring import MEASURES, words_of
 from loadtest.users.phones import close_phone_loop
 from loadtest.users.targeted import TargetUser
 from loadtest.users.webpage import show_voice
@@ -39,6 +42,14 @@ def _on_test_start(environment: Environment, **_: Any) -> None:
         _collectors.pop().stop()
     if work is not None:
         _collectors.append(Collector(environment, work))
+
+
+@events.user_error.add_listener
+def _on_user_error(user_instance: Any, exception: BaseException, tb: TracebackType | None, **_: Any) -> None:
+    # Locust tells of the set of tasks, which knows its user, or of the user.
+    user = getattr(user_instance, "user", user_instance)
+    files = {Path(one).resolve() for one in user.environment.parsed_locustfiles or ()}
+    MEASURES.raised(exception, words_of(user, exception, tb, files))
 
 
 @events.report_to_master.add_listener

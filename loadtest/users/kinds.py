@@ -15,6 +15,7 @@ from loadtest.plan.profile import News, Profile, UserKind
 from loadtest.plan.work import current
 from loadtest.users.calls import CallUser
 from loadtest.users.lines import LineFailed
+from loadtest.users.measuring import is_counted
 from loadtest.users.media import LineMoved, MediaCall, MediaUser
 from loadtest.users.recording import Altered, RecordingUser
 from loadtest.users.signaling import SignalingUser
@@ -161,11 +162,13 @@ def profile() -> Profile:
 
 @contextmanager
 def retrying() -> Iterator[None]:
-    """What fails was counted. A real client comes back after a moment."""
+    """A real client comes back after a moment. What was counted as a failure is told; Locust hears of anything else."""
     try:
         yield
-    except (LineFailed, LineMoved, PlanError, SoftphoneError, Altered):
+    except (LineFailed, LineMoved, PlanError, SoftphoneError, Altered) as error:
         gevent.sleep(random.uniform(*RETRY_S))  # noqa: S311
+        if not is_counted(error):
+            raise
 
 
 KINDS: dict[UserKind, type[User]] = {

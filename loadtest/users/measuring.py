@@ -7,13 +7,22 @@ costs 4 us or more.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from locust.env import Environment
+from pydantic import ValidationError
 
 from loadtest.figures.interval import Interval
+from loadtest.figures.timings import count_cause
+from relay.config.reading import explain
+
+# How an error is marked that was counted.
+_COUNTED = "_loadtest_counted"
 
 
 class Measures:
@@ -34,8 +43,14 @@ class Measures:
 
     def failed(self, environment: Environment, kind: str, name: str, seconds: float, error: Exception) -> None:
         """Something failed."""
+        error.__dict__[_COUNTED] = True
         self._interval.timing(name).note_failure(cause_of(error))
         _fire(environment, kind, name, seconds, error)
+
+    def raised(self, error: BaseException, words: str) -> None:
+        """Code of a user has raised this, and nobody has caught it. What was counted already is not counted twice."""
+        if not is_counted(error):
+            count_cause(self._interval.raised, words)
 
     def scored(self, mos: float) -> None:
         """A stream ended, or a second of it, with this MOS."""
@@ -57,10 +72,29 @@ class Measures:
 MEASURES = Measures()
 
 
-def cause_of(error: Exception) -> str:
+def is_counted(error: BaseException) -> bool:
+    """Whether this error, or one that it was raised from, was counted as a failure."""
+    cause: BaseException | None = error
+    while cause is not None and _COUNTED not in cause.__dict__:
+        cause = cause.__cause__
+    return cause is not None
+
+
+def cause_of(error: BaseException) -> str:
     """An error in a few words, without what differs from one to the next."""
-    text = getattr(error, "cause_text", None) or str(error) or type(error).__name__
+    if isinstance(error, ValidationError):
+        return "; ".join(explain(error))
+    text = getattr(error, "cause_text", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]
+
+
+def words_of(user: object, error: BaseException, trace: TracebackType | None, files: set[Path]) -> str:
+    """An error that nobody has caught: whose it is, the last line of these files that it has passed, and what it is."""
+    places = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(trace)]
+    own = [(path, line) for path, line in places if path.resolve() in files]
+    where = "".join(f" ({path.name}:{line})" for path, line in (own or places)[-1:])
+    kind, cause = type(error).__name__, cause_of(error)
+    return f"{type(user).__name__}{where}: {kind}" + ("" if cause == kind else f": {cause}")
 
 
 def _fire(environment: Environment, kind: str, name: str, seconds: float, error: Exception | None) -> None:

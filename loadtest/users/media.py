@@ -17,7 +17,7 @@ from loadtest.engine.engine import Phase, Silenced
 from loadtest.engine.plans import PlanError, StreamPlan
 from loadtest.plan.profile import Media
 from loadtest.users.lines import Line, LineFailed, Stream, Switchboard, switchboard
-from loadtest.users.measuring import MEASURES
+from loadtest.users.measuring import MEASURES, is_counted
 from loadtest.users.targeted import TargetUser
 
 TURN = "TURN"
@@ -121,10 +121,15 @@ class MediaUser(TargetUser):
 
     @contextmanager
     def call(self) -> Iterator[MediaCall]:
-        """A call: set up, and let go at the end. Raises LineFailed, which Locust counts."""
+        """A call: set up, and let go at the end. Raises LineFailed or LineMoved, which are counted."""
         call = self.open_call()
         try:
             yield call
+        except (LineFailed, LineMoved) as error:
+            # Another call within this one may have failed, and was counted.
+            if not is_counted(error):
+                self.on_cut(error)
+            raise
         finally:
             call.close()
 

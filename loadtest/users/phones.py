@@ -193,13 +193,16 @@ class Pair:
 
 
 def phone_of(target: Target, number: int, transports: tuple[str, ...]) -> Softphone:
-    """A softphone without media."""
+    """A softphone without media. Raises SoftphoneError if the target does not say how to log in."""
     assert target.cloud is not None
+    password = target.cloud_password.get_secret_value()
+    if not password:
+        raise SoftphoneError("the target has no cloud_password; expected the password with which its users log in")
     context = ssl.create_default_context(cafile=target.authorities) if target.cloud.startswith("https:") else None
     return Softphone(
         target.cloud,
         target.user_name(number),
-        target.cloud_password.get_secret_value(),
+        password,
         carrier=NoMedia(),
         ssl_context=context,
         transports=transports,

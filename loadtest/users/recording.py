@@ -40,7 +40,7 @@ class RecordingUser(TargetUser):
             phone_loop().do(phone.close())
 
     def record(self, seconds: float) -> None:
-        """Upload a recording, and fetch it. Raises SoftphoneError or Altered, which Locust counts."""
+        """Upload a recording, and fetch it. Raises SoftphoneError or Altered, which are counted."""
         phone, loop = self._signed_in(), phone_loop()
         made = make_recording(phone.user_id, seconds)
         with MEASURES.timed(self.environment, RECORDING, "upload"):

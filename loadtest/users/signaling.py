@@ -50,14 +50,17 @@ class SignalingUser(TargetUser):
 
     @contextmanager
     def line(self) -> Iterator[Pair]:
-        """A call on the line: it has rung and was answered. At the end it is released. Raises SoftphoneError."""
+        """A call on the line: it has rung and was answered. At the end it is released. Raises SoftphoneError.
+
+        What the block raises goes on, and both have logged out.
+        """
         pair = self.signed_in()
         try:
             self._step("ring", pair.ring)
             self._step("answer", pair.answer)
             yield pair
             self._step("release", pair.release)
-        except SoftphoneError:
+        except Exception:
             # What the server thinks of the line is not known any more.
             self.on_stop()
             raise

@@ -10,7 +10,7 @@ from loadtest.engine.plans import PlanError
 from loadtest.plan.target import Target
 from loadtest.users.lines import Line, LineFailed, switchboard
 from loadtest.users.measuring import MEASURES
-from loadtest.users.media import PATIENCE_S, TURN, note_line
+from loadtest.users.media import MEDIA, PATIENCE_S, TURN, LineMoved, note_line
 from loadtest.users.phones import opened_phone, phone_loop
 from loadtest.users.signaling import SIGNALING
 from loadtest.users.targeted import TargetUser
@@ -53,11 +53,12 @@ class StormUser(TargetUser):
             phone_loop().do(phone.close())
 
     def stay(self) -> None:
-        """Until the line is cut, if it ever is. Raises LineFailed then."""
+        """Until the line is cut, if it ever is. Raises LineFailed or LineMoved then, which are counted."""
         assert self._line is not None
         self._line.cut.wait()
-        assert self._line.ended is not None
-        raise LineFailed(self._line.ended)
+        error = LineMoved() if self._line.ended is None else LineFailed(self._line.ended)
+        MEASURES.failed(self.environment, MEDIA, "call", 0.0, error)
+        raise error
 
     def _sign_in(self, target: Target) -> Softphone:
         try:

@@ -6,6 +6,8 @@ import functools
 import itertools
 from typing import ClassVar
 
+from gevent import Greenlet
+from gevent.pool import Group
 from locust import User
 from locust.env import Environment
 
@@ -52,6 +54,17 @@ class TargetUser(User):
         """Raises TargetError if such users log in, and the target names no cloud."""
         if cls.needs_cloud and target.cloud is None:
             raise TargetError(f"{cls.__name__}: the target names no cloud; expected the URL of login and signaling")
+
+    def start(self, group: Group) -> Greenlet:
+        """Begin. Locust tells of exceptions of users; of what else can end one, such as gevent.Timeout, this does."""
+        running: Greenlet = super().start(group)
+        running.link_exception(self._on_ended)
+        return running
+
+    def _on_ended(self, running: Greenlet) -> None:
+        error = running.exception
+        if not isinstance(error, Exception):
+            self.environment.events.user_error.fire(user_instance=self, exception=error, tb=error.__traceback__)
 
     @property
     def to(self) -> Target:

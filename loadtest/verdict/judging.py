@@ -36,6 +36,8 @@ SOUNDS = {"stream-second", "stall"}
 STEPS = (1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 4.3)
 MAX_REASONS = 50
 MAX_CAUSES = 5
+# One mistake in a locustfile has one line. Whoever has more reads the log.
+MAX_USER_ERRORS = 10
 
 
 @dataclass
@@ -75,12 +77,17 @@ class _Figures:
         return {name: timing for name, timing in self.everything.timings.items() if name not in SOUNDS}
 
     @property
+    def raised(self) -> int:
+        """How often the code of users has raised what nobody caught. Each was something that a user tried."""
+        return self.everything.raised.total()
+
+    @property
     def tried(self) -> int:
-        return sum(timing.count for timing in self.attempts.values())
+        return sum(timing.count for timing in self.attempts.values()) + self.raised
 
     @property
     def failed(self) -> int:
-        return sum(timing.failed for timing in self.attempts.values())
+        return errors_of(self.everything)
 
     @property
     def packets(self) -> Packets:
@@ -124,10 +131,17 @@ def judge(work: Work, record: Record, circumstances: Circumstances) -> Result:
         timings={name: _timing(timing) for name, timing in sorted(found.everything.timings.items())},
         generator=_generator(found.total, found.judged),
         relay=_relay(record.relay, found.judged, found.total),
+        user_errors=dict(found.everything.raised.most_common(MAX_USER_ERRORS)),
         incidents=incidents,
         environment=circumstances.environment,
         intervals=_seconds(found, record.relay),
     )
+
+
+def errors_of(interval: Interval) -> int:
+    """How often users failed. How streams sounded has thresholds of its own."""
+    failed = sum(timing.failed for name, timing in interval.timings.items() if name not in SOUNDS)
+    return failed + interval.raised.total()
 
 
 def target_of(work: Work) -> TargetResult:
@@ -218,7 +232,7 @@ def _reasons(checks: list[Check], found: _Figures, record: Record, circumstances
         reasons.append("The test was interrupted.")
     if record.broken_lines:
         reasons.append(f"{record.broken_lines} lines of the record could not be read.")
-    reasons += _failures(found)
+    reasons += _failures(found) + _user_errors(found)
     for name in ("corrupt", "misrouted"):
         if count := getattr(packets, name):
             reasons.append(f"{count} packets were {name}; expected none, ever")
@@ -229,11 +243,23 @@ def _reasons(checks: list[Check], found: _Figures, record: Record, circumstances
 
 def _failures(found: _Figures) -> list[str]:
     """What failed, if the thresholds have not allowed for it, with the causes: the most frequent first."""
-    limit, timings = found.profile.thresholds.errors_percent, found.attempts
+    limit = found.profile.thresholds.errors_percent
     if limit is None or 100 * found.failed <= limit * found.tried:
         return []
-    causes = [(count, name, cause) for name, timing in timings.items() for cause, count in timing.failures.items()]
+    causes = [
+        (count, name, cause) for name, timing in found.attempts.items() for cause, count in timing.failures.items()
+    ]
     return [f"{name} failed {count} times: {cause}" for count, name, cause in sorted(causes, reverse=True)[:MAX_CAUSES]]
+
+
+def _user_errors(found: _Figures) -> list[str]:
+    """What the code of users has raised. The threshold of errors may allow for some, not for a test of nothing else."""
+    limit = found.profile.thresholds.errors_percent
+    allowed = limit is not None and 100 * found.failed <= limit * found.tried and found.raised < found.tried
+    if allowed:
+        return []
+    raised = found.everything.raised.most_common(MAX_CAUSES)
+    return [f"Code of users raised {count} times: {words}" for words, count in raised]
 
 
 def _distribution(everything: Interval) -> dict[str, int]:
@@ -303,7 +329,7 @@ def _second(one: Interval, begin: int, profile: Profile, relay_cores: float | No
         received=one.counters["received"],
         lost=one.counters["lost"],
         late=one.counters["late"],
-        errors=sum(timing.failed for name, timing in one.timings.items() if name not in SOUNDS),
+        errors=errors_of(one),
         delay_p50_ms=delay.p50_ms,
         delay_p99_ms=delay.p99_ms,
         delay_p999_ms=delay.p999_ms,

@@ -146,6 +146,10 @@ class Result(_Model):
     timings: dict[str, TimingResult]
     generator: Generator
     relay: RelayResult | None
+    user_errors: dict[str, int] = Field(
+        default={},
+        description="what the code of users has raised and nobody has caught, and how often: the most frequent",
+    )
     incidents: list[str]
     environment: dict[str, str]
     intervals: list[Second]

@@ -30,7 +30,9 @@ _MESSAGES = {
 }
 # These name the value in their own text, or have no value.
 _SELF_EXPLAINED = {"value_error", "extra_forbidden", "missing"}
-# The values of these keys are never shown, whatever is wrong with them.
+# "Input should be a valid number", "String should have at least 1 character".
+_OWN_WORDS = re.compile(r"^\w+ should (be|have)\b")
+# The values of these keys are never shown, nor of those that end so (``cloud_password``), whatever is wrong with them.
 _SECRET_KEYS = {"password", "secret", "token", "token_hash"}
 _SECRET_TABLE = ("web_proxy", "users")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -57,8 +59,12 @@ def check_tree(model: type[_Model], tree: object, *, folder: Path, source: str) 
     try:
         return model.model_validate(tree, context={"folder": folder})
     except ValidationError as invalid:
-        mistakes = [error for error in invalid.errors() if not _follows(error)]
-        raise OperatorError("\n".join(f"{source}: {_explain(error)}" for error in mistakes)) from None
+        raise OperatorError("\n".join(f"{source}: {line}" for line in explain(invalid))) from None
+
+
+def explain(invalid: ValidationError) -> list[str]:
+    """A line for each mistake: the key, the value unless it is a secret, and what was expected."""
+    return [_explain(error) for error in invalid.errors() if not _follows(error)]
 
 
 def _follows(error: Any) -> bool:
@@ -74,16 +80,20 @@ def _explain(error: Any) -> str:
         parts += found.key.split(".")
     key = ".".join(map(_shown_key, parts))
     kind, value = error["type"], error["input"]
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    message = _OWN_WORDS.sub("expected", str(error["msg"]).removeprefix("Value error, "))
     message = _MESSAGES.get(kind, message)
     if kind == "too_short" and isinstance(value, list):
         message = f"expected at least {error['ctx']['min_length']} of them"
     told = kind in _SELF_EXPLAINED or not isinstance(value, str | int | float)
-    secret = _SECRET_KEYS & set(error["loc"]) or error["loc"][:2] == _SECRET_TABLE
+    secret = any(map(_is_secret, parts)) or error["loc"][:2] == _SECRET_TABLE
     if not told and not secret:
         # As TOML has it: true, not True.
         message = f"{str(value).lower() if isinstance(value, bool) else repr(value)}: {message}"
     return f"{key}: {message}" if key else message
+
+
+def _is_secret(part: str) -> bool:
+    return not _SECRET_KEYS.isdisjoint((part, part.rpartition("_")[2]))
 
 
 def _shown_key(part: str) -> str:

@@ -37,6 +37,7 @@ def intervals(draw: st.DrawFn) -> Interval:
         one.timing("set-up").note(seconds)
     for cause in draw(st.lists(st.sampled_from(["refused", "late"]), max_size=3)):
         one.timing("set-up").note_failure(cause)
+    one.raised.update(draw(st.lists(st.sampled_from(["ValueError", "KeyError"]), max_size=3)))
     return one
 
 

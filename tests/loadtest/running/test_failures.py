@@ -142,6 +142,82 @@ def test_a_locustfile_that_is_broken(relay: Target, tmp_path: Path) -> None:
     assert any("No module named 'nothing_of_this_name'" in reason for reason in result.reasons)
 
 
+RAISING = """
+import gevent
+from locust import constant, task
+from loadtest import MediaUser, SignalingUser
+
+class Broken(MediaUser):
+    wait_time = constant(1)
+
+    @task
+    def talk(self):
+        raise ValueError("nobody at home")
+
+class Locked(SignalingUser):
+    wait_time = constant(1)
+
+    @task
+    def ring(self):
+        with self.line():
+            pass
+
+class Late(MediaUser):
+    @task
+    def stay(self):
+        raise gevent.Timeout(9)
+"""
+
+
+def test_what_the_code_of_users_raises_is_told(relay: Target, tmp_path: Path) -> None:
+    """Locust catches it, and goes on. The second kind lacks the password of the cloud; the third ends at once."""
+    locustfile = tmp_path / "raising.py"
+    locustfile.write_text(RAISING)
+    options = ["--users", "3", "--locustfile", str(locustfile), "--cloud", "http://127.0.0.1:9"]
+    told = run_told(tmp_path, relay, hold_s=4, options=options)
+    told.require_everywhere("Broken (raising.py:11): ValueError: nobody at home")
+    told.require_everywhere("Locked (raising.py:18): SoftphoneError: the target has no cloud_password; expected")
+    told.require_everywhere("Late (raising.py:24): Timeout: 9 seconds")
+    first, second, third = told.result.user_errors.values()
+    assert first >= second >= 2
+    assert third == 1
+    assert {check.name: check.measured for check in told.result.checks}["errors"] == 100
+
+
+TALKING = """
+from locust import constant, task
+from loadtest import MediaUser
+
+class Trader(MediaUser):
+    wait_time = constant(1)
+
+    @task
+    def talk(self):
+        with self.call() as call:
+            call.talk(60)
+"""
+
+
+def test_a_call_of_ones_own_user_that_is_cut_is_counted_once(tmp_path: Path) -> None:
+    locustfile = tmp_path / "talking.py"
+    locustfile.write_text(TALKING)
+    with relay_of_its_own() as (target, process):
+
+        def kill() -> None:
+            wait_for_intervals(tmp_path / "results" / "record.jsonl", 3)
+            process.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        told = run_told(tmp_path, target, hold_s=10, options=["--locustfile", str(locustfile)])
+        killer.join()
+    told.require_everywhere("call failed 2 times: ready: ")
+    assert told.result.timings["call"].failed == 2
+    assert told.result.timings["set-up"].failed >= 1
+    # All of it was counted where it happened.
+    assert told.result.user_errors == {}
+
+
 def test_faults_need_a_cloud_that_has_them(relay: Target) -> None:
     profile = small(faults=[{"hop": "web_proxy", "kind": "stall"}])
     with pytest.raises(OperatorError, match="the target names no cloud"):

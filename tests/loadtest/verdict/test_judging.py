@@ -142,6 +142,41 @@ def test_how_streams_sound_is_not_an_error_of_users() -> None:
     assert (check_of(result, "errors").measured, result.timings["stall"].failed) == (0, 10)
 
 
+def raising(count: int, **thresholds: Any) -> Result:
+    """Ten set-ups, and users whose code raises this often."""
+    found = record()
+    found.intervals[1000].raised["Trader (trader.py:9): ValueError: nobody"] = count
+    return judge(work(thresholds=thresholds), found, Circumstances())
+
+
+def test_what_users_raise_is_an_error_and_a_reason() -> None:
+    result = raising(2, errors_percent=10)
+    assert check_of(result, "errors").measured == pytest.approx(100 * 2 / 12)
+    assert "Code of users raised 2 times: Trader (trader.py:9): ValueError: nobody" in result.reasons
+    assert result.user_errors == {"Trader (trader.py:9): ValueError: nobody": 2}
+    assert result.intervals[0].errors == 2
+    # No threshold of errors: what nobody has caught is a mistake in the locustfile all the same.
+    assert raising(1).reasons == ["Code of users raised 1 times: Trader (trader.py:9): ValueError: nobody"]
+    assert raising(1, errors_percent=10).passed
+
+
+def test_a_test_in_which_users_only_raise_fails_whatever_is_allowed() -> None:
+    found = Record()
+    found.add(Interval(1000, windows=1, users=2))
+    found.intervals[1000].raised["Trader: KeyError: 'x'"] = 5
+    result = judge(work(kind="signaling", thresholds={"errors_percent": 100}), found, Circumstances())
+    assert not result.passed
+    assert "Code of users raised 5 times: Trader: KeyError: 'x'" in result.reasons
+
+
+def test_the_report_names_the_most_frequent_errors_of_users() -> None:
+    found = record()
+    found.intervals[1000].raised.update({f"Trader: E{number}": number for number in range(1, 30)})
+    result = judge(work(), found, Circumstances())
+    assert list(result.user_errors.items())[:2] == [("Trader: E29", 29), ("Trader: E28", 28)]
+    assert len(result.user_errors) == 10
+
+
 def test_a_long_set_up_fails() -> None:
     seconds = [second(number) for number in range(10)]
     for one in seconds:

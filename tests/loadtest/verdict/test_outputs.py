@@ -106,6 +106,14 @@ def test_the_page_needs_no_network_and_runs_nothing() -> None:
     assert "worker &lt;script&gt;" in html
 
 
+def test_what_users_raise_is_on_the_page() -> None:
+    assert "What the code of users raised" not in page(result())
+    html = page(result(user_errors={f"Trader: {EVIL}": 3}))
+    assert "<h2>What the code of users raised</h2>" in html
+    assert "Trader: &lt;script&gt;" in html
+    assert "3 times" in html
+
+
 def test_the_page_of_a_test_that_goes_on_gives_no_verdict() -> None:
     html = page(failing(), refresh_s=3)
     assert "The test goes on." in html
