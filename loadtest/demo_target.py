@@ -2,15 +2,18 @@
 
     python -m loadtest.demo_target --users 10
 
-It prints the target as one line of JSON, and ends when its standard input is closed.
+It prints the target as one line of JSON. It ends, and takes its files with it, when its standard input is closed, which
+is also when the process that started it has died; and at SIGINT and SIGTERM. So it does before it is ready.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -42,21 +45,33 @@ def _line(number: int) -> fixtures.LineFixture:
     )
 
 
-async def run(users: int, *, through_web_proxy: bool) -> None:
-    """Start all, tell, and stay until the input ends."""
+async def run(folder: Path, users: int, *, through_web_proxy: bool) -> None:
+    """Start all, tell, and stay until the input ends or a signal comes, however far it has come by then."""
+    ending = asyncio.create_task(_input_ends())
+    serving = asyncio.create_task(_serve(folder, users, through_web_proxy=through_web_proxy))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ending.cancel)
+    await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    serving.cancel()
+    for task in (ending, serving):
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _serve(folder: Path, users: int, *, through_web_proxy: bool) -> None:
     users = max(2, users + users % 2)
     password = secrets.token_urlsafe(16)
     hashed = await asyncio.to_thread(hash_password, password)
     more = [softphone_user(f"load-{number}", hashed) for number in range(users)]
     people = with_more(fixtures.bundled(), more, [_line(number) for number in range(users // 2)])
     proxy = Address("127.0.0.1", 0) if through_web_proxy else None
-    with tempfile.TemporaryDirectory(prefix="relay-loadtest-") as name:
-        async with running_floor(Path(name), people, bad_web_proxy=proxy) as floor:
-            await upstreams_up(floor.gateway)
-            await _log_in(floor, [user.id for user in more], password)
-            sys.stdout.write(json.dumps(_facts(floor, users, password)) + "\n")
-            sys.stdout.flush()
-            await _input_ends()
+    async with running_floor(folder, people, bad_web_proxy=proxy) as floor:
+        await upstreams_up(floor.gateway)
+        await _log_in(floor, [user.id for user in more], password)
+        sys.stdout.write(json.dumps(_facts(floor, users, password)) + "\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
 
 
 async def _log_in(floor: Floor, users: list[str], password: str) -> None:
@@ -113,8 +128,12 @@ def main() -> None:
     wanted = parser.parse_args()
     logs.configure("error", "text")
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(wanted.users, through_web_proxy=wanted.web_proxy))
+        # The folder goes when the loop's threads have ended: one may still write a key when the start is given up.
+        with (
+            tempfile.TemporaryDirectory(prefix="relay-loadtest-") as folder,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(run(Path(folder), wanted.users, through_web_proxy=wanted.web_proxy))
     except (OperatorError, OSError) as error:
         # An OSError: no room for its files, or no folder that can be written.
         sys.stderr.write(f"{_words_of(error)}\n")

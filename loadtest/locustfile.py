@@ -1,6 +1,6 @@
 """What ``relay loadtest run`` gives to Locust: the users of the profile, and its shape.
 
-The master and each worker load this file. What they are to do is in the file that ``plan.work.VARIABLE`` names.
+The master and each worker load this file. What they are to do is ``plan.work.current``.
 """
 
 from __future__ import annotations

@@ -27,14 +27,16 @@ def check_locustfile(path: Path, profile: Profile) -> bool:
         raise OperatorError(f"--locustfile {path}: expected a file")
     work = Work(profile_name="check", target_name="stand-in", profile=profile, target=_STAND_IN)
     try:
-        done = subprocess.run(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "loadtest.users.checking", str(path.absolute())],
-            env={**os.environ, VARIABLE: "/dev/stdin"},
-            input=work.text(),
-            capture_output=True,
-            timeout=CHECKED_WITHIN_S,
-            check=False,
-        )
+        with work.handed() as handed:
+            done = subprocess.run(  # noqa: S603 - ourselves
+                [sys.executable, "-m", "loadtest.users.checking", str(path.absolute())],
+                env={**os.environ, VARIABLE: str(handed)},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(handed,),
+                capture_output=True,
+                timeout=CHECKED_WITHIN_S,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         raise OperatorError(
             f"--locustfile {path}: was not imported within {CHECKED_WITHIN_S:g} s; expected one that does little then"

@@ -1,4 +1,7 @@
-"""Locust's command line, and its process: it is watched, stopped politely, and ended if that does not help."""
+"""Locust's command line, and its process: it is watched, stopped politely, and ended if that does not help.
+
+If this process dies, however it does, Locust and its workers see their lifeline end, and end as well.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import IO, Self
 
 from loadtest.plan.hosts import canonical, is_loopback
-from loadtest.plan.work import VARIABLE
+from loadtest.plan.work import FOLDER, LIFELINE, VARIABLE, Work
 from relay.addresses import Address, parse_address
 from relay.errors import OperatorError
 
@@ -79,20 +83,48 @@ def web_address(text: str) -> Address:
 
 
 class Locust:
-    """Locust's process. ``work`` is the file that tells it what to do."""
+    """Locust's process, while a block runs. It inherits the descriptors ``shared``."""
 
-    def __init__(self, work: Path, mode: Mode, log: IO[bytes] | None, locustfile: Path = LOCUSTFILE) -> None:
+    def __init__(
+        self,
+        work: Work,
+        mode: Mode,
+        log: IO[bytes] | None,
+        locustfile: Path = LOCUSTFILE,
+        shared: Sequence[int] = (),
+    ) -> None:
         files = str(locustfile) if locustfile == LOCUSTFILE else f"{SHAPEFILE},{locustfile}"
         command = [sys.executable, "-m", "locust", "-f", files, *mode.arguments()]
-        # Its own group: Ctrl-C is for us, and we pass it on, once.
-        self._process = subprocess.Popen(  # noqa: S603 - Locust, with arguments that were checked
-            command,
-            env={**os.environ, VARIABLE: str(work)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        told = {FOLDER: str(Path(work.record).parent)} if work.record else {}
+        lifeline, self._lifeline = os.pipe()
+        try:
+            with work.handed() as handed:
+                # Its own group: Ctrl-C is for us, and we pass it on, once.
+                self._process = subprocess.Popen(  # noqa: S603 - Locust, with arguments that were checked
+                    command,
+                    env={**os.environ, VARIABLE: str(handed), LIFELINE: str(lifeline), **told},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=(handed, lifeline, *shared),
+                )
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(lifeline)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self.kill()
+        # What it has forked and left ends with this.
+        os.close(self._lifeline)
 
     def wait(self, seconds: float, on_look: Callable[[], bool]) -> int | None:
         """Wait until it has ended, ``on_look`` says True, or the time is over: its exit status, or None."""

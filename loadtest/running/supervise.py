@@ -14,7 +14,6 @@ import contextlib
 import datetime
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,18 +121,17 @@ def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], 
         record=str(record),
     )
     circumstances = Circumstances(environment=environment())
-    secret = wish.folder / ".work.json"
     progress = Progress(record, wish.profile, console)
     try:
         record.write_bytes(b"")
-        work.write(secret)
-        with (wish.folder / "locust.log").open("wb") as log, Faults(wish.profile, target) as faults:
-            locust = Locust(secret, wish.mode, log, wish.locustfile)
+        with (
+            (wish.folder / "locust.log").open("wb") as log,
+            Faults(wish.profile, target) as faults,
+            Locust(work, wish.mode, log, wish.locustfile) as locust,
+        ):
             _Watch(wish, progress, faults, circumstances, interrupted).watch(locust)
     except OSError as error:
         raise OperatorError(f"{error.filename or wish.folder}: {error.strerror}") from None
-    finally:
-        secret.unlink(missing_ok=True)
     result = judge(work, progress.finish(), circumstances)
     write(result, wish.folder)
     return result
@@ -150,13 +148,9 @@ class _Watch:
     interrupted: Callable[[], bool]
 
     def watch(self, locust: Locust) -> None:
-        try:
-            status = locust.wait(self.wish.profile.shape.seconds + GRACE_S, self._look)
-            if status is None:
-                status = self._stop(locust)
-        except BaseException:
-            locust.kill()
-            raise
+        status = locust.wait(self.wish.profile.shape.seconds + GRACE_S, self._look)
+        if status is None:
+            status = self._stop(locust)
         # 1: some requests have failed, which is for the thresholds to judge. Interrupted is interrupted.
         self.progress.look()
         began = bool(self.progress.record.intervals)
@@ -227,16 +221,9 @@ def headline(wish: Wish, target: Target) -> str:
 
 def work_for_master(work: Work, mode: Mode, interrupted: Callable[[], bool]) -> int:
     """Be a worker until the master lets go: an exit status. Raises OperatorError."""
-    with tempfile.TemporaryDirectory(prefix="relay-loadtest-worker-") as folder:
-        path = Path(folder) / "work.json"
-        work.write(path)
-        locust = Locust(path, mode, None)
-        try:
-            while (status := locust.wait(WORKER_LOOKS_S, interrupted)) is None:
-                if interrupted():
-                    status = locust.stop()
-                    break
-        except BaseException:
-            locust.kill()
-            raise
+    with Locust(work, mode, None) as locust:
+        while (status := locust.wait(WORKER_LOOKS_S, interrupted)) is None:
+            if interrupted():
+                status = locust.stop()
+                break
     return 0 if status in {0, 1} else 1

@@ -5,10 +5,14 @@ Importing this registers it, once for each process.
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import gevent
+from gevent.socket import wait_read
 from locust import events
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -16,7 +20,7 @@ from locust.web import WebUI
 
 from loadtest.plan.profile import Profile
 from loadtest.plan.shapes import Shape
-from loadtest.plan.work import Work, current
+from loadtest.plan.work import ORPHANED, Work, current, lifeline
 from loadtest.users.collector import Collector
 from loadtest.users.lines import close_switchboard
 from loadtest.users.measuring import MEASURES, words_of
@@ -24,11 +28,43 @@ from loadtest.users.phones import close_phone_loop
 from loadtest.users.targeted import TargetUser
 from loadtest.users.webpage import show_voice
 
+log = logging.getLogger("loadtest")
+
+# Users log out. Nobody is left who waits for it.
+LEAVES_WITHIN_S = 20.0
+
 _collectors: list[Collector] = []
+_environments: list[Environment] = []
+
+
+def _follow(descriptor: int) -> None:
+    """End with ``relay loadtest``, however it has ended."""
+    wait_read(descriptor)
+    log.error("relay loadtest has ended: so does this process")
+    # A process that has no environment yet has no users.
+    for environment in _environments:
+        gevent.spawn(_leave, environment)
+        gevent.sleep(LEAVES_WITHIN_S)
+    os._exit(ORPHANED)
+
+
+def _leave(environment: Environment) -> None:
+    environment.process_exit_code = ORPHANED
+    if environment.runner is not None:
+        environment.runner.quit()
+    if environment.web_ui is not None:
+        environment.web_ui.stop()
+
+
+# Now, because a worker may wait for its master for minutes before anything else happens. A process that Locust forks
+# has this greenlet as well.
+if (_lifeline := lifeline()) is not None:
+    gevent.spawn(_follow, _lifeline)
 
 
 @events.init.add_listener
 def _on_init(environment: Environment, web_ui: WebUI | None, **_: Any) -> None:
+    _environments.append(environment)
     work = work_of(environment)
     if web_ui is not None and work is not None:
         show_voice(web_ui, work, lambda: _collectors[-1].sheet.record if _collectors else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from loadtest.plan import profile as profiles
 from loadtest.plan.profile import Media, Profile, parse
 from loadtest.plan.shapes import Shape
-from loadtest.plan.work import Work
+from loadtest.plan.work import Work, read_work
 from relay.errors import OperatorError
 
 # Users, and packets a second in and out, as they are asked for.
@@ -169,12 +170,15 @@ def test_of_a_short_test_half_of_what_follows_the_ramp_is_judged() -> None:
     assert short.judged_from_s == 10
 
 
-def test_work_goes_to_another_process_with_its_secrets(tmp_path: Path) -> None:
+def test_work_goes_to_another_process_with_its_secrets() -> None:
+    """In a file that has no name: nobody finds it, and nothing is left of it."""
     loaded = profiles.load("bad-proxy")
     target = {"server": "127.0.0.1:4443", "carrier": "connect-udp", "secret": "north", "far": "127.0.1.1:3478"}
     work = Work(profile_name="p", target_name="t", profile=loaded, target=target)  # type: ignore[arg-type]
-    path = tmp_path / "work.json"
-    work.write(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert Work.model_validate_json(path.read_bytes()) == work
+    with work.handed() as descriptor:
+        assert [read_work(descriptor) for _ in range(2)] == [work, work]
+        assert os.fstat(descriptor).st_nlink == 0
+        assert not os.get_inheritable(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
     assert "north" not in repr(work)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.plan.target import Target
+from loadtest.plan.work import FOLDER
 from loadtest.running.demo import demo_target
 from loadtest.running.faults import Faults
 from relay.demo.authority import Authority
@@ -118,8 +119,8 @@ def test_a_worker_of_this_machine_that_dies(relay: Target, tmp_path: Path) -> No
 
     def kill() -> None:
         wait_for_intervals(folder / "record.jsonl", 3)
-        # Locust, and its workers, which have the same command line.
-        locusts = set(processes_with(str(folder / ".work.json")))
+        # Locust, and its workers, which have the same environment.
+        locusts = set(processes_with(f"{FOLDER}={folder}"))
         (worker, *_) = (child for one in locusts for child in children_of(one) if child in locusts)
         os.kill(worker, signal.SIGKILL)
 

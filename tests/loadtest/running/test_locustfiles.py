@@ -97,14 +97,15 @@ print(json.dumps([check(path) for path in sys.argv[1:]]))
 def test_what_is_said_of_locustfiles(tmp_path: Path, lab: Profile) -> None:
     """All in one process: Locust takes seconds to be imported."""
     paths = [written(tmp_path, text, f"file_{number}.py") for number, (text, _) in enumerate([*UNUSABLE, *USABLE])]
-    done = subprocess.run(
-        [sys.executable, "-c", CHECKS, *map(str, paths)],
-        env=os.environ | {VARIABLE: "/dev/stdin"},
-        input=Work(profile_name="p", target_name="t", profile=lab, target=LOCAL).text(),
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=100,
-    )
+    with Work(profile_name="p", target_name="t", profile=lab, target=LOCAL).handed() as descriptor:
+        done = subprocess.run(
+            [sys.executable, "-c", CHECKS, *map(str, paths)],
+            env=os.environ | {VARIABLE: str(descriptor)},
+            pass_fds=(descriptor,),
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=100,
+        )
     told = json.loads(done.stdout)
     for path, found, (_, words) in zip(paths, told, UNUSABLE, strict=False):
         assert found["error"].startswith(f"{path}: {words}")
@@ -148,11 +149,12 @@ for server in ("127.0.0.1:9", "localhost:9", "10.0.0.5:443", "10.0.0.9:443"):
 """
 
 
-def admitted_with(work: Path | None) -> list[str]:
+def admitted_with(descriptor: int | None) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", CHANGED],
-        env=environment | ({} if work is None else {VARIABLE: str(work)}),
+        env=environment | ({} if descriptor is None else {VARIABLE: str(descriptor)}),
+        pass_fds=() if descriptor is None else (descriptor,),
         capture_output=True,
         text=True,
         check=True,
@@ -161,11 +163,10 @@ def admitted_with(work: Path | None) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_target_that_a_user_sets_later_follows_the_same_rule(tmp_path: Path, lab: Profile) -> None:
-    path = tmp_path / "work.json"
-    Work(profile_name="p", target_name="t", profile=lab, target=LOCAL).write(path)
+def test_a_target_that_a_user_sets_later_follows_the_same_rule(lab: Profile) -> None:
     allowed = ["127.0.0.1:9", "127.0.0.1:9", "10.0.0.5:443"]
-    *first, last = admitted_with(path)
+    with Work(profile_name="p", target_name="t", profile=lab, target=LOCAL).handed() as descriptor:
+        *first, last = admitted_with(descriptor)
     assert first == allowed
     assert last.startswith("server 10.0.0.9: not on this machine; expected a loopback address")
     # Locust alone starts what it is told to.
