@@ -122,12 +122,14 @@ test-asan: $(VENV)/.test-installed
 	    $(PYTEST) --capture=sys -k 'not reference' $(ASAN_TESTS) \
 	    || { cat report.* 2>/dev/null; exit 1; }
 
-# A smoke test under load. The report stays in build/loadtest.
+# A smoke test under load. The report stays in build/loadtest until the next one.
 loadtest: $(VENV)/.bench-installed
+	@rm -rf build/loadtest
 	@$(BIN)/relay loadtest run desk --output build/loadtest $(LOADTEST)
 
 # Permissions end after five minutes, channels and allocations after ten. An hour sees each of them renewed many times.
 soak: $(VENV)/.bench-installed
+	@rm -rf build/soak
 	@$(BIN)/relay loadtest run soak --output build/soak $(LOADTEST)
 
 # One after the other, because a soak wants the machine for itself; the second runs, too, if the first has failed.
@@ -136,6 +138,7 @@ nightly:
 
 # Long enough for each of them to be renewed.
 nightly-soak: $(VENV)/.bench-installed
+	@rm -rf build/nightly
 	@$(BIN)/relay loadtest run soak --seconds 720 --output build/nightly $(LOADTEST)
 
 nightly-fuzz:

@@ -34,7 +34,10 @@ _Seconds = Annotated[float | None, typer.Option(min=1, help="How long all of it 
 _Output = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", metavar="DIR", help="Where the report goes. Default: loadtest-results/PROFILE-TIME."
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Where the report goes: a folder without another one. Default: a new loadtest-results/PROFILE-TIME.",
     ),
 ]
 _Processes = Annotated[int, typer.Option(min=1, max=256, help="Generate load in this many processes, one a core.")]
@@ -143,11 +146,13 @@ def _run(
 
     from loadtest.plan import profile as profiles
     from loadtest.plan.work import Work
-    from loadtest.running import supervise, targets
+    from loadtest.running import folders, supervise, targets
     from loadtest.running.locustfiles import check_locustfile
     from loadtest.running.processes import LOCUSTFILE
 
     chosen = profiles.load(profile_name).changed(users=users, seconds=seconds)
+    if output is not None and not mode.worker:
+        folders.require_free(output)
     needs_cloud = check_locustfile(locustfile, chosen) if locustfile else chosen.kind in targets.LOG_IN
     console = Console(stderr=True)
     interrupted = supervise.Interrupted()
@@ -156,7 +161,7 @@ def _run(
         if mode.worker:
             work = Work(profile_name=profile_name, target_name=target_name, profile=chosen, target=target)
             raise typer.Exit(supervise.work_for_master(work, mode, interrupted))
-        folder = supervise.make_folder(output) if output else supervise.new_folder(RESULTS, profile_name)
+        folder = folders.make_folder(output) if output else folders.new_folder(RESULTS, profile_name)
         wish = supervise.Wish(profile_name, chosen, target_name, mode, folder, (locustfile or LOCUSTFILE).absolute())
         console.print(supervise.headline(wish, target), highlight=False, soft_wrap=True)
         try:
@@ -264,7 +269,7 @@ def capacity_command(
 
     from loadtest.plan import profile as profiles
     from loadtest.plan.search import Search
-    from loadtest.running import capacity, supervise, targets
+    from loadtest.running import capacity, folders, supervise, targets
     from loadtest.running.processes import Mode
 
     common = _options(
@@ -279,8 +284,9 @@ def capacity_command(
     for (_, where), one in itertools.product(wanted, carriers):
         targets.check_target(listed, where, common | one)
     console, interrupted = Console(stderr=True), supervise.Interrupted()
-    folder = supervise.make_folder(output) if output else supervise.new_folder(RESULTS, "capacity")
+    folder = folders.make_folder(output) if output else folders.new_folder(RESULTS, "capacity")
     with interrupted.listening(), contextlib.ExitStack() as stack:
+        stack.enter_context(folders.claimed(folder))
         contestants = []
         for name, where in wanted:
             found = stack.enter_context(targets.ready_targets(listed, where, [common | one for one in carriers]))

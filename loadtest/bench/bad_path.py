@@ -33,8 +33,9 @@ from loadtest.figures.record import read
 from loadtest.plan.profile import Profile, parse
 from loadtest.plan.target import Target
 from loadtest.running.demo import demo_target
+from loadtest.running.folders import make_folder
 from loadtest.running.processes import Mode
-from loadtest.running.supervise import Wish, make_folder, run
+from loadtest.running.supervise import Wish, run
 from loadtest.verdict.result import Result
 from relay.demo.authority import Authority
 from relay.errors import RelayError

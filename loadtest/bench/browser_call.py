@@ -33,8 +33,9 @@ from loadtest.bench.datachannel import open_page
 from loadtest.plan.profile import Profile, parse
 from loadtest.plan.target import Target
 from loadtest.running.demo import demo_target
+from loadtest.running.folders import make_folder
 from loadtest.running.processes import Mode
-from loadtest.running.supervise import Wish, make_folder, run
+from loadtest.running.supervise import Wish, run
 from loadtest.running.targets import MAX_DEMO_USERS
 from loadtest.verdict.result import Result
 from relay.errors import RelayError

@@ -5,6 +5,7 @@ targets      the target of a test, checked before anything starts
 locustfiles  whether a locustfile of one's own can be used
 processes    Locust's command line, and its processes
 progress     one line a second, for who waits
+folders      where results go: each folder belongs to one run
 faults       faults of the emulated cloud, while a test runs
 supervise    all of it: from a profile to a verdict and its files
 capacity     the search for the knee

@@ -18,8 +18,9 @@ from rich.console import Console
 from loadtest.plan.profile import Profile, parse
 from loadtest.plan.search import Outcome, Search
 from loadtest.plan.target import NAME, Target, carrier_name
+from loadtest.running.folders import make_folder
 from loadtest.running.processes import Mode
-from loadtest.running.supervise import Wish, make_folder, run
+from loadtest.running.supervise import Wish, run
 from loadtest.verdict.environment import environment
 from loadtest.verdict.judging import SETUP, SOUNDS
 from loadtest.verdict.result import Result

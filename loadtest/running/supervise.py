@@ -11,7 +11,6 @@ report.html    for people
 from __future__ import annotations
 
 import contextlib
-import datetime
 import shutil
 import signal
 import threading
@@ -26,6 +25,7 @@ from loadtest.plan.profile import Profile
 from loadtest.plan.target import Target, carrier_name
 from loadtest.plan.work import RECORD_LOST, Work
 from loadtest.running.faults import Faults
+from loadtest.running.folders import claimed
 from loadtest.running.processes import LOCUSTFILE, Locust, Mode
 from loadtest.running.progress import Progress
 from loadtest.verdict.environment import environment
@@ -91,20 +91,6 @@ class Interrupted:
         self.wanted = True
 
 
-def new_folder(base: Path, profile_name: str) -> Path:
-    """A folder for a test's files: named after the profile and the time. Raises OperatorError."""
-    now = datetime.datetime.now(datetime.UTC)
-    folder = base / f"{Path(profile_name).stem}-{now:%Y%m%d-%H%M%S}"
-    return make_folder(folder)
-
-
-def make_folder(folder: Path) -> Path:
-    """A folder that exists. Raises OperatorError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OperatorError(f"{folder}: {error.strerror}; expected a folder for the report") from None
-    return folder
 
 
 def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], bool]) -> Result:
@@ -121,20 +107,33 @@ def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], 
         record=str(record),
     )
     circumstances = Circumstances(environment=environment())
-    progress = Progress(record, wish.profile, console)
+    with claimed(wish.folder) as claim:
+        watch = _Watch(
+            wish,
+            Progress(record, wish.profile, console),
+            Faults(wish.profile, target),
+            circumstances,
+            interrupted,
+        )
+        _generate(work, watch, claim)
+        result = judge(work, watch.progress.finish(), circumstances)
+        write(result, wish.folder)
+    return result
+
+
+def _generate(work: Work, watch: _Watch, claim: int) -> None:
+    """Let Locust run, and watch it until it has ended. Raises OperatorError."""
+    wish = watch.wish
     try:
-        record.write_bytes(b"")
+        Path(work.record).write_bytes(b"")
         with (
             (wish.folder / "locust.log").open("wb") as log,
-            Faults(wish.profile, target) as faults,
-            Locust(work, wish.mode, log, wish.locustfile) as locust,
+            watch.faults,
+            Locust(work, wish.mode, log, wish.locustfile, shared=(claim,)) as locust,
         ):
-            _Watch(wish, progress, faults, circumstances, interrupted).watch(locust)
+            watch.watch(locust)
     except OSError as error:
         raise OperatorError(f"{error.filename or wish.folder}: {error.strerror}") from None
-    result = judge(work, progress.finish(), circumstances)
-    write(result, wish.folder)
-    return result
 
 
 @dataclass
