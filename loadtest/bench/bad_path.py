@@ -197,7 +197,7 @@ def measure(part: str, target: Target, users: int, seconds: float, folder: Path)
         conductor = Conductor(path, wish.folder / "record.jsonl", profile)
         result = run(wish, through, Console(quiet=True), conductor.look)
     if not result.packets.received:
-        raise RelayError(f"{part}: nothing came through: {'; '.join(result.reasons)}")
+        raise RelayError(f"{part}: nothing came through: {'; '.join(result.why)}")
     # A second of the record is the time until its tick, which is anywhere in it: on average the middle.
     begin = result.started_at - 0.5 - (time.time() - time.monotonic())
     truth = truth_of(path.ledger, begin + profile.judged_from_s, begin + profile.shape.seconds, PLAYOUT_MS)

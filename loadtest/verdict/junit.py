@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape, quoteattr
 
-from loadtest.verdict.result import Check, Result
+from loadtest.verdict.result import Result
 
 
 def junit(result: Result) -> str:
     """The XML."""
     suite = f"loadtest {result.profile}"
-    cases = [_case(check.name, None if check.passed else _words(check)) for check in result.checks]
-    others = [one for one in result.reasons if not any(one.startswith(f"{check.name} ") for check in result.checks)]
-    cases.append(_case("test as a whole", "\n".join(others) if others else None))
+    cases = [_case(check.name, None if check.passed else check.words) for check in result.checks]
+    cases.append(_case("test as a whole", "\n".join(result.reasons) or None))
     failures = sum("<failure" in case for case in cases)
     head = f'<testsuite name={quoteattr(suite)} tests="{len(cases)}" failures="{failures}" time="{result.seconds:.1f}">'
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>", ""])
-
-
-def _words(check: Check) -> str:
-    found = "not measured" if check.measured is None else f"{check.measured:.4g} {check.unit}".strip()
-    return f"{found}; expected {check.comparison} {check.limit:g} {check.unit}".strip()
 
 
 def _case(name: str, failure: str | None) -> str:

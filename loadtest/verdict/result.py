@@ -45,6 +45,12 @@ class Check(_Model):
     unit: str
     passed: bool
 
+    @property
+    def words(self) -> str:
+        """What was found, and what was expected."""
+        found = "not measured" if self.measured is None else f"{self.measured:.4g} {self.unit}".rstrip()
+        return f"{found}; expected {self.comparison} {self.limit:g} {self.unit}".rstrip()
+
 
 class Packets(_Model):
     """Packets of all streams. ``late`` packets are among the received; missing ones were lost or late."""
@@ -127,7 +133,7 @@ class Result(_Model):
     format: Literal["relay-loadtest-result/1"] = FORMAT
     passed: bool
     interrupted: bool
-    reasons: list[str] = Field(description="why it has not passed, for people")
+    reasons: list[str] = Field(description="why it has not passed, for people, besides checks that have failed")
     started_at: float = Field(description="Unix time")
     seconds: float
     judged_from_s: float
@@ -153,6 +159,11 @@ class Result(_Model):
     incidents: list[str]
     environment: dict[str, str]
     intervals: list[Second]
+
+    @property
+    def why(self) -> list[str]:
+        """Everything that has failed it: checks, and other reasons."""
+        return [f"{check.name}: {check.words}" for check in self.checks if not check.passed] + self.reasons
 
     def text(self) -> str:
         """As JSON."""

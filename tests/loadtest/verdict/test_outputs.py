@@ -12,7 +12,9 @@ from xml.etree import ElementTree
 
 import jsonschema_rs
 import pytest
+from rich.console import Console
 
+from loadtest.commands import tell
 from loadtest.verdict.charts import Line, chart
 from loadtest.verdict.compare import compare, differences
 from loadtest.verdict.junit import junit
@@ -31,9 +33,7 @@ def result(**changes: object) -> Result:
 
 def failing() -> Result:
     check = Check(name="loss", limit=0, comparison="at most", measured=1.5, unit="%", passed=False)
-    return result(
-        passed=False, checks=[check], reasons=["loss is 1.5 %; expected at most 0 %", f"worker {EVIL} is gone"]
-    )
+    return result(passed=False, checks=[check], reasons=[f"worker {EVIL} is gone"])
 
 
 def test_the_published_schema_is_that_of_the_model() -> None:
@@ -76,6 +76,15 @@ def test_junit_has_a_case_for_each_threshold() -> None:
     assert loss[0].text == "1.5 %; expected at most 0 %"
     assert whole[0].text == f"worker {EVIL} is gone"
     assert ElementTree.fromstring(junit(result())).get("failures") == "0"
+
+
+def test_what_a_check_tells_is_told_once() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    tell(failing(), console)
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in (told, page(failing()), junit(failing())):
+        assert text.count("1.5 %") == (2 if "<failure" in text else 1), text
+    assert "worker <script>" in told
 
 
 def test_the_table_has_a_line_for_each_second() -> None:
