@@ -215,23 +215,32 @@ def compare_command(
     first: Annotated[Path, typer.Argument(metavar="A.json", help="The result to compare with.")],
     second: Annotated[Path, typer.Argument(metavar="B.json", help="The other result.")],
 ) -> None:
-    """Compare two results. Exits with 1 if the second is worse in anything."""
+    """Compare two results. Exits with 1 if the second is worse in anything, and with 2 if nothing can be compared."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from loadtest.verdict.compare import compare, differences
+    from loadtest.verdict.compare import compare, differences, verdict_change, warnings
     from loadtest.verdict.page import number
     from loadtest.verdict.result import load
 
     one, other = load(first), load(second)
     rows = compare(one, other)
-    table = Table("", str(first), str(second), "")
+    verdict = verdict_change(one, other)
+    # Names of files and of what users did are not markup.
+    table = Table("", escape(str(first)), escape(str(second)), "")
+    table.add_row("verdict", *("passed" if result.passed else "failed" for result in (one, other)), verdict)
     for row in rows:
-        table.add_row(row.name, number(row.first, row.unit), number(row.second, row.unit), row.change)
+        table.add_row(escape(row.name), number(row.first, row.unit), number(row.second, row.unit), row.change)
     Console().print(table)
+    for path, result in ((first, one), (second, other)):
+        for warning in warnings(result):
+            typer.echo(f"{path}: {warning}")
     for difference in differences(one, other):
         typer.echo(f"Not the same in both: {difference}")
-    if any(row.change == "worse" for row in rows):
+    if all(row.change == "unknown" for row in rows):
+        raise OperatorError(f"{first} and {second}: no figure was measured in both: there is nothing to compare")
+    if verdict == "worse" or any(row.change == "worse" for row in rows):
         raise typer.Exit(1)
 
 

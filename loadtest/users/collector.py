@@ -7,6 +7,7 @@ alone, has the record; it also looks at the relay's metrics, and notes workers t
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -206,6 +207,9 @@ def relay_figures(url: str) -> RelayFigures:
     text = direct.ask("GET", url, timeout_s=METRICS_TIMEOUT_S)
     try:
         for name, labels, value in _samples(text):
+            # NaN and infinity are values of metrics, but not of a CPU.
+            if not math.isfinite(value):
+                continue
             if name == "process_cpu_seconds_total":
                 cpu_s = value
             elif name == "relay_drops_total" and value:

@@ -1,13 +1,18 @@
-"""Two results, side by side: what is better, what is worse, and what cannot be compared."""
+"""Two results, side by side: what is better, what is worse, and what cannot be compared.
+
+A test that has failed is worse than one that has passed, whatever its figures are.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loadtest.verdict.result import Percentiles, Result
+from loadtest.verdict.result import Percentiles, Result, TimingResult
 
 # What two tests of the same thing differ by anyway, on a machine that does other things, too.
 SAME_WITHIN_PERCENT = 10.0
+# What users of a test never did.
+NEVER = TimingResult(count=0, failed=0, took=Percentiles(count=0), failures={})
 # Less than this is noise, whatever its share.
 NOISE = {"%": 0.01, "ms": 0.1, "": 0.02, "us": 0.05, "cores": 0.02}
 
@@ -33,14 +38,37 @@ def compare(first: Result, second: Result) -> list[Row]:
         _row("jitter p95", "ms", first.jitter.p95_ms, second.jitter.p95_ms),
         _row("MOS", "", first.mos, second.mos, more_is_better=True),
     ]
-    for name in sorted(first.timings.keys() & second.timings.keys()):
-        one, other = first.timings[name], second.timings[name]
-        rows.append(_row(f"{name} p95", "ms", one.took.p95_ms, other.took.p95_ms))
-        rows.append(_row(f"{name} failed", "%", _share(one.failed, one.count), _share(other.failed, other.count)))
+    for name in sorted(first.timings.keys() | second.timings.keys()):
+        pair = [result.timings.get(name, NEVER) for result in (first, second)]
+        rows.append(_row(f"{name} p95", "ms", *(one.took.p95_ms for one in pair)))
+        rows.append(_row(f"{name} failed", "%", *(_share(one.failed, one.count) for one in pair)))
     if first.relay is not None and second.relay is not None:
         per = (first.relay.microseconds_per_packet, second.relay.microseconds_per_packet)
         rows.append(_row("relay CPU per packet", "us", *per))
     return rows
+
+
+def verdict_change(first: Result, second: Result) -> str:
+    """What the verdicts alone say of the second: better, worse, or same."""
+    if first.passed == second.passed:
+        return "same"
+    return "better" if second.passed else "worse"
+
+
+def warnings(result: Result) -> list[str]:
+    """Why figures of a result say less than they seem to: it has failed, was interrupted, or was not judged."""
+    found = []
+    if not result.passed:
+        first, *others = result.why or ["no reason is told"]
+        found.append(f"has failed: {first}" + (f" (and for {len(others)} more reasons)" if others else ""))
+    if result.interrupted:
+        found.append("was interrupted")
+    own = result.generator
+    if not result.judged_seconds:
+        found.append("has no second that was judged")
+    elif own.windows and own.void_windows == own.windows:
+        found.append("is void: the load tester was late all the time")
+    return found
 
 
 def differences(first: Result, second: Result) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from relay.config.reading import explain
 from relay.errors import OperatorError
 
 FORMAT: Literal["relay-loadtest-result/1"] = "relay-loadtest-result/1"
@@ -20,7 +21,8 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A figure that is not a number is compared with nothing.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Percentiles(_Model):
@@ -176,7 +178,7 @@ def schema() -> dict[str, Any]:
 
 
 def load(path: Path) -> Result:
-    """A result that was written. Raises OperatorError."""
+    """A result that was written: each figure has its type, and is a finite number. Raises OperatorError."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
@@ -185,13 +187,11 @@ def load(path: Path) -> Result:
         tree = json.loads(text)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise OperatorError(f"{path}: expected a result with format {FORMAT}")
-        return Result.model_validate(tree)
+        return Result.model_validate_json(text, strict=True)
     except OSError as error:
         raise OperatorError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise OperatorError(f"{path}: {where}: {first['msg']}") from None
+        raise OperatorError(f"{path}: {explain(error)[0]}") from None
     except ValueError as error:
         raise OperatorError(f"{path}: {error}; expected JSON") from None
     except RecursionError:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from loadtest.commands import app
 from loadtest.plan import profile as profiles
 from loadtest.running import targets
-from loadtest.verdict.result import Result
+from loadtest.verdict.result import Packets, Percentiles, Result
 from relay.errors import OperatorError
 from tests.loadtest.running.driver import RELAY
 
@@ -79,6 +79,35 @@ def test_two_results_are_compared(tmp_path: Path) -> None:
     other.write_text('{"format":' + "[" * 100_000)
     with pytest.raises(OperatorError, match=rf"{other}: lists and objects are nested too deeply; expected a result"):
         ran("compare", RESULT, other)
+
+
+def written(path: Path, **changes: object) -> Path:
+    """The result of the tests with these changes, in a file."""
+    path.write_text(Result.model_validate_json(RESULT.read_bytes()).model_copy(update=changes).text())
+    return path
+
+
+def test_a_result_that_failed_is_worse_and_says_why(tmp_path: Path) -> None:
+    """Though all figures are the same. The name of its folder is not markup."""
+    (tmp_path / "[").mkdir()
+    failed = written(tmp_path / "[" / "b]failed.json", passed=False, interrupted=True, reasons=["worker w is gone"])
+    status, told = ran("compare", RESULT, failed)
+    assert status == 1
+    assert f"{failed}: has failed: worker w is gone" in told
+    assert f"{failed}: was interrupted" in told
+    status, told = ran("compare", failed, RESULT)
+    assert status == 0
+    assert f"{failed}: has failed: worker w is gone" in told
+    assert "better" in told
+
+
+def test_results_that_have_nothing_in_common_cannot_be_compared(tmp_path: Path) -> None:
+    bare: dict[str, object] = {"delay": Percentiles(count=0), "jitter": Percentiles(count=0), "packets": Packets()}
+    bare |= {"mos": None, "added_delay_p99_ms": None, "timings": {}, "relay": None, "judged_seconds": 0}
+    empty = written(tmp_path / "empty.json", **bare)
+    for pair in ((RESULT, empty), (empty, RESULT), (empty, empty)):
+        with pytest.raises(OperatorError, match="no figure was measured in both: there is nothing to compare"):
+            ran("compare", *pair)
 
 
 def test_profiles_are_listed() -> None:

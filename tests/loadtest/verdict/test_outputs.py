@@ -16,7 +16,7 @@ from rich.console import Console
 
 from loadtest.commands import tell
 from loadtest.verdict.charts import Line, chart
-from loadtest.verdict.compare import compare, differences
+from loadtest.verdict.compare import compare, differences, verdict_change, warnings
 from loadtest.verdict.junit import junit
 from loadtest.verdict.page import page
 from loadtest.verdict.result import SCHEMA, Check, Result, load, schema
@@ -56,7 +56,7 @@ def test_a_result_can_be_read_again(tmp_path: Path) -> None:
         ("{", "expected JSON"),
         ("[]", "expected a result with format"),
         ('{"format": "other/1"}', "expected a result with format"),
-        ('{"format": "relay-loadtest-result/1"}', "passed: Field required"),
+        ('{"format": "relay-loadtest-result/1"}', "passed: required, but missing"),
     ],
 )
 def test_a_file_that_is_no_result(tmp_path: Path, text: str, words: str) -> None:
@@ -66,6 +66,30 @@ def test_a_file_that_is_no_result(tmp_path: Path, text: str, words: str) -> None
         load(path)
     with pytest.raises(OperatorError, match="No such file"):
         load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("mos", "NaN", "mos: nan: expected a finite number"),
+        ("mos", "Infinity", "mos: inf: expected a finite number"),
+        ("mos", "-1e999", "mos: -inf: expected a finite number"),
+        ("mos", '"4.4"', "mos: '4.4': expected a valid number"),
+        ("users", "2.0", "users: 2.0: expected a valid integer"),
+        ("users", "true", "users: true: expected a valid integer"),
+        ("passed", "1", "passed: 1: expected a valid boolean"),
+        ("checks", "{}", "checks: expected a valid array"),
+        ("colour", '"red"', "colour: unknown key"),
+    ],
+)
+def test_a_result_with_a_figure_that_is_none_is_refused(tmp_path: Path, field: str, value: str, words: str) -> None:
+    tree = json.loads(result().text())
+    tree[field] = "HERE"
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(tree).replace('"HERE"', value))
+    with pytest.raises(OperatorError) as raised:
+        load(path)
+    assert str(raised.value) == f"{path}: {words}"
 
 
 def test_junit_has_a_case_for_each_threshold() -> None:
@@ -167,6 +191,35 @@ def test_what_is_better_and_what_is_worse() -> None:
     back = {row.name: row.change for row in compare(second, first)}
     assert (back["loss"], back["delay p99"], back["MOS"]) == ("better", "better", "better")
     assert differences(first, second) == [f"users: {first.users} and 99"]
+
+
+def test_what_users_did_in_one_test_only_is_shown() -> None:
+    first = result()
+    changes = {row.name: row for row in compare(first, first.model_copy(update={"timings": {}}))}
+    row = changes["set-up failed"]
+    assert (row.first, row.second, row.change) == (0, None, "unknown")
+
+
+def test_a_test_that_has_failed_is_worse_than_one_that_has_passed() -> None:
+    good, bad = result(), failing()
+    assert [verdict_change(*pair) for pair in ((good, bad), (bad, good), (bad, bad))] == ["worse", "better", "same"]
+    assert warnings(good) == []
+    assert warnings(bad) == ["has failed: loss: 1.5 %; expected at most 0 % (and for 1 more reasons)"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"interrupted": True}, "was interrupted"),
+        ({"judged_seconds": 0}, "has no second that was judged"),
+        ({"generator": {"windows": 7, "void_windows": 7}}, "is void: the load tester was late all the time"),
+    ],
+)
+def test_what_a_result_cannot_say_is_told(changes: dict[str, object], words: str) -> None:
+    whole = result()
+    if "generator" in changes:
+        changes = {"generator": whole.generator.model_copy(update=changes["generator"])}  # type: ignore[arg-type]
+    assert warnings(whole.model_copy(update=changes)) == [words]
 
 
 def test_what_was_not_measured_is_not_compared() -> None:
