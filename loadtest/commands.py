@@ -272,7 +272,10 @@ def capacity_command(
     processes: _Processes = 1,
     output: _Output = None,
 ) -> None:
-    """Search the knee: how many calls one or several targets carry without loss, and with a p99 of 20 ms at most."""
+    """Search the knee: how many calls one or several targets carry without loss, and with a p99 of 20 ms at most.
+
+    Exits with 0 if all is known, and with 1 if the search was interrupted.
+    """
     _require_locust()
     from rich.console import Console
 
@@ -304,19 +307,13 @@ def capacity_command(
                 for each in found
             ]
         capacity.Rounds(folder, seconds, Mode(processes)).search(contestants, console, interrupted)
-    written = capacity.write(contestants, folder)
+    cut_short = bool(interrupted())
+    written = capacity.write(contestants, folder, interrupted=cut_short)
     for contestant in contestants:
-        _tell_knee(contestant.plain(), capacity.WORDS)
+        typer.echo(capacity.told(contestant.plain(interrupted=cut_short)))
     typer.echo(f"{written}: all tries")
-    if interrupted():
+    if cut_short:
         raise typer.Exit(1)
-
-
-def _tell_knee(found: dict[str, Any], words: dict[str, str]) -> None:
-    per_core = found["calls_per_core"]
-    cores = "" if per_core is None else f", {per_core:,.0f} calls on a core of the relay"
-    limit = words[found["limit"]]
-    typer.echo(f"{found['name']} over {found['carrier']}: {found['knee_calls']} calls{cores}. The limit is {limit}.")
 
 
 @app.command("sink")

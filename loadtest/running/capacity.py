@@ -63,16 +63,17 @@ class Contestant:
         """How many calls a core carries at the knee, by the relay's own metrics."""
         return len(self.cores_a_call) / sum(self.cores_a_call) if sum(self.cores_a_call) else None
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
+    def plain(self, *, interrupted: bool = False) -> dict[str, Any]:
+        """For JSON. Without a try there is no knee; if the search was interrupted before its end, no limit is known."""
         search = self.search
+        unfinished = interrupted and search.next() is not None
         return {
             "name": self.name,
             "carrier": carrier_name(self.target),
             "server": str(self.target.server),
             "delay": "one way" if self.target.sink is None else "there and back",
-            "knee_calls": search.knee,
-            "limit": search.limit,
+            "knee_calls": search.knee if search.tries else None,
+            "limit": "interrupted" if unfinished else search.limit,
             "calls_per_core": self.calls_a_core,
             "tries": {str(calls): dict(outcomes) for calls, outcomes in sorted(search.tries.items())},
         }
@@ -185,20 +186,34 @@ def _note(one: Contestant, calls: int, result: Result, console: Console) -> None
 
 
 WORDS = {
-    "target": "the target's",
-    "generator": "the generator's: it was too late to judge more",
-    "search": "the search's: nothing broke up to --to",
+    "target": "The limit is the target's.",
+    "generator": "The limit is the generator's: it was too late to judge more.",
+    "search": "The limit is the search's: nothing broke up to --to.",
+    "interrupted": "The search was interrupted, so the limit is not known.",
 }
+NOTHING_KNOWN = "nothing is known: the search was interrupted before a try had ended."
 
 
-def write(contestants: Sequence[Contestant], folder: Path) -> Path:
+def told(found: dict[str, Any]) -> str:
+    """What was found of a contestant (``plain``), in a line."""
+    name = f"{found['name']} over {found['carrier']}"
+    if found["knee_calls"] is None:
+        return f"{name}: {NOTHING_KNOWN}"
+    per_core = found["calls_per_core"]
+    cores = "" if per_core is None else f", {per_core:,.0f} calls on a core of the relay"
+    so_far = " so far" if found["limit"] == "interrupted" else ""
+    return f"{name}: {found['knee_calls']} calls{so_far}{cores}. {WORDS[found['limit']]}"
+
+
+def write(contestants: Sequence[Contestant], folder: Path, *, interrupted: bool = False) -> Path:
     """Write all as JSON. Raises OperatorError."""
     path = folder / "capacity.json"
     plain = {
         "format": FORMAT,
+        "interrupted": interrupted,
         "slo": {"lost": 0, "delay_p99_ms": MAX_DELAY_P99_MS},
         "environment": environment(),
-        "targets": [one.plain() for one in contestants],
+        "targets": [one.plain(interrupted=interrupted) for one in contestants],
     }
     writing.replace(path, json.dumps(plain, indent=1).encode() + b"\n")
     return path

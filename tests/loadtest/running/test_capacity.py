@@ -21,11 +21,20 @@ from loadtest.bench.servers import KINDS
 from loadtest.engine.plans import Carrier
 from loadtest.plan.search import Outcome, Search
 from loadtest.plan.target import Target
-from loadtest.running.capacity import WORDS, Contestant, Rounds, outcome_of, profile_of, write
+from loadtest.running.capacity import (
+    NOTHING_KNOWN,
+    WORDS,
+    Contestant,
+    Rounds,
+    outcome_of,
+    profile_of,
+    told,
+    write,
+)
 from loadtest.running.processes import Mode
 from loadtest.verdict.result import Result
 from relay.errors import OperatorError
-from tests.loadtest.running.driver import RELAY, processes_with
+from tests.loadtest.running.driver import RELAY, options_of, processes_with, wait_for_intervals
 from tests.support.processes import children_of, exists
 
 RESULT = Path(__file__).parents[1] / "verdict" / "result.json"
@@ -105,12 +114,12 @@ def test_two_carriers_take_turns(relay: Target, tmp_path: Path) -> None:
         Contestant("relay", relay.model_copy(update={"carrier": carrier}), Search(4, 4, repeats=1))
         for carrier in (Carrier.TLS, Carrier.WEBSOCKET)
     ]
-    told = io.StringIO()
-    Rounds(tmp_path, 3, Mode()).search(contestants, Console(file=told, width=200), lambda: False)
+    lines = io.StringIO()
+    Rounds(tmp_path, 3, Mode()).search(contestants, Console(file=lines, width=200), lambda: False)
     # What has broken is tried again, so there are two tries each at most.
     folders = sorted(one.name for one in tmp_path.iterdir())
     assert folders[:2] == ["001-relay-tls-4", "002-relay-websocket-4"]
-    assert len(folders) == sum(one.search.tries[4].total() for one in contestants) == len(told.getvalue().splitlines())
+    assert len(folders) == sum(one.search.tries[4].total() for one in contestants) == len(lines.getvalue().splitlines())
     written = json.loads(write(contestants, tmp_path).read_text())
     assert [one["carrier"] for one in written["targets"]] == ["tls", "websocket"]
     for one, found in zip(contestants, written["targets"], strict=True):
@@ -119,6 +128,52 @@ def test_two_carriers_take_turns(relay: Target, tmp_path: Path) -> None:
         packets = json.loads((tmp_path / folder / "result.json").read_text())["packets"]
         assert packets["received"] > 0
         assert packets["misrouted"] == packets["corrupt"] == 0
+
+
+def interrupted_after(*outcomes: Outcome) -> dict[str, Any]:
+    """What is told of a search that has got so far."""
+    search = Search(50, 2000)
+    for outcome in outcomes:
+        calls = search.next()
+        assert calls is not None
+        search.note(calls, outcome)
+    return Contestant("relay", Target.model_validate({"server": "127.0.0.1:1"}), search).plain(interrupted=True)
+
+
+def test_a_search_that_was_interrupted_claims_nothing() -> None:
+    found = interrupted_after()
+    assert (found["knee_calls"], found["limit"], found["tries"]) == (None, "interrupted", {})
+    assert told(found) == "relay over tls: nothing is known: the search was interrupted before a try had ended."
+    found = interrupted_after(Outcome.HELD, Outcome.HELD, Outcome.BROKE)
+    assert (found["knee_calls"], found["limit"]) == (100, "interrupted")
+    words = "The search was interrupted, so the limit is not known."
+    assert told(found) == f"relay over tls: 100 calls so far. {words}"
+
+
+def test_a_search_that_had_ended_is_known_all_the_same() -> None:
+    """Another one was interrupted."""
+    contestant = Contestant("relay", Target.model_validate({"server": "127.0.0.1:1"}), Search(2, 2, repeats=1))
+    contestant.search.note(2, Outcome.HELD)
+    assert contestant.plain(interrupted=True)["limit"] == "search"
+
+
+def test_ctrl_c_before_a_try_has_ended(relay: Target, tmp_path: Path) -> None:
+    options = options_of(relay)
+    options[options.index("--target") + 1] = f"relay={relay.server}"
+    command = [*RELAY, "loadtest", "capacity", "-o", str(tmp_path), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_intervals(tmp_path / "001-relay-tls-50" / "record.jsonl", 1)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert f"over tls: {NOTHING_KNOWN}" in printed
+    written = json.loads((tmp_path / "capacity.json").read_text())
+    assert written["interrupted"] is True
+    assert [(one["knee_calls"], one["limit"]) for one in written["targets"]] == [(None, "interrupted")]
 
 
 # Side by side, and whose the knee is
@@ -163,7 +218,7 @@ def test_a_relay_and_coturn_side_by_side(tmp_path: Path) -> None:
     ]
     for name, found in zip(("relay", "coturn"), written["targets"], strict=True):
         assert found["knee_calls"] == (2 if found["limit"] == "search" else 0)
-        assert f"{name} over tls: {found['knee_calls']} calls. The limit is {WORDS[found['limit']]}." in ran.stdout
+        assert f"{name} over tls: {found['knee_calls']} calls. {WORDS[found['limit']]}" in ran.stdout
     for folder in folders:
         whole = Result.model_validate_json((tmp_path / folder / "result.json").read_bytes())
         # The sink sends the one stream of a call back.
