@@ -16,7 +16,7 @@ class Interval:
 
     ``second`` is a Unix time. ``void_windows`` are those in which a generator was too late to judge anybody, of
     ``windows``. ``scores`` counts MOS of streams, in hundredths. ``raised`` counts what the code of users has raised
-    and nobody has caught.
+    and nobody has caught. ``waits`` has by their words what users waited for when they were stopped, and how long.
     """
 
     second: int
@@ -33,6 +33,7 @@ class Interval:
     timings: dict[str, Timing] = field(default_factory=dict)
     scores: Counter[int] = field(default_factory=Counter)
     raised: Counter[str] = field(default_factory=Counter)
+    waits: dict[str, Histogram] = field(default_factory=dict)
 
     @property
     def void(self) -> bool:
@@ -68,6 +69,8 @@ class Interval:
             self.timing(name).add(timing)
         for cause, count in other.raised.items():
             count_cause(self.raised, cause, count)
+        for words, waited in other.waits.items():
+            self.waits.setdefault(words, Histogram()).update(waited)
 
     def plain(self) -> dict[str, Any]:
         """For JSON, and for Locust's messages."""
@@ -86,6 +89,7 @@ class Interval:
             "timings": {name: timing.plain() for name, timing in self.timings.items()},
             "scores": [[score, count] for score, count in sorted(self.scores.items())],
             "raised": dict(self.raised),
+            "waits": {words: pairs(waited) for words, waited in self.waits.items()},
         }
 
     @classmethod
@@ -106,4 +110,5 @@ class Interval:
             timings={name: Timing.read(timing) for name, timing in plain["timings"].items()},
             scores=Counter({int(score): int(count) for score, count in plain["scores"]}),
             raised=Counter({str(cause): int(count) for cause, count in plain["raised"].items()}),
+            waits={str(words): histogram(waited) for words, waited in plain["waits"].items()},
         )

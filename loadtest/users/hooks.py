@@ -22,7 +22,7 @@ from loadtest.plan.profile import Profile
 from loadtest.plan.shapes import Shape
 from loadtest.plan.work import ORPHANED, Work, current, lifeline
 from loadtest.users.collector import Collector
-from loadtest.users.lines import close_switchboard
+from loadtest.users.lines import close_switchboard, present_switchboard
 from loadtest.users.measuring import MEASURES, words_of
 from loadtest.users.phones import close_phone_loop
 from loadtest.users.targeted import TargetUser
@@ -32,6 +32,8 @@ log = logging.getLogger("loadtest")
 
 # Users log out. Nobody is left who waits for it.
 LEAVES_WITHIN_S = 20.0
+# The engine tells of a line that is gone within 50 ms, unless the machine is very busy.
+SETTLES_WITHIN_S = 2.0
 
 _collectors: list[Collector] = []
 _environments: list[Environment] = []
@@ -102,6 +104,9 @@ def _on_worker_report(client_id: str, data: dict[str, Any], **_: Any) -> None:
 
 @events.test_stop.add_listener
 def _on_test_stop(environment: Environment, **_: Any) -> None:
+    # Users have let their lines go. The engine tells what each of those had waited for that was not ready yet.
+    if (board := present_switchboard()) is not None:
+        board.settle(SETTLES_WITHIN_S)
     # A worker's last seconds go to the master with its last report, which comes after this.
     if isinstance(environment.runner, WorkerRunner):
         for collector in _collectors:

@@ -18,6 +18,7 @@ from gevent.threadpool import ThreadPool
 from loadtest.engine.engine import Cause, Ended, Engine, Happening, Moved, Opened, Phase, Silenced
 from loadtest.engine.plans import ClientPlan, StreamPlan
 from loadtest.engine.windows import Window
+from loadtest.users.measuring import MEASURES
 from relay.addresses import Address
 
 MAX_CLIENTS = 20_000
@@ -26,6 +27,8 @@ MAX_STREAMS = 100_000
 GRACE_S = 5.0
 # What is lost is known after two seconds; then the stream is told of.
 SILENCED_WITHIN_S = 10.0
+# The engine tells of what has happened every 50 ms.
+SETTLE_LOOKS_S = 0.02
 _IO_READ = 1
 
 WORDS = {
@@ -43,7 +46,17 @@ WORDS = {
     Cause.BROKEN: "the server sent what its protocol does not allow",
 }
 
-
+# What a client has waited for in vain, by its phase.
+SILENCE = {
+    Phase.CONNECTING: "no TCP connection came about",
+    Phase.PROXY: "the web proxy did not answer CONNECT",
+    Phase.TLS: "no TLS handshake ended",
+    Phase.UPGRADE: "no answer to the upgrade of HTTP",
+    Phase.ALLOCATE: "no answer to Allocate",
+    Phase.BIND: "no answer to ChannelBind",
+}
+# The engine's words for the same.
+_SILENT = {"not ready in time", "no answer to a request", "no answer to bind"}
 # Their code is an errno.
 ERRNO = {Cause.CONNECTION, Cause.RESOURCES}
 
@@ -51,11 +64,14 @@ ERRNO = {Cause.CONNECTION, Cause.RESOURCES}
 class LineFailed(Exception):
     """A line was not opened, or was cut. ``cause_text`` is the same for all that failed alike."""
 
-    def __init__(self, ended: Ended) -> None:
+    def __init__(self, ended: Ended, patience_s: float | None = None) -> None:
         code = os.strerror(ended.code) if ended.cause in ERRNO and ended.code else ended.code
-        details = " ".join(dict.fromkeys(str(one) for one in (code, ended.words) if one))
+        told, words = WORDS[ended.cause], ended.words
+        if ended.cause is Cause.TIMEOUT and ended.phase in SILENCE and words in _SILENT:
+            told, words = SILENCE[ended.phase] + (f" within {patience_s:g} s" if patience_s else ""), ""
+        details = " ".join(dict.fromkeys(str(one) for one in (code, words) if one))
         self.ended = ended
-        self.cause_text = f"{ended.phase.name.lower()}: {WORDS[ended.cause]}" + (f" ({details})" if details else "")
+        self.cause_text = f"{ended.phase.name.lower()}: {told}" + (f" ({details})" if details else "")
         super().__init__(self.cause_text)
 
 
@@ -87,6 +103,16 @@ class Line:
 
 
 @dataclass
+class _Opening:
+    """A user waits for a line. ``given_up_s`` is how long, if it was stopped meanwhile."""
+
+    patience_s: float
+    begun: float = field(default_factory=time.monotonic)
+    result: AsyncResult = field(default_factory=AsyncResult)
+    given_up_s: float | None = None
+
+
+@dataclass
 class Stream:
     """A stream of voice that goes on, or has ended with ``totals``."""
 
@@ -100,7 +126,7 @@ class Switchboard:
 
     def __init__(self, *, max_clients: int = MAX_CLIENTS, max_streams: int = MAX_STREAMS) -> None:
         self._engine = GeventEngine(max_clients=max_clients, max_streams=max_streams)
-        self._opening: dict[int, AsyncResult] = {}
+        self._opening: dict[int, _Opening] = {}
         self._lines: dict[int, Line] = {}
         self._streams: dict[int, Stream] = {}
         self._closing: set[int] = set()
@@ -132,18 +158,24 @@ class Switchboard:
     def open(self, plan: ClientPlan) -> Line:
         """Open a line, and wait until it is ready. Raises LineFailed, or PlanError."""
         number = self._engine.open(plan)
-        waiting = self._opening[number] = AsyncResult()
+        opening = self._opening[number] = _Opening(plan.patience_s)
         try:
-            line: Line = waiting.get(timeout=plan.patience_s + GRACE_S)
+            line: Line = opening.result.get(timeout=plan.patience_s + GRACE_S)
         except BaseException:
             # A user that is stopped while it waits leaves nothing open.
-            if number in self._opening or number in self._lines:
+            if self._opening.get(number) is opening:
+                opening.given_up_s = time.monotonic() - opening.begun
+                self._close(number)
+            elif number in self._lines:
                 self._close(number)
             raise
-        finally:
-            if self._opening.get(number) is waiting:
-                del self._opening[number]
         return line
+
+    def settle(self, seconds: float) -> None:
+        """Wait until lines that are being closed are gone, but not longer than this."""
+        deadline = time.monotonic() + seconds
+        while self._closing and time.monotonic() < deadline:
+            gevent.sleep(SETTLE_LOOKS_S)
 
     def bind(self, line: Line, peer: Address) -> None:
         """Bind one more peer of a line."""
@@ -199,16 +231,25 @@ class Switchboard:
 
     def _on_opened(self, one: Opened) -> None:
         line = self._lines[one.client] = Line(one.client, one.relayed, one.seconds)
-        if waiting := self._opening.pop(one.client, None):
-            waiting.set(line)
+        opening = self._opening.pop(one.client, None)
+        if opening is not None:
+            opening.result.set(line)
 
     def _on_ended(self, one: Ended) -> None:
         self._closing.discard(one.client)
-        if waiting := self._opening.pop(one.client, None):
-            waiting.set_exception(LineFailed(one))
+        if (opening := self._opening.pop(one.client, None)) is not None:
+            self._on_not_opened(one, opening)
         if line := self._lines.pop(one.client, None):
             line.ended = one
             line.cut.set()
+
+    def _on_not_opened(self, one: Ended, opening: _Opening) -> None:
+        if opening.given_up_s is None:
+            opening.result.set_exception(LineFailed(one, opening.patience_s))
+        elif one.cause is Cause.ASKED:
+            # One that is bound says that it goes; until then it waited for its bindings.
+            phase = Phase.BIND if one.phase is Phase.ENDING else one.phase
+            MEASURES.waited(SILENCE.get(phase, "no line was ready"), opening.given_up_s)
 
 
 _switchboards: dict[str, Any] = {}

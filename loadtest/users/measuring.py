@@ -14,9 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gevent import GreenletExit
 from locust.env import Environment
 from pydantic import ValidationError
 
+from loadtest.engine.windows import Histogram
 from loadtest.figures.interval import Interval
 from loadtest.figures.timings import count_cause
 from relay.config.reading import explain
@@ -52,6 +54,20 @@ class Measures:
         if not is_counted(error):
             count_cause(self._interval.raised, words)
 
+    def waited(self, words: str, seconds: float) -> None:
+        """A user was stopped who had waited for something this long. ``words`` is what has not come."""
+        self._interval.waits.setdefault(words, Histogram()).record(seconds)
+
+    @contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """A block in which a user waits for the target. If the user is stopped meanwhile, it has waited in vain."""
+        begun = time.perf_counter()
+        try:
+            yield
+        except GreenletExit:
+            self.waited(f"no answer to {name}", time.perf_counter() - begun)
+            raise
+
     def scored(self, mos: float) -> None:
         """A stream ended, or a second of it, with this MOS."""
         self._interval.scores[round(mos * 100)] += 1
@@ -61,7 +77,8 @@ class Measures:
         """Measure a block. An error is counted, and goes on."""
         begun = time.perf_counter()
         try:
-            yield
+            with self.waiting(name):
+                yield
         except Exception as error:
             self.failed(environment, kind, name, time.perf_counter() - begun, error)
             raise

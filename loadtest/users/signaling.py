@@ -68,7 +68,8 @@ class SignalingUser(TargetUser):
     def _step(self, name: str, step: Callable[[], Coroutine[Any, Any, float]]) -> None:
         loop: PhoneLoop = phone_loop()
         try:
-            seconds = loop.do(step())
+            with MEASURES.waiting(name):
+                seconds = loop.do(step())
         except SoftphoneError as error:
             MEASURES.failed(self.environment, SIGNALING, name, 0.0, error)
             raise

@@ -37,6 +37,8 @@ SOUNDS = {"stream-second", "stall"}
 STEPS = (1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 4.3)
 MAX_REASONS = 50
 MAX_CAUSES = 5
+# Whoever had waited this long had reason to complain. Many have just begun when a test ends.
+LONG_WAIT_S = 2.0
 # One mistake in a locustfile has one line. Whoever has more reads the log.
 MAX_USER_ERRORS = 10
 
@@ -132,6 +134,7 @@ def judge(work: Work, record: Record, circumstances: Circumstances) -> Result:
         timings={name: _timing(timing) for name, timing in sorted(found.everything.timings.items())},
         generator=_generator(found.total, found.judged),
         relay=_relay(record.relay, found.judged, found.total),
+        waits={words: percentiles(waited) for words, waited in sorted(found.everything.waits.items())},
         user_errors=dict(found.everything.raised.most_common(MAX_USER_ERRORS)),
         incidents=incidents,
         environment=circumstances.environment,
@@ -235,6 +238,19 @@ def _reasons(checks: list[Check], found: _Figures, record: Record, circumstances
             reasons.append(f"{count} packets were {name}; expected none, ever")
     if not packets.sent and profile.media.up + profile.media.down and profile.kind in {"media", "call"}:
         reasons.append("No packet was sent in the judged part of the test.")
+    if reasons or found.failed == found.tried or not all(check.passed for check in checks):
+        reasons += _waits(found)
+    return reasons
+
+
+def _waits(found: _Figures) -> list[str]:
+    """What has not come by the end, for users who had waited long; for all of them if nothing has ever been done."""
+    least_us = 0 if found.failed == found.tried else LONG_WAIT_S * 1e6
+    reasons = []
+    for words, waited in sorted(found.everything.waits.items()):
+        count, longest = sum(waited[edge] for edge in waited if edge >= least_us), waited.percentile(100)
+        if count and longest is not None:
+            reasons.append(f"{words} within {longest / 1e6:.1f} s; {count} users still waited when they were stopped")
     return reasons
 
 

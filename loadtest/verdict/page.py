@@ -45,6 +45,7 @@ def page(result: Result, refresh_s: int | None = None) -> str:
         *section("What had to hold", _checks(result.checks)),
         *section("Packets", _packets(result)),
         *section("What users did", _timings(result)),
+        *section("What users still waited for at the end", _waits(result)),
         *section("What the code of users raised", _user_errors(result)),
         f'<h2>Over time</h2><div class="charts">{"".join(charts(result))}</div>',
         *section("Quality of streams, second by second", _streams(result)),
@@ -150,6 +151,10 @@ def _timings(result: Result) -> str:
         text = f"{timing.count} times, {timing.failed} failed. {_line(timing.took)}"
         pairs.append((name, f"{text}. {failures}" if failures else text))
     return rows(pairs)
+
+
+def _waits(result: Result) -> str:
+    return rows([(words, f"{waited.count} times. {_line(waited)}") for words, waited in result.waits.items()])
 
 
 def _user_errors(result: Result) -> str:

@@ -154,6 +154,9 @@ class Result(_Model):
     timings: dict[str, TimingResult]
     generator: Generator
     relay: RelayResult | None
+    waits: dict[str, Percentiles] = Field(
+        default={}, description="what has not come by the time when users were stopped, and how long they had waited"
+    )
     user_errors: dict[str, int] = Field(
         default={},
         description="what the code of users has raised and nobody has caught, and how often: the most frequent",

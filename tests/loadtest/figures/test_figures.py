@@ -37,6 +37,8 @@ def intervals(draw: st.DrawFn) -> Interval:
         one.timing("set-up").note(seconds)
     for cause in draw(st.lists(st.sampled_from(["refused", "late"]), max_size=3)):
         one.timing("set-up").note_failure(cause)
+    for words in draw(st.lists(st.sampled_from(["no answer to Allocate", "no answer to ring"]), max_size=3)):
+        one.waits.setdefault(words, Histogram()).record(draw(st.floats(0, 60)))
     one.raised.update(draw(st.lists(st.sampled_from(["ValueError", "KeyError"]), max_size=3)))
     return one
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,42 @@ def test_a_target_that_refuses(tmp_path: Path) -> None:
     told.require_everywhere("connecting: no connection (Connection refused)")
     told.require_everywhere("No packet was sent in the judged part of the test.")
     assert set(told.result.timings["set-up"].failures) == {"connecting: no connection (Connection refused)"}
+
+
+@pytest.mark.parametrize(
+    ("carrier", "words"), [("tls", "no TLS handshake ended within "), ("udp", "no answer to Allocate within ")]
+)
+def test_a_target_that_never_answers(tmp_path: Path, carrier: str, words: str) -> None:
+    """TCP connects, and datagrams arrive; but the test ends before anybody gives up."""
+    kind = socket.SOCK_DGRAM if carrier == "udp" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as silent:
+        silent.bind(("127.0.0.1", 0))
+        if carrier != "udp":
+            silent.listen(100)
+        port = silent.getsockname()[1]
+        target = Target.model_validate({"server": f"127.0.0.1:{port}", "peer": "127.0.0.1:0", "secret": "north"})
+        told = run_told(tmp_path, target, hold_s=4, options=["--carrier", carrier])
+    told.require_everywhere(words)
+    told.require_everywhere("; 2 users still waited when they were stopped")
+    assert "set-up" not in told.result.timings
+    assert sum(waited.count for waited in told.result.waits.values()) == 2
+
+
+def test_who_gives_up_says_what_did_not_come() -> None:
+    """In a process of its own, for users need Locust, which changes Python."""
+    program = """
+from loadtest.engine.engine import Cause, Ended, Phase
+from loadtest.users.lines import LineFailed
+print(LineFailed(Ended(1, Phase.TLS, Cause.TIMEOUT, 0, "not ready in time"), 15))
+print(LineFailed(Ended(1, Phase.ALLOCATE, Cause.TIMEOUT, 0, "no answer to a request")))
+print(LineFailed(Ended(1, Phase.ALLOCATE, Cause.TIMEOUT, 0, "no answer with the MESSAGE-INTEGRITY"), 15))
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == [
+        "tls: no TLS handshake ended within 15 s",
+        "allocate: no answer to Allocate",
+        "allocate: no answer in time (no answer with the MESSAGE-INTEGRITY)",
+    ]
 
 
 def test_a_certificate_that_does_not_verify(relay: Target, tmp_path: Path) -> None:

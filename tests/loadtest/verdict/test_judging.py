@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -142,6 +143,34 @@ def test_how_streams_sound_is_not_an_error_of_users() -> None:
     result = judge(work(), record(seconds), Circumstances())
     assert result.passed
     assert (check_of(result, "errors").measured, result.timings["stall"].failed) == (0, 10)
+
+
+def test_what_users_waited_for_in_vain_is_the_reason() -> None:
+    """They had not given up by the end, so nothing has failed, and nothing was done."""
+    found = Record()
+    for number in range(10):
+        found.add(Interval(1000 + number, windows=1, users=2))
+    waited = found.intervals[1009].waits["no TLS handshake ended"] = Histogram()
+    for seconds in (9.5, 8.0, 0.5):
+        waited.record(seconds)
+    result = judge(work(kind="signaling", thresholds={}), found, Circumstances())
+    (reason,) = [one for one in result.reasons if "TLS" in one]
+    assert re.fullmatch(r"no TLS handshake ended within 9\.[45] s; 3 users still waited when they were stopped", reason)
+    assert result.waits["no TLS handshake ended"].count == 3
+
+
+def test_who_still_waits_at_the_end_of_a_good_test_has_just_begun() -> None:
+    found = record()
+    waited = found.intervals[1009].waits["no answer to Allocate"] = Histogram()
+    waited.record(0.01)
+    assert judge(work(), found, Circumstances()).passed
+    # If it has failed otherwise, those who have waited for long are told; and so is the failure.
+    waited.record(9.0)
+    assert judge(work(), found, Circumstances()).passed
+    found.incidents.append(Incident(1, "worker w is gone"))
+    reasons = judge(work(), found, Circumstances()).reasons
+    assert reasons[0] == "worker w is gone"
+    assert reasons[1].endswith("; 1 users still waited when they were stopped")
 
 
 def raising(count: int, **thresholds: Any) -> Result:
