@@ -85,7 +85,10 @@ def run_command(
     worker: Annotated[bool, typer.Option("--worker", help="Take load from a master.")] = False,
     expect_workers: Annotated[int, typer.Option(min=1, max=1000, help="With --master: wait for this many.")] = 1,
     master_host: Annotated[str, typer.Option(help="Where the master listens, or is found.")] = "127.0.0.1",
-    master_port: Annotated[int, typer.Option(min=0, max=65535, help="The master's port.")] = 5557,
+    master_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="The master's port. Default: 5557, or with --processes one that is free."),
+    ] = None,
     web: Annotated[str, typer.Option(metavar="HOST:PORT", help="Show Locust's own web page there meanwhile.")] = "",
 ) -> None:
     """Run a profile. Exits with 0 if all thresholds hold, with 1 if not, and with 2 for a mistake or a lost report."""

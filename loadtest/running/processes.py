@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +29,11 @@ SHAPEFILE = LOCUSTFILE.with_name("shapefile.py")
 STOPS_WITHIN_S = 75.0
 ENDS_WITHIN_S = 10.0
 LOOKS_EVERY_S = 0.2
+# Locust's own, which masters and workers of several machines expect.
+MASTER_PORT = 5557
+# Below those that the kernel takes for connections (net.ipv4.ip_local_port_range), of which a load test has many.
+PORTS = range(30_000, 32_768)
+MAX_PORTS_TRIED = 100
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,20 @@ class Mode:
     expect_workers: int = 1
     worker: bool = False
     master_host: str = "127.0.0.1"
-    master_port: int = 5557
+    # None: what workers of other machines expect, or with workers of this process any that is free.
+    master_port: int | None = None
     web: str = ""
 
-    def arguments(self) -> list[str]:
-        """For Locust."""
+    @property
+    def wants_port(self) -> bool:
+        """Whether any free port will do for the workers of this process."""
+        return self.processes > 1 and not (self.master or self.worker or self.master_port)
+
+    def arguments(self, port: int | None = None) -> list[str]:
+        """For Locust. ``port`` is for the workers of this process, if they want one."""
+        master_port = str(self.master_port or port or MASTER_PORT)
         if self.worker:
-            return ["--worker", "--master-host", self.master_host, "--master-port", str(self.master_port)]
+            return ["--worker", "--master-host", self.master_host, "--master-port", master_port]
         found = ["--only-summary"]
         if self.web:
             page = parse_address(self.web)
@@ -52,13 +66,12 @@ class Mode:
         else:
             found.append("--headless")
         if self.master:
-            bind = ["--master-bind-host", self.master_host, "--master-bind-port", str(self.master_port)]
+            bind = ["--master-bind-host", self.master_host, "--master-bind-port", master_port]
             found += ["--master", *bind, "--expect-workers", str(self.expect_workers)]
             found += ["--expect-workers-max-wait", "60"]
         elif self.processes > 1:
-            # A port of our own: another Locust may have the usual one.
-            found += ["--processes", str(self.processes), "--master-bind-port", str(self.master_port)]
-            found += ["--master-port", str(self.master_port), "--master-bind-host", "127.0.0.1"]
+            found += ["--processes", str(self.processes), "--master-bind-port", master_port]
+            found += ["--master-port", master_port, "--master-bind-host", "127.0.0.1"]
         return found
 
 
@@ -82,6 +95,32 @@ def web_address(text: str) -> Address:
     return Address(host, address.port)
 
 
+class FreePort:
+    """A TCP port of this machine that is free, and that no other load test takes until ``close``.
+
+    It is not bound, because Locust binds it later. A name on an abstract Unix socket (unix(7)) says that it is taken,
+    and goes with this process at the latest. Raises OperatorError if none of a hundred is free.
+    """
+
+    def __init__(self) -> None:
+        for port in random.sample(PORTS, MAX_PORTS_TRIED):
+            claim = socket.socket(socket.AF_UNIX)
+            try:
+                claim.bind(f"\0relay-loadtest/port/{port}")
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                claim.close()
+                continue
+            self.port, self._claim = port, claim
+            return
+        raise OperatorError(f"no free port from {PORTS.start} to {PORTS.stop - 1} for workers; expected --master-port")
+
+    def close(self) -> None:
+        """Others may take it."""
+        self._claim.close()
+
+
 class Locust:
     """Locust's process, while a block runs. It inherits the descriptors ``shared``."""
 
@@ -94,7 +133,9 @@ class Locust:
         shared: Sequence[int] = (),
     ) -> None:
         files = str(locustfile) if locustfile == LOCUSTFILE else f"{SHAPEFILE},{locustfile}"
-        command = [sys.executable, "-m", "locust", "-f", files, *mode.arguments()]
+        self._port = FreePort() if mode.wants_port else None
+        port = None if self._port is None else self._port.port
+        command = [sys.executable, "-m", "locust", "-f", files, *mode.arguments(port)]
         told = {FOLDER: str(Path(work.record).parent)} if work.record else {}
         lifeline, self._lifeline = os.pipe()
         try:
@@ -110,7 +151,7 @@ class Locust:
                     pass_fds=(handed, lifeline, *shared),
                 )
         except BaseException:
-            os.close(self._lifeline)
+            self._let_go()
             raise
         finally:
             os.close(lifeline)
@@ -123,8 +164,13 @@ class Locust:
     ) -> None:
         if self._process.poll() is None:
             self.kill()
+        self._let_go()
+
+    def _let_go(self) -> None:
         # What it has forked and left ends with this.
         os.close(self._lifeline)
+        if self._port is not None:
+            self._port.close()
 
     def wait(self, seconds: float, on_look: Callable[[], bool]) -> int | None:
         """Wait until it has ended, ``on_look`` says True, or the time is over: its exit status, or None."""
