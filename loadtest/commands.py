@@ -159,7 +159,9 @@ def _run(
     needs_cloud = check_locustfile(locustfile, chosen) if locustfile else chosen.kind in targets.LOG_IN
     console = Console(stderr=True)
     interrupted = supervise.Interrupted()
-    ready = targets.ready_target(chosen, target_name, options, mode=mode, needs_cloud=needs_cloud)
+    ready = targets.ready_target(
+        chosen, target_name, options, mode=mode, needs_cloud=needs_cloud, interrupted=interrupted
+    )
     with interrupted.listening(), ready as target:
         if mode.worker:
             work = Work(profile_name=profile_name, target_name=target_name, profile=chosen, target=target)
@@ -285,6 +287,7 @@ def capacity_command(
     from loadtest.plan import profile as profiles
     from loadtest.plan.search import Search
     from loadtest.running import capacity, folders, supervise, targets
+    from loadtest.running.demo import NotBegun
     from loadtest.running.processes import Mode
 
     common = _options(
@@ -300,18 +303,20 @@ def capacity_command(
         targets.check_target(listed, where, common | one)
     console, interrupted = Console(stderr=True), supervise.Interrupted()
     folder = folders.make_folder(output) if output else folders.new_folder(RESULTS, "capacity")
-    with interrupted.listening(), contextlib.ExitStack() as stack:
-        stack.enter_context(folders.claimed(folder))
-        contestants = []
-        for name, where in wanted:
-            found = stack.enter_context(targets.ready_targets(listed, where, [common | one for one in carriers]))
-            contestants += [
-                capacity.Contestant(name, targets.past_the_relay(each), Search(min(first, most), most, repeats))
-                for each in found
-            ]
-        capacity.Rounds(folder, seconds, Mode(processes)).search(contestants, console, interrupted)
-    cut_short = bool(interrupted())
-    written = capacity.write(contestants, folder, interrupted=cut_short)
+    contestants: list[capacity.Contestant] = []
+    with interrupted.listening(), folders.claimed(folder):
+        with contextlib.suppress(NotBegun), contextlib.ExitStack() as stack:
+            for name, where in wanted:
+                ready = targets.ready_targets(listed, where, [common | one for one in carriers], interrupted=interrupted)
+                contestants += [
+                    capacity.Contestant(name, targets.past_the_relay(each), Search(min(first, most), most, repeats))
+                    for each in stack.enter_context(ready)
+                ]
+            capacity.Rounds(folder, seconds, Mode(processes)).search(contestants, console, interrupted)
+        cut_short = bool(interrupted())
+        written = capacity.write(contestants, folder, interrupted=cut_short)
+    if not contestants:
+        typer.echo(f"capacity: {capacity.NOTHING_KNOWN}")
     for contestant in contestants:
         typer.echo(capacity.told(contestant.plain(interrupted=cut_short)))
     typer.echo(f"{written}: all tries")

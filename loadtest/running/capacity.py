@@ -152,7 +152,7 @@ class Rounds:
     seconds: float
     mode: Mode
 
-    def search(self, contestants: Sequence[Contestant], console: Console, interrupted: Callable[[], bool]) -> None:
+    def search(self, contestants: Sequence[Contestant], console: Console, interrupted: Callable[[], int]) -> None:
         """Try all, one after the other, until each knee is known. Raises OperatorError."""
         number = 0
         while waiting := [(one, calls) for one in contestants if (calls := one.search.next()) is not None]:
@@ -163,7 +163,7 @@ class Rounds:
                     return
                 _note(one, calls, result, console)
 
-    def _try(self, number: int, one: Contestant, calls: int, interrupted: Callable[[], bool]) -> Result:
+    def _try(self, number: int, one: Contestant, calls: int, interrupted: Callable[[], int]) -> Result:
         into = make_folder(self.folder / f"{number:03}-{one.name}-{carrier_name(one.target)}-{calls}")
         wish = Wish("capacity", profile_of(calls, self.seconds), one.name, self.mode, into)
         return run(wish, one.target, Console(quiet=True), interrupted)

@@ -181,13 +181,16 @@ class Locust:
                 return None
         return None
 
-    def stop(self) -> int | None:
-        """Ask it to end, and end it if it does not: its exit status, or None if it had to be killed."""
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> int | None:
+        """Ask it to end, and end it if it does not, or if nobody wants to wait: its exit status, or None if killed."""
         for number, seconds in ((signal.SIGINT, STOPS_WITHIN_S), (signal.SIGTERM, ENDS_WITHIN_S)):
             if self._process.poll() is None:
                 self._process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._process.wait(seconds)
+            status = self.wait(seconds, hurry)
+            if status is not None:
+                return status
+            if hurry():
+                break
         self.kill()
         return None
 

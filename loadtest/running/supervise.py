@@ -64,14 +64,14 @@ class Wish:
 
 
 class Interrupted:
-    """Ctrl-C and SIGTERM end the test early. The report is written all the same."""
+    """Ctrl-C and SIGTERM end the test early; the report is written all the same. A second one does not wait for users."""
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.count = 0
 
-    def __call__(self) -> bool:
-        """Whether the test is to end."""
-        return self.wanted
+    def __call__(self) -> int:
+        """How often the user has said that the test is to end."""
+        return self.count
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -88,13 +88,13 @@ class Interrupted:
                 signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.wanted = True
+        self.count += 1
 
 
 
 
-def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], bool]) -> Result:
-    """Run a test, judge it, and write its files.
+def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], int]) -> Result:
+    """Run a test, judge it, and write its files. ``interrupted`` is how often the user has said that it is to end.
 
     Raises OperatorError if it cannot begin, and ReportLost if files cannot be written at the end.
     """
@@ -144,7 +144,7 @@ class _Watch:
     progress: Progress
     faults: Faults
     circumstances: Circumstances
-    interrupted: Callable[[], bool]
+    interrupted: Callable[[], int]
 
     def watch(self, locust: Locust) -> None:
         status = locust.wait(self.wish.profile.shape.seconds + GRACE_S, self._look)
@@ -159,10 +159,10 @@ class _Watch:
             self.circumstances.troubles.append(words)
 
     def _stop(self, locust: Locust) -> int | None:
-        self.circumstances.interrupted = self.interrupted()
+        self.circumstances.interrupted = bool(self.interrupted())
         if not self.circumstances.interrupted:
             self.circumstances.troubles.append("Locust did not end in time, and was stopped.")
-        status = locust.stop()
+        status = locust.stop(lambda: _in_a_hurry(self.interrupted))
         if status is None:
             self.circumstances.troubles.append("Locust did not stop, and was killed.")
         return status
@@ -171,7 +171,11 @@ class _Watch:
         self.progress.look()
         if self.progress.second is not None:
             self.faults.look(self.progress.second)
-        return self.interrupted()
+        return bool(self.interrupted())
+
+
+def _in_a_hurry(interrupted: Callable[[], int]) -> bool:
+    return interrupted() > 1
 
 
 def _record_lost(folder: Path) -> str:
@@ -218,11 +222,11 @@ def headline(wish: Wish, target: Target) -> str:
     )
 
 
-def work_for_master(work: Work, mode: Mode, interrupted: Callable[[], bool]) -> int:
+def work_for_master(work: Work, mode: Mode, interrupted: Callable[[], int]) -> int:
     """Be a worker until the master lets go: an exit status. Raises OperatorError."""
     with Locust(work, mode, None) as locust:
-        while (status := locust.wait(WORKER_LOOKS_S, interrupted)) is None:
+        while (status := locust.wait(WORKER_LOOKS_S, lambda: bool(interrupted()))) is None:
             if interrupted():
-                status = locust.stop()
+                status = locust.stop(lambda: _in_a_hurry(interrupted))
                 break
     return 0 if status in {0, 1} else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loadtest import direct
@@ -37,23 +37,39 @@ def option_of(what: str) -> str:
 
 @contextlib.contextmanager
 def ready_target(
-    profile: Profile, name: str, options: Mapping[str, Any], *, mode: Mode = _ALONE, needs_cloud: bool = False
+    profile: Profile,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    mode: Mode = _ALONE,
+    needs_cloud: bool = False,
+    interrupted: Callable[[], int] = lambda: 0,
 ) -> Iterator[Target]:
-    """The target; the demo's runs while the block does. Raises RelayError."""
-    with ready_targets(profile, name, [options], mode=mode, needs_cloud=needs_cloud) as (found,):
+    """The target; the demo's runs while the block does. Raises RelayError, NotBegun among them."""
+    several = ready_targets(
+        profile, name, [options], mode=mode, needs_cloud=needs_cloud, interrupted=interrupted
+    )
+    with several as (found,):
         yield found
 
 
 @contextlib.contextmanager
 def ready_targets(
-    profile: Profile, name: str, several: Sequence[Mapping[str, Any]], *, mode: Mode = _ALONE, needs_cloud: bool = False
+    profile: Profile,
+    name: str,
+    several: Sequence[Mapping[str, Any]],
+    *,
+    mode: Mode = _ALONE,
+    needs_cloud: bool = False,
+    interrupted: Callable[[], int] = lambda: 0,
 ) -> Iterator[list[Target]]:
-    """One target with several sets of options, such as carriers. Raises RelayError."""
+    """One target with several sets of options, such as carriers. Raises RelayError, NotBegun among them."""
     found = [check_target(profile, name, options, mode=mode, needs_cloud=needs_cloud) for options in several]
     if name != DEMO:
         yield found
         return
-    with demo_target(demo_users(profile), through_web_proxy=profile.through_web_proxy) as target:
+    users, proxy = demo_users(profile), profile.through_web_proxy
+    with demo_target(users, through_web_proxy=proxy, interrupted=interrupted) as target:
         yield [past_the_relay(changed(target, options)) for options in several]
 
 

@@ -5,6 +5,7 @@ Importing this registers it, once for each process.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ import gevent
 from gevent.socket import wait_read
 from locust import events
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 from locust.web import WebUI
 
 from loadtest.plan.profile import Profile
@@ -32,8 +33,8 @@ log = logging.getLogger("loadtest")
 
 # Users log out. Nobody is left who waits for it.
 LEAVES_WITHIN_S = 20.0
-# The engine tells of a line that is gone within 50 ms, unless the machine is very busy.
-SETTLES_WITHIN_S = 2.0
+# The engine tells of a line that is gone within 50 ms. A master waits half a second for the last reports of workers.
+SETTLES_WITHIN_S = 0.3
 
 _collectors: list[Collector] = []
 _environments: list[Environment] = []
@@ -67,6 +68,9 @@ if (_lifeline := lifeline()) is not None:
 @events.init.add_listener
 def _on_init(environment: Environment, web_ui: WebUI | None, **_: Any) -> None:
     _environments.append(environment)
+    if isinstance(environment.runner, MasterRunner):
+        # Locust lets its workers go when a test ends, but not if it is interrupted before one has begun.
+        atexit.register(environment.runner.quit)
     work = work_of(environment)
     if web_ui is not None and work is not None:
         show_voice(web_ui, work, lambda: _collectors[-1].sheet.record if _collectors else None)
@@ -117,6 +121,9 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
 def _on_quit(**_: Any) -> None:
     while _collectors:
         _collectors.pop().stop()
+    for environment in _environments:
+        if environment.runner is not None:
+            atexit.unregister(environment.runner.quit)
     close_phone_loop()
     close_switchboard()
 

@@ -172,9 +172,9 @@ class Switchboard:
         return line
 
     def settle(self, seconds: float) -> None:
-        """Wait until lines that are being closed are gone, but not longer than this."""
+        """Wait until lines are gone that users have given up, but not longer than this."""
         deadline = time.monotonic() + seconds
-        while self._closing and time.monotonic() < deadline:
+        while any(one.given_up_s is not None for one in self._opening.values()) and time.monotonic() < deadline:
             gevent.sleep(SETTLE_LOOKS_S)
 
     def bind(self, line: Line, peer: Address) -> None:
