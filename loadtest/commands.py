@@ -12,6 +12,8 @@ import typer
 from relay.errors import OperatorError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from loadtest.running.processes import Mode
     from loadtest.verdict.result import Result
 
@@ -25,7 +27,7 @@ _Target = Annotated[
     str,
     typer.Option(
         help="demo: a cloud and a relay that are started here. Or host:port on this machine, or a name that the "
-        "profile lists under [targets]."
+        "profile lists under \\[targets]."
     ),
 ]
 _Carrier = Annotated[str, typer.Option(help="tls, websocket, session, connect-udp or udp. Default: the target's.")]
@@ -145,8 +147,6 @@ def _run(
     output: Path | None,
     locustfile: Path | None,
 ) -> None:
-    from rich.console import Console
-
     from loadtest.plan import profile as profiles
     from loadtest.plan.work import Work
     from loadtest.running import folders, supervise, targets
@@ -157,7 +157,7 @@ def _run(
     if output is not None and not mode.worker:
         folders.require_free(output)
     needs_cloud = check_locustfile(locustfile, chosen) if locustfile else chosen.kind in targets.LOG_IN
-    console = Console(stderr=True)
+    console = _terminal()
     interrupted = supervise.Interrupted()
     ready = targets.ready_target(
         chosen, target_name, options, mode=mode, needs_cloud=needs_cloud, interrupted=interrupted
@@ -183,6 +183,13 @@ def _run(
     )
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _terminal() -> Console:
+    """For progress and verdicts. Names of files and words of servers are not markup."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, emoji=False)
 
 
 def tell(result: Result, console: Any) -> None:
@@ -222,7 +229,6 @@ def compare_command(
 ) -> None:
     """Compare two results. Exits with 1 if the second is worse in anything, and with 2 if nothing can be compared."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from loadtest.verdict.compare import compare, differences, verdict_change, warnings
@@ -232,12 +238,11 @@ def compare_command(
     one, other = load(first), load(second)
     rows = compare(one, other)
     verdict = verdict_change(one, other)
-    # Names of files and of what users did are not markup.
-    table = Table("", escape(str(first)), escape(str(second)), "")
+    table = Table("", str(first), str(second), "")
     table.add_row("verdict", *("passed" if result.passed else "failed" for result in (one, other)), verdict)
     for row in rows:
-        table.add_row(escape(row.name), number(row.first, row.unit), number(row.second, row.unit), row.change)
-    Console().print(table)
+        table.add_row(row.name, number(row.first, row.unit), number(row.second, row.unit), row.change)
+    Console(markup=False, emoji=False).print(table)
     for path, result in ((first, one), (second, other)):
         for warning in warnings(result):
             typer.echo(f"{path}: {warning}")
@@ -282,8 +287,6 @@ def capacity_command(
     Exits with 0 if all is known, and with 1 if the search was interrupted.
     """
     _require_locust()
-    from rich.console import Console
-
     from loadtest.plan import profile as profiles
     from loadtest.plan.search import Search
     from loadtest.running import capacity, folders, supervise, targets
@@ -301,13 +304,15 @@ def capacity_command(
     carriers = [_options(carrier=one) for one in carrier or [""]]
     for (_, where), one in itertools.product(wanted, carriers):
         targets.check_target(listed, where, common | one)
-    console, interrupted = Console(stderr=True), supervise.Interrupted()
+    console, interrupted = _terminal(), supervise.Interrupted()
     folder = folders.make_folder(output) if output else folders.new_folder(RESULTS, "capacity")
     contestants: list[capacity.Contestant] = []
     with interrupted.listening(), folders.claimed(folder):
         with contextlib.suppress(NotBegun), contextlib.ExitStack() as stack:
             for name, where in wanted:
-                ready = targets.ready_targets(listed, where, [common | one for one in carriers], interrupted=interrupted)
+                ready = targets.ready_targets(
+                    listed, where, [common | one for one in carriers], interrupted=interrupted
+                )
                 contestants += [
                     capacity.Contestant(name, targets.past_the_relay(each), Search(min(first, most), most, repeats))
                     for each in stack.enter_context(ready)

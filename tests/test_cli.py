@@ -16,9 +16,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from rich.text import Text
+from typer.main import get_command
 
 from relay import __version__
 from relay.addresses import Address
+from relay.cli import app
 from relay.demo.authority import Authority
 from relay.errors import UpstreamError
 from tests.support.benches.commands import run_here
@@ -514,6 +517,24 @@ async def test_version_and_help() -> None:
     assert version == (0, f"cloud9-relay {__version__}\n", "")
     assert help_text[0] == 0
     assert all(command in help_text[1] for command in ("serve", "demo", "check-config"))
+
+
+def commands_of(command: Any, name: str) -> dict[str, Any]:
+    """A command and all below it, by their names."""
+    found = {name: command}
+    for part, below in getattr(command, "commands", {}).items():
+        found |= commands_of(below, f"{name} {part}")
+    return found
+
+
+def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
+    """Typer takes [targets] for a style, and shows nothing of it; and :cd: for a picture."""
+    commands = commands_of(get_command(app), "relay")
+    assert {"relay serve", "relay loadtest run", "relay ca issue"} <= commands.keys()
+    for name, command in commands.items():
+        texts = [command.help, *(getattr(one, "help", None) for one in command.params)]
+        for text in filter(None, texts):
+            assert Text.from_markup(text).plain == text.replace("\\[", "["), name
 
 
 async def test_demo_as_json_and_as_a_table() -> None:

@@ -14,6 +14,7 @@ from loadtest.plan.hosts import TargetError
 from loadtest.plan.shapes import MAX_SECONDS, Shape
 from loadtest.plan.target import Target
 from relay import catalog
+from relay.config.reading import explain
 from relay.emulator.faults.kinds import BadSetting, FaultSetting, Hop, Kind, complete, with_known_target
 from relay.errors import OperatorError
 
@@ -101,8 +102,7 @@ class Fault(_Table):
             setting = FaultSetting.model_validate(self.settings)
             with_known_target(catalog.load(), self.kind, complete(self.hop, self.kind, setting))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise ValueError(f"settings.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ValueError(f"settings.{explain(error)[0]}") from None
         except BadSetting as bad:
             raise ValueError(f"{bad.message} Expected: {bad.expected}.") from None
         return self
@@ -200,15 +200,9 @@ def parse(tree: dict[str, Any], source: str) -> Profile:
     except TargetError as error:
         raise OperatorError(f"{source}: {error}") from None
     except ValidationError as error:
-        raise OperatorError("\n".join(_line(source, one) for one in error.errors(include_url=False))) from None
+        raise OperatorError("\n".join(f"{source}: {line}" for line in explain(error))) from None
     _check(profile, source)
     return profile
-
-
-def _line(source: str, error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "profile"
-    value = f"{error['input']!r}: " if isinstance(error["input"], str | int | float) else ""
-    return f"{source}: {where}: {value}{error['msg'].removeprefix('Value error, ')}"
 
 
 def _check(profile: Profile, source: str) -> None:

@@ -8,5 +8,6 @@ progress     one line a second, for who waits
 folders      where results go: each folder belongs to one run
 faults       faults of the emulated cloud, while a test runs
 supervise    all of it: from a profile to a verdict and its files
+last_words   why Locust has ended early
 capacity     the search for the knee
 """

@@ -11,7 +11,6 @@ report.html    for people
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,9 +22,10 @@ from rich.console import Console
 
 from loadtest.plan.profile import Profile
 from loadtest.plan.target import Target, carrier_name
-from loadtest.plan.work import RECORD_LOST, Work
+from loadtest.plan.work import Work
 from loadtest.running.faults import Faults
 from loadtest.running.folders import claimed
+from loadtest.running.last_words import why_it_ended
 from loadtest.running.processes import LOCUSTFILE, Locust, Mode
 from loadtest.running.progress import Progress
 from loadtest.verdict.environment import environment
@@ -39,7 +39,6 @@ from relay.errors import OperatorError
 
 # Locust starts, workers connect, the last streams are heard out: on a busy machine all of it takes a while.
 GRACE_S = 120.0
-MAX_LOG_WORDS = 600
 WORKER_LOOKS_S = 60.0
 
 
@@ -64,7 +63,7 @@ class Wish:
 
 
 class Interrupted:
-    """Ctrl-C and SIGTERM end the test early; the report is written all the same. A second one does not wait for users."""
+    """Ctrl-C and SIGTERM end the test early. The report is written all the same. A second one waits for no user."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -89,8 +88,6 @@ class Interrupted:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
-
-
 
 
 def run(wish: Wish, target: Target, console: Console, interrupted: Callable[[], int]) -> Result:
@@ -154,9 +151,7 @@ class _Watch:
         self.progress.look()
         began = bool(self.progress.record.intervals)
         if status not in {0, 1 if began else 0, None} and not self.circumstances.interrupted:
-            words = _record_lost(self.wish.folder) if status == RECORD_LOST else ""
-            words = f"Locust ended with status {status}: {words}{_last_words(self.wish.folder)}"
-            self.circumstances.troubles.append(words)
+            self.circumstances.troubles.append(why_it_ended(status, self.wish.folder))
 
     def _stop(self, locust: Locust) -> int | None:
         self.circumstances.interrupted = bool(self.interrupted())
@@ -176,22 +171,6 @@ class _Watch:
 
 def _in_a_hurry(interrupted: Callable[[], int]) -> bool:
     return interrupted() > 1
-
-
-def _record_lost(folder: Path) -> str:
-    """A full disk has no room for Locust's last words either."""
-    return f"the record cannot be written; {shutil.disk_usage(folder).free:,} bytes are free in {folder}. "
-
-
-def _last_words(folder: Path) -> str:
-    """What Locust has written at last, for a reason that is in no figure."""
-    try:
-        text = (folder / "locust.log").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "its log cannot be read"
-    lines = [line for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "ERROR" in line or "Error" in line or "CRITICAL" in line]
-    return " | ".join((errors or lines)[-3:])[-MAX_LOG_WORDS:] or "it wrote nothing"
 
 
 def write(result: Result, folder: Path) -> None:

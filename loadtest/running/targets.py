@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from loadtest import direct
 from loadtest.engine.plans import Carrier
 from loadtest.plan.hosts import resolve
@@ -14,6 +16,7 @@ from loadtest.plan.target import FAR_ENDS, Target
 from loadtest.running.demo import demo_target
 from loadtest.running.faults import Faults
 from loadtest.running.processes import Mode
+from relay.config.reading import explain
 from relay.errors import OperatorError, UpstreamError
 
 DEMO = "demo"
@@ -46,9 +49,7 @@ def ready_target(
     interrupted: Callable[[], int] = lambda: 0,
 ) -> Iterator[Target]:
     """The target; the demo's runs while the block does. Raises RelayError, NotBegun among them."""
-    several = ready_targets(
-        profile, name, [options], mode=mode, needs_cloud=needs_cloud, interrupted=interrupted
-    )
+    several = ready_targets(profile, name, [options], mode=mode, needs_cloud=needs_cloud, interrupted=interrupted)
     with several as (found,):
         yield found
 
@@ -162,12 +163,7 @@ def _about(name: str) -> Iterator[None]:
 
 
 def _first(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    one = errors(include_url=False)[0]
-    where = ".".join(map(str, one["loc"]))
-    return f"{where + ': ' if where else ''}{one['msg'].removeprefix('Value error, ')}"
+    return explain(error)[0] if isinstance(error, ValidationError) else str(error)
 
 
 def past_the_relay(target: Target) -> Target:

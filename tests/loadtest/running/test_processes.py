@@ -10,6 +10,7 @@ import pytest
 
 from loadtest.plan.target import Target
 from loadtest.running import processes
+from loadtest.running.last_words import why_it_ended
 from loadtest.running.processes import FreePort, Mode
 from relay.errors import OperatorError
 from tests.loadtest.running.driver import run_small
@@ -42,6 +43,35 @@ def test_two_tests_of_one_machine_never_have_the_same_port(monkeypatch: pytest.M
         if taken:
             again = FreePort()
             again.close()
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (
+            "[2026-11-28 10:00:00,123] host/ERROR/locust.main: No User class found!\n",
+            "the locustfile has no users; expected a class that is not abstract",
+        ),
+        (
+            "[2026-11-28 10:00:00,123] host/ERROR/locust.main: Gave up waiting for workers to connect\n",
+            "not all workers have come in time; expected as many as --expect-workers says",
+        ),
+        (
+            "Traceback\nlocust.exception.RPCError: Socket bind failure: Address already in use "
+            "(addr='tcp://127.0.0.1:5557')\n",
+            "127.0.0.1:5557 is in use; expected a free port for --master-port",
+        ),
+        ("[2026-11-28 10:00:00,123] host/INFO/x: 1\n[2026-11-28 10:00:00,124] host/ERROR/a.b: no: no\n", "no: no"),
+        ("", "it wrote nothing"),
+    ],
+)
+def test_why_locust_ended_is_told_in_our_words(tmp_path: Path, log: str, words: str) -> None:
+    (tmp_path / "locust.log").write_text(log)
+    assert why_it_ended(1, tmp_path) == f"Locust ended with status 1: {words}"
+
+
+def test_a_log_that_is_gone(tmp_path: Path) -> None:
+    assert why_it_ended(2, tmp_path) == "Locust ended with status 2: its log cannot be read"
 
 
 def test_a_test_whose_workers_find_the_port_of_locust_taken(relay: Target, tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_profiles_are_listed() -> None:
             ("desk", "--target", "127.0.0.1:1", "--worker", "--web", "127.0.0.1:8089"),
             "--web and --worker: expected one",
         ),
+        (("desk", "--target", "127.0.0.1"), "--target 127.0.0.1: server: '127.0.0.1': expected"),
     ],
 )
 def test_a_mistake_starts_nothing(
