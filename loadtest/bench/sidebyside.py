@@ -203,13 +203,30 @@ def surroundings(measured: SideBySide) -> dict[str, str]:
 # The command
 
 
+class _Enough(Exception):
+    """Nobody needs the servers any more."""
+
+
 def _hold(measured: SideBySide) -> None:
-    """Say where the servers are, and how to point the load tester at them, until Ctrl-C."""
-    with measured.servers() as servers, contextlib.suppress(KeyboardInterrupt):
+    """Say where the servers are, and how to point the load tester at them, until Ctrl-C or SIGTERM."""
+    with contextlib.suppress(_Enough), measured.servers() as servers:
         for carrier in CARRIERS:
             if speaking := [one for one in servers if one.carrier == carrier]:
                 print(_capacity(measured, carrier, speaking), flush=True)  # noqa: T201
         signal.pause()
+
+
+def _end_when_asked() -> None:
+    """Take the signals that mean the end, also where a script has started this: there SIGINT is ignored by default."""
+
+    def on_signal(*_: object) -> None:
+        # Another one must not hinder the end of the servers.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise _Enough
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
 
 
 def _capacity(measured: SideBySide, carrier: str, servers: Sequence[Server]) -> str:
@@ -243,7 +260,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hold",
         action="store_true",
-        help="measure nothing: start the servers, say how to point `relay loadtest capacity` at them, and stay",
+        help="measure nothing: start the servers, say how to point `relay loadtest capacity` at them, and stay until "
+        "Ctrl-C or SIGTERM",
     )
     options = parser.parse_args(arguments)
     options.asked = options.rows is not None
@@ -259,14 +277,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure and print."""
     options = parse_options()
-    # So that a kill also ends the processes that were started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if options.hold:
+        _end_when_asked()
+    else:
+        # So that a kill also ends the processes that were started.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with bench.open_bench(bench.with_defaults(options), SideBySide) as measured:
             if options.hold:
                 _hold(measured)
                 return 0
             measured.measure()
+    except _Enough:
+        return 0
     except BenchError as error:
         print(f"sidebyside: {error}", file=sys.stderr)  # noqa: T201
         return 2

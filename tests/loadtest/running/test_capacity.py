@@ -179,17 +179,21 @@ def test_ctrl_c_before_a_try_has_ended(relay: Target, tmp_path: Path) -> None:
 # Side by side, and whose the knee is
 
 
+# What a shell that is not interactive does to what it starts in the background.
+BACKGROUND = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
+
+
 @contextlib.contextmanager
-def held(rows: str) -> Iterator[list[str]]:
+def held(rows: str, number: signal.Signals = signal.SIGINT, opening: tuple[str, ...] = ()) -> Iterator[list[str]]:
     """Servers that the benchmark starts, and the command with which it says to measure their capacity."""
-    command = [sys.executable, "-m", "loadtest.bench.sidebyside", "--hold", "--rows", rows]
+    command = [*opening, sys.executable, "-m", "loadtest.bench.sidebyside", "--hold", "--rows", rows]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().split()
             children = children_of(process.pid)
             assert len(children) > len(rows.split(","))
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             assert process.wait(60) == 0
             assert not any(exists(child) for child in children)
         finally:
@@ -225,6 +229,12 @@ def test_a_relay_and_coturn_side_by_side(tmp_path: Path) -> None:
         assert max(one.streams for one in whole.intervals) == 2
         assert whole.packets.received > 0
         assert whole.packets.misrouted == whole.packets.corrupt == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_servers_that_a_script_holds_end_with_a_signal(number: signal.Signals) -> None:
+    with held("relay/tls", number, BACKGROUND) as command:
+        assert "--target" in command
 
 
 def test_a_knee_of_the_generator_says_so(relay: Target, tmp_path: Path) -> None:
