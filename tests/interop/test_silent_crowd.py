@@ -38,7 +38,7 @@ async def show_out_a_crowd(folder: Path, plane: str) -> None:
         asyncio.timeout(DEADLINE_S),
         open_coturn() as coturn,
         open_echo() as peer,
-        running_relay(folder, coturn.address, listen={"plane": plane}) as relay,
+        running_relay(folder, coturn.address, listen={"plane": plane}, limits={"connections": 2 * CROWD}) as relay,
         await relay.open_turn(coturn.username, coturn.password, on_data=inbox.put) as turn,
     ):
         await turn.allocate()
