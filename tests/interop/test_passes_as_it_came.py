@@ -23,7 +23,7 @@ PATIENT_S = 30.0
 # What is between neighbours, and what each of the three says of the client or of itself.
 OWN = {
     *(b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"te", b"trailer"),
-    *(b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"),
+    *(b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-relay-id"),
 }
 
 

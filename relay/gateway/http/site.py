@@ -24,7 +24,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
 from relay.bodies import BodyFaults
-from relay.gateway.signaling.http_rules import MAX_FIELDS, BadRequest
+from relay.gateway.signaling.http_rules import CONNECTION, MAX_FIELDS, RELAY_ID, BadRequest
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
 from relay.tasks import Tasks
@@ -211,6 +211,7 @@ class Site:
         self._signaling = signaling
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
+        app.on_response_prepare.append(self._name_connection)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_routes(routes)
         others = app.router.add_route("*", "/{path:.*}", self._on_other, expect_handler=self._on_expect)
@@ -250,7 +251,16 @@ class Site:
 
     def _on_bad_head(self, handler: web.RequestHandler, refused: BadRequest) -> web.Response:
         opened = self._opened.get(handler)
-        return self._signaling.refuse_bad(refused, "" if opened is None else opened.client.host)
+        if opened is None:
+            return self._signaling.refuse_bad(refused, "")
+        response = self._signaling.refuse_bad(refused, opened.client.host, opened.connection)
+        response.headers[RELAY_ID] = str(opened.connection)
+        return response
+
+    async def _name_connection(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Say in answers of the relay itself which connection in the log this is."""
+        if (opened := self._opened.get(request.protocol)) is not None:
+            response.headers[RELAY_ID] = str(opened.connection)
 
     async def _serve(self, fd: int, handler: web.RequestHandler) -> None:
         stream = socket.socket(fileno=fd)
@@ -278,6 +288,7 @@ class Site:
         self._cancel_deadline(opened.connection)
         introduced = request.clone(scheme="https", remote=opened.client.host)
         introduced[OPENED] = opened
+        introduced[CONNECTION] = opened.connection
         introduced[SITE] = self
         return await handler(introduced)
 

@@ -21,7 +21,8 @@ from relay.gateway.routing.flows import FlowRefused, Flows, UpgradeOutcome, Want
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver, shown
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
-from relay.plane.api import Carrier, CloseReason, HttpOpened, Plane, Upstream
+from relay.gateway.signaling.http_rules import RELAY_ID
+from relay.plane.api import Carrier, CloseReason, ConnectionId, HttpOpened, Plane, Upstream
 from relay.plane.networks import ClientNetworks
 from relay.rate_limit import RateLimit
 from relay.wire import upgrade as codec
@@ -146,7 +147,7 @@ class Upgrades:
         key = _check_websocket(request, SUBPROTOCOLS[carrier])
         self._check_origin(request)
         response = codec.build_websocket_response(key, SUBPROTOCOLS[carrier])
-        response = _named(response)
+        response = _named(response, opened.connection)
 
         def upgrade() -> None:
             if carrier is Carrier.SESSION:
@@ -197,7 +198,9 @@ class Upgrades:
         target = await self._target(opened, host, port)
         client = opened.client.host
         wanted = Wanted(opened.connection, opened.server_name, Carrier.CONNECT_UDP, target=target, client=client)
-        response = _named(codec.build_switching_protocols("connect-udp", [("Capsule-Protocol", "?1")]))
+        response = _named(
+            codec.build_switching_protocols("connect-udp", [("Capsule-Protocol", "?1")]), wanted.connection
+        )
         return await request[SITE].leave_http(request, lambda: self._begin(wanted, response))
 
     async def _target(self, opened: HttpOpened, host: str, port: int) -> Upstream:
@@ -245,9 +248,10 @@ class Upgrades:
         raise _prohibited(f"{shown(host)}: neither an upstream nor in the vendor's media networks")
 
 
-def _named(response: bytes) -> bytes:
-    """The same with the name of the server."""
-    return response.replace(b"\r\n\r\n", f"\r\nServer: {SERVER}\r\n\r\n".encode(), 1)
+def _named(response: bytes, connection: ConnectionId) -> bytes:
+    """The same with the name of the server, and the number of the connection."""
+    named = f"\r\nServer: {SERVER}\r\n{RELAY_ID}: {connection}\r\n\r\n"
+    return response.replace(b"\r\n\r\n", named.encode(), 1)
 
 
 def _tokens(request: web.Request, name: str) -> list[str]:

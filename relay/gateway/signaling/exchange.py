@@ -20,7 +20,7 @@ from relay.gateway.signaling import engineio
 from relay.gateway.signaling.affinity import Affinity
 from relay.gateway.signaling.answer import PassedOn, pass_informational, pass_switch, take_tail
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost, UpstreamConnection
-from relay.gateway.signaling.http_rules import Accepted, Forwarding
+from relay.gateway.signaling.http_rules import CONNECTION, Accepted, Forwarding
 from relay.gateway.signaling.polling_only import PollingOnly
 from relay.gateway.signaling.pools import Pool, Pools, SignalingUpstream
 from relay.gateway.signaling.refusals import RefusalReason, Refusals
@@ -348,4 +348,8 @@ class Exchange:
             self._loop.time(), hold_s, session, self._sid, self._client_key
         )
         what = "client stays" if several else "session stays"
-        self._shared.lines.info(f"{what} with polling: no frame came through its WebSocket", client=self._client)
+        self._shared.lines.info(
+            f"{what} with polling: no frame came through its WebSocket",
+            connection=self._request.get(CONNECTION),
+            client=self._client,
+        )

@@ -25,7 +25,7 @@ HOP_BY_HOP = frozenset(
     b"http2-settings".split(b",")
 )
 # What we ourselves say about the client.
-TOLD_BY_US = frozenset(b"forwarded,x-forwarded-for,x-forwarded-proto,x-forwarded-host".split(b","))
+TOLD_BY_US = frozenset(b"forwarded,x-forwarded-for,x-forwarded-proto,x-forwarded-host,x-relay-id".split(b","))
 # What proxies and content networks say about a client: its address, the name and scheme it used, its certificate, who
 # has logged in. Servers believe it, so only trusted proxies may say it.
 TOLD_BY_PROXIES = frozenset(
@@ -270,6 +270,12 @@ def end_to_end(headers: RawHeaders, *dropped: bytes) -> Iterator[tuple[bytes, by
             yield name, value
 
 
+# The number of the connection that a request came by, as in the log and in /api/flows; and the field that tells it to
+# clients and to upstreams, so that what they see can be found in the log.
+CONNECTION = web.RequestKey("connection", int)
+RELAY_ID = "X-Relay-Id"
+
+
 class Forwarding:
     """Says who the client is (RFC 7239, X-Forwarded-*). What it says itself counts only from trusted networks."""
 
@@ -321,3 +327,5 @@ class Forwarding:
             (b"Forwarded", ", ".join([*said("Forwarded"), element])),
         ):
             yield told, text.encode("utf-8", "surrogateescape")
+        if (connection := request.get(CONNECTION)) is not None:
+            yield RELAY_ID.encode(), str(connection).encode()

@@ -20,7 +20,7 @@ from relay.gateway.signaling.affinity import Affinity
 from relay.gateway.signaling.connections import Connections, open_trust
 from relay.gateway.signaling.exchange import Exchange, Shared
 from relay.gateway.signaling.health import SignalingHealth
-from relay.gateway.signaling.http_rules import BadRequest, Forwarding, check
+from relay.gateway.signaling.http_rules import CONNECTION, BadRequest, Forwarding, check
 from relay.gateway.signaling.polling_only import PollingOnly
 from relay.gateway.signaling.pools import Pools
 from relay.gateway.signaling.refusals import RefusalReason, Refusals
@@ -127,10 +127,10 @@ class SignalingProxy:
             )
             return await Exchange(self._shared, request, accepted).run()
         except BadRequest as refused:
-            return self.refuse_bad(refused, request.remote or "")
+            return self.refuse_bad(refused, request.remote or "", request.get(CONNECTION))
         finally:
             self._running.discard(task)
 
-    def refuse_bad(self, refused: BadRequest, client: str) -> web.Response:
+    def refuse_bad(self, refused: BadRequest, client: str, connection: int | None = None) -> web.Response:
         """The page for a request that is not forwarded, also for one that could not even be read."""
-        return self._refusals.refuse_bad(refused, client)
+        return self._refusals.refuse_bad(refused, client, connection)

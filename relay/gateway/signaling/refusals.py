@@ -42,12 +42,17 @@ class Refusals:
         """The answer after which clients of socket.io stay with polling."""
         return self._page(reason, 400, _ENGINEIO_BAD_REQUEST, "application/json")
 
-    def refuse_bad(self, refused: BadRequest, client: str) -> web.Response:
+    def refuse_bad(self, refused: BadRequest, client: str, connection: int | None = None) -> web.Response:
         """The page for a request that is not forwarded. A line in the log says so, unless there have been many."""
         large = refused.status in {413, 414, 431}
         reason = RefusalReason.TOO_LARGE if large else RefusalReason.BAD_REQUEST
         self._lines.info(
-            "signaling request refused", reason.value, cause=refused.reason, client=client, status=refused.status
+            "signaling request refused",
+            reason.value,
+            connection=connection,
+            cause=refused.reason,
+            client=client,
+            status=refused.status,
         )
         return self.refuse(reason, refused.status, refused.reason)
 

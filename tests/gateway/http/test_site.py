@@ -51,6 +51,18 @@ async def test_page(tmp_path: Path) -> None:
             assert (response.status, await response.text()) == (200, "ok\n")
 
 
+async def test_answers_name_their_connection_in_the_log(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        async with running_relay(tmp_path, NO_UPSTREAM) as relay, browsing(relay, connections=1) as request:
+            told = []
+            for path in ("/", "/nothing", "/turn"):
+                async with request("GET", path) as response:
+                    told.append(response.headers["X-Relay-Id"])
+    assert len(set(told)) == 1
+    [refused] = [line for line in lines if line["event"] == "upgrade refused"]
+    assert str(refused["connection"]) == told[0]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "body"),
     [
@@ -230,7 +242,9 @@ async def test_bad_request_is_refused_without_a_traceback(
     assert last.startswith(f"1.0 {status}\r\n".encode())
     assert b"Server: cloud9-relay\r\n" in last
     assert last.endswith(f"\r\n\r\n{status[:3]}: {reason}\n".encode())
-    assert [line["cause"] for line in lines if line["event"] == "signaling request refused"] == [reason]
+    [line] = [line for line in lines if line["event"] == "signaling request refused"]
+    assert line["cause"] == reason
+    assert f"X-Relay-Id: {line['connection']}\r\n".encode() in last
     assert caplog.records == []
 
 

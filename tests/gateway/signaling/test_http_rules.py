@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from relay.gateway.signaling.http_rules import Forwarding, end_to_end
+from relay.gateway.signaling.http_rules import CONNECTION, Forwarding, end_to_end
 
 TRUSTED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
 
@@ -36,6 +36,14 @@ def test_ipv6_is_quoted_in_forwarded() -> None:
     headers = dict(Forwarding().fields(request))
     assert headers[b"Forwarded"] == b'for="[2001:db8::1]";host="a.test";proto=https'
     assert headers[b"X-Forwarded-For"] == b"2001:db8::1"
+
+
+def test_upstreams_are_told_the_connection_and_no_other() -> None:
+    request = make_mocked_request("GET", "/", {"Host": "a.test", "X-Relay-Id": "forged"}).clone(remote="10.0.0.1")
+    assert b"X-Relay-Id" not in dict(Forwarding(TRUSTED).fields(request))
+    request[CONNECTION] = 72057594037927937
+    told = [value for name, value in Forwarding(TRUSTED).fields(request) if name.lower() == b"x-relay-id"]
+    assert told == [b"72057594037927937"]
 
 
 def test_what_goes_end_to_end() -> None:

@@ -55,7 +55,7 @@ async def test_request_goes_on_as_it_came_but_for_what_is_between_neighbours(tmp
         assert b"X-Mixed-Case: " in received
         gone = {"keep-alive", "te", "proxy-authorization", "x-hop", "connection"}
         # Nothing of our own either: no Accept-Encoding, no User-Agent.
-        said = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"}
+        said = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-relay-id"}
         assert set(fields) == {"host", "origin", "cookie", "x-mixed-case"} | said
         assert not gone & set(fields)
 
