@@ -281,6 +281,9 @@ def test_quality(tmp_path: Path) -> None:
     ).quality
     assert (quality.playout_deadline_ms, quality.payload_types) == (40, {111: 48000, 96: 90000})
     assert quality.records == tmp_path / "calls.jsonl"
+    assert (quality.calls, quality.calls_kept_days, quality.calls_max_bytes) == (None, 30, 1 << 30)
+    kept = load(tmp_path, MINIMAL + '[quality]\ncalls = "calls.db"\ncalls_kept_days = 0\n').quality
+    assert (kept.calls, kept.calls_kept_days) == (tmp_path / "calls.db", 0)
 
 
 def test_catalog(tmp_path: Path) -> None:
@@ -484,6 +487,9 @@ WRONG = [
         "quality.payload_types.111: 48: expected greater than or equal to 1000",
     ),
     ("[quality]\nrecords = 5\n", "quality.records: 5: expected the path of a file"),
+    ("[quality]\ncalls = 5\n", "quality.calls: 5: expected the path of a file"),
+    ("[quality]\ncalls_kept_days = -1\n", "quality.calls_kept_days: -1: expected greater than or equal to 0"),
+    ("[quality]\ncalls_max_bytes = 1000\n", "quality.calls_max_bytes: 1000: expected greater than or equal to 1048576"),
     (
         '[[routes]]\nserver_name = "a.test"\nregion = "default"\nmax_media_age_ms = 20000\n',
         "routes.0.max_media_age_ms: 20000: expected less than or equal to 10000",

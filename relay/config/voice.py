@@ -130,3 +130,10 @@ class QualitySettings(Section):
     payload_types: dict[PayloadType, ClockRate] = Field(default={})
     # One JSON line for each call that ended is appended to this file; none unless given.
     records: FilePath | None = None
+    # The file (SQLite) in which ended calls are kept for a search. Unless given: calls.sqlite3, in the folder that
+    # systemd gives the service for its state, or else next to the configuration file.
+    calls: FilePath | None = None
+    # People complain within days, and ask for a month in retrospect. 0 keeps none.
+    calls_kept_days: Count = Field(default=30, ge=0, le=3650)
+    # A call of ten minutes takes some 5 KB, so this holds 200,000 of them. Beyond it the oldest go.
+    calls_max_bytes: Count = Field(default=1024**3, ge=1024**2, le=1024**4)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,16 +14,22 @@ from typing import BinaryIO
 
 import aiohttp
 
-from relay.console.listener import WITHOUT_TOKEN, AdminListener
+from relay.console.asking import get, open_client, reason_of
+from relay.console.listener import AdminListener
 from relay.errors import OperatorError, UpstreamError
+from relay.logs import printable
 from relay.wire.pcapng import BlockCutter, CaptureTally, PcapngError
 
 # The listener is near, and begins at once.
 CONNECT_TIMEOUT_S = 5.0
 # The relay ends a capture in time by itself. It waits ten seconds for a slow reader.
 LATE_S = 15.0
-# At most this much of an error is shown.
-MAX_REASON_BYTES = 4096
+# The form of an id. Nothing else goes into the path of a request.
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+# Flows of one user that are looked at. They are the worst of all that match.
+MAX_FLOWS = 1000
+# Ids that an error lists.
+MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,8 @@ async def capture(listener: AdminListener, flow: str, seconds: float, path: Path
     Raises OperatorError if the relay or the file system refuses. Raises UpstreamError if the relay goes away in the
     middle; then, too, the file holds what came.
     """
-    if not (flow.isascii() and flow.isdigit()):
-        raise OperatorError(f"--flow {flow}: expected a number, as /api/flows and the dashboard have it (connection)")
+    if not _ID.fullmatch(flow):
+        raise OperatorError(f"--flow {flow}: expected an id, as relay top and the dashboard show it")
     with _new_file(path) as file:
         taken = _Taken(file)
         await _fetch(taken, listener, f"/api/flows/{flow}/capture", seconds)
@@ -52,6 +58,21 @@ async def capture(listener: AdminListener, flow: str, seconds: float, path: Path
         raise UpstreamError(f"{taken.lost}; {path} has the {taken.tally.packets} packets that came")
     end = taken.tally.end or "it was stopped here"
     return Captured(path, taken.tally.packets, taken.bytes, taken.tally.missed, end)
+
+
+async def flow_of(listener: AdminListener, user: str) -> str:
+    """The id of the one flow that this user has now. Raises OperatorError if there is none, or there are several."""
+    async with open_client(listener) as http_client:
+        query = {"match": user, "limit": str(MAX_FLOWS)}
+        found = await get(http_client, listener, "/api/flows", query, "flows")
+    flows = [flow for flow in found["flows"] if flow["username"].casefold() == user.casefold()]
+    if not flows:
+        raise OperatorError(f"--user {user}: has no call now; relay top shows who has one")
+    if len(flows) > 1:
+        more = ", ..." if len(flows) > MAX_NAMED else ""
+        ids = ", ".join(printable(flow["id"]) for flow in flows[:MAX_NAMED])
+        raise OperatorError(f"--user {user}: has {len(flows)} calls now: choose one with --flow ({ids}{more})")
+    return str(flows[0]["id"])
 
 
 @contextlib.contextmanager
@@ -102,10 +123,8 @@ async def _fetch(taken: _Taken, listener: AdminListener, path: str, seconds: flo
             listener.open(timeout) as http_client,
             http_client.post(listener.url_of(path), params={"seconds": f"{seconds:.3f}"}) as answer,
         ):
-            if answer.status == 401:
-                raise OperatorError(f"{url} answers 401: {WITHOUT_TOKEN}")
             if answer.status != 200:
-                raise OperatorError(f"{url} answers {answer.status}: {await _reason(answer)}")
+                raise OperatorError(f"{url} answers {answer.status}: {await reason_of(answer)}")
             async for data in answer.content.iter_any():
                 taken.feed(data)
     except PcapngError as error:
@@ -120,16 +139,6 @@ async def _fetch(taken: _Taken, listener: AdminListener, path: str, seconds: flo
         # Ctrl-C: keep what came, if anything did.
         if not taken.bytes:
             raise
-
-
-async def _reason(answer: aiohttp.ClientResponse) -> str:
-    told: object = None
-    with contextlib.suppress(ValueError, aiohttp.ClientError):
-        body = await answer.content.read(MAX_REASON_BYTES)
-        told = json.loads(body)
-    if isinstance(told, dict) and isinstance(told.get("error"), str):
-        return str(told["error"])
-    return "is this the relay's admin listener?"
 
 
 def _rename(temporary: Path, path: Path) -> None:

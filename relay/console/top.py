@@ -11,16 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from relay.console.listener import WITHOUT_TOKEN, AdminListener
+from relay.console.asking import Json, get, open_client
+from relay.console.listener import AdminListener
 from relay.errors import OperatorError
 from relay.logs import printable
 
 INTERVAL_S = 1.0
-# The listener is near, and answers in milliseconds.
-TIMEOUT_S = 5.0
-_TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_S)
-# To prevent DNS rebinding, the listener answers to few names (421).
-OTHER_NAME = "use an address, or add it to listen.admin_hosts"
 # Nobody reads more rows on a terminal.
 MAX_ROWS = 200
 # Rows of a frame that is printed once, as for a script.
@@ -36,18 +32,16 @@ _WIDE_COLUMNS = 110
 _NAMES = {"user": "username", "client": "client", "server name": "server_name", "upstream": "upstream"}
 _FIGURES = ("age", "miss%↑", "miss%↓", "jit↑", "jit↓", "queue", "RTT")
 
-Json = dict[str, Any]
-
 
 async def show_once(listener: AdminListener, match: str, console: Console) -> None:
     """Print one frame. Raises OperatorError if the listener does not answer as it should."""
-    async with listener.open(_TIMEOUT) as http_client:
+    async with open_client(listener) as http_client:
         console.print(frame(*await _read(http_client, listener, match, ROWS_ONCE), console.width))
 
 
 async def show(listener: AdminListener, match: str, console: Console) -> None:
     """Draw a frame each second until cancelled. Raises OperatorError if the first one fails; later it waits."""
-    async with listener.open(_TIMEOUT) as http_client:
+    async with open_client(listener) as http_client:
         summary, flows = await _read(http_client, listener, match, _rows(console))
         with Live(
             frame(summary, flows, console.width), console=console, screen=console.is_terminal, auto_refresh=False
@@ -69,30 +63,10 @@ def _rows(console: Console) -> int:
 async def _read(
     http_client: aiohttp.ClientSession, listener: AdminListener, match: str, limit: int
 ) -> tuple[Json, Json]:
-    summary = await _get(http_client, listener, "/api/summary", {})
-    flows = await _get(http_client, listener, "/api/flows", {"limit": str(limit), "match": match})
+    # Both answers have flows, counted or listed.
+    summary = await get(http_client, listener, "/api/summary", {}, "flows")
+    flows = await get(http_client, listener, "/api/flows", {"limit": str(limit), "match": match}, "flows")
     return summary, flows
-
-
-async def _get(http_client: aiohttp.ClientSession, listener: AdminListener, path: str, query: dict[str, str]) -> Json:
-    """The JSON at this path. Raises OperatorError if there is none."""
-    url = listener.shown(path)
-    try:
-        async with http_client.get(listener.url_of(path), params=query) as answer:
-            if answer.status == 421:
-                raise OperatorError(f"{url} does not answer to this name: {OTHER_NAME}")
-            if answer.status == 401:
-                raise OperatorError(f"{url} answers 401: {WITHOUT_TOKEN}")
-            if answer.status != 200:
-                raise OperatorError(f"{url} answers {answer.status}: is this the relay's admin listener?")
-            found = await answer.json()
-    except TimeoutError:
-        raise OperatorError(f"{url} does not answer within {TIMEOUT_S:g} s") from None
-    except (aiohttp.ClientError, ValueError) as error:
-        raise OperatorError(f"{url} cannot be read ({error}): is the relay running, and listen.admin there?") from None
-    if not isinstance(found, dict) or "flows" not in found:  # both have them, counted or listed
-        raise OperatorError(f"{url} answers something else: is this the relay's admin listener?")
-    return found
 
 
 def frame(summary: Json, flows: Json, width: int, lost: str | None = None) -> Group:
@@ -127,10 +101,12 @@ def _table(flows: list[Json], width: int, bands: list[float]) -> Table:
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
     for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
+    # Last, whole on every terminal: for relay explain and relay capture.
+    table.add_column("id", no_wrap=True, min_width=max((len(printable(flow["id"])) for flow in flows), default=0))
     for flow in flows:
         mos = Text(_number(flow["mos"], 2), style=_style(flow["mos"], bands))
         told = (Text(printable(flow[key]) or "-") for key in names.values())
-        table.add_row(mos, *told, *map(Text, _figures(flow)))
+        table.add_row(mos, *told, *map(Text, _figures(flow)), Text(printable(flow["id"])))
     return table
 
 

@@ -40,7 +40,9 @@ async def emulate(settings: EmulatorSettings, console: Console, *, with_relay: b
             await asyncio.to_thread(write_files, cloud)
             gateway = None
             if with_relay:
-                gateway = await running.enter_async_context(running_gateway(_relay_config(settings.folder)))
+                gateway = await running.enter_async_context(
+                    running_gateway(_relay_config(settings.folder), settings.folder)
+                )
                 await upstreams_up(gateway)
             show(console, cloud, gateway, await people(cloud.store, settings.fixtures))
             garbage.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from relay.config import Config
 from relay.gateway.app import Gateway
@@ -16,9 +17,12 @@ _POLL_S = 0.05
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(settings: Config) -> AsyncIterator[Gateway]:
-    """A gateway that serves while the block runs. Raises OperatorError if it cannot start."""
-    gateway = Gateway(settings)
+async def running_gateway(settings: Config, folder: Path | None = None) -> AsyncIterator[Gateway]:
+    """A gateway that serves while the block runs. Raises OperatorError if it cannot start.
+
+    It keeps ended calls in ``folder``, and keeps none without it.
+    """
+    gateway = Gateway(settings, folder=folder)
     await gateway.start()
     try:
         yield gateway

@@ -23,8 +23,12 @@ from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import CertificateCollector, PauseCollector, SignalingCollector
 from relay.gateway.admin.view import View
 from relay.gateway.balancers import Balancers
+from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import Calls, EndedCall
-from relay.gateway.calls.records import Records, check_path, make_file, record_of
+from relay.gateway.calls.database import check_file
+from relay.gateway.calls.ids import CallIds
+from relay.gateway.calls.records import Records, check_path, make_file, record_of, started_of
+from relay.gateway.calls.store import CallStore, Kept
 from relay.gateway.certificates.files import read_all
 from relay.gateway.certificates.keeper import CertificateKeeper
 from relay.gateway.entitlement.admission import TurnAdmission
@@ -83,6 +87,8 @@ CALL_LINES_PER_S = 500
 # Records of flows that no upstream has served. Anyone can end many of them, without a password, and each takes 600
 # bytes on the disk.
 UNSERVED_RECORDS_PER_S = 20
+# The same for calls that are kept for a search. When the file is full, each of them takes the place of a real call.
+UNSERVED_KEPT_PER_S = 2
 # What a reload does not change: sockets are bound, and the log is set up, at the start.
 FIXED_SECTIONS = ("listen", "log")
 # Ends that are not a sign of trouble. They are logged at level debug.
@@ -95,14 +101,17 @@ class Gateway:
     ``plane``, ``upstreams`` and the other public objects may be looked at: ``plane.snapshot()`` says what runs.
     """
 
-    def __init__(self, settings: Config, lookup: Lookup | None = None) -> None:
+    def __init__(self, settings: Config, lookup: Lookup | None = None, folder: Path | None = None) -> None:
         """Raises OperatorError for files that cannot be used, and then nothing runs. Needs a running loop.
 
-        ``lookup`` resolves the names of upstreams, and names that clients ask for, in place of the system.
+        ``lookup`` resolves the names of upstreams, and names that clients ask for, in place of the system. ``folder``
+        is for a file that the configuration does not name: the calls that are kept. Without it they are not.
         """
         self.tls: list[Address] = []
         self.admin: Address | UnixSocket = Address("", 0)
         self._config = settings
+        self._folder = folder
+        self.ids = CallIds()
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         # The plane's threads run from its constructor on, so what can raise comes before it.
@@ -120,15 +129,7 @@ class Gateway:
         self._health = HealthMonitor(self.upstreams, self._on_probe, lookup)
         self.resolver = Resolver(RelayPolicy(settings.media.allowed_networks), lookup)
         self._releaser = AllocationReleaser()
-        self._sessions = Sessions(
-            self.plane,
-            self.flows,
-            self.upstreams,
-            self._health,
-            self._releaser,
-            entitlement=self.entitlement,
-            is_exempt=self._networks.is_exempt,
-        )
+        self._sessions = self._make_sessions()
         self._upgrades = Upgrades(
             self.plane, self.flows, self._sessions, self.upstreams, self.resolver, networks=self._networks
         )
@@ -148,16 +149,19 @@ class Gateway:
             pauses=self.pauses,
         )
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
-        self.calls = Calls(self.plane.snapshot, self.upstreams.region_of)
+        self.calls = Calls(self.plane.snapshot, self.upstreams.region_of, ids=self.ids, on_started=self._on_started)
         self.records = Records(settings.quality.records)
+        self.store = CallStore(Kept.of(settings.quality, folder))
         self._tasks = Tasks()
         self._configure_calls()
         self._configure_flows(vendor)
-        self.captures = Captures(self.plane.tap, settings.capture)
+        self.captures = Captures(self.plane.tap, settings.capture, self.ids)
+        self._view = self._make_view()
         self._admin = self._make_admin()
         self._closed_lines = Lines(CLOSED_LINES_PER_S)
         self._call_lines = Lines(CALL_LINES_PER_S)
         self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
+        self._unserved_kept = RateLimit(UNSERVED_KEPT_PER_S)
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self, certificates: Sequence[ServerCertificate]) -> Plane:
@@ -166,23 +170,38 @@ class Gateway:
             return ReferencePlane(plane_settings(settings), certificates, self._on_events)
         return CompiledPlane(plane_settings(settings), certificates, self._on_events, workers=listen.workers)
 
-    def _make_admin(self) -> Admin:
-        view = View(
+    def _make_sessions(self) -> Sessions:
+        return Sessions(
+            self.plane,
+            self.flows,
+            self.upstreams,
+            self._health,
+            self._releaser,
+            entitlement=self.entitlement,
+            is_exempt=self._networks.is_exempt,
+            ids=self.ids,
+        )
+
+    def _make_view(self) -> View:
+        return View(
             self.plane.snapshot,
             self.calls,
             self.upstreams,
             self.records,
             lambda: self.draining,
             entitlement=self.entitlement,
+            store=self.store,
             tally=self.flows.tally,
             web_proxy=self.web_proxy.totals,
             balancers=self.balancers.totals,
         )
+
+    def _make_admin(self) -> Admin:
         settings = self._config
         collectors = SignalingCollector(self.signaling), CertificateCollector(self.certificates)
         hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
         pauses = PauseCollector(self.pauses.counts)
-        return Admin(view, self.captures, *collectors, pauses, hosts=hosts, token_hash=token_hash)
+        return Admin(self._view, self.captures, *collectors, pauses, hosts=hosts, token_hash=token_hash)
 
     @property
     def draining(self) -> bool:
@@ -200,8 +219,9 @@ class Gateway:
         """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
         async with contextlib.AsyncExitStack() as started:
             started.push_async_callback(self._names.close)
-            # This stops after the plane, whose end ends calls, and each call has a record.
+            # These stop after the plane, whose end ends calls, and each call has a record.
             started.push_async_callback(self.records.stop)
+            started.push_async_callback(self.store.stop)
             started.push_async_callback(self._releaser.stop)
             started.callback(self._sessions.stop)
             self.entitlement.start()
@@ -209,6 +229,7 @@ class Gateway:
             started.callback(self._admission.stop)
             started.push_async_callback(self.plane.stop)
             make_file(self._config.quality.records)
+            self.store.start()
             await self._site.start()
             started.push_async_callback(self._site.stop)
             self.admin = await self._listen_admin()
@@ -290,6 +311,7 @@ class Gateway:
         self.signaling.configure(settings.signaling, settings.health)
         self.resolver.policy = RelayPolicy(settings.media.allowed_networks)
         self.records.path = settings.quality.records
+        self.store.configure(Kept.of(settings.quality, self._folder))
         self.captures.configure(settings.capture)
         self._admin.configure(settings.admin.token_hash)
         self._admin.use_certificates(certificates)
@@ -333,7 +355,9 @@ class Gateway:
                 self._on_event(event)
             except Exception:
                 # A mistake of ours. The other events of this batch belong to other clients.
-                log.exception("event failed", kind=type(event).__name__, connection=getattr(event, "connection", None))
+                connection = getattr(event, "connection", None)
+                id_ = None if connection is None else self.ids.id_of(connection)
+                log.exception("event failed", kind=type(event).__name__, connection=id_)
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -386,17 +410,25 @@ class Gateway:
         else:
             self._log_closed(closed)
 
+    def _on_started(self, call: Call) -> None:
+        self._call_lines.info("call_started", **started_of(call))
+
     def _record(self, ended: EndedCall) -> None:
-        if ended.was_served or self._unserved.allows(asyncio.get_running_loop().time(), ""):
+        now = asyncio.get_running_loop().time()
+        if ended.was_served or self._unserved.allows(now, ""):
             self.records.write(record_of(ended))
         else:
             self.records.leave_out()
+        if ended.was_served or self._unserved_kept.allows(now, ""):
+            self.store.write(functools.partial(self._view.stored, ended))
+        else:
+            self.store.leave_out()
 
     def _log_closed(self, closed: Closed) -> None:
         if closed.reason in _QUIET or self.balancers.note_closed(closed):
-            log.debug("connection closed", **_describe(closed))
+            log.debug("connection closed", **_describe(closed, self.ids))
         else:
-            self._closed_lines.info("connection closed", closed.reason, **_describe(closed))
+            self._closed_lines.info("connection closed", closed.reason, **_describe(closed, self.ids))
 
     def _allocated(self, holder: Hashable) -> bool:
         """Whether the call that holds a place still lives. A session gives its place back itself, when it ends."""
@@ -430,6 +462,8 @@ def check(settings: Config) -> tuple[Callable[[], Catalog], list[ServerCertifica
     certificates = read_all(settings.certificates)
     vendor = _vendor(settings)
     check_path(settings.quality.records)
+    if settings.quality.calls is not None and settings.quality.calls_kept_days:
+        check_file(settings.quality.calls)
     open_trust(settings.signaling)
     return vendor, certificates
 
@@ -442,11 +476,11 @@ def _vendor(settings: Config) -> Callable[[], Catalog]:
     return lambda: given
 
 
-def _describe(closed: Closed) -> dict[str, object]:
+def _describe(closed: Closed, ids: CallIds) -> dict[str, object]:
     """The fields of a log line, without the empty ones."""
     totals = closed.totals
     fields: dict[str, object] = {
-        "connection": closed.connection,
+        "connection": ids.id_of(closed.connection),
         "reason": closed.reason.value,
         "cause": None if closed.handshake_failure is None else closed.handshake_failure.value,
         "detail": closed.detail,

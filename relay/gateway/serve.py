@@ -56,7 +56,7 @@ async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> No
         log.warning("not hardened", cause=trouble)
     _tell_exposures(settings, path)
     descriptors.raise_limit(settings)
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, folder=path.parent)
     tasks = Tasks()
     await gateway.start()
     _step_back()

@@ -5,6 +5,8 @@
 // live.js      the stream of summaries, and whether it still comes
 // overview.js  the first page
 // table.js     its list of the worst calls
+// ended.js     rows of calls that have ended
+// search.js    the search for them
 // call.js      the page of one call
 // columns.js   tables, made of lists of columns
 // charts.js    lines over time, drawn by uplot/
@@ -24,7 +26,7 @@ let page = null;
 let latest = null;
 
 function route() {
-  const found = /^#\/call\/(\d{1,20})$/.exec(location.hash);
+  const found = /^#\/call\/([0-9A-Za-z-]{1,64})$/.exec(location.hash);
   if (page !== overview) page?.remove();
   page = found ? new CallPage(found[1]) : overview;
   place.replaceChildren(page.element);
@@ -65,8 +67,9 @@ function toggleTheme() {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target instanceof HTMLInputElement;
-  // In the filter only Escape, Enter and the arrows are commands. Other keys are typed.
+  // In the filter only Escape, Enter and the arrows are commands. Other keys are typed. In the search all keys are typed.
   if (typing && event.key === "Escape" && !event.target.value) event.target.blur();
+  else if (typing && event.target.id !== "filter") return;
   else if (typing && !["Escape", "Enter", "ArrowDown", "ArrowUp"].includes(event.key)) return;
   else if (event.key === "t" && !typing) toggleTheme();
   else page.onKey(event);

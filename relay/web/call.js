@@ -2,7 +2,7 @@
 import { Chart, atLeast, ofMos } from "./charts.js";
 import { number, row, table, text } from "./columns.js";
 import { h } from "./dom.js";
-import { bandClass, clockTime, count, duration, fixed, known, percent, sum, words } from "./format.js";
+import { bandClass, clockTime, count, dayTime, duration, fixed, known, percent, sum, words } from "./format.js";
 
 const TWO_WAYS = [
   { label: "uplink ↑", colour: "--up" },
@@ -48,8 +48,8 @@ const STREAMS = [
 ];
 
 export class CallPage {
-  constructor(connection) {
-    this.connection = connection;
+  constructor(id) {
+    this.id = id;
     this.head = h("section", { class: "panel head" }, h("h1", {}, "…"));
     this.charts = [];
     const chart = (title, options) => {
@@ -87,14 +87,16 @@ export class CallPage {
       range: atLeast(10),
     });
     Object.assign(this, { mosChart, missingChart, jitterChart, queueChart });
+    this.sentences = h("section", { class: "panel sentences", hidden: true });
     this.whole = h("section", { class: "panel" });
-    this.streams = h("section", { class: "panel" });
+    this.streams = h("section", { class: "panel streams" });
     this.drops = h("section", { class: "panel" });
     this.assumptions = h("section", { class: "panel assumptions muted" });
     this.element = h(
       "div",
       { class: "call" },
       this.head,
+      this.sentences,
       mos,
       missing,
       jitter,
@@ -116,18 +118,34 @@ export class CallPage {
 
   async refresh() {
     try {
-      const answer = await fetch(`api/flows/${encodeURIComponent(this.connection)}`);
+      const answer = await fetch(`api/calls/${encodeURIComponent(this.id)}`);
       if (answer.status === 404) this.gone();
-      else if (answer.ok) this.render(await answer.json());
+      else if (!answer.ok) this.gone((await answer.json()).error);
+      else {
+        const call = await answer.json();
+        this.render(call);
+        await this.explain(call);
+      }
     } catch {
       // The header says that there is no connection; the next summary asks again.
     }
   }
 
-  gone() {
-    this.head.replaceChildren(
-      h("h1", {}, back(), "This call is over"),
-      h("p", { class: "muted" }, `The relay no longer keeps anything about connection ${this.connection}.`),
+  gone(why = `The relay no longer keeps anything about call ${this.id}.`) {
+    this.head.replaceChildren(h("h1", {}, back(), "This call is over"), h("p", { class: "muted" }, why));
+  }
+
+  // In words. The relay says them, with times in the zone of this page.
+  async explain(call) {
+    const utc_offset_minutes = -new Date(call.started_at).getTimezoneOffset();
+    const query = new URLSearchParams({ utc_offset_minutes });
+    const answer = await fetch(`api/calls/${encodeURIComponent(this.id)}/explanation?${query}`);
+    if (!answer.ok) return;
+    const { sentences, times } = await answer.json();
+    this.sentences.hidden = false;
+    this.sentences.replaceChildren(
+      h("h2", {}, `In words (times in ${times})`),
+      ...sentences.map(({ text }) => h("p", {}, text)),
     );
   }
 
@@ -181,7 +199,8 @@ export class CallPage {
         fact("TCP retransmits", link ? count(link.retransmits) : "–"),
         fact("waiting for it", `${count(call.queued_bytes)} bytes, ${fixed(call.queue_age_ms, 0)} ms`),
         fact("upstream heard", call.heard_s < 1 ? "now" : `${duration(call.heard_s)} ago`),
-        fact("connection", call.connection),
+        fact("call", call.id),
+        fact("began at", dayTime(Date.parse(call.started_at) / 1000)),
         call.ended ? fact("ended at", clockTime(Date.parse(call.ended.at) / 1000)) : null,
       ),
     );

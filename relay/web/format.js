@@ -52,4 +52,11 @@ export const clockTime = (unix) =>
     timeZoneName: "short",
   });
 
+// The same with its day, for times that may be long ago.
+export const dayTime = (unix) => {
+  const at = new Date(unix * 1000);
+  const day = at.toLocaleDateString("en-GB", { day: "2-digit", month: "short", year: "numeric" });
+  return `${day}, ${at.toLocaleTimeString("en-GB")}`;
+};
+
 export const zone = (unix) => clockTime(unix).replace(/^\S+ /, "");

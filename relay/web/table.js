@@ -89,7 +89,7 @@ export class CallTable {
   show({ flows, total }, match) {
     const what = match ? `match “${match}”` : "flows";
     setText(this.note, total > flows.length ? `${flows.length} of ${count(total)} ${what}` : `${count(total)} ${what}`);
-    this.rows = flows.map((flow) => flow.connection);
+    this.rows = flows.map((flow) => flow.id);
     if (!this.rows.includes(this.selected)) this.selected = null;
     this.body.replaceChildren(...flows.map(rowOf));
     if (!flows.length) this.body.append(empty(COLUMNS, match ? "No flow matches." : "No calls now."));
@@ -98,7 +98,7 @@ export class CallTable {
 
   mark() {
     for (const element of this.body.rows) {
-      const chosen = this.selected !== null && element.dataset.connection === this.selected;
+      const chosen = this.selected !== null && element.dataset.call === this.selected;
       element.toggleAttribute("aria-selected", chosen);
       if (chosen) element.scrollIntoView({ block: "nearest" });
     }
@@ -117,9 +117,9 @@ export const upstreamOf = ({ upstream, region }) => [upstream, h("span", { class
 
 function rowOf(flow) {
   const open = () => {
-    location.hash = `#/call/${flow.connection}`;
+    location.hash = `#/call/${flow.id}`;
   };
-  return row(COLUMNS, flow, { data: { connection: flow.connection }, on: { click: open } });
+  return row(COLUMNS, flow, { data: { call: flow.id }, on: { click: open } });
 }
 
 // A line through the last windows: MOS 1 at the bottom, 4.5 at the top.

@@ -18,7 +18,7 @@ import pytest
 from relay import __version__
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
-from relay.console.capture import capture
+from relay.console.capture import capture, flow_of
 from relay.console.listener import AdminListener
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError, UpstreamError
@@ -27,6 +27,7 @@ from relay.turn.credentials import StaticCredentials
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.capture import LONG_S, NO_PROBES, capturing, copies, relay_with_a_flow
 from tests.support.benches.gateway import Relay, running_relay
+from tests.support.benches.made_up import MadeUpRelay
 from tests.support.pcapng import read_capture
 from tests.support.peers.behind_turn import Inbox, echo_all_sizes, open_echo
 from tests.support.waiting import eventually
@@ -56,7 +57,7 @@ async def test_the_whole_way_with_a_real_client(plane: str, tmp_path: Path) -> N
         [flow] = relay.gateway.plane.snapshot().flows
         started_us = time.time_ns() // 1000
         taking = asyncio.create_task(
-            capture(AdminListener(f"http://{relay.admin}"), str(flow.connection), LONG_S, path)
+            capture(AdminListener(f"http://{relay.admin}"), relay.gateway.ids.id_of(flow.connection), LONG_S, path)
         )
         await eventually(lambda: len(relay.gateway.captures) == 1)
         await wait_for_copies(relay, turn, echo, inbox)
@@ -77,7 +78,12 @@ async def test_the_whole_way_with_a_real_client(plane: str, tmp_path: Path) -> N
     assert (captured.packets, captured.missed, captured.end) == (len(file.packets), 0, "the flow has ended")
     assert captured.bytes == path.stat().st_size
     assert file.application == f"cloud9-relay {__version__}"
-    for part in (f"Flow {flow.connection} of client {client}", "relay.test", str(wire.address), "is not decrypted"):
+    for part in (
+        f"Flow {relay.gateway.ids.id_of(flow.connection)} of client {client}",
+        "relay.test",
+        str(wire.address),
+        "is not decrypted",
+    ):
         assert part in file.comment
     assert path.stat().st_mode & 0o777 == 0o600
     assert [name for name in os.listdir(tmp_path) if "part" in name] == []
@@ -148,7 +154,7 @@ async def test_wireshark_reads_the_same(tmp_path: Path) -> None:
     """And finds nothing wrong with it: no bad checksum, nothing malformed."""
     path = tmp_path / "flow.pcapng"
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
-        taking = asyncio.create_task(capture(AdminListener(bench.url), str(bench.connection), LONG_S, path))
+        taking = asyncio.create_task(capture(AdminListener(bench.url), bench.id, LONG_S, path))
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         await copies(bench)
         for size in (0, 1, 172, 1400):
@@ -188,6 +194,26 @@ async def test_wireshark_reads_the_same(tmp_path: Path) -> None:
     assert f"Number of packets:   {len(file.packets)}" in stdout.decode()
 
 
+# ---- Whose
+
+
+async def test_the_one_call_of_a_user() -> None:
+    relay = MadeUpRelay()
+    for number, name in enumerate(("a.keller", "a.kellermann", "mei", "mei", ""), 1):
+        relay.call(number, username=name)
+    async with relay.served() as address:
+        url = f"http://{address}/"
+        assert await flow_of(AdminListener(url), "A.Keller") == "test-1"
+        for user, said in (
+            ("keller", "--user keller: has no call now; relay top shows who has one"),
+            ("mei", r"--user mei: has 2 calls now: choose one with --flow \(test-3, test-4\)"),
+        ):
+            with pytest.raises(OperatorError, match=said):
+                await flow_of(AdminListener(url), user)
+    with pytest.raises(OperatorError, match="cannot be read"):
+        await flow_of(AdminListener("http://127.0.0.1:9"), "mei")
+
+
 # ---- The file
 
 
@@ -202,7 +228,7 @@ async def test_nothing_is_overwritten(tmp_path: Path) -> None:
 async def test_a_name_that_is_taken_meanwhile_stays(tmp_path: Path) -> None:
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
         path = tmp_path / "flow.pcapng"
-        taking = asyncio.create_task(capture(AdminListener(bench.url), str(bench.connection), LONG_S, path))
+        taking = asyncio.create_task(capture(AdminListener(bench.url), bench.id, LONG_S, path))
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         path.write_text("mine")
         bench.client.abort()
@@ -214,7 +240,7 @@ async def test_a_name_that_is_taken_meanwhile_stays(tmp_path: Path) -> None:
 async def test_to_be_cancelled_keeps_what_came(tmp_path: Path) -> None:
     path = tmp_path / "flow.pcapng"
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
-        taking = asyncio.create_task(capture(AdminListener(bench.url), str(bench.connection), LONG_S, path))
+        taking = asyncio.create_task(capture(AdminListener(bench.url), bench.id, LONG_S, path))
         await eventually(lambda: len(bench.relay.gateway.captures) == 1)
         await copies(bench)
         await eventually(lambda: any(part.stat().st_size > 1000 for part in tmp_path.glob(".flow.pcapng.*.part")))
@@ -275,7 +301,7 @@ async def test_what_answers_is_no_relay(answer: bytes, said: str, tmp_path: Path
     ("url", "flow", "name", "said"),
     [
         ("127.0.0.1:9443", "1", "a", "--url"),
-        ("http://127.0.0.1:9", "me", "a", "--flow me: expected a number"),
+        ("http://127.0.0.1:9", "../me", "a", "--flow ../me: expected an id"),
         ("http://127.0.0.1:9", "1", "no/such/folder", "No such file or directory"),
         ("http://127.0.0.1:9", "1", "a", "cannot be read"),
     ],

@@ -48,6 +48,7 @@ async def test_one_frame_worst_first() -> None:
     assert "downlink_old" not in drops  # before the first look nothing is known
     assert [row.split()[1] for row in rows] == ["bad", "good", "silent"]
     assert "24.0" in rows[0].split()
+    assert [row.split()[-1] for row in rows] == ["test-2", "test-1", "test-3"]
     assert rows[2].split()[0] == "-"
 
 
@@ -69,6 +70,7 @@ async def test_match_and_a_narrow_terminal() -> None:
         await top.show_once(AdminListener(f"http://{address}"), "TRADER1", screen)
     assert "trader1" in text_of(screen)
     assert "trader2" not in text_of(screen)
+    assert text_of(screen).split()[-1] == "test-1"
     assert "desk.relay.test" not in text_of(screen)
     assert max(map(len, text_of(screen).splitlines())) <= 80
 

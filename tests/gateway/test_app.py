@@ -24,7 +24,8 @@ from relay.demo.authority import Authority
 from relay.emulator.turn.slow import TurnHost
 from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
-from relay.gateway.app import UNSERVED_RECORDS_PER_S, Gateway
+from relay.gateway.app import UNSERVED_KEPT_PER_S, UNSERVED_RECORDS_PER_S, Gateway
+from relay.gateway.calls.database import Search
 from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason, ConnectionId, TextReceived
 from relay.plane.settings import PlaneSettings
@@ -125,7 +126,7 @@ async def test_an_event_that_fails_takes_no_other_with_it(tmp_path: Path, monkey
     await gateway.stop()
     assert heard == ["one", "two", "three"]
     assert [(line["event"], line["kind"], line["connection"]) for line in lines] == [
-        ("event failed", "TextReceived", 1)
+        ("event failed", "TextReceived", gateway.ids.id_of(ConnectionId(1)))
     ]
 
 
@@ -423,7 +424,8 @@ async def test_flows_that_nobody_served_do_not_fill_the_disk(tmp_path: Path) -> 
         relay.gateway._on_events([one.closed(CloseReason.CLIENT_CLOSED) for one in (*strangers, *callers)])
         written = relay.gateway.records
         await eventually(lambda: written.written + written.lost == 200)
-        told = [int(one["connection"]) >= 1000 for one in records(path)]
+        served = {relay.gateway.ids.id_of(one.connection) for one in callers}
+        told = [one["id"] in served for one in records(path)]
         assert told.count(True) == 100
         assert UNSERVED_RECORDS_PER_S <= told.count(False) < 100
         assert written.lost == 100 - told.count(False)
@@ -436,16 +438,75 @@ async def test_a_call_ends_with_one_line_in_the_log(tmp_path: Path) -> None:
         silent = MadeUpCall(ConnectionId(78))
         with capture_logs() as lines:
             relay.gateway._on_events([made.closed(CloseReason.CLIENT_LOST), silent.closed(CloseReason.CLIENT_LOST)])
-        call, flow = [line for line in lines if line["log_level"] == "info"]
+        started, call, flow = [line for line in lines if line["log_level"] == "info"]
+        assert (started["event"], started["username"], started["id"]) == ("call_started", "a.keller", call["id"])
         assert (call["event"], call["username"], call["reason"]) == ("call_ended", "a.keller", "client_lost")
         assert call["downlink"]["lost_percent"] == 2.0
-        assert (flow["event"], flow["connection"]) == ("connection closed", 78)
+        assert (flow["event"], flow["connection"]) == ("connection closed", relay.gateway.ids.id_of(silent.connection))
         assert [one.connection for one in relay.gateway.calls.ended] == [77]
+
+
+@pytest.mark.parametrize("plane", ["compiled", "reference"])
+async def test_a_call_begins_with_one_line_in_the_log(
+    tmp_path: Path, plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says enough to find the call if nothing more is ever said, because the relay was killed."""
+    monkeypatch.setattr("relay.gateway.calls.calls.WINDOW_S", 0.01)
+    with capture_logs() as lines:
+        async with open_host() as host, running_relay(tmp_path, host.address, listen={"plane": plane}) as relay:
+            async with calling(relay) as call:
+                for number in range(10):
+                    call.turn.send(call.peer, bytes.fromhex(f"8000{number:04x}{160 * number:08x}00000007") + bytes(160))
+                    await call.inbox.get()
+                await eventually(lambda: any(line["event"] == "call_started" for line in lines))
+                [started] = [line for line in lines if line["event"] == "call_started"]
+                [flow] = relay.gateway.plane.snapshot().flows
+                assert started["id"] == relay.gateway.ids.id_of(flow.connection)
+                client = str(call.turn.local_address)
+            await eventually(lambda: any(line["event"] == "call_ended" for line in lines))
+    told = (started["username"], started["client"], started["server_name"], started["upstream"], started["region"])
+    assert told == ("trader", client, "relay.test", "stun1", "default")
+    assert (started["carrier"], started["log_level"]) == ("turn", "info")
+    [ended] = [line for line in lines if line["event"] == "call_ended"]
+    assert [line["event"] for line in lines].count("call_started") == 1
+    assert (ended["id"], ended["started_at"][:16]) == (started["id"], started["started_at"][:16])
+
+
+async def test_ended_calls_are_kept_and_those_that_nobody_served_do_not_push_them_out(tmp_path: Path) -> None:
+    async with running_relay(tmp_path, NO_UPSTREAM, quality={"calls": "kept.sqlite3"}) as relay:
+        strangers, callers = ([MadeUpCall(ConnectionId(first + n)) for n in range(100)] for first in (0, 1000))
+        for one in strangers:
+            one.talk(directions=[Direction.UPLINK])
+        for one in callers:
+            one.talk()
+        relay.gateway._on_events([one.closed(CloseReason.CLIENT_CLOSED) for one in (*strangers, *callers)])
+        store = relay.gateway.store
+        await eventually(lambda: store.written + store.lost == 200)
+        kept = {call["id"] for call in await store.find(Search(limit=1000))}
+        served = {relay.gateway.ids.id_of(one.connection) for one in callers}
+        assert served <= kept
+        assert UNSERVED_KEPT_PER_S <= len(kept - served) < 50
+        assert store.lost == 200 - len(kept)
+
+
+async def test_no_id_is_given_twice(tmp_path: Path) -> None:
+    """Also not after a restart, and not in another relay: the planes count anew."""
+    ids = set()
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with open_host() as host, running_relay(folder, host.address) as relay, calling(relay):
+            [flow] = relay.gateway.plane.snapshot().flows
+            ids.add(relay.gateway.ids.id_of(flow.connection))
+    assert len(ids) == 3
 
 
 async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match=r"cannot write .* \(quality\.records\): no such file or directory"):
         async with running_relay(tmp_path, NO_UPSTREAM, quality={"records": "none/calls.jsonl"}):
+            pass
+    with pytest.raises(OperatorError, match=r"cannot write .* \(quality\.calls\): no such file or directory"):
+        async with running_relay(tmp_path, NO_UPSTREAM, quality={"calls": "none/calls.sqlite3"}):
             pass
 
 
@@ -609,9 +670,10 @@ async def test_reload_says_nothing_of_a_change_that_was_taken_back(tmp_path: Pat
         {"routes": [{"server_name": "relay.test", "region": "nowhere"}]},
         {"certificates": [{"certificate": "gone.pem", "private_key": "gone.key"}]},
         {"quality": {"records": "none/calls.jsonl"}},
+        {"quality": {"calls": "none/calls.sqlite3"}},
         {"lissten": {}},
     ],
-    ids=["no upstream", "unknown region", "no such certificate", "no such folder", "unknown key"],
+    ids=["no upstream", "unknown region", "no such certificate", "no such folder", "no folder of calls", "unknown key"],
 )
 async def test_broken_file_changes_nothing(tmp_path: Path, broken: dict[str, Any]) -> None:
     async with open_host() as host, running_relay(tmp_path, host.address) as relay, calling(relay) as call:

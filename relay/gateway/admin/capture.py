@@ -18,6 +18,7 @@ from aiohttp import web
 from relay import __version__
 from relay.addresses import Address
 from relay.config import CaptureSettings
+from relay.gateway.calls.ids import CallIds
 from relay.logs import printable
 from relay.plane.api import ConnectionId, Tap, TappedDatagram
 from relay.quality.stream import Direction
@@ -59,7 +60,7 @@ class _Running:
     """One capture. ``room`` is how much the file may still grow, without its last block."""
 
     tap: Tap
-    connection: ConnectionId
+    id: str
     room: int
     # From the monotonic clock to the wall clock. If that one is set meanwhile, times between packets stay right.
     offset_us: int = field(default_factory=lambda: time.time_ns() // 1000 - time.monotonic_ns() // 1000)
@@ -72,7 +73,7 @@ class _Running:
         """The blocks before the packets."""
         tap = self.tap
         said = (
-            f"Flow {self.connection} of client {tap.client}, server name {printable(tap.server_name) or 'none'}, "
+            f"Flow {self.id} of client {tap.client}, server name {printable(tap.server_name) or 'none'}, "
             f"upstream {printable(tap.upstream.name)} ({tap.upstream.address}).",
             "These are the UDP datagrams between relay and upstream, recorded inside the relay. Those that it drops on "
             "the way to the client are here, too. The IP and UDP headers are made from the addresses; time to live and "
@@ -115,10 +116,13 @@ class _Running:
 
 
 class Captures:
-    """The captures that run. ``POST /api/flows/{connection}/capture?seconds=N`` asks for one."""
+    """The captures that run. ``POST /api/flows/{id}/capture?seconds=N`` asks for one."""
 
-    def __init__(self, tap: Callable[[ConnectionId], Tap | None], settings: CaptureSettings) -> None:
+    def __init__(
+        self, tap: Callable[[ConnectionId], Tap | None], settings: CaptureSettings, ids: CallIds | None = None
+    ) -> None:
         self._tap = tap
+        self._ids = ids or CallIds()
         self._settings = settings
         self._running: dict[ConnectionId, _Running] = {}
         self._stopped = False
@@ -155,9 +159,7 @@ class Captures:
         return await self._open(request, settings, seconds)
 
     async def _open(self, request: web.Request, settings: CaptureSettings, seconds: float) -> web.StreamResponse:
-        given = request.match_info["connection"]
-        # 20 digits hold 64 bits.
-        connection = ConnectionId(int(given)) if given.isascii() and given.isdigit() and len(given) <= 20 else None
+        connection = self._ids.connection_of(request.match_info["id"])
         if connection in self._running:
             return _refuse(409, "this flow is being captured already")
         if self._stopped or len(self._running) >= MAX_CAPTURES:
@@ -166,10 +168,10 @@ class Captures:
         if connection is None or tap is None:
             return _refuse(404, "no such flow")
         # This comes before the first await, so that many that come at once are counted.
-        running = _Running(tap, connection, settings.max_bytes - LAST_BLOCK_BYTES)
+        running = _Running(tap, self._ids.id_of(connection), settings.max_bytes - LAST_BLOCK_BYTES)
         self._running[connection] = running
         end, response = CaptureEnd.READER, web.StreamResponse(headers=_HEADERS)
-        told = {"connection": connection, "asked_by": _peer(request), "client": str(tap.client)}
+        told = {"connection": running.id, "asked_by": _peer(request), "client": str(tap.client)}
         log.info("capture started", **told, seconds=seconds, server_name=tap.server_name)
         try:
             async with asyncio.timeout(seconds + LATE_S):

@@ -95,7 +95,7 @@ class Admin:
         app.router.add_get("/readyz", self._on_readyz)
         app.router.add_get("/metrics", self._on_metrics)
         app.router.add_get("/api/events", self.events.on_request)
-        app.router.add_post("/api/flows/{connection}/capture", captures.on_request)
+        app.router.add_post("/api/flows/{id}/capture", captures.on_request)
         app.router.add_routes(Api(view).routes())
         app.router.add_routes(dashboard.routes())
         self._runner = web.AppRunner(

@@ -98,6 +98,9 @@ class RelayCollector(Collector):
         records = self._view.records
         yield _counter("relay_call_records_written_total", "Call records written to the file.", records.written)
         yield _counter("relay_call_records_lost_total", "Call records that were not written.", records.lost)
+        store = self._view.store
+        yield _counter("relay_calls_kept_total", "Ended calls that were kept for a search.", store.written)
+        yield _counter("relay_calls_not_kept_total", "Ended calls that could not be kept.", store.lost)
         yield _counter("relay_log_lines_lost_total", "Log lines that nobody read in time.", logs.lines_lost())
         yield from _collect_web_proxy(self._view.web_proxy)
         yield from _collect_balancers(self._view.balancers)

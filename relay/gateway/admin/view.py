@@ -16,8 +16,11 @@ from relay import __version__
 from relay.gateway.balancers import BalancerTotals
 from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import BANDS, SLICE, WINDOW_S, Calls, EndedCall, rounded, whole
+from relay.gateway.calls.database import StoredCall
+from relay.gateway.calls.ids import normal
 from relay.gateway.calls.records import Records, iso
-from relay.gateway.calls.windows import Heard, Window
+from relay.gateway.calls.store import CallStore
+from relay.gateway.calls.windows import Heard, Window, Windows
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.routing.flows import Tally
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
@@ -58,17 +61,19 @@ class View:
         draining: Callable[[], bool],
         *,
         entitlement: Entitlement,
+        store: CallStore | None = None,
         tally: Tally | None = None,
         web_proxy: WebProxyTotals | None = None,
         balancers: BalancerTotals | None = None,
     ) -> None:
-        """``tally``, ``web_proxy`` and ``balancers`` stay zero where they are not given."""
+        """Without a ``store`` nothing is kept. ``tally``, ``web_proxy`` and ``balancers`` stay zero if not given."""
         self.snapshot = snapshot
         self.calls = calls
         self.upstreams = upstreams
         self.records = records
         self.draining = draining
         self.entitlement = entitlement
+        self.store = store or CallStore()
         self.tally = tally or Tally()
         self.web_proxy = web_proxy or WebProxyTotals()
         self.balancers = balancers or BalancerTotals()
@@ -111,6 +116,7 @@ class View:
             "worst": [self.describe_call(call) for call in calls.worst(WORST_SHOWN)],
             "ended_badly": [describe_ended(ended) for ended in calls.ended_badly(ENDED_SHOWN)],
             "records": {"written": self.records.written, "lost": self.records.lost},
+            "kept": {"written": self.store.written, "lost": self.store.lost, "trouble": self.store.trouble},
             "entitlement": {
                 "policy": self.entitlement.policy,
                 "trouble": self.entitlement.trouble,
@@ -181,24 +187,53 @@ class View:
             *(flow.client, flow.username, flow.server_name),
             *(flow.upstream.name, self._region_of(flow), flow.carrier),
         )
-        return " ".join(map(str, (flow.connection, *words))).casefold()
+        return " ".join(map(str, (self.calls.ids.id_of(flow.connection), *words))).casefold()
 
     def _region_of(self, flow: FlowSnapshot) -> str:
         return self.upstreams.region_of(flow.upstream.name)
 
-    async def flow(self, connection: ConnectionId) -> Json | None:
-        """All that is known of one flow. None if there is no such flow, and none has ended lately."""
+    async def call(self, wanted: str) -> Json | None:
+        """The same as ``flow``, also for calls that ended before. Raises CallsUnavailable."""
+        if (found := await self.flow(wanted)) is not None:
+            return found
+        stored = await self.store.get(normal(wanted))
+        return None if stored is None else _told_of(stored)
+
+    async def flow(self, wanted: str) -> Json | None:
+        """All that is known of one flow, by its id. None if there is no such flow, and none has ended lately."""
+        connection = self.calls.ids.connection_of(wanted)
+        if connection is None:
+            return None
         if (ended := self.calls.get_ended(connection)) is not None:
-            return {
-                **describe_flow(ended.flow, ended.call.region, ended.call),
-                **self._details(ended.flow, ended.call),
-                "ended": _describe_end(ended),
-            }
+            return {**self._describe_ended_flow(ended), "windows": _columns(ended.call.started_at, ended.call.windows)}
         call = self.calls.get(connection)
         flow = await self._find(connection) if call is None or call.flow is None else call.flow
         if flow is None:
             return None
-        return {**self.describe_flow(flow), **self._details(flow, call), "ended": None}
+        windows = None if call is None else _columns(call.started_at, call.windows)
+        return {**self.describe_flow(flow), **self._details(flow, call), "ended": None, "windows": windows}
+
+    def stored(self, ended: EndedCall) -> StoredCall:
+        """What is kept of a flow that has ended. Another thread may ask: nothing of this changes any more."""
+        host, username = ended.flow.client.host, ended.flow.username
+        return StoredCall(
+            ended.id,
+            ended.call.started_at,
+            ended.ended_at,
+            username,
+            host,
+            describe_ended(ended),
+            self._describe_ended_flow(ended),
+            ended.call.windows.pack(),
+        )
+
+    def _describe_ended_flow(self, ended: EndedCall) -> Json:
+        call, flow = ended.call, ended.flow
+        return {
+            **describe_flow(flow, call.region, call, ended.id),
+            **self._details(flow, call),
+            "ended": _describe_end(ended),
+        }
 
     async def _find(self, connection: ConnectionId) -> FlowSnapshot | None:
         flows = self.snapshot().flows
@@ -211,16 +246,19 @@ class View:
 
     def describe_flow(self, flow: FlowSnapshot) -> Json:
         """One row of the list."""
-        return describe_flow(flow, self._region_of(flow), self.calls.get(flow.connection))
+        call, id_ = self.calls.get(flow.connection), self.calls.ids.id_of(flow.connection)
+        return describe_flow(flow, self._region_of(flow), call, id_)
 
     def describe_call(self, call: Call) -> Json:
         """The same for a call, as it was at the last look."""
         assert call.flow is not None
-        return describe_flow(call.flow, call.region, call)
+        return describe_flow(call.flow, call.region, call, call.id)
 
     def _details(self, flow: FlowSnapshot, call: Call | None) -> Json:
+        """What the list does not have, apart from the windows."""
         link = flow.link
         return {
+            "started_at": iso(time.time() - flow.age_s if call is None else call.started_at),
             "streams": [_describe_stream(stream) for stream in flow.streams],
             "rtcp": {"uplink": flow.uplink_rtcp, "downlink": flow.downlink_rtcp},
             "drops_by_traffic": {
@@ -237,7 +275,6 @@ class View:
                 "unsent_bytes": link.unsent_bytes,
             },
             "whole_call": None if call is None else {"uplink": whole(call.uplink), "downlink": whole(call.downlink)},
-            "windows": None if call is None else _columns(call),
             "window_s": WINDOW_S,
             "assumptions": assumptions(flow.streams, self.calls.playout_deadline_ms),
         }
@@ -272,13 +309,12 @@ def _codecs(streams: Iterable[RtpStream]) -> str:
     return " ".join([*said, "The MOS scale is narrowband: 4.4 is the best score."])
 
 
-def describe_flow(flow: FlowSnapshot, region: str, call: Call | None) -> Json:
+def describe_flow(flow: FlowSnapshot, region: str, call: Call | None, id_: str) -> Json:
     """One flow, with the quality of its last window; None where there is nothing to judge."""
     totals, window = flow.totals, None if call is None else call.window
     uplink, downlink = (Heard(), Heard()) if window is None else (window.uplink, window.downlink)
     return {
-        # A text, because JavaScript and jq round numbers beyond 2^53.
-        "connection": str(flow.connection),
+        "id": id_,
         "client": str(flow.client),
         "username": flow.username,
         "server_name": flow.server_name,
@@ -308,8 +344,12 @@ def _describe_heard(heard: Heard) -> Json:
     }
 
 
-def _columns(call: Call) -> Json:
-    windows = list(call.windows)
+def _told_of(stored: StoredCall) -> Json:
+    return {**stored.told, "windows": _columns(stored.started_at, Windows.unpack(stored.windows))}
+
+
+def _columns(started_at: float, kept: Windows) -> Json:
+    windows = list(kept)
 
     def column(value: Callable[[Window], float | None], digits: int) -> list[float | None]:
         return [rounded(value(window), digits) for window in windows]
@@ -324,7 +364,7 @@ def _columns(call: Call) -> Json:
         }
 
     return {
-        "at": [round(call.started_at + window.age_s, 1) for window in windows],
+        "at": [round(started_at + window.age_s, 1) for window in windows],
         "uplink": direction(lambda window: window.uplink),
         "downlink": direction(lambda window: window.downlink),
         "queue_ms": column(lambda window: window.queue_ms, 3),
@@ -361,10 +401,11 @@ def describe_ended(ended: EndedCall) -> Json:
     """One row of the calls that ended."""
     flow = ended.flow
     return {
-        "connection": str(ended.connection),
+        "id": ended.id,
         "client": str(flow.client),
         "username": flow.username,
         "server_name": flow.server_name,
+        "started_at": iso(ended.call.started_at),
         "upstream": flow.upstream.name,
         "region": ended.call.region,
         "age_s": round(flow.age_s, 3),

@@ -52,9 +52,10 @@ class WholeCall(Missing):
 class Call:
     """A flow from its first RTP packet on. ``flow`` is the last reading, ``window`` what came since the one before."""
 
-    __slots__ = ("downlink", "flow", "mos", "region", "seen", "started_at", "uplink", "window", "windows")
+    __slots__ = ("downlink", "flow", "id", "mos", "region", "seen", "started_at", "uplink", "window", "windows")
 
-    def __init__(self, region: str, started_at: float) -> None:
+    def __init__(self, id: str, region: str, started_at: float) -> None:  # noqa: A002 - the word that everybody uses
+        self.id = id
         self.region = region
         # Unix time in seconds.
         self.started_at = started_at

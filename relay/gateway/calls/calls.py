@@ -18,6 +18,7 @@ import structlog
 
 from relay.gateway.calls.call import BAD_MOS, Call, WholeCall
 from relay.gateway.calls.histograms import Histograms
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.calls.windows import worse
 from relay.plane.api import Closed, CloseReason, ConnectionId, DropReason, FlowSnapshot, Snapshot
 from relay.quality.emodel import mos
@@ -64,6 +65,11 @@ class EndedCall:
     detail: str
 
     @property
+    def id(self) -> str:
+        """As everybody outside the relay knows it."""
+        return self.call.id
+
+    @property
     def carried_rtp(self) -> bool:
         """Whether it was a call at all."""
         return self.call.flow is not None
@@ -87,12 +93,20 @@ class Calls:
         snapshot: Callable[[], Snapshot],
         region_of: Callable[[str], str],
         *,
+        ids: CallIds | None = None,
+        on_started: Callable[[Call], None] = lambda _: None,
         max_calls: int = 0,
         playout_deadline_ms: float = 60.0,
     ) -> None:
-        """``region_of`` takes the name of an upstream. At most ``max_calls`` are kept; 0 means no bound."""
+        """``region_of`` takes the name of an upstream. At most ``max_calls`` are kept; 0 means no bound.
+
+        ``on_started`` is told of each call once: when the first look after its first RTP packet has seen it, or just
+        before its end if that comes first.
+        """
         self._snapshot = snapshot
         self._region_of = region_of
+        self._on_started = on_started
+        self.ids = ids or CallIds()
         self._calls: dict[ConnectionId, Call] = {}
         self._closed: set[ConnectionId] = set()
         self._tick = 0
@@ -170,6 +184,7 @@ class Calls:
         if not flow.streams or flow.connection in self._closed:
             return
         call = self._calls.get(flow.connection)
+        is_new = call is None
         if call is None:
             if len(self._calls) >= self._max_calls:
                 self.unwatched += 1
@@ -177,9 +192,11 @@ class Calls:
             call = self._calls[flow.connection] = self._new(flow, now)
         call.seen = self._tick
         self._take(call, flow)
+        if is_new:
+            self._on_started(call)
 
     def _new(self, flow: FlowSnapshot, now: float) -> Call:
-        return Call(self._region_of(flow.upstream.name), now - flow.age_s)
+        return Call(self.ids.id_of(flow.connection), self._region_of(flow.upstream.name), now - flow.age_s)
 
     def _take(self, call: Call, flow: FlowSnapshot) -> None:
         window = call.read(flow, self.playout_deadline_ms, self._keep)
@@ -200,9 +217,12 @@ class Calls:
             return None
         now = time.time()
         self._closed.add(closed.connection)
-        call = self._calls.pop(closed.connection, None) or self._new(closed.flow, now)
+        known = self._calls.pop(closed.connection, None)
+        call = known or self._new(closed.flow, now)
         if closed.flow.streams:
             self._take(call, closed.flow)
+            if known is None:
+                self._on_started(call)
         ended = EndedCall(closed.connection, call, closed.flow, now, closed.reason, closed.detail)
         if ended.carried_rtp:
             self.ended.append(ended)

@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 from relay.errors import OperatorError
+from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import EndedCall, whole
 
 log = structlog.get_logger()
@@ -35,7 +36,7 @@ def record_of(ended: EndedCall) -> dict[str, Any]:
     """Who, where, how long, how much, how it sounded, and why it ended. Percentages, ms and MOS may be None."""
     flow, totals = ended.flow, ended.flow.totals
     return {
-        "connection": str(ended.connection),
+        "id": ended.id,
         "client": str(flow.client),
         "username": flow.username,
         "server_name": flow.server_name,
@@ -65,6 +66,22 @@ def record_of(ended: EndedCall) -> dict[str, Any]:
 def iso(unix_s: float) -> str:
     """A time in the format of RFC 3339: UTC, with milliseconds."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def started_of(call: Call) -> dict[str, Any]:
+    """The fields of the log line for a call that has begun. If the relay is killed, they are all that is left of it."""
+    flow = call.flow
+    assert flow is not None
+    return {
+        "id": call.id,
+        "client": str(flow.client),
+        "username": flow.username,
+        "server_name": flow.server_name,
+        "region": call.region,
+        "upstream": flow.upstream.name,
+        "carrier": flow.carrier.value,
+        "started_at": iso(call.started_at),
+    }
 
 
 def check_path(path: Path | None) -> None:

@@ -7,8 +7,9 @@ its worst audible stream: if a trader cannot understand one line, the others do 
 from __future__ import annotations
 
 import math
+import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from relay.plane.api import FlowSnapshot, Latency
@@ -82,12 +83,20 @@ class Window:
 
 
 class Windows:
-    """The last windows of a call, oldest first, in 64 bytes each."""
+    """The windows of a call, oldest first, in 64 bytes each.
+
+    A long call has more windows than are kept. Then the older ones are merged, and each has the worst of its time:
+    what was bad in the morning can still be seen in the evening, though not to the second. The younger half stays as it
+    is.
+    """
 
     _WIDTH = 16
 
     def __init__(self) -> None:
         self._rows = array("f")
+        # The first of the rows are merged ones. The next that is made takes this many windows.
+        self._merged = 0
+        self._step = 2
 
     def __len__(self) -> int:
         return len(self._rows) // self._WIDTH
@@ -101,17 +110,68 @@ class Windows:
         return (self._window(start) for start in range(begin, len(self._rows), self._WIDTH))
 
     def append(self, window: Window, keep: int) -> None:
-        """Add one, and drop the oldest beyond ``keep``."""
+        """Add one, and merge older ones so that there are at most ``keep``."""
         self._rows.extend((window.age_s, *_packed(window.uplink), *_packed(window.downlink)))
         self._rows.extend((_float(window.queue_ms), window.drops, _float(window.rtt_ms)))
-        excess = len(self) - keep
-        if excess > 0:
-            del self._rows[: excess * self._WIDTH]
+        while len(self) > max(1, keep):
+            if self._merged > max(1, keep // 2):
+                self._merge_pairs()
+            else:
+                self._merge(self._merged, min(self._step, len(self) - self._merged))
+                self._merged += 1
+
+    def _merge_pairs(self) -> None:
+        """Halve the rows that are merged already."""
+        for first in range(self._merged // 2):
+            self._merge(first, 2)
+        self._merged -= self._merged // 2
+        self._step *= 2
+
+    def _merge(self, first: int, count: int) -> None:
+        """Make one row of so many."""
+        start, end = first * self._WIDTH, (first + count) * self._WIDTH
+        rows = (self._rows[row : row + self._WIDTH] for row in range(start, end, self._WIDTH))
+        self._rows[start:end] = array(
+            "f", [how(column) for how, column in zip(_MERGES, zip(*rows, strict=True), strict=True)]
+        )
+
+    def pack(self) -> bytes:
+        """All of them as bytes, for a file: 16 numbers of 32 bits for each, the lowest byte first."""
+        rows = self._rows[:]
+        if sys.byteorder == "big":
+            rows.byteswap()
+        return rows.tobytes()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Windows:
+        """What ``pack`` has made. A window that is cut off is left out."""
+        windows, size = cls(), 4 * cls._WIDTH
+        windows._rows.frombytes(packed[: len(packed) // size * size])
+        if sys.byteorder == "big":
+            windows._rows.byteswap()
+        return windows
 
     def _window(self, start: int) -> Window:
         row = self._rows[start : start + self._WIDTH]
         uplink, downlink = _unpacked(row[1:7]), _unpacked(row[7:13])
         return Window(row[0], uplink, downlink, _known(row[13]), int(row[14]), _known(row[15]))
+
+
+def _last(values: Sequence[float]) -> float:
+    return values[-1]
+
+
+def _highest(values: Sequence[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def _lowest(values: Sequence[float]) -> float:
+    return min((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+# How rows become one, column by column, as ``append`` and ``_packed`` lay them out.
+_HEARD: tuple[Callable[[Sequence[float]], float], ...] = (sum, sum, sum, _highest, _lowest, _lowest)
+_MERGES = (_last, *_HEARD, *_HEARD, _highest, sum, _highest)
 
 
 def _packed(heard: Heard) -> Iterable[float]:

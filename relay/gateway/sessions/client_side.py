@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from relay.addresses import Address
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.lines import Lines
 from relay.gateway.sessions.allocation import SessionAllocation
 from relay.gateway.sessions.returning import Tokens
@@ -20,12 +21,13 @@ RESUME_WITHIN_S = 10.0
 class ClientSide:
     """Tells the client of one connection. ``request_id`` is that of its open or resume, until it is answered."""
 
-    def __init__(self, opened: HttpOpened, plane: Plane, tokens: Tokens, lines: Lines) -> None:
+    def __init__(self, opened: HttpOpened, plane: Plane, tokens: Tokens, lines: Lines, ids: CallIds) -> None:
         self.opened = opened
         self.request_id: RequestId = None
         self._plane = plane
         self._tokens = tokens
         self._lines = lines
+        self._id = ids.id_of(opened.connection)
 
     def take_request_id(self) -> RequestId:
         """The id of the message that is answered now. What is said later answers nothing."""
@@ -69,4 +71,4 @@ class ClientSide:
 
     def log(self, event: str, **fields: object) -> None:
         """Write a line. Each code of a failure is a kind of its own: a client can cause one after the other."""
-        self._lines.info(event, f"{event} {fields.get('code', '')}", connection=self.opened.connection, **fields)
+        self._lines.info(event, f"{event} {fields.get('code', '')}", connection=self._id, **fields)

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.lines import Lines
 from relay.gateway.routing.flows import FlowRefused, Flows, ResumeOutcome
@@ -57,9 +58,11 @@ class Sessions:
         *,
         entitlement: Entitlement,
         is_exempt: Callable[[str], bool],
+        ids: CallIds,
     ) -> None:
         """For the hosts that are exempt, the bound on one source does not count."""
         self.lines = Lines(LINES_PER_S)
+        self._ids = ids
         self._plane = plane
         self._tally = flows.tally
         self._releaser = releaser
@@ -91,7 +94,7 @@ class Sessions:
 
     def open(self, opened: HttpOpened) -> None:
         """A connection has been upgraded to a session."""
-        client = ClientSide(opened, self._plane, self._tokens, self.lines)
+        client = ClientSide(opened, self._plane, self._tokens, self.lines, self._ids)
         self._sessions[opened.connection] = Session(client, self._placing, self._admission, self._resume)
 
     def on_text(self, event: TextReceived) -> None:

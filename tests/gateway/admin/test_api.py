@@ -13,6 +13,7 @@ import pytest
 from relay.addresses import Address
 from relay.emulator.turn.slow import TurnHost
 from relay.gateway.calls.records import record_of
+from relay.gateway.calls.store import CallStore, Kept
 from relay.plane.api import CloseReason, Upstream
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import running_relay
@@ -23,9 +24,12 @@ PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "api.md"
 EXAMPLES = [
     json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 ]
+RECORD = 6
 # Their keys are reasons and kinds of traffic: not every one is there.
 COUNTS = {"drops", "drops_by_traffic", "drops_last_minute"}
+# As the compiled plane numbers the fourth connection of its sixth worker; and its id.
 BIG = (5 << 56) + 3
+BIG_ID = "test-3-0-5"
 
 
 async def get(address: Address, path: str) -> tuple[int, Any]:
@@ -34,9 +38,9 @@ async def get(address: Address, path: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-async def relay_of_three() -> MadeUpRelay:
+async def relay_of_three(store: CallStore | None = None) -> MadeUpRelay:
     """A bad call that ended, a good one, and one with some loss."""
-    relay = MadeUpRelay()
+    relay = MadeUpRelay(store)
     ended, _, lossy = relay.call(1), relay.call(2, username="Mei"), relay.call(BIG, username="o.brien")
     for _ in range(2):
         for made in relay.flows:
@@ -72,20 +76,33 @@ def agree(told: Any, given: Any, where: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "path"), [(0, "/api/flows"), (1, f"/api/flows/{BIG}"), (2, "/api/summary"), (3, "/api/history")]
+    ("number", "path"),
+    [
+        (0, "/api/flows"),
+        (1, f"/api/flows/{BIG_ID}"),
+        (1, f"/api/calls/{BIG_ID}"),
+        (2, "/api/summary"),
+        (3, "/api/history"),
+        (4, "/api/calls"),
+        (5, "/api/calls/test-1/explanation"),
+    ],
 )
-async def test_the_page_describes_the_answers(number: int, path: str) -> None:
-    relay = await relay_of_three()
+async def test_the_page_describes_the_answers(tmp_path: Path, number: int, path: str) -> None:
+    store = CallStore(Kept(tmp_path / "calls.sqlite3"))
+    store.start()
+    relay = await relay_of_three(store)
+    await eventually(lambda: store.written == 1)
     async with relay.served() as address:
         status, answer = await get(address, path)
+    await store.stop()
     assert status == 200
     agree(shape(EXAMPLES[number]), shape(answer))
 
 
 async def test_the_page_describes_the_record() -> None:
     relay = await relay_of_three()
-    agree(shape(EXAMPLES[4]), shape(record_of(relay.calls.ended[0])))
-    assert len(EXAMPLES) == 5
+    agree(shape(EXAMPLES[RECORD]), shape(record_of(relay.calls.ended[0])))
+    assert len(EXAMPLES) == RECORD + 1
 
 
 def test_shapes_that_differ_are_seen() -> None:
@@ -100,30 +117,31 @@ async def test_worst_first() -> None:
     relay.call(9)  # no RTP, and no window
     async with relay.served() as address:
         _, found = await get(address, "/api/flows")
-        assert [flow["connection"] for flow in found["flows"]] == [str(BIG), "2", "9"]
+        assert [flow["id"] for flow in found["flows"]] == [BIG_ID, "test-2", "test-9"]
         assert [flow["mos"] for flow in found["flows"]][1:] == [4.41, None]
         _, found = await get(address, "/api/flows?limit=1")
-        assert ([flow["connection"] for flow in found["flows"]], found["total"]) == ([str(BIG)], 3)
+        assert ([flow["id"] for flow in found["flows"]], found["total"]) == ([BIG_ID], 3)
         _, found = await get(address, "/api/flows?limit=0")
         assert found == {"total": 3, "flows": []}
 
 
 @pytest.mark.parametrize(
-    ("match", "connections"),
+    ("match", "ids"),
     [
-        ("MEI", ["2"]),
+        ("MEI", ["test-2"]),
         ("euc1", []),
-        ("10.1.2.3", [str(BIG), "2"]),
-        ("desk.", [str(BIG), "2"]),
+        ("10.1.2.3", [BIG_ID, "test-2"]),
+        ("desk.", [BIG_ID, "test-2"]),
+        ("TEST-3", [BIG_ID]),
         ("*", []),
         ("%F0%9F%92%A9", []),
     ],
 )
-async def test_match(match: str, connections: list[str]) -> None:
+async def test_match(match: str, ids: list[str]) -> None:
     relay = await relay_of_three()
     async with relay.served() as address:
         _, found = await get(address, f"/api/flows?match={match}")
-    assert [flow["connection"] for flow in found["flows"]] == connections
+    assert [flow["id"] for flow in found["flows"]] == ids
 
 
 @pytest.mark.parametrize("limit", ["-1", "x", "1.5", "", "%D9%A3", "1" * 30])
@@ -135,11 +153,14 @@ async def test_bad_limit(limit: str) -> None:
         )
 
 
-@pytest.mark.parametrize("connection", ["77", "x", "-1", "%D9%A3", "1" * 5000, "..%2F..%2Fetc%2Fpasswd"])
-async def test_no_such_flow(connection: str) -> None:
+@pytest.mark.parametrize(
+    "wrong", ["test-77", "2", "other-2", "test", "test-", "x", "-1", "%D9%A3", "1" * 5000, "..%2F..%2Fetc%2Fpasswd"]
+)
+async def test_no_such_flow(wrong: str) -> None:
     relay = await relay_of_three()
     async with relay.served() as address:
-        assert await get(address, f"/api/flows/{connection}") == (404, {"error": "no such flow"})
+        assert await get(address, f"/api/flows/{wrong}") == (404, {"error": "no such flow"})
+        assert await get(address, f"/api/calls/{wrong}") == (404, {"error": "no such call"})
 
 
 async def test_one_flow_says_what_it_rests_on() -> None:
@@ -150,7 +171,7 @@ async def test_one_flow_says_what_it_rests_on() -> None:
     }
     await relay.calls.look()
     async with relay.served() as address:
-        _, flow = await get(address, "/api/flows/2")
+        _, flow = await get(address, "/api/flows/test-2")
     assert flow["streams"][0]["jitter_ms"] is flow["streams"][0]["clock_hz"] is None
     said = " ".join(flow["assumptions"])
     assert "encrypted" in said
@@ -166,7 +187,7 @@ def _fields(one: Any) -> dict[str, Any]:
 async def test_a_call_that_ended_is_still_told() -> None:
     relay = await relay_of_three()
     async with relay.served() as address:
-        status, flow = await get(address, "/api/flows/1")
+        status, flow = await get(address, "/api/flows/TEST-i")
     assert (status, flow["ended"]["reason"], flow["region"]) == (200, "client_lost", "use1")
     assert len(flow["windows"]["at"]) == 3
     assert flow["whole_call"]["downlink"]["lost_percent"] == 24.0
@@ -176,7 +197,7 @@ async def test_a_flow_without_rtp_has_no_quality() -> None:
     relay = MadeUpRelay()
     relay.call(5)
     async with relay.served() as address:
-        _, flow = await get(address, "/api/flows/5")
+        _, flow = await get(address, "/api/flows/test-5")
     assert flow["windows"] is flow["whole_call"] is flow["mos"] is flow["ended"] is None
     assert (flow["streams"], flow["mos_trail"]) == ([], [])
 
@@ -193,7 +214,7 @@ async def test_summary() -> None:
         ("use1", "up", 1),
         ("euc1", "up", 1),
     ]
-    assert [one["connection"] for one in summary["ended_badly"]] == ["1"]
+    assert [one["id"] for one in summary["ended_badly"]] == ["test-1"]
     assert summary["drops"] == {"downlink_old": 6}
     assert summary["drops_by_traffic"] == {"media": 6}
     assert summary["looked_at"] <= summary["at"]
@@ -224,7 +245,7 @@ async def test_a_real_flow(tmp_path: Path) -> None:
         await turn.allocate()
         _, found = await get(relay.admin, "/api/flows")
         [flow] = found["flows"]
-        status, one = await get(relay.admin, f"/api/flows/{flow['connection']}")
+        status, one = await get(relay.admin, f"/api/flows/{flow['id']}")
         assert (status, one["client"], one["region"]) == (200, str(turn.local_address), "use1")
         agree(shape(EXAMPLES[1]), shape(one))
         _, summary = await get(relay.admin, "/api/summary")

@@ -193,7 +193,7 @@ async def test_a_reload_that_forbids_it_ends_it(tmp_path: Path) -> None:
         write_config(bench.relay.config_file, {**bench.relay.tree, "capture": {"allowed": False}})
         bench.relay.gateway.reload(bench.relay.config_file)
         assert (await running.file()).end == "the relay stops, or no longer allows captures"
-        status, _ = await post(f"{bench.url}/api/flows/{bench.connection}/capture?seconds=1")
+        status, _ = await post(f"{bench.url}/api/flows/{bench.id}/capture?seconds=1")
         assert status == 403
 
 
@@ -202,7 +202,7 @@ async def test_a_reload_that_forbids_it_ends_it(tmp_path: Path) -> None:
 
 async def test_off_unless_the_configuration_allows_it(tmp_path: Path) -> None:
     async with relay_with_a_flow(tmp_path) as bench:
-        status, reason = await post(f"{bench.url}/api/flows/{bench.connection}/capture?seconds=1")
+        status, reason = await post(f"{bench.url}/api/flows/{bench.id}/capture?seconds=1")
         assert (status, reason) == (
             403,
             "captures are not allowed: set capture.allowed = true in the relay's configuration",
@@ -213,7 +213,7 @@ async def test_off_unless_the_configuration_allows_it(tmp_path: Path) -> None:
 async def test_no_web_page_may(tmp_path: Path) -> None:
     """Any page that an operator looks at can make the browser send a POST to a listener on loopback."""
     async with relay_with_a_flow(tmp_path, allowed=True) as bench:
-        url = f"{bench.url}/api/flows/{bench.connection}/capture?seconds=1"
+        url = f"{bench.url}/api/flows/{bench.id}/capture?seconds=1"
         for origin in ("https://evil.example", "null", bench.url):
             assert (await post(url, {"Origin": origin}))[0] == 403
         assert len(bench.relay.gateway.captures) == 0
@@ -221,14 +221,15 @@ async def test_no_web_page_may(tmp_path: Path) -> None:
 
 async def test_bad_requests(tmp_path: Path) -> None:
     async with relay_with_a_flow(tmp_path, allowed=True, max_seconds=30.0) as bench:
-        flow = f"{bench.url}/api/flows/{bench.connection}/capture"
+        flow = f"{bench.url}/api/flows/{bench.id}/capture"
         for seconds in ("", "?seconds=", "?seconds=0", "?seconds=0.0", "?seconds=-1", "?seconds=1e1", "?seconds=nan"):
             assert (await post(flow + seconds))[0] == 400
         expected = (400, "seconds: expected a number up to 30 (capture.max_seconds)")
         assert await post(flow + "?seconds=30.1") == expected
         assert await post(flow + "?seconds=99999999999999") == expected
-        for connection in ("0", "5", "x", "-1", "18446744073709551615", "9" * 21, "%D9%A3"):
-            url = f"{bench.url}/api/flows/{connection}/capture?seconds=1"
+        prefix = bench.relay.gateway.ids.prefix
+        for wrong in ("0", "x", "-1", "9" * 500, "%D9%A3", "test-1", prefix, f"{prefix}-", f"{prefix}-{'z' * 20}"):
+            url = f"{bench.url}/api/flows/{wrong}/capture?seconds=1"
             assert await post(url) == (404, "no such flow")
         async with aiohttp.ClientSession() as session, session.get(flow + "?seconds=1") as answer:
             assert answer.status == 405
@@ -245,7 +246,8 @@ async def test_one_of_a_flow_and_few_of_all(plane: str, tmp_path: Path) -> None:
             await client.send(HELLO)
             await bench.hears(HELLO)
             clients.append(client)
-        connections = [flow.connection for flow in bench.relay.gateway.plane.snapshot().flows]
+        flows = bench.relay.gateway.plane.snapshot().flows
+        connections = [bench.relay.gateway.ids.id_of(flow.connection) for flow in flows]
         session = await stack.enter_async_context(aiohttp.ClientSession())
         urls = [f"{bench.url}/api/flows/{connection}/capture?seconds=60" for connection in connections]
         answers = [await stack.enter_async_context(session.post(url)) for url in urls[:MAX_CAPTURES]]
@@ -268,7 +270,7 @@ async def test_one_of_a_flow_and_few_of_all(plane: str, tmp_path: Path) -> None:
 async def test_the_log_says_who_asked_for_what(tmp_path: Path) -> None:
     with capture_logs() as logged:
         async with relay_with_a_flow(tmp_path, allowed=True) as bench, capturing(bench) as running:
-            connection = bench.connection
+            connection = bench.id
             bench.client.abort()
             body = await running.answer.read()
     started, ended = [line for line in logged if line["event"].startswith("capture ")]

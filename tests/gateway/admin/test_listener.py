@@ -150,7 +150,7 @@ async def test_what_a_client_chooses_is_escaped() -> None:
         _, found = await get_json(address, "/api/flows")
         [shown] = found["flows"]
         assert (shown["server_name"], shown["username"], shown["client"]) == (name, name, "[2001:db8::1]:4711")
-        for path in ("/api/flows", "/api/flows/1", "/api/summary"):
+        for path in ("/api/flows", "/api/flows/test-1", "/api/summary"):
             _, text = await get(address, path)
             assert "\n" not in text
         assert name not in (await get(address, "/metrics"))[1]

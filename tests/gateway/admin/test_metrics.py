@@ -95,6 +95,8 @@ def test_every_figure_is_there_from_the_start() -> None:
         "relay_calls",
         "relay_call_records_written_total",
         "relay_call_records_lost_total",
+        "relay_calls_kept_total",
+        "relay_calls_not_kept_total",
         "relay_log_lines_lost_total",
         "relay_queue_delay_seconds_count",
     ):

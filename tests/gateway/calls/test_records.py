@@ -22,7 +22,7 @@ DEADLINE_S = 60
 
 
 def record(**given: Any) -> dict[str, Any]:
-    return {"connection": "1", **given}
+    return {"id": "test-1", **given}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ async def test_a_record_says_who_how_and_why() -> None:
     relay.end(made, CloseReason.SLOW_CLIENT)
     [ended] = relay.calls.ended
     told = record_of(ended)
-    assert (told["connection"], told["username"], told["region"]) == ("7", "a.keller", "use1")
+    assert (told["id"], told["username"], told["region"]) == ("test-7", "a.keller", "use1")
     assert (told["reason"], told["duration_s"], told["drops"]) == ("slow_client", 10.0, {"downlink_old": 2})
     assert (told["downlink"]["packets"], told["downlink"]["expected"], told["downlink"]["lost_percent"]) == (
         495,
@@ -52,12 +52,12 @@ async def test_a_record_says_who_how_and_why() -> None:
 
 async def test_lines_are_appended_for_their_owner(tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
-    path.write_text('{"connection":"0"}\n')
+    path.write_text('{"id":"0"}\n')
     records = Records(path)
     records.write(record(username="\n\u2028<script>"))
     records.write(record(number=2))
     await records.stop()
-    assert lines(path) == [{"connection": "0"}, record(username="\n\u2028<script>"), record(number=2)]
+    assert lines(path) == [{"id": "0"}, record(username="\n\u2028<script>"), record(number=2)]
     assert (records.written, records.lost) == (2, 0)
 
 
@@ -105,7 +105,7 @@ async def test_after_a_torn_line_comes_a_new_one(tmp_path: Path, monkeypatch: py
     records.write(record(number=2))
     await records.stop()
     first, second = path.read_text().splitlines()
-    assert first == '{"connection":"1","number":1}'[:-4]
+    assert first == '{"id":"test-1","number":1}'[:-4]
     assert json.loads(second) == record(number=2)
     assert (records.written, records.lost) == (1, 1)
 

@@ -35,10 +35,10 @@ class Bench:
     flow: Address
 
     @property
-    def connection(self) -> int:
-        """The flow's number."""
+    def id(self) -> str:
+        """The flow's id."""
         [flow] = self.relay.gateway.plane.snapshot().flows
-        return flow.connection
+        return self.relay.gateway.ids.id_of(flow.connection)
 
     @property
     def url(self) -> str:
@@ -94,7 +94,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def capturing(bench: Bench, seconds: float = LONG_S) -> AsyncIterator[Running]:
     """Captures while the block runs; the plane copies already."""
-    url = f"{bench.url}/api/flows/{bench.connection}/capture"
+    url = f"{bench.url}/api/flows/{bench.id}/capture"
     async with aiohttp.ClientSession() as session, session.post(url, params={"seconds": str(seconds)}) as answer:
         assert answer.status == 200, await answer.text()
         assert answer.headers["Content-Type"] == "application/vnd.tcpdump.pcap"

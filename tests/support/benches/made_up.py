@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,9 @@ from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.view import View
 from relay.gateway.calls.calls import Calls
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.calls.records import Records
+from relay.gateway.calls.store import CallStore
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.routing.upstreams import Upstreams
 from relay.plane.api import (
@@ -137,7 +140,10 @@ def nobody_asked() -> Entitlement:
 class MadeUpRelay:
     """Calls, upstreams and what reads them. ``use1`` has two upstreams of which one is down, ``euc1`` has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: CallStore | None = None) -> None:
+        """``store`` keeps what has ended; the test starts and stops it."""
+        self.ids = CallIds("test")
+        self.store = store
         self.flows: list[MadeUpCall] = []
         self.gone = Totals()
         self.upstreams = Upstreams()
@@ -153,10 +159,16 @@ class MadeUpRelay:
             else:
                 state.life.on_success()
                 state.on_rtt(0.0123)
-        self.calls = Calls(self.snapshot, self.upstreams.region_of)
+        self.calls = Calls(self.snapshot, self.upstreams.region_of, ids=self.ids)
         self.records = Records(None)
         self.view = View(
-            self.snapshot, self.calls, self.upstreams, self.records, lambda: False, entitlement=nobody_asked()
+            self.snapshot,
+            self.calls,
+            self.upstreams,
+            self.records,
+            lambda: False,
+            entitlement=nobody_asked(),
+            store=store,
         )
 
     def call(self, connection: int = 1, **given: object) -> MadeUpCall:
@@ -169,7 +181,13 @@ class MadeUpRelay:
         """Take a call away, as the plane does."""
         self.flows.remove(call)
         self.gone.add(call.totals)
-        self.calls.on_closed(call.closed(reason))
+        ended = self.calls.on_closed(call.closed(reason))
+        if self.store is not None and ended is not None:
+            self.store.write(functools.partial(self.view.stored, ended))
+
+    def id(self, connection: int) -> str:
+        """The id of a call."""
+        return self.ids.id_of(ConnectionId(connection))
 
     def snapshot(self) -> Snapshot:
         """The plane as it is now."""
