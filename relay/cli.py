@@ -1,4 +1,6 @@
-"""The command line: serve, top, capture, demo, emulate and check-config; admin-token, allowlist, catalog and ca.
+"""The command line: serve, top, calls, explain, capture, demo, emulate and check-config.
+
+Also admin-token, allowlist, catalog and ca.
 
 Exit status
 -----------
@@ -196,13 +198,53 @@ def top(
         raise typer.Exit from None
 
 
+TIME_HELP = "A time here: 10:32 (today, or yesterday if it is not yet that late), 2026-11-28 or 2026-11-28T10:32."
+
+
+@app.command()
+def calls(
+    *,
+    user: Annotated[str, typer.Option(help="A part of the user's name.")] = "",
+    address: Annotated[str, typer.Option(help="The client's IP address.")] = "",
+    at: Annotated[str, typer.Option(help="Calls that ran then. " + TIME_HELP)] = "",
+    since: Annotated[str, typer.Option("--from", help="Calls that ran then or later.")] = "",
+    until: Annotated[str, typer.Option("--to", help="Calls that ran then or before.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many calls at most, the last first.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a call in each line.")] = False,
+    url: UrlOption = "http://127.0.0.1:9443",
+    token_file: TokenOption = None,
+    ca: CaOption = None,
+) -> None:
+    """Find calls that have ended, by user, address and time. `relay explain ID` says what became of one."""
+    from relay.console.calls import show_calls, wanted_of
+
+    wanted = wanted_of(user, address, limit, at=at, since=since, until=until)
+    _run(show_calls(_admin_listener(url, token_file, ca), wanted, Console(), as_json=as_json))
+
+
+@app.command()
+def explain(
+    *,
+    call: Annotated[str, typer.Argument(metavar="ID", help="The call's id, from relay calls, relay top or the log.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    url: UrlOption = "http://127.0.0.1:9443",
+    token_file: TokenOption = None,
+    ca: CaOption = None,
+) -> None:
+    """Say what became of a call: how it sounded, where voice was lost, what was dropped, and who closed it."""
+    from relay.console.calls import show_explanation
+
+    _run(show_explanation(_admin_listener(url, token_file, ca), call, Console(), as_json=as_json))
+
+
 @app.command()
 def capture(
     *,
-    flow: Annotated[str, typer.Option(help="The flow's number, from its dashboard page, or connection in /api/flows.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The pcapng file to write. It must not exist yet.")
     ],
+    flow: Annotated[str, typer.Option(help="The call's id, from relay top, its dashboard page, or /api/flows.")] = "",
+    user: Annotated[str, typer.Option(help="Instead: the name of a user who has one call now.")] = "",
     seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="How long to record, at most.")] = 10,
     url: UrlOption = "http://127.0.0.1:9443",
     token_file: TokenOption = None,
@@ -210,10 +252,13 @@ def capture(
 ) -> None:
     """Record the packets of a flow for Wireshark, if the relay's configuration allows it; Ctrl-C ends it early."""
     from relay.console.capture import capture as take
+    from relay.console.capture import flow_of
 
+    if bool(flow) == bool(user):
+        raise OperatorError("expected either --flow or --user")
     listener = _admin_listener(url, token_file, ca)
     try:
-        captured = _run(take(listener, flow, seconds, output))
+        captured = _run(take(listener, flow or _run(flow_of(listener, user)), seconds, output))
     except KeyboardInterrupt:
         raise typer.Exit(1) from None
     figures = f"{captured.packets} packets, {captured.bytes} bytes, {captured.missed} missed"

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import tomllib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,79 @@ async def test_top_without_a_relay() -> None:
     assert (status, stdout) == (2, "")
     [line] = stderr.splitlines()
     assert line.startswith("relay: http://127.0.0.1:9/api/summary cannot be read")
+
+
+async def one_call(relay: Served) -> dict[str, Any]:
+    """Place a call, end it, and wait until ``relay calls`` finds it."""
+    await (await relay.open_turn()).close()
+    async with asyncio.timeout(60):
+        while not (found := await run("calls", "--url", f"http://{relay.admin}", "--json"))[1]:
+            assert found[0] == 0
+    status, stdout, stderr = found
+    assert (status, stderr) == (0, "")
+    return dict(json.loads(stdout.splitlines()[0]))
+
+
+async def test_a_call_is_found_after_the_relay_was_killed(tmp_path: Path) -> None:
+    async with open_host() as host:
+        async with serving(tmp_path, host.address) as first:
+            call = await one_call(first)
+            # SIGKILL: nothing is written any more.
+        async with serving(tmp_path, host.address) as second:
+            url = ("--url", f"http://{second.admin}")
+            now = datetime.now().astimezone().isoformat()
+            for options, there in (
+                (("--user", "TRADE", "--from", "2020-01-01", "--to", now), True),
+                (("--address", "127.0.0.1", "--at", call["started_at"]), True),
+                (("--address", "127.0.0.2"), False),
+                (("--at", "2020-01-01"), False),
+            ):
+                status, stdout, stderr = await run("calls", *options, *url)
+                assert (status, stderr) == (0, "")
+                assert (call["id"] in stdout) is there
+            status, stdout, stderr = await run("explain", call["id"], *url)
+            assert (status, stderr) == (0, "")
+            assert stdout.splitlines()[0].startswith(f"Call {call['id']}, times in UTC")
+            assert stdout.splitlines()[-1] == "The client closed it in the usual way."
+            # A call of this run has another id.
+            assert (await one_call(second))["id"] != call["id"]
+            status, stdout, stderr = await run("explain", "none", *url)
+            assert (status, stdout) == (2, "")
+            assert stderr.endswith("/api/calls/none answers 404: no such call\n")
+
+
+async def test_a_relay_without_a_place_for_calls_serves_and_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "calls.sqlite3").mkdir()
+    async with open_host() as host, serving(tmp_path, host.address) as relay:
+        assert (await relay.logged("ended calls are not kept"))["cause"] == "Is a directory"
+        await (await relay.open_turn()).close()
+        status, _, stderr = await run("calls", "--url", f"http://{relay.admin}")
+        assert (status, "cannot be read" in stderr) == (2, True)
+        relay.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0
+    assert [line["event"] for line in relay.log].count("ended calls are not kept") == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--flow", "a-1", "--user", "mei")])
+def test_capture_needs_a_call_or_a_user(tmp_path: Path, options: tuple[str, ...]) -> None:
+    status, stdout, stderr = run_here("capture", "-o", tmp_path / "flow.pcapng", *options)
+    assert (status, stdout, stderr) == (2, "", "relay: expected either --flow or --user\n")
+
+
+async def test_capture_of_a_user(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pcapng"
+    async with open_host() as host, serving(tmp_path, host.address, capture={"allowed": True}) as served:
+        turn = await served.open_turn()
+        url = ("--url", f"http://{served.admin}")
+        status, stdout, stderr = await run("capture", "--user", "TRADER", "--seconds", "0.2", "-o", path, *url)
+        assert (status, stderr) == (0, "")
+        assert stdout.endswith("(the time has passed)\n")
+        another = await served.open_turn()
+        status, stdout, stderr = await run("capture", "--user", "trader", "-o", tmp_path / "other", *url)
+        assert (status, stdout) == (2, "")
+        assert stderr.startswith("relay: --user trader: has 2 calls now: choose one with --flow (")
+        await another.close()
+        await turn.close()
 
 
 async def test_capture_until_the_flow_ends(tmp_path: Path) -> None:
@@ -129,7 +203,7 @@ async def capture_arguments(served: Served, path: Path) -> list[str]:
     return [
         "capture",
         "--flow",
-        flow["connection"],
+        flow["id"],
         "--seconds",
         "60",
         "-o",
@@ -422,12 +496,13 @@ def test_check_config_reads_the_authorities_of_signaling(tmp_path: Path) -> None
     assert said.startswith(f"relay: signaling.ca_file: {tmp_path / 'missing.pem'}: ")
 
 
-async def test_check_config_says_of_files_what_the_start_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["records", "calls"])
+async def test_check_config_says_of_files_what_the_start_says(tmp_path: Path, key: str) -> None:
     path, tree = tmp_path / "relay.toml", settings_tree(Authority(tmp_path), NO_UPSTREAM)
-    write_config(path, {**tree, "quality": {"records": "none/calls.jsonl"}})
+    write_config(path, {**tree, "quality": {key: "none/calls"}})
     checked, started = await asyncio.gather(run("check-config", path), run("serve", "--config", path))
     assert line_of(checked) == line_of(started)
-    assert line_of(checked).endswith("none/calls.jsonl (quality.records): no such file or directory")
+    assert line_of(checked).endswith(f"none/calls (quality.{key}): no such file or directory")
 
 
 async def test_check_config_finds_two_listeners_at_one_address(tmp_path: Path) -> None:
