@@ -1,9 +1,11 @@
 // The first page: the relay as a whole, and the worst calls.
 import { Chart } from "./charts.js";
-import { empty, mos, name, named, number, row, table, text } from "./columns.js";
+import { empty, mos, number, row, table, text } from "./columns.js";
 import { h, setText } from "./dom.js";
-import { clockTime, count, duration, fixed, percent, sum, words } from "./format.js";
-import { CallTable, upstreamOf } from "./table.js";
+import { ENDED, endedRow } from "./ended.js";
+import { count, fixed, words } from "./format.js";
+import { Search } from "./search.js";
+import { CallTable } from "./table.js";
 
 const CHART_S = 600;
 // The first of the bands with dissatisfied users.
@@ -34,24 +36,6 @@ const DROPS = [
   ["all", "", "number", ([, total]) => number(count(total))],
 ];
 
-const missing = (way) => number(percent(sum(way.lost_percent, way.late_percent)));
-const jitter = (way) => number(fixed(way.jitter_ms, 1));
-
-const ENDED = [
-  ["MOS min", "", "number", (call) => mos(call.mos_min)],
-  ["user", "", "", (call) => named(call.username)],
-  ["client", "", "", (call) => name(null, call.client)],
-  ["server name", "", "", (call) => named(call.server_name)],
-  ["upstream", "", "", (call) => name(null, ...upstreamOf(call))],
-  ["lasted", "", "number", (call) => number(duration(call.age_s))],
-  ["missing % ↑", "", "number", (call) => missing(call.uplink)],
-  ["missing % ↓", "", "number", (call) => missing(call.downlink)],
-  ["jitter ↑", "", "number", (call) => jitter(call.uplink)],
-  ["jitter ↓", "", "number", (call) => jitter(call.downlink)],
-  ["ended", "", "", (call) => text(clockTime(Date.parse(call.ended_at) / 1000))],
-  ["why", "", "", (call) => name(call.detail, words(call.reason))],
-];
-
 export class Overview {
   constructor() {
     this.figures = {};
@@ -65,6 +49,7 @@ export class Overview {
     this.drops = h("tbody");
     this.ended = h("tbody");
     this.table = new CallTable();
+    this.search = new Search();
     this.element = h(
       "div",
       { class: "overview" },
@@ -101,6 +86,7 @@ export class Overview {
         h("h2", {}, "Bad calls that ended"),
         h("div", { class: "scroll" }, table(ENDED, this.ended)),
       ),
+      this.search.element,
     );
     this.packets = new Chart(this.chart, {
       unit: "/s",
@@ -137,7 +123,7 @@ export class Overview {
     this.showBands(summary);
     this.upstreams.replaceChildren(...summary.regions.flatMap((region) => upstreamRows(region, summary.upstreams)));
     this.showDrops(summary);
-    const ended = summary.ended_badly.map(endedRow);
+    const ended = summary.ended_badly.map((call) => endedRow(ENDED, call));
     this.ended.replaceChildren(...(ended.length ? ended : [empty(ENDED)]));
     if (summary.looked_at !== this.looked) {
       this.looked = summary.looked_at;
@@ -228,11 +214,4 @@ function upstreamRows(region, upstreams) {
     h("tr", { class: "region" }, cells),
     ...own.map((one) => row(UPSTREAMS, one, { title: one.address ?? "no address" })),
   ];
-}
-
-function endedRow(call) {
-  const open = () => {
-    location.hash = `#/call/${call.connection}`;
-  };
-  return row(ENDED, call, { on: { click: open } });
 }
