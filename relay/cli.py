@@ -101,7 +101,7 @@ def check_config(
     """Check a configuration. Each mistake is one line: key, value, what was expected. Changes nothing.
 
     Warnings leave the exit status at 0: what is wrong with certificates, such as one that has expired, and what is open
-    to more people than it may have to be; and a limit of file descriptors, here and now, that is too low for the limits.
+    to more people than it may have to be; and a limit of file descriptors, here and now, that is too low.
     """
     from relay.gateway import descriptors
     from relay.gateway.app import check
