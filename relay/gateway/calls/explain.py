@@ -218,8 +218,17 @@ def downlink_lost(told: Told) -> str:
         return ""
     said = f"Of the voice to the client {percent:.1f} % was missing ({packets} packets)"
     said += f"{told.when('downlink', 'lost_percent')}. "
+    media = told.call["drops_by_traffic"].get("media", 0)
+    beyond = min(packets, told.call["drops"].get(DropReason.DOWNLINK_RATE.value, 0), media)
+    if beyond:
+        said += f"The relay dropped {beyond} of them, because more came in a second than one flow may carry. "
+        packets, media = packets - beyond, media - beyond
+    if not packets:
+        return said.rstrip()
     drops = sum(told.call["drops"].get(reason.value, 0) for reason in _DROPPED_FOR_THE_CLIENT)
-    dropped = min(packets, drops, told.call["drops_by_traffic"].get("media", 0))
+    dropped = min(packets, drops, media)
+    if not dropped and beyond:
+        return said + "The others were lost on the upstream's side: they did not reach the relay."
     if not dropped:
         return said + (
             "It was lost on the upstream's side: it did not reach the relay. Look at the way between upstream and "

@@ -194,6 +194,12 @@ def test_uplink_late() -> None:
             60,
             "The relay dropped 60 of them, because the client did not take them in time. The others",
         ),
+        ({"downlink_rate": 200}, 200, "The relay dropped 150 of them, because more came in a second than one flow may"),
+        (
+            {"downlink_rate": 50},
+            50,
+            "The relay dropped 50 of them, because more came in a second than one flow may carry.",
+        ),
     ],
 )
 def test_downlink_lost(drops: dict[str, int], media: int, said: str) -> None:
