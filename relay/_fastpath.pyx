@@ -310,7 +310,10 @@ cdef class Worker:
         raise RuntimeError("the data-plane worker takes no commands")
 
     def set_certificates(self, list groups not None) -> None:
-        """Groups of (names, [(chain, key), …]), all bytes, in PEM. Raises ValueError with OpenSSL's words."""
+        """Groups of (names, [(chain, key, staple), …]), all bytes: chain and key in PEM, the staple in DER or empty.
+
+        Raises ValueError with OpenSSL's words.
+        """
         cdef Command command
         memset(&command, 0, sizeof(command))
         command.op = OP_CERTIFICATES

@@ -104,10 +104,10 @@ def check_config(
     to more people than it may have to be; and a limit of file descriptors, here and now, that is too low.
     """
     from relay.gateway import descriptors
-    from relay.gateway.app import check
     from relay.gateway.certificates.files import keys_of
     from relay.gateway.certificates.findings import find_all
     from relay.gateway.checking.exposure import find_exposures
+    from relay.gateway.checking.files import check
     from relay.gateway.checking.machine import check_addresses
     from relay.gateway.entitlement.verdicts import check_entitlement
 

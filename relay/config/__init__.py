@@ -10,8 +10,8 @@ signaling    [signaling]: the servers for socket.io and REST
 web_proxy    [web_proxy]: who may use CONNECT, and where to
 entitlement  [entitlement]: who may place calls; also files of users
 limits       [access] [limits]: who is served, how much of everything, and all time limits of a connection or flow
-operation    [listen] [admin] [balancers] [[certificates]] [capture] [catalog] [log]: what the operator sets up around
-             all that
+operation    [listen] [admin] [balancers] [[certificates]] [ocsp] [capture] [catalog] [log]: what the operator sets up
+             around all that
 
 ``values`` has the types of settings, such as addresses, names and seconds, with the text for what is not one.
 ``reading`` turns a file into checked settings, or into lines that explain its mistakes.
@@ -21,7 +21,7 @@ A new setting goes into the class of its table, with its reason. ``deploy/relay.
 A setting that the data plane needs is also a field of ``PlaneSettings``, which ``app.plane_settings`` fills.
 
 A check of several settings goes into the class that has them all. Config has the checks of several tables.
-``app.check`` looks at the files that settings name.
+``gateway.checking.files`` looks at the files that settings name.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from relay.config.operation import (
     CertificateFiles,
     ListenSettings,
     LogSettings,
+    OcspSettings,
 )
 from relay.config.reading import check_tree, read_toml
 from relay.config.signaling import SignalingRoute, SignalingSettings
@@ -64,6 +65,7 @@ __all__ = [
     "LogSettings",
     "MediaSettings",
     "Name",
+    "OcspSettings",
     "QualitySettings",
     "Route",
     "SignalingRoute",
@@ -83,6 +85,7 @@ class Config(Section):
     admin: AdminSettings = AdminSettings()
     balancers: BalancerSettings = BalancerSettings()
     certificates: AtLeastOne[CertificateFiles]
+    ocsp: OcspSettings = OcspSettings()
     upstreams: AtLeastOne[UpstreamServer]
     routes: tuple[Route, ...] = ()
     signaling: SignalingSettings = SignalingSettings()

@@ -118,6 +118,14 @@ class CertificateFiles(Section):
         return self
 
 
+class OcspSettings(Section):
+    """``[ocsp]``: whether the issuers of certificates are asked if these still hold."""
+
+    # For clients that ask for it, the answer is stapled to the handshake. Only certificates that name a responder take
+    # part, and only on the compiled plane. The relay must be able to reach these responders, without a proxy.
+    stapling: Flag = True
+
+
 class CaptureSettings(Section):
     """``[capture]``: recording the packets of a flow, as ``relay capture`` asks for it."""
 

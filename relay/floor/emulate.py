@@ -18,7 +18,7 @@ from relay.emulator.settings import EmulatorSettings, RelayPlan
 from relay.floor.people import people
 from relay.floor.printing import show
 from relay.floor.relays import running_gateway, upstreams_up
-from relay.gateway.app import check
+from relay.gateway.checking.files import check
 
 log = structlog.get_logger()
 

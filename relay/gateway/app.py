@@ -12,7 +12,7 @@ from typing import assert_never
 
 import structlog
 
-from relay import catalog, config
+from relay import config
 from relay.addresses import Address, RelayPolicy, UnixSocket
 from relay.catalog import Catalog
 from relay.config import Config
@@ -21,16 +21,18 @@ from relay.gateway import descriptors
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import CertificateCollector, PauseCollector, SignalingCollector
+from relay.gateway.admin.operation import OperationCollector, Reloads
 from relay.gateway.admin.view import View
 from relay.gateway.balancers import Balancers
 from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import Calls, EndedCall
-from relay.gateway.calls.database import check_file
 from relay.gateway.calls.ids import CallIds
-from relay.gateway.calls.records import Records, check_path, make_file, record_of, started_of
+from relay.gateway.calls.records import Records, make_file, record_of, started_of
 from relay.gateway.calls.store import CallStore, Kept
-from relay.gateway.certificates.files import read_all
-from relay.gateway.certificates.keeper import CertificateKeeper
+from relay.gateway.certificates.keeper import CertificateKeeper, utc_now
+from relay.gateway.certificates.ocsp import require_staples
+from relay.gateway.certificates.stapling import Stapler
+from relay.gateway.checking.files import check, why_no_staples
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
@@ -47,7 +49,6 @@ from relay.gateway.routing.routes import Routes
 from relay.gateway.routing.unallocated import Unallocated
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
-from relay.gateway.signaling.connections import open_trust
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.gateway.web_proxy.web_proxy import WebProxy
 from relay.plane.api import (
@@ -112,6 +113,7 @@ class Gateway:
         self._config = settings
         self._folder = folder
         self.ids = CallIds()
+        self.reloads = Reloads()  # whoever asks for a reload notes how it went
         self.upstreams = Upstreams()
         self.upstreams.configure(settings.upstreams, settings.health)
         # The plane's threads run from its constructor on, so what can raise comes before it.
@@ -120,6 +122,7 @@ class Gateway:
         self.certificates = CertificateKeeper(self._use_certificates)
         self.certificates.take(settings.certificates, settings.routes, certificates)
         self.plane = self._make_plane(certificates)
+        self.stapler = self._make_stapler(certificates)
         self._names = SystemLookup()
         lookup = lookup or self._names
         self._admission = TurnAdmission(self.plane, self.entitlement)
@@ -138,16 +141,7 @@ class Gateway:
         self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
         self.pauses = Pauses()
         self._proxied = ProxiedListeners(self.plane, self.balancers, self.pauses)
-        self.web_proxy = WebProxy(
-            self.plane,
-            settings.web_proxy,
-            vendor(),
-            certificates,
-            lookup,
-            balancers=self.balancers,
-            networks=self._networks,
-            pauses=self.pauses,
-        )
+        self.web_proxy = self._make_web_proxy(vendor(), certificates, lookup)
         self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of, ids=self.ids, on_started=self._on_started)
         self.records = Records(settings.quality.records)
@@ -170,6 +164,11 @@ class Gateway:
             return ReferencePlane(plane_settings(settings), certificates, self._on_events)
         return CompiledPlane(plane_settings(settings), certificates, self._on_events, workers=listen.workers)
 
+    def _make_stapler(self, certificates: Sequence[ServerCertificate]) -> Stapler:
+        stapler = Stapler(self.plane.set_certificates, utc_now)
+        stapler.take(certificates, asks=not why_no_staples(self._config))
+        return stapler
+
     def _make_sessions(self) -> Sessions:
         return Sessions(
             self.plane,
@@ -180,6 +179,18 @@ class Gateway:
             entitlement=self.entitlement,
             is_exempt=self._networks.is_exempt,
             ids=self.ids,
+        )
+
+    def _make_web_proxy(self, vendor: Catalog, certificates: Sequence[ServerCertificate], lookup: Lookup) -> WebProxy:
+        return WebProxy(
+            self.plane,
+            self._config.web_proxy,
+            vendor,
+            certificates,
+            lookup,
+            balancers=self.balancers,
+            networks=self._networks,
+            pauses=self.pauses,
         )
 
     def _make_view(self) -> View:
@@ -198,7 +209,11 @@ class Gateway:
 
     def _make_admin(self) -> Admin:
         settings = self._config
-        collectors = SignalingCollector(self.signaling), CertificateCollector(self.certificates)
+        collectors = (
+            SignalingCollector(self.signaling),
+            CertificateCollector(self.certificates, self.stapler),
+            OperationCollector(self.reloads, lambda: self._config),
+        )
         hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
         pauses = PauseCollector(self.pauses.counts)
         return Admin(self._view, self.captures, *collectors, pauses, hosts=hosts, token_hash=token_hash)
@@ -230,6 +245,8 @@ class Gateway:
             started.push_async_callback(self.plane.stop)
             make_file(self._config.quality.records)
             self.store.start()
+            started.push_async_callback(self.stapler.stop)
+            await self.stapler.start()
             await self._site.start()
             started.push_async_callback(self._site.stop)
             self.admin = await self._listen_admin()
@@ -294,7 +311,7 @@ class Gateway:
         self.entitlement.check(settings.entitlement)
         make_file(settings.quality.records)
         descriptors.raise_limit(settings)
-        self.plane.set_certificates(certificates)
+        self.plane.set_certificates(self.stapler.take(certificates, asks=not why_no_staples(settings)))
         self.plane.configure(plane_settings(settings))
         self.web_proxy.configure(settings.web_proxy, vendor(), certificates)
         for section in FIXED_SECTIONS:
@@ -323,7 +340,8 @@ class Gateway:
         return self._config
 
     def _use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
-        self.plane.set_certificates(certificates)
+        require_staples(certificates, why_no_staples(self._config))
+        self.plane.set_certificates(self.stapler.take(certificates, asks=not why_no_staples(self._config)))
         self.web_proxy.use_certificates(certificates)
         self._admin.use_certificates(certificates)
 
@@ -448,32 +466,6 @@ class Gateway:
                 self._sessions.on_upstream_down(flow.connection)
             else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
-
-
-def check(settings: Config) -> tuple[Callable[[], Catalog], list[ServerCertificate]]:
-    """Look whether the files of a configuration can be used: at the start, in a reload, and for ``relay check-config``.
-
-    Changes nothing. Returns the catalog, which has been read if it is the operator's own, and the certificates. Raises
-    OperatorError.
-
-    A list of users is not read here, because a bad one does not keep a relay from starting: a reload asks
-    ``Entitlement.check``, and ``relay check-config`` asks ``check_entitlement``.
-    """
-    certificates = read_all(settings.certificates)
-    vendor = _vendor(settings)
-    check_path(settings.quality.records)
-    if settings.quality.calls is not None and settings.quality.calls_kept_days:
-        check_file(settings.quality.calls)
-    open_trust(settings.signaling)
-    return vendor, certificates
-
-
-def _vendor(settings: Config) -> Callable[[], Catalog]:
-    """The catalog. The operator's is read now, so that mistakes show; the relay's own when it is first needed."""
-    if settings.catalog.path is None:
-        return functools.cache(catalog.load)
-    given = catalog.load(settings.catalog.path)
-    return lambda: given
 
 
 def _describe(closed: Closed, ids: CallIds) -> dict[str, object]:

@@ -153,8 +153,9 @@ class _Signals:
 
     async def _reload(self, gateway: Gateway) -> None:
         try:
-            await read_ahead(self._path)
-            settings = gateway.reload(self._path)
+            with gateway.reloads.noted():
+                await read_ahead(self._path)
+                settings = gateway.reload(self._path)
             _tell_exposures(settings, self._path)
         except OperatorError as error:
             for line in str(error).splitlines():

@@ -56,12 +56,14 @@ class ServerCertificate:
 
     ``names`` are the DNS names of the leaf in lower case. Several certificates may share names: one RSA and one ECDSA
     serve side by side. A plane never reads ``files``: they may have changed, and then this one still serves.
+    ``staple`` is an OCSP response in DER for clients that ask for it, or empty.
     """
 
     files: Certificate
     chain: bytes
     private_key: bytes = field(repr=False)
     names: frozenset[str]
+    staple: bytes = b""
 
 
 # A chain has some kilobytes, and a certificate for many names some tens of them. A larger file is another one.

@@ -20,7 +20,7 @@ from relay.addresses import parse_address
 from relay.emulator.store import Store, tables
 from relay.errors import OperatorError
 from relay.floor.commands import hop_port
-from relay.gateway.app import check
+from relay.gateway.checking.files import check
 from tests.support.benches.emulating import emulating_here, refusal
 from tests.support.network.ports import reserved_address
 

@@ -29,6 +29,7 @@ from relay.gateway.balancers import BalancerTotals, Check, HeaderFault
 from relay.gateway.calls.calls import Calls
 from relay.gateway.calls.histograms import Histogram
 from relay.gateway.certificates.keeper import CertificateKeeper
+from relay.gateway.certificates.stapling import Stapler
 from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
 from relay.gateway.routing.upstreams import Health
@@ -195,10 +196,11 @@ class PauseCollector(Collector):
 
 
 class CertificateCollector(Collector):
-    """When certificates end, and whether their files can be used."""
+    """When certificates and their OCSP responses end, and whether the files can be used."""
 
-    def __init__(self, keeper: CertificateKeeper) -> None:
+    def __init__(self, keeper: CertificateKeeper, stapler: Stapler) -> None:
         self._keeper = keeper
+        self._stapler = stapler
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, as in RelayCollector."""
@@ -211,6 +213,11 @@ class CertificateCollector(Collector):
         for name, seconds in self._keeper.expiries_s().items():
             expiry.add_metric([name], seconds)
         yield expiry
+        text = "Time until the stapled OCSP response for this name ends; 0 without one. Only names with a responder."
+        staples = GaugeMetricFamily("relay_ocsp_staple_expiry_seconds", text, labels=["name"])
+        for name, seconds in self._stapler.expiries_s().items():
+            staples.add_metric([name], seconds)
+        yield staples
         text = "Certificates whose files cannot be used now. Older ones serve, if there are any."
         yield _gauge("relay_certificate_troubles", text, self._keeper.troubles)
 

@@ -2,5 +2,7 @@
 
 files      pairs of files, named one by one or by a pattern, and whether they have changed
 findings   what is wrong with a certificate that can be used all the same
+ocsp       what an issuer is asked about a certificate, and what its answer is worth
+stapling   asks, and staples the answers to handshakes
 keeper     the certificates in service; it watches their files, and keeps the old where the new cannot be used
 """

@@ -1,5 +1,6 @@
-"""What ``relay check-config`` looks for in a configuration that can be used, in addition to ``app.check``.
+"""What ``relay check-config`` looks for in a configuration. The relay itself looks at the files, too.
 
+files       whether certificates, records, the catalog and authorities can be used
 exposure    what it leaves open: listeners, balancers' networks, files with secrets. ``relay serve`` logs this, too
 machine     addresses that this machine does not have
 reach       whether upstreams and servers of signaling answer (``--resolve``), as a table

@@ -80,10 +80,10 @@ class CompiledPlane:
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections. Raises OperatorError and keeps the old."""
-        groups: dict[frozenset[str], list[tuple[bytes, bytes]]] = {}
-        for certificate in certificates:
-            groups.setdefault(certificate.names, []).append((certificate.chain, certificate.private_key))
-        named = [([name.encode() for name in sorted(names)], pairs) for names, pairs in groups.items()]
+        groups: dict[frozenset[str], list[tuple[bytes, bytes, bytes]]] = {}
+        for one in certificates:
+            groups.setdefault(one.names, []).append((one.chain, one.private_key, one.staple))
+        named = [([name.encode() for name in sorted(names)], files) for names, files in groups.items()]
         try:
             for worker in self._workers:
                 worker.set_certificates(named)

@@ -30,7 +30,9 @@ Servers, proxies and services
     bad_proxies        web proxies that spoil what passes
     connect_proxy      a web proxy that opens tunnels
     emulator_process   an emulator, one of several of a cloud
+    ocsp               who answers for certificates, and a client that looks
     postgresql         PostgreSQL
+    prometheus         Prometheus, with our rules
     python_socketio    python-socketio's server
     redis_server       Debian's redis-server
     reverse_proxies    haproxy and nginx

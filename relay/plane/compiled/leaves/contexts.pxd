@@ -19,6 +19,13 @@ cdef struct TicketKeys:
     bint has_current
     bint has_previous
 
+# What the issuer says of a certificate, for clients that ask for it (OCSP stapling, RFC 6066 section 8). The certificate
+# belongs to its context.
+cdef struct Staple:
+    const tls.X509* certificate
+    char* answer
+    size_t size
+
 # One set of certificates. It lives while it is current or a handshake uses it.
 cdef struct Contexts:
     int count
@@ -27,6 +34,8 @@ cdef struct Contexts:
     tls.SSL_CTX** contexts
     char** names                # of each, one: lower case, exact or "*."
     tls.SSL_CTX* fallback       # the first certificate's
+    int staple_count
+    Staple* staples
 
 
 cdef inline void free_contexts(Contexts* contexts) noexcept nogil:
@@ -35,6 +44,9 @@ cdef inline void free_contexts(Contexts* contexts) noexcept nogil:
         tls.SSL_CTX_free(contexts.contexts[i])
         count_live(LIVE_CONTEXTS, -1)
         free(contexts.names[i])
+    for i in range(contexts.staple_count):
+        free(contexts.staples[i].answer)
+    free(contexts.staples)
     free(contexts.contexts)
     free(contexts.names)
     free(contexts)
@@ -63,6 +75,22 @@ cdef inline int on_server_name(tls.SSL* ssl, int* alert, void* argument) noexcep
             tls.SSL_set_SSL_CTX(ssl, contexts.contexts[i])
             return tls.SSL_TLSEXT_ERR_OK
     return tls.SSL_TLSEXT_ERR_OK
+
+
+# The client asks for OCSP. OpenSSL has chosen the certificate by then, and frees the copy.
+cdef inline int on_status(tls.SSL* ssl, void* argument) noexcept nogil:
+    cdef Contexts* contexts = <Contexts*> argument
+    cdef const tls.X509* chosen = tls.SSL_get_certificate(ssl)
+    cdef void* copy
+    cdef int i
+    for i in range(contexts.staple_count):
+        if contexts.staples[i].certificate == chosen:
+            copy = tls.OPENSSL_memdup(contexts.staples[i].answer, contexts.staples[i].size)
+            if copy == NULL:
+                break
+            tls.SSL_set_tlsext_status_ocsp_resp(ssl, copy, <long> contexts.staples[i].size)
+            return tls.SSL_TLSEXT_ERR_OK
+    return tls.SSL_TLSEXT_ERR_NOACK
 
 
 # Lower case without the last dot; False if it is too long to be a name, or not ASCII.
@@ -247,12 +275,15 @@ cdef inline Contexts* build_contexts(list groups, TicketKeys* ticket_keys) excep
     cdef Contexts* contexts = <Contexts*> calloc(1, sizeof(Contexts))
     cdef int total = 0
     cdef tls.SSL_CTX* context
-    for names, _ in groups:
+    cdef int certificates = 0
+    for names, files in groups:
         total += max(len(names), 1)
+        certificates += len(files)
     if contexts == NULL:
         raise MemoryError
     contexts.contexts = <tls.SSL_CTX**> calloc(total, sizeof(tls.SSL_CTX*))
     contexts.names = <char**> calloc(total, sizeof(char*))
+    contexts.staples = <Staple*> calloc(max(certificates, 1), sizeof(Staple))
     try:
         for names, files in groups:
             context = new_context(ticket_keys)
@@ -263,8 +294,9 @@ cdef inline Contexts* build_contexts(list groups, TicketKeys* ticket_keys) excep
                 contexts.names[contexts.count] = copy_text(name)
                 contexts.count += 1
                 count_live(LIVE_CONTEXTS, 1)
-            for chain, private_key in files:
+            for chain, private_key, staple in files:
                 load_certificate(context, chain, private_key)
+                keep_staple(contexts, context, staple)
     except BaseException:
         free_contexts(contexts)
         raise
@@ -272,6 +304,20 @@ cdef inline Contexts* build_contexts(list groups, TicketKeys* ticket_keys) excep
     tls.SSL_CTX_set_tlsext_servername_callback(contexts.fallback, on_server_name)
     tls.SSL_CTX_set_tlsext_servername_arg(contexts.fallback, contexts)
     return contexts
+
+
+# The staple of the certificate that the context was given last; an empty one is none.
+cdef inline int keep_staple(Contexts* contexts, tls.SSL_CTX* context, bytes answer) except -1:
+    cdef Staple* staple = &contexts.staples[contexts.staple_count]
+    if not answer:
+        return 0
+    staple.answer = copy_text(answer)
+    staple.size = len(answer)
+    staple.certificate = tls.SSL_CTX_get0_certificate(context)
+    contexts.staple_count += 1
+    tls.SSL_CTX_set_tlsext_status_cb(context, on_status)
+    tls.SSL_CTX_set_tlsext_status_arg(context, contexts)
+    return 0
 
 
 cdef inline char* copy_text(bytes text) except NULL:

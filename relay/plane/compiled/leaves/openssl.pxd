@@ -85,6 +85,11 @@ cdef extern from "<openssl/ssl.h>" nogil:
     long SSL_CTX_set_tlsext_servername_callback(
         SSL_CTX* context, int (*callback)(SSL*, int*, void*) noexcept nogil)
     long SSL_CTX_set_tlsext_servername_arg(SSL_CTX* context, void* argument)
+    long SSL_CTX_set_tlsext_status_cb(SSL_CTX* context, int (*callback)(SSL*, void*) noexcept nogil)
+    long SSL_CTX_set_tlsext_status_arg(SSL_CTX* context, void* argument)
+    long SSL_set_tlsext_status_ocsp_resp(SSL* ssl, void* answer, long size)
+    X509* SSL_CTX_get0_certificate(const SSL_CTX* context)
+    X509* SSL_get_certificate(const SSL* ssl)
     void SSL_CTX_set_alpn_select_cb(
         SSL_CTX* context,
         int (*callback)(SSL*, const unsigned char**, unsigned char*, const unsigned char*, unsigned int, void*)
@@ -128,6 +133,9 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_get_error(const SSL* ssl, int result)
     const char* SSL_get_version(const SSL* ssl)
     void SSL_get0_alpn_selected(const SSL* ssl, const unsigned char** data, unsigned int* size)
+
+cdef extern from "<openssl/crypto.h>" nogil:
+    void* OPENSSL_memdup(const void* data, size_t size)
 
 cdef extern from "<openssl/x509.h>" nogil:
     void X509_free(X509* certificate)
