@@ -18,7 +18,8 @@ from relay.plane.api import CloseReason, DropReason, HandshakeFailure
 
 PROJECT = Path(__file__).parent.parent
 DOCS = sorted((PROJECT / "docs").glob("*.md"))
-PAGES = [*sorted(PROJECT.glob("*.md")), *DOCS, *sorted((PROJECT / "loadtest").rglob("*.md"))]
+SECURITY = PROJECT / "deploy" / "SECURITY.md"
+PAGES = [*sorted(PROJECT.glob("*.md")), *DOCS, SECURITY, *sorted((PROJECT / "loadtest").rglob("*.md"))]
 
 
 def links_of(page: Path) -> list[str]:
@@ -105,3 +106,16 @@ def test_a_heading_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n## 2. Who may, and `who` may not\n\n```sh\n# no heading\n```\n")
     assert headings_of(page) == {"title", "2-who-may-and-who-may-not"}
+
+
+def test_the_proof_of_each_threat_is_a_test() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", SECURITY.read_text())
+    rows = [line for line in SECURITY.read_text().splitlines() if line.startswith("| ") and "::" in line]
+    assert len(rows) > 20
+    missing = [
+        f"{file}::{test}"
+        for file, test in named
+        if not (PROJECT / file).is_file() or not re.search(rf"(?m)^(async )?def {test}\(", (PROJECT / file).read_text())
+    ]
+    assert missing == []
+    assert all(len(row.split(" | ")) == 3 for row in rows)
