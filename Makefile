@@ -16,15 +16,15 @@ TURN    ?=
 SIDE    ?=
 
 # Debian's packages. They build the extension and the benchmark. Benchmark and tests use coturn as a real TURN server. Tests
-# also use Wireshark (to read captures), programs that read allow-lists, and reverse proxies and a web proxy.
+# also use Wireshark (to read captures), programs that read allow-lists, reverse proxies and a web proxy, and Prometheus.
 BUILD_PACKAGES := gcc libc6-dev libssl-dev python3-dev python3-venv
 BENCH_PACKAGES := $(BUILD_PACKAGES) make libssl-dev coturn
 # Go and pion/turn, for one more server to compare with.
 SIDE_PACKAGES  := $(BENCH_PACKAGES) golang-go golang-github-pion-turn.v2-dev
 # The official socket.io servers and clients need node. Many machines have it, but not from Debian.
 NODE_PACKAGES  := $(if $(and $(shell command -v node),$(shell command -v npm)),,nodejs npm)
-TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iproute2 iptables nftables nginx-light postgresql redis-server squid tshark \
-                  $(NODE_PACKAGES)
+TEST_PACKAGES  := $(BENCH_PACKAGES) chromium haproxy iproute2 iptables nftables nginx-light openssl postgresql prometheus \
+                  redis-server squid tshark $(NODE_PACKAGES)
 
 BIN      := $(VENV)/bin
 ASAN     := build/asan

@@ -8,6 +8,7 @@ certificates_made  certificates of any validity, with any names, and their files
 compiled        builds the compiled modules of the tests
 descriptors     more of them than usual, or none
 emulated_lines  lines and users of the emulator's signaling, without a store
+grafana         the panels of the dashboard, and what they ask for
 http_table      requests and answers that a reverse proxy passes on, byte by byte
 imports         which modules a source imports
 media_files     recordings as Ogg/Opus and M4A
