@@ -279,15 +279,23 @@ def test_the_ratio_is_of_the_same_count() -> None:
     assert "the relay takes 0.50 of coturn's CPU time" in bench.table(summary)
 
 
-def test_hostile_clients_are_closed_and_come_back() -> None:
+def test_attackers_do_what_they_are_for() -> None:
     """How long packets took is not judged here: the machine may be busy."""
-    options = ["--calls=5", "--hostiles=2", "--records=300", "--seconds=1", "--kinds=key-update,renegotiation"]
-    command = [sys.executable, "-m", "loadtest.bench.hostile_tls", *options]
+    kinds = {"key-update": "returns", "half-hello": "connections", "storm": "handshakes"}
+    options = ["--calls=5", "--clients=3", "--records=300", "--seconds=1", f"--kinds={','.join(kinds)}"]
+    command = [sys.executable, "-m", "loadtest.bench.attacks", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 1}, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert [one["kind"] for one in found["kinds"]] == ["key-update", "renegotiation"]
+    assert [one["kind"] for one in found["kinds"]] == list(kinds)
     for one in found["kinds"]:
-        assert one["returns"] > 0
-        assert one["hostile"]["due"] == 5 * PPS
-        assert not any(one["hostile"][key] for key in ("failed", "disconnected", *bench.WRONG))
+        assert one["done"][kinds[one["kind"]]] > 0
+        assert one["attacked"]["due"] == 5 * PPS
+        assert not any(one["attacked"][key] for key in ("failed", "disconnected", *bench.WRONG))
+
+
+def test_an_attack_that_nobody_knows() -> None:
+    command = [sys.executable, "-m", "loadtest.bench.attacks", "--kinds=key-update,unkind"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("attacks: --kinds unkind: expected some of key-update,")
