@@ -10,6 +10,7 @@ from unittest import mock
 
 from structlog.testing import capture_logs
 
+from relay.gateway.admin.operation import Reloads
 from relay.gateway.serve import _Signals, _step_back
 from relay.tasks import Tasks
 from tests.support.waiting import eventually
@@ -25,6 +26,7 @@ def test_it_serves_where_its_priority_cannot_be_changed() -> None:
 
 async def test_a_reload_after_a_mistake_of_ours(tmp_path: Path) -> None:
     signals, tasks, reloaded = _Signals(tmp_path / "relay.toml"), Tasks(), asyncio.Event()
+    reloads = Reloads()
 
     def reload(_: Path) -> None:
         if not lines:
@@ -38,11 +40,13 @@ async def test_a_reload_after_a_mistake_of_ours(tmp_path: Path) -> None:
             mock.patch("relay.gateway.serve.find_exposures", return_value=[]),
             capture_logs() as lines,
         ):
-            tasks.start(signals.reload(mock.Mock(reload=reload)), "reload")
+            tasks.start(signals.reload(mock.Mock(reload=reload, reloads=reloads)), "reload")
             os.kill(os.getpid(), signal.SIGHUP)
             await eventually(lambda: lines)
+            assert not reloads.succeeded
             os.kill(os.getpid(), signal.SIGHUP)
             await reloaded.wait()
+        assert reloads.succeeded
         assert [line["event"] for line in lines] == ["configuration not reloaded"]
     finally:
         await tasks.cancel()

@@ -24,8 +24,9 @@ SERVER_NAME = "relay.test"
 # The certificate's names: one name, a name of any region, and the addresses that tests listen on.
 CERTIFICATE_NAMES = (SERVER_NAME, "*.relay.test", "127.0.0.1", "::1")
 
-# As many as a machine with few file descriptors can serve: where the limits need more, the relay says so.
-FEW = {"connections": 3500}
+# As many connections as a machine with few file descriptors can serve: where the limits need more, the relay says so.
+# And no bound on what a flow carries: tests send as fast as the machine does.
+LIMITS = {"connections": 3500, "packets_per_second_per_flow": 0, "bytes_per_second_per_flow": 0}
 
 # What the TURN hosts of the tests know.
 CREDENTIALS = StaticCredentials({"trader": "secret"})
@@ -92,7 +93,7 @@ def settings_tree(
     tree: dict[str, Any] = {
         "certificates": [{"certificate": str(issued.chain), "private_key": str(issued.private_key)}],
         "upstreams": [_upstream(number, one) for number, one in enumerate(upstreams, 1)],
-        "limits": FEW,
+        "limits": LIMITS,
         **sections,
     }
     tree["listen"] = {"tls": ["127.0.0.1:0"], "admin": "127.0.0.1:0", **tree.get("listen", {})}
