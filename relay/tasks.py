@@ -25,6 +25,10 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._running)
 
+    def running(self) -> list[asyncio.Task[None]]:
+        """Those that have not ended."""
+        return list(self._running)
+
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a coroutine in the background."""
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -27,7 +27,7 @@ from relay.demo.authority import Authority
 from relay.errors import UpstreamError
 from tests.support.benches.commands import run_here
 from tests.support.benches.gateway import settings_tree, write_config
-from tests.support.benches.serving import PATIENT, Served, kill, of_the_relay, open_host, serving, start
+from tests.support.benches.serving import PATIENT, UNWATCHED, Served, kill, of_the_relay, open_host, serving, start
 from tests.support.certificates_made import DAY, NOW, authority, files_in, signed, write_pair
 from tests.support.pcapng import Packet, read_capture
 from tests.support.peers.connect import refused
@@ -254,6 +254,35 @@ async def test_sigterm_lets_running_calls_end(tmp_path: Path) -> None:
         assert await relay.ended() == 0
 
 
+async def test_sigterm_makes_a_lame_duck_first(tmp_path: Path) -> None:
+    """While health checks are told 503, newcomers are served. Then the port closes."""
+    limits = {"lame_duck_s": 3600, "drain_timeout_s": 3600}
+    async with open_host() as host, serving(tmp_path, host.address, limits=limits) as relay:
+        await relay.becomes_ready()
+        relay.send_signal(signal.SIGTERM)
+        assert (await relay.logged("lame duck"))["seconds"] == 3600
+        assert await relay.readyz() == 503
+        async with await relay.open_turn() as turn:
+            assert await turn.refresh(900) == 900
+        relay.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0
+        assert "draining" not in [line["event"] for line in relay.log]
+
+
+async def test_what_a_drain_leaves_is_closed_one_by_one(tmp_path: Path) -> None:
+    limits = {"lame_duck_s": 0.2, "drain_timeout_s": 0.2}
+    async with open_host() as host, serving(tmp_path, host.address, limits=limits) as relay:
+        calls = [await relay.open_turn() for _ in range(3)]
+        relay.send_signal(signal.SIGTERM)
+        assert (await relay.logged("draining"))["flows"] == 3
+        assert (await relay.logged("closing what is left"))["connections"] == 3
+        assert await relay.ended() == 0
+        reasons = [line["reason"] for line in relay.log if line["event"] == "connection closed"]
+        assert reasons == ["draining"] * 3
+        for call in calls:
+            await call.close()
+
+
 async def test_second_sigterm_stops_at_once(tmp_path: Path) -> None:
     async with open_host() as host, serving(tmp_path, host.address, limits=PATIENT) as relay:
         turn = await relay.open_turn()
@@ -318,7 +347,7 @@ async def test_sighup_before_it_is_ready(tmp_path: Path) -> None:
     The file is a pipe at first: the relay waits in the middle of its start for what the test writes.
     """
     path, pipe = tmp_path / "written.toml", tmp_path / "relay.toml"
-    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM))
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, limits=UNWATCHED))
     os.mkfifo(pipe)
     process = await start("serve", "--config", pipe)
     try:
@@ -354,7 +383,7 @@ async def test_web_proxies_are_told_too(tmp_path: Path) -> None:
 
 async def test_log_as_text(tmp_path: Path) -> None:
     path = tmp_path / "relay.toml"
-    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM))
+    write_config(path, settings_tree(Authority(tmp_path), NO_UPSTREAM, limits=UNWATCHED))
     process = await start("serve", "--config", path)
     try:
         assert process.stdout is not None

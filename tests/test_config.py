@@ -76,7 +76,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.routes, settings.signaling.upstreams) == ((), ())
     assert (settings.health.interval_s, settings.health.fall, settings.health.rise) == (1, 3, 2)
     assert settings.limits.connections == 20_000
-    assert settings.limits.drain_timeout_s == 30
+    assert (settings.limits.lame_duck_s, settings.limits.drain_timeout_s) == (8, 30)
     # Within 5 s of the last answer of its upstream a client is closed.
     assert settings.limits.upstream_silence_s == 4
     assert (settings.log.level, settings.log.format) == ("info", "text")

@@ -28,7 +28,7 @@ from relay.emulator.turn.slow import TurnHost
 from relay.output import Output
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import settings_tree, write_config
-from tests.support.benches.serving import of_the_relay
+from tests.support.benches.serving import UNWATCHED, of_the_relay
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.waiting import eventually
@@ -367,7 +367,7 @@ async def blocked_relay(folder: Path, plane: str, style: str, pipe: Pipe) -> Asy
     with reserved_address() as tls, reserved_address() as admin:
         async with host:
             listen = {"tls": [str(tls)], "admin": str(admin), "plane": plane}
-            tree = settings_tree(authority, host.address, listen=listen, log={"format": style})
+            tree = settings_tree(authority, host.address, listen=listen, log={"format": style}, limits=UNWATCHED)
             write_config(path, tree)
             command = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay", "serve", "--config", path)
             process = await asyncio.create_subprocess_exec(

@@ -72,5 +72,9 @@ class LimitsSettings(Section):
     # A flow's upstream counts as gone when it leaves requests unanswered, and sends nothing else, for this long. Then
     # the flow is closed; a session is moved to another upstream.
     upstream_silence_s: Seconds = 4.0
-    # After SIGTERM running calls have this long. Most calls of a trading floor are shorter.
+    # After SIGTERM newcomers are still served for this long, while health checks are answered 503. So a balancer sends
+    # them elsewhere before the port closes. haproxy leaves a server after three failed checks, 2 s apart: 6 s, and some
+    # to spare. 0 closes the port at once.
+    lame_duck_s: float = Field(default=8.0, strict=True, ge=0, le=3600)
+    # After that running calls have this long. Most calls of a trading floor are shorter.
     drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)

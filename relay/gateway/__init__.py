@@ -5,6 +5,7 @@ descriptors      how many file descriptors are needed, may be had, and are kept 
 pauses           newcomers that wait: counted, and logged
 accepting        listeners of the control plane
 file_state       whether a file has changed
+departure        how connections end when the relay goes
 calls/           how each call sounds, and what is kept of it
 certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them
 routing/         which upstream a new flow gets; upstreams, their names and their health

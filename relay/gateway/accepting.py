@@ -58,6 +58,10 @@ class Acceptor:
         while self._listeners:
             self._listeners.pop().close()
 
+    def endings(self) -> list[Callable[[], object]]:
+        """For each connection that is served, what ends it."""
+        return [serving.cancel for serving in self._serving.running()]
+
     async def stop(self) -> None:
         """End whatever is served. May be repeated."""
         await self.drain()

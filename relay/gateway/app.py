@@ -33,6 +33,7 @@ from relay.gateway.certificates.keeper import CertificateKeeper, utc_now
 from relay.gateway.certificates.ocsp import require_staples
 from relay.gateway.certificates.stapling import Stapler
 from relay.gateway.checking.files import check, why_no_staples
+from relay.gateway.departure import close_spread
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
@@ -156,6 +157,7 @@ class Gateway:
         self._call_lines = Lines(CALL_LINES_PER_S)
         self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
         self._unserved_kept = RateLimit(UNSERVED_KEPT_PER_S)
+        self._leaving = False
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self, certificates: Sequence[ServerCertificate]) -> Plane:
@@ -220,12 +222,12 @@ class Gateway:
 
     @property
     def draining(self) -> bool:
-        """True once no new flows are taken."""
-        return self.flows.draining
+        """True once this is to stop: balancers are told so, and after ``lame_duck_s`` no new flows are taken."""
+        return self._leaving or self.flows.draining
 
     @property
     def ready(self) -> bool:
-        """True if a new call would be taken: an upstream is up, and this is not draining."""
+        """True if new calls should come here: an upstream is up, and this is not draining."""
         return self.upstreams.any_healthy and not self.draining
 
     # Life
@@ -275,6 +277,15 @@ class Gateway:
             return self._proxied.listen(address)
         return await self.plane.listen(address)
 
+    async def be_lame_duck(self) -> None:
+        """Answer health checks with 503, and serve newcomers all the same, for ``lame_duck_s``."""
+        self._leaving = True
+        self._site.let_go()
+        lame_duck_s = self._config.limits.lame_duck_s
+        if lame_duck_s:
+            log.info("lame duck", seconds=lame_duck_s)
+            await asyncio.sleep(lame_duck_s)
+
     async def drain(self) -> None:
         """Take no new flows, and wait until the running ones have ended, for at most ``drain_timeout_s``."""
         self.flows.draining = True
@@ -286,6 +297,17 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self.flows.wait_ended()
+
+    async def close_rest(self) -> None:
+        """Close what a drain has left, spread over some seconds: its clients must not all come back at once."""
+        connections = [*self.flows.connections(), *self._site.connections()]
+        endings: list[Callable[[], object]] = [
+            functools.partial(self.plane.close, connection, CloseReason.DRAINING) for connection in connections
+        ]
+        endings += self.web_proxy.endings()
+        if endings:
+            log.info("closing what is left", connections=len(endings))
+        await close_spread(endings)
 
     async def stop(self) -> None:
         """End everything. May be repeated."""

@@ -75,7 +75,7 @@ class Balancers:
     """Knows the balancers, and reads what they say first."""
 
     def __init__(self, settings: BalancerSettings, timeout_s: float, ready: Callable[[], bool]) -> None:
-        """``ready`` says what a check over HTTP is told: 200 or 503."""
+        """``ready`` says what a check over HTTP is told, 200 or 503: whether newcomers should come here."""
         self.totals = BalancerTotals()
         self._ready = ready
         self._waiting = 0

@@ -1,6 +1,6 @@
 """Runs a gateway as a process: signals in, one ``ready`` line out.
 
-SIGTERM drains, and a second one stops. SIGINT stops. SIGHUP reloads; if it comes before ``ready``, the reload follows
+SIGTERM makes a lame duck of it, which then drains; a second one stops. SIGINT stops. SIGHUP reloads; if it comes before ``ready``, the reload follows
 after ``ready``.
 """
 
@@ -11,7 +11,9 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -75,7 +77,7 @@ async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> No
         tasks.start(signals.reload(gateway), "reload")
         await signals.first.wait()
         if not signals.stop.is_set():
-            await _drain(gateway, signals.stop)
+            await _until(_leave(gateway), signals.stop)
     finally:
         await tasks.cancel()
         await gateway.stop()
@@ -95,13 +97,20 @@ def _tell_exposures(settings: config.Config, path: Path) -> None:
         log.warning("configuration needs attention", cause=exposure)
 
 
-async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:
+async def _leave(gateway: Gateway) -> None:
+    await gateway.be_lame_duck()
+    await gateway.drain()
+    await gateway.close_rest()
+
+
+async def _until(work: Coroutine[Any, Any, None], event: asyncio.Event) -> None:
+    """Work until it is done, or something happens."""
     async with asyncio.TaskGroup() as both:
-        drained = both.create_task(gateway.drain())
-        stopped = both.create_task(stop.wait())
-        await asyncio.wait([drained, stopped], return_when=asyncio.FIRST_COMPLETED)
-        drained.cancel()
-        stopped.cancel()
+        done = both.create_task(work)
+        happened = both.create_task(event.wait())
+        await asyncio.wait([done, happened], return_when=asyncio.FIRST_COMPLETED)
+        done.cancel()
+        happened.cancel()
 
 
 class _Signals:

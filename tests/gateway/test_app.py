@@ -261,7 +261,8 @@ async def test_the_file_of_records_is_there_from_the_start_on(tmp_path: Path) ->
 
 def test_each_limit_reaches_the_plane_or_is_the_gateways_own() -> None:
     """A limit that the plane should have is passed by its name, so a name with a slip in it would reach nobody."""
-    own = {"connections", "connections_per_source", "sessions_per_source", "sessions_per_user", "drain_timeout_s"}
+    own = {"connections", "connections_per_source", "sessions_per_source", "sessions_per_user"}
+    own |= {"lame_duck_s", "drain_timeout_s"}
     own |= {"exempt_networks", "unallocated_flows_per_source", "session_opens_per_second_per_source"}
     bounds = {bound.name for bound in fields(PlaneSettings)}
     assert set(LimitsSettings.model_fields) - own <= bounds

@@ -435,6 +435,31 @@ async def test_those_that_wait_for_a_header_are_bounded(tmp_path: Path, monkeypa
 # The end
 
 
+@PLANES
+async def test_a_lame_duck_says_so_and_serves(tmp_path: Path, plane: str) -> None:
+    limits = {"lame_duck_s": 3600}
+    async with (
+        TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host,
+        behind(tmp_path, host.address, plane=plane, limits=limits) as relay,
+    ):
+        await eventually(lambda: relay.gateway.ready)
+        lame = asyncio.create_task(relay.gateway.be_lame_duck())
+        await eventually(lambda: not relay.gateway.ready)
+        check = b"GET / HTTP/1.0\r\n\r\n"
+        assert (await ends_at_once(relay.tls, check)).startswith(b"HTTP/1.1 503 ")
+        assert await metric(relay, "relay_draining") == 1
+        client = await introduced(relay, line())
+        await client.send(bytes.fromhex("000300002112a442") + bytes(12))
+        await client.receive_unit()
+        client.abort()
+        # A browser is asked to come back on another connection, which the balancer leads elsewhere.
+        web = await introduced(relay, line())
+        await web.send(GET.replace(b"Connection: close\r\n", b""))
+        assert b"\r\nConnection: close\r\n" in await receive_answer(web)
+        lame.cancel()
+        await asyncio.wait([lame])
+
+
 async def test_a_drain_takes_nobody(tmp_path: Path) -> None:
     async with behind(tmp_path, limits={"drain_timeout_s": 1}) as relay:
         healthy = await introduced(relay, line())

@@ -37,7 +37,7 @@ LAYERS = [
 ]
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
-    {"lines", "descriptors", "file_state"},
+    {"lines", "descriptors", "file_state", "departure"},
     {"pauses"},
     {"accepting"},
     {"calls", "certificates", "routing"},

@@ -193,7 +193,7 @@ class Admin:
     # What it serves
 
     async def _on_readyz(self, _: web.Request) -> web.Response:
-        """200 if a new call would be taken: at least one upstream is up, and we are not draining."""
+        """200 if new calls should come here: at least one upstream is up, and we are not about to stop."""
         checks = {"upstream": self._view.upstreams.any_healthy, "draining": self._view.draining()}
         ready = checks["upstream"] and not checks["draining"]
         return web.json_response({"ready": ready, **checks}, status=200 if ready else 503)

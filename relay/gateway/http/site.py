@@ -225,6 +225,7 @@ class Site:
         self._opened: dict[web.RequestHandler, HttpOpened] = {}
         self._deadlines: dict[ConnectionId, asyncio.TimerHandle] = {}
         self._stopped = False
+        self._lets_go = False
 
     async def start(self) -> None:
         """Be ready for connections."""
@@ -280,6 +281,14 @@ class Site:
         if (deadline := self._deadlines.pop(connection, None)) is not None:
             deadline.cancel()
 
+    def connections(self) -> list[ConnectionId]:
+        """The connections that speak HTTP now."""
+        return list(self._handlers)
+
+    def let_go(self) -> None:
+        """From now on end each connection after its next response: its client comes back on a new one."""
+        self._lets_go = True
+
     @web.middleware
     async def _introduce(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         opened = self._opened.get(request.protocol)
@@ -290,6 +299,9 @@ class Site:
         introduced[OPENED] = opened
         introduced[CONNECTION] = opened.connection
         introduced[SITE] = self
+        if self._lets_go:
+            # As if the client had asked for it: whoever makes the response says so in it.
+            introduced._message = introduced._message._replace(should_close=True)
         return await handler(introduced)
 
     async def leave_http(self, request: web.Request, upgrade: Callable[[], None]) -> web.StreamResponse:

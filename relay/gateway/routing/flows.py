@@ -131,6 +131,10 @@ class Flows:
     def __len__(self) -> int:
         return len(self._states)
 
+    def connections(self) -> list[ConnectionId]:
+        """The connections that are flows now."""
+        return list(self._states)
+
     def state_of(self, connection: ConnectionId) -> UpstreamState | None:
         """The upstream of a flow; None if there is no such flow, or it goes elsewhere."""
         return self._states.get(connection)

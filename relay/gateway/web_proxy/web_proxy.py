@@ -14,7 +14,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -154,6 +154,10 @@ class WebProxy:
         """Accept no clients, and open no tunnels, from now on. Running tunnels stay."""
         self._draining = True
         await self._acceptor.drain()
+
+    def endings(self) -> list[Callable[[], object]]:
+        """For each connection that the plane has not taken, what ends it."""
+        return self._acceptor.endings()
 
     async def stop(self) -> None:
         """End all connections that the plane has not taken."""

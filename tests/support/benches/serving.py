@@ -14,16 +14,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from relay.addresses import Address, parse_address
 from relay.client.turn import TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
 from relay.emulator.turn.slow import TurnHost
 from tests.support.benches.gateway import CREDENTIALS, settings_tree, write_config
+from tests.support.waiting import POLL_S
 
 PROJECT = Path(__file__).parents[3]
 PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
-# Limits of a relay that waits for its flows as long as the test wants.
-PATIENT = {"drain_timeout_s": 3600}
+# Limits of a relay that no balancer watches, and of one that also waits for its flows as long as the test wants.
+UNWATCHED = {"lame_duck_s": 0}
+PATIENT = {**UNWATCHED, "drain_timeout_s": 3600}
 
 
 async def start(*arguments: str | Path, descriptors: int | None = None) -> Process:
@@ -83,6 +87,16 @@ class Served:
         await turn.allocate()
         return turn
 
+    async def readyz(self) -> int:
+        """The status of ``/readyz``."""
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.admin}/readyz") as response:
+            return response.status
+
+    async def becomes_ready(self) -> None:
+        """Wait until it would send newcomers here."""
+        while await self.readyz() != 200:
+            await asyncio.sleep(POLL_S)
+
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -119,7 +133,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """``relay serve`` while the block runs. It may have as many ``descriptors`` as this process, or fewer."""
     authority, path = Authority(folder), folder / "relay.toml"
-    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, **sections})
+    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, "limits": UNWATCHED, **sections})
     write_config(path, tree)
     process = await start("serve", "--config", path, descriptors=descriptors)
     served = Served(process, path, tree, authority.client_context())
