@@ -260,6 +260,11 @@ cdef class Worker:
         """Readable when there are events to take."""
         return self.engine.event_fd
 
+    @property
+    def turns(self) -> int:
+        """How often it has gone round; wraps. It does so at least once a second."""
+        return self.engine.turns
+
     def run(self) -> None:
         """Carry packets until ``stop`` was called and the last connection has ended."""
         self.engine.now_us = posix.monotonic_us()

@@ -21,6 +21,7 @@ read_ahead       the configuration's files, read before a reload
 checking/        what ``relay check-config`` warns of, and whom it can ask
 hardening        what the process gives up at its start
 app              puts all of these together; starts, drains, stops and reloads it
+notify           what the service manager is told, and its watchdog
 serve            the process: signals in, one ``ready`` line out
 
 These are floors, from the bottom up: each imports only what stands above it in this list. Neither ``signaling`` nor

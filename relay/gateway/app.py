@@ -33,7 +33,7 @@ from relay.gateway.certificates.keeper import CertificateKeeper, utc_now
 from relay.gateway.certificates.ocsp import require_staples
 from relay.gateway.certificates.stapling import Stapler
 from relay.gateway.checking.files import check, why_no_staples
-from relay.gateway.departure import close_spread
+from relay.gateway.departure import SPREAD_S, close_spread
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
@@ -276,6 +276,12 @@ class Gateway:
         if address in self._config.listen.proxy_protocol:
             return self._proxied.listen(address)
         return await self.plane.listen(address)
+
+    @property
+    def leaving_s(self) -> float:
+        """How long ``be_lame_duck``, ``drain`` and ``close_rest`` take together, at most."""
+        limits = self._config.limits
+        return limits.lame_duck_s + limits.drain_timeout_s + SPREAD_S
 
     async def be_lame_duck(self) -> None:
         """Answer health checks with 503, and serve newcomers all the same, for ``lame_duck_s``."""

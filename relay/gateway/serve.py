@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from relay.gateway import descriptors
 from relay.gateway.app import Gateway
 from relay.gateway.checking.exposure import find_exposures
 from relay.gateway.hardening import harden
+from relay.gateway.notify import ServiceManager
 from relay.gateway.read_ahead import read_ahead
 from relay.tasks import Tasks
 
@@ -30,6 +32,8 @@ log = structlog.get_logger()
 
 # Where this thread shares a core with a thread that carries voice, the other one gets ten times the time.
 NICENESS = 10
+# When all connections are closed, the rest ends within this time.
+END_S = 5.0
 
 
 async def serve(path: Path) -> None:
@@ -41,17 +45,18 @@ async def serve(path: Path) -> None:
 
 
 async def _serve(path: Path, troubles: list[str]) -> None:
-    signals = _Signals(path)
+    manager = ServiceManager()
+    signals = _Signals(path, manager)
     # This comes first: by default SIGHUP would end the process.
     signals.expect_hangup()
     try:
-        await _serve_until(path, signals, troubles)
+        await _serve_until(path, signals, manager, troubles)
     finally:
         signals.forget_hangup()
     log.info("stopped")
 
 
-async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> None:
+async def _serve_until(path: Path, signals: _Signals, manager: ServiceManager, troubles: list[str]) -> None:
     settings = config.load(path)
     logs.configure(settings.log.level, settings.log.format)
     for trouble in troubles:
@@ -73,11 +78,14 @@ async def _serve_until(path: Path, signals: _Signals, troubles: list[str]) -> No
         web_proxy = f" web_proxy={proxies}" if proxies else ""
         print(f"ready tls={tls} admin={gateway.admin}{web_proxy}", flush=True)  # noqa: T201
         descriptors.tell(settings)
+        manager.tell("READY=1", f"STATUS=Serving on {tls}")
+        tasks.start(manager.watch(gateway.plane.turns), "watchdog")
         # A signal that came earlier has waited for this.
         tasks.start(signals.reload(gateway), "reload")
         await signals.first.wait()
         if not signals.stop.is_set():
-            await _until(_leave(gateway), signals.stop)
+            await _until(_leave(gateway, manager), signals.stop)
+        manager.tell("STOPPING=1", "STATUS=Ending")
     finally:
         await tasks.cancel()
         await gateway.stop()
@@ -97,8 +105,12 @@ def _tell_exposures(settings: config.Config, path: Path) -> None:
         log.warning("configuration needs attention", cause=exposure)
 
 
-async def _leave(gateway: Gateway) -> None:
+async def _leave(gateway: Gateway, manager: ServiceManager) -> None:
+    # The time that systemd allows may be shorter than the configured times together.
+    extended = f"EXTEND_TIMEOUT_USEC={round((gateway.leaving_s + END_S) * 1e6)}"
+    manager.tell("STOPPING=1", extended, "STATUS=Serving newcomers for a while, until balancers send them elsewhere")
     await gateway.be_lame_duck()
+    manager.tell(f"STATUS=Draining: {len(gateway.flows)} flows run")
     await gateway.drain()
     await gateway.close_rest()
 
@@ -116,11 +128,12 @@ async def _until(work: Coroutine[Any, Any, None], event: asyncio.Event) -> None:
 class _Signals:
     """What the signals so far ask for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manager: ServiceManager) -> None:
         self.first = asyncio.Event()
         self.stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._path = path
+        self._manager = manager
         self._loop = asyncio.get_running_loop()
         self._handlers = {signal.SIGTERM: self._on_term, signal.SIGINT: self._on_interrupt}
 
@@ -158,17 +171,24 @@ class _Signals:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            await self._reload(gateway)
+            self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            status = await self._reload(gateway)
+            self._manager.tell("READY=1", f"STATUS={status}")
 
-    async def _reload(self, gateway: Gateway) -> None:
+    async def _reload(self, gateway: Gateway) -> str:
+        """Returns how it went."""
         try:
             with gateway.reloads.noted():
                 await read_ahead(self._path)
                 settings = gateway.reload(self._path)
             _tell_exposures(settings, self._path)
         except OperatorError as error:
-            for line in str(error).splitlines():
+            lines = str(error).splitlines()
+            for line in lines:
                 log.error("configuration not reloaded: the old one stays", cause=line)
+            return f"Serving; configuration not reloaded: {lines[0]}"
         except Exception:
             # A mistake of ours. The loop goes on, so that the next signal is heard.
             log.exception("configuration not reloaded")
+            return "Serving; configuration not reloaded"
+        return "Serving"

@@ -525,5 +525,8 @@ class Plane(Protocol):
     async def stop(self) -> None:
         """End all connections and let go of every descriptor."""
 
+    def turns(self) -> Sequence[int]:
+        """How often each of its threads has gone round. One that works does so at least once a second; numbers wrap."""
+
     def snapshot(self) -> Snapshot:
         """All counters and flows as they are now."""

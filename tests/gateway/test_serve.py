@@ -11,6 +11,7 @@ from unittest import mock
 from structlog.testing import capture_logs
 
 from relay.gateway.admin.operation import Reloads
+from relay.gateway.notify import ServiceManager
 from relay.gateway.serve import _Signals, _step_back
 from relay.tasks import Tasks
 from tests.support.waiting import eventually
@@ -25,7 +26,7 @@ def test_it_serves_where_its_priority_cannot_be_changed() -> None:
 
 
 async def test_a_reload_after_a_mistake_of_ours(tmp_path: Path) -> None:
-    signals, tasks, reloaded = _Signals(tmp_path / "relay.toml"), Tasks(), asyncio.Event()
+    signals, tasks, reloaded = _Signals(tmp_path / "relay.toml", ServiceManager({})), Tasks(), asyncio.Event()
     reloads, succeeded = Reloads(), list[bool]()
 
     def reload(_: Path) -> None:

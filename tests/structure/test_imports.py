@@ -25,7 +25,7 @@ LAYERS = [
     {"turn"},
     {"quality"},
     {"output"},
-    {"logs", "tasks", "garbage", "bodies"},
+    {"logs", "tasks", "local_datagrams", "garbage", "bodies"},
     {"plane", "_fastpath"},
     {"ca"},
     {"client"},
@@ -49,6 +49,7 @@ FLOORS = [
     {"admin"},
     {"read_ahead", "checking", "hardening"},
     {"app"},
+    {"notify"},
     {"serve"},
 ]
 HEIGHTS = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -280,6 +280,10 @@ class CompiledPlane:
             worker.let_go()
             self.loop.remove_reader(worker.event_fd)
 
+    def turns(self) -> Sequence[int]:
+        """How often each worker has gone round."""
+        return [worker.turns for worker in self._workers]
+
     def snapshot(self) -> Snapshot:
         """All counters and flows as they are now."""
         return self._snapshots.take(self._notices.handshake_failures)

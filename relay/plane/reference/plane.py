@@ -61,6 +61,7 @@ class ReferencePlane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopped = False
+        self._asked = 0
         self._accepted = 0
         self._ended = Totals()
         self._ended_delays = Delays()
@@ -204,6 +205,11 @@ class ReferencePlane:
         # Bounded: a closed connection is aborted after CLOSE_TIMEOUT_S.
         await self._idle.wait()
         self._deliver()
+
+    def turns(self) -> Sequence[int]:
+        """It has no threads: whoever asks shows that its loop turns."""
+        self._asked += 1
+        return [self._asked]
 
     def snapshot(self) -> Snapshot:
         """All counters and flows as they are now."""

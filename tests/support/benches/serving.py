@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import ssl
@@ -30,10 +31,12 @@ UNWATCHED = {"lame_duck_s": 0}
 PATIENT = {**UNWATCHED, "drain_timeout_s": 3600}
 
 
-async def start(*arguments: str | Path, descriptors: int | None = None) -> Process:
+async def start(*arguments: str | Path, descriptors: int | None = None, **environment: str) -> Process:
     """``relay`` with these arguments; what it prints is read by the caller."""
     limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
-    return await asyncio.create_subprocess_exec(*limited, *PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT)
+    return await asyncio.create_subprocess_exec(
+        *limited, *PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT, env={**os.environ, **environment}
+    )
 
 
 async def kill(process: Process) -> None:
@@ -60,7 +63,7 @@ class Served:
         self.tls = self.admin = Address("", 0)
         # As the ready line has it. It may be a unix socket.
         self.admin_text = ""
-        self._process = process
+        self.process = self._process = process
         self._trust = trust
         self.web_proxies: list[Address] = []
         self.log: list[dict[str, Any]] = []
@@ -129,13 +132,18 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, upstream: Address, *, descriptors: int | None = None, **sections: Any
+    folder: Path,
+    upstream: Address,
+    environment: dict[str, str] | None = None,
+    *,
+    descriptors: int | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Served]:
     """``relay serve`` while the block runs. It may have as many ``descriptors`` as this process, or fewer."""
     authority, path = Authority(folder), folder / "relay.toml"
     tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, "limits": UNWATCHED, **sections})
     write_config(path, tree)
-    process = await start("serve", "--config", path, descriptors=descriptors)
+    process = await start("serve", "--config", path, descriptors=descriptors, **(environment or {}))
     served = Served(process, path, tree, authority.client_context())
     try:
         await served.ready()

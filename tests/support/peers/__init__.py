@@ -37,6 +37,7 @@ Servers, proxies and services
     redis_server       Debian's redis-server
     reverse_proxies    haproxy and nginx
     scripted_relay     a server in a relay's place
+    service_manager    what systemd is, for a service: a socket that it is told things at
     socketio           the official socket.io servers and clients, from ``node/``
     squid              a firm's web proxy
     upgrades           control's part of a WebSocket handshake
