@@ -1,4 +1,4 @@
-"""The command line: serve, top, calls, explain, capture, demo, emulate and check-config.
+"""The command line: serve, upgrade, top, calls, explain, capture, demo, emulate and check-config.
 
 Also admin-token, allowlist, catalog and ca.
 
@@ -7,7 +7,7 @@ Exit status
 0  all is well
 1  a call of the demo failed or lost something (with --wan it may lose, but must hear what was said), two catalogs
    differ, a certificate of ``ca show`` has expired, a server of ``check-config --resolve`` does not answer,
-   ``capture`` was interrupted, or something outside failed
+   ``capture`` was interrupted, a relay could not hand over, or something outside failed
 2  the operator must act: a mistake in the configuration or on the command line, or a file that cannot be used
 """
 
@@ -77,12 +77,31 @@ def _options(
 
 @app.command()
 def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay's TOML file.")]) -> None:
-    """Run the relay. SIGTERM drains (twice: stops), SIGHUP reloads."""
-    # By default SIGHUP would end the process. Until the file has been read, there is nothing to read again.
+    """Run the relay. SIGTERM drains (twice: stops), SIGHUP reloads, SIGUSR2 hands over to a new process."""
+    # By default these would end the process. Until the file has been read, there is nothing to read again or hand over.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     from relay.gateway.serve import serve as serve_gateway
 
     _run(serve_gateway(config_file))
+
+
+@app.command()
+def upgrade(
+    pid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PID|FILE", help="The relay's process, or a file with its number. Default: the only one that runs."
+        ),
+    ] = None,
+) -> None:
+    """Restart a running relay without losing a call: it starts a new process, which takes its listening sockets.
+
+    The new process may be another version, and reads the configuration again. If it fails, the relay goes on as before.
+    """
+    from relay.console.upgrade import upgrade as hand_over
+
+    typer.echo(f"process {hand_over(pid)} serves now; the one before ends with its calls")
 
 
 @app.command("check-config")

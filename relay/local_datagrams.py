@@ -12,3 +12,8 @@ def send(name: str, text: str) -> None:
         # Its queue may be full, and calls must not wait for a service manager.
         sender.setblocking(False)
         sender.sendto(text.encode(), address)
+
+
+def upgrade_answer(pid: int) -> str:
+    """Where ``relay upgrade`` waits for the answer of the relay with this process id."""
+    return f"@cloud9-relay/upgrade/{pid}"

@@ -18,8 +18,9 @@ INSTALLED = "/opt/cloud9-relay/bin/relay"
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
-    units = [unit for unit in DEPLOY.iterdir() if unit.suffix in {".service", ".timer"}]
-    assert {unit.name for unit in units} == {"relay.service", "relay-ca.service", "relay-ca.timer"}
+    units = [unit for unit in DEPLOY.iterdir() if unit.suffix in {".service", ".socket", ".timer"}]
+    names = {"relay.service", "relay.socket", "relay-ca.service", "relay-ca.timer"}
+    assert {unit.name for unit in units} == names
     for unit in units:
         # The command need not be installed here.
         (tmp_path / unit.name).write_text(unit.read_text().replace(INSTALLED, "/bin/true"))

@@ -78,3 +78,6 @@ class LimitsSettings(Section):
     lame_duck_s: float = Field(default=8.0, strict=True, ge=0, le=3600)
     # After that running calls have this long. Most calls of a trading floor are shorter.
     drain_timeout_s: float = Field(default=30.0, strict=True, ge=0, le=86_400)
+    # After "relay upgrade" the process before serves its calls for this long, and then drains. Nobody waits for it, so
+    # this is longer than almost any call. Only its memory is needed meanwhile.
+    handover_timeout_s: float = Field(default=14_400.0, strict=True, ge=0, le=86_400)

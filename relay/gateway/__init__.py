@@ -3,9 +3,9 @@
 lines            log lines that clients cause, limited
 descriptors      how many file descriptors are needed, may be had, and are kept for operators
 pauses           newcomers that wait: counted, and logged
-accepting        listeners of the control plane
+accepting        what accepts for the control plane
+listening        all listening sockets, and how they come and go
 file_state       whether a file has changed
-departure        how connections end when the relay goes
 calls/           how each call sounds, and what is kept of it
 certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them
 routing/         which upstream a new flow gets; upstreams, their names and their health
@@ -20,8 +20,11 @@ admin/           what operators see
 read_ahead       the configuration's files, read before a reload
 checking/        what ``relay check-config`` warns of, and whom it can ask
 hardening        what the process gives up at its start
+departure        how the relay goes: the lame duck, the drain, the handover, and what is left at the end
 app              puts all of these together; starts, drains, stops and reloads it
 notify           what the service manager is told, and its watchdog
+inherited        what the process is given at its start: sockets, and the relay before it
+successor        the next process: starts it, and hands over (``relay upgrade``)
 serve            the process: signals in, one ``ready`` line out
 
 These are floors, from the bottom up: each imports only what stands above it in this list. Neither ``signaling`` nor

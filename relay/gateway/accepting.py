@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from relay.addresses import Address
-from relay.errors import OperatorError
 from relay.gateway import descriptors
 from relay.gateway.pauses import Pauses
 from relay.plane.endings import pause_of
-from relay.plane.listening import LISTEN_BACKLOG
-from relay.sockaddr import from_sockaddr, to_sockaddr
+from relay.sockaddr import from_sockaddr
 from relay.tasks import Tasks
 
 # While no descriptor is left, new clients wait in the kernel's queue for this long.
@@ -34,29 +31,37 @@ class Acceptor:
         """
         self._name = name
         self._pauses = pauses
+        self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
-        self._accepting = Tasks()
+        self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
         self._serving = Tasks()
 
-    def listen(self, address: Address, key: str, serve: Serve) -> Address:
-        """Accept on a literal address, on a free port for port 0. Raises OperatorError that names the setting.
+    def __len__(self) -> int:
+        """How many connections are served."""
+        return len(self._serving)
+
+    def listen(self, listeners: Sequence[socket.socket], serve: Serve) -> Address:
+        """Accept on sockets that listen on one address, and are its own from here. Returns the address.
 
         ``serve`` owns the socket that it is given; the address is the other end.
         """
-        listener = _open_listener(address, key)
-        self.take(listener, serve)
-        return from_sockaddr(listener.getsockname())
+        self.take(listeners, serve)
+        return from_sockaddr(listeners[0].getsockname())
 
-    def take(self, listener: socket.socket, serve: Serve) -> None:
-        """The same with a socket that listens already, and is owned here from now on."""
-        self._listeners.append(listener)
-        self._accepting.start(self._accept(listener, serve), f"{self._name} listener")
+    def take(self, listeners: Sequence[socket.socket], serve: Serve) -> None:
+        """The same with sockets of any family."""
+        self._listeners += listeners
+        for listener in listeners:
+            self._watch(listener, serve)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Accept nobody from now on. Whoever has connected already is served."""
-        await self._accepting.cancel()
         while self._listeners:
-            self._listeners.pop().close()
+            listener = self._listeners.pop()
+            self._loop.remove_reader(listener)
+            if (pause := self._paused.pop(listener, None)) is not None:
+                pause.cancel()
+            listener.close()
 
     def endings(self) -> list[Callable[[], object]]:
         """For each connection that is served, what ends it."""
@@ -64,44 +69,33 @@ class Acceptor:
 
     async def stop(self) -> None:
         """End whatever is served. May be repeated."""
-        await self.drain()
+        self.drain()
         await self._serving.cancel()
 
-    async def _accept(self, listener: socket.socket, serve: Serve) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, peer = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno != errno.ECONNABORTED:
-                    await self._pause(error.errno or 0)
-                continue
-            await self._wait_for_room(accepted)
-            # The other end of a unix socket has no name.
-            client = from_sockaddr(peer) if isinstance(peer, tuple) else Address("", 0)
-            self._serving.start(serve(accepted, client), f"{self._name} connection")
+    def _watch(self, listener: socket.socket, serve: Serve) -> None:
+        self._paused.pop(listener, None)
+        self._loop.add_reader(listener, self._on_newcomer, listener, serve)
 
-    async def _wait_for_room(self, accepted: socket.socket) -> None:
-        """Hold this one, and leave all after it in the kernel's queue, while clients have all that is for them."""
+    def _on_newcomer(self, listener: socket.socket, serve: Serve) -> None:
+        # Not a task that waits for ``sock_accept``: if it is cancelled just when somebody has come, they are lost.
+        if self._pauses is not None and not descriptors.has_room():
+            self._pause(listener, serve, errno.EMFILE)
+            return
         try:
-            while self._pauses is not None and not descriptors.has_room():
-                await self._pause(errno.EMFILE)
-        except BaseException:
-            accepted.close()
-            raise
+            accepted, peer = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # gone, or taken by another process that has the same socket
+        except OSError as error:
+            self._pause(listener, serve, error.errno or 0)
+            return
+        accepted.setblocking(False)
+        # The other end of a unix socket has no name.
+        client = from_sockaddr(peer) if isinstance(peer, tuple) else Address("", 0)
+        self._serving.start(serve(accepted, client), f"{self._name} connection")
 
-    async def _pause(self, code: int) -> None:
+    def _pause(self, listener: socket.socket, serve: Serve, code: int) -> None:
+        """Leave newcomers in the kernel's queue for a moment."""
         if self._pauses is not None:
             self._pauses.note(pause_of(code), self._name)
-        await asyncio.sleep(ACCEPT_PAUSE_S)
-
-
-def _open_listener(address: Address, key: str) -> socket.socket:
-    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-    try:
-        listener = socket.create_server(to_sockaddr(address), family=family, backlog=LISTEN_BACKLOG)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OperatorError(f"cannot listen on {address} ({key}): {reason.lower()}") from None
-    listener.setblocking(False)
-    return listener
+        self._loop.remove_reader(listener)
+        self._paused[listener] = self._loop.call_later(ACCEPT_PAUSE_S, self._watch, listener, serve)

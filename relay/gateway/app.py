@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import structlog
 
 from relay import config
 from relay.addresses import Address, RelayPolicy, UnixSocket
 from relay.catalog import Catalog
-from relay.config import Config
+from relay.config import Config, LimitsSettings
 from relay.errors import OperatorError
 from relay.gateway import descriptors
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import CertificateCollector, PauseCollector, SignalingCollector
 from relay.gateway.admin.operation import OperationCollector, Reloads
+from relay.gateway.admin.sockets import open_unix
 from relay.gateway.admin.view import View
 from relay.gateway.balancers import Balancers
 from relay.gateway.calls.call import Call
@@ -33,12 +34,13 @@ from relay.gateway.certificates.keeper import CertificateKeeper, utc_now
 from relay.gateway.certificates.ocsp import require_staples
 from relay.gateway.certificates.stapling import Stapler
 from relay.gateway.checking.files import check, why_no_staples
-from relay.gateway.departure import SPREAD_S, close_spread
+from relay.gateway.departure import Departure
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.http.site import Site
 from relay.gateway.http.upgrades import Upgrades
 from relay.gateway.lines import Lines
+from relay.gateway.listening import Listening, Opened
 from relay.gateway.pauses import Pauses
 from relay.gateway.proxied import ProxiedListeners
 from relay.gateway.routing.flows import FlowRefused, Flows, Wanted
@@ -103,12 +105,21 @@ class Gateway:
     ``plane``, ``upstreams`` and the other public objects may be looked at: ``plane.snapshot()`` says what runs.
     """
 
-    def __init__(self, settings: Config, lookup: Lookup | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        lookup: Lookup | None = None,
+        folder: Path | None = None,
+        *,
+        listening: Listening | None = None,
+    ) -> None:
         """Raises OperatorError for files that cannot be used, and then nothing runs. Needs a running loop.
 
         ``lookup`` resolves the names of upstreams, and names that clients ask for, in place of the system. ``folder``
         is for a file that the configuration does not name: the calls that are kept. Without it they are not.
+        ``listening`` may have sockets for the addresses in ``[listen]`` already.
         """
+        self.listening = listening or Listening()
         self.tls: list[Address] = []
         self.admin: Address | UnixSocket = Address("", 0)
         self._config = settings
@@ -153,11 +164,11 @@ class Gateway:
         self.captures = Captures(self.plane.tap, settings.capture, self.ids)
         self._view = self._make_view()
         self._admin = self._make_admin()
+        self.departure = self._make_departure()
         self._closed_lines = Lines(CLOSED_LINES_PER_S)
         self._call_lines = Lines(CALL_LINES_PER_S)
         self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
         self._unserved_kept = RateLimit(UNSERVED_KEPT_PER_S)
-        self._leaving = False
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self, certificates: Sequence[ServerCertificate]) -> Plane:
@@ -220,10 +231,22 @@ class Gateway:
         pauses = PauseCollector(self.pauses.counts)
         return Admin(self._view, self.captures, *collectors, pauses, hosts=hosts, token_hash=token_hash)
 
+    def _make_departure(self) -> Departure:
+        return Departure(
+            self.plane,
+            self.flows,
+            self._site,
+            self._admin,
+            self.listening,
+            self._proxied,
+            self.web_proxy,
+            lambda: self._config.limits,
+        )
+
     @property
     def draining(self) -> bool:
         """True once this is to stop: balancers are told so, and after ``lame_duck_s`` no new flows are taken."""
-        return self._leaving or self.flows.draining
+        return self.departure.begun or self.flows.draining
 
     @property
     def ready(self) -> bool:
@@ -232,8 +255,11 @@ class Gateway:
 
     # Life
 
-    async def start(self) -> None:
-        """Listen, then watch the upstreams. Raises OperatorError, and then nothing is left half-started."""
+    async def start(self, may_accept: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Listen, watch the upstreams, and accept. Raises OperatorError, and then nothing is left half-started.
+
+        Nobody is accepted before ``may_accept`` has returned. What can fail comes before it.
+        """
         async with contextlib.AsyncExitStack() as started:
             started.push_async_callback(self._names.close)
             # These stop after the plane, whose end ends calls, and each call has a record.
@@ -251,73 +277,49 @@ class Gateway:
             await self.stapler.start()
             await self._site.start()
             started.push_async_callback(self._site.stop)
-            self.admin = await self._listen_admin()
-            started.push_async_callback(self._admin.stop)
-            listen = self._config.listen
-            started.push_async_callback(self._proxied.stop)
-            self.tls = [await self._listen_tls(address) for address in listen.tls]
-            started.push_async_callback(self.web_proxy.stop)
-            await self.web_proxy.listen(listen.web_proxy, self.tls, listen.proxy_protocol)
+            started.callback(self.listening.close)
+            threads = len(self.plane.turns())
+            tls, proxies, admin = self.listening.open_all(self._config.listen, threads, open_unix)
             self._health.configure(self._config.health, self._config.media)
             started.push_async_callback(self._health.stop)
             self.certificates.start()
             started.push_async_callback(self.certificates.stop)
             self._tasks.start(self.calls.run(), "calls")
             started.push_async_callback(self._tasks.cancel)
+            if may_accept is not None:
+                await may_accept()
+            self.admin = await self._accept_admin(admin)
+            started.push_async_callback(self._admin.stop)
+            started.push_async_callback(self._proxied.stop)
+            self.tls = [await self._accept_tls(opened) for opened in tls]
+            started.push_async_callback(self.web_proxy.stop)
+            self.web_proxy.listen(proxies, self.tls, self._config.listen.proxy_protocol)
             self._started = started.pop_all()
 
-    async def _listen_admin(self) -> Address | UnixSocket:
-        listen = self._config.listen
-        if isinstance(listen.admin, UnixSocket):
-            return await self._admin.listen_unix(listen.admin)
-        return await self._admin.listen(listen.admin, self.certificates.serving() if listen.admin_has_tls else ())
+    async def _accept_admin(self, opened: Opened) -> Address | UnixSocket:
+        if isinstance(opened.wanted, UnixSocket):
+            return await self._admin.listen_unix(opened.wanted, opened.copies())
+        certificates = self.certificates.serving() if self._config.listen.admin_has_tls else ()
+        return await self._admin.listen(opened.wanted, certificates, opened.copies())
 
-    async def _listen_tls(self, address: Address) -> Address:
-        if address in self._config.listen.proxy_protocol:
-            return self._proxied.listen(address)
-        return await self.plane.listen(address)
-
-    @property
-    def leaving_s(self) -> float:
-        """How long ``be_lame_duck``, ``drain`` and ``close_rest`` take together, at most."""
-        limits = self._config.limits
-        return limits.lame_duck_s + limits.drain_timeout_s + SPREAD_S
-
-    async def be_lame_duck(self) -> None:
-        """Answer health checks with 503, and serve newcomers all the same, for ``lame_duck_s``."""
-        self._leaving = True
-        self._site.let_go()
-        lame_duck_s = self._config.limits.lame_duck_s
-        if lame_duck_s:
-            log.info("lame duck", seconds=lame_duck_s)
-            await asyncio.sleep(lame_duck_s)
+    async def _accept_tls(self, opened: Opened) -> Address:
+        if opened.wanted in self._config.listen.proxy_protocol:
+            return self._proxied.listen(opened.copies())
+        return await self.plane.listen(opened.address, opened.copies())
 
     async def drain(self) -> None:
         """Take no new flows, and wait until the running ones have ended, for at most ``drain_timeout_s``."""
-        self.flows.draining = True
-        self.plane.drain()
-        await self._proxied.drain()
-        await self.web_proxy.drain()
-        timeout_s = self._config.limits.drain_timeout_s
-        log.info("draining", flows=len(self.flows), timeout_s=timeout_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self.flows.wait_ended()
+        await self.departure.drain()
 
-    async def close_rest(self) -> None:
-        """Close what a drain has left, spread over some seconds: its clients must not all come back at once."""
-        connections = [*self.flows.connections(), *self._site.connections()]
-        endings: list[Callable[[], object]] = [
-            functools.partial(self.plane.close, connection, CloseReason.DRAINING) for connection in connections
-        ]
-        endings += self.web_proxy.endings()
-        if endings:
-            log.info("closing what is left", connections=len(endings))
-        await close_spread(endings)
+    @property
+    def limits(self) -> LimitsSettings:
+        """The bounds that count now."""
+        return self._config.limits
 
     async def stop(self) -> None:
         """End everything. May be repeated."""
         self.flows.draining = True
+        self.listening.close()
         await self._started.aclose()
         # Its threads run even if the gateway was never started.
         await self.plane.stop()

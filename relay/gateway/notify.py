@@ -32,6 +32,10 @@ class ServiceManager:
         """True if there is one that wants to know."""
         return bool(self._socket)
 
+    def fall_silent(self) -> None:
+        """Tell it nothing more: another process is the service now."""
+        self._socket = ""
+
     def tell(self, *assignments: str) -> None:
         """Send assignments such as READY=1. What cannot be sent is lost: calls go on without it."""
         if not self._socket:

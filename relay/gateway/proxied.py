@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Sequence
 
 from relay.addresses import Address
 from relay.gateway.accepting import Acceptor
@@ -20,13 +21,17 @@ class ProxiedListeners:
         self._balancers = balancers
         self._acceptor = Acceptor("proxied", pauses)
 
-    def listen(self, address: Address) -> Address:
-        """Accept balancers on a literal address, on a free port for port 0. Raises OperatorError."""
-        return self._acceptor.listen(address, "listen.tls", self._serve)
+    def __len__(self) -> int:
+        """How many connections the plane has not taken yet."""
+        return len(self._acceptor)
 
-    async def drain(self) -> None:
+    def listen(self, listeners: Sequence[socket.socket]) -> Address:
+        """Accept balancers on sockets that listen on one address. Returns the address."""
+        return self._acceptor.listen(listeners, self._serve)
+
+    def drain(self) -> None:
         """Accept nobody from now on. Whoever has connected already is served."""
-        await self._acceptor.drain()
+        self._acceptor.drain()
 
     async def stop(self) -> None:
         """End all connections that the plane has not taken. May be repeated."""

@@ -1,18 +1,19 @@
 """Runs a gateway as a process: signals in, one ``ready`` line out.
 
-SIGTERM makes a lame duck of it, which then drains; a second one stops. SIGINT stops. SIGHUP reloads; if it comes before ``ready``, the reload follows
-after ``ready``.
+SIGTERM makes a lame duck of it, which then drains; a second one stops. SIGINT stops. SIGHUP reloads; if it comes before
+``ready``, the reload follows after ``ready``. SIGUSR2 starts a new process, which takes over.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import signal
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ from relay.errors import OperatorError
 from relay.gateway import descriptors
 from relay.gateway.app import Gateway
 from relay.gateway.checking.exposure import find_exposures
+from relay.gateway.departure import SPREAD_S
 from relay.gateway.hardening import harden
+from relay.gateway.inherited import Inherited, Predecessor, take_inherited
+from relay.gateway.listening import Listening
 from relay.gateway.notify import ServiceManager
 from relay.gateway.read_ahead import read_ahead
+from relay.gateway.successor import Successor
 from relay.tasks import Tasks
 
 log = structlog.get_logger()
@@ -45,30 +50,50 @@ async def serve(path: Path) -> None:
 
 
 async def _serve(path: Path, troubles: list[str]) -> None:
-    manager = ServiceManager()
-    signals = _Signals(path, manager)
-    # This comes first: by default SIGHUP would end the process.
-    signals.expect_hangup()
-    try:
-        await _serve_until(path, signals, manager, troubles)
-    finally:
-        signals.forget_hangup()
+    with take_inherited(os.environ) as inherited:
+        manager = ServiceManager()
+        signals = _Signals(path, manager)
+        # This comes first: by default SIGHUP would end the process.
+        signals.expect_hangup()
+        try:
+            await _serve_until(path, signals, manager, inherited, troubles)
+        except OperatorError as error:
+            if inherited.predecessor is None:
+                raise
+            # The one before has it in its log, and tells whoever asked for the upgrade.
+            inherited.predecessor.say_failed(str(error))
+            raise OperatorError from error
+        finally:
+            signals.forget_hangup()
     log.info("stopped")
 
 
-async def _serve_until(path: Path, signals: _Signals, manager: ServiceManager, troubles: list[str]) -> None:
+async def _serve_until(
+    path: Path, signals: _Signals, manager: ServiceManager, inherited: Inherited, troubles: list[str]
+) -> None:
     settings = config.load(path)
     logs.configure(settings.log.level, settings.log.format)
     for trouble in troubles:
         log.warning("not hardened", cause=trouble)
     _tell_exposures(settings, path)
     descriptors.raise_limit(settings)
-    gateway = Gateway(settings, folder=path.parent)
+    predecessor = inherited.predecessor
+    listening = Listening(inherited.sockets, handed_over=predecessor is not None)
+    gateway = Gateway(settings, folder=path.parent, listening=listening)
     tasks = Tasks()
-    await gateway.start()
-    _step_back()
+    await gateway.start(None if predecessor is None else functools.partial(predecessor.await_turn, gateway.upstreams))
+    # Before this thread gives way: a process has the priority of the one that starts it.
+    successor = Successor(
+        gateway.listening.sockets,
+        manager,
+        refusal=functools.partial(_refusal, gateway, manager),
+        on_taken_over=signals.leave.set,
+    )
     try:
-        signals.install()
+        signals.install(successor.on_signal)
+        if predecessor is not None:
+            await predecessor.say_serving()
+        _step_back()
         # The objects that are there now stay: later collections need not look at them.
         gc.collect()
         gc.freeze()
@@ -82,11 +107,19 @@ async def _serve_until(path: Path, signals: _Signals, manager: ServiceManager, t
         tasks.start(manager.watch(gateway.plane.turns), "watchdog")
         # A signal that came earlier has waited for this.
         tasks.start(signals.reload(gateway), "reload")
-        await signals.first.wait()
+        await signals.leave.wait()
+        await successor.stop()
+        if successor.pid:
+            signals.ignore_upgrade()
+            await _until(gateway.departure.hand_over(), signals.asked)
+        elif not signals.stop.is_set():
+            await _until(_be_lame_duck(gateway, manager), signals.stop)
         if not signals.stop.is_set():
-            await _until(_leave(gateway, manager), signals.stop)
+            manager.tell(f"STATUS=Draining: {len(gateway.flows)} flows run")
+            await _until(_drain(gateway, predecessor), signals.stop)
         manager.tell("STOPPING=1", "STATUS=Ending")
     finally:
+        await successor.stop()
         await tasks.cancel()
         await gateway.stop()
         signals.remove()
@@ -105,14 +138,41 @@ def _tell_exposures(settings: config.Config, path: Path) -> None:
         log.warning("configuration needs attention", cause=exposure)
 
 
-async def _leave(gateway: Gateway, manager: ServiceManager) -> None:
+async def _be_lame_duck(gateway: Gateway, manager: ServiceManager) -> None:
     # The time that systemd allows may be shorter than the configured times together.
-    extended = f"EXTEND_TIMEOUT_USEC={round((gateway.leaving_s + END_S) * 1e6)}"
-    manager.tell("STOPPING=1", extended, "STATUS=Serving newcomers for a while, until balancers send them elsewhere")
-    await gateway.be_lame_duck()
-    manager.tell(f"STATUS=Draining: {len(gateway.flows)} flows run")
-    await gateway.drain()
-    await gateway.close_rest()
+    seconds = gateway.limits.lame_duck_s + _draining_s(gateway)
+    manager.tell(
+        "STOPPING=1",
+        f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}",
+        "STATUS=Serving newcomers for a while, until balancers send them elsewhere",
+    )
+    await gateway.departure.be_lame_duck()
+
+
+def _draining_s(gateway: Gateway) -> float:
+    """How long it takes to end, from the beginning of the drain."""
+    return gateway.limits.drain_timeout_s + SPREAD_S + END_S
+
+
+async def _drain(gateway: Gateway, predecessor: Predecessor | None) -> None:
+    async with asyncio.TaskGroup() as both:
+        if predecessor is not None:
+            # It may have calls of before the upgrade still.
+            both.create_task(predecessor.end(_draining_s(gateway)))
+        await gateway.departure.drain()
+        await gateway.departure.close_rest()
+
+
+def _refusal(gateway: Gateway, manager: ServiceManager) -> str | None:
+    """Why the relay cannot hand over to a new process; None if it can."""
+    if gateway.draining:
+        return "the relay is about to stop"
+    if os.getpid() == 1:
+        return "a container ends with its first process: start a new container instead"
+    # systemd says so in the environment of what it has started itself.
+    if os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()) and not manager.listens:
+        return "the unit needs Type=notify: otherwise systemd ends the new process together with this one"
+    return None
 
 
 async def _until(work: Coroutine[Any, Any, None], event: asyncio.Event) -> None:
@@ -129,7 +189,9 @@ class _Signals:
     """What the signals so far ask for."""
 
     def __init__(self, path: Path, manager: ServiceManager) -> None:
-        self.first = asyncio.Event()
+        # Time to go, also because another process has taken over; told to stop; told so twice, or to stop at once.
+        self.leave = asyncio.Event()
+        self.asked = asyncio.Event()
         self.stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._path = path
@@ -146,22 +208,30 @@ class _Signals:
         self._loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, self._before)
 
-    def install(self) -> None:
+    def install(self, on_upgrade: Callable[[], None]) -> None:
+        self._handlers[signal.SIGUSR2] = on_upgrade
         for number, handler in self._handlers.items():
             self._loop.add_signal_handler(number, handler)
+
+    def ignore_upgrade(self) -> None:
+        """A process that has handed over, or that ends, cannot. By default the signal would end it."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def remove(self) -> None:
         for number in self._handlers:
             self._loop.remove_signal_handler(number)
+        self.ignore_upgrade()
 
     def _on_term(self) -> None:
-        if self.first.is_set():
+        if self.asked.is_set():
             self.stop.set()
-        self.first.set()
+        self.asked.set()
+        self.leave.set()
 
     def _on_interrupt(self) -> None:
         self.stop.set()
-        self.first.set()
+        self.asked.set()
+        self.leave.set()
 
     def _on_hangup(self) -> None:
         self._hangup.set()

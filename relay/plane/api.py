@@ -10,6 +10,7 @@ Comments say where ``compiled/`` lists an enumeration again, in the same order. 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -456,10 +457,10 @@ EventSink = Callable[[Sequence[Event]], None]
 class Plane(Protocol):
     """The verbs. All but ``listen`` and ``stop`` return at once."""
 
-    async def listen(self, address: Address) -> Address:
-        """Accept clients on a literal address, on a free port for port 0.
+    async def listen(self, address: Address, given: Sequence[socket.socket] = ()) -> Address:
+        """Accept clients on a literal address, on a free port for port 0, or on sockets that listen there already.
 
-        Returns the bound address. Raises OperatorError.
+        What is ``given`` does not block, and is the plane's from here. Returns the address. Raises OperatorError.
         """
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
@@ -514,10 +515,7 @@ class Plane(Protocol):
         """End a connection; what is already written still leaves."""
 
     def tap(self, connection: ConnectionId) -> Tap | None:
-        """Copy a flow's datagrams. At most 1 MiB of them waits to be taken.
-
-        Returns None if there is no such flow. A flow has one tap: a second one ends the first.
-        """
+        """Copy a flow's datagrams; at most 1 MiB waits. None without such a flow. A second tap ends the first."""
 
     def drain(self) -> None:
         """Accept nobody from now on; running connections stay."""

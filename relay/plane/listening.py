@@ -13,13 +13,17 @@ from relay.sockaddr import to_sockaddr
 LISTEN_BACKLOG = 1024
 
 
-def open_listeners(address: Address, count: int) -> list[socket.socket]:
-    """``count`` sockets that listen on a literal address, on one free port for port 0. Raises OperatorError."""
+def open_listeners(address: Address, count: int, setting: str = "") -> list[socket.socket]:
+    """``count`` sockets that listen on a literal address, on one free port for port 0.
+
+    Raises OperatorError, which names the setting that the address is from.
+    """
     try:
         return _open(address, count)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OperatorError(f"cannot listen on {address}: {reason.lower()}") from None
+        named = f"{address} ({setting})" if setting else str(address)
+        raise OperatorError(f"cannot listen on {named}: {reason.lower()}") from None
 
 
 def _open(address: Address, count: int) -> list[socket.socket]:

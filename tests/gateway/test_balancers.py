@@ -443,7 +443,7 @@ async def test_a_lame_duck_says_so_and_serves(tmp_path: Path, plane: str) -> Non
         behind(tmp_path, host.address, plane=plane, limits=limits) as relay,
     ):
         await eventually(lambda: relay.gateway.ready)
-        lame = asyncio.create_task(relay.gateway.be_lame_duck())
+        lame = asyncio.create_task(relay.gateway.departure.be_lame_duck())
         await eventually(lambda: not relay.gateway.ready)
         check = b"GET / HTTP/1.0\r\n\r\n"
         assert (await ends_at_once(relay.tls, check)).startswith(b"HTTP/1.1 503 ")

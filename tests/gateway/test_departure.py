@@ -38,7 +38,7 @@ async def test_flows_and_http_connections_are_closed(tmp_path: Path, plane: str)
         web = await TlsClient.open(relay.tls, relay.trust)
         await web.send(b"GET /healthz HTTP/1.1\r\nHost: relay.test\r\n\r\n")
         await eventually(lambda: len(relay.gateway._site.connections()) == 1)
-        await relay.gateway.close_rest()
+        await relay.gateway.departure.close_rest()
         await eventually(lambda: relay.connections == 0)
         assert relay.gateway.plane.snapshot().closed[CloseReason.DRAINING] == 2
         web.abort()

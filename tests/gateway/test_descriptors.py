@@ -117,7 +117,7 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
 # Nobody takes those that are kept
 
 
-async def test_whom_a_listener_has_accepted_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_comes_to_a_listener_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepting, "ACCEPT_PAUSE_S", 0.001)
     answers = itertools.chain([False] * 3, itertools.repeat(True))
     async with running_relay(tmp_path, NO_UPSTREAM, listen={"web_proxy": ["127.0.0.1:0"]}) as relay:
@@ -135,8 +135,10 @@ async def test_who_waits_for_room_is_let_go_at_the_end(tmp_path: Path, monkeypat
         monkeypatch.setattr(descriptors, "has_room", lambda: False)
         with await open_socket(relay.gateway.web_proxy.addresses[0]) as waiting:
             await eventually(lambda: relay.gateway.pauses.counts)
-            await relay.gateway.web_proxy.drain()
-            assert await receive_all(waiting) == b""
+            await relay.gateway.drain()
+            # It is in the queue of a listener that closes, which is a reset.
+            with contextlib.suppress(ConnectionError):
+                assert await receive_all(waiting) == b""
 
 
 async def test_no_tunnel_takes_those_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

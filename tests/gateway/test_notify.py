@@ -41,7 +41,9 @@ async def test_nobody_is_told_where_nobody_listens(tmp_path: Path) -> None:
         told = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone")})
         told.tell("READY=1")
         told.tell("STOPPING=1")
-    assert [(line["event"], line["log_level"]) for line in logged] == [("the service manager cannot be told", "warning")]
+    assert [(line["event"], line["log_level"]) for line in logged] == [
+        ("the service manager cannot be told", "warning")
+    ]
 
 
 async def test_a_full_queue_holds_up_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from relay.plane.api import (
     TurnOpened,
 )
 from relay.plane.certificates import ALPN_PROTOCOLS, read_certificate, read_certificates
+from relay.plane.listening import open_listeners
 from relay.plane.reference.turn_flow import MAX_FRESH_PORTS
 from relay.plane.settings import PlaneSettings
 from relay.wire.channeldata import build_channel_data
@@ -37,7 +39,7 @@ from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, http_s
 from tests.support.messages import HELLO, VOICE, allocated, answer, stun
 from tests.support.peers.scripted_upstream import scripted_upstream
 from tests.support.peers.tls_client import TlsClient
-from tests.support.waiting import becomes
+from tests.support.waiting import becomes, eventually
 
 pytestmark = pytest.mark.parametrize("make", PLANES.values(), ids=PLANES.keys())
 
@@ -745,6 +747,36 @@ async def test_drain_takes_nobody_and_leaves_the_running(make: MakePlane, tmp_pa
             await bench.connect()
         await client.send(HELLO)
         await bench.upstream.expect(HELLO)
+
+
+async def test_sockets_that_are_given(make: MakePlane, tmp_path: Path) -> None:
+    """All of them are served, however many workers there are: each has a queue of its own."""
+    async with plane_bench(make, tmp_path) as bench:
+        given = open_listeners(Address("127.0.0.1", 0), 5)
+        bench.server = await bench.plane.listen(Address("127.0.0.1", 0), given)
+        clients = await asyncio.gather(*(bench.connect() for _ in range(20)))
+        for client in clients:
+            client.abort()
+
+
+async def test_sockets_that_others_have_too(make: MakePlane, tmp_path: Path) -> None:
+    """After a drain the newcomers of a shared socket are the other's, and this plane does not even look at them."""
+    async with plane_bench(make, tmp_path) as bench:
+        [shared] = open_listeners(Address("127.0.0.1", 0), 1)
+        with shared:
+            bench.server = await bench.plane.listen(Address("127.0.0.1", 0), [shared.dup()])
+            (await bench.connect()).abort()
+            bench.plane.drain()
+            # Each worker has taken the verb when it has gone round.
+            first = bench.plane.turns()
+            await eventually(lambda: min(map(operator.sub, bench.plane.turns(), first)) > 1)
+            with socket.create_connection(bench.server):
+                begin = bench.plane.turns()
+                await asyncio.sleep(0.5)  # the turns of this time are what is tested
+                spent = list(map(operator.sub, bench.plane.turns(), begin))
+                shared.accept()[0].close()
+            assert max(spent) < 1000
+            assert bench.plane.snapshot().accepted == 1
 
 
 async def test_stop_ends_everybody_in_order(make: MakePlane, tmp_path: Path) -> None:

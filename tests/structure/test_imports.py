@@ -37,7 +37,7 @@ LAYERS = [
 ]
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
-    {"lines", "descriptors", "file_state", "departure"},
+    {"lines", "descriptors", "listening", "file_state"},
     {"pauses"},
     {"accepting"},
     {"calls", "certificates", "routing"},
@@ -47,9 +47,10 @@ FLOORS = [
     {"balancers"},
     {"proxied", "web_proxy"},
     {"admin"},
-    {"read_ahead", "checking", "hardening"},
+    {"read_ahead", "checking", "hardening", "departure"},
     {"app"},
-    {"notify"},
+    {"notify", "inherited"},
+    {"successor"},
     {"serve"},
 ]
 HEIGHTS = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -28,5 +28,23 @@ def _started_by_threads_of(parent: int) -> list[int]:
     return numbers
 
 
+def with_argument(argument: str) -> list[int]:
+    """The processes that were started with this argument, such as the path of a test's own file."""
+    found = []
+    for path in Path("/proc").iterdir():
+        try:
+            if path.name.isdigit() and argument.encode() in (path / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+        except _GONE:
+            continue
+    return found
+
+
+def priorities(number: int) -> list[int]:
+    """How nice each thread of a process is."""
+    stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{number}/task").iterdir()]
+    return [int(stat.rpartition(")")[2].split()[16]) for stat in stats]
+
+
 def exists(number: int) -> bool:
     return Path(f"/proc/{number}").exists()

@@ -39,6 +39,7 @@ from relay.gateway.http.site import (
     on_healthz,
 )
 from relay.plane.certificates import ServerCertificate
+from relay.plane.listening import open_listeners
 
 _OnLost = Callable[[web.RequestHandler], None]
 
@@ -108,27 +109,35 @@ class Admin:
         self._connections = 0
         self._unix: tuple[UnixSocket, tuple[int, int] | None] | None = None
 
-    async def listen(self, address: Address, certificates: Sequence[ServerCertificate] = ()) -> Address:
+    async def listen(
+        self,
+        address: Address,
+        certificates: Sequence[ServerCertificate] = (),
+        given: Sequence[socket.socket] = (),
+    ) -> Address:
         """Serve on this address, port 0 for a free one; the bound address. Raises OperatorError.
 
-        With certificates it speaks TLS.
+        With certificates it speaks TLS. What is ``given`` listens there already, and is its own from here.
         """
         if certificates:
             self.use_certificates(certificates, at_first=True)
         await self._runner.setup()
         try:
-            return self._acceptor.listen(address, "listen.admin", self._serve)
+            return self._acceptor.listen(given or open_listeners(address, 1, "listen.admin"), self._serve)
         except OperatorError:
             await self._runner.cleanup()
             raise
 
-    async def listen_unix(self, where: UnixSocket) -> UnixSocket:
-        """Serve on a unix socket. Its file says who may ask, so no token is needed. Raises OperatorError."""
-        listener = open_unix(where)
+    async def listen_unix(self, where: UnixSocket, given: Sequence[socket.socket] = ()) -> UnixSocket:
+        """Serve on a unix socket. Its file says who may ask, so no token is needed. Raises OperatorError.
+
+        What is ``given`` listens there already, and is its own from here.
+        """
+        listeners = given or [open_unix(where)]
         self._unix = where, identity_of(where)
         self._tokens.configure(None)
         await self._runner.setup()
-        self._acceptor.take(listener, self._serve)
+        self._acceptor.take(listeners, self._serve)
         return where
 
     def configure(self, token_hash: SecretStr | None) -> None:
@@ -141,8 +150,13 @@ class Admin:
         if at_first or self._tls is not None:
             self._tls = admin_context(certificates, self._hosts)
 
+    async def hand_over(self) -> None:
+        """Close the listener and its connections. The file of a unix socket stays: another process listens there."""
+        self._unix = None
+        await self.stop()
+
     async def stop(self) -> None:
-        """Close the listener and its connections."""
+        """Close the listener and its connections. May be repeated."""
         self.events.stop()
         self._captures.stop()
         await self._acceptor.stop()

@@ -65,7 +65,9 @@ class RelayCollector(Collector):
         snapshot = self._view.snapshot()
         totals = snapshot.totals
         yield InfoMetricFamily("relay", "What runs here.", value={"version": __version__})
-        yield _gauge("relay_draining", "1 from the moment when the relay is told to stop.", float(self._view.draining()))
+        yield _gauge(
+            "relay_draining", "1 from the moment when the relay is told to stop.", float(self._view.draining())
+        )
         yield _gauge("relay_connections", "Open TCP connections.", snapshot.connections)
         yield _counter("relay_connections_accepted_total", "TCP connections accepted.", snapshot.accepted)
         yield _by_reason("relay_connections_closed_total", "Connections ended.", "reason", CloseReason, snapshot.closed)

@@ -295,13 +295,13 @@ class Site:
         if opened is None:  # the client has gone already
             raise web.HTTPServiceUnavailable
         self._cancel_deadline(opened.connection)
+        if self._lets_go:
+            # As if the client had asked for it: whoever makes the response says so in it.
+            request._message = request._message._replace(should_close=True)
         introduced = request.clone(scheme="https", remote=opened.client.host)
         introduced[OPENED] = opened
         introduced[CONNECTION] = opened.connection
         introduced[SITE] = self
-        if self._lets_go:
-            # As if the client had asked for it: whoever makes the response says so in it.
-            introduced._message = introduced._message._replace(should_close=True)
         return await handler(introduced)
 
     async def leave_http(self, request: web.Request, upgrade: Callable[[], None]) -> web.StreamResponse:

@@ -30,6 +30,7 @@ from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
 from relay.gateway.http.closing import build_response, send_last
 from relay.gateway.lines import Lines
+from relay.gateway.listening import Opened
 from relay.gateway.pauses import Pauses
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.routing.resolve import ResolveError, Resolver, shown
@@ -137,23 +138,25 @@ class WebProxy:
     def _make_destinations(self) -> Destinations:
         return Destinations(self._catalog, self._settings.allow, self._certified, self._tls)
 
-    async def listen(
-        self, addresses: Sequence[Address], tls: Sequence[Address], proxied: Collection[Address] = ()
-    ) -> None:
-        """Accept clients on literal addresses; ``tls`` is where the plane listens. Raises OperatorError.
+    def listen(self, listeners: Sequence[Opened], tls: Sequence[Address], proxied: Collection[Address] = ()) -> None:
+        """Accept clients; ``tls`` is where the plane listens.
 
-        On those that are ``proxied`` a balancer says who the client is.
+        On addresses that are ``proxied`` a balancer says who the client is.
         """
         self._tls = tuple(tls)
         self._destinations = self._make_destinations()
-        for address in addresses:
-            serve = self._serve_proxied if address in proxied else self._serve
-            self.addresses.append(self._acceptor.listen(address, "listen.web_proxy", serve))
+        for opened in listeners:
+            serve = self._serve_proxied if opened.wanted in proxied else self._serve
+            self.addresses.append(self._acceptor.listen(opened.copies(), serve))
 
-    async def drain(self) -> None:
+    def unlisten(self) -> None:
+        """Accept no clients from now on. Those who have connected already are served."""
+        self._acceptor.drain()
+
+    def drain(self) -> None:
         """Accept no clients, and open no tunnels, from now on. Running tunnels stay."""
         self._draining = True
-        await self._acceptor.drain()
+        self.unlisten()
 
     def endings(self) -> list[Callable[[], object]]:
         """For each connection that the plane has not taken, what ends it."""
@@ -161,7 +164,7 @@ class WebProxy:
 
     async def stop(self) -> None:
         """End all connections that the plane has not taken."""
-        await self.drain()
+        self.drain()
         await self._acceptor.stop()
 
     # One connection

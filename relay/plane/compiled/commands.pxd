@@ -4,9 +4,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from relay.plane.compiled.engine cimport (
-    FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS, FLOW_RELEASES, NOTICE_ADOPTED, OP_ADMIT, OP_ADOPT, OP_ANSWER,
-    OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN, OP_MOVE, OP_NETWORKS, OP_REFUSE, OP_RELEASE,
-    OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE,
+    FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS, FLOW_RELEASES, MAX_LISTENERS, NOTICE_ADOPTED, OP_ADMIT, OP_ADOPT,
+    OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN, OP_MOVE, OP_NETWORKS, OP_REFUSE,
+    OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE,
     REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, REASON_STOPPED, REASON_UPSTREAM_UNREACHABLE, STATE_FREE,
     STATE_HANDSHAKE, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Engine,
 )
@@ -124,7 +124,7 @@ cdef inline bint on_flow_command(Engine* e, Connection* c, Command* command) noe
 
 
 cdef inline void add_listener(Engine* e, int fd) noexcept nogil:
-    if e.listener_count == 16 or watch(
+    if e.listener_count == MAX_LISTENERS or watch(
         e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, <uint64_t> ON_LISTENER << 56 | e.listener_count
     ) < 0:
         posix.close(fd)
@@ -138,6 +138,8 @@ cdef inline void add_listener(Engine* e, int fd) noexcept nogil:
 cdef inline void close_listeners(Engine* e) noexcept nogil:
     while e.listener_count:
         e.listener_count -= 1
+        # Another process may have the same socket. Then our epoll would go on to report its newcomers.
+        watch(e, posix.EPOLL_CTL_DEL, e.listeners[e.listener_count], 0, 0)
         posix.close(e.listeners[e.listener_count])
     give_up(&e.reserve)
 

@@ -299,6 +299,7 @@ cdef struct Connection:
 
 cdef enum:
     WHEEL_SLOTS = 1024
+    MAX_LISTENERS = 512         # a relay before this one may have had 256 workers, and a socket for each, at two addresses
     WHEEL_TICK_US = 8192        # the wheel turns in 8.4 s; what is due later goes round again
     CHUNK = 64                  # connections a slab chunk
     MAX_CHUNKS = 4096
@@ -339,7 +340,7 @@ cdef struct Engine:
     Contexts* contexts
     TicketKeys ticket_keys
     Shared* shared
-    int[16] listeners
+    int[MAX_LISTENERS] listeners
     int listener_count
     bint accepting
     Reserve reserve             # of the next newcomer

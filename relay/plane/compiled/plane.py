@@ -70,12 +70,19 @@ class CompiledPlane:
 
     # Verbs
 
-    async def listen(self, address: Address) -> Address:
-        """Accept clients on a literal address, each worker on a socket of its own."""
-        sockets = open_listeners(address, len(self._workers))
+    async def listen(self, address: Address, given: Sequence[socket.socket] = ()) -> Address:
+        """Accept clients on a literal address, each worker on a socket of its own if there are enough.
+
+        Each socket has a queue of its own, so each needs a worker. Where there are fewer sockets than workers, some
+        share one: all of them are woken by a newcomer, and the first takes it.
+        """
+        sockets = given or open_listeners(address, len(self._workers))
         bound = from_sockaddr(sockets[0].getsockname())
-        for worker, listening in zip(self._workers, sockets, strict=True):
-            worker.listen(listening.detach())
+        listening = [one.detach() for one in sockets]
+        missing = len(self._workers) - len(listening)
+        listening += [os.dup(listening[number % len(sockets)]) for number in range(missing)]
+        for number, fd in enumerate(listening):
+            self._workers[number % len(self._workers)].listen(fd)
         return bound
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:

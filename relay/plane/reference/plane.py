@@ -72,12 +72,12 @@ class ReferencePlane:
 
     # Verbs
 
-    async def listen(self, address: Address) -> Address:
-        """Accept clients on a literal address, port 0 for a free one."""
-        (listening,) = open_listeners(address, 1)
-        listener = Listener(self.loop, listening, self._welcome, self._newcomers)
-        self._listeners.append(listener)
-        return listener.address
+    async def listen(self, address: Address, given: Sequence[socket.socket] = ()) -> Address:
+        """Accept clients on a literal address, port 0 for a free one, or on sockets that listen there already."""
+        sockets = given or open_listeners(address, 1)
+        listeners = [Listener(self.loop, listening, self._welcome, self._newcomers) for listening in sockets]
+        self._listeners += listeners
+        return listeners[0].address
 
     def _welcome(self, accepted: socket.socket, client: Address, reserve: Reserve) -> None:
         # Once the client has reset the connection, its socket no longer knows the address.

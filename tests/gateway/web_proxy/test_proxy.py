@@ -26,7 +26,6 @@ from structlog.testing import capture_logs
 from relay.addresses import Address, source_of
 from relay.client.turn import open_turn_tls
 from relay.emulator.turn.slow import TurnHost
-from relay.gateway import accepting
 from relay.gateway.web_proxy import guesses, tunnel
 from relay.gateway.web_proxy import http as proxy_http
 from relay.gateway.web_proxy import web_proxy as webproxy
@@ -751,22 +750,14 @@ async def test_a_network_of_ipv6_is_one_source(tmp_path: Path, monkeypatch: pyte
         assert "2001:db8::/" in answer.body
 
 
-async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, paused = asyncio.get_running_loop(), asyncio.Event()
-    sleep = asyncio.sleep
-
-    async def pause(delay_s: float) -> None:
-        if delay_s == accepting.ACCEPT_PAUSE_S:
-            paused.set()
-        await sleep(delay_s)
-
+async def test_without_a_descriptor_left_newcomers_wait(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
     async with proxying(tmp_path) as relay:
         with socket.socket() as client:
             client.setblocking(False)
-            with no_descriptors(), monkeypatch.context() as patched:
-                patched.setattr(asyncio, "sleep", pause)
+            with no_descriptors():
                 await loop.sock_connect(client, proxy_of(relay))
-                await paused.wait()
+                await eventually(lambda: relay.gateway.web_proxy._acceptor._paused)
             await loop.sock_sendall(client, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")
             assert parse(await receive_all(client)).status == 200
 

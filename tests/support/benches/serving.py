@@ -18,11 +18,12 @@ from typing import Any
 import aiohttp
 
 from relay.addresses import Address, parse_address
-from relay.client.turn import TurnConnection, open_turn_tls
+from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
 from relay.emulator.turn.slow import TurnHost
 from tests.support.benches.gateway import CREDENTIALS, settings_tree, write_config
-from tests.support.waiting import POLL_S
+from tests.support.processes import with_argument
+from tests.support.waiting import EVENTUALLY_S, POLL_S
 
 PROJECT = Path(__file__).parents[3]
 PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
@@ -64,7 +65,7 @@ class Served:
         # As the ready line has it. It may be a unix socket.
         self.admin_text = ""
         self.process = self._process = process
-        self._trust = trust
+        self.trust = trust
         self.web_proxies: list[Address] = []
         self.log: list[dict[str, Any]] = []
 
@@ -74,7 +75,7 @@ class Served:
         line = (await self._process.stdout.readline()).decode()
         found = re.fullmatch(r"ready tls=(\S+) admin=(\S+)(?: web_proxy=(\S+))?\n", line)
         assert found, (line, await self._rest_of_stderr())
-        self.tls = parse_address(found[1])
+        self.tls = parse_address(found[1].partition(",")[0])
         self.admin_text = found[2]
         if not found[2].startswith("unix:"):
             self.admin = parse_address(found[2])
@@ -84,9 +85,17 @@ class Served:
         assert self._process.stderr is not None
         return (await self._process.stderr.read()).decode()
 
-    async def open_turn(self) -> TurnConnection:
+    async def open_turn(self, on_data: OnData = lambda _, __: None) -> TurnConnection:
         """A client with an allocation."""
-        turn = await open_turn_tls(self.tls, "trader", "secret", ssl_context=self._trust, server_hostname="relay.test")
+        turn = await open_turn_tls(
+            self.tls,
+            "trader",
+            "secret",
+            ssl_context=self.trust,
+            server_hostname="relay.test",
+            on_data=on_data,
+            timeout_s=EVENTUALLY_S,
+        )
         await turn.allocate()
         return turn
 
@@ -97,7 +106,7 @@ class Served:
 
     async def becomes_ready(self) -> None:
         """Wait until it would send newcomers here."""
-        while await self.readyz() != 200:
+        while await self.readyz() != 200:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -149,7 +158,15 @@ async def serving(
         await served.ready()
         yield served
     finally:
+        # It may have handed over to others, which serve from the same file.
+        others = [number for number in with_argument(str(path)) if number != process.pid]
+        for number in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         await kill(process)
+        if others:
+            # They had its pipes.
+            await process.communicate()
 
 
 def open_host() -> TurnHost:
