@@ -22,8 +22,8 @@ async def test_each_has_its_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = loop.time()
     await close_spread([lambda: moments.append(loop.time() - begin)] * 40)
     assert len(moments) == 40
-    # The last of forty is due at 195 ms; a slow machine may be late, and never early.
-    assert moments[-1] >= 39 * 0.2 / 40
+    # The last of forty is due at 195 ms. A slow machine may be late, but never early by more than a tick of its timers.
+    assert moments[-1] > 0.19
     moments.clear()
     await close_spread([])
     await close_spread([lambda: moments.append(1)])
