@@ -11,7 +11,6 @@ import pytest
 from relay.addresses import Address
 from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials
-from tests.conftest import open_descriptors
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.coturn import open_coturn
@@ -93,7 +92,7 @@ async def test_nothing_is_left_of_1000_connections_that_come_and_go(tmp_path: Pa
         assert not carrying.snapshot().flows
         await becomes(lambda: carrying.snapshot().accepted, AT_ONCE + COMING_AND_GOING)
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks, "tasks are left")
-        # A probe under way has a socket of its own.
-        await eventually(
-            lambda: len(os.listdir("/proc/self/fd")) <= descriptors, f"descriptors are left: {open_descriptors()}"
-        )
+        # A probe under way has a socket of its own. A worker that has accepted as many as it may in a turn, and nobody
+        # after them, keeps none for its next newcomer: then there were fewer at first than there are now.
+        most = descriptors + 2 * (os.cpu_count() or 1)
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= most, "descriptors are left")
