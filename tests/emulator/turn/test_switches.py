@@ -255,6 +255,8 @@ async def test_a_host_may_relay_for_many(make: Make) -> None:
             await client.bind(0x4FFF, peer)
             client.send(build_channel_data(0x4FFF, b"last of many"))
             assert await client.receive() == build_channel_data(0x4FFF, b"last of many")
+            # One of the others may get its port from the kernel.
+            await client.request(4, (0x000D, bytes(4)))
         clients: list[RawTurn] = []
         try:
             for _ in range(300):
@@ -262,7 +264,7 @@ async def test_a_host_may_relay_for_many(make: Make) -> None:
                 await clients[-1].allocate()
             for one in clients[::2]:
                 await one.request(4, (0x000D, bytes(4)))
-            assert host.allocations == 151
+            assert host.allocations == 150
             for one in clients[1::2]:
                 await one.bind(0x4000, peer)
                 one.send(build_channel_data(0x4000, str(one.address).encode()))
