@@ -21,7 +21,7 @@ from relay.addresses import Address, parse_address
 from relay.client.turn import OnData, TurnConnection, open_turn_tls
 from relay.demo.authority import Authority
 from relay.emulator.turn.slow import TurnHost
-from tests.support.benches.gateway import CREDENTIALS, settings_tree, write_config
+from tests.support.benches.gateway import CREDENTIALS, LIMITS, settings_tree, write_config
 from tests.support.processes import with_argument
 from tests.support.waiting import EVENTUALLY_S, POLL_S
 
@@ -150,7 +150,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """``relay serve`` while the block runs. It may have as many ``descriptors`` as this process, or fewer."""
     authority, path = Authority(folder), folder / "relay.toml"
-    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, "limits": UNWATCHED, **sections})
+    tree = settings_tree(authority, upstream, **{"log": {"format": "json"}, "limits": LIMITS | UNWATCHED, **sections})
     write_config(path, tree)
     process = await start("serve", "--config", path, descriptors=descriptors, **(environment or {}))
     served = Served(process, path, tree, authority.client_context())
