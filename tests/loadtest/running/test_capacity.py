@@ -116,14 +116,15 @@ def test_two_carriers_take_turns(relay: Target, tmp_path: Path) -> None:
     ]
     lines = io.StringIO()
     Rounds(tmp_path, 3, Mode()).search(contestants, Console(file=lines, width=200), lambda: False)
-    # What has broken is tried again, so there are two tries each at most.
+    # What has broken is tried again. If the machine is too busy to judge four calls, fewer are tried.
     folders = sorted(one.name for one in tmp_path.iterdir())
     assert folders[:2] == ["001-relay-tls-4", "002-relay-websocket-4"]
-    assert len(folders) == sum(one.search.tries[4].total() for one in contestants) == len(lines.getvalue().splitlines())
+    tries = sum(outcomes.total() for one in contestants for outcomes in one.search.tries.values())
+    assert len(folders) == tries == len(lines.getvalue().splitlines())
     written = json.loads(write(contestants, tmp_path).read_text())
     assert [one["carrier"] for one in written["targets"]] == ["tls", "websocket"]
     for one, found in zip(contestants, written["targets"], strict=True):
-        assert found["knee_calls"] == (4 if one.search.limit == "search" else 0)
+        assert (found["knee_calls"] == 4) == (one.search.limit == "search")
     for folder in folders:
         packets = json.loads((tmp_path / folder / "result.json").read_text())["packets"]
         assert packets["received"] > 0
