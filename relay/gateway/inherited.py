@@ -161,15 +161,22 @@ class Predecessor:
         """Have it drain, and wait until it has ended: the service manager may end with us whatever is left of it."""
         if self._process < 0:
             return
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process, signal.SIGTERM)
-        loop.add_reader(self._process, ended.set)
         try:
             async with asyncio.timeout(timeout_s):
-                await ended.wait()
+                await self.wait_ended()
         except TimeoutError:
             log.warning("the relay before has not ended", timeout_s=timeout_s)
+
+    async def wait_ended(self) -> None:
+        """Wait until it has ended, with its last call or at its own ``handover_timeout_s``."""
+        if self._process < 0:
+            return
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(self._process, ended.set)
+        try:
+            await ended.wait()
         finally:
             loop.remove_reader(self._process)
 

@@ -111,7 +111,7 @@ async def _serve_until(
         await successor.stop()
         if successor.pid:
             signals.ignore_upgrade()
-            await _until(gateway.departure.hand_over(), signals.asked)
+            await _until(_hand_over(gateway, predecessor), signals.asked)
         elif not signals.stop.is_set():
             await _until(_be_lame_duck(gateway, manager), signals.stop)
         if not signals.stop.is_set():
@@ -147,6 +147,13 @@ async def _be_lame_duck(gateway: Gateway, manager: ServiceManager) -> None:
         "STATUS=Serving newcomers for a while, until balancers send them elsewhere",
     )
     await gateway.departure.be_lame_duck()
+
+
+async def _hand_over(gateway: Gateway, predecessor: Predecessor | None) -> None:
+    """Stay until the last call has ended, also that of a relay before us: whoever stops the service knows only us."""
+    await gateway.departure.hand_over()
+    if predecessor is not None:
+        await predecessor.wait_ended()
 
 
 def _draining_s(gateway: Gateway) -> float:

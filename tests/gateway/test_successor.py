@@ -26,7 +26,7 @@ from tests.support.benches.serving import PROJECT, PYTHON, UNWATCHED, Served, ki
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import open_echo
 from tests.support.peers.service_manager import service_manager
-from tests.support.processes import priorities
+from tests.support.processes import exists, priorities
 from tests.support.waiting import eventually
 
 PLANES = pytest.mark.parametrize("plane", ["compiled", "reference"])
@@ -138,6 +138,30 @@ async def test_nobody_notices_upgrades(tmp_path: Path, plane: str) -> None:
         # With its last call the first process ends.
         assert await relay.process.wait() == 0
         os.kill(pid, signal.SIGTERM)
+
+
+async def test_a_call_outlives_many_upgrades(tmp_path: Path) -> None:
+    """The process between two others has no call of its own, and stays as long as the one before it has."""
+    over = asyncio.Event()
+    limits = {**UNWATCHED, "drain_timeout_s": 0}
+    async with open_host() as host, upgradable(tmp_path, host.address, limits=limits) as relay:
+        voice = Voice()
+        talking = asyncio.create_task(voice.talk(relay, over))
+        await eventually(lambda: len(voice.heard) > 10)
+        middle = await upgraded(relay.process.pid)
+        last = await upgraded(middle)
+        # Longer than a process without calls takes to see that it has none.
+        heard = len(voice.heard)
+        await eventually(lambda: len(voice.heard) > heard + 3 / PACKET_S or talking.done())
+        assert not talking.done()
+        assert not relay.has_ended
+        assert exists(middle)
+        over.set()
+        await talking
+        assert voice.heard == list(range(voice.sent))
+        assert await relay.process.wait() == 0
+        await eventually(lambda: not exists(middle))
+        os.kill(last, signal.SIGTERM)
 
 
 async def test_the_new_process_is_like_the_old_one(tmp_path: Path) -> None:
