@@ -60,6 +60,8 @@ class _Entry:
     certificate: ServerCertificate
     question: Question
     must_staple: bool
+    # By which names operators know it.
+    labels: Sequence[str]
     ask_at: datetime.datetime
     staple: Staple | None = None
     trouble: str = ""
@@ -99,7 +101,7 @@ class Stapler:
         now, found = self._now(), dict[str, float]()
         for entry in self._entries.values():
             left_s = (entry.staple.until - now).total_seconds() if entry.staple is not None else 0.0
-            for label in labels_of(entry.certificate):
+            for label in entry.labels:
                 found[label] = min(max(left_s, 0.0), found.get(label, float("inf")))
         return found
 
@@ -196,7 +198,9 @@ def _key(certificate: ServerCertificate) -> bytes:
 
 def _entry_of(certificate: ServerCertificate, now: datetime.datetime) -> _Entry | None:
     question = question_of(certificate)
-    return None if question is None else _Entry(certificate, question, is_must_staple(certificate), ask_at=now)
+    if question is None:
+        return None
+    return _Entry(certificate, question, is_must_staple(certificate), labels_of(certificate), ask_at=now)
 
 
 async def _post(http: aiohttp.ClientSession, question: Question) -> bytes:
