@@ -180,7 +180,7 @@ class _Crowd:
         self._opening = asyncio.Semaphore(OPENING)
 
     async def prepare(self) -> None:
-        """Nothing can be done in advance, but for room for the descriptors."""
+        """Make room for the descriptors: nothing else can be done in advance."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
