@@ -32,7 +32,7 @@ quality/    the meter of RTP; delay and loss to R factor and MOS
 output, tasks, logs         printing without waiting for a reader; background tasks that are kept and awaited; one line
                             of log for each change of state
 local_datagrams             what another process of this machine is told, without waiting for it
-garbage, bodies             garbage collection in a process that serves; broken bodies of HTTP requests
+garbage, bodies             garbage collection in a process that serves; bodies of HTTP
 plane/      the data plane: the contract (``api``); ``compiled/``, threads of ``_fastpath``; ``reference/``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo

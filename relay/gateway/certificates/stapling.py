@@ -17,6 +17,7 @@ import aiohttp
 import structlog
 
 from relay import __version__
+from relay.bodies import read_body
 from relay.errors import OperatorError
 from relay.gateway.certificates.findings import labels_of
 from relay.gateway.certificates.ocsp import (
@@ -205,11 +206,4 @@ def _entry_of(certificate: ServerCertificate, now: datetime.datetime) -> _Entry 
 
 async def _post(http: aiohttp.ClientSession, question: Question) -> bytes:
     async with http.post(question.url, data=question.request, allow_redirects=False) as response:
-        if response.status != 200:
-            raise AnswerError(f"expected status 200, but it is {response.status}")
-        content = b""
-        async for chunk in response.content.iter_any():
-            content += chunk
-            if len(content) > MAX_ANSWER_BYTES:
-                raise AnswerError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes")
-    return content
+        return await read_body(response, MAX_ANSWER_BYTES)

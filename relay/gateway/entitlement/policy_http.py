@@ -19,6 +19,7 @@ from yarl import URL
 
 from relay import __version__
 from relay.addresses import source_of
+from relay.bodies import read_body
 from relay.config import EntitlementSettings, Name
 from relay.errors import OperatorError
 from relay.gateway.entitlement.policies import PolicyUnavailable, Question, Rule, Trouble
@@ -147,13 +148,7 @@ class UserService:
     async def _ask(self, question: Question) -> Rule:
         url = self._url.update_query(user=question.user, region=question.region, client=question.client)
         async with self._open_http_client().get(url, allow_redirects=False) as response:
-            if response.status != 200:
-                raise ValueError(f"expected status 200, but it is {response.status}")
-            content = b""
-            async for chunk in response.content.iter_any():
-                content += chunk
-                if len(content) > MAX_ANSWER_BYTES:
-                    raise ValueError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes")
+            content = await read_body(response, MAX_ANSWER_BYTES)
         answer = _Answer.model_validate_json(content)
         return Rule(answer.allowed, answer.calls, None if answer.regions is None else frozenset(answer.regions))
 
