@@ -14,6 +14,10 @@ A whole call::
 A connection that is cut comes back by itself, within the ten seconds for which the relay keeps the allocation. What is
 sent meanwhile is dropped, as a network would do. When the relay goes to another upstream, ``on_moved`` hears the new
 relayed address. Channels stay as they are.
+
+A relay that does not know the session is not the one that the client has left, or has been started anew. There the
+session opens anew, with the same credentials, and binds the same channels. To the application that is a move like any
+other.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import contextlib
 import itertools
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 
 from relay.addresses import Address, AddressFamily, canonical
 from relay.client.application import ClosedOnExit, Ending, guarded
@@ -41,6 +46,11 @@ OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 # Time between attempts to come back: a proxy that restarts is back soon, and the relay waits only ten seconds.
 RETRY_S = 0.25
+# What a relay answers to a token that it does not know.
+NO_SUCH_TOKEN = 404
+# Refusals that may be over in a moment: there is no upstream, the relay drains, or the user has too many calls. One of
+# these may be this one, which was lost a moment ago.
+PASSING = frozenset({486, 503})
 
 OnData = Callable[[Address, bytes], None]
 OnMoved = Callable[[Address], None]
@@ -76,9 +86,9 @@ class Session(ClosedOnExit):
     """A session; ``open_session`` makes it.
 
     ``closed`` is done when it has ended: with None after ``close``, with an UpstreamError if the relay ended it, or if
-    it could not come back in time. ``dropped`` counts media that was not sent, ``resumptions`` how often it came back.
-    ``additional_address`` is the relayed IPv6 address, if both families were asked for and granted. Errors of
-    ``on_data`` and ``on_moved`` are logged, and end nothing.
+    it could not come back in time. ``dropped`` counts media that was not sent, ``resumptions`` how often it came back,
+    and ``reopenings`` how often it had to open anew for that. ``additional_address`` is the relayed IPv6 address, if
+    both families were asked for and granted. Errors of ``on_data`` and ``on_moved`` are logged, and end nothing.
     """
 
     def __init__(self, endpoint: Endpoint, on_data: OnData, on_moved: OnMoved) -> None:
@@ -90,14 +100,21 @@ class Session(ClosedOnExit):
         self.upstream = ""
         self.dropped = 0
         self.resumptions = 0
+        self.reopenings = 0
         self._endpoint = endpoint
         self._on_data = guarded(on_data, "on_data")
         self._on_moved = guarded(on_moved, "on_moved")
+        # What it was opened with: another relay is asked for the same.
+        self._asked = Open()
         self._token = ""
         self._resume_within_s = 0.0
         self._link: SessionLink | None = None
         self._channels: dict[Address, int] = {}
         self._peers: dict[int, Address] = {}
+        # Channels that the allocation does not have yet, because it is a new one.
+        self._unbound: set[Address] = set()
+        # The relayed addresses that the application knows.
+        self._told: tuple[Address, Address | None] | None = None
         self._ids = itertools.count(1)
         self._waiting: dict[media_v1.RequestId, asyncio.Future[media_v1.RelayMessage]] = {}
         # Peers for which a channel has been asked: the relay must not bind others.
@@ -179,12 +196,11 @@ class Session(ClosedOnExit):
 
     async def open(self, username: str, password: str, region: str | None, family: AddressFamily | None = None) -> None:
         """Connect and have the relay allocate. Raises SessionError, UpstreamError."""
+        self._asked = Open(username, password, region, None, family)
         link = await self._connect()
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
-                answer = await self._ask(lambda identity: Open(username, password, region, identity, family))
-            if not isinstance(answer, Opened):
-                raise SessionError(0, "open: the relay answered something else")
+                await self._ask_to_open()
         except BaseException as error:
             self._end(None)
             await link.wait_closed()
@@ -200,23 +216,39 @@ class Session(ClosedOnExit):
         self._link = link
         return link
 
+    async def _ask_to_open(self) -> Opened:
+        answer = await self._ask(lambda identity: replace(self._asked, id=identity))
+        if not isinstance(answer, Opened):
+            raise SessionError(0, "open: the relay answered something else")
+        return answer
+
     def _take(self, answer: Opened | Resumed) -> None:
-        moved = self._settle(answer)
+        self._settle(answer)
         if isinstance(answer, Opened):
             self.mapped_address = answer.mapped
-        else:
-            self.resumptions += 1
+            self._unbound = set(self._channels)
         self._token, self._resume_within_s = answer.token, answer.resume_within_s
-        self._connected.set()
-        if moved and isinstance(answer, Resumed):
-            self._on_moved(answer.relayed)
+        if not self._unbound:
+            self._go_on(answer)
 
-    def _settle(self, message: Opened | Resumed | Moved) -> bool:
-        """Take the addresses. Returns True if they have changed."""
-        before = self.relayed_address, self.additional_address
+    def _go_on(self, answer: Opened | Resumed) -> None:
+        """The allocation has all channels: carry media."""
+        if self._told is not None:
+            self.resumptions += isinstance(answer, Resumed)
+            self.reopenings += isinstance(answer, Opened)
+        self._connected.set()
+        self._tell_moved()
+
+    def _settle(self, message: Opened | Resumed | Moved) -> None:
+        """Take the addresses."""
         self.relayed_address, self.additional_address = message.relayed, message.additional
         self.upstream = message.upstream
-        return before != (message.relayed, message.additional)
+
+    def _tell_moved(self) -> None:
+        """Tell the application the relayed address, if it knows another one. Whoever opens a session asks for it."""
+        before, self._told = self._told, (self.relayed_address, self.additional_address)
+        if before not in {None, self._told}:
+            self._on_moved(self.relayed_address)
 
     async def _return(self, cause: UpstreamError) -> None:
         """Come back with the token, before the relay gives the allocation up."""
@@ -228,7 +260,7 @@ class Session(ClosedOnExit):
 
     async def _try_to_return(self, cause: UpstreamError) -> None:
         deadline = self._loop.time() + self._resume_within_s
-        while self._loop.time() < deadline:
+        while self._loop.time() < deadline and not self._ending.reached:
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._resume()
@@ -244,9 +276,51 @@ class Session(ClosedOnExit):
 
     async def _resume(self) -> None:
         await self._connect()
-        answer = await self._ask(lambda identity: Resume(self._token, identity))
+        try:
+            answer = await self._ask(lambda identity: Resume(self._token, identity))
+        except SessionError as error:
+            if error.code != NO_SUCH_TOKEN or isinstance(error, WebSocketClosed):
+                raise
+            await self._open_anew()
+            return
         if not isinstance(answer, Resumed):
             raise SessionError(0, "resume: the relay answered something else")
+        await self._bind_again(answer)
+
+    async def _open_anew(self) -> None:
+        """Have a relay that does not know the session allocate, with the same channels.
+
+        Raises UpstreamError if another attempt may succeed, SessionError if not.
+        """
+        try:
+            answer = await self._ask_to_open()
+        except SessionError as error:
+            if error.code in PASSING:
+                raise UpstreamError(f"open: {error}") from error
+            raise
+        await self._bind_again(answer)
+
+    async def _bind_again(self, answer: Opened | Resumed) -> None:
+        """Bind the channels that the allocation does not have. One that the relay refuses is given up."""
+        if not self._unbound:
+            return  # media flows already
+        peers = sorted(self._unbound)
+        for peer, bound in zip(peers, await asyncio.gather(*map(self._ask_again, peers)), strict=True):
+            if not bound:
+                self._forget_channel(peer)
+        if self._link is None:  # it was lost with the last answer
+            raise UpstreamError("the connection was cut")
+        self._unbound.clear()
+        self._go_on(answer)
+
+    async def _ask_again(self, peer: Address) -> bool:
+        try:
+            await self._ask(lambda identity: Bind(peer, self._channels.get(peer), identity))
+        except SessionError as error:
+            if isinstance(error, WebSocketClosed):
+                raise
+            return False
+        return True
 
     async def _wait_connected(self) -> None:
         """Raises UpstreamError if the session has ended, or ends meanwhile."""
@@ -293,8 +367,9 @@ class Session(ClosedOnExit):
             return
         self._refusal = None
         if isinstance(message, Moved):
-            if self._settle(message):
-                self._on_moved(message.relayed)
+            self._settle(message)
+            if self._connected.is_set():
+                self._tell_moved()
             return
         if isinstance(message, Bound):
             # This does not wait for a task to wake up: media may follow at once.
@@ -321,7 +396,7 @@ class Session(ClosedOnExit):
         error = SessionError(message.code, message.reason)
         if waiting is None and message.peer is not None:
             # A channel that could not be renewed, or bound after a move.
-            self._peers.pop(self._channels.pop(message.peer, 0), None)
+            self._forget_channel(message.peer)
             return
         if waiting is None and len(self._waiting) == 1:
             (waiting,) = self._waiting.values()
@@ -329,6 +404,9 @@ class Session(ClosedOnExit):
             waiting.set_exception(error)
         else:
             self._refusal = error
+
+    def _forget_channel(self, peer: Address) -> None:
+        self._peers.pop(self._channels.pop(peer, 0), None)
 
     def _fail(self, cause: str) -> None:
         self._end(UpstreamError(f"the relay broke the protocol: {cause}"))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +22,13 @@ from relay.errors import UpstreamError
 from relay.gateway.sessions import sessions as relay_sessions
 from relay.wire.upgrade import build_websocket_response
 from relay.wire.websocket import CloseCode, Opcode, build_close, build_frame
-from tests.support.benches.gateway import relay_with_hosts, running_relay
+from tests.support.benches.gateway import Relay, relay_with_hosts, running_relay
 from tests.support.peers.behind_turn import SIZES, Inbox, open_echo
-from tests.support.peers.connect_proxy import connect_proxy
+from tests.support.peers.connect_proxy import ConnectProxy, connect_proxy
 from tests.support.peers.coturn import open_coturn
 from tests.support.peers.own_clients import opened_session
-from tests.support.waiting import eventually
+from tests.support.peers.scripted_relay import OPENED, Line, scripted_relay
+from tests.support.waiting import EVENTUALLY_S, eventually
 
 PLANES = ("compiled", "reference")
 
@@ -129,21 +134,116 @@ async def test_bind_waits_for_the_return(tmp_path: Path) -> None:
         await eventually(lambda: not relay.connections)
 
 
-async def test_relay_that_has_given_the_session_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.asynccontextmanager
+async def given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inbox: Inbox, **more: Any
+) -> AsyncIterator[tuple[Relay, Session, ConnectProxy]]:
+    """A session that comes back after its relay has given it up. The proxy lets it through when ``refuses`` is None."""
     monkeypatch.setattr(relay_sessions, "RESUME_WITHIN_S", 0.0)
     monkeypatch.setattr(session_module, "RETRY_S", 0.05)
     async with (
         relay_with_hosts(tmp_path) as (relay, _),
         connect_proxy() as proxy,
-        await opened_session(relay, Inbox(), proxy=proxy.url) as session,
+        await opened_session(relay, inbox, proxy=proxy.url, **more) as session,
     ):
-        # It is kept from coming back until the relay has let go.
-        proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
-        proxy.cut()
-        await eventually(lambda: not relay.connections and not relay.gateway.flows.tally.parked)
-        proxy.refuses = None
-        with pytest.raises(SessionError, match="not resumed: 404"):
+        # With 0 s it would not even try.
+        session._resume_within_s = EVENTUALLY_S
+        yield relay, session, proxy
+
+
+async def cut_until_given_up(relay: Relay, proxy: ConnectProxy) -> None:
+    proxy.refuses = b"HTTP/1.1 503 Restarting\r\n\r\n"
+    proxy.cut()
+    await eventually(lambda: not relay.connections and not relay.gateway.flows.tally.parked)
+    proxy.refuses = None
+
+
+async def test_relay_that_has_given_the_session_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens anew there, as at another relay."""
+    inbox, moved = Inbox(), list[Address]()
+    async with (
+        given_up(tmp_path, monkeypatch, inbox, on_moved=moved.append) as (relay, session, proxy),
+        open_echo() as peer,
+        open_echo() as other,
+    ):
+        assert (await session.bind(peer), await session.bind(other, 0x4777)) == (0x4000, 0x4777)
+        # Twice: what it has then is as good as what it had before.
+        for count in (1, 2):
+            session._resume_within_s, before = EVENTUALLY_S, session.relayed_address
+            await cut_until_given_up(relay, proxy)
+            await eventually(lambda count=count: session.reopenings == count)  # type: ignore[misc]
+            await echo(session, inbox, peer)
+            session.send(0x4777, b"voice")
+            assert await inbox.get() == (other, b"voice")
+            assert session.relayed_address != before
+            assert (len(moved), moved[-1]) == (count, session.relayed_address)
+        assert session.resumptions == 0
+
+
+async def test_session_that_is_refused_when_it_opens_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with given_up(tmp_path, monkeypatch, Inbox()) as (relay, session, proxy):
+        session._asked = replace(session._asked, password="expired")
+        await cut_until_given_up(relay, proxy)
+        with pytest.raises(SessionError, match="not resumed: 401 the upstream refuses") as refused:
             await session.closed
+        assert refused.value.code == 401
+
+
+async def test_a_channel_that_the_next_relay_refuses_is_given_up(tmp_path: Path) -> None:
+    """And the others go on: as after a move to another upstream."""
+    connections, cut = list[Line](), asyncio.Event()
+
+    async def script(line: Line) -> None:
+        connections.append(line)
+        first = len(connections) == 1
+        if not first:
+            line.say(type="error", code=404, reason="no such token", id=(await line.hear())["id"])
+        address = "192.0.2.1:50000" if first else "192.0.2.2:50000"
+        line.say(**{**OPENED, "relayed": address}, id=(await line.hear())["id"])
+        for _ in range(2):
+            asked = await line.hear()
+            if asked["peer"] == "192.0.2.8:9" and not first:
+                line.say(type="error", code=443, reason="not this family", peer=asked["peer"], id=asked["id"])
+            else:
+                line.say(type="bound", peer=asked["peer"], channel=asked["channel"], id=asked["id"])
+        await (cut.wait() if first else line.hear())
+
+    moved = asyncio.get_running_loop().create_future()
+    one, other = Address("192.0.2.7", 9), Address("192.0.2.8", 9)
+    async with scripted_relay(tmp_path, script) as relay:
+        async with await relay.open_session(on_moved=moved.set_result) as session:
+            await asyncio.gather(session.bind(one, 0x4001), session.bind(other, 0x4002))
+            cut.set()
+            assert await moved == Address("192.0.2.2", 50000)
+            session.send(one, b"voice")
+            with pytest.raises(KeyError):
+                session.send(other, b"voice")
+        assert len(connections) == 2
+
+
+@pytest.mark.parametrize("code", [486, 503])
+async def test_refusal_that_may_be_over_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """It has no upstream yet, or drains, or a dead relay's call still counts: the next attempt may succeed."""
+    monkeypatch.setattr(session_module, "RETRY_S", 0.01)
+    connections, cut = list[Line](), asyncio.Event()
+
+    async def script(line: Line) -> None:
+        connections.append(line)
+        if len(connections) > 1:
+            line.say(type="error", code=404, reason="no such token", id=(await line.hear())["id"])
+        asked = await line.hear()
+        if len(connections) == 2:
+            line.say(type="error", code=code, reason="not now", id=asked["id"])
+            line.say_close(1013, "not now")
+            return
+        line.say(**OPENED, id=asked["id"])
+        await (cut.wait() if len(connections) == 1 else line.hear())
+
+    async with scripted_relay(tmp_path, script) as relay:
+        async with await relay.open_session() as session:
+            cut.set()
+            await eventually(lambda: session.reopenings)
+        assert len(connections) == 3
 
 
 async def test_proxy_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ Upstreams and what is near them
 
 Servers, proxies and services
     bad_proxies        web proxies that spoil what passes
+    balancer           a balancer in front of several relays
     connect_proxy      a web proxy that opens tunnels
     emulator_process   an emulator, one of several of a cloud
     ocsp               who answers for certificates, and a client that looks
