@@ -5,6 +5,7 @@ A page loads nothing from elsewhere and has no script or style of its own text, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -72,20 +73,17 @@ class Assets:
         return web.Response(body=self._bodies[name], content_type=content_type, charset="utf-8", headers=_FOREVER)
 
 
+@functools.cache
+def bundled_assets() -> Assets:
+    """Those of the package, which do not change."""
+    return Assets()
+
+
 class Pages:
     """Makes HTML of templates. Whatever a template shows is escaped."""
 
-    def __init__(self, assets: Assets, *, has_faults: bool = False) -> None:
-        self._environment = Environment(
-            loader=PackageLoader("relay.emulator.portal"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
-        self._environment.globals |= {"asset": assets.url, "root": ROOT, "has_faults": has_faults}
-        self._environment.filters |= {"time": _time, "iso": _iso, "segment": _segment, "size": _size, "span": _span}
+    def __init__(self, *, has_faults: bool = False) -> None:
+        self._environment = _environment(has_faults)
 
     def render(
         self, template: str, context: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -94,6 +92,22 @@ class Pages:
         text = self._environment.get_template(template).render(context)
         all_headers = {**PRIVATE, **(headers or {})}
         return web.Response(text=text, content_type="text/html", status=status, headers=all_headers)
+
+
+@functools.cache
+def _environment(has_faults: bool) -> Environment:
+    """What the templates know. They are compiled once, however many portals a process has."""
+    environment = Environment(
+        loader=PackageLoader("relay.emulator.portal"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals |= {"asset": bundled_assets().url, "root": ROOT, "has_faults": has_faults}
+    environment.filters |= {"time": _time, "iso": _iso, "segment": _segment, "size": _size, "span": _span}
+    return environment
 
 
 def see_other(url: str) -> web.Response:

@@ -26,7 +26,7 @@ from relay.emulator.portal.lines import Lines
 from relay.emulator.portal.logins import FORM_TOKEN, Logins, check_origin, digest_of
 from relay.emulator.portal.neighbours import Listener, LiveCalls, NoCalls, NoListener, RecordedMedia
 from relay.emulator.portal.overview import Overview
-from relay.emulator.portal.pages import ROOT, Assets, PageError, Pages, see_other
+from relay.emulator.portal.pages import ROOT, PageError, Pages, bundled_assets, see_other
 from relay.emulator.portal.parts import Parts
 from relay.emulator.portal.profile import Profile
 from relay.emulator.portal.recordings import Recordings
@@ -56,8 +56,7 @@ class Portal:
     ) -> None:
         self._store = store
         self._passwords = passwords
-        self._assets = Assets()
-        self._pages = Pages(self._assets, has_faults=faults is not None)
+        self._pages = Pages(has_faults=faults is not None)
         self._logins = Logins(tokens)
         self._visits = Visits(self._logins, self._pages, store)
         parts = Parts(store, clock, listener or NoListener())
@@ -82,7 +81,7 @@ class Portal:
         route("GET", f"{ROOT}login", guarded(self._show_login))
         route("POST", f"{ROOT}login", guarded(self._log_in))
         route("POST", f"{ROOT}logout", self._visits.changing(self._log_out))
-        route("GET", f"{ROOT}static/{{digest}}/{{name}}", guarded(self._assets.on_request))
+        route("GET", f"{ROOT}static/{{digest}}/{{name}}", guarded(bundled_assets().on_request))
         for part in self._parts:
             for method, path, handler in part.routes(self._visits):
                 route(method, path, handler)
