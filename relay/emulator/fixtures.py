@@ -6,6 +6,7 @@ default set is ``default_fixtures.toml``.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import tomllib
 from collections import Counter
@@ -195,7 +196,8 @@ def load(path: Path) -> Fixtures:
     return check_tree(Fixtures, read_toml(path), folder=path.parent, source=str(path))
 
 
+@functools.cache
 def bundled() -> Fixtures:
-    """The default set: two firms, 12 users, every kind of line."""
+    """The default set: two firms, 12 users, every kind of line. It is read once."""
     text = resources.files(__package__).joinpath("default_fixtures.toml").read_text(encoding="utf-8")
     return check_tree(Fixtures, tomllib.loads(text), folder=Path(), source="default_fixtures.toml")

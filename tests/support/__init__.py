@@ -4,6 +4,7 @@ benches/        what is tested, set up: a plane, a gateway, a process
 network/        ports, namespaces, and a bad WAN
 peers/          who talks to the relay: clients, upstreams, proxies, services; real ones and scripted ones
 brief_stacks    asyncio's notes of where something was made, cut short
+brief_stores    the emulator's databases, opened and filled in little time
 certificates_made  certificates of any validity, with any names, and their files
 compiled        builds the compiled modules of the tests
 descriptors     more of them than usual, or none

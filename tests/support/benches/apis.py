@@ -33,10 +33,12 @@ from relay.emulator.signaling.in_store import StoreDirectory
 from relay.emulator.signaling.shared import MemoryShared
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed
+from tests.support import brief_stores
 from tests.support.waiting import eventually
 
 SECRETS = {"atlas-key-1": "atlas-secret-for-a-laptop", "borealis-key-1": "borealis-secret-for-a-laptop"}
 ATLAS, BOREALIS = SECRETS
+brief_stores.shorten()
 
 
 @dataclass

@@ -16,8 +16,10 @@ from relay.addresses import Address
 from relay.emulator import fixtures
 from relay.emulator.cloud import Cloud
 from relay.emulator.settings import EmulatorSettings
+from tests.support import brief_stores
 
 PASSWORD = "trader"
+brief_stores.shorten()
 
 
 def cloud_settings(folder: Path, **changes: Any) -> EmulatorSettings:

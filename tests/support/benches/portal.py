@@ -27,6 +27,7 @@ from relay.emulator.signaling.messages import LineStatus, PartyRole
 from relay.emulator.signaling.state import Line, LineSpec, Member, Party
 from relay.emulator.store import Store, tables
 from relay.emulator.store.seeding import seed
+from tests.support import brief_stores
 
 NOW = 1_795_802_000.0
 ADMIN = ("atlas-admin", "admin")
@@ -34,6 +35,7 @@ OTHER_ADMIN = ("borealis-admin", "admin")
 TRADER = ("anna", "trader")
 # Names and firms of the users in the fixtures.
 _KNOWN = {user.id: (user.name, user.firm) for user in fixtures.bundled().users}
+brief_stores.shorten()
 
 
 class Reply:
