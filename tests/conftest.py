@@ -21,6 +21,7 @@ import uvloop
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support import brief_stacks  # noqa: E402
+from tests.support.kept import KEPT  # noqa: E402
 
 # No test waits longer: the slowest, a flood of 1,000 connections, takes a fraction of it.
 DEADLINE_S = 120
@@ -102,6 +103,11 @@ def pytest_runtest_logfinish() -> None:
     if next(_finished) % FREEZE_EVERY == 0:
         gc.collect()
         gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """End what the tests have shared."""
+    KEPT.close()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,6 +12,7 @@ emulated_lines  lines and users of the emulator's signaling, without a store
 grafana         the panels of the dashboard, and what they ask for
 http_table      requests and answers that a reverse proxy passes on, byte by byte
 imports         which modules a source imports
+kept            what the tests of a process share until the last one has ended
 media_files     recordings as Ogg/Opus and M4A
 messages        STUN messages, the answers to them, and voice in ChannelData
 pcapng          a strict reader of captures

@@ -9,14 +9,18 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import aiohttp
 
 from relay.tasks import Tasks
+from tests.support.kept import KEPT
+from tests.support.waiting import POLL_S
 
 CHROMIUM = shutil.which("chromium")
 # A cold start on a busy machine takes some seconds, and an answer a fraction of one.
@@ -47,11 +51,13 @@ FAKE_MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-medi
 
 
 class Browser:
-    """A running Chromium. ``open_tab`` opens as many pages as a test needs."""
+    """A running Chromium, or a person's part of one. ``open_tab`` opens as many pages as a test needs."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, proxy_login: tuple[str, str] | None = None) -> None:
         self._socket = socket
         self._proxy_login = proxy_login
+        # Names the part that has cookies, storage and a cache of its own.
+        self._part: dict[str, str] = {}
         self._tasks = Tasks()
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._pages: dict[str, Page] = {}
@@ -80,7 +86,7 @@ class Browser:
 
     async def open_tab(self) -> Page:
         """A new empty page, in a window of its own: none is in the background."""
-        target = (await self.ask("Target.createTarget", url="about:blank", newWindow=True))["targetId"]
+        target = (await self.ask("Target.createTarget", url="about:blank", newWindow=True, **self._part))["targetId"]
         session = (await self.ask("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         page = self._pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -102,10 +108,19 @@ class Browser:
         answer = {"response": "ProvideCredentials", "username": username, "password": password}
         await self.ask("Fetch.continueWithAuth", session, requestId=request, authChallengeResponse=answer)
 
+    async def be_new(self) -> None:
+        """Know nothing of what others have done in this Chromium, and leave them nothing."""
+        made = await self.ask("Target.createBrowserContext", disposeOnDetach=True)
+        self._part = {"browserContextId": made["browserContextId"]}
+
     async def close(self) -> None:
-        """End it."""
+        """End it, or the part of it."""
         await self._tasks.cancel()
-        await self.ask("Browser.close")
+        if not self._part:
+            await self.ask("Browser.close")
+            return
+        await self.ask("Target.disposeBrowserContext", **self._part)
+        await self._socket.close()
 
 
 class Page:
@@ -220,22 +235,26 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def browser(*options: str) -> AsyncIterator[Page]:
-    """A fresh Chromium with one empty page and further options; it is ended with the block."""
+    """A Chromium as if it were new, with one empty page and further options."""
     async with chromium(*options) as started:
         yield await started.open_tab()
 
 
 @contextlib.asynccontextmanager
 async def chromium(*options: str, proxy_login: tuple[str, str] | None = None) -> AsyncIterator[Browser]:
-    """A fresh Chromium with further options, for several pages; it is ended with the block.
+    """A Chromium as if it were new, for several pages and with further options. Its pages are gone after the block.
 
     ``proxy_login`` is what its user would write into the window that a proxy's 407 opens.
     """
-    assert CHROMIUM is not None
+    # A start takes seconds of the processor. Tests without options share what was started for the first of them.
+    if not options and proxy_login is None:
+        async with _connected(await _Shared.address()) as started:
+            await started.be_new()
+            yield started
+            await started.close()
+        return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # It keeps certificates in the home directory, and sockets and shared memory in the temporary one.
-        own = {**os.environ, "HOME": profile, "TMPDIR": profile}
-        command = (CHROMIUM, *_OPTIONS, *options, f"--user-data-dir={profile}", "about:blank")
+        command, own = _command(profile, options)
         process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=PIPE, env=own)
         assert process.stderr is not None
         drained: asyncio.Task[bytes] | None = None
@@ -243,18 +262,74 @@ async def chromium(*options: str, proxy_login: tuple[str, str] | None = None) ->
             async with asyncio.timeout(START_TIMEOUT_S):
                 address = await _address_of(process.stderr)
             drained = asyncio.create_task(process.stderr.read())
-            async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
-                started = Browser(socket, proxy_login)
-                reading = asyncio.create_task(started.read())
+            async with _connected(address, proxy_login) as started:
                 yield started
                 await started.close()
-                await reading
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
             if drained is not None:
                 await drained
+
+
+def _command(profile: str, options: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What starts Chromium, and its environment."""
+    assert CHROMIUM is not None
+    # It keeps certificates in the home directory, and sockets and shared memory in the temporary one.
+    own = {**os.environ, "HOME": profile, "TMPDIR": profile}
+    return (CHROMIUM, *_OPTIONS, *options, f"--user-data-dir={profile}", "about:blank"), own
+
+
+@contextlib.asynccontextmanager
+async def _connected(address: str, proxy_login: tuple[str, str] | None = None) -> AsyncIterator[Browser]:
+    """What listens there. The block must close it, unless it fails."""
+    async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
+        started = Browser(socket, proxy_login)
+        reading = asyncio.create_task(started.read())
+        try:
+            yield started
+        except BaseException:
+            # What it has opened in a Chromium that others share goes with the connection.
+            await socket.close()
+            raise
+        finally:
+            await reading
+
+
+class _Shared:
+    """A Chromium that stays until the last test of this process has ended."""
+
+    _running: ClassVar[_Shared | None] = None
+
+    def __init__(self) -> None:
+        profile = KEPT.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        command, own = _command(profile, ())
+        # It says its address in this file. Nobody reads what it writes.
+        self._address = Path(profile) / "DevToolsActivePort"
+        self._process = subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, env=own)
+        KEPT.callback(self._end)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @classmethod
+    async def address(cls) -> str:
+        """Where it listens. It is started if it does not run."""
+        if cls._running is None or cls._running._process.poll() is not None:
+            cls._running = cls()
+        return await cls._running._listens()
+
+    async def _listens(self) -> str:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                with contextlib.suppress(FileNotFoundError):
+                    port, separator, path = self._address.read_text().partition("\n")
+                    if separator and path:
+                        return f"ws://127.0.0.1:{port}{path.strip()}"
+                assert self._process.poll() is None, "chromium has ended"
+                await asyncio.sleep(POLL_S)
 
 
 async def _address_of(stderr: asyncio.StreamReader) -> str:
