@@ -18,7 +18,7 @@ from sqlalchemy import select
 from relay import catalog
 from relay.emulator.store import Store, tables
 from tests.support.benches.emulating import PORTS, EmulatingProcess, emulating
-from tests.support.benches.serving import start
+from tests.support.benches.serving import PLAIN_PYTHON, start
 from tests.support.network.ports import reserved_address
 
 USERS = ("anna", "ben", "chen", "dora", "emil", "fay", "gus", "hana", "ivan", "june")
@@ -79,7 +79,7 @@ async def test_the_relay_comes_along(tmp_path: Path) -> None:
 
 
 async def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path) -> None:
-    async with emulating(tmp_path / "one") as first:
+    async with emulating(tmp_path / "one", python=PLAIN_PYTHON) as first:
         second = await start("emulate", "--folder", tmp_path / "two", *PORTS, "--http", first.http)
         _, errors = await second.communicate()
         assert second.returncode == 2
@@ -120,7 +120,7 @@ async def test_nothing_acknowledged_is_lost_when_it_is_killed(tmp_path: Path, se
     """Five times in each of four series. A login is acknowledged after its entry in the audit has been written."""
     acknowledged: set[str] = set()
     for number in range(5):
-        async with emulating(tmp_path, "--no-turn") as emulated:
+        async with emulating(tmp_path, "--no-turn", python=PLAIN_PYTHON) as emulated:
             await logins_until_killed(emulated, 5 * series + number, acknowledged)
         store = await Store.open(str(tmp_path / "emulator.db"))
         async with store.reading() as session:

@@ -8,7 +8,7 @@ import io
 import re
 import signal
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from relay.cli import app
 from relay.emulator.settings import EmulatorSettings
 from relay.errors import OperatorError
 from relay.floor import emulate as floor
-from tests.support.benches.serving import kill, start
+from tests.support.benches.serving import PYTHON, kill, start
 
 PORTS = ("--http", "127.0.0.1:0", "--tls", "127.0.0.1:0", "--turn-port", "0", "--bad-web-proxy", "127.0.0.1:0")
 
@@ -63,9 +63,9 @@ class EmulatingProcess(Emulated):
 
 
 @contextlib.asynccontextmanager
-async def emulating(folder: Path, *options: str) -> AsyncIterator[EmulatingProcess]:
+async def emulating(folder: Path, *options: str, python: Sequence[str] = PYTHON) -> AsyncIterator[EmulatingProcess]:
     """A process while the block runs. It is killed at the end, if it runs still."""
-    process = await start("emulate", "--folder", folder, *PORTS, *options)
+    process = await start("emulate", "--folder", folder, *PORTS, *options, python=python)
     assert process.stdout is not None
     assert process.stderr is not None
     try:

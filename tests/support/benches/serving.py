@@ -11,7 +11,7 @@ import signal
 import ssl
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,23 @@ from tests.support.waiting import EVENTUALLY_S, POLL_S
 
 PROJECT = Path(__file__).parents[3]
 PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-m", "relay")
+# For one that is killed, and whose words nobody reads: it starts in half of the time.
+PLAIN_PYTHON = (sys.executable, "-m", "relay")
 # Limits of a relay that no balancer watches, and of one that also waits for its flows as long as the test wants.
 UNWATCHED = {"lame_duck_s": 0}
 PATIENT = {**UNWATCHED, "drain_timeout_s": 3600}
 
 
-async def start(*arguments: str | Path, descriptors: int | None = None, **environment: str) -> Process:
+async def start(
+    *arguments: str | Path,
+    descriptors: int | None = None,
+    python: Sequence[str] = PYTHON,
+    **environment: str,
+) -> Process:
     """``relay`` with these arguments; what it prints is read by the caller."""
     limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
     return await asyncio.create_subprocess_exec(
-        *limited, *PYTHON, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT, env={**os.environ, **environment}
+        *limited, *python, *arguments, stdout=PIPE, stderr=PIPE, cwd=PROJECT, env={**os.environ, **environment}
     )
 
 
