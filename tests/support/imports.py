@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 
 def imported_modules(source: str, package: str) -> set[str]:
     """The absolute names of all that a Python source imports, also inside functions; ``package`` is its own."""
+    return set(_imported_modules(source, package))
+
+
+# Several rules ask for each source.
+@functools.cache
+def _imported_modules(source: str, package: str) -> frozenset[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -16,7 +23,7 @@ def imported_modules(source: str, package: str) -> set[str]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def cython_imported_modules(source: str) -> set[str]:
