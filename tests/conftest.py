@@ -60,6 +60,7 @@ async def _run_alone(test: Any, arguments: dict[str, Any]) -> None:
     loop.set_exception_handler(lambda _, context: escaped.append(context))
     # In debug mode the loop logs what took longer. That depends on the machine, not on what is tested.
     loop.slow_callback_duration = float("inf")
+    brief_stacks.shorten_in_this_loop()
     async with asyncio.timeout(DEADLINE_S):
         await test(**arguments)
     # Transports are closed a turn of the loop after close().

@@ -8,6 +8,7 @@ tell as much. Stacks of exceptions stay whole, because only ``traceback.extract_
 from __future__ import annotations
 
 import itertools
+import sys
 import traceback
 from collections.abc import Iterable
 from types import FrameType
@@ -16,12 +17,20 @@ FRAMES = 4
 
 
 def _brief(frames: Iterable[tuple[FrameType, int]], **_: object) -> traceback.StackSummary:
-    return traceback.StackSummary.from_list(
-        traceback.FrameSummary(frame.f_code.co_filename, number, frame.f_code.co_name, lookup_line=False)
-        for frame, number in itertools.islice(frames, FRAMES)
-    )
+    # Tuples are what became a FrameSummary in older versions. Whoever prints them looks up the lines of code.
+    brief = traceback.StackSummary()
+    for frame, number in itertools.islice(frames, FRAMES):
+        code = frame.f_code
+        brief.append((code.co_filename, number, code.co_name, None))  # type: ignore[arg-type]
+    return brief
 
 
 def shorten() -> None:
     """From now on, in this process."""
     traceback.StackSummary.extract = _brief  # type: ignore[method-assign, assignment]
+
+
+def shorten_in_this_loop() -> None:
+    """While the running loop runs: note of each coroutine where it was made, but not the ten calls that led there."""
+    if sys.get_coroutine_origin_tracking_depth():
+        sys.set_coroutine_origin_tracking_depth(1)
