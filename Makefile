@@ -33,7 +33,7 @@ COMPARE  := ../shared/perf/compare.py
 SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/compiled/*.pxd relay/plane/compiled/leaves/*.pxd \
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
-.PHONY: help demo demo-wan test test-plane test-emulator test-floor test-gateway test-interop test-others lint fuzz test-asan \
+.PHONY: help demo demo-wan test lint style types fuzz asan-built \
         bench bench-side-by-side bench-turn bench-wan loadtest soak nightly nightly-soak nightly-fuzz clean
 .DELETE_ON_ERROR:
 
@@ -59,44 +59,63 @@ demo: $(VENV)/.demo-installed
 demo-wan: $(VENV)/.demo-installed
 	@$(BIN)/relay demo --wan
 
-# The suite in parts of a few minutes each. They wait more than they compute, so three run at a time, the longest first, each
-# in two processes, a test file at a time. The fuzz search has the lowest priority, and begins first.
-PARTS := fuzz test-interop test-floor test-asan test-plane test-emulator test-gateway test-others
+# The suite in parts of a few minutes each, the longest first. Each part is run by two or three processes, which take turns
+# with its test files. Tests wait about as long as they compute, so several processes share a core. The fuzz search has the
+# lowest priority. Load tests are last, when the machine has less and less else to do: it must keep their pace.
+PARTS := test-interop test-floor test-asan test-emulator test-gateway test-plane test-others test-loadtest
+shares = $(addprefix $(1).,1 2 $(if $(filter test-loadtest,$(1)),3))
+PROCESSES := $(foreach part,$(PARTS),$(call shares,$(part)))
 
-test: lint
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target $(PARTS)
+.PHONY: $(PARTS) $(PROCESSES)
 
-WORKERS := 2
-# Without development mode: the same tests have run in it, and it slows the sanitizers down.
+test: style
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target fuzz types $(PROCESSES)
+
+$(PARTS):
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target $(call shares,$@)
+
+# Development mode, but without its checks of Python's own memory, which take a tenth of the time. They find what compiled
+# code writes beside a block: test-plane has them, and under sanitizers more is found.
 STRICT  := -X dev -W error
-test-asan: STRICT := -W error
-PYTHON_OF_TESTS = $(abspath $(BIN))/python $(STRICT)
-PYTEST   = $(PYTHON_OF_TESTS) -m pytest --durations=5 --dist=loadfile --tx='$(WORKERS)*popen//python=$(PYTHON_OF_TESTS)'
+MALLOC  := PYTHONMALLOC=default
+$(call shares,test-plane): MALLOC :=
+# Without development mode: the same tests have run in it, and it slows the sanitizers down.
+$(call shares,test-asan): STRICT := -W error
+$(call shares,test-asan): MALLOC :=
+SHARE    = $(patsubst .%,%,$(suffix $@))/$(words $(call shares,$(basename $@)))
+PYTEST   = $(MALLOC) $(abspath $(BIN))/python $(STRICT) -m pytest --durations=5 --share=$(SHARE)
 
-test-plane: $(VENV)/.test-installed
+$(call shares,test-plane): $(VENV)/.test-installed
 	@$(PYTEST) tests/plane
 
-test-gateway: $(VENV)/.test-installed
+$(call shares,test-gateway): $(VENV)/.test-installed
 	@$(PYTEST) tests/gateway tests/client
 
 # The emulator as people see it: its pages in a browser, its softphones, its command, and the demo.
 FLOOR_TESTS := tests/emulator/portal tests/emulator/softphone tests/emulator/softphone_page tests/floor tests/demo
 
-test-floor: $(VENV)/.test-installed
+$(call shares,test-floor): $(VENV)/.test-installed
 	@$(PYTEST) $(FLOOR_TESTS)
 
-test-emulator: $(VENV)/.test-installed
+$(call shares,test-emulator): $(VENV)/.test-installed
 	@$(PYTEST) tests/emulator $(addprefix --ignore=,$(FLOOR_TESTS))
 
-test-interop: $(VENV)/.test-installed
+$(call shares,test-interop): $(VENV)/.test-installed
 	@$(PYTEST) tests/interop
 
-test-others: $(VENV)/.test-installed
-	@$(PYTEST) $(foreach folder,plane gateway client interop emulator floor demo,--ignore=tests/$(folder))
+$(call shares,test-loadtest): $(VENV)/.test-installed
+	@$(PYTEST) tests/loadtest
 
-lint: $(VENV)/.test-installed
+$(call shares,test-others): $(VENV)/.test-installed
+	@$(PYTEST) $(foreach folder,plane gateway client interop emulator floor demo loadtest,--ignore=tests/$(folder))
+
+lint: style types
+
+style: $(VENV)/.test-installed
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+
+types: $(VENV)/.test-installed
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml relay._fastpath relay.emulator.sfu._fanout relay.emulator.turn._native loadtest.engine._engine
 
@@ -109,18 +128,20 @@ ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/tes
 
 # In a copy of the tree, so that its extension stays as it is. A sanitizer's report ends the run. LeakSanitizer is off, because
 # it would list the interpreter's leaks. The debug build counts our own objects, and the tests assert that none are left.
-# Tests of the reference plane are left out, because they run no compiled code. pytest must not capture the output, or it would
-# hide the report of a sanitizer that ends the process.
-test-asan: $(VENV)/.test-installed
+# Tests of the reference plane are left out, because they run no compiled code. pytest must not capture the output, or it would hide the report of a sanitizer that ends the process.
+$(call shares,test-asan): asan-built
+	@cd $(ASAN) && export RELAY_DEBUG=1 RELAY_SANITIZE=1 PYTHONMALLOC=malloc && \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:log_path=report$(suffix $@) UBSAN_OPTIONS=print_stacktrace=1:log_path=report$(suffix $@) \
+	    $(PYTEST) --capture=sys -k 'not reference' $(ASAN_TESTS) </dev/null \
+	    || { cat report$(suffix $@).* 2>/dev/null; exit 1; }
+
+asan-built: $(VENV)/.test-installed
 	@rm -rf $(ASAN)/relay $(ASAN)/loadtest $(ASAN)/tests $(ASAN)/report.* && mkdir -p $(ASAN)
 	@tar -c --exclude='*.so' --exclude=__pycache__ relay loadtest tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(ASAN)
 	@cd $(ASAN) && export RELAY_DEBUG=1 RELAY_SANITIZE=1 && \
 	    $(abspath $(BIN))/python setup.py -q build_ext --inplace >/dev/null && \
-	    $(abspath $(BIN))/python -m tests.fuzz.build && $(abspath $(BIN))/python -m tests.loadtest.engine.build && \
-	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
-	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
-	    $(PYTEST) --capture=sys -k 'not reference' $(ASAN_TESTS) \
-	    || { cat report.* 2>/dev/null; exit 1; }
+	    $(abspath $(BIN))/python -m tests.fuzz.build && $(abspath $(BIN))/python -m tests.loadtest.engine.build
 
 # A smoke test under load. The report stays in build/loadtest until the next one.
 loadtest: $(VENV)/.bench-installed
