@@ -13,7 +13,7 @@ from relay.plane.api import Traffic
 from relay.plane.reference.traffic import traffic_of
 from tests.fuzz import _leaves
 from tests.fuzz.targets import DATA_AGE_US, MAX_AGE_US, ROOMS, Queues, waiting_unit
-from tests.support.properties import repeatable
+from tests.support.properties import examples, repeatable
 
 CHUNK, HEADER = _leaves.CHUNK_BYTES, _leaves.HEADER_BYTES
 NOW = 1_000_000
@@ -44,7 +44,7 @@ def _no_block_stays() -> Iterator[None]:
     assert _leaves.live_buffers() == before
 
 
-@settings(repeatable, max_examples=300)
+@settings(repeatable, max_examples=examples(300))
 @given(st.sampled_from(ROOMS), st.lists(steps, max_size=80))
 # To the end of a chunk, taken to there, and put again: with nothing behind it, and with a header's room.
 @example(ROOMS[0], [("put", Traffic.MEDIA, CHUNK - HEADER), ("take", Traffic.MEDIA, 0), ("put", Traffic.MEDIA, 8)])
@@ -196,7 +196,7 @@ def test_control_that_fills_all_chunks_is_refused_and_media_drops_itself() -> No
     assert len(schedule.take(NOW, 1 << 30)) == accepted
 
 
-@settings(repeatable, max_examples=60)
+@settings(repeatable, max_examples=examples(60))
 @given(st.lists(st.tuples(traffics, st.one_of(st.integers(4, 40), sizes), st.integers(1, 400)), max_size=60))
 def test_any_flood_is_bounded_and_nothing_is_lost_without_a_reason(floods: list[tuple[Traffic, int, int]]) -> None:
     schedule = new_schedule()

@@ -27,7 +27,7 @@ from relay.wire.websocket import MessageCutter, Opcode, build_close, build_frame
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.messages import HELLO, answer, stun
 from tests.support.peers.carriers import Carried, carried, masked, move
-from tests.support.properties import pieces, repeatable
+from tests.support.properties import examples, pieces, repeatable
 
 # What the upstream sends last, and nobody else ever: all before it has been delivered or dropped.
 MARKER = build_channel_data(0x4FFF, b"that is all")
@@ -231,7 +231,7 @@ def sort(carrier: Carrier, stream: bytes) -> dict[str, list[bytes]]:
     return sorted_by
 
 
-@settings(repeatable, max_examples=60)
+@settings(repeatable, max_examples=examples(60))
 @given(st.sampled_from(list(FIRST)).flatmap(scripts))
 def test_the_planes_agree(script: Script) -> None:
     with (

@@ -19,7 +19,7 @@ from relay.wire.stun import MAGIC_COOKIE_BYTES, MessageClass, Method
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench
 from tests.support.messages import HELLO, answer, stun
 from tests.support.peers.tls_client import TlsClient
-from tests.support.properties import pieces, repeatable
+from tests.support.properties import examples, pieces, repeatable
 
 # Media that is never sent by the upstream otherwise: what came before it has been delivered or dropped.
 MARKER = build_channel_data(0x7FFF, b"that is all")
@@ -130,7 +130,7 @@ async def speak(bench: Bench, client: TlsClient, script: Script) -> list[bytes]:
 
 
 # A script is pages of bytes, and to find a shorter one takes minutes: the run is the same each time anyway.
-@settings(repeatable, max_examples=40, phases=[Phase.explicit, Phase.generate], verbosity=Verbosity.quiet)
+@settings(repeatable, max_examples=examples(40), phases=[Phase.explicit, Phase.generate], verbosity=Verbosity.quiet)
 @given(scripts)
 def test_the_planes_agree(script: Script) -> None:
     with (
