@@ -575,6 +575,41 @@ WRONG = [
         '[entitlement]\npolicy = "http"\nurl = "https://a.test/"\ntoken = 2\n',
         "entitlement.token: expected a valid string",
     ),
+    *(
+        (f'[cluster]\nredis = "{url}"\n', f"cluster.redis: {expected}")
+        for url, expected in (
+            ("http://a.test", "expected redis://host:port/database, or rediss:// for TLS"),
+            ("redis://", "expected redis://host:port/database, or rediss:// for TLS"),
+            ("redis://a.test:99999", "expected redis://host:port/database, or rediss:// for TLS"),
+            (
+                "redis://:hunter2@a.test",
+                "expected a URL without user and password: these are username and password_file",
+            ),
+            ("redis://a.test/?db=1", "expected a URL without user and password: these are username and password_file"),
+            (
+                "redis://a.test/calls",
+                "expected the number of a database after the port, such as redis://host:6379/0",
+            ),
+        )
+    ),
+    (
+        '[cluster]\npassword = "hunter2"\n',
+        "cluster.redis: expected redis://host:port/database, because of password",
+    ),
+    (
+        '[cluster]\nredis = "redis://a.test"\npassword = "hunter2"\npassword_file = "b"\n',
+        "cluster.password_file: expected either password or password_file, not both",
+    ),
+    (
+        '[cluster]\nredis = "redis://a.test"\nusername = "relay"\n',
+        "cluster.username: expected password_file, or password, as well",
+    ),
+    (
+        '[cluster]\nredis = "redis://a.test"\nca_file = "ca.pem"\n',
+        "cluster.ca_file: expected a rediss:// URL as well, because redis:// is without TLS",
+    ),
+    ("[cluster]\nlease_s = 16\n", "cluster.lease_s: 16: expected less than or equal to 15"),
+    ("[cluster]\ntimeout_s = 2\n", "cluster.timeout_s: 2: expected less than or equal to 1"),
 ]
 
 
@@ -629,6 +664,21 @@ def test_one_line_for_each_mistake_in_an_upstream(tmp_path: Path, keys: str, lin
     lines = mistakes(tmp_path, f'{CERTIFICATES}[[upstreams]]\nname = "stun1"\n{keys}\n')
     assert lines == [line]
     assert "hunter2" not in line
+
+
+def test_the_password_of_redis_is_the_first_line_of_its_file(tmp_path: Path) -> None:
+    file, text = tmp_path / "password", MINIMAL + '[cluster]\nredis = "rediss://a.test"\npassword_file = "password"\n'
+    cluster = load(tmp_path, text).cluster
+    assert (cluster.address, cluster.database, cluster.has_tls) == (Address("a.test", 6379), 0, True)
+    file.write_text("hunter2\n\n")
+    assert cluster.read_password() == "hunter2"
+    for content in (b"", b"\n", b"\xff\n", b"x" * 5000):
+        file.write_bytes(content)
+        with pytest.raises(OperatorError, match=r"\(cluster.password_file\): expected a password in its first line"):
+            cluster.read_password()
+    file.unlink()
+    with pytest.raises(OperatorError, match=r"\(cluster.password_file\): no such file or directory"):
+        cluster.read_password()
 
 
 def test_what_must_be_there(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ RETRY_S = 0.25
 # What a relay answers to a token that it does not know.
 NO_SUCH_TOKEN = 404
 # Refusals that may be over in a moment: there is no upstream, the relay drains, or the user has too many calls. One of
-# these may be this one, which was lost a moment ago.
+# these may be this one: relays that share their state count the calls of a dead one for some seconds.
 PASSING = frozenset({486, 503})
 
 OnData = Callable[[Address, bytes], None]

@@ -9,6 +9,7 @@ voice        [[upstreams]] [[routes]] [health] [media] [quality]: TURN servers, 
 signaling    [signaling]: the servers for socket.io and REST
 web_proxy    [web_proxy]: who may use CONNECT, and where to
 entitlement  [entitlement]: who may place calls; also files of users
+cluster      [cluster]: what several relays share
 limits       [access] [limits]: who is served, how much of everything, and all time limits of a connection or flow
 operation    [listen] [admin] [balancers] [[certificates]] [ocsp] [capture] [catalog] [log]: what the operator sets up
              around all that
@@ -17,7 +18,8 @@ operation    [listen] [admin] [balancers] [[certificates]] [ocsp] [capture] [cat
 ``reading`` turns a file into checked settings, or into lines that explain its mistakes.
 
 A new setting goes into the class of its table, with its reason. ``deploy/relay.toml`` has every setting, and so has
-``docs/``, on the page of its topic. SIGHUP can change all except [listen] and [log]: ``Gateway.reload`` hands them on.
+``docs/``, on its topic's page. SIGHUP can change all except [listen], [cluster] and [log]: ``Gateway.reload`` hands
+them on.
 A setting that the data plane needs is also a field of ``PlaneSettings``, which ``app.plane_settings`` fills.
 
 A check of several settings goes into the class that has them all. Config has the checks of several tables.
@@ -31,6 +33,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from relay.config.cluster import ClusterSettings
 from relay.config.entitlement import EntitledUser, EntitlementSettings, parse_users
 from relay.config.limits import AccessSettings, LimitsSettings
 from relay.config.operation import (
@@ -56,6 +59,7 @@ __all__ = [
     "CaptureSettings",
     "CatalogSettings",
     "CertificateFiles",
+    "ClusterSettings",
     "Config",
     "EntitledUser",
     "EntitlementSettings",
@@ -94,6 +98,7 @@ class Config(Section):
     quality: QualitySettings = QualitySettings()
     capture: CaptureSettings = CaptureSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
+    cluster: ClusterSettings = ClusterSettings()
     health: HealthSettings = HealthSettings()
     access: AccessSettings = AccessSettings()
     limits: LimitsSettings = LimitsSettings()

@@ -260,6 +260,23 @@ def _endpoint_url(value: str) -> str:
     return value
 
 
+def _redis_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("expected redis://host:port/database, or rediss:// for TLS")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # The message does not show the URL, which may hold a password.
+        raise ValueError("expected a URL without user and password: these are username and password_file")
+    database = parts.path.strip("/")
+    if database and not (database.isdigit() and len(database) <= 5):
+        raise ValueError("expected the number of a database after the port, such as redis://host:6379/0")
+    return value
+
+
 def _file_path(path: Path, info: ValidationInfo) -> Path:
     """Relative paths count from the folder of the configuration file."""
     if "\0" in str(path):
@@ -291,6 +308,7 @@ HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
 # What browsers say of the page that opens a connection.
 Origin = Annotated[str, AfterValidator(_origin)]
 EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 FilePath = Annotated[Path, AfterValidator(_file_path)]
 
 

@@ -7,6 +7,7 @@ accepting        what accepts for the control plane
 listening        all listening sockets, and how they come and go
 file_state       whether a file has changed
 calls/           how each call sounds, and what is kept of it
+cluster/         what several relays share in Redis: calls at once, sessions of socket.io, and who is up
 certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them
 routing/         which upstream a new flow gets; upstreams, their names and their health
 entitlement/     who may place calls
@@ -28,7 +29,7 @@ successor        the next process: starts it, and hands over (``relay upgrade``)
 serve            the process: signals in, one ``ready`` line out
 
 These are floors, from the bottom up: each imports only what stands above it in this list. Neither ``signaling`` nor
-``entitlement`` knows the other. The same holds for ``certificates``, ``routing`` and ``calls``.
+``entitlement`` knows the other. The same holds for ``cluster``, ``certificates``, ``routing`` and ``calls``.
 
 The control plane sees media packets in two cases only: when an operator captures a flow, and when a session's client
 comes back. Then ``sessions/returning`` reads what the socket has received meanwhile, and drops the media.

@@ -34,6 +34,7 @@ from relay.gateway.certificates.keeper import CertificateKeeper, utc_now
 from relay.gateway.certificates.ocsp import require_staples
 from relay.gateway.certificates.stapling import Stapler
 from relay.gateway.checking.files import check, why_no_staples
+from relay.gateway.cluster.cluster import Cluster
 from relay.gateway.departure import Departure
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement
@@ -93,8 +94,8 @@ CALL_LINES_PER_S = 500
 UNSERVED_RECORDS_PER_S = 20
 # The same for calls that are kept for a search. When the file is full, each of them takes the place of a real call.
 UNSERVED_KEPT_PER_S = 2
-# What a reload does not change: sockets are bound, and the log is set up, at the start.
-FIXED_SECTIONS = ("listen", "log")
+# What a reload does not change: sockets are bound, the cluster is joined and the log is set up at the start.
+FIXED_SECTIONS = ("listen", "cluster", "log")
 # Ends that are not a sign of trouble. They are logged at level debug.
 _QUIET = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.HTTP_CLOSED, CloseReason.STOPPED})
 
@@ -130,6 +131,7 @@ class Gateway:
         self.upstreams.configure(settings.upstreams, settings.health)
         # The plane's threads run from its constructor on, so what can raise comes before it.
         vendor, certificates = check(settings)
+        self.cluster = Cluster(settings.cluster, self.ids.prefix, lambda: self.tls, lambda: self.draining)
         self.entitlement = Entitlement(settings.entitlement, self._allocated)
         self.certificates = CertificateKeeper(self._use_certificates)
         self.certificates.take(settings.certificates, settings.routes, certificates)
@@ -218,6 +220,7 @@ class Gateway:
             tally=self.flows.tally,
             web_proxy=self.web_proxy.totals,
             balancers=self.balancers.totals,
+            cluster=self.cluster,
         )
 
     def _make_admin(self) -> Admin:
@@ -267,6 +270,8 @@ class Gateway:
             started.push_async_callback(self.store.stop)
             started.push_async_callback(self._releaser.stop)
             started.callback(self._sessions.stop)
+            started.push_async_callback(self.cluster.stop)
+            await self.cluster.start()
             self.entitlement.start()
             started.push_async_callback(self.entitlement.stop)
             started.callback(self._admission.stop)
@@ -325,7 +330,7 @@ class Gateway:
         await self.plane.stop()
 
     def reload(self, path: Path) -> Config:
-        """Take everything except ``[listen]`` and ``[log]`` from the file; live connections stay as they are.
+        """Take everything except ``FIXED_SECTIONS`` from the file; live connections stay as they are.
 
         Returns the settings that hold now. Raises OperatorError, and then everything is as it was.
         """

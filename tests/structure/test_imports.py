@@ -40,7 +40,7 @@ FLOORS = [
     {"lines", "descriptors", "listening", "file_state"},
     {"pauses"},
     {"accepting"},
-    {"calls", "certificates", "routing"},
+    {"calls", "certificates", "cluster", "routing"},
     {"entitlement", "signaling"},
     {"sessions"},
     {"http"},

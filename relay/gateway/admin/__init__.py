@@ -4,6 +4,7 @@ listener    HTTP for operators and their tools
 view        calls, upstreams and counters as plain values; ``api`` has them as JSON, ``events`` once a second
 queries     what requests to the API ask for
 metrics     the same for Prometheus; ``operation`` adds the last reload, and limits
+cluster     the relays that are up, for both
 dashboard   the files of ``relay/web``
 capture     the packets of a flow
 sockets     unix sockets, and TLS

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from aiohttp import web
 
+from relay.gateway.admin.cluster import describe_cluster
 from relay.gateway.admin.queries import MAX_CHARACTERS, BadQuery, limit_of, search_of, zone_of
 from relay.gateway.admin.view import Json, View, describe_upstream
 from relay.gateway.calls.explain import explain, zone_name
@@ -37,6 +38,7 @@ class Api:
             web.get("/api/calls/{id}", _in_words(self._on_call)),
             web.get("/api/calls/{id}/explanation", _in_words(self._on_explanation)),
             web.get("/api/upstreams", self._on_upstreams),
+            web.get("/api/cluster", self._on_cluster),
             web.get("/api/summary", self._on_summary),
             web.get("/api/history", self._on_history),
         ]
@@ -71,6 +73,9 @@ class Api:
 
     async def _on_upstreams(self, _: web.Request) -> web.Response:
         return _answer({"upstreams": [describe_upstream(state) for state in self._view.upstreams]})
+
+    async def _on_cluster(self, _: web.Request) -> web.Response:
+        return _answer(describe_cluster(self._view.cluster))
 
     async def _on_summary(self, _: web.Request) -> web.Response:
         return _answer(self._view.summary())

@@ -25,6 +25,7 @@ from relay.gateway.admin import dashboard
 from relay.gateway.admin.access import check_origin, check_token
 from relay.gateway.admin.api import Api
 from relay.gateway.admin.capture import Captures
+from relay.gateway.admin.cluster import ClusterCollector
 from relay.gateway.admin.events import Events
 from relay.gateway.admin.hosts import check_host
 from relay.gateway.admin.metrics import Metrics, RelayCollector
@@ -85,7 +86,7 @@ class Admin:
         self._captures = captures
         self.events = Events(view.summary)
         self._view = view
-        self._metrics = Metrics(RelayCollector(view), *collectors)
+        self._metrics = Metrics(RelayCollector(view), ClusterCollector(view.cluster), *collectors)
         self._hosts = hosts
         self._tokens = TokenCheck(token_hash)
         app = web.Application(

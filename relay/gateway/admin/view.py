@@ -21,6 +21,7 @@ from relay.gateway.calls.ids import normal
 from relay.gateway.calls.records import Records, iso
 from relay.gateway.calls.store import CallStore
 from relay.gateway.calls.windows import Heard, Window, Windows
+from relay.gateway.cluster.cluster import Cluster
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.routing.flows import Tally
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
@@ -65,6 +66,7 @@ class View:
         tally: Tally | None = None,
         web_proxy: WebProxyTotals | None = None,
         balancers: BalancerTotals | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         """Without a ``store`` nothing is kept. ``tally``, ``web_proxy`` and ``balancers`` stay zero if not given."""
         self.snapshot = snapshot
@@ -77,6 +79,7 @@ class View:
         self.tally = tally or Tally()
         self.web_proxy = web_proxy or WebProxyTotals()
         self.balancers = balancers or BalancerTotals()
+        self.cluster = cluster
         self._reading: _Reading | None = None
         self._rates = {"uplink": 0.0, "downlink": 0.0}
 

@@ -22,7 +22,13 @@ MIN_BALANCER_PREFIX = {4: 16, 6: 48}
 
 def find_exposures(settings: Config, source: Path) -> list[str]:
     """All warnings. ``source`` is the file of the settings. The files are looked at, not read."""
-    return [*_of_web_proxy(settings), *_of_admin(settings), *_of_balancers(settings), *_of_files(settings, source)]
+    return [
+        *_of_web_proxy(settings),
+        *_of_admin(settings),
+        *_of_balancers(settings),
+        *_of_cluster(settings),
+        *_of_files(settings, source),
+    ]
 
 
 def _of_web_proxy(settings: Config) -> Iterator[str]:
@@ -65,6 +71,16 @@ def _is_wide(network: IpNetwork) -> bool:
     return network.prefixlen < MIN_BALANCER_PREFIX[network.version]
 
 
+def _of_cluster(settings: Config) -> Iterator[str]:
+    cluster = settings.cluster
+    if cluster.redis is None:
+        return
+    if not cluster.has_tls and cluster.address.host not in {"localhost", "127.0.0.1", "::1"}:
+        yield f"cluster.redis: {cluster.redis}: what relays share crosses the network unencrypted: expected rediss://"
+    if cluster.password is None and cluster.password_file is None:
+        yield "cluster.redis: whoever reaches it may change whose calls count: set cluster.password_file"
+
+
 # Files
 
 
@@ -82,6 +98,8 @@ def _sensitive_files(settings: Config, source: Path) -> Iterator[tuple[str, Path
         yield f"{key}.private_key: {pair.private_key}: ", pair.private_key
     if settings.entitlement.file is not None:
         yield f"entitlement.file: {settings.entitlement.file}: ", settings.entitlement.file
+    if settings.cluster.password_file is not None:
+        yield f"cluster.password_file: {settings.cluster.password_file}: ", settings.cluster.password_file
 
 
 def _has_secrets(value: object) -> bool:

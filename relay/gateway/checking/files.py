@@ -1,4 +1,4 @@
-"""Whether the files that a configuration names can be used: certificates, records, the catalog, authorities."""
+"""Whether the files that a configuration names can be used: certificates, records, the catalog, CAs, a password."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from relay.gateway.calls.database import check_file
 from relay.gateway.calls.records import check_path
 from relay.gateway.certificates.files import read_all
 from relay.gateway.certificates.ocsp import require_staples
+from relay.gateway.cluster.opening import check_cluster
 from relay.gateway.signaling.connections import open_trust
 from relay.plane.certificates import ServerCertificate
 
@@ -32,6 +33,7 @@ def check(settings: Config) -> tuple[Callable[[], Catalog], list[ServerCertifica
     if settings.quality.calls is not None and settings.quality.calls_kept_days:
         check_file(settings.quality.calls)
     open_trust(settings.signaling)
+    check_cluster(settings.cluster)
     return vendor, certificates
 
 

@@ -1,4 +1,4 @@
-"""Whether upstreams and servers of signaling answer: their names are looked up, and each address is asked.
+"""Whether upstreams, servers of signaling and Redis answer: their names are looked up, and each address is asked.
 
 The questions are those of the relay's own health checks, from the same source address. Each ends at its deadline.
 """
@@ -17,6 +17,8 @@ from rich.text import Text
 
 from relay.addresses import Address, RelayPolicy
 from relay.config import Config, UpstreamServer
+from relay.gateway.cluster.client import StoreError
+from relay.gateway.cluster.opening import open_client
 from relay.gateway.routing.health import METHODS, credentials_for
 from relay.gateway.routing.lookups import Lookup, SystemLookup
 from relay.gateway.routing.probe import Asker, Finding, ProbeVerdict
@@ -49,7 +51,7 @@ async def reach(settings: Config, lookup: Lookup | None = None) -> list[Reached]
     """Ask all, in the order of the configuration. ``lookup`` resolves names in place of the system."""
     async with _lookup(lookup) as looking:
         slots = asyncio.Semaphore(AT_ONCE)
-        work = [*_of_upstreams(settings, looking), *_of_signaling(settings, looking)]
+        work = [*_of_upstreams(settings, looking), *_of_signaling(settings, looking), *_of_cluster(settings)]
 
         async def run(one: Callable[[], Awaitable[list[Reached]]]) -> list[Reached]:
             async with slots:
@@ -158,6 +160,31 @@ def _of_signaling(settings: Config, lookup: Lookup) -> Iterable[Callable[[], Awa
 
     for upstream in pools:
         yield asking(upstream)
+
+
+# The cluster
+
+
+def _of_cluster(settings: Config) -> Iterable[Callable[[], Awaitable[list[Reached]]]]:
+    cluster = settings.cluster
+
+    async def reach_it() -> list[Reached]:
+        client = open_client(cluster, "check")
+        began, trouble = time.perf_counter(), ""
+        try:
+            async with asyncio.timeout(cluster.timeout_s):
+                await client.probe()
+        except TimeoutError:
+            trouble = f"no answer within {cluster.timeout_s:g} s"
+        except StoreError as failed:
+            trouble = str(failed)
+        took_s = None if trouble else time.perf_counter() - began
+        with contextlib.suppress(StoreError):
+            await client.close()
+        return [Reached("cluster", str(cluster.address), "to write and read", took_s, trouble)]
+
+    if cluster.redis is not None:
+        yield reach_it
 
 
 def table_of(found: Iterable[Reached]) -> Table:

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "api.md"
 EXAMPLES = [
     json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 ]
-RECORD = 6
+RECORD = 7
 # Their keys are reasons and kinds of traffic: not every one is there.
 COUNTS = {"drops", "drops_by_traffic", "drops_last_minute"}
 # As the compiled plane numbers the fourth connection of its sixth worker; and its id.
@@ -83,8 +83,9 @@ def agree(told: Any, given: Any, where: str = "") -> None:
         (1, f"/api/calls/{BIG_ID}"),
         (2, "/api/summary"),
         (3, "/api/history"),
-        (4, "/api/calls"),
-        (5, "/api/calls/test-1/explanation"),
+        (4, "/api/cluster"),
+        (5, "/api/calls"),
+        (6, "/api/calls/test-1/explanation"),
     ],
 )
 async def test_the_page_describes_the_answers(tmp_path: Path, number: int, path: str) -> None:

@@ -60,6 +60,15 @@ def test_an_admin_listener_without_protection() -> None:
     assert exposures(listen={"admin": "unix:/run/cloud9-relay/admin.sock"}) == []
 
 
+def test_a_redis_that_others_can_use() -> None:
+    lines = exposures(cluster={"redis": "redis://redis.test"})
+    assert [line.partition(":")[0] for line in lines] == ["cluster.redis", "cluster.redis"]
+    assert "unencrypted" in lines[0]
+    assert "cluster.password_file" in lines[1]
+    assert exposures(cluster={"redis": "rediss://redis.test", "password_file": "password"}) == []
+    assert exposures(cluster={"redis": "redis://127.0.0.1:6379/2", "password_file": "password"}) == []
+
+
 def test_balancers_that_may_be_anybody() -> None:
     networks = ["0.0.0.0/0", "10.0.0.0/8", "10.20.0.0/16", "10.20.0.1", "::/0", "fd00::/8", "fd00:1:2::/48"]
     found = exposures(balancers={"networks": networks})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from relay.plane.certificates import Certificate
 from tests.support.network.ports import reserved_address
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
@@ -28,6 +30,14 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    def pause(self) -> None:
+        """It takes connections still, as the kernel does that for it, and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on, and answers what it was asked meanwhile."""
+        self.process.send_signal(signal.SIGCONT)
+
     async def kill(self) -> None:
         """End it at once."""
         with contextlib.suppress(ProcessLookupError):
@@ -40,11 +50,11 @@ class RedisServer:
         self.process._transport.close()  # type: ignore[attr-defined]
 
 
-async def start_redis(folder: Path, port: int) -> RedisServer:
-    """Start a server, and wait until it takes connections."""
+async def start_redis(folder: Path, port: int, *options: str) -> RedisServer:
+    """Start a server, and wait until it takes connections. Later options count."""
     process = await asyncio.create_subprocess_exec(
         "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-        "--dir", str(folder),
+        "--dir", str(folder), *options,
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -55,10 +65,13 @@ async def start_redis(folder: Path, port: int) -> RedisServer:
 
 
 @contextlib.asynccontextmanager
-async def redis_server(folder: Path) -> AsyncIterator[RedisServer]:
-    """A server while the block runs."""
+async def redis_server(folder: Path, *options: str, tls: Certificate | None = None) -> AsyncIterator[RedisServer]:
+    """A server while the block runs. With a certificate it speaks TLS, and nothing else."""
     with reserved_address() as address:
-        server = await start_redis(folder, address.port)
+        if tls is not None:
+            files = ("--tls-cert-file", str(tls.chain), "--tls-key-file", str(tls.private_key))
+            options = ("--port", "0", "--tls-port", str(address.port), *files, "--tls-auth-clients", "no", *options)
+        server = await start_redis(folder, address.port, *options)
         try:
             yield server
         finally:
