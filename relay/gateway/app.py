@@ -150,7 +150,7 @@ class Gateway:
         self._upgrades = Upgrades(
             self.plane, self.flows, self._sessions, self.upstreams, self.resolver, networks=self._networks
         )
-        self.signaling = SignalingProxy(lookup)
+        self.signaling = SignalingProxy(lookup, self.cluster.sessions)
         self.signaling.configure(settings.signaling, settings.health)
         self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
         self.pauses = Pauses()

@@ -107,6 +107,7 @@ class Exchange:
 
     async def _try_upstreams(self, pool: Pool) -> web.StreamResponse:
         affinity, refusals, cause = self._shared.affinity, self._shared.refusals, ""
+        await affinity.look_up(self._loop.time(), pool, self._sid)
         for upstream in affinity.candidates(self._loop.time(), pool, self._sid)[:MAX_ATTEMPTS]:
             upstream.requests += 1
             try:
@@ -257,7 +258,7 @@ class Exchange:
                 piece = body.feed(data)
                 if head.status == 200 and len(seen) < engineio.MAX_OPEN_BYTES:
                     seen += piece[: engineio.MAX_OPEN_BYTES]
-                    self._learn(pool, upstream, seen)
+                    await self._learn(pool, upstream, seen)
                 async with asyncio.timeout(settings.body_timeout_s):
                     await passed.send(piece)
             await passed.finish(body.trailers)
@@ -267,7 +268,7 @@ class Exchange:
             self._request.protocol.force_close()
         return passed
 
-    def _learn(self, pool: Pool, upstream: SignalingUpstream, seen: bytes) -> None:
+    async def _learn(self, pool: Pool, upstream: SignalingUpstream, seen: bytes) -> None:
         """Only answers of socket.io teach where sessions are: ids that clients make up must not push others out."""
         sid = ""
         if self._asked.is_handshake:
@@ -275,6 +276,9 @@ class Exchange:
         elif engineio.is_answer(seen):
             sid = self._sid
         self._learn_sid(pool, upstream, sid)
+        if sid:
+            # Before the client has its answer: its next request may come to another relay.
+            await self._shared.affinity.tell(self._loop.time(), pool, sid)
 
     def _learn_sid(self, pool: Pool, upstream: SignalingUpstream, sid: str) -> None:
         if sid:

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.config import HealthSettings, SignalingSettings
+from relay.gateway.cluster.sessions import SharedSessions
 from relay.gateway.lines import Lines
 from relay.gateway.routing.lookups import Lookup
 from relay.gateway.signaling.addresses import Addresses
@@ -35,11 +36,11 @@ class SignalingProxy:
     ``refusals``, ``watchdog_hits`` and ``pools`` are there to be counted.
     """
 
-    def __init__(self, lookup: Lookup) -> None:
-        """``lookup`` resolves the names of upstreams."""
+    def __init__(self, lookup: Lookup, shared: SharedSessions | None = None) -> None:
+        """``lookup`` resolves the names of upstreams. ``shared`` are the sessions of other relays."""
         lines = Lines(LINES_PER_S)
         self.pools = Pools()
-        self.affinity = Affinity()
+        self.affinity = Affinity(shared)
         self.polling_only = PollingOnly()
         self._addresses = Addresses(lookup)
         self._connections = Connections(self._addresses)
