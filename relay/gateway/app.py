@@ -132,7 +132,7 @@ class Gateway:
         # The plane's threads run from its constructor on, so what can raise comes before it.
         vendor, certificates = check(settings)
         self.cluster = Cluster(settings.cluster, self.ids.prefix, lambda: self.tls, lambda: self.draining)
-        self.entitlement = Entitlement(settings.entitlement, self._allocated)
+        self.entitlement = Entitlement(settings.entitlement, self._allocated, self.cluster.calls)
         self.certificates = CertificateKeeper(self._use_certificates)
         self.certificates.take(settings.certificates, settings.routes, certificates)
         self.plane = self._make_plane(certificates)

@@ -128,9 +128,13 @@ class TurnAdmission:
         self._entitlement.ask(username, flow.region, flow.client, then)
 
     def _settle(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
+        if self._flows.get(requested.connection) is flow:  # otherwise it has ended meanwhile
+            then = functools.partial(self._on_room, requested, flow, request)
+            self._entitlement.ask_for_room(requested.connection, verdict, then)
+
+    def _on_room(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
         if self._flows.get(requested.connection) is not flow:
-            return  # it has ended meanwhile
-        verdict = self._entitlement.look_for_room(requested.connection, verdict)
+            return
         now, transaction_id = asyncio.get_running_loop().time(), _transaction_id(requested.request)
         if verdict.admitted and not flow.may_ask(now, transaction_id, verdict.user):
             verdict = self._entitlement.bad_request(flow.region, flow.client)
@@ -160,10 +164,18 @@ class TurnAdmission:
         asked = flow.asked.get(_transaction_id(granted.response))
         # A place may have gone to another call since this one was given up.
         wanted = flow.granted if _is_of_refresh(granted.response) else asked and asked.verdict
+        then = functools.partial(self._on_place, granted, flow, asked, wanted)
         if wanted is None:  # the upstream asks for no credentials, so the request names nobody
-            verdict = self._entitlement.bad_request(flow.region, flow.client)
+            then(self._entitlement.bad_request(flow.region, flow.client))
         else:
-            verdict = self._entitlement.grant(connection, wanted)
+            self._entitlement.ask_for_grant(connection, wanted, then)
+
+    def _on_place(
+        self, granted: AllocateGranted, flow: _Flow, asked: _Asked | None, wanted: Verdict | None, verdict: Verdict
+    ) -> None:
+        connection = granted.connection
+        if self._flows.get(connection) is not flow:
+            return
         if verdict.admitted:
             flow.granted = wanted
             self._plane.answer(connection, granted.response)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Hashable
 class Places:
     """The places of all users. A holder has at most one: a connection, or the seat of a session."""
 
-    def __init__(self, allocated: Callable[[Hashable], bool]) -> None:
-        """``allocated`` says whether the allocation of a holder lives."""
+    def __init__(self, allocated: Callable[[Hashable], bool], on_fewer: Callable[[str], None] = lambda _: None) -> None:
+        """``allocated`` says whether the allocation of a holder lives. ``on_fewer`` hears who has one place less."""
         self._allocated = allocated
+        self._on_fewer = on_fewer
         self._places: dict[Hashable, str] = {}
         self._holders: dict[str, set[Hashable]] = {}
 
@@ -60,3 +61,9 @@ class Places:
         holders.remove(holder)
         if not holders:
             del self._holders[user]
+        self._on_fewer(user)
+
+    def release_ended(self) -> None:
+        """Release all places whose allocation has ended, for others who count them as well."""
+        for one in [one for one in self._places if not self._allocated(one)]:
+            self.release(one)

@@ -10,10 +10,14 @@ their ``open`` message::
     verdict = entitlement.grant(holder, verdict)
     ...
     entitlement.release(holder)
+
+These count the calls of this relay alone. In a cluster, ``ask_for_room`` and ``ask_for_grant`` do the same and then ask
+the other relays, within a deadline. Alone, or while nobody can be asked, they answer at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import unicodedata
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import assert_never
 
 from relay import config
+from relay.gateway.cluster.calls import SharedCalls
 from relay.gateway.entitlement.places import Places
 from relay.gateway.entitlement.policies import (
     NoPolicy,
@@ -41,6 +46,9 @@ from relay.wire.stun import ErrorCode
 
 # For each outcome: a trading floor that is shut out must not fill the log. The counters count all.
 LINES_PER_S = 20
+# In a cluster, places whose allocation has ended are looked for this often, because users may want them elsewhere. A
+# relay alone looks when somebody wants one. Ten thousand places take some milliseconds.
+LOOK_FOR_ENDED_S = 2.0
 
 
 class VerdictOutcome(StrEnum):
@@ -96,13 +104,19 @@ class Entitlement:
         self,
         settings: config.EntitlementSettings,
         allocated: Callable[[Hashable], bool],
+        shared: SharedCalls | None = None,
     ) -> None:
-        """Raises OperatorError for a CA that cannot be used. ``allocated`` is passed on to Places."""
+        """Raises OperatorError for a CA that cannot be used. ``allocated`` is passed on to Places.
+
+        ``shared`` are the calls at other relays.
+        """
         self.counts = dict.fromkeys(VerdictOutcome, 0)
         self._settings = settings
-        self._places = Places(allocated)
+        self._shared = shared
+        self._places = Places(allocated, self._on_fewer_places)
         self._lines = Lines(LINES_PER_S)
         self._tasks = Tasks()
+        self._looking = Tasks()
         self._policy = self._make_policy(settings, None)
 
     @property
@@ -148,9 +162,17 @@ class Entitlement:
         """Do what the policy does in the background."""
         if isinstance(self._policy, UserFile):
             self._policy.watch()
+        if self._shared is not None and not len(self._looking):
+            self._looking.start(self._look_for_ended(), "entitlement places")
+
+    async def _look_for_ended(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_FOR_ENDED_S)
+            self._places.release_ended()
 
     async def stop(self) -> None:
         """End background work. Questions under way have a deadline. May be repeated."""
+        await self._looking.cancel()
         await self._tasks.finish()
         await self._policy.close()
 
@@ -249,6 +271,9 @@ class Entitlement:
         """Refuse an admitted user who has too many calls already, not counting the holder's. Takes no place."""
         if not verdict.admitted or self._places.has_room(holder, verdict.user, verdict.calls):
             return verdict
+        return self._too_many(verdict)
+
+    def _too_many(self, verdict: Verdict) -> Verdict:
         return self._say(replace(verdict, outcome=VerdictOutcome.TOO_MANY_CALLS), verdict.user)
 
     def grant(self, holder: Hashable, verdict: Verdict) -> Verdict:
@@ -258,14 +283,63 @@ class Entitlement:
         """
         again = self._places.holds(holder, verdict.user)
         if not self._places.take(holder, verdict.user, verdict.calls):
-            return self._say(replace(verdict, outcome=VerdictOutcome.TOO_MANY_CALLS), verdict.user)
+            return self._too_many(verdict)
         # A client that sends its Allocate again is granted the same call twice.
-        self.counts[verdict.outcome] += not again
+        return verdict if again else self._count(verdict)
+
+    def _count(self, verdict: Verdict) -> Verdict:
+        self.counts[verdict.outcome] += 1
         return verdict
 
     def release(self, holder: Hashable) -> None:
         """The holder's call, if it had one, is over. May be repeated."""
         self._places.release(holder)
+
+    # Places at all relays
+
+    def ask_for_room(self, holder: Hashable, verdict: Verdict, then: Callable[[Verdict], None]) -> None:
+        """As ``look_for_room``, and then whether other relays leave room. ``then`` gets the verdict, now or later."""
+        verdict, shared = self.look_for_room(holder, verdict), self._shared
+        bounded = verdict.admitted and verdict.calls is not None
+        if shared is None or not shared.up or not bounded or self._places.holds(holder, verdict.user):
+            then(verdict)
+        else:
+            self._tasks.start(self._ask_for_room(shared, verdict, then), "entitlement")
+
+    async def _ask_for_room(self, shared: SharedCalls, verdict: Verdict, then: Callable[[Verdict], None]) -> None:
+        assert verdict.calls is not None
+        one_more = self._places.count(verdict.user) + 1
+        then(verdict if await shared.has_room(verdict.user, one_more, verdict.calls) else self._too_many(verdict))
+
+    def ask_for_grant(self, holder: Hashable, verdict: Verdict, then: Callable[[Verdict], None]) -> None:
+        """As ``grant``, and then whether other relays leave room. ``then`` gets the verdict, now or later.
+
+        It gets none if the call has ended meanwhile.
+        """
+        shared = self._shared
+        if shared is None or verdict.calls is None or self._places.holds(holder, verdict.user):
+            then(self.grant(holder, verdict))
+        elif not self._places.take(holder, verdict.user, verdict.calls):
+            then(self._too_many(verdict))
+        elif shared.up:
+            self._tasks.start(self._ask_for_grant(shared, holder, verdict, then), "entitlement")
+        else:
+            shared.note(verdict.user, self._places.count(verdict.user), bounded=True)
+            then(self._count(verdict))
+
+    async def _ask_for_grant(
+        self, shared: SharedCalls, holder: Hashable, verdict: Verdict, then: Callable[[Verdict], None]
+    ) -> None:
+        assert verdict.calls is not None
+        granted = await shared.claim(verdict.user, self._places.count, verdict.calls)
+        if self._places.holds(holder, verdict.user):  # otherwise the call has ended meanwhile
+            if not granted:
+                self._places.release(holder)
+            then(self._count(verdict) if granted else self._too_many(verdict))
+
+    def _on_fewer_places(self, user: str) -> None:
+        if self._shared is not None:
+            self._shared.note(user, self._places.count(user))
 
 
 def user_of(username: str) -> str:

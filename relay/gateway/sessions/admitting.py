@@ -50,16 +50,34 @@ class SessionAdmission:
     def _on_verdict(
         self, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict
     ) -> None:
+        if is_awaited():
+            then = functools.partial(self._on_room, allocation, is_awaited, settle)
+            self._entitlement.ask_for_room(allocation.seat, verdict, then)
+
+    def _on_room(self, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict) -> None:
         if not is_awaited():
             return
-        verdict = self._entitlement.look_for_room(allocation.seat, verdict)
         if verdict.admitted:
             allocation.verdict = verdict
         settle(verdict.error)
 
-    def grant(self, host: str, allocation: SessionAllocation) -> ErrorCode | None:
-        """Give a call that the upstream has granted its place. Returns why not, if others took it meanwhile."""
+    def grant(self, host: str, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle) -> None:
+        """Give a call that the upstream has granted its place, and ``settle`` it. Others may have taken them all."""
         verdict, allocation.verdict = allocation.verdict, None
+        refusal = self._hold_accounts(host, allocation)
+        if refusal is not None or verdict is None:  # it may not, or has its place already, or nobody is asked
+            settle(refusal)
+            return
+        then = functools.partial(self._on_place, allocation, is_awaited, settle)
+        self._entitlement.ask_for_grant(allocation.seat, verdict, then)
+
+    def _on_place(self, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict) -> None:
+        if verdict.admitted:
+            allocation.seat.region = verdict.region
+        if is_awaited():
+            settle(verdict.error)
+
+    def _hold_accounts(self, host: str, allocation: SessionAllocation) -> ErrorCode | None:
         # Only now is it known that the user is who they say: a stranger makes nobody's session give way.
         accounts = [] if self._is_exempt(host) else [source_of(host)]
         if user := user_of(prepared(allocation.asked.username)):
@@ -69,12 +87,7 @@ class SessionAdmission:
                 return self._too_many(account)
         for account in accounts:
             self._parking.hold(allocation.seat, account)
-        if verdict is None:
-            return None  # the call has its place already, or nobody is asked
-        verdict = self._entitlement.grant(allocation.seat, verdict)
-        if verdict.admitted:
-            allocation.seat.region = verdict.region
-        return verdict.error
+        return None
 
     def release(self, allocation: SessionAllocation) -> None:
         """The call is over: its user may have another one."""

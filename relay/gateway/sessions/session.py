@@ -171,9 +171,12 @@ class Session:
             self.opened.client.host,
             self._placing.region_of(allocation.upstream),
             allocation,
-            lambda: not self._has_ended and self.allocation is allocation,
+            functools.partial(self._awaits, allocation),
             functools.partial(self._on_verdict, allocation),
         )
+
+    def _awaits(self, allocation: SessionAllocation) -> bool:
+        return not self._has_ended and self.allocation is allocation
 
     def _on_refused(self, refused: FlowRefused) -> None:
         """A call that runs waits for an upstream to come back; a client that begins one is told at once."""
@@ -283,9 +286,19 @@ class Session:
     def _on_allocated(self, created: AllocationCreated) -> None:
         allocation = self.allocation
         assert allocation is not None
+        if self.state in {State.OPENING, State.MOVING}:
+            self._admission.grant(
+                self.opened.client.host,
+                allocation,
+                functools.partial(self._awaits, allocation),
+                functools.partial(self._on_granted, allocation, created),
+            )
+
+    def _on_granted(self, allocation: SessionAllocation, created: AllocationCreated, refusal: ErrorCode | None) -> None:
+        """The user has their place for this call, or is refused: the last step of an allocation."""
         if self.state not in {State.OPENING, State.MOVING}:
             return
-        if (refusal := self._admission.grant(self.opened.client.host, allocation)) is not None:
+        if refusal is not None:
             self._give_up(refusal.code, refusal.reason, CloseReason.NOT_ENTITLED)
         elif self.state is State.OPENING:
             self._search.found()
@@ -296,6 +309,7 @@ class Session:
             for peer, number in allocation.channels.items():
                 allocation.turn.bind_channel(self._now(), peer, number)
             self._finish_move()
+            self._flush()
 
     def _on_bound(self, bound: ChannelBound) -> None:
         for identity in self._channels.settle(bound.peer) or ():
