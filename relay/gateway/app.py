@@ -194,6 +194,7 @@ class Gateway:
             entitlement=self.entitlement,
             is_exempt=self._networks.is_exempt,
             ids=self.ids,
+            shared=self.cluster.returns,
         )
 
     def _make_web_proxy(self, vendor: Catalog, certificates: Sequence[ServerCertificate], lookup: Lookup) -> WebProxy:

@@ -3,6 +3,7 @@
 cluster       this relay's part: its lease, what it knows of the others, and the task that keeps both
 calls         calls at once of each user, over all relays
 sessions      which server of signaling holds a session of socket.io
+returns       sessions of media.v1 that their client has opened anew at another relay
 records       what a relay says of itself
 store         questions to Redis: their deadline, and what is counted and logged when they fail
 client        the questions themselves, as all others see them

@@ -69,6 +69,12 @@ class Client(Protocol):
     async def keep_session(self, session: str, value: str, for_s: float) -> None:
         """Keep something under a session."""
 
+    async def say_returned(self, token: str, for_s: float) -> None:
+        """Say to all that a token was shown to another relay than its own; the last thousand are kept for a while."""
+
+    async def find_returned(self, since: str) -> tuple[list[str], str]:
+        """The tokens of which that was said, and how to ask for later ones; at first ``since`` is empty."""
+
     async def probe(self) -> None:
         """Write something, and let it end at once: proves that all of this would work."""
 

@@ -16,6 +16,7 @@ from relay.gateway.cluster.calls import SharedCalls
 from relay.gateway.cluster.client import StoreError
 from relay.gateway.cluster.opening import open_client
 from relay.gateway.cluster.records import RelayRecord
+from relay.gateway.cluster.returns import SharedReturns
 from relay.gateway.cluster.sessions import SharedSessions
 from relay.gateway.cluster.store import Store
 from relay.tasks import Tasks
@@ -28,13 +29,16 @@ RENEWALS_PER_LEASE = 4
 RENEWALS_PER_REWRITE = 8
 # A Redis that is away is asked this often whether it works again.
 RETRY_S = 1.0
+# While there are sessions, Redis is asked this often whether their clients are elsewhere. These try again each quarter
+# of a second, and should go on within two.
+LOOK_S = 0.5
 
 
 class Cluster:
     """``start`` it before anybody is accepted, and ``stop`` it at the end.
 
-    ``relays`` are those that are up, as far as this one knows; ``calls`` and ``sessions`` are what they share. Without
-    ``cluster.redis`` these two are None.
+    ``relays`` are those that are up, as far as this one knows; ``calls``, ``sessions`` and ``returns`` are what they
+    share. Without ``cluster.redis`` these three are None.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Cluster:
         self.store: Store | None = None
         self.calls: SharedCalls | None = None
         self.sessions: SharedSessions | None = None
+        self.returns: SharedReturns | None = None
         self.relays: list[RelayRecord] = []
         self.identity = identity
         self._settings = settings
@@ -62,6 +67,7 @@ class Cluster:
             self.store = store
             self.calls = SharedCalls(store, settings.lease_s, self._wake.set)
             self.sessions = SharedSessions(store)
+            self.returns = SharedReturns(store)
 
     async def start(self) -> None:
         """Take part, at once if Redis works. This takes a few deadlines at most."""
@@ -72,6 +78,8 @@ class Cluster:
     async def stop(self) -> None:
         """Leave: the others need not wait for the end of the lease. May be repeated."""
         await self._tasks.cancel()
+        if self.returns is not None:
+            await self.returns.stop()
         store, self.store = self.store, None
         if store is None:
             return
@@ -91,17 +99,18 @@ class Cluster:
             until = loop.time() + (self._settings.lease_s / RENEWALS_PER_LEASE if store.up else RETRY_S)
             while loop.time() < until:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(until):
+                    async with asyncio.timeout_at(min(until, loop.time() + LOOK_S)):
                         await self._wake.wait()
-                if self._wake.is_set():
-                    self._wake.clear()
-                    await self._write(store, calls)
+                self._wake.clear()
+                await self._write(store, calls)
             await self._renew(store, calls)
 
     async def _write(self, store: Store, calls: SharedCalls) -> None:
         if not store.up:
             return  # all is written when it works again
         try:
+            if self.returns is not None and self.returns.any_sessions:
+                await self.returns.listen()
             await calls.write_changed()
         except StoreError:
             return

@@ -4,6 +4,7 @@
     PREFIX:1:relay:ID         what a relay says of itself (``records``)
     PREFIX:1:calls:ID         how many calls each user has there: a hash, whose fields are hashes of user names
     PREFIX:1:session:HASH     which server of signaling holds a session of socket.io, as a hash of its URL
+    PREFIX:1:returned         a stream: hashes of tokens that were shown to another relay than their own (``returns``)
 
 All except the first end by themselves, when a relay has not renewed them: Redis counts down, so no clock of any relay
 matters. A relay writes only what is its own, and always the whole number, so a question that is asked twice does no
@@ -38,6 +39,8 @@ Untyped = Any
 # More relays than a firm has. Each question about calls looks at all of them.
 MAX_RELAYS = 64
 HASH_BYTES = 16
+# Entries of the stream: a whole floor that comes back at once, three times. What is older is forgotten.
+MAX_RETURNED = 1000
 # Of a secret that is longer, BLAKE2 takes a hash.
 _MAX_KEY_BYTES = 64
 # A connection of the pool that Redis has closed meanwhile is opened again, and the question is asked once more.
@@ -182,6 +185,21 @@ class RedisClient:
         """The key ends by itself."""
         async with _told():
             await self._redis.set(self._key("session", session), value, px=_ms(for_s))
+
+    async def say_returned(self, token: str, for_s: float) -> None:
+        """The stream is bounded, and ends when nobody says anything."""
+        key = self._key("returned")
+        async with _told(), self._pipeline() as pipe:
+            pipe.xadd(key, {b"token": token}, maxlen=MAX_RETURNED)
+            pipe.pexpire(key, _ms(for_s))
+            await pipe.execute()
+
+    async def find_returned(self, since: str) -> tuple[list[str], str]:
+        """``since`` is the id of the last entry that was read; Redis makes them."""
+        async with _told():
+            found: Untyped = await self._redis.xrange(self._key("returned"), f"({since}" if since else "-")
+        tokens = [fields.get(b"token", b"").decode(errors="replace") for _, fields in found]
+        return tokens, found[-1][0].decode() if found else since
 
     async def probe(self) -> None:
         """Read, write and run a script, as at work."""

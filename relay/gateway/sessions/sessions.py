@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 
 from relay.gateway.calls.ids import CallIds
+from relay.gateway.cluster.returns import SharedReturns
 from relay.gateway.entitlement.verdicts import Entitlement
 from relay.gateway.lines import Lines
 from relay.gateway.routing.flows import FlowRefused, Flows, ResumeOutcome
@@ -59,8 +60,9 @@ class Sessions:
         entitlement: Entitlement,
         is_exempt: Callable[[str], bool],
         ids: CallIds,
+        shared: SharedReturns | None = None,
     ) -> None:
-        """For the hosts that are exempt, the bound on one source does not count."""
+        """For the hosts that are exempt, the bound on one source does not count. ``shared`` is what others hear."""
         self.lines = Lines(LINES_PER_S)
         self._ids = ids
         self._plane = plane
@@ -75,6 +77,9 @@ class Sessions:
         self._left: dict[ConnectionId, socket.socket] = {}
         self._handovers = Handovers()
         self._stopped = False
+        self._shared = shared
+        if shared is not None:
+            shared.watch(lambda: bool(self._sessions) or bool(len(self._parking)), self._on_returned_elsewhere)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -177,12 +182,21 @@ class Sessions:
         before = self._tokens.connection_of(key)
         if before is None:
             self._tally.resumptions[ResumeOutcome.UNKNOWN] += 1
+            if self._shared is not None:
+                self._shared.say(key)
             return False
         # A proxy has cut the connection, and nobody has told us.
         self._tokens.forget(before)
         self._sessions[before].successor = session
         self._plane.close(before, CloseReason.RESUMED)
         return True
+
+    def _on_returned_elsewhere(self, key: bytes) -> None:
+        """A client has shown this key's token to another relay: it does not come back here."""
+        self._parking.expire(key)
+        if (before := self._tokens.connection_of(key)) is not None:
+            self._tokens.forget(before)
+            self._plane.close(before, CloseReason.RESUMED)
 
     def _give(self, session: Session, allocation: SessionAllocation, left: socket.socket | None) -> None:
         if left is not None:

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
+from relay.config import EntitlementSettings
 from relay.gateway.cluster.calls import SharedCalls
 from relay.gateway.cluster.client import Client, Failure, StoreError
 from relay.gateway.cluster.store import Store
-from tests.support.waiting import EVENTUALLY_S
+from relay.gateway.entitlement.verdicts import Entitlement, Verdict, VerdictOutcome
+from tests.support.waiting import EVENTUALLY_S, eventually
 
 
 class HeldRedis:
@@ -206,3 +208,29 @@ async def test_while_redis_is_away_the_call_is_let_in_and_written_later() -> Non
     await bench.calls.write_all(b"")
     assert bench.redis.counts == {"ann": 1, "bob": 2}
     await bench.settle()
+
+
+async def test_a_call_that_ends_while_others_are_asked_gets_no_verdict_and_leaves_no_place() -> None:
+    bench, told = Bench(), list[Verdict]()
+    settings = EntitlementSettings.model_validate({"policy": "static", "users": [{"user": "ann", "calls": 1}]})
+    entitlement = Entitlement(settings, lambda _: True, bench.calls)
+    verdict = await entitlement.decide("ann", "use1", "192.0.2.1")
+    bench.redis.holds = True
+    entitlement.ask_for_grant(1, verdict, told.append)
+    await eventually(lambda: bench.redis.waiting)
+    # Its place is taken, as far as this relay goes.
+    entitlement.ask_for_grant(2, verdict, told.append)
+    assert [one.outcome for one in told] == [VerdictOutcome.TOO_MANY_CALLS]
+    entitlement.release(1)
+    await bench.redis.let(0)
+    await bench.settle()
+    assert (len(told), entitlement.calls, bench.redis.counts) == (1, 0, {"ann": 0})
+    # And one that the others leave no room for.
+    bench.redis.elsewhere = 1
+    for ask in (entitlement.ask_for_room, entitlement.ask_for_grant):
+        told.clear()
+        ask(3, verdict, told.append)
+        await eventually(lambda: told)
+        assert ([one.outcome for one in told], entitlement.calls) == ([VerdictOutcome.TOO_MANY_CALLS], 0)
+    assert entitlement.counts[VerdictOutcome.ADMITTED] == 0
+    await entitlement.stop()

@@ -108,6 +108,22 @@ async def test_sessions_end_by_themselves(tmp_path: Path) -> None:
         assert 0 < await look.pttl(f"cloud9-relay:1:session:{session}") <= 60_000
 
 
+async def test_tokens_that_were_shown_elsewhere_are_told_to_all_and_forgotten(tmp_path: Path) -> None:
+    async with two_relays(tmp_path) as (redis, one, two), looking(redis) as look:
+        assert await two.find_returned("") == ([], "")
+        await one.say_returned("aa", 60.0)
+        await one.say_returned("bb", 60.0)
+        tokens, since = await two.find_returned("")
+        assert tokens == ["aa", "bb"]
+        assert await two.find_returned(since) == ([], since)
+        await two.say_returned("cc", 60.0)
+        assert (await two.find_returned(since))[0] == ["cc"]
+        assert 0 < await look.pttl("cloud9-relay:1:returned") <= 60_000
+        for _ in range(3):
+            await look.xadd("cloud9-relay:1:returned", {"other": "field"})
+        assert (await one.find_returned(since))[0] == ["cc", "", "", ""]
+
+
 async def test_another_prefix_is_another_cluster(tmp_path: Path) -> None:
     async with two_relays(tmp_path) as (redis, one, _), client_of(redis, "c", prefix="other") as other:
         await one.claim("ann", 1, 1, LEASE_S)

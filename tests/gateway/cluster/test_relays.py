@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.addresses import Address
-from relay.client.session import Session, SessionError
+from relay.client.session import Session, SessionError, open_session
 from relay.client.turn import TurnConnection
 from relay.config import Config
 from relay.errors import UpstreamError
@@ -23,8 +24,10 @@ from relay.gateway.cluster import cluster as cluster_module
 from relay.gateway.cluster.client import Failure
 from relay.gateway.cluster.store import Store
 from relay.gateway.entitlement.verdicts import VerdictOutcome
+from relay.gateway.sessions import sessions as relay_sessions
 from tests.support.benches.gateway import Relay, relay_with_hosts, running_relay
 from tests.support.benches.serving import kill, serving
+from tests.support.peers.balancer import open_balancer
 from tests.support.peers.behind_turn import Inbox, open_echo
 from tests.support.peers.own_clients import opened_session
 from tests.support.peers.raw_http import RecordingUpstream, ask, recording_upstream
@@ -175,6 +178,44 @@ async def test_a_killed_relay_keeps_nobody_out_for_longer_than_its_lease(tmp_pat
             async with await becomes_possible(two):
                 assert not await look.exists(key)
             await turn.close()
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_session_that_comes_back_to_another_relay_leaves_its_place_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noticed: bool
+) -> None:
+    """The first relay lives. It has noticed that the connection was cut, and waits for the client; or it has not."""
+    monkeypatch.setattr(relay_sessions, "RESUME_WITHIN_S", 600.0)
+    inbox = Inbox()
+    async with (
+        redis_server(tmp_path) as redis,
+        sharing(tmp_path, redis, "one") as one,
+        sharing(tmp_path, redis, "two") as two,
+        open_balancer(one.tls) as balancer,
+        open_echo() as peer,
+    ):
+        trust = ssl.create_default_context()
+        for relay in (one, two):
+            trust.load_verify_locations(relay.config_file.parent / "ca.pem")
+        async with await open_session(
+            f"wss://{balancer.address}/media",
+            username="trader",
+            password="secret",
+            ssl_context=trust,
+            server_hostname="relay.test",
+            on_data=inbox.put,
+        ) as session:
+            await session.bind(peer)
+            # It tries until the machine has done all this.
+            session._resume_within_s = EVENTUALLY_S
+            balancer.behind = [two.tls]
+            balancer.cut(also_behind=noticed)
+            await eventually(lambda: session.reopenings)
+            session.send(peer, b"voice")
+            assert await inbox.get() == (peer, b"voice")
+            await eventually(lambda: not calls_of(one) and not one.gateway.flows.tally.parked and not one.connections)
+            assert calls_of(two) == 1
+    assert session.closed.result() is None
 
 
 # Redis
