@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,19 @@ from relay.wire.upgrade import UpgradeError, parse_response
 
 # The first line of a proxy's page is enough to act on.
 _SHOWN = 200
+
+
+class ProxyError(UpstreamError):
+    """The web proxy has failed, or refuses the tunnel.
+
+    ``status`` is that of its answer, 0 if there was none. ``logins`` are the ways to log in that a 407 offers, in lower
+    case, such as ``basic`` and ``negotiate``.
+    """
+
+    def __init__(self, message: str, status: int = 0, logins: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.logins = logins
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +102,30 @@ class _Tunnel(_Tcp):
             super().data_received(data)
             return
         self._head += data
+        logins: tuple[str, ...] = ()
         try:
             response = parse_response(self._head)
             if response is None:
                 return
             if not 200 <= response.status < 300:
-                raise UpgradeError(f"refuses the tunnel: {response.status} {response.reason}"[:_SHOWN])
+                logins = _logins(response.headers.get("proxy-authenticate", ""))
+                raise UpgradeError(f"refuses the tunnel: {response.status} {response.reason}"[:_SHOWN], response.status)
             if len(self._head) > response.size:
                 raise UpgradeError("speaks before TLS has begun")
         except UpgradeError as error:
-            fail(self.opened, UpstreamError(f"the proxy {self._proxy.address} {error}"))
+            fail(self.opened, ProxyError(f"the proxy {self._proxy.address} {error}", error.status, logins))
         else:
             self.opened.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         cause = exc or "end of stream"
-        fail(self.opened, UpstreamError(f"the proxy {self._proxy.address} closed the connection: {cause}"))
+        fail(self.opened, ProxyError(f"the proxy {self._proxy.address} closed the connection: {cause}"))
+
+
+def _logins(offered: str) -> tuple[str, ...]:
+    """The schemes of Proxy-Authenticate (RFC 9110 section 11.6.1): words that no ``=`` follows, each once."""
+    words = re.findall(r"(?:^|,)\s*([A-Za-z][\w-]*)(?=\s+[^\s=]|\s*(?:,|$))", offered)
+    return tuple(dict.fromkeys(word.lower() for word in words))
 
 
 async def connect_tls(
@@ -118,7 +140,7 @@ async def connect_tls(
 ) -> _Protocol:
     """Connect and shake hands within ``timeout_s``.
 
-    Raises UpstreamError, from the OSError or ssl.SSLError. It names the proxy if the proxy has failed.
+    Raises UpstreamError, from the OSError or ssl.SSLError, and ProxyError if the proxy has failed.
     """
     way = _Way(server, proxy)
     try:
@@ -128,15 +150,18 @@ async def connect_tls(
                 raise ConnectionResetError("speaks before TLS has begun")
             made = await _start_tls(tcp, protocol, ssl_context, server_hostname or server.host, proxy)
     except TimeoutError:
-        raise UpstreamError(f"{way.at}: {way.wanted} within {timeout_s:g} s") from None
+        raise way.failed(f"{way.at}: {way.wanted} within {timeout_s:g} s") from None
     # ValueError: a host that DNS or TLS cannot name. OverflowError: a port that is out of range.
     except (OSError, ValueError, OverflowError) as error:
-        raise UpstreamError(f"{way.at}: {error}") from error
+        raise way.failed(f"{way.at}: {error}") from error
     return made
 
 
 class _Way:
-    """The way to a server, maybe through a proxy. ``at`` says whom we wait for now, ``wanted`` for what."""
+    """The way to a server, maybe through a proxy.
+
+    ``at`` says whom we wait for now, ``wanted`` for what, and ``failed`` is the error if it does not come.
+    """
 
     def __init__(self, server: Address, proxy: Proxy | None) -> None:
         self._server = server
@@ -144,6 +169,7 @@ class _Way:
         self._arrive()
 
     def _arrive(self) -> None:
+        self.failed: type[UpstreamError] = UpstreamError
         self.at = (
             str(self._server) if self._proxy is None else f"{self._server} through the proxy {self._proxy.address}"
         )
@@ -158,7 +184,7 @@ class _Way:
             return await loop.create_connection(_Tcp, *server, local_addr=local_address)
         if not server.host.isprintable() or " " in server.host:
             raise ValueError("expected a host without spaces and control characters")
-        self.at, self.wanted = f"the proxy {proxy.address}", "no tunnel"
+        self.at, self.wanted, self.failed = f"the proxy {proxy.address}", "no tunnel", ProxyError
         transport, tunnel = await loop.create_connection(
             lambda: _Tunnel(server, proxy), *proxy.address, local_addr=local_address
         )

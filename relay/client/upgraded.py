@@ -102,7 +102,10 @@ class UpgradedLink(StreamLink):
         if self._refusal is not None and (ended or len(self._head) >= self._body_bytes):
             body = self._head[:_MAX_BODY_BYTES].decode(errors="replace").strip().partition("\n")[0]
             text = body if body.isprintable() and not body.startswith("<") else ""
-            self._fail_opening(UpstreamError(f"{self._refusal}{': ' if text else ''}{text}"))
+            error = UpstreamError(f"{self._refusal}{': ' if text else ''}{text}")
+            # Callers find the status there.
+            error.__cause__ = self._refusal
+            self._fail_opening(error)
 
     def _fail_opening(self, error: UpstreamError) -> None:
         if not self.opened.done():

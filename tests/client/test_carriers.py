@@ -12,7 +12,7 @@ import pytest
 
 from relay.addresses import Address
 from relay.client.carriers import Endpoint, open_turn_websocket
-from relay.client.connect import Proxy
+from relay.client.connect import Proxy, ProxyError
 from relay.client.turn import TurnConnection
 from relay.client.upgraded import WebSocketClosed
 from relay.emulator.turn.slow import TurnHost
@@ -101,6 +101,28 @@ async def test_proxies_that_refuse(tmp_path: Path, carrier: str) -> None:
             assert told in str(caught.value) or refusal == PROXY_REFUSALS[-1][0], refusal
         with pytest.raises(UpstreamError):
             await open_turn(carrier, relay, host.address, proxy=f"http://{NOBODY}")
+
+
+@pytest.mark.parametrize(
+    ("offered", "logins"),
+    [
+        ((), ()),
+        (("Negotiate", "NTLM", 'Basic realm="a, b=c"'), ("negotiate", "ntlm", "basic")),
+        (('Digest realm="x", nonce="y", qop="auth", Basic realm="z"', "BASIC"), ("digest", "basic")),
+    ],
+)
+async def test_a_proxy_that_wants_a_login_says_which(
+    tmp_path: Path, offered: tuple[str, ...], logins: tuple[str, ...]
+) -> None:
+    async with relay_and_host(tmp_path) as (relay, host), connect_proxy() as proxy:
+        fields = "".join(f"Proxy-Authenticate: {one}\r\n" for one in offered)
+        proxy.refuses = f"HTTP/1.1 407 Login\r\n{fields}Content-Length: 0\r\n\r\n".encode()
+        with pytest.raises(ProxyError) as caught:
+            await open_turn("tls", relay, host.address, proxy=Proxy(proxy.address))
+    assert (caught.value.status, caught.value.logins) == (407, logins)
+    with pytest.raises(ProxyError) as caught:
+        await open_turn("tls", relay, host.address, proxy=Proxy(NOBODY))
+    assert (caught.value.status, caught.value.logins) == (0, ())
 
 
 async def test_what_the_relay_refuses_is_told_in_its_words(tmp_path: Path) -> None:
