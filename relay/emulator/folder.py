@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from relay import writing
+from relay.addresses import Address
 from relay.catalog import Service, render_pac
 from relay.emulator.cloud import Cloud
 from relay.emulator.settings import MediaHost, media_hosts
@@ -82,6 +83,11 @@ def _facts(cloud: Cloud) -> dict[str, object]:
         "ca": str(cloud.files.ca),
         "turn_secret": cloud.turn_secret,
         "turn_hosts": {host.name: str(host.address) for host in cloud.running_hosts()},
+        # As desks reach them: over UDP by the line that faults make bad.
+        "desk_hosts": {
+            host.name: {"udp": str(host.udp), "tls": str(Address(host.address.host, host.tls_port))}
+            for host in cloud.running_hosts()
+        },
         # Faults make it bad on demand.
         "bad_web_proxy": None if cloud.faults.web_proxy is None else str(cloud.faults.web_proxy.address),
         "relay": {
