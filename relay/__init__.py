@@ -36,14 +36,15 @@ garbage, bodies             garbage collection in a process that serves; bodies 
 plane/      the data plane: the contract (``api``); ``compiled/``, threads of ``_fastpath``; ``reference/``, on asyncio
 ca/         the firm's own certificate authority, for media hosts whose TLS the relay ends
 client/     asyncio clients of sessions and of TURN over each carrier: for other programs, the health probe and the demo
+doctor/     is this network ready, and if not, who must change what? Probes see, checks judge
 gateway/    the control plane, in floors of its own: certificates, routing, calls, entitlement, signaling, sessions,
             http, web_proxy, admin; it decides, and no packet waits for it
 console/    ``relay top``, ``capture``, ``calls``, ``explain`` and ``upgrade``, which ask a running relay
 emulator/   the vendor's cloud on a laptop: login, signaling, APIs, portal and TURN hosts
 floor/      the emulated cloud and a relay in front of it, in one process
 demo/       softphones that place real SRTP calls through all of it; a spoken sentence over a bad path
-cli         serve, upgrade, top, calls, explain, capture, demo, emulate, check-config, admin-token, allowlist, catalog,
-            ca
+cli         serve, upgrade, top, calls, explain, capture, demo, emulate, doctor, check-config, admin-token, allowlist,
+            catalog, ca
 
 In addition, ``web/`` has the dashboard's pages, which the admin listener serves.
 """

@@ -1,4 +1,4 @@
-"""The command line: serve, upgrade, top, calls, explain, capture, demo, emulate and check-config.
+"""The command line: serve, upgrade, top, calls, explain, capture, demo, emulate, doctor and check-config.
 
 Also admin-token, allowlist, catalog and ca.
 
@@ -31,6 +31,7 @@ from loadtest.commands import app as loadtest_app
 from relay import __version__, config, logs, writing
 from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
 from relay.catalog import load as load_catalog
+from relay.doctor.commands import app as doctor_app
 from relay.errors import OperatorError, RelayError, needing_emulator
 from relay.floor.commands import app as emulate_app
 
@@ -384,6 +385,7 @@ def catalog_diff(
         raise typer.Exit(1)
 
 
+app.add_typer(doctor_app, name="doctor")
 app.add_typer(emulate_app, name="emulate")
 app.add_typer(loadtest_app, name="loadtest")
 

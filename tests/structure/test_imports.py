@@ -29,6 +29,7 @@ LAYERS = [
     {"plane", "_fastpath"},
     {"ca"},
     {"client"},
+    {"doctor"},
     {"gateway", "console", "emulator"},
     {"floor"},
     {"demo"},

@@ -45,6 +45,9 @@ def test_what_a_text_lists_is_seen() -> None:
         "floor",
         "demo",
         "demo/wan",
+        "doctor",
+        "doctor/checks",
+        "doctor/probes",
         *ROOMS,
     ],
 )

@@ -5,6 +5,7 @@ background      an event loop in a thread, for servers that outlive one test
 capture         a relay with one flow, and captures of it
 cloud           an emulated cloud in the test's loop, and clients for it
 commands        a command of the command line, without a process
+doctor          plans of the doctor
 echoing         a plane whose upstream and control send everything back
 emulating       ``relay emulate``, in a process or in the test's loop
 emulated_signaling  the emulator's signaling server, and phones that talk to it
