@@ -1,18 +1,15 @@
 """The record of a call that ended: its fields, and the file of JSON lines that it goes to for billing and audit.
 
-A thread of its own writes the file, from a bounded queue: a disk that is full or hangs may cost records, which are
-counted, but never a call. The file is opened for each write, so rotating it needs no signal.
+A disk that is full or hangs may cost records, which are counted, but never a call. The file is opened for each write,
+so rotating it needs no signal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
-import queue
 import tempfile
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +20,9 @@ import structlog
 from relay.errors import OperatorError
 from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import EndedCall, whole
+from relay.gateway.calls.writing import Writer
 
 log = structlog.get_logger()
-
-# A thousand calls may end at once, while the disk is busy. Their records take about a megabyte.
-WAITING_RECORDS = 1000
-# At the end the thread has this long for the records that still wait.
-FLUSH_TIMEOUT_S = 2.0
 
 
 def record_of(ended: EndedCall) -> dict[str, Any]:
@@ -127,86 +120,47 @@ def _try(path: Path) -> None:
             pass
 
 
-class Records:
-    """Appends records to ``path``, which may change. ``written`` and ``lost`` count them."""
+class Records(Writer[dict[str, Any]]):
+    """Appends records to ``path``, which may change. None for no file: then nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
-        """None for no file: then ``write`` does nothing."""
-        self.written = 0
-        self.lost = 0
+        super().__init__("records")
         self.path = path
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_RECORDS)
-        self._thread: threading.Thread | None = None
-        self._stopping = False
         # Only the thread uses these two: the last write failed, and it left a part of a line behind.
         self._failing = False
         self._torn = False
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Have a record written. This returns at once. If too many wait, the record is lost, and counted."""
-        if self.path is None:
-            return
-        if self._thread is None and not self._stopping:
-            # A daemon thread: a disk that hangs for ever does not keep the process from ending.
-            self._thread = threading.Thread(target=self._run, name="records", daemon=True)
-            self._thread.start()
-        try:
-            if self._stopping:
-                raise queue.Full
-            self._waiting.put_nowait(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        except queue.Full:
-            self.lost += 1
+    @property
+    def active(self) -> bool:
+        """True if there is a file to write."""
+        return self.path is not None
 
-    def leave_out(self) -> None:
-        """Count a record as lost that is not to be written."""
-        if self.path is not None:
-            self.lost += 1
-
-    async def stop(self) -> None:
-        """Write what waits, if that does not take long. After this nothing is written."""
-        self._stopping = True
-        if self._thread is None:
-            return
-        # The thread sleeps only on an empty queue. If the queue is full, it is awake and needs no word.
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
-        await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S)
-        if self._thread.is_alive():
-            log.error("call records not written", waiting=self._waiting.qsize())
-
-    # In the thread
-
-    def _run(self) -> None:
-        while not (self._stopping and self._waiting.empty()):
-            lines = [self._waiting.get()]
-            while not self._waiting.empty():
-                lines.append(self._waiting.get_nowait())
-            if (path := self.path) is not None:
-                self._append(path, [line for line in lines if line is not None])
-
-    def _append(self, path: Path, lines: list[bytes]) -> None:
-        before, failure = self.written, ""
+    def keep(self, items: list[dict[str, Any]]) -> int:
+        """Append records, in the thread."""
+        # A reload may have taken the path away since they were given.
+        if (path := self.path) is None or not items:
+            return 0
+        written, failure = 0, ""
         try:
             descriptor = _open(path)
             try:
-                for line in lines:
-                    self._write_line(descriptor, line)
+                for record in items:
+                    self._append(descriptor, json.dumps(record, separators=(",", ":")).encode() + b"\n")
+                    written += 1
             finally:
                 os.close(descriptor)
         except OSError as error:
             failure = error.strerror or str(error)
-        # The loop adds to this counter as well, without a lock. Both are rare, and one lost count does no harm.
-        self.lost += len(lines) - (self.written - before)
         if failure and not self._failing:
             log.error("call records are lost", path=str(path), cause=failure)
-        elif self._failing and not failure and lines:
+        elif self._failing and not failure:
             log.warning("call records are written again", path=str(path), lost=self.lost)
-        self._failing = bool(failure) or (self._failing and not lines)
+        self._failing = bool(failure)
+        return written
 
-    def _write_line(self, descriptor: int, line: bytes) -> None:
+    def _append(self, descriptor: int, line: bytes) -> None:
         rest = b"\n" + line if self._torn else line
         while rest:
             count = os.write(descriptor, rest)
             rest = rest[count:]
             self._torn = bool(rest)
-        self.written += 1

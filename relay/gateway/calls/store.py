@@ -1,7 +1,7 @@
 """Calls that have ended, kept for a configured time: what answers "my call at 10:32 was bad" a week later.
 
-A thread of its own writes the file, from a bounded queue. A disk that is full, slow or gone may cost some of what is
-kept, which is counted, but never a call. Searches have threads of their own, with a deadline; they are few at a time.
+A disk that is full, slow or gone may cost some of what is kept, which is counted, but never a call. Searches have
+threads of their own, with a deadline; they are few at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import queue
 import sqlite3
 import threading
 import time
@@ -26,19 +25,14 @@ from relay.config import QualitySettings
 from relay.errors import OperatorError, RelayError
 from relay.gateway.calls import database
 from relay.gateway.calls.database import Json, Search, StoredCall
+from relay.gateway.calls.writing import Writer
 from relay.tasks import in_daemon_thread
 
 log = structlog.get_logger()
 
 FILE_NAME = "calls.sqlite3"
-# A thousand calls may end at once, while the disk is busy. Each takes some 25 KB while it waits, if it was long.
-WAITING_CALLS = 1000
-# Calls that are written in one transaction.
-WRITTEN_AT_ONCE = 200
 # How often old calls are deleted, and a file that could not be used is tried again.
 TEND_EVERY_S = 60.0
-# At the end the thread has this long for the calls that still wait.
-FLUSH_TIMEOUT_S = 2.0
 # A search over a million calls takes a fraction of a second. After this the operator is told to ask for less.
 READ_TIMEOUT_S = 5.0
 # Searches at once. A disk that hangs keeps the threads of those that have been given up.
@@ -78,61 +72,30 @@ class Kept:
         )
 
 
-class CallStore:
-    """Keeps calls. ``written`` and ``lost`` count them; ``trouble`` says why they are not written now, or is empty."""
+class CallStore(Writer[Callable[[], StoredCall]]):
+    """Keeps calls. Each is given as a function that builds it, and that the thread calls: the loop has calls to serve.
+
+    ``trouble`` says why calls are not written now, or is empty.
+    """
 
     def __init__(self, kept: Kept = Kept()) -> None:
-        self.written = 0
-        self.lost = 0
+        super().__init__("call store", TEND_EVERY_S)
         self.trouble = ""
         self._kept = kept
-        self._waiting: queue.Queue[Callable[[], StoredCall] | None] = queue.Queue(WAITING_CALLS)
-        self._thread: threading.Thread | None = None
-        self._stopping = False
+        # Only the thread uses the file.
+        self._file = _File()
         self._readers = threading.BoundedSemaphore(MAX_READERS)
 
-    def start(self) -> None:
-        """Open the file, or make it, in the background. Whether that works is logged."""
-        if self._kept.path is None or self._thread is not None or self._stopping:
-            return
-        # A daemon thread: a disk that hangs for ever does not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="call store", daemon=True)
-        self._thread.start()
+    @property
+    def active(self) -> bool:
+        """True if calls are kept."""
+        return self._kept.path is not None
 
     def configure(self, kept: Kept) -> None:
         """Use these from now on."""
         self._kept = kept
         self.start()
-        # Wake the thread. If the queue is full, it is awake.
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
-
-    def write(self, build: Callable[[], StoredCall]) -> None:
-        """Have a call kept. This returns at once: ``build`` runs in the thread. If too many wait, the call is lost."""
-        if self._kept.path is None:
-            return
-        try:
-            if self._stopping or self._thread is None:
-                raise queue.Full
-            self._waiting.put_nowait(build)
-        except queue.Full:
-            self.lost += 1
-
-    def leave_out(self) -> None:
-        """Count a call as lost that is not to be kept."""
-        if self._kept.path is not None:
-            self.lost += 1
-
-    async def stop(self) -> None:
-        """Write what waits, if that does not take long. After this nothing is written."""
-        self._stopping = True
-        if self._thread is None:
-            return
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
-        await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S)
-        if self._thread.is_alive():
-            log.error("ended calls not kept", waiting=self._waiting.qsize())
+        self.wake()
 
     # Reading
 
@@ -175,49 +138,31 @@ class CallStore:
 
     # In the thread
 
-    def _run(self) -> None:
-        writer = _Writer()
-        try:
-            builders: list[Callable[[], StoredCall]] = []
-            while True:
-                self._keep(writer, builders)
-                if self._stopping and self._waiting.empty():
-                    break
-                builders = self._take()
-        finally:
-            writer.close()
-
-    def _take(self) -> list[Callable[[], StoredCall]]:
-        """Wait for calls, but not for ever: the file is tended meanwhile."""
-        taken: list[Callable[[], StoredCall] | None] = []
-        with contextlib.suppress(queue.Empty):
-            taken.append(self._waiting.get(timeout=TEND_EVERY_S))
-            while len(taken) < WRITTEN_AT_ONCE:
-                taken.append(self._waiting.get_nowait())
-        return [one for one in taken if one is not None]
-
-    def _keep(self, writer: _Writer, builders: list[Callable[[], StoredCall]]) -> None:
+    def keep(self, items: list[Callable[[], StoredCall]]) -> int:
+        """Write calls to the file, and delete old ones. Both may fail; that is told once."""
         kept = self._kept
         if kept.path is None:
-            writer.close()
-            return
-        calls, trouble, done = self._build(builders), "", 0
+            self._file.close()
+            return 0
+        calls, trouble, written = self._build(items), "", 0
         try:
-            writer.write(kept.path, calls)
-            done = len(calls)
-            while writer.tend(kept) and self._waiting.empty() and not self._stopping:
+            self._file.write(kept.path, calls)
+            written = len(calls)
+            while self._file.tend(kept) and self.idle:
                 pass
         except _TROUBLES as error:
-            writer.close()
+            self._file.close()
             trouble = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        # The loop adds to ``lost`` as well, without a lock. Both are rare, and one lost count does no harm.
-        self.written += done
-        self.lost += len(builders) - done
-        self._report(kept.path, trouble, done)
+        self._report(kept.path, trouble, written)
+        return written
 
-    def _build(self, builders: list[Callable[[], StoredCall]]) -> list[StoredCall]:
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _build(self, items: list[Callable[[], StoredCall]]) -> list[StoredCall]:
         built = []
-        for build in builders:
+        for build in items:
             try:
                 built.append(build())
             except Exception:
@@ -235,7 +180,7 @@ class CallStore:
             self.trouble = trouble
 
 
-class _Writer:
+class _File:
     """The thread's own hold on the file. It is let go after each failure, and taken again for the next calls."""
 
     def __init__(self) -> None:

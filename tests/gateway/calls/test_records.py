@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from relay.errors import OperatorError
-from relay.gateway.calls import records as module
+from relay.gateway.calls import writing
 from relay.gateway.calls.records import Records, check_path, make_file, record_of
 from relay.plane.api import CloseReason
 from tests.support.benches.made_up import MadeUpRelay
@@ -111,7 +112,7 @@ async def test_after_a_torn_line_comes_a_new_one(tmp_path: Path, monkeypatch: py
 
 
 async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(writing, "FLUSH_TIMEOUT_S", 0.01)
     works, opened = threading.Event(), os.open
 
     def hangs(*arguments: Any) -> int:
@@ -121,7 +122,7 @@ async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("relay.gateway.calls.records.os.open", hangs)
     path = tmp_path / "calls.jsonl"
     records = Records(path)
-    count = module.WAITING_RECORDS + 50
+    count = writing.WAITING + 50
     for number in range(count):
         records.write(record(number=number))
     # The thread may hold some hundreds that it has taken already.
@@ -132,6 +133,36 @@ async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: py
     works.set()
     await eventually(lambda: records.written + records.lost == count + 1)
     assert len(lines(path)) == records.written
+
+
+async def test_a_mistake_costs_what_it_is_in(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    records = Records(path)
+    with capture_logs() as told:
+        records.write(record(number=object()))
+        await eventually(lambda: records.lost == 1)
+        records.write(record(number=2))
+        await records.stop()
+    assert (lines(path), records.written, records.lost) == ([record(number=2)], 1, 1)
+    assert [line["event"] for line in told] == ["not written"]
+
+
+async def test_a_file_that_is_taken_away_costs_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works, opened = threading.Event(), os.open
+
+    def hangs(*arguments: Any) -> int:
+        assert works.wait(DEADLINE_S)
+        return opened(*arguments)
+
+    monkeypatch.setattr("relay.gateway.calls.records.os.open", hangs)
+    records = Records(tmp_path / "calls.jsonl")
+    records.write(record(number=1))
+    await eventually(lambda: records.idle)
+    records.write(record(number=2))
+    records.path = None
+    works.set()
+    await records.stop()
+    assert (records.written, records.lost) == (1, 1)
 
 
 async def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from relay.config import QualitySettings
 from relay.errors import OperatorError
-from relay.gateway.calls import database
+from relay.gateway.calls import database, writing
 from relay.gateway.calls import store as module
 from relay.gateway.calls.database import Search, StoredCall
 from relay.gateway.calls.store import CallStore, CallsUnavailable, Kept
@@ -232,7 +232,7 @@ async def test_another_process_that_holds_the_file_costs_calls_and_no_time(
 
 
 async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(writing, "FLUSH_TIMEOUT_S", 0.01)
     works, opening = threading.Event(), database.open_file
 
     def hangs(path: Path) -> sqlite3.Connection:
@@ -242,16 +242,16 @@ async def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("relay.gateway.calls.database.open_file", hangs)
     store = CallStore(Kept(tmp_path / "calls.sqlite3", FOR_EVER))
     store.start()
-    count = module.WAITING_CALLS + 50
+    count = writing.WAITING + 50
     write(store, *range(count))
     assert store.lost == 50
     with capture_logs() as lines:
         await store.stop()
-    assert events(lines) == ["ended calls not kept"]
+    assert events(lines) == ["not written in time"]
     write(store, count)
     assert store.lost == 51
     works.set()
-    await eventually(lambda: store.written == module.WAITING_CALLS)
+    await eventually(lambda: store.written == writing.WAITING)
     await eventually(lambda: not any(thread.name == "call store" for thread in threading.enumerate()))
 
 
