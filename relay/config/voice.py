@@ -67,8 +67,9 @@ class Route(Section):
 class HealthSettings(Section):
     """``[health]``: how upstreams are watched.
 
-    The defaults find a dead one within 4.5 s: three probes, a second apart. Servers of signaling are judged by the same
-    ``fall`` and ``rise``.
+    The defaults find a dead one within 4.5 s: three probes, a second apart. One that is down is asked four times a
+    second, so it is up within a second of its return. Servers of signaling are judged by the same ``fall`` and
+    ``rise``.
     """
 
     interval_s: Seconds = 1.0

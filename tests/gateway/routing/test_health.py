@@ -26,6 +26,7 @@ from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import open_echo
 from tests.support.peers.responder import Answer, open_responder, refusal, refused_allocate, script, silence, success
 from tests.support.ssrf_table import PROHIBITED_LITERALS, FakeDns
+from tests.support.waiting import EVENTUALLY_S
 
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
 CREDENTIALS = StaticCredentials({"probe": "secret"})
@@ -94,7 +95,8 @@ async def test_refused_is_down_at_once() -> None:
             assert await watched.probes(1) == [DOWN]
 
 
-async def test_suspicion_does_not_wait_for_the_next_round() -> None:
+async def test_suspicion_does_not_wait_for_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "DOWN_SHARE", 3600)
     answers = script(success, silence, refusal)
     keys: dict[str, Any] = {"interval_s": 3600, "fall": 1, "timeout_s": 0.3, "probe": "binding"}
     async with open_responder(answers) as address, watching(server(address), **keys) as watched:
@@ -107,6 +109,18 @@ async def test_suspicion_does_not_wait_for_the_next_round() -> None:
                 with contextlib.suppress(UpstreamError):
                     await other.binding()
         assert len(watched.history) == 2
+
+
+async def test_one_that_is_down_does_not_wait_for_the_next_round() -> None:
+    """It is back within a second of its return, whatever the interval."""
+    answers = script(silence, success)
+    keys: dict[str, Any] = {"interval_s": 3600, "fall": 1, "timeout_s": 0.3, "probe": "binding"}
+    async with (
+        asyncio.timeout(EVENTUALLY_S),
+        open_responder(answers) as address,
+        watching(server(address), **keys) as watched,
+    ):
+        assert await watched.probes(3) == [DOWN, DOWN, UP]
 
 
 async def test_suspicion_of_an_upstream_that_is_watched_no_more() -> None:
