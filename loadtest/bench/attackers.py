@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from relay.addresses import Address
-from relay.wire.stun import MessageClass, Method, build_message
+from relay.wire.stun import AttributeType, MessageClass, Method, build_message
 from tests.support.peers.client_hello import build_client_hello
 from tests.support.peers.forging_client import APPLICATION_DATA, HANDSHAKE, ForgingClient
 
@@ -39,6 +39,10 @@ _BIND_ADDRESS_NO_PORT = 24
 OPENING = 200
 # A record of a handshake, the first of a ClientHello that claims 16,000 bytes: the longest that the relay waits for.
 HALF_HELLO = bytes.fromhex("1603014000 01003e80 0303") + bytes(500)
+# The same that claims 131,071 bytes: RFC 8446 section 4 allows the length, and no client has ever needed it.
+CLAIMED_HELLO = bytes.fromhex("1603014000 0101ffff 0303") + bytes(500)
+# Says everything that a TURN client says first, and has no credentials.
+ALLOCATE_TRANSPORT = (AttributeType.REQUESTED_TRANSPORT, bytes([17, 0, 0, 0]))
 # A crowd whose connections are closed comes back after this long.
 CROWD_PAUSE_S = 0.5
 SLOWHTTPTEST = "slowhttptest"
@@ -161,6 +165,12 @@ class RecordFlood:
         }
 
 
+def raise_files() -> None:
+    """Allow this process as many descriptors as it may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _anybody() -> ssl.SSLContext:
     """Trusts any server: an attacker does not care."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -181,8 +191,7 @@ class _Crowd:
 
     async def prepare(self) -> None:
         """Make room for the descriptors: nothing else can be done in advance."""
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        raise_files()
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[socket.socket]:
@@ -269,6 +278,46 @@ class Storm(HandshakeCrowd):
                 await asyncio.sleep(self.STAYS_S)
 
 
+# ---- TURN over UDP
+
+
+class Allocates:
+    """Allocates without credentials, each from another address, spread evenly over the time.
+
+    The sockets stay, so that answers have somebody to come to: ``answered`` says how many have come.
+    """
+
+    def __init__(self, server: Address, count: int) -> None:
+        self._server, self._count = server, count
+        self._sockets: list[socket.socket] = []
+
+    async def prepare(self) -> None:
+        """Open all sockets."""
+        raise_files()
+        for source in itertools.islice(SOURCES.hosts(), self._count):
+            one = socket.socket(type=socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            one.bind((str(source), 0))
+            self._sockets.append(one)
+
+    async def run(self, end: float) -> dict[str, int]:
+        """As ``Attack`` says."""
+        began = time.monotonic()
+        for number, one in enumerate(self._sockets):
+            await asyncio.sleep(began + number * (end - began) / self._count - time.monotonic())
+            transaction = number.to_bytes(12)
+            request = build_message(Method.ALLOCATE, MessageClass.REQUEST, transaction, [ALLOCATE_TRANSPORT])
+            with contextlib.suppress(OSError):
+                one.sendto(request, tuple(self._server))
+        await asyncio.sleep(end - time.monotonic())
+        answered = 0
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.recv(2048)
+                answered += 1
+            one.close()
+        return {"allocates": self._count, "answered": answered}
+
+
 # ---- Slow HTTP
 
 
@@ -302,7 +351,18 @@ class SlowHttp:
 
 
 # What each kind of crowd has, unless told otherwise.
-CROWDS = {"silent": 10_000, "half-hello": 10_000, "handshakes": 50, "storm": 600} | dict.fromkeys(SLOW_MODES, 2000)
+CROWDS = {
+    "silent": 10_000,
+    "half-hello": 10_000,
+    "claimed-hello": 10_000,
+    "handshakes": 50,
+    "storm": 600,
+    "allocates": 10_000,
+} | dict.fromkeys(SLOW_MODES, 2000)
+# What members of a silent crowd say.
+SAID = {"silent": b"", "half-hello": HALF_HELLO, "claimed-hello": CLAIMED_HELLO}
+# These are for the TURN server of the emulator, over UDP.
+OF_THE_EMULATOR = ("allocates",)
 KINDS = (*RECORDS, *CROWDS)
 
 
@@ -317,7 +377,9 @@ def make(kind: str, server: Address, folder: Path, *, clients: int, records: int
         return HandshakeCrowd(server, count)
     if kind == "storm":
         return Storm(server, count)
-    return SilentCrowd(server, count, HALF_HELLO if kind == "half-hello" else b"")
+    if kind in OF_THE_EMULATOR:
+        return Allocates(server, count)
+    return SilentCrowd(server, count, SAID[kind])
 
 
 async def attack(

@@ -281,7 +281,7 @@ def test_the_ratio_is_of_the_same_count() -> None:
 
 def test_attackers_do_what_they_are_for() -> None:
     """How long packets took is not judged here: the machine may be busy."""
-    kinds = {"key-update": "returns", "half-hello": "connections", "storm": "handshakes"}
+    kinds = {"key-update": "returns", "half-hello": "connections", "storm": "handshakes", "allocates": "answered"}
     options = ["--calls=5", "--clients=3", "--records=300", "--seconds=1", f"--kinds={','.join(kinds)}"]
     command = [sys.executable, "-m", "loadtest.bench.attacks", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
