@@ -3,40 +3,39 @@
     calls, logins --TLS--> relay serve, and its successors  --UDP--> upstream
 
 The calls are those of the other benchmarks: every echo is checked. While they run, clients log in and leave at a steady
-rate, and ``relay upgrade`` replaces the relay again and again. Prints a table and, as the last line, one JSON object.
-Exit status: 0 if nothing was lost and nobody refused, 1 if something was, 2 if it could not be measured.
+rate, and ``relay upgrade`` replaces the relay again and again. ``--server`` does the same to haproxy and coturn, for
+comparison. Prints a table and, as the last line, one JSON object. Exit status: 0 if nothing was lost and nobody
+refused, 1 if something was, 2 if it could not be measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loadtest.bench import bench
-from loadtest.bench.bench import WRONG, Bench, Run, Server
-from loadtest.bench.servers import HOST, ROOT, BenchError, Command, Place
-from tests.support.benches.gateway import write_config
+from loadtest.bench import bench, replaced
+from loadtest.bench.bench import WRONG, Run, Server
+from loadtest.bench.replaced import ESTABLISHED, ReplacedBench, Replacing, count_sockets
+from loadtest.bench.servers import BenchError
 
 # Until all calls are set up.
 SETUP_TIMEOUT_S = 60.0
 POLL_S = 0.1
+# Within a second of packets that do not count yet, all calls have been set up.
+SETTLE_S = 1.0
 
 
 @dataclass
 class Outcome:
     """What became of it. Times of upgrades are in seconds, from the command to its answer."""
 
+    server: str
     calls: int
     logins_per_s: int
     upgrade_s: list[float] = field(default_factory=list)
@@ -55,72 +54,42 @@ class Outcome:
         return {**calls, "logins failed": self.storm.get("failed", 0)}
 
 
-class Restarts(Bench):
-    """A relay of this tree that is replaced while it is measured, at addresses that its successors have, too."""
-
-    def _command(self, name: str, place: Place) -> Command:
-        path = place.folder / "relay.toml"
-        files = {"certificate": str(place.certificate.chain), "private_key": str(place.certificate.private_key)}
-        listen = {"tls": [f"{HOST}:{place.tls_port}"], "admin": f"{HOST}:{place.udp_port}"}
-        tree = {
-            "listen": {**listen, "workers": self.options.workers, "plane": self.options.plane or "compiled"},
-            "certificates": [files],
-            "upstreams": [{"name": "bench", "address": f"{HOST}:{place.echo_port}"}],
-            "limits": {"lame_duck_s": 0},
-        }
-        write_config(path, tree)
-        return [sys.executable, "-m", "relay", "serve", "--config", path], dict(os.environ)
+class Restarts(ReplacedBench):
+    """A server that is replaced while it is measured, at addresses that its successors have, too."""
 
     def replace_often(self) -> Outcome:
-        """Place the calls, and upgrade while they run. Raises BenchError if that cannot be measured."""
+        """Place the calls, and replace the server while they run. Raises BenchError if that cannot be measured."""
         options = self.options
-        outcome = Outcome(options.calls, options.storm)
+        outcome = Outcome(options.server, options.calls, options.storm)
         load = [f"--calls={options.calls}", f"--storm={options.storm}", f"--seconds={options.seconds}", "--warmup=1"]
-        with self.server("relay") as server, ThreadPoolExecutor(1) as clients:
+        with self.replacing(options.server) as replacing, ThreadPoolExecutor(1) as clients:
             before = bench._dropped(self.upstream_port)
-            running = clients.submit(self._generate, server, *load)
-            self._wait_for_calls(server, running)
-            with _successors(server.process.pid) as pids:
-                while len(outcome.upgrade_s) < options.upgrades:
-                    outcome.upgrade_s.append(_upgrade(pids))
-                    if running.done():
-                        raise BenchError(f"the calls ended after {len(outcome.upgrade_s)} upgrades: raise --seconds")
-                    time.sleep(options.pause)
-                outcome.run = running.result()
+            running = clients.submit(self._generate, replacing.server, *load)
+            self._wait_for_calls(replacing.server, running)
+            while len(outcome.upgrade_s) < options.upgrades:
+                outcome.upgrade_s.append(_timed(replacing))
+                if running.done():
+                    raise BenchError(f"the calls ended after {len(outcome.upgrade_s)} upgrades: raise --seconds")
+                time.sleep(options.pause)
+            outcome.run = running.result()
             if bench._dropped(self.upstream_port) != before:
                 raise BenchError("the upstream's own socket dropped packets: this machine is too slow")
         return outcome
 
     def _wait_for_calls(self, server: Server, running: Future[Run]) -> None:
-        url, deadline = f"http://{HOST}:{server.place.udp_port}/api/summary", time.monotonic() + SETUP_TIMEOUT_S
+        deadline = time.monotonic() + SETUP_TIMEOUT_S
         while not running.done() and time.monotonic() < deadline:
-            with urllib.request.urlopen(url) as answer:
-                if json.load(answer)["flows"] >= self.options.calls:
-                    return
+            if count_sockets(server.port, ESTABLISHED) >= self.options.calls:
+                # The last of them has connected. It still has to shake hands, and gets an allocation.
+                time.sleep(SETTLE_S)
+                return
             time.sleep(POLL_S)
         raise BenchError(f"the calls are not set up within {SETUP_TIMEOUT_S:g} s")
 
 
-@contextlib.contextmanager
-def _successors(first: int) -> Iterator[list[int]]:
-    """The relay's processes, the newest last. All but the first end with the block."""
-    pids = [first]
-    try:
-        yield pids
-    finally:
-        for pid in pids[1:]:
-            for _ in range(2):  # the first only drains
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-
-
-def _upgrade(pids: list[int]) -> float:
+def _timed(replacing: Replacing) -> float:
     begin = time.monotonic()
-    command = [sys.executable, "-m", "relay", "upgrade", "--pid", str(pids[-1])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)  # noqa: S603
-    if done.returncode:
-        raise BenchError(f"upgrade {len(pids)}: {done.stderr.strip()}")
-    pids.append(int(done.stdout.split()[1]))
+    replacing.replace()
     return time.monotonic() - begin
 
 
@@ -129,6 +98,7 @@ def table(outcome: Outcome) -> str:
     run, storm, times = outcome.run, outcome.storm, sorted(outcome.upgrade_s)
     rtt, login = (run["rtt_us"] or {}), (storm.get("login_us") or {})
     rows = {
+        "server": outcome.server,
         "upgrades": f"{len(times)}, each {times[len(times) // 2]:.1f} s (median), {times[-1]:.1f} s (slowest)",
         "calls": f"{outcome.calls}, {run['failed']} not set up, {run['disconnected']} cut off",
         "packets": f"{run['due']}, {run['lost']} lost, {sum(run[kind] for kind in WRONG)} wrong",
@@ -141,6 +111,7 @@ def table(outcome: Outcome) -> str:
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--server", choices=replaced.KINDS, default="relay", help="what is replaced (relay)")
     parser.add_argument("--upgrades", type=int, default=20, help="one after the other (20)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two of them (1)")
     parser.add_argument("--calls", type=int, default=200, help="that run all the time (200)")
@@ -155,6 +126,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure and print."""
     options = parse_options()
+    if reason := replaced.missing(options.server):
+        print(f"restarts: {reason}", file=sys.stderr)  # noqa: T201
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with bench.open_bench(bench.with_defaults(options), Restarts) as measured:
