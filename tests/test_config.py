@@ -741,6 +741,71 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     assert settings.upstreams[1].secret.get_secret_value() == "hunter3"
 
 
+def test_a_secret_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    """Each of the secrets, those in a table of users too. Paths count from the configuration's folder."""
+    secrets = {"hash": TOKEN_HASH, "probe": "hunter2", "shared": "hunter3", "token": "hunter4", "ann": " hunter5 "}
+    (tmp_path / "secrets").mkdir()
+    for name, secret in secrets.items():
+        (tmp_path / "secrets" / name).write_text(f"{secret}\n")
+    text = (
+        CERTIFICATES
+        + UPSTREAM
+        + 'username = "trader"\npassword = { file = "secrets/probe" }\n'
+        + UPSTREAM.replace("stun1", "stun2")
+        + f"secret.file = '{tmp_path}/secrets/shared'\n"
+        + '[admin]\ntoken_hash = { file = "secrets/hash" }\n'
+        + '[entitlement]\npolicy = "http"\nurl = "https://a.test/"\ntoken = { file = "secrets/token" }\n'
+        + '[web_proxy.users]\nann = { file = "secrets/ann" }\nben = "hunter6"\n'
+    )
+    settings = load(tmp_path, text)
+    given = [
+        settings.admin.token_hash,
+        settings.upstreams[0].password,
+        settings.upstreams[1].secret,
+        settings.entitlement.token,
+        *settings.web_proxy.users.values(),
+    ]
+    assert [one and one.get_secret_value() for one in given] == [*secrets.values(), "hunter6"]
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter" not in shown
+        assert "argon2" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "{path}: no such file or directory"),
+        (b"", "expected at least one character"),
+        (b"\n", "expected at least one character"),
+        (b"hunter2\nhunter3\n", "{path}: expected one line"),
+        (b"hunter2\xff", "{path}: expected UTF-8"),
+        (b"hunter2" * 3000, "{path}: expected at most 16384 bytes"),
+    ],
+)
+def test_files_of_secrets_that_cannot_be_used(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    text = MINIMAL + 'secret = { file = "secret" }\n'
+    assert mistakes(tmp_path, text) == [f"upstreams.0.secret: {complaint.format(path=path)}"]
+
+
+@pytest.mark.parametrize(
+    "value", ["{ }", '{ fil = "hunter2" }', "{ file = 2 }", '{ file = "" }', '{ file = "a", text = "hunter2" }']
+)
+def test_tables_that_are_not_a_secret(tmp_path: Path, value: str) -> None:
+    [mistake] = mistakes(tmp_path, MINIMAL + f"secret = {value}\n")
+    expected = 'expected a text, or { file = "..." } with the path of a file that has the text'
+    assert mistake == f"upstreams.0.secret: {expected}"
+
+
+def test_what_holds_for_a_secret_holds_for_its_file(tmp_path: Path) -> None:
+    (tmp_path / "hash").write_text("hunter2")
+    [mistake] = mistakes(tmp_path, MINIMAL + '[admin]\ntoken_hash = { file = "hash" }\n')
+    assert mistake.startswith("admin.token_hash: expected an argon2 hash")
+    assert "hunter2" not in mistake
+
+
 # Signaling
 
 

@@ -358,10 +358,52 @@ def _token_hash(value: SecretStr) -> SecretStr:
     return value
 
 
+# A key or a token has some hundred bytes, and one with claims in it (JWT) some thousand.
+MAX_SECRET_BYTES = 16 * 1024
+
+
+class FileSecret(SecretStr):
+    """A secret that has a file of its own, ``path``, so that the configuration's file need not be kept secret."""
+
+    def __init__(self, secret_value: str, path: Path) -> None:
+        super().__init__(secret_value)
+        self.path = path
+
+
+def _secret_of_file(value: object, info: ValidationInfo) -> object:
+    """In place of a secret's text there may be ``{ file = "..." }``."""
+    if not isinstance(value, dict):
+        return value
+    name = value.get("file")
+    if len(value) != 1 or not isinstance(name, str) or not name:
+        raise ValueError('expected a text, or { file = "..." } with the path of a file that has the text')
+    path = _file_path(Path(name), info)
+    return FileSecret(_read_secret(path), path)
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise ValueError(f"{path}: expected at most {MAX_SECRET_BYTES} bytes")
+    try:
+        # Editors and echo end a file with a new line, which is not a part of the secret.
+        text = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected UTF-8") from None
+    if "\n" in text:
+        raise ValueError(f"{path}: expected one line")
+    return text
+
+
 # A user of the web proxy.
 UserName = Annotated[str, AfterValidator(_user_name)]
 # A TURN user, or a pattern of users. The bound is the longest that RFC 8489 section 14.3 allows.
 UserPattern = Annotated[str, Field(max_length=508), AfterValidator(_user_pattern)]
-Secret = Annotated[SecretStr, Field(min_length=1)]
+# A text, or { file = "..." }.
+Secret = Annotated[SecretStr, Field(min_length=1), BeforeValidator(_secret_of_file)]
 Token = Annotated[Secret, AfterValidator(_token)]
 TokenHash = Annotated[Secret, AfterValidator(_token_hash)]

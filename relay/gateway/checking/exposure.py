@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from relay.addresses import WILDCARDS, Address, IpNetwork
 from relay.config import Config
+from relay.config.values import FileSecret
 from relay.gateway.certificates.files import keys_of
 
 # Balancers have a few addresses next to each other. A network with more than these is a site or a firm, IPv4 and IPv6.
@@ -92,8 +93,12 @@ def _of_files(settings: Config, source: Path) -> Iterator[str]:
 
 def _sensitive_files(settings: Config, source: Path) -> Iterator[tuple[str, Path]]:
     """Files that hold secrets, or say who may do what; each with the words in front of it."""
-    if _has_secrets(settings):
+    secrets = list(_secrets_of(settings, ""))
+    if not all(isinstance(secret, FileSecret) for _, secret in secrets):
         yield f"{source}: has passwords or other secrets, and ", source
+    for key, secret in secrets:
+        if isinstance(secret, FileSecret):
+            yield f"{key}: {secret.path}: ", secret.path
     for pair, key in keys_of(settings.certificates).items():
         yield f"{key}.private_key: {pair.private_key}: ", pair.private_key
     if settings.entitlement.file is not None:
@@ -102,17 +107,20 @@ def _sensitive_files(settings: Config, source: Path) -> Iterator[tuple[str, Path
         yield f"cluster.password_file: {settings.cluster.password_file}: ", settings.cluster.password_file
 
 
-def _has_secrets(value: object) -> bool:
+def _secrets_of(value: object, key: str) -> Iterator[tuple[str, SecretStr]]:
+    """All secrets of the configuration, each with its key."""
     match value:
         case SecretStr():
-            return True
+            yield key.removeprefix("."), value
         case BaseModel():
-            return any(_has_secrets(getattr(value, name)) for name in type(value).model_fields)
+            for name in type(value).model_fields:
+                yield from _secrets_of(getattr(value, name), f"{key}.{name}")
         case dict():
-            return any(map(_has_secrets, value.values()))
+            for name, one in value.items():
+                yield from _secrets_of(one, f"{key}.{name}")
         case list() | tuple():
-            return any(map(_has_secrets, value))
-    return False
+            for number, one in enumerate(value):
+                yield from _secrets_of(one, f"{key}.{number}")
 
 
 def what_others_may(path: Path) -> str:

@@ -102,6 +102,23 @@ def test_files_that_everybody_can_read(shared: Path) -> None:
     assert exposures(source, **sections, **secrets) == []
 
 
+def test_a_secret_in_a_file_of_its_own(shared: Path) -> None:
+    """Then that file is to be kept from others, and not the configuration."""
+    source = shared / "relay.toml"
+    (shared / "key.pem").touch(mode=0o640)
+    source.touch(mode=0o644)
+    (shared / "secret").write_text("hunter2")
+    (shared / "secret").chmod(0o644)
+    upstream = {"name": "stun1", "address": "192.0.2.7:3478", "secret": {"file": "secret"}}
+    tells = f"upstreams.0.secret: {shared}/secret: every user of this machine can read it: run chmod o= {shared}/secret"
+    assert exposures(source, upstreams=[upstream]) == [tells]
+    (shared / "secret").chmod(0o640)
+    assert exposures(source, upstreams=[upstream]) == []
+    # One that is still in the configuration is enough.
+    [line] = exposures(source, upstreams=[upstream], web_proxy={"users": {"ann": "hunter3"}})
+    assert line.startswith(f"{source}: has passwords or other secrets")
+
+
 @pytest.mark.parametrize(
     ("mode", "may"), [(0o600, ""), (0o640, ""), (0o644, "read"), (0o662, "change"), (0o666, "read and change")]
 )
