@@ -77,14 +77,17 @@ def _options(
 
 
 @app.command()
-def serve(config_file: Annotated[Path, typer.Option("--config", help="The relay's TOML file.")]) -> None:
+def serve(
+    config_file: Annotated[Path, typer.Option("--config", help="The relay's TOML file.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Read the file again whenever it changes.")] = False,
+) -> None:
     """Run the relay. SIGTERM drains (twice: stops), SIGHUP reloads, SIGUSR2 hands over to a new process."""
     # By default these would end the process. Until the file has been read, there is nothing to read again or hand over.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     from relay.gateway.serve import serve as serve_gateway
 
-    _run(serve_gateway(config_file))
+    _run(serve_gateway(config_file, watch=watch))
 
 
 @app.command()
@@ -450,9 +453,7 @@ def ca_create(
 def ca_rotate(
     directory: CaFolder,
     days: DaysOption = FIVE_YEARS_DAYS,
-    encrypt: Annotated[
-        bool, typer.Option("--encrypt", help="Ask for a new passphrase, instead of keeping the old key's.")
-    ] = False,
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="Ask for a new passphrase, not the old key's.")] = False,
     version: CatalogOption = None,
 ) -> None:
     """Make the authority's next generation. The old one stays in bundle.pem, and so trusted, until it expires."""

@@ -24,6 +24,7 @@ hardening        what the process gives up at its start
 departure        how the relay goes: the lame duck, the drain, the handover, and what is left at the end
 app              puts all of these together; starts, drains, stops and reloads it
 notify           what the service manager is told, and its watchdog
+config_watch     whether the configuration's file has changed
 inherited        what the process is given at its start: sockets, and the relay before it
 successor        the next process: starts it, and hands over (``relay upgrade``)
 serve            the process: signals in, one ``ready`` line out

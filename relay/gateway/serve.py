@@ -1,7 +1,8 @@
 """Runs a gateway as a process: signals in, one ``ready`` line out.
 
-SIGTERM makes a lame duck of it, which then drains; a second one stops. SIGINT stops. SIGHUP reloads; if it comes before
-``ready``, the reload follows after ``ready``. SIGUSR2 starts a new process, which takes over.
+SIGTERM makes a lame duck of it, which then drains; a second one stops. SIGINT stops. SIGHUP reloads, and so does a
+change of the file if it is watched; if it comes before ``ready``, the reload follows after ``ready``. SIGUSR2 starts a
+new process, which takes over.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from relay.errors import OperatorError
 from relay.gateway import descriptors
 from relay.gateway.app import Gateway
 from relay.gateway.checking.exposure import find_exposures
+from relay.gateway.config_watch import watch as watch_config
 from relay.gateway.departure import SPREAD_S
+from relay.gateway.file_state import state_of
 from relay.gateway.hardening import harden
 from relay.gateway.inherited import Inherited, Predecessor, take_inherited
 from relay.gateway.listening import Listening
@@ -41,18 +44,21 @@ NICENESS = 10
 END_S = 5.0
 
 
-async def serve(path: Path) -> None:
-    """Serve with this configuration until told to stop. Raises OperatorError if it cannot start."""
+async def serve(path: Path, *, watch: bool = False) -> None:
+    """Serve with this configuration until told to stop. Raises OperatorError if it cannot start.
+
+    With ``watch`` it is reloaded whenever its file changes.
+    """
     troubles = harden()
     # Nothing that is printed or logged may hold up calls: its reader may have stopped.
     with output.queued():
-        await _serve(path, troubles)
+        await _serve(path, watch, troubles)
 
 
-async def _serve(path: Path, troubles: list[str]) -> None:
+async def _serve(path: Path, watches: bool, troubles: list[str]) -> None:
     with take_inherited(os.environ) as inherited:
         manager = ServiceManager()
-        signals = _Signals(path, manager)
+        signals = _Signals(path, manager, watches=watches)
         # This comes first: by default SIGHUP would end the process.
         signals.expect_hangup()
         try:
@@ -107,6 +113,7 @@ async def _serve_until(
         tasks.start(manager.watch(gateway.plane.turns), "watchdog")
         # A signal that came earlier has waited for this.
         tasks.start(signals.reload(gateway), "reload")
+        tasks.start(signals.watch(), "configuration")
         await signals.leave.wait()
         await successor.stop()
         if successor.pid:
@@ -195,13 +202,16 @@ async def _until(work: Coroutine[Any, Any, None], event: asyncio.Event) -> None:
 class _Signals:
     """What the signals so far ask for."""
 
-    def __init__(self, path: Path, manager: ServiceManager) -> None:
+    def __init__(self, path: Path, manager: ServiceManager, *, watches: bool = False) -> None:
+        """``path`` is the configuration's, which has not been read yet."""
         # Time to go, also because another process has taken over; told to stop; told so twice, or to stop at once.
         self.leave = asyncio.Event()
         self.asked = asyncio.Event()
         self.stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._path = path
+        self._watches = watches
+        self._state = state_of(path)
         self._manager = manager
         self._loop = asyncio.get_running_loop()
         self._handlers = {signal.SIGTERM: self._on_term, signal.SIGINT: self._on_interrupt}
@@ -209,7 +219,7 @@ class _Signals:
     def expect_hangup(self) -> None:
         """Remember SIGHUP, until there is something to reload."""
         self._before = signal.getsignal(signal.SIGHUP)
-        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._loop.add_signal_handler(signal.SIGHUP, self.ask_reload)
 
     def forget_hangup(self) -> None:
         self._loop.remove_signal_handler(signal.SIGHUP)
@@ -240,11 +250,17 @@ class _Signals:
         self.asked.set()
         self.leave.set()
 
-    def _on_hangup(self) -> None:
+    def ask_reload(self) -> None:
+        """Have the configuration reloaded, as SIGHUP does."""
         self._hangup.set()
 
+    async def watch(self) -> None:
+        """Ask for a reload whenever the file has changed, if it is watched."""
+        if self._watches:
+            await watch_config(self._path, self._state, self.ask_reload)
+
     async def reload(self, gateway: Gateway) -> None:
-        """Reload the configuration whenever a signal has asked for it."""
+        """Reload the configuration whenever it was asked for."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()

@@ -50,7 +50,7 @@ FLOORS = [
     {"admin"},
     {"read_ahead", "checking", "hardening", "departure"},
     {"app"},
-    {"notify", "inherited"},
+    {"notify", "inherited", "config_watch"},
     {"successor"},
     {"serve"},
 ]
