@@ -10,6 +10,7 @@ import gc
 import inspect
 import itertools
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,10 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
     # No test trusts the authorities of this machine, and reading them takes longer than most tests.
     os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
+    # In the background of a shell that is not interactive it is ignored. Programs that tests start would inherit that:
+    # where a load test was interrupted, Locust heard nothing of it, and was ended 75 s later.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     brief_stacks.shorten()
 
 
