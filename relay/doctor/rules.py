@@ -64,10 +64,18 @@ def past_inspection(catalog: Catalog, names: Sequence[str] = ()) -> tuple[Rule, 
 
 def _by_network(narrowed: Catalog) -> tuple[Rule, ...]:
     return (
-        Rule("nftables", "nft -f; then jump to it from your own chain", render_allowlist(narrowed, Format.NFTABLES)),
+        Rule("nftables", "nft -f; it adds to the chain that your own chain jumps to: jump cloud9", _nftables(narrowed)),
         Rule("Palo Alto", "the command line, in configure mode; put in your zones", _palo_alto(narrowed)),
         Rule("Zscaler", "a firewall filtering rule that allows", _zscaler(narrowed)),
     )
+
+
+def _nftables(narrowed: Catalog) -> str:
+    """The catalog's own rules, added to what the chain has: the catalog's file would replace it, and it is whole."""
+    chain = "inet filter cloud9"
+    lines = [line.strip() for line in render_allowlist(narrowed, Format.NFTABLES).splitlines()]
+    rules = [f"add rule {chain} {line}" for line in lines if line.startswith(("ip daddr", "ip6 daddr"))]
+    return "".join(f"{line}\n" for line in ["add table inet filter", f"add chain {chain}", *rules])
 
 
 def _palo_alto(narrowed: Catalog) -> str:

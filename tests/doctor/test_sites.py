@@ -23,6 +23,7 @@ from tests.support.benches.doctor import context_of, site_plan
 from tests.support.certificates_made import DAY, NOW, authority, files_in, signed, write_pair, write_whole
 from tests.support.network.ports import reserved_address
 from tests.support.peers.connect_proxy import connect_proxy
+from tests.support.peers.squid import needs_squid, open_squid
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Answers = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -220,3 +221,17 @@ async def test_there_is_no_proxy(tmp_path: Path) -> None:
         seen = await reached(site_plan(trusted.ca_certificate, address), Proxy(nobody))
     assert seen.failure is not None
     assert (seen.failure.step, seen.failure.status) == (Step.PROXY, 0)
+
+
+@needs_squid
+async def test_a_real_proxy_with_a_login(tmp_path: Path) -> None:
+    trusted = Authority(tmp_path)
+    async with serving(trusted.issue("127.0.0.1")) as address, open_squid() as squid:
+        plan = site_plan(trusted.ca_certificate, address)
+        known = await reached(plan, Proxy(squid.address, squid.username, squid.password))
+        assert (known.failure, known.http_status) == (None, 200)
+        for proxy in (Proxy(squid.address), Proxy(squid.address, squid.username, "wrong")):
+            unknown = await reached(plan, proxy)
+            assert unknown.failure is not None
+            assert (unknown.failure.step, unknown.failure.status) == (Step.PROXY, 407)
+            assert unknown.failure.logins == ("basic",)

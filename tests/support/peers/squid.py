@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,8 @@ class Squid:
         return [line.split(" ") for line in lines]
 
 
-def _configuration(folder: Path, squid: Squid) -> str:
-    lines = [
-        f"http_port {squid.address}",
+def _access(folder: Path) -> list[str]:
+    return [
         f"auth_param basic program {AUTHENTICATOR} {folder / 'passwords'}",
         "auth_param basic realm squid.test",
         "acl users proxy_auth REQUIRED",
@@ -64,6 +63,13 @@ def _configuration(folder: Path, squid: Squid) -> str:
         "http_access deny !here",
         "http_access allow users",
         "http_access deny all",
+    ]
+
+
+def _configuration(folder: Path, squid: Squid, access: Sequence[str]) -> str:
+    lines = [
+        f"http_port {squid.address}",
+        *(access or _access(folder)),
         "cache deny all",
         "logformat short %>a %Ss/%>Hs %rm %ru %un",
         f"access_log stdio:{squid.log} short",
@@ -80,25 +86,28 @@ def _configuration(folder: Path, squid: Squid) -> str:
     return "\n".join(lines)
 
 
-def _write_files(folder: Path, squid: Squid) -> None:
+def _write_files(folder: Path, squid: Squid, access: Sequence[str]) -> None:
     hashed = subprocess.run(
         ["openssl", "passwd", "-apr1", "-stdin"], input=squid.password, capture_output=True, text=True, check=True
     ).stdout
     (folder / "passwords").write_text(f"{squid.username}:{hashed}")
-    (folder / "squid.conf").write_text(_configuration(folder, squid))
+    (folder / "squid.conf").write_text(_configuration(folder, squid, access))
     # Started by root it goes on as a user of its own, who writes its logs here.
     folder.chmod(0o777)
 
 
 @contextlib.asynccontextmanager
-async def open_squid() -> AsyncIterator[Squid]:
-    """Start squid and wait until it listens. Nothing of it is shared with another squid, and nothing stays."""
+async def open_squid(access: Sequence[str] = ()) -> AsyncIterator[Squid]:
+    """Start squid and wait until it listens. Nothing of it is shared with another squid, and nothing stays.
+
+    ``access`` are lines of its configuration that say who may go where, in place of a login for this machine alone.
+    """
     # Letters and digits only. By default all are called squid, and meet in one shared memory.
     service = f"relaytest{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="squid-") as name, reserved_address() as address:
         folder = Path(name)
         squid = Squid(address, folder / "access.log", service)
-        _write_files(folder, squid)
+        _write_files(folder, squid, access)
         command = ("squid", "-N", "-n", service, "-f", folder / "squid.conf")
         # Sanitizers of this process are not for squid.
         environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
