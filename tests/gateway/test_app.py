@@ -656,7 +656,8 @@ async def test_reload_says_nothing_of_a_change_that_was_taken_back(tmp_path: Pat
             ({"listen": {**listen, "tls": ["127.0.0.1:443"]}}, ["listen"]),
             ({"listen": {**listen, "tls": ["127.0.0.1:443"]}, "log": {"format": "json"}}, ["listen", "log"]),
             ({"listen": listen, "log": {"format": "json"}}, ["log"]),
-            ({"listen": listen, "log": {}}, []),
+            ({"log": {}, "cluster": {"redis": "redis://127.0.0.1:9"}}, ["cluster"]),
+            ({"cluster": {}}, []),
         ):
             with capture_logs() as lines:
                 reload(relay, **changes)
