@@ -18,16 +18,14 @@ from relay.config import CertificateFiles, Route
 from relay.errors import OperatorError
 from relay.gateway.certificates.files import State, pairs_of, state_of
 from relay.gateway.certificates.findings import URGENT, Finding, expiry_of, find_all, labels_of
+from relay.gateway.file_state import Watched
 from relay.plane.certificates import Certificate, ServerCertificate, read_certificate
 from relay.tasks import Tasks, in_daemon_thread
 
 log = structlog.get_logger()
 
-# How often the files are looked at. A pair is read when it was the same in two looks: whoever renews a certificate
-# writes one file after the other.
+# How often the files are looked at.
 WATCH_INTERVAL_S = 2.0
-# A pair that changes at every look is read all the same, after this many.
-MAX_LOOKS = 5
 # How often it is asked whether a certificate is about to end.
 FINDINGS_INTERVAL_S = 3600.0
 
@@ -40,25 +38,11 @@ def utc_now() -> datetime.datetime:
 
 
 @dataclass
-class _Pair:
-    """One pair of files: what serves, how the files were when they were last read and seen, and what is wrong."""
+class _Pair(Watched[State]):
+    """One pair of files, what serves of it, and what is wrong with it."""
 
     serving: ServerCertificate | None = None
-    read: State | None = None
-    seen: State | None = None
-    looks: int = 0
     trouble: str = ""
-
-    def is_due(self, state: State) -> bool:
-        """Whether the files are to be read now; ``state`` is how they are."""
-        settled = state == self.seen
-        self.seen = state
-        self.looks = 0 if state == self.read else self.looks + 1
-        return state != self.read and (settled or self.looks >= MAX_LOOKS)
-
-    def note_read(self, state: State) -> None:
-        """The files have been read; ``state`` is how they were before that."""
-        self.read, self.looks = state, 0
 
 
 class CertificateKeeper:

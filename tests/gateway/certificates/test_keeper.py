@@ -17,7 +17,8 @@ from relay.config import CertificateFiles, Route
 from relay.errors import OperatorError
 from relay.gateway.certificates import keeper as module
 from relay.gateway.certificates.files import State, read_all
-from relay.gateway.certificates.keeper import MAX_LOOKS, CertificateKeeper, _Pair
+from relay.gateway.certificates.keeper import CertificateKeeper, _Pair
+from relay.gateway.file_state import MAX_LOOKS
 from relay.plane.certificates import Certificate, ServerCertificate
 from relay.tasks import in_daemon_thread
 from tests.support.benches.gateway import running_relay
