@@ -26,7 +26,9 @@ from relay.plane.compiled.commands cimport close_listeners, on_commands
 from relay.plane.compiled.loop cimport run
 from relay.plane.compiled.leaves cimport openssl as tls
 from relay.plane.compiled.leaves cimport posix
-from relay.plane.compiled.leaves.contexts cimport TicketKey, build_contexts, free_contexts, text_of
+from relay.plane.compiled.leaves.contexts cimport (
+    AUTHORITIES_DIGEST_BYTES, TicketKey, build_contexts, free_contexts, text_of,
+)
 from relay.plane.compiled.leaves.delays cimport Delays, add_delays
 from relay.plane.compiled.leaves.figures cimport delays_of, histogram_of, streams_of
 from relay.plane.compiled.leaves.live cimport (
@@ -314,15 +316,18 @@ cdef class Worker:
                 posix.usleep(100)   # the worker takes them as fast as it turns; a second means that it hangs
         raise RuntimeError("the data-plane worker takes no commands")
 
-    def set_certificates(self, list groups not None) -> None:
+    def set_certificates(self, list groups not None, list authorities not None, bytes digest not None) -> None:
         """Groups of (names, [(chain, key, staple), …]), all bytes: chain and key in PEM, the staple in DER or empty.
 
-        Raises ValueError with OpenSSL's words.
+        ``authorities`` (DER) may sign certificates of clients; ``digest`` has 32 bytes, others for others. Raises
+        ValueError with OpenSSL's words.
         """
         cdef Command command
+        if len(digest) != AUTHORITIES_DIGEST_BYTES:
+            raise ValueError(f"a digest has {AUTHORITIES_DIGEST_BYTES} bytes")
         memset(&command, 0, sizeof(command))
         command.op = OP_CERTIFICATES
-        command.data = build_contexts(groups, &self.engine.ticket_keys)
+        command.data = build_contexts(groups, authorities, digest, &self.engine.ticket_keys)
         self.push(&command)
 
     def use_ticket_key(self, bytes key not None) -> None:
@@ -341,20 +346,23 @@ cdef class Worker:
         """Judge newcomers by these networks: see ``relay.plane.networks.ClientNetworks.pack``."""
         self.send(OP_NETWORKS, 0, -1, 0, entries)
 
-    def listen(self, int fd) -> None:
-        """Accept on a listening socket, which is the worker's from here."""
-        self.send(OP_LISTEN, 0, fd, 0, None)
+    def listen(self, int fd, int asks) -> None:
+        """Accept on a listening socket, which is the worker's from here.
+
+        ``asks`` is the place of what clients are asked for in its enumeration.
+        """
+        self.send(OP_LISTEN, 0, fd, asks, None)
 
     def unlisten(self) -> None:
         """Close the listening sockets."""
         self.send(OP_UNLISTEN, 0, -1, 0, None)
 
-    def adopt(self, int fd, bytes preread not None, uint64_t adoption_id, bytes client not None) -> None:
+    def adopt(self, int fd, bytes preread not None, uint64_t adoption_id, bytes client not None, int asks) -> None:
         """Take over a connection; the ADOPTED event tells its number.
 
-        ``client`` is a sockaddr, empty if it is the other end of the socket.
+        ``client`` is a sockaddr, empty if it is the other end of the socket; ``asks`` as for ``listen``.
         """
-        self.send_flow(OP_ADOPT, adoption_id, fd, client, 0, 0, 0, preread)
+        self.send_flow(OP_ADOPT, adoption_id, fd, client, asks, 0, 0, preread)
 
     def attach(
         self, uint64_t identity, int udp, bytes target not None, bint releases, bint asks, bint follows, int64_t age_us
@@ -557,7 +565,10 @@ cdef class Worker:
         )
 
     def closed(self, identity) -> tuple:
-        """(reason, fault, OpenSSL's words, first bytes) of a connection that has ended."""
+        """(reason, fault, OpenSSL's words, first bytes) of a connection that has ended.
+
+        The fault of a handshake is OpenSSL's number for what is wrong with the client's certificate, or 0.
+        """
         cdef Connection* c = self.slot(identity)
         return c.reason, c.fault, text_of(c.failure), (<char*> c.first_bytes)[:8]
 

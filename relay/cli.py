@@ -126,27 +126,13 @@ def check_config(
     Warnings leave the exit status at 0: what is wrong with certificates, such as one that has expired, and what is open
     to more people than it may have to be; and a limit of file descriptors, here and now, that is too low.
     """
-    from relay.gateway import descriptors
-    from relay.gateway.certificates.files import keys_of
-    from relay.gateway.certificates.findings import find_all
-    from relay.gateway.checking.exposure import find_exposures
-    from relay.gateway.checking.files import check
-    from relay.gateway.checking.machine import check_addresses
-    from relay.gateway.entitlement.verdicts import check_entitlement
+    from relay.gateway.checking.warnings import find_warnings, sum_up
 
     settings = config.load(config_file)
-    _, certificates = check(settings)
-    check_entitlement(settings.entitlement)
-    keys = {str(pair.chain): f"{key}: " for pair, key in keys_of(settings.certificates).items()}
-    findings = find_all(certificates, settings.routes, _now())
-    warnings = [f"{keys.get(finding.where, '')}{finding}" for finding in findings]
-    warnings += [] if skip_addresses else [*check_addresses(settings), *descriptors.find(settings)]
-    warnings += find_exposures(settings, config_file)
+    warnings = find_warnings(settings, config_file, _now(), addresses=not skip_addresses)
     for warning in warnings:
         typer.echo(f"relay: warning: {warning}", err=True)
-    found = f"{_counted(len(settings.upstreams), 'upstream')}, {_counted(len(settings.routes), 'route')}"
-    warned = f", {_counted(len(warnings), 'warning')}" if warnings else ""
-    typer.echo(f"{config_file}: ok ({found}{warned})")
+    typer.echo(f"{config_file}: ok ({sum_up(settings, len(warnings))})")
     if resolve and not _all_answer(settings):
         raise typer.Exit(1)
 
@@ -158,10 +144,6 @@ def _all_answer(settings: config.Config) -> bool:
     found = _run(reach(settings))
     Console().print(table_of(found))
     return not any(one.trouble for one in found)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # Not on the command line: every user of a machine can read the command lines of all programs.

@@ -153,6 +153,14 @@ def test_behind_a_balancer(tmp_path: Path) -> None:
     assert [str(network) for network in settings.balancers.networks] == ["10.0.0.8/31", "fd00::7/128"]
 
 
+def test_certificates_of_clients(tmp_path: Path) -> None:
+    keys = 'tls = ["[::]:443"]\nclient_certificates = { "[0::0]:443" = "optional" }\nclient_ca = "ca.pem"\n'
+    settings = load(tmp_path, f"[listen]\n{keys}{MINIMAL}")
+    assert settings.listen.client_certificates == {Address("::", 443): "optional"}
+    assert settings.listen.client_ca == tmp_path / "ca.pem"
+    assert config.parse(settings.model_dump(), folder=Path("/"), source="dump") == settings
+
+
 def test_where_the_admin_listener_may_be(tmp_path: Path) -> None:
     def admin(keys: str) -> config.ListenSettings:
         return load(tmp_path, f"{MINIMAL}[listen]\n{keys}\n[admin]\ntoken_hash = '{TOKEN_HASH}'\n").listen
@@ -365,6 +373,27 @@ WRONG = [
     (
         '[listen]\nadmin = "[::z]:9443"\n',
         "listen.admin: '[::z]:9443': expected an IPv6 address in the brackets, for example [::1]:443",
+    ),
+    (
+        '[listen]\nclient_certificates = { "0.0.0.0:443" = "demanded" }\nclient_ca = "ca.pem"\n',
+        "listen.client_certificates.\"0.0.0.0:443\": 'demanded': expected 'optional' or 'required'",
+    ),
+    (
+        '[listen]\nclient_certificates = { "0.0.0.0:8443" = "required" }\nclient_ca = "ca.pem"\n',
+        "listen.client_certificates: 0.0.0.0:8443: expected an address of tls",
+    ),
+    (
+        '[listen]\nclient_certificates = { "localhost:443" = "required" }\nclient_ca = "ca.pem"\n',
+        "listen.client_certificates.\"localhost:443\": 'localhost:443': expected an IP address to listen on, for"
+        " example 0.0.0.0:443 or [::]:443",
+    ),
+    (
+        '[listen]\nclient_certificates = { "0.0.0.0:443" = "required" }\n',
+        "listen.client_ca: expected a file with authorities, because of client_certificates",
+    ),
+    (
+        '[listen]\nclient_ca = "ca.pem"\n',
+        "listen.client_certificates: expected some, because of client_ca: now nobody is asked for one",
     ),
     (
         '[listen]\nproxy_protocol = ["0.0.0.0:8443"]\n[balancers]\nnetworks = ["10.0.0.0/8"]\n',

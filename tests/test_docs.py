@@ -14,7 +14,8 @@ from relay.gateway.entitlement.verdicts import VerdictOutcome
 from relay.gateway.routing.flows import UpgradeOutcome
 from relay.gateway.signaling.refusals import RefusalReason
 from relay.gateway.web_proxy.http import ProxyOutcome
-from relay.plane.api import CloseReason, DropReason, HandshakeFailure
+from relay.plane.api import CloseReason, DropReason
+from relay.plane.certificates import HandshakeFailure
 
 PROJECT = Path(__file__).parent.parent
 DOCS = sorted((PROJECT / "docs").glob("*.md"))

@@ -35,6 +35,11 @@ class ListenSettings(Section):
     # 2), which names the client. It must come from balancers.networks. Without a header there, and with one elsewhere,
     # a connection is refused.
     proxy_protocol: tuple[ListenAddress, ...] = ()
+    # Those of tls at which clients are asked for a certificate of their own (mutual TLS), and how: with "optional" a
+    # client may have none, but one that it shows must be good; with "required" it must have one.
+    client_certificates: dict[ListenAddress, Literal["optional", "required"]] = Field(default={})
+    # Who may sign them: the authorities' certificates in PEM. The file is watched, like those of [[certificates]].
+    client_ca: FilePath | None = None
     # HTTP for operators. "unix:" and a path is a socket of this machine, mode 0660. At an address that other machines
     # reach it is HTTPS, with a certificate of the relay, and needs admin.token_hash.
     admin: AdminAddress = Address("127.0.0.1", 9443)
@@ -57,6 +62,17 @@ class ListenSettings(Section):
                 raise KeyedError(key, f"expected an address of tls or web_proxy, not {address}")
             if address in self.proxy_protocol[:number]:
                 raise KeyedError(key, f"{address} is given twice")
+        return self
+
+    @model_validator(mode="after")
+    def _client_certificates(self) -> Self:
+        for address in self.client_certificates:
+            if address not in self.tls:
+                raise KeyedError("client_certificates", f"{address}: expected an address of tls")
+        if self.client_certificates and self.client_ca is None:
+            raise KeyedError("client_ca", "expected a file with authorities, because of client_certificates")
+        if self.client_ca is not None and not self.client_certificates:
+            raise KeyedError("client_certificates", "expected some, because of client_ca: now nobody is asked for one")
         return self
 
     @model_validator(mode="after")

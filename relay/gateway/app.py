@@ -28,8 +28,9 @@ from relay.gateway.balancers import Balancers
 from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import Calls, EndedCall
 from relay.gateway.calls.ids import CallIds
-from relay.gateway.calls.records import Records, make_file, record_of, started_of
+from relay.gateway.calls.records import Records, closed_of, make_file, record_of, started_of
 from relay.gateway.calls.store import CallStore, Kept
+from relay.gateway.certificates.client_ca import ClientCa
 from relay.gateway.certificates.keeper import CertificateKeeper, utc_now
 from relay.gateway.certificates.ocsp import require_staples
 from relay.gateway.certificates.stapling import Stapler
@@ -73,6 +74,7 @@ from relay.plane.api import (
     UpstreamLost,
 )
 from relay.plane.certificates import ServerCertificate
+from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.networks import ClientNetworks
 from relay.plane.reference.plane import ReferencePlane
@@ -135,6 +137,7 @@ class Gateway:
         self.entitlement = Entitlement(settings.entitlement, self._allocated, self.cluster.calls)
         self.certificates = CertificateKeeper(self._use_certificates)
         self.certificates.take(settings.certificates, settings.routes, certificates)
+        self.client_ca = ClientCa(settings.listen.client_ca, self._trust_clients)
         self.plane = self._make_plane(certificates)
         self.stapler = self._make_stapler(certificates)
         self._names = SystemLookup()
@@ -167,17 +170,19 @@ class Gateway:
         self._view = self._make_view()
         self._admin = self._make_admin()
         self.departure = self._make_departure()
-        self._closed_lines = Lines(CLOSED_LINES_PER_S)
-        self._call_lines = Lines(CALL_LINES_PER_S)
-        self._unserved = RateLimit(UNSERVED_RECORDS_PER_S)
-        self._unserved_kept = RateLimit(UNSERVED_KEPT_PER_S)
+        self._closed_lines, self._call_lines = Lines(CLOSED_LINES_PER_S), Lines(CALL_LINES_PER_S)
+        self._unserved, self._unserved_kept = RateLimit(UNSERVED_RECORDS_PER_S), RateLimit(UNSERVED_KEPT_PER_S)
         self._started = contextlib.AsyncExitStack()
 
     def _make_plane(self, certificates: Sequence[ServerCertificate]) -> Plane:
-        settings, listen = self._config, self._config.listen
+        bounds, listen = plane_settings(self._config), self._config.listen
+        plane: Plane
         if listen.plane == "reference":
-            return ReferencePlane(plane_settings(settings), certificates, self._on_events)
-        return CompiledPlane(plane_settings(settings), certificates, self._on_events, workers=listen.workers)
+            plane = ReferencePlane(bounds, certificates, self._on_events)
+        else:
+            plane = CompiledPlane(bounds, certificates, self._on_events, workers=listen.workers)
+        plane.trust_clients(self.client_ca.authorities)
+        return plane
 
     def _make_stapler(self, certificates: Sequence[ServerCertificate]) -> Stapler:
         stapler = Stapler(self.plane.set_certificates, utc_now)
@@ -228,7 +233,7 @@ class Gateway:
         settings = self._config
         collectors = (
             SignalingCollector(self.signaling),
-            CertificateCollector(self.certificates, self.stapler),
+            CertificateCollector(self.certificates, self.stapler, self.client_ca),
             OperationCollector(self.reloads, lambda: self._config),
         )
         hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
@@ -290,6 +295,8 @@ class Gateway:
             started.push_async_callback(self._health.stop)
             self.certificates.start()
             started.push_async_callback(self.certificates.stop)
+            self.client_ca.start()
+            started.push_async_callback(self.client_ca.stop)
             self._tasks.start(self.calls.run(), "calls")
             started.push_async_callback(self._tasks.cancel)
             if may_accept is not None:
@@ -299,7 +306,8 @@ class Gateway:
             started.push_async_callback(self._proxied.stop)
             self.tls = [await self._accept_tls(opened) for opened in tls]
             started.push_async_callback(self.web_proxy.stop)
-            self.web_proxy.listen(proxies, self.tls, self._config.listen.proxy_protocol)
+            asks = list(map(self._asks_at, self._config.listen.tls))
+            self.web_proxy.listen(proxies, self.tls, self._config.listen.proxy_protocol, asks)
             self._started = started.pop_all()
 
     async def _accept_admin(self, opened: Opened) -> Address | UnixSocket:
@@ -309,9 +317,14 @@ class Gateway:
         return await self._admin.listen(opened.wanted, certificates, opened.copies())
 
     async def _accept_tls(self, opened: Opened) -> Address:
+        asks = self._asks_at(opened.wanted)
         if opened.wanted in self._config.listen.proxy_protocol:
-            return self._proxied.listen(opened.copies())
-        return await self.plane.listen(opened.address, opened.copies())
+            return self._proxied.listen(opened.copies(), asks)
+        return await self.plane.listen(opened.address, opened.copies(), asks)
+
+    def _asks_at(self, wanted: Address | UnixSocket) -> ClientCertificates:
+        asked = self._config.listen.client_certificates.items()
+        return ClientCertificates(next((asks for address, asks in asked if address == wanted), "none"))
 
     async def drain(self) -> None:
         """Take no new flows, and wait until the running ones have ended, for at most ``drain_timeout_s``."""
@@ -344,10 +357,12 @@ class Gateway:
         if self._config.listen.admin_has_tls and settings.admin.token_hash is None:
             raise OperatorError(f"{path}: admin.token_hash: expected one until the next start: listen.admin needs it")
         vendor, certificates = check(settings)
+        authorities = self.client_ca.read()
         self.entitlement.check(settings.entitlement)
         make_file(settings.quality.records)
         descriptors.raise_limit(settings)
         self.plane.set_certificates(self.stapler.take(certificates, asks=not why_no_staples(settings)))
+        self.client_ca.take(authorities)
         self.plane.configure(plane_settings(settings))
         self.web_proxy.configure(settings.web_proxy, vendor(), certificates)
         for section in FIXED_SECTIONS:
@@ -374,6 +389,9 @@ class Gateway:
         self.certificates.tell()
         descriptors.tell(settings)
         return self._config
+
+    def _trust_clients(self, authorities: ClientAuthorities | None) -> None:
+        self.plane.trust_clients(authorities)
 
     def _use_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         require_staples(certificates, why_no_staples(self._config))
@@ -480,9 +498,9 @@ class Gateway:
 
     def _log_closed(self, closed: Closed) -> None:
         if closed.reason in _QUIET or self.balancers.note_closed(closed):
-            log.debug("connection closed", **_describe(closed, self.ids))
+            log.debug("connection closed", **closed_of(closed, self.ids))
         else:
-            self._closed_lines.info("connection closed", closed.reason, **_describe(closed, self.ids))
+            self._closed_lines.info("connection closed", closed.reason, **closed_of(closed, self.ids))
 
     def _allocated(self, holder: Hashable) -> bool:
         """Whether the call that holds a place still lives. A session gives its place back itself, when it ends."""
@@ -502,25 +520,6 @@ class Gateway:
                 self._sessions.on_upstream_down(flow.connection)
             else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
-
-
-def _describe(closed: Closed, ids: CallIds) -> dict[str, object]:
-    """The fields of a log line, without the empty ones."""
-    totals = closed.totals
-    fields: dict[str, object] = {
-        "connection": ids.id_of(closed.connection),
-        "reason": closed.reason.value,
-        "cause": None if closed.handshake_failure is None else closed.handshake_failure.value,
-        "detail": closed.detail,
-        "client": str(closed.client),
-        "server_name": closed.server_name,
-        "carrier": None if closed.flow is None else closed.flow.carrier.value,
-        "upstream": None if closed.flow is None else closed.flow.upstream.name,
-        "uplink_packets": totals.uplink_packets,
-        "downlink_packets": totals.downlink_packets,
-        "drops": sum(totals.drops.values()),
-    }
-    return {key: value for key, value in fields.items() if value}
 
 
 def plane_settings(settings: Config) -> PlaneSettings:

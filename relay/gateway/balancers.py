@@ -21,7 +21,8 @@ from relay.addresses import Address
 from relay.config import BalancerSettings
 from relay.gateway.http.closing import READ_BYTES, build_response, send_last
 from relay.gateway.lines import Lines
-from relay.plane.api import Closed, HandshakeFailure
+from relay.plane.api import Closed
+from relay.plane.certificates import HandshakeFailure
 from relay.wire.proxy_header import ProxyHeader, ProxyHeaderError, parse_proxy_header
 
 log = structlog.get_logger()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
 from relay.gateway.pauses import Pauses
 from relay.plane.api import Plane
+from relay.plane.client_certificates import ClientCertificates
 
 
 class ProxiedListeners:
@@ -25,9 +27,12 @@ class ProxiedListeners:
         """How many connections the plane has not taken yet."""
         return len(self._acceptor)
 
-    def listen(self, listeners: Sequence[socket.socket]) -> Address:
-        """Accept balancers on sockets that listen on one address. Returns the address."""
-        return self._acceptor.listen(listeners, self._serve)
+    def listen(self, listeners: Sequence[socket.socket], asks: ClientCertificates = ClientCertificates.NONE) -> Address:
+        """Accept balancers on sockets that listen on one address. Returns the address.
+
+        ``asks`` is for the clients that they bring.
+        """
+        return self._acceptor.listen(listeners, functools.partial(self._serve, asks))
 
     def drain(self) -> None:
         """Accept nobody from now on. Whoever has connected already is served."""
@@ -37,9 +42,9 @@ class ProxiedListeners:
         """End all connections that the plane has not taken. May be repeated."""
         await self._acceptor.stop()
 
-    async def _serve(self, accepted: socket.socket, peer: Address) -> None:
+    async def _serve(self, asks: ClientCertificates, accepted: socket.socket, peer: Address) -> None:
         with accepted, contextlib.suppress(OSError):  # the balancer is gone
             accepted.setblocking(False)
             introduced = await self._balancers.introduce(accepted, peer)
             if introduced is not None:
-                self._plane.adopt(accepted.detach(), introduced.preread, introduced.client)
+                self._plane.adopt(accepted.detach(), introduced.preread, introduced.client, asks)

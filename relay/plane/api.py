@@ -18,11 +18,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType, Protocol
 
 from relay.addresses import Address, RelayPolicy
+from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.settings import PlaneSettings
 from relay.quality.stream import Direction, RtpStream
 
 if TYPE_CHECKING:
-    from relay.plane.certificates import ServerCertificate
+    from relay.plane.certificates import HandshakeFailure, ServerCertificate
 
 ConnectionId = NewType("ConnectionId", int)
 
@@ -127,22 +128,6 @@ class PauseCause(StrEnum):
     MEMORY = "memory"
 
 
-class HandshakeFailure(StrEnum):
-    """Why a TLS handshake did not come to its end."""  # not listed again: compiled/events.py looks up OpenSSL's words
-
-    TIMEOUT = "timeout"
-    CLIENT_CLOSED = "client_closed"
-    NOT_TLS = "not_tls"
-    PLAIN_HTTP = "plain_http"
-    PLAIN_STUN = "plain_stun"  # TURN without TLS: the client was given turn: for a port of turns:
-    PROXY_HEADER = "proxy_header"  # from a balancer, at an address where none is expected
-    HELLO_TOO_LONG = "hello_too_long"  # more bytes, or records, than any ClientHello has
-    UNSUPPORTED_PROTOCOL = "unsupported_protocol"
-    NO_SHARED_CIPHER = "no_shared_cipher"
-    CERTIFICATE_REFUSED = "certificate_refused"
-    OTHER = "other"
-
-
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """Where a flow goes: a UDP TURN server by name and literal address."""
@@ -230,6 +215,7 @@ class FlowSnapshot:
     """One flow as it is now, or as it was at its end. Times in seconds; ``heard_s`` since the upstream's last packet.
 
     ``username`` comes from the client's last Allocate that had one, where it is in clear; its first 128 characters.
+    ``client_certificate`` is whose certificate the client has shown, verified; empty without one.
     ``queued_bytes`` wait for the client, the oldest of them for ``queue_age_s``. They are never more than
     ``downlink_media_bytes``, ``downlink_control_bytes`` and ``downlink_data_bytes`` together. Bytes that TLS already
     has are not among them: they are at most one record of 1 KiB, or one longer unit. Packets that are too old leave
@@ -246,6 +232,7 @@ class FlowSnapshot:
     heard_s: float
     totals: Totals
     username: str = ""
+    client_certificate: str = ""
     # The upstream has granted an allocation, and its lifetime has not passed.
     allocated: bool = False
     queued_bytes: int = 0
@@ -334,6 +321,7 @@ class TurnOpened:
     client: Address
     server_name: str
     alpn: str | None
+    client_certificate: str = ""  # as in FlowSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +333,7 @@ class HttpOpened:
     client: Address
     server_name: str
     tls_version: str
+    client_certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +426,7 @@ class Closed:
     flow: FlowSnapshot | None = None
     detail: str = ""
     handshake_failure: HandshakeFailure | None = None
+    client_certificate: str = ""
 
 
 Event = (
@@ -457,7 +447,12 @@ EventSink = Callable[[Sequence[Event]], None]
 class Plane(Protocol):
     """The verbs. All but ``listen`` and ``stop`` return at once."""
 
-    async def listen(self, address: Address, given: Sequence[socket.socket] = ()) -> Address:
+    async def listen(
+        self,
+        address: Address,
+        given: Sequence[socket.socket] = (),
+        asks: ClientCertificates = ClientCertificates.NONE,
+    ) -> Address:
         """Accept clients on a literal address, on a free port for port 0, or on sockets that listen there already.
 
         What is ``given`` does not block, and is the plane's from here. Returns the address. Raises OperatorError.
@@ -466,10 +461,22 @@ class Plane(Protocol):
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections, the first where no name matches. Raises OperatorError and keeps the old."""
 
+    def trust_clients(self, authorities: ClientAuthorities | None) -> None:
+        """Accept certificates of clients that these have signed, with None of nobody. Raises as ``set_certificates``.
+
+        Sessions of TLS that began under others are not resumed where clients are asked for a certificate.
+        """
+
     def configure(self, settings: PlaneSettings) -> None:
         """Use these bounds from now on; running connections keep the deadlines they have."""
 
-    def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
+    def adopt(
+        self,
+        fd: int,
+        preread: bytes = b"",
+        client: Address | None = None,
+        asks: ClientCertificates = ClientCertificates.NONE,
+    ) -> ConnectionId:
         """Take over a TCP connection that was accepted elsewhere, and the bytes already read from it.
 
         ``client`` is who it is from, a literal address, where that is not the other end of the socket.

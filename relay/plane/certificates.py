@@ -1,4 +1,7 @@
-"""TLS as both planes have it: protocols, ciphers, certificates and their names, reasons of failed handshakes."""
+"""TLS as both planes have it: protocols, ciphers, certificates and their names, reasons of failed handshakes.
+
+``client_certificates`` has what clients show.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,43 @@ import os
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError
-from relay.plane.api import HandshakeFailure
+from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 
 # h2 is never offered: the hand-over to aiohttp is HTTP/1.1. RFC 7443 has the STUN names.
 ALPN_PROTOCOLS = ["http/1.1", "stun.turn", "stun.nat-discovery"]
 # Forward secrecy and AEAD only; TLS 1.3 brings its own.
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
+class HandshakeFailure(StrEnum):
+    """Why a TLS handshake did not come to its end: a label of metrics and a word of the log."""
+
+    TIMEOUT = "timeout"
+    CLIENT_CLOSED = "client_closed"
+    NOT_TLS = "not_tls"
+    PLAIN_HTTP = "plain_http"
+    PLAIN_STUN = "plain_stun"  # TURN without TLS: the client was given turn: for a port of turns:
+    PROXY_HEADER = "proxy_header"  # from a balancer, at an address where none is expected
+    HELLO_TOO_LONG = "hello_too_long"  # more bytes, or records, than any ClientHello has
+    UNSUPPORTED_PROTOCOL = "unsupported_protocol"
+    NO_SHARED_CIPHER = "no_shared_cipher"
+    CERTIFICATE_REFUSED = "certificate_refused"  # ours, by the client; those that follow are the client's own
+    CLIENT_CERTIFICATE_MISSING = "client_certificate_missing"  # at a listener where one is required
+    CLIENT_CERTIFICATE_UNTRUSTED = "client_certificate_untrusted"  # signed by nobody whom we trust for that
+    CLIENT_CERTIFICATE_EXPIRED = "client_certificate_expired"
+    CLIENT_CERTIFICATE_NOT_YET_VALID = "client_certificate_not_yet_valid"
+    CLIENT_CERTIFICATE_PURPOSE = "client_certificate_purpose"  # made for something else, such as for servers
+    CLIENT_CERTIFICATE_TOO_LONG = "client_certificate_too_long"  # with its chain
+    CLIENT_CERTIFICATE_INVALID = "client_certificate_invalid"  # in any other way
+    OTHER = "other"
+
 
 # OpenSSL's reasons, by what an operator would do about them.
 HANDSHAKE_FAILURES = {
@@ -39,7 +67,24 @@ HANDSHAKE_FAILURES = {
     "SSLV3_ALERT_BAD_CERTIFICATE": HandshakeFailure.CERTIFICATE_REFUSED,
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": HandshakeFailure.CERTIFICATE_REFUSED,
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": HandshakeFailure.CERTIFICATE_REFUSED,
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": HandshakeFailure.CLIENT_CERTIFICATE_MISSING,
+    "CLIENT_CERTIFICATE_CHAIN_TOO_LONG": HandshakeFailure.CLIENT_CERTIFICATE_TOO_LONG,
 }
+
+# The same for a client's certificate that is not accepted, by OpenSSL's number (X509_V_ERR_... in x509_vfy.h).
+_REFUSED_CERTIFICATES = {
+    9: HandshakeFailure.CLIENT_CERTIFICATE_NOT_YET_VALID,
+    10: HandshakeFailure.CLIENT_CERTIFICATE_EXPIRED,
+    26: HandshakeFailure.CLIENT_CERTIFICATE_PURPOSE,
+    # No authority of ours has signed it: none that is known (2, 20, 21), another one of the same name (7), itself (18),
+    # or one that the client has brought with it (19).
+    **dict.fromkeys((2, 7, 18, 19, 20, 21), HandshakeFailure.CLIENT_CERTIFICATE_UNTRUSTED),
+}
+
+
+def refusal_of(code: int) -> HandshakeFailure:
+    """Why a client's certificate was not accepted, by OpenSSL's number for it."""
+    return _REFUSED_CERTIFICATES.get(code, HandshakeFailure.CLIENT_CERTIFICATE_INVALID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +120,9 @@ def read_certificate(files: Certificate) -> ServerCertificate:
 
     Raises OperatorError, which names the file and what was expected.
     """
-    chain = _read(files.chain, "certificate")
+    chain = read_file(files.chain, "certificate")
     names = _names_of(_parse_chain(files.chain, chain)[0], files.chain)
-    certificate = ServerCertificate(files, chain, _read(files.private_key, "private key"), names)
+    certificate = ServerCertificate(files, chain, read_file(files.private_key, "private key"), names)
     load_certificate(new_context(), certificate)
     return certificate
 
@@ -96,7 +141,8 @@ def read_certificates(pairs: Sequence[Certificate]) -> list[ServerCertificate]:
     return certificates
 
 
-def _read(path: Path, what: str) -> bytes:
+def read_file(path: Path, what: str) -> bytes:
+    """The content of a small file. Raises OperatorError, which says ``what`` it is."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -148,6 +194,30 @@ def load_certificate(context: ssl.SSLContext, certificate: ServerCertificate) ->
             f"private key {files.private_key}: expected the unencrypted PEM key of {files.chain}"
             f" ({error.reason or 'unreadable'})"
         ) from None
+
+
+def trust_clients(
+    context: ssl.SSLContext, authorities: ClientAuthorities | None, asks: ClientCertificates = ClientCertificates.NONE
+) -> None:
+    """Have a context accept certificates of clients that these have signed, and ask for one or not.
+
+    Without authorities no certificate is good. Raises OperatorError.
+    """
+    if authorities is not None:
+        try:
+            context.load_verify_locations(cadata="".join(map(ssl.DER_cert_to_PEM_cert, authorities.certificates)))
+        except ssl.SSLError as error:  # whoever has read them would have refused them
+            raise OperatorError(f"{authorities.path}: {error.reason or 'unreadable'}") from None
+    # An authority that another one has signed is trusted itself: the one above it need not be in the file.
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_mode = _MODES[asks]
+
+
+_MODES = {
+    ClientCertificates.NONE: ssl.CERT_NONE,
+    ClientCertificates.OPTIONAL: ssl.CERT_OPTIONAL,
+    ClientCertificates.REQUIRED: ssl.CERT_REQUIRED,
+}
 
 
 @contextlib.contextmanager

@@ -191,6 +191,7 @@ export class CallPage {
         "div",
         { class: "facts" },
         fact("client", call.client),
+        call.client_certificate ? fact("certificate", call.client_certificate) : null,
         fact("server name", call.server_name || "–"),
         fact("upstream", `${call.upstream} (${call.region || "–"})`),
         fact("carrier", call.carrier),

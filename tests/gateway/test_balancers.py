@@ -20,7 +20,8 @@ from relay.errors import OperatorError
 from relay.gateway import balancers
 from relay.gateway.balancers import Check, HeaderFault
 from relay.gateway.web_proxy.http import ProxyOutcome
-from relay.plane.api import CloseReason, HandshakeFailure
+from relay.plane.api import CloseReason
+from relay.plane.certificates import HandshakeFailure
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay, write_config
 from tests.support.peers.connect import ask, connect_request, open_socket, receive_all

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import ssl
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,8 +22,11 @@ import pytest
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.emulator.turn.slow import TurnHost
+from relay.errors import UpstreamError
 from tests.support.benches.gateway import CREDENTIALS, settings_tree, write_config
 from tests.support.benches.serving import PROJECT, PYTHON, UNWATCHED, Served, kill, of_the_relay, serving, start
+from tests.support.certificates_made import authority, files_in, write_pair
+from tests.support.client_certificates import for_client, write_authorities
 from tests.support.network.ports import reserved_address
 from tests.support.peers.behind_turn import open_echo
 from tests.support.peers.service_manager import service_manager
@@ -175,6 +179,31 @@ async def test_the_new_process_is_like_the_old_one(tmp_path: Path) -> None:
         # Nothing piles up from one to the next.
         newer = await upgraded(new)
         await eventually(lambda: len(os.listdir(f"/proc/{newer}/fd")) <= before)
+
+
+@PLANES
+async def test_the_new_process_asks_clients_for_certificates_too(tmp_path: Path, plane: str) -> None:
+    issuer = authority()
+    path = write_authorities(tmp_path / "client-ca.pem", issuer)
+    with reserved_address() as tls:
+        asks = {"tls": [str(tls)], "client_certificates": {str(tls): "required"}, "client_ca": str(path)}
+        listen = {**asks, "proxy_protocol": [], "plane": plane}
+        async with open_host() as host, upgradable(tmp_path, host.address, listen=listen) as relay:
+            without, shows = relay.trust, ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+            files = write_pair(files_in(tmp_path, "client"), for_client(issuer, "desk-17.firm.example"))
+            shows.load_cert_chain(files.chain, files.private_key)
+
+            async def only_the_known_get_in() -> None:
+                relay.trust = shows
+                await (await relay.open_turn()).close()
+                relay.trust = without
+                with pytest.raises(UpstreamError):
+                    await relay.open_turn()
+
+            await only_the_known_get_in()
+            await upgraded(relay.process.pid)
+            assert await relay.process.wait() == 0
+            await only_the_known_get_in()
 
 
 async def test_the_file_of_a_unix_socket_is_handed_over_too(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.plane.api import CloseReason, HandshakeFailure
+from relay.plane.api import CloseReason
+from relay.plane.certificates import HandshakeFailure
 from tests.support.benches.gateway import running_relay
 from tests.support.descriptors import room_for
 from tests.support.peers.behind_turn import Inbox, open_echo

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from relay.errors import OperatorError
-from relay.plane.api import CloseReason, HandshakeFailure, TurnOpened
-from relay.plane.certificates import Certificate, read_certificates
+from relay.plane.api import CloseReason, TurnOpened
+from relay.plane.certificates import Certificate, HandshakeFailure, read_certificates
 from relay.plane.compiled.plane import CompiledPlane
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import (
@@ -157,6 +157,16 @@ def worker_of(opened: TurnOpened) -> int:
 
 def workers_of(bench: Bench) -> int:
     return len(bench.plane._workers) if isinstance(bench.plane, CompiledPlane) else 1
+
+
+async def test_a_session_allows_no_early_data(make: MakePlane, tmp_path: Path) -> None:
+    """Early data (0-RTT) could be sent a second time by somebody else."""
+    async with plane_bench(make, tmp_path) as bench, openssl_client(bench, "-tls1_3") as client:
+        await say(client, HELLO)
+        flow = await bench.upstream.expect(HELLO)
+        # It prints what it has of the session together with what comes next.
+        bench.upstream.send(flow, build_channel_data(0x4001, b"ping"))
+        await hear(client, b"Max Early Data: 0\n")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -19,11 +19,10 @@ from relay.plane.api import (
     CloseReason,
     ConnectionId,
     DropReason,
-    HandshakeFailure,
     Traffic,
     TurnOpened,
 )
-from relay.plane.certificates import ALPN_PROTOCOLS, read_certificate, read_certificates
+from relay.plane.certificates import ALPN_PROTOCOLS, HandshakeFailure, read_certificate, read_certificates
 from relay.plane.listening import open_listeners
 from relay.plane.reference.turn_flow import MAX_FRESH_PORTS
 from relay.plane.settings import PlaneSettings

@@ -18,10 +18,10 @@ from relay.plane.api import (
     CloseReason,
     ConnectionId,
     DropReason,
-    HandshakeFailure,
     TurnOpened,
     Upstream,
 )
+from relay.plane.certificates import HandshakeFailure
 from relay.plane.reference.plane import ReferencePlane
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import (

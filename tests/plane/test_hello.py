@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from relay._fastpath import live_objects
-from relay.plane.api import CloseReason, HandshakeFailure
+from relay.plane.api import CloseReason
+from relay.plane.certificates import HandshakeFailure
 from relay.plane.reference.hello import MAX_HELLO_BYTES, MAX_HELLO_RECORDS
 from tests.support.benches.plane import PLANES, MakePlane, exchange, plane_bench, raw_client
 from tests.support.messages import HELLO

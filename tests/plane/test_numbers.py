@@ -12,7 +12,18 @@ import pytest
 import relay
 from relay.plane.api import Carrier, CloseReason, DropReason, Totals, Traffic
 from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
-from relay.plane.compiled.numbers import CARRIERS, DROPS, FAULTS, REASONS, TAP_DIRECTIONS, TAP_LOCAL, TRAFFICS, Notice
+from relay.plane.client_certificates import ClientCertificates
+from relay.plane.compiled.numbers import (
+    CARRIERS,
+    CLIENT_CERTIFICATES,
+    DROPS,
+    FAULTS,
+    REASONS,
+    TAP_DIRECTIONS,
+    TAP_LOCAL,
+    TRAFFICS,
+    Notice,
+)
 from relay.plane.networks import NetworkKind
 from relay.plane.settings import PlaneSettings
 from relay.wire.stream import FramingFault
@@ -85,10 +96,13 @@ def test_enumerations_are_read() -> None:
         ("DROP_", DropReason, DROPS),
         ("CARRIER_", Carrier, CARRIERS),
         ("TRAFFIC_", Traffic, TRAFFICS),
+        ("ASK_", ClientCertificates, CLIENT_CERTIFICATES),
     ],
 )
 def test_enumerations_have_one_order_on_both_sides(
-    prefix: str, meant: type[CloseReason | DropReason | Carrier | Traffic], order: tuple[object, ...]
+    prefix: str,
+    meant: type[CloseReason | DropReason | Carrier | Traffic | ClientCertificates],
+    order: tuple[object, ...],
 ) -> None:
     assert list(prefixed(prefix).items()) == [(member.name, place) for place, member in enumerate(meant)]
     assert list(meant) == list(order)
@@ -199,4 +213,4 @@ def test_constants_of_twins_are_equal(dictionary: Path, twin: Path) -> None:
 def test_constants_of_twins_are_seen() -> None:
     seen = {name for dictionary, twin in twins() for name in in_common(dictionary, twin)}
     assert seen >= {"BEHIND_US", "MAX_HELLO_BYTES", "METHOD_BYTES", "PEER_CONTROL_PERIOD_US", "SURE_BYTES"}
-    assert seen >= {"MAX_FRESH_PORTS", "MAX_HOPS", "MAX_TEXTS_A_PING", "MAX_UNASKED_A_PING"}
+    assert seen >= {"MAX_CLIENT_CHAIN_BYTES", "MAX_FRESH_PORTS", "MAX_HOPS", "MAX_TEXTS_A_PING", "MAX_UNASKED_A_PING"}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.plane.api import CloseReason, HandshakeFailure
+from relay.plane.api import CloseReason
+from relay.plane.certificates import HandshakeFailure
 from relay.plane.reference.hello import MAX_SILENT_RECORDS, SilentRecords
 from tests.support.benches.plane import (
     PLANES,

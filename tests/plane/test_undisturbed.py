@@ -28,13 +28,12 @@ from relay.plane.api import (
     CloseReason,
     ConnectionId,
     EventSink,
-    HandshakeFailure,
     StunReceived,
     TextReceived,
     TurnOpened,
     Upstream,
 )
-from relay.plane.certificates import ServerCertificate, read_certificate
+from relay.plane.certificates import HandshakeFailure, ServerCertificate, read_certificate
 from relay.plane.compiled.numbers import Notice
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.reference.reserve import RESERVED_DESCRIPTORS

@@ -7,6 +7,7 @@ brief_stacks    asyncio's notes of where something was made, cut short
 brief_stores    the emulator's databases, opened and filled in little time
 certificates_made  certificates of any validity, with any names, and their files
 chart           the Helm chart, as Helm renders it
+client_certificates  clients that show a certificate, and who signs these
 compiled        builds the compiled modules of the tests
 descriptors     more of them than usual, or none
 emulated_lines  lines and users of the emulator's signaling, without a store

@@ -18,9 +18,9 @@ NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 DAY = datetime.timedelta(days=1)
 
 
-def authority(days: float = 3650, now: datetime.datetime = NOW) -> Issuer:
+def authority(days: float = 3650, now: datetime.datetime = NOW, name: str = "authority of a test") -> Issuer:
     """An authority that ends in so many days."""
-    return new_authority("authority of a test", days * DAY, now)
+    return new_authority(name, days * DAY, now)
 
 
 def signed(

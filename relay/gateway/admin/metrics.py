@@ -28,6 +28,7 @@ from relay.gateway.admin.view import View
 from relay.gateway.balancers import BalancerTotals, Check, HeaderFault
 from relay.gateway.calls.calls import Calls
 from relay.gateway.calls.histograms import Histogram
+from relay.gateway.certificates.client_ca import ClientCa
 from relay.gateway.certificates.keeper import CertificateKeeper
 from relay.gateway.certificates.stapling import Stapler
 from relay.gateway.entitlement.verdicts import VerdictOutcome
@@ -43,11 +44,11 @@ from relay.plane.api import (
     CloseReason,
     DropReason,
     FlowSnapshot,
-    HandshakeFailure,
     Latency,
     PauseCause,
     Traffic,
 )
+from relay.plane.certificates import HandshakeFailure
 
 
 class RelayCollector(Collector):
@@ -198,11 +199,12 @@ class PauseCollector(Collector):
 
 
 class CertificateCollector(Collector):
-    """When certificates and their OCSP responses end, and whether the files can be used."""
+    """When certificates, clients' authorities and OCSP responses end, and whether the files can be used."""
 
-    def __init__(self, keeper: CertificateKeeper, stapler: Stapler) -> None:
+    def __init__(self, keeper: CertificateKeeper, stapler: Stapler, client_ca: ClientCa) -> None:
         self._keeper = keeper
         self._stapler = stapler
+        self._client_ca = client_ca
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, as in RelayCollector."""
@@ -220,8 +222,13 @@ class CertificateCollector(Collector):
         for name, seconds in self._stapler.expiries_s().items():
             staples.add_metric([name], seconds)
         yield staples
-        text = "Certificates whose files cannot be used now. Older ones serve, if there are any."
-        yield _gauge("relay_certificate_troubles", text, self._keeper.troubles)
+        text = "Time until the first authority of clients' certificates ends (listen.client_ca), if there is one."
+        authorities = GaugeMetricFamily("relay_client_ca_expiry_seconds", text)
+        if (seconds_left := self._client_ca.expiry_s()) is not None:
+            authorities.add_metric([], seconds_left)
+        yield authorities
+        text = "Certificates and authorities whose files cannot be used now. Older ones serve, if there are any."
+        yield _gauge("relay_certificate_troubles", text, self._keeper.troubles + bool(self._client_ca.trouble))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

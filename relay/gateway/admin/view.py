@@ -187,7 +187,7 @@ class View:
 
     def _words_of(self, flow: FlowSnapshot) -> str:
         words = (
-            *(flow.client, flow.username, flow.server_name),
+            *(flow.client, flow.username, flow.client_certificate, flow.server_name),
             *(flow.upstream.name, self._region_of(flow), flow.carrier),
         )
         return " ".join(map(str, (self.calls.ids.id_of(flow.connection), *words))).casefold()
@@ -320,6 +320,7 @@ def describe_flow(flow: FlowSnapshot, region: str, call: Call | None, id_: str) 
         "id": id_,
         "client": str(flow.client),
         "username": flow.username,
+        "client_certificate": flow.client_certificate,
         "server_name": flow.server_name,
         "carrier": flow.carrier.value,
         "upstream": flow.upstream.name,
@@ -407,6 +408,7 @@ def describe_ended(ended: EndedCall) -> Json:
         "id": ended.id,
         "client": str(flow.client),
         "username": flow.username,
+        "client_certificate": flow.client_certificate,
         "server_name": flow.server_name,
         "started_at": iso(ended.call.started_at),
         "upstream": flow.upstream.name,

@@ -113,9 +113,11 @@ def who(told: Told) -> str:
     call = told.call
     user = call["username"] or "A client without a user name"
     name = f", asking for {call['server_name']}" if call["server_name"] else ""
+    # Calls that were kept by earlier versions do not have it.
+    certificate = f", with the certificate of {call['client_certificate']}" if call.get("client_certificate") else ""
     region = f" in {call['region']}" if call["region"] else ""
     where = f"the upstream {call['upstream']}{region}" if call["upstream"] else "an address that the client named"
-    return f"{user} called from {call['client']}{name}. The call went to {where}, over {call['carrier']}."
+    return f"{user} called from {call['client']}{certificate}{name}. The call went to {where}, over {call['carrier']}."
 
 
 def when(told: Told) -> str:

@@ -1,5 +1,7 @@
 """The record of a call that ended: its fields, and the file of JSON lines that it goes to for billing and audit.
 
+The fields of the log lines about calls and connections are here, too.
+
 A disk that is full or hangs may cost records, which are counted, but never a call. The file is opened for each write,
 so rotating it needs no signal.
 """
@@ -20,7 +22,9 @@ import structlog
 from relay.errors import OperatorError
 from relay.gateway.calls.call import Call
 from relay.gateway.calls.calls import EndedCall, whole
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.calls.writing import Writer
+from relay.plane.api import Closed
 
 log = structlog.get_logger()
 
@@ -32,6 +36,7 @@ def record_of(ended: EndedCall) -> dict[str, Any]:
         "id": ended.id,
         "client": str(flow.client),
         "username": flow.username,
+        "client_certificate": flow.client_certificate,
         "server_name": flow.server_name,
         "region": ended.call.region,
         "upstream": flow.upstream.name,
@@ -69,12 +74,33 @@ def started_of(call: Call) -> dict[str, Any]:
         "id": call.id,
         "client": str(flow.client),
         "username": flow.username,
+        "client_certificate": flow.client_certificate,
         "server_name": flow.server_name,
         "region": call.region,
         "upstream": flow.upstream.name,
         "carrier": flow.carrier.value,
         "started_at": iso(call.started_at),
     }
+
+
+def closed_of(closed: Closed, ids: CallIds) -> dict[str, object]:
+    """The fields of the log line for a connection that has ended, without the empty ones."""
+    totals = closed.totals
+    fields: dict[str, object] = {
+        "connection": ids.id_of(closed.connection),
+        "reason": closed.reason.value,
+        "cause": None if closed.handshake_failure is None else closed.handshake_failure.value,
+        "detail": closed.detail,
+        "client": str(closed.client),
+        "client_certificate": closed.client_certificate,
+        "server_name": closed.server_name,
+        "carrier": None if closed.flow is None else closed.flow.carrier.value,
+        "upstream": None if closed.flow is None else closed.flow.upstream.name,
+        "uplink_packets": totals.uplink_packets,
+        "downlink_packets": totals.downlink_packets,
+        "drops": sum(totals.drops.values()),
+    }
+    return {key: value for key, value in fields.items() if value}
 
 
 def check_path(path: Path | None) -> None:

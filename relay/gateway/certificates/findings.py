@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from relay.config import Route
 from relay.name_patterns import matches, one_label_wildcard
 from relay.plane.certificates import ServerCertificate
+from relay.plane.client_certificates import ClientAuthorities
 
 # Once a month somebody renews by hand, once a week a timer does, and the last day is an emergency.
 WARN_DAYS = (1, 7, 30)
@@ -64,6 +65,14 @@ def find_all(
     return [*found, *_of_routes(routes, names)]
 
 
+def find_in_authorities(authorities: ClientAuthorities | None, now: datetime.datetime) -> list[Finding]:
+    """The same of those who may sign certificates of clients: with an authority all that it has signed ends."""
+    ders = () if authorities is None else authorities.certificates
+    certificates = [x509.load_der_x509_certificate(der) for der in ders]
+    path = Path() if authorities is None else authorities.path
+    return [found for one in certificates for found in _of_validity(path, f"{shown_name(one)} ", one, now)]
+
+
 def _of_certificate(certificate: ServerCertificate, now: datetime.datetime) -> Iterator[Finding]:
     path = certificate.files.chain
     leaf, *chain = x509.load_pem_x509_certificates(certificate.chain)
@@ -72,7 +81,7 @@ def _of_certificate(certificate: ServerCertificate, now: datetime.datetime) -> I
         text = "has no name or address in subjectAltName: clients refuse it, because they ignore the common name"
         yield Finding(Problem.NO_SAN, str(path), text)
     for above in chain:
-        yield from _of_validity(path, f"{_shown_name(above)} in its chain ", above, now)
+        yield from _of_validity(path, f"{shown_name(above)} in its chain ", above, now)
 
 
 def _of_validity(path: Path, what: str, certificate: x509.Certificate, now: datetime.datetime) -> Iterator[Finding]:
@@ -124,7 +133,8 @@ def labels_of(certificate: ServerCertificate) -> list[str]:
     return sorted(certificate.names) or _alternative_names(leaf) or [certificate.files.chain.name]
 
 
-def _shown_name(certificate: x509.Certificate) -> str:
+def shown_name(certificate: x509.Certificate) -> str:
+    """The common name of a certificate in quotes, or else its whole subject."""
     [*names] = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return repr(str(names[0].value)) if names else certificate.subject.rfc4514_string()
 

@@ -10,6 +10,7 @@ from relay.catalog import Catalog
 from relay.config import Config
 from relay.gateway.calls.database import check_file
 from relay.gateway.calls.records import check_path
+from relay.gateway.certificates.client_ca import read_authorities
 from relay.gateway.certificates.files import read_all
 from relay.gateway.certificates.ocsp import require_staples
 from relay.gateway.cluster.opening import check_cluster
@@ -28,6 +29,8 @@ def check(settings: Config) -> tuple[Callable[[], Catalog], list[ServerCertifica
     """
     certificates = read_all(settings.certificates)
     require_staples(certificates, why_no_staples(settings))
+    if settings.listen.client_ca is not None:
+        read_authorities(settings.listen.client_ca)
     vendor = _vendor(settings)
     check_path(settings.quality.records)
     if settings.quality.calls is not None and settings.quality.calls_kept_days:

@@ -48,6 +48,7 @@ from relay.gateway.web_proxy.http import (
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
 from relay.plane.api import Plane
 from relay.plane.certificates import ServerCertificate
+from relay.plane.client_certificates import ClientCertificates, strictest
 from relay.plane.networks import ClientNetworks
 from relay.rate_limit import RateLimit
 from relay.sockaddr import from_sockaddr
@@ -109,7 +110,8 @@ class WebProxy:
         self._balancers = balancers
         self._networks = networks
         self._resolver = Resolver(RelayPolicy(), lookup)
-        self._tls: tuple[Address, ...] = ()
+        # Where the plane listens, and what clients are asked for there.
+        self._tls: dict[Address, ClientCertificates] = {}
         self._acceptor = Acceptor("web proxy", pauses)
         self._per_source: Counter[str] = Counter()
         self._draining = False
@@ -136,14 +138,20 @@ class WebProxy:
         self._destinations = self._make_destinations()
 
     def _make_destinations(self) -> Destinations:
-        return Destinations(self._catalog, self._settings.allow, self._certified, self._tls)
+        return Destinations(self._catalog, self._settings.allow, self._certified, tuple(self._tls))
 
-    def listen(self, listeners: Sequence[Opened], tls: Sequence[Address], proxied: Collection[Address] = ()) -> None:
-        """Accept clients; ``tls`` is where the plane listens.
+    def listen(
+        self,
+        listeners: Sequence[Opened],
+        tls: Sequence[Address],
+        proxied: Collection[Address] = (),
+        asks: Sequence[ClientCertificates] = (),
+    ) -> None:
+        """Accept clients; ``tls`` is where the plane listens, and ``asks`` what it asks for at each of these addresses.
 
         On addresses that are ``proxied`` a balancer says who the client is.
         """
-        self._tls = tuple(tls)
+        self._tls = dict(zip(tls, asks or [ClientCertificates.NONE] * len(tls), strict=True))
         self._destinations = self._make_destinations()
         for opened in listeners:
             serve = self._serve_proxied if opened.wanted in proxied else self._serve
@@ -244,7 +252,7 @@ class WebProxy:
         reached = str(accepted.getsockname()[0])
         match self._destinations.way(wanted, reached):
             case Way.ADOPT:
-                await self._adopt(accepted, client, preread)
+                await self._adopt(accepted, client, wanted, preread)
             case Way.TUNNEL:
                 await self._tunnel(accepted, client, wanted, preread)
             case Way.REFUSE_PORT:
@@ -312,10 +320,18 @@ class WebProxy:
         await asyncio.sleep(self._guesses.fail(loop.time(), source, name))
         return False
 
-    async def _adopt(self, accepted: socket.socket, client: Address, preread: bytes) -> None:
+    async def _adopt(self, accepted: socket.socket, client: Address, wanted: Address, preread: bytes) -> None:
         self.totals.outcomes[ProxyOutcome.ADOPTED] += 1
         await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
-        self._plane.adopt(accepted.detach(), preread, client)
+        self._plane.adopt(accepted.detach(), preread, client, self._asks_at(wanted.port))
+
+    def _asks_at(self, port: int) -> ClientCertificates:
+        """What clients are asked for that could have come to this port by themselves: no less, if there are several.
+
+        A client may also ask for 443 where the plane listens at another port. Then all of its listeners count.
+        """
+        there = [asks for address, asks in self._tls.items() if address.port == port]
+        return strictest(there or self._tls.values())
 
     async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, preread: bytes) -> None:
         totals, loop = self.totals, asyncio.get_running_loop()

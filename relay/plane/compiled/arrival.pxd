@@ -5,21 +5,21 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp
 
 from relay.plane.compiled.engine cimport (
-    NOTICE_TURN_OPENED, PLAIN_BYTES, REASON_HANDSHAKE_FAILED, REASON_NETWORK_REFUSED, REASON_NO_DESCRIPTORS,
-    REASON_TOO_MANY_CONNECTIONS, REASON_TOO_MANY_HANDSHAKES, STATE_DECIDING, STATE_HANDSHAKE, STATE_WAITING,
-    Connection, Engine,
+    NOTICE_CERTIFICATE, NOTICE_TURN_OPENED, PLAIN_BYTES, REASON_HANDSHAKE_FAILED, REASON_NETWORK_REFUSED,
+    REASON_NO_DESCRIPTORS, REASON_TOO_MANY_CONNECTIONS, REASON_TOO_MANY_HANDSHAKES, STATE_DECIDING, STATE_HANDSHAKE,
+    STATE_WAITING, Connection, Engine,
 )
 from relay.plane.compiled.slots cimport (
     ON_LISTENER, ON_TCP, mark, queue_notice, run_again, take_slot, unread, watch, watch_client,
 )
 from relay.plane.compiled.wheel cimport set_deadline
 from relay.plane.compiled.ending cimport end, leave_contexts
-from relay.plane.compiled.messages cimport post_pause
+from relay.plane.compiled.messages cimport post_message, post_pause
 from relay.plane.compiled.leaves cimport openssl as tls
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.buffer cimport append
-from relay.plane.compiled.leaves.contexts cimport lower
-from relay.plane.compiled.leaves.hello cimport HELLO_GOOD, take_hello, words_of
+from relay.plane.compiled.leaves.contexts cimport ask_for_certificate, lower
+from relay.plane.compiled.leaves.hello cimport HELLO_CHAIN_TOO_LONG, HELLO_GOOD, take_hello, words_of
 from relay.plane.compiled.leaves.live cimport LIVE_CONNECTIONS, LIVE_SESSIONS, LIVE_SOCKETS, count_live
 from relay.plane.compiled.leaves.networks cimport NETWORK_EXEMPT, is_listed, is_mapped, is_refused
 from relay.plane.compiled.leaves.reserve cimport RESERVED_DESCRIPTORS, fill, give_up, hand_on
@@ -63,7 +63,7 @@ cdef inline void pause_listeners(Engine* e, int64_t until_us, int fault) noexcep
 # A newcomer is accepted only with all the descriptors that it will need. Until then it waits in the kernel's queue, and
 # running calls go on. If control or another worker holds the lock, this worker does not wait: epoll reports the
 # listener again in the next turn.
-cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
+cdef inline void on_listener(Engine* e, uint32_t listener) noexcept nogil:
     if pthread_mutex_trylock(&e.shared.descriptors) != 0:
         return
     for _ in range(ACCEPTS_A_TURN):
@@ -73,7 +73,7 @@ cdef inline void on_listener(Engine* e, int listener) noexcept nogil:
 
 
 # Returns False if nobody else waits, or newcomers are to wait for a while.
-cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
+cdef inline bint accept_one(Engine* e, uint32_t listener) noexcept nogil:
     cdef int fd = -1, fault
     cdef int64_t next_us = 0
     # Once the client has reset the connection, nobody but accept4 knows its address.
@@ -87,14 +87,15 @@ cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
         return False
     fault = fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS, e.bounds.max_descriptors)
     if not fault:
-        fd = posix.accept4(listener, <posix.sockaddr*> &client, &size, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
+        fd = posix.accept4(
+            e.listeners[listener], <posix.sockaddr*> &client, &size, posix.SOCK_NONBLOCK | posix.SOCK_CLOEXEC)
         fault = posix.errno if fd < 0 else 0
     if fd < 0:
         if fault in (posix.EMFILE, posix.ENFILE, posix.ENOBUFS, posix.ENOMEM):
             give_up(&e.reserve)
             pause_listeners(e, e.now_us + ACCEPT_PAUSE_US, fault)
         return False
-    c = welcome(e, fd, <const uint8_t*> &client, <uint32_t> size)
+    c = welcome(e, fd, <const uint8_t*> &client, <uint32_t> size, e.listeners_ask[listener])
     if c != NULL and c.state == STATE_HANDSHAKE:
         hand_on(&e.reserve, &c.reserve)
     return True
@@ -102,7 +103,9 @@ cdef inline bint accept_one(Engine* e, int listener) noexcept nogil:
 
 # Makes a connection of a socket, and ends it at once if it is refused. Returns NULL if there is no slot. The client is
 # whom control names, as a sockaddr, or else the other end of the socket.
-cdef inline Connection* welcome(Engine* e, int fd, const uint8_t* client, uint32_t client_size) noexcept nogil:
+cdef inline Connection* welcome(
+    Engine* e, int fd, const uint8_t* client, uint32_t client_size, uint8_t asks
+) noexcept nogil:
     cdef posix.socklen_t size = sizeof(posix.sockaddr_storage)
     cdef Connection* c = take_slot(e)
     cdef int refused
@@ -113,6 +116,7 @@ cdef inline Connection* welcome(Engine* e, int fd, const uint8_t* client, uint32
     c.state = STATE_HANDSHAKE
     c.readable = True
     c.opened_us = e.now_us
+    c.asks = asks
     e.accepted += 1
     e.live += 1
     count_live(LIVE_CONNECTIONS, 1)
@@ -215,8 +219,20 @@ cdef inline void on_handshake(Engine* e, Connection* c) noexcept nogil:
     if c.wire.hello.fault != HELLO_GOOD:
         c.failure = words_of(c.wire.hello.fault)
     elif error == tls.SSL_ERROR_SSL:
-        c.failure = failure_words()
+        note_failure(c)
     end(e, c, REASON_HANDSHAKE_FAILED)
+
+
+# Keeps OpenSSL's words for what went wrong; for a certificate that is not accepted, why, and the number for it.
+cdef inline void note_failure(Connection* c) noexcept nogil:
+    cdef unsigned long last = tls.ERR_peek_last_error()
+    cdef int reason = tls.ERR_GET_REASON(last) if tls.ERR_GET_LIB(last) == tls.ERR_LIB_SSL else 0
+    c.failure = failure_words()
+    if c.asks and reason == tls.SSL_R_CERTIFICATE_VERIFY_FAILED:
+        c.fault = <int> tls.SSL_get_verify_result(c.ssl)
+        c.failure = tls.X509_verify_cert_error_string(c.fault)
+    elif c.asks and reason == tls.SSL_R_EXCESSIVE_MESSAGE_SIZE:
+        c.failure = words_of(HELLO_CHAIN_TOO_LONG)
 
 
 # Reads until the ClientHello is whole, and only then makes a TLS session. That takes 40 KiB, which a client must not
@@ -234,7 +250,9 @@ cdef inline bint begin_tls(Engine* e, Connection* c) noexcept nogil:
             return False
     c.ssl = tls.SSL_new(c.contexts.fallback)
     count_live(LIVE_SESSIONS, c.ssl != NULL)
-    if c.ssl == NULL or not lay_wire(e.shared.wires, c.ssl, &c.wire, c.fd, &c.held):
+    if c.ssl == NULL or not lay_wire(e.shared.wires, c.ssl, &c.wire, c.fd, &c.held) or not ask_for_certificate(
+        c.ssl, c.contexts, c.asks
+    ):
         end(e, c, REASON_NO_DESCRIPTORS)
         return False
     tls.SSL_set_accept_state(c.ssl)
@@ -261,12 +279,33 @@ cdef inline const char* failure_words() noexcept nogil:
     return words
 
 
+# Control hears whose certificate the client has shown, if it has one. TLS has verified it: now, or when the session
+# began that goes on here.
+cdef inline void tell_certificate(Engine* e, Connection* c) noexcept nogil:
+    cdef const tls.X509* shown = tls.SSL_get0_peer_certificate(c.ssl)
+    cdef unsigned char* out = <unsigned char*> e.plain
+    cdef int size
+    if shown == NULL:
+        return
+    size = tls.i2d_X509(shown, NULL)
+    # The chain is bounded, and so this is shorter. Without memory there is no size.
+    if size <= 0 or size > PLAIN_BYTES:
+        end(e, c, REASON_NO_DESCRIPTORS)
+        return
+    tls.i2d_X509(shown, &out)
+    post_message(e, c, NOTICE_CERTIFICATE, e.plain, <uint32_t> size, 0, 0)
+
+
 cdef inline void on_established(Engine* e, Connection* c) noexcept nogil:
     cdef const unsigned char* chosen = NULL
     cdef unsigned int size = 0
     cdef const char* asked = tls.SSL_get_servername(c.ssl, tls.TLSEXT_NAMETYPE_host_name)
     if asked != NULL:
         lower(asked, c.server_name)
+    if c.asks:
+        tell_certificate(e, c)
+        if c.state != STATE_HANDSHAKE:
+            return
     c.version = tls.SSL_get_version(c.ssl)
     tls.SSL_get0_alpn_selected(c.ssl, &chosen, &size)
     c.alpn = 0 if not size else 1 if size == 8 else 2 if size == 9 else 3

@@ -44,7 +44,7 @@ cdef inline void on_commands(Engine* e) noexcept nogil:
 cdef inline void on_command(Engine* e, Command* command) noexcept nogil:
     cdef Connection* c
     if command.op == OP_LISTEN:
-        add_listener(e, command.number)
+        add_listener(e, command.number, <uint8_t> command.flag)
     elif command.op == OP_UNLISTEN:
         close_listeners(e)
     elif command.op == OP_CERTIFICATES:
@@ -123,13 +123,14 @@ cdef inline bint on_flow_command(Engine* e, Connection* c, Command* command) noe
     return True
 
 
-cdef inline void add_listener(Engine* e, int fd) noexcept nogil:
+cdef inline void add_listener(Engine* e, int fd, uint8_t asks) noexcept nogil:
     if e.listener_count == MAX_LISTENERS or watch(
         e, posix.EPOLL_CTL_ADD, fd, posix.EPOLLIN, <uint64_t> ON_LISTENER << 56 | e.listener_count
     ) < 0:
         posix.close(fd)
         return
     e.listeners[e.listener_count] = fd
+    e.listeners_ask[e.listener_count] = asks
     e.listener_count += 1
     e.accepting = True
     fill(&e.reserve, e.command_fd, RESERVED_DESCRIPTORS, e.bounds.max_descriptors)
@@ -155,7 +156,8 @@ cdef inline void use_contexts(Engine* e, Contexts* contexts) noexcept nogil:
 
 
 cdef inline void adopt(Engine* e, Command* command) noexcept nogil:
-    cdef Connection* c = welcome(e, command.number, command.target, command.target_size)
+    cdef Connection* c = welcome(
+        e, command.number, command.target, command.target_size, <uint8_t> command.flag)
     if c == NULL:
         return
     c.adoption_id = command.identity

@@ -37,6 +37,7 @@ class Flow:
     carrier: Carrier
     upstream: Upstream
     port: int
+    client_certificate: str = ""
     # A session's: how often it has moved, whether its upstream is lost, and the flow before the last move.
     moves: int = 0
     lost: bool = False
@@ -113,6 +114,8 @@ class Connections:
         self.flows: dict[int, Flow] = {}
         # Connections that are sessions, from before their first upstream.
         self.sessions: set[int] = set()
+        # Whose certificate a client has shown, of those that have.
+        self.client_certificates: dict[int, str] = {}
         self.adoptions = Adoptions()
 
     def is_taken(self, identity: int) -> bool:
@@ -122,5 +125,6 @@ class Connections:
     def forget(self, identity: int) -> Flow | None:
         """The connection has ended. Returns its flow, if it had one."""
         self.sessions.discard(identity)
+        self.client_certificates.pop(identity, None)
         self.adoptions.forget(identity)
         return self.flows.pop(identity, None)

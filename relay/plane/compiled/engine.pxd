@@ -96,15 +96,16 @@ cdef enum:
     NOTICE_GRANTED = 1024       # the answer that waits
     NOTICE_ALTERNATE = 2048     # 300, the answer: a socket for the server that it names is wanted
     NOTICE_PAUSED = 4096        # of no connection: newcomers wait; fault: an errno, or 0 if they came too fast
+    NOTICE_CERTIFICATE = 8192   # what the client has shown in its handshake, in DER; it comes before TURN_OPENED
 
 cdef enum:
-    OP_LISTEN                   # number: the socket
+    OP_LISTEN                   # number: the socket, flag: ASK_…
     OP_UNLISTEN
     OP_CERTIFICATES             # data: Contexts
     OP_CONFIGURE                # data: Bounds
     OP_NETWORKS                 # data: entries of networks
     OP_TICKET_KEY               # data: TicketKey
-    OP_ADOPT                    # number: the socket, identity: its adoption_id; data: bytes read already
+    OP_ADOPT                    # number: the socket, identity: its adoption_id, flag: ASK_…; data: bytes read already
     OP_ATTACH                   # number: the UDP socket, flag: FLOW_… and the carrier
     OP_REPLACE                  # number: the UDP socket on a fresh port, or for an alternate; -1 if there is none
     OP_UPGRADE                  # as OP_ATTACH, without a socket for a session; data: the response
@@ -220,6 +221,7 @@ cdef struct Connection:
     SSL* ssl
     Wire wire                   # under it
     Contexts* contexts          # while the handshake may ask for a name
+    uint8_t asks                # for a certificate of the client: ASK_…
     uint32_t interest           # what epoll watches on fd
     uint64_t adoption_id        # Python's number for an adopted connection
     # Who it is.
@@ -280,7 +282,7 @@ cdef struct Connection:
     int64_t answer_due_us       # when control must have answered about that, or about a lost upstream
     # The end.
     int reason
-    int fault                   # a framing fault (negative), an errno, or how many first_bytes there are
+    int fault                   # a framing fault (negative), an errno, how many first_bytes there are, or X509_V_ERR_…
     const char* failure         # OpenSSL's words, static
     uint8_t[8] first_bytes
     # Time: one deadline at a time, in one slot of the wheel.
@@ -341,6 +343,7 @@ cdef struct Engine:
     TicketKeys ticket_keys
     Shared* shared
     int[MAX_LISTENERS] listeners
+    uint8_t[MAX_LISTENERS] listeners_ask    # for a certificate of the client: ASK_…
     int listener_count
     bint accepting
     Reserve reserve             # of the next newcomer

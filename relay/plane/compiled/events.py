@@ -22,14 +22,14 @@ from relay.plane.api import (
     Event,
     EventSink,
     FlowSnapshot,
-    HandshakeFailure,
     HttpOpened,
     StunReceived,
     TextReceived,
     TurnOpened,
     UpstreamLost,
 )
-from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES
+from relay.plane.certificates import ALPN_PROTOCOLS, HANDSHAKE_FAILURES, HandshakeFailure, refusal_of
+from relay.plane.client_certificates import name_of
 from relay.plane.compiled.connections import Connections, Flow
 from relay.plane.compiled.numbers import FAULTS, REASONS, Notice
 from relay.plane.compiled.snapshots import Snapshots, totals_of
@@ -79,9 +79,11 @@ class NoticeReader:
             case Notice.ADOPTED:
                 self._on_adopted(worker, identity)
             case Notice.TURN_OPENED:
-                return [_turn_opened(worker, identity, connection)]
+                return [_turn_opened(worker, identity, connection, self._client_certificate(identity))]
             case Notice.HTTP_OPENED:
-                return [_http_opened(worker, identity, connection)]
+                return [_http_opened(worker, identity, connection, self._client_certificate(identity))]
+            case Notice.CERTIFICATE:
+                self._connections.client_certificates[identity] = name_of(message)
             case Notice.STALE:
                 self._on_stale(worker, identity)
             case Notice.CLOSED:
@@ -101,6 +103,9 @@ class NoticeReader:
         return []
 
     # Newcomers
+
+    def _client_certificate(self, identity: int) -> str:
+        return self._connections.client_certificates.get(identity, "")
 
     def _on_adopted(self, worker: Worker, identity: int) -> None:
         reason = self._connections.adoptions.on_taken(worker.adoption_id(identity), identity)
@@ -187,7 +192,8 @@ class NoticeReader:
             totals_of(worker.counters(identity)),
             flow,
             self._detail(reason, fault, words, first_bytes, flow),
-            _failure(words) if reason is CloseReason.HANDSHAKE_FAILED else None,
+            _failure(words, fault) if reason is CloseReason.HANDSHAKE_FAILED else None,
+            self._client_certificate(identity),
         )
 
     def _detail(
@@ -228,17 +234,22 @@ def client_of(worker: Worker, identity: int) -> Address:
     return Address(socket.inet_ntop(socket.AF_INET6 if is_ipv6 else socket.AF_INET, packed), port)
 
 
-def _turn_opened(worker: Worker, identity: int, connection: ConnectionId) -> TurnOpened:
+def _turn_opened(worker: Worker, identity: int, connection: ConnectionId, certificate: str) -> TurnOpened:
     server_name, alpn, _ = worker.opened(identity)
-    return TurnOpened(connection, client_of(worker, identity), server_name, ALPN_PROTOCOLS[alpn - 1] if alpn else None)
+    protocol = ALPN_PROTOCOLS[alpn - 1] if alpn else None
+    return TurnOpened(connection, client_of(worker, identity), server_name, protocol, certificate)
 
 
-def _http_opened(worker: Worker, identity: int, connection: ConnectionId) -> HttpOpened:
+def _http_opened(worker: Worker, identity: int, connection: ConnectionId, certificate: str) -> HttpOpened:
     server_name, _, version = worker.opened(identity)
-    return HttpOpened(connection, worker.take_pipe(identity), client_of(worker, identity), server_name, version)
+    client, fd = client_of(worker, identity), worker.take_pipe(identity)
+    return HttpOpened(connection, fd, client, server_name, version, certificate)
 
 
-def _failure(words: str) -> HandshakeFailure:
+def _failure(words: str, refused_for: int) -> HandshakeFailure:
+    """``refused_for`` is OpenSSL's number for what is wrong with the client's certificate, or 0."""
+    if refused_for:
+        return refusal_of(refused_for)
     if words == "timeout":
         return HandshakeFailure.TIMEOUT
     if not words:

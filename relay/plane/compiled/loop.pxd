@@ -71,7 +71,7 @@ cdef inline void turn(Engine* e, int timeout_ms) noexcept nogil:
         if source == ON_COMMAND:
             on_commands(e)
         elif source == ON_LISTENER and <uint32_t> number < <uint32_t> e.listener_count:
-            on_listener(e, e.listeners[<uint32_t> number])
+            on_listener(e, <uint32_t> number)
         elif source == ON_TCP and handshakes < HANDSHAKES_A_TURN:
             c = find(e, number)
             if c != NULL and c.state == STATE_HANDSHAKE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from relay.plane.api import Carrier, CloseReason, DropReason, Traffic
+from relay.plane.client_certificates import ClientCertificates
 from relay.quality.stream import Direction
 from relay.wire.stream import FramingFault
 
@@ -29,12 +30,14 @@ class Notice(IntEnum):
     GRANTED = 1024  # the answer that waits
     ALTERNATE = 2048  # 300, the answer: the flow wants a socket for the server that it names
     PAUSED = 4096  # of no connection: newcomers wait
+    CERTIFICATE = 8192  # what the client has shown in its handshake
 
 
 CARRIERS = tuple(Carrier)
 REASONS = tuple(CloseReason)
 DROPS = tuple(DropReason)
 TRAFFICS = tuple(Traffic)
+CLIENT_CERTIFICATES = tuple(ClientCertificates)
 # A fault has the negative of its place, counted from 1.
 FAULTS = (FramingFault.FIRST_BYTE, FramingFault.STUN_LENGTH, FramingFault.MAGIC_COOKIE)
 # The kinds of what a tap copies; after the two directions comes the flow's own address.

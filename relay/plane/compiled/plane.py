@@ -19,9 +19,10 @@ from relay.addresses import Address
 from relay.errors import OperatorError
 from relay.plane.api import Carrier, CloseReason, ConnectionId, EventSink, Snapshot, Tap, Upstream
 from relay.plane.certificates import ServerCertificate
+from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.compiled.connections import Connections, Flow
 from relay.plane.compiled.events import NoticeReader, client_of
-from relay.plane.compiled.numbers import CARRIERS, REASONS
+from relay.plane.compiled.numbers import CARRIERS, CLIENT_CERTIFICATES, REASONS
 from relay.plane.compiled.snapshots import Snapshots
 from relay.plane.compiled.tap import FlowTap
 from relay.plane.endings import is_exhausted, reason_without_socket
@@ -35,6 +36,8 @@ from relay.sockaddr import from_sockaddr, pack_sockaddr
 # for a client that comes back after lunch, short enough that a stolen key opens little.
 TICKET_KEY_BYTES = 80
 TICKET_KEY_LIFETIME_S = 4 * 3600
+# Of ``ClientAuthorities.digest``.
+DIGEST_BYTES = 32
 
 
 class CompiledPlane:
@@ -57,6 +60,8 @@ class CompiledPlane:
         self._snapshots = Snapshots(self._workers, self._connections.flows)
         self._notices = NoticeReader(on_events, self._connections, self._ports, self._snapshots)
         self._stopped = False
+        self._certificates = certificates
+        self._authorities: ClientAuthorities | None = None
         self.set_certificates(certificates)
         self.configure(settings)
         self._rotate_ticket_keys()
@@ -70,7 +75,12 @@ class CompiledPlane:
 
     # Verbs
 
-    async def listen(self, address: Address, given: Sequence[socket.socket] = ()) -> Address:
+    async def listen(
+        self,
+        address: Address,
+        given: Sequence[socket.socket] = (),
+        asks: ClientCertificates = ClientCertificates.NONE,
+    ) -> Address:
         """Accept clients on a literal address, each worker on a socket of its own if there are enough.
 
         Each socket has a queue of its own, so each needs a worker. Where there are fewer sockets than workers, some
@@ -82,18 +92,29 @@ class CompiledPlane:
         missing = len(self._workers) - len(listening)
         listening += [os.dup(listening[number % len(sockets)]) for number in range(missing)]
         for number, fd in enumerate(listening):
-            self._workers[number % len(self._workers)].listen(fd)
+            self._workers[number % len(self._workers)].listen(fd, CLIENT_CERTIFICATES.index(asks))
         return bound
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections. Raises OperatorError and keeps the old."""
+        self._use(certificates, self._authorities)
+        self._certificates = certificates
+
+    def trust_clients(self, authorities: ClientAuthorities | None) -> None:
+        """Accept certificates of clients that these have signed. Raises OperatorError and keeps the old."""
+        self._use(self._certificates, authorities)
+        self._authorities = authorities
+
+    def _use(self, certificates: Sequence[ServerCertificate], authorities: ClientAuthorities | None) -> None:
         groups: dict[frozenset[str], list[tuple[bytes, bytes, bytes]]] = {}
         for one in certificates:
             groups.setdefault(one.names, []).append((one.chain, one.private_key, one.staple))
         named = [([name.encode() for name in sorted(names)], files) for names, files in groups.items()]
+        trusted = [] if authorities is None else list(authorities.certificates)
+        digest = bytes(DIGEST_BYTES) if authorities is None else authorities.digest()
         try:
             for worker in self._workers:
-                worker.set_certificates(named)
+                worker.set_certificates(named, trusted, digest)
         except ValueError as error:  # read_certificate would have refused it
             raise OperatorError(f"certificates: {error}") from None
 
@@ -114,7 +135,13 @@ class CompiledPlane:
             worker.configure(settings)
             worker.use_networks(entries)
 
-    def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
+    def adopt(
+        self,
+        fd: int,
+        preread: bytes = b"",
+        client: Address | None = None,
+        asks: ClientCertificates = ClientCertificates.NONE,
+    ) -> ConnectionId:
         """Take over an accepted TCP connection."""
         os.set_blocking(fd, False)
         connection = self._connections.adoptions.new_id()
@@ -122,9 +149,9 @@ class CompiledPlane:
             os.close(fd)
             return connection
         self._connections.adoptions.await_worker(connection)
-        self._workers[connection % len(self._workers)].adopt(
-            fd, preread, connection, b"" if client is None else pack_sockaddr(client)
-        )
+        packed = b"" if client is None else pack_sockaddr(client)
+        worker = self._workers[connection % len(self._workers)]
+        worker.adopt(fd, preread, connection, packed, CLIENT_CERTIFICATES.index(asks))
         return connection
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:
@@ -185,7 +212,8 @@ class CompiledPlane:
         worker = self._worker(identity)
         server_name, _, _ = worker.opened(identity)
         connection = self._connections.adoptions.connection_of(identity)
-        return Flow(connection, client_of(worker, identity), server_name, carrier, upstream, port)
+        certificate = self._connections.client_certificates.get(identity, "")
+        return Flow(connection, client_of(worker, identity), server_name, carrier, upstream, port, certificate)
 
     def move(self, connection: ConnectionId, upstream: Upstream, fd: int = -1) -> None:
         """Have a session go on at this upstream."""

@@ -14,11 +14,11 @@ from relay.plane.api import (
     ClientLink,
     CloseReason,
     FlowSnapshot,
-    HandshakeFailure,
     Latency,
     Snapshot,
     Totals,
 )
+from relay.plane.certificates import HandshakeFailure
 from relay.plane.compiled.connections import Flow
 from relay.plane.compiled.numbers import DROPS, REASONS, TRAFFICS
 from relay.quality.stream import Direction, RtpStream
@@ -131,6 +131,7 @@ def _describe(flow: Flow, record: _Record, figures: _Figures) -> FlowSnapshot:
         heard_us / 1e6,
         totals_of(counters),
         username=name.decode(errors="replace")[:MAX_USERNAME_CHARACTERS],
+        client_certificate=flow.client_certificate,
         allocated=allocated_us > 0,
         queued_bytes=queued,
         queue_age_s=oldest_us / 1e6,

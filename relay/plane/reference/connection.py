@@ -27,12 +27,13 @@ from relay.plane.api import (
     CloseReason,
     ConnectionId,
     FlowSnapshot,
-    HandshakeFailure,
     HttpOpened,
     Totals,
     TurnOpened,
     Upstream,
 )
+from relay.plane.certificates import HandshakeFailure
+from relay.plane.client_certificates import ClientCertificates
 from relay.plane.endings import first_bytes_detail, reason_without_socket, unread_detail
 from relay.plane.reference.carriers import close_frame, is_websocket
 from relay.plane.reference.client_link import LinkProbe, configure_client_socket
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         *,
         client: Address,
         refused: CloseReason | None,
+        asks: ClientCertificates,
     ) -> None:
         """``refused`` is why the connection ends at once, if it does."""
         self.identity = identity
@@ -92,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._intake: Intake | None = None
         # For the UDP socket of the flow, or for the pair to control.
         self.reserve = reserve
-        self._tls = TlsSession(plane.contexts)
+        self._tls = TlsSession(plane.contexts, asks)
         self._state = State.HANDSHAKE
         # Plain bytes that came before it was known what to do with them.
         self._early = b""
@@ -104,6 +106,11 @@ class Connection(asyncio.Protocol):
     def server_name(self) -> str:
         """What the client asked for in the handshake."""
         return self._tls.server_name
+
+    @property
+    def client_certificate(self) -> str:
+        """Whose certificate the client has shown; empty without one."""
+        return self._tls.client_certificate
 
     # The transport
 
@@ -262,7 +269,8 @@ class Connection(asyncio.Protocol):
         # At most one read of the transport waits for control.
         self.pause_reading(True)
         self.set_deadline(self._plane.settings.control_timeout_s, self.on_control_timeout)
-        self._plane.emit(TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn))
+        opened = TurnOpened(self.identity, self.client, self.server_name, self._tls.alpn, self.client_certificate)
+        self._plane.emit(opened)
 
     def _on_http(self) -> None:
         self.reserve.give_up()
@@ -275,7 +283,10 @@ class Connection(asyncio.Protocol):
         # An upgrade needs a UDP socket. Without a reserve it may still get one.
         with contextlib.suppress(OSError):
             self.reserve.fill(1, self._plane.settings.max_descriptors)
-        opened = HttpOpened(self.identity, self._handover.fd, self.client, self.server_name, self._tls.version)
+        certificate = self.client_certificate
+        opened = HttpOpened(
+            self.identity, self._handover.fd, self.client, self.server_name, self._tls.version, certificate
+        )
         self._plane.emit(opened)
         early, self._early = self._early, b""
         self._handover.send_request(early)
@@ -433,8 +444,10 @@ class Connection(asyncio.Protocol):
             orphan = media.close()
             if orphan is not None and media.flow is not None:
                 self._plane.emit(AllocationOrphaned(self.identity, orphan[0], media.flow.upstream, orphan[1]))
+        certificate = self.client_certificate
         self._plane.on_closed(
-            Closed(self.identity, reason, self.client, self.server_name, totals, last, detail, failure), delays
+            Closed(self.identity, reason, self.client, self.server_name, totals, last, detail, failure, certificate),
+            delays,
         )
 
     def snapshot(self, now: float) -> FlowSnapshot | None:

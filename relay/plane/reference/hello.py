@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from relay.errors import PeerError
-from relay.plane.api import HandshakeFailure
+from relay.plane.certificates import HandshakeFailure
 from relay.plane.reference.first_bytes import FirstBytes, decide
 from relay.wire.proxy_header import V1_PREFIX, V2_SIGNATURE
 
 # A ClientHello has 2 KB, or 4 KB with tickets and keys of every kind. OpenSSL begins with this much memory for a
 # message. If the client announces more, it takes up to 128 KiB before the bytes have come.
 MAX_HELLO_BYTES = 16 * 1024
+# Of a client's certificate and those above it: a leaf and three authorities with RSA 4096 have 8 KB. It fits into the
+# memory that OpenSSL has for a message anyway. A session ticket holds the leaf, and with it a ClientHello must still be
+# short enough.
+MAX_CLIENT_CHAIN_BYTES = 12 * 1024
 # A client needs four records for a handshake, and some cut their first in pieces. Each record costs a turn's time.
 MAX_HELLO_RECORDS = 64
 # Records that carry no data: new keys after millions of records, an empty record before the first. A client needs one
@@ -26,6 +30,8 @@ MAX_HANDSHAKE_RECORDS = MAX_HELLO_RECORDS + MAX_SILENT_RECORDS
 
 _RECORD_HEAD_BYTES, _MESSAGE_HEAD_BYTES = 5, 4
 _CHANGE_CIPHER_SPEC, _HANDSHAKE, _APPLICATION_DATA = 20, 22, 23
+# The message with the client's certificates; in clear only in TLS 1.2.
+_CERTIFICATE = 11
 # RFC 8446 section 4.1.3: what a HelloRetryRequest has instead of random bytes, and where.
 _RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 _RANDOM = slice(11, 43)
@@ -37,6 +43,13 @@ class HelloFault(PeerError):
     def __init__(self, failure: HandshakeFailure, detail: str) -> None:
         super().__init__(detail)
         self.failure = failure
+
+
+class ChainTooLong(HelloFault):
+    """The certificates that the client shows are too many, or too large."""
+
+    def __init__(self) -> None:
+        super().__init__(HandshakeFailure.CLIENT_CERTIFICATE_TOO_LONG, "client certificate chain too long")
 
 
 class RecordCutter:
@@ -145,6 +158,8 @@ class Hello:
     def _on_message_head(self, head: bytes) -> None:
         self._message_left = int.from_bytes(head[1:])
         if self._message_left > MAX_HELLO_BYTES - _MESSAGE_HEAD_BYTES:
+            if head[0] == _CERTIFICATE:
+                raise ChainTooLong
             raise HelloFault(HandshakeFailure.HELLO_TOO_LONG, "client hello too long")
         self._keep(head)
 

@@ -316,6 +316,7 @@ class Media:
             now - flow.heard_at,
             totals,
             username=account.username,
+            client_certificate=self._host.client_certificate,
             allocated=flow.allocated,
             queued_bytes=downlink.schedule.waiting_bytes,
             queue_age_s=downlink.schedule.oldest_age(clock),

@@ -6,6 +6,7 @@ It owns the listening sockets, the connections (``connection``) and through them
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +19,13 @@ from relay.plane.api import (
     ConnectionId,
     Event,
     EventSink,
-    HandshakeFailure,
     Snapshot,
     Tap,
     Totals,
     Upstream,
 )
-from relay.plane.certificates import ServerCertificate
+from relay.plane.certificates import HandshakeFailure, ServerCertificate
+from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.listening import open_listeners
 from relay.plane.reference.connection import Connection
 from relay.plane.reference.delays import Delays
@@ -51,6 +52,8 @@ class ReferencePlane:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.ports = SourcePorts(settings)
+        self._certificates = certificates
+        self._authorities: ClientAuthorities | None = None
         self.contexts = ServerContexts(certificates)
         self._on_events = on_events
         self._events: list[Event] = []
@@ -72,21 +75,33 @@ class ReferencePlane:
 
     # Verbs
 
-    async def listen(self, address: Address, given: Sequence[socket.socket] = ()) -> Address:
+    async def listen(
+        self,
+        address: Address,
+        given: Sequence[socket.socket] = (),
+        asks: ClientCertificates = ClientCertificates.NONE,
+    ) -> Address:
         """Accept clients on a literal address, port 0 for a free one, or on sockets that listen there already."""
         sockets = given or open_listeners(address, 1)
-        listeners = [Listener(self.loop, listening, self._welcome, self._newcomers) for listening in sockets]
+        welcome = functools.partial(self._welcome, asks)
+        listeners = [Listener(self.loop, listening, welcome, self._newcomers) for listening in sockets]
         self._listeners += listeners
         return listeners[0].address
 
-    def _welcome(self, accepted: socket.socket, client: Address, reserve: Reserve) -> None:
+    def _welcome(self, asks: ClientCertificates, accepted: socket.socket, client: Address, reserve: Reserve) -> None:
         # Once the client has reset the connection, its socket no longer knows the address.
-        connection = self._new_connection(client, reserve=reserve)
+        connection = self._new_connection(client, asks, reserve=reserve)
         self._adoptions.start(self._connect(connection, accepted), "accept")
 
     def set_certificates(self, certificates: Sequence[ServerCertificate]) -> None:
         """Use these for new connections."""
-        self.contexts = ServerContexts(certificates)
+        self.contexts = ServerContexts(certificates, self._authorities)
+        self._certificates = certificates
+
+    def trust_clients(self, authorities: ClientAuthorities | None) -> None:
+        """Accept certificates of clients that these have signed."""
+        self.contexts = ServerContexts(self._certificates, authorities)
+        self._authorities = authorities
 
     def configure(self, settings: PlaneSettings) -> None:
         """Use these bounds from now on. Raises ValueError for an impossible payload clock, and keeps the old."""
@@ -95,10 +110,16 @@ class ReferencePlane:
         self._newcomers.configure(settings)
         self.ports.configure(settings)
 
-    def adopt(self, fd: int, preread: bytes = b"", client: Address | None = None) -> ConnectionId:
+    def adopt(
+        self,
+        fd: int,
+        preread: bytes = b"",
+        client: Address | None = None,
+        asks: ClientCertificates = ClientCertificates.NONE,
+    ) -> ConnectionId:
         """Take over an accepted TCP connection."""
         accepted = socket.socket(fileno=fd)
-        connection = self._new_connection(client or _peer_of(accepted), preread)
+        connection = self._new_connection(client or _peer_of(accepted), asks, preread)
         self._adopting[connection.identity] = None
         self._adoptions.start(self._connect(connection, accepted), "adopt")
         return connection.identity
@@ -236,11 +257,13 @@ class ReferencePlane:
 
     # Called by connections
 
-    def _new_connection(self, client: Address, preread: bytes = b"", reserve: Reserve | None = None) -> Connection:
+    def _new_connection(
+        self, client: Address, asks: ClientCertificates, preread: bytes = b"", reserve: Reserve | None = None
+    ) -> Connection:
         self._accepted += 1
         identity = ConnectionId(self._accepted)
         refused = self._newcomers.enter(self.loop.time(), identity, client.host)
-        return Connection(self, identity, preread, reserve or Reserve(), client=client, refused=refused)
+        return Connection(self, identity, preread, reserve or Reserve(), client=client, refused=refused, asks=asks)
 
     def enter(self, connection: Connection) -> bool:
         """Enter a connection in the table. Returns False if the plane has stopped."""

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import ssl
 import sys
 from collections.abc import Iterator, Sequence
 
 from relay.errors import PeerError
 from relay.name_patterns import one_label_wildcard
-from relay.plane.api import HandshakeFailure
 from relay.plane.certificates import (
     ALPN_PROTOCOLS,
     HANDSHAKE_FAILURES,
+    HandshakeFailure,
     ServerCertificate,
     load_certificate,
     new_context,
+    refusal_of,
+    trust_clients,
 )
+from relay.plane.client_certificates import ClientAuthorities, ClientCertificates, has_ended, name_of
 from relay.plane.reference.hello import (
+    MAX_CLIENT_CHAIN_BYTES,
     MAX_HANDSHAKE_RECORDS,
     MAX_SILENT_RECORDS,
+    ChainTooLong,
     Hello,
     HelloFault,
     RecordCutter,
@@ -28,6 +34,9 @@ from relay.plane.reference.hello import (
 from relay.wire.client_hello import ClientHello, parse_client_hello
 
 _READ_BYTES = 16 * 1024
+# What a client may say after its ClientHello where it is asked for a certificate. Python cannot give OpenSSL a bound
+# for the chain, and its own is 100 KB. There are also a signature, keys, and perhaps a second hello.
+_MAX_REST_BYTES = MAX_CLIENT_CHAIN_BYTES + 8 * 1024
 # RFC 7301 section 3.2. Python's server does not know it, and would go on without a protocol.
 _ALERT_NO_APPLICATION_PROTOCOL = 120
 
@@ -56,30 +65,43 @@ class _ServerObject(ssl.SSLObject):
 
 
 class ServerContexts:
-    """One context for each set of names: exact names first, then wildcards, then the first certificate."""
+    """One context for each set of names: exact names first, then wildcards, then the first certificate.
 
-    def __init__(self, certificates: Sequence[ServerCertificate]) -> None:
+    A handshake begins with a context of ``beginning`` or ``anew``, and goes on with the one that its name chooses. What
+    the client is asked for stays as it began. Sessions are resumed only where they began: each of those contexts has
+    ticket keys of its own. So a client cannot bring a session in where more is asked, or other authorities count.
+    """
+
+    def __init__(self, certificates: Sequence[ServerCertificate], authorities: ClientAuthorities | None = None) -> None:
         self._by_name: dict[str, ssl.SSLContext] = {}
         by_names: dict[frozenset[str], ssl.SSLContext] = {}
         for certificate in certificates:
-            context = by_names.setdefault(certificate.names, _new_context())
+            context = by_names.setdefault(certificate.names, _new_context(authorities))
             load_certificate(context, certificate)
             for name in certificate.names:
                 self._by_name.setdefault(name, context)
-        self.default = next(iter(by_names.values()))
-        # The first certificate again, for a handshake that must not resume a session.
-        self.without_sessions = _new_context()
-        self.without_sessions.options |= ssl.OP_NO_TICKET
-        for certificate in certificates:
-            if certificate.names == certificates[0].names:
-                load_certificate(self.without_sessions, certificate)
+        self._default = next(iter(by_names.values()))
+        first = [one for one in certificates if one.names == certificates[0].names]
+        self.beginning = {asks: self._make(first, authorities, asks) for asks in ClientCertificates}
+        # The same for a handshake that must not resume a session.
+        self.anew = {asks: self._make(first, authorities, asks) for asks in ClientCertificates}
+        for context in self.anew.values():
+            context.options |= ssl.OP_NO_TICKET
+
+    def _make(
+        self, first: Sequence[ServerCertificate], authorities: ClientAuthorities | None, asks: ClientCertificates
+    ) -> ssl.SSLContext:
+        context = _new_context(authorities, asks)
+        for certificate in first:
+            load_certificate(context, certificate)
         # It is called for every handshake, because a session always starts with one of these contexts.
-        self.default.sni_callback = self.without_sessions.sni_callback = self._on_server_name
+        context.sni_callback = self._on_server_name
+        return context
 
     def choose(self, server_name: str) -> ssl.SSLContext:
         """The context for a name: exact, then wildcard of one label, then the first."""
         name = server_name.lower().rstrip(".")
-        return self._by_name.get(name) or self._by_name.get(one_label_wildcard(name)) or self.default
+        return self._by_name.get(name) or self._by_name.get(one_label_wildcard(name)) or self._default
 
     def _on_server_name(self, connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> int | None:
         assert isinstance(connection, _ServerObject)
@@ -92,13 +114,18 @@ class ServerContexts:
         return None
 
 
-def _new_context() -> ssl.SSLContext:
+def _new_context(
+    authorities: ClientAuthorities | None, asks: ClientCertificates = ClientCertificates.NONE
+) -> ssl.SSLContext:
     context = new_context()
     context.sslobject_class = _ServerObject
+    trust_clients(context, authorities, asks)
     return context
 
 
 def _tls_error(error: ssl.SSLError) -> TlsError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TlsError(refusal_of(error.verify_code), error.verify_message)
     return TlsError(HANDSHAKE_FAILURES.get(error.reason or "", HandshakeFailure.OTHER), error.reason or str(error))
 
 
@@ -122,13 +149,17 @@ def _names_in_silence() -> Iterator[None]:
 class TlsSession:
     """The server's side of one TLS connection: bytes in, bytes out, no socket."""
 
-    def __init__(self, contexts: ServerContexts) -> None:
+    def __init__(self, contexts: ServerContexts, asks: ClientCertificates = ClientCertificates.NONE) -> None:
         self._contexts = contexts
+        self._asks = asks
         self.established = False
+        # Whose certificate the client has shown, once the handshake is done; empty without one.
+        self.client_certificate = ""
         # The client has said that it sends no more (close_notify).
         self.client_closed = False
         self._records = RecordCutter()
         self._handshake_records = 0
+        self._rest_bytes = 0
         self._silent = SilentRecords()
         self._hello = Hello()
         # What the client has sent, until it is known that the session can stay.
@@ -196,6 +227,7 @@ class TlsSession:
             if self._handshake_records > MAX_HANDSHAKE_RECORDS:
                 raise HelloFault(HandshakeFailure.HELLO_TOO_LONG, "client hello in too many records")
             self._hello.take(piece)
+            self._bound_rest(piece)
             self._shake_hands(piece)
             return []
         self._incoming.write(piece)
@@ -205,13 +237,19 @@ class TlsSession:
             raise TlsFlood
         return chunks
 
+    def _bound_rest(self, piece: bytes) -> None:
+        if self._asks is not ClientCertificates.NONE and self._session is not None:
+            self._rest_bytes += len(piece)
+            if self._rest_bytes > _MAX_REST_BYTES:
+                raise ChainTooLong
+
     def _shake_hands(self, piece: bytes) -> None:
         if self._said is not None:
             self._said += piece
         if self._session is not None:
             self._go_on(self._session, piece)
         elif self._hello.whole and self._said is not None:
-            self._go_on(self._begin(self._contexts.default), self._said)
+            self._go_on(self._begin(self._contexts.beginning[self._asks]), self._said)
 
     def _go_on(self, session: _ServerObject, wire: bytes) -> None:
         self._incoming.write(wire)
@@ -221,8 +259,18 @@ class TlsSession:
         except ssl.SSLWantReadError:
             self._stay_or_begin_anew(session)
         else:
+            self._take_certificate(session)
             self.established = True
             self._records.max_records = MAX_SILENT_RECORDS
+
+    def _take_certificate(self, session: _ServerObject) -> None:
+        """Look whose certificate it is. TLS has verified it: now, or when the session began that goes on here."""
+        shown = None if self._asks is ClientCertificates.NONE else session.getpeercert(binary_form=True)
+        if shown is None:
+            return
+        if session.session_reused and has_ended(shown, datetime.datetime.now(datetime.UTC)):
+            raise HelloFault(HandshakeFailure.CLIENT_CERTIFICATE_EXPIRED, "certificate has expired")
+        self.client_certificate = name_of(shown)
 
     def _stay_or_begin_anew(self, session: _ServerObject) -> None:
         """Throw away the answer to the first message if it resumes a session that has another name.
@@ -238,7 +286,7 @@ class TlsSession:
             return
         if said is None:  # it was begun anew already: the client has made up the identifier of a session
             raise HelloFault(HandshakeFailure.OTHER, "session of another name")
-        self._go_on(self._begin(self._contexts.without_sessions), said)
+        self._go_on(self._begin(self._contexts.anew[self._asks]), said)
 
     def _read(self) -> list[bytes]:
         session, incoming = self._session, self._incoming

@@ -25,13 +25,13 @@ from relay.plane.api import (
     CloseReason,
     ConnectionId,
     DropReason,
-    HandshakeFailure,
     Latency,
     Snapshot,
     Totals,
     Traffic,
     Upstream,
 )
+from relay.plane.certificates import HandshakeFailure
 from relay.turn.credentials import StaticCredentials
 from tests.support.benches.gateway import Relay, running_relay
 from tests.support.benches.made_up import MadeUpCall, MadeUpRelay, nobody_asked

@@ -1,11 +1,21 @@
 # The certificates as TLS has them: a context for each set of names, chosen by the client's server name; which protocols
-# are spoken; and session tickets, of which nothing is kept here.
+# are spoken; who may sign the certificates of clients; and session tickets, of which nothing is kept here.
 
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, strcmp, strlen
 
 from relay.plane.compiled.leaves cimport openssl as tls
+from relay.plane.compiled.leaves.hello cimport MAX_CLIENT_CHAIN_BYTES
 from relay.plane.compiled.leaves.live cimport LIVE_CONTEXTS, calloc, count_live, free, malloc
+
+# Whether clients are asked for a certificate, in the order of relay.plane.client_certificates.ClientCertificates.
+cdef enum:
+    ASK_NONE
+    ASK_OPTIONAL
+    ASK_REQUIRED
+
+cdef enum:
+    AUTHORITIES_DIGEST_BYTES = 32   # OpenSSL compares as many bytes of a session
 
 cdef struct TicketKey:
     uint8_t[16] name
@@ -34,6 +44,7 @@ cdef struct Contexts:
     tls.SSL_CTX** contexts
     char** names                # of each, one: lower case, exact or "*."
     tls.SSL_CTX* fallback       # the first certificate's
+    uint8_t[AUTHORITIES_DIGEST_BYTES] authorities   # who may sign certificates of clients: a digest
     int staple_count
     Staple* staples
 
@@ -164,6 +175,26 @@ cdef inline bint read_asked_name(tls.SSL* ssl, char* name) noexcept nogil:
     return lower(asked, name)
 
 
+# Asks the client for a certificate. A session goes on only where the same is asked, and the same authorities count. Else
+# it could come from a listener that asks for less, or outlive the trust in its authority. Returns False without memory.
+cdef inline bint ask_for_certificate(tls.SSL* ssl, const Contexts* contexts, uint8_t asks) noexcept nogil:
+    cdef uint8_t[AUTHORITIES_DIGEST_BYTES] context
+    cdef int mode = tls.SSL_VERIFY_PEER
+    if asks == ASK_NONE:
+        return True
+    if asks == ASK_REQUIRED:
+        mode |= tls.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+    memcpy(context, contexts.authorities, AUTHORITIES_DIGEST_BYTES)
+    context[0] ^= asks
+    tls.SSL_set_verify(ssl, mode, NULL)
+    return tls.SSL_set_session_id_context(ssl, <const unsigned char*> context, AUTHORITIES_DIGEST_BYTES) == 1
+
+
+# A session keeps the certificate that its client has shown, and must not outlive it.
+cdef inline bint has_ended(tls.X509* shown) noexcept nogil:
+    return shown != NULL and tls.X509_cmp_current_time(tls.X509_get0_notAfter(shown)) <= 0
+
+
 # A ticket has been opened. A session of TLS 1.2 belongs to the name that it began with, and goes on under no other (RFC
 # 6066 section 3): else the client would be taken to where the old name leads. TLS 1.3 hears the name each time anew.
 cdef inline int on_opened_ticket(
@@ -174,6 +205,8 @@ cdef inline int on_opened_ticket(
     cdef char[256] before
     cdef char[256] asked
     if status != tls.SSL_TICKET_SUCCESS and status != tls.SSL_TICKET_SUCCESS_RENEW:
+        return tls.SSL_TICKET_RETURN_IGNORE_RENEW
+    if has_ended(tls.SSL_SESSION_get0_peer(session)):
         return tls.SSL_TICKET_RETURN_IGNORE_RENEW
     if tls.SSL_SESSION_get_protocol_version(session) < tls.TLS1_3_VERSION:
         began_with = tls.SSL_SESSION_get0_hostname(session)
@@ -270,8 +303,33 @@ cdef inline int load_certificate(tls.SSL_CTX* context, bytes chain, bytes privat
     return 0
 
 
+# Who may sign the certificates of clients (DER). One that is signed by another one is trusted itself, so that the others
+# above it need not be known. A client that is asked for a certificate hears their names.
+cdef inline int trust_clients(tls.SSL_CTX* context, list authorities) except -1:
+    cdef bytes content
+    cdef const unsigned char* data
+    cdef tls.X509* authority
+    cdef bint good
+    for content in authorities:
+        tls.ERR_clear_error()
+        data = <const unsigned char*> <char*> content
+        authority = tls.d2i_X509(NULL, &data, <long> len(content))
+        good = (
+            authority != NULL and tls.X509_STORE_add_cert(tls.SSL_CTX_get_cert_store(context), authority) == 1
+            and tls.SSL_CTX_add_client_CA(context, authority) == 1
+        )
+        tls.X509_free(authority)
+        if not good:
+            raise ValueError(last_error())
+    tls.X509_VERIFY_PARAM_set_flags(tls.SSL_CTX_get0_param(context), tls.X509_V_FLAG_PARTIAL_CHAIN)
+    tls.SSL_CTX_set_max_cert_list(context, MAX_CLIENT_CHAIN_BYTES)
+    return 0
+
+
 # One context for each set of names, entered under each of its names.
-cdef inline Contexts* build_contexts(list groups, TicketKeys* ticket_keys) except NULL:
+cdef inline Contexts* build_contexts(
+    list groups, list authorities, bytes digest, TicketKeys* ticket_keys
+) except NULL:
     cdef Contexts* contexts = <Contexts*> calloc(1, sizeof(Contexts))
     cdef int total = 0
     cdef tls.SSL_CTX* context
@@ -284,6 +342,7 @@ cdef inline Contexts* build_contexts(list groups, TicketKeys* ticket_keys) excep
     contexts.contexts = <tls.SSL_CTX**> calloc(total, sizeof(tls.SSL_CTX*))
     contexts.names = <char**> calloc(total, sizeof(char*))
     contexts.staples = <Staple*> calloc(max(certificates, 1), sizeof(Staple))
+    memcpy(contexts.authorities, <char*> digest, AUTHORITIES_DIGEST_BYTES)
     try:
         for names, files in groups:
             context = new_context(ticket_keys)
@@ -294,6 +353,7 @@ cdef inline Contexts* build_contexts(list groups, TicketKeys* ticket_keys) excep
                 contexts.names[contexts.count] = copy_text(name)
                 contexts.count += 1
                 count_live(LIVE_CONTEXTS, 1)
+            trust_clients(context, authorities)
             for chain, private_key, staple in files:
                 load_certificate(context, chain, private_key)
                 keep_staple(contexts, context, staple)

@@ -16,11 +16,16 @@ cdef enum HelloFault:
     HELLO_PROXY_HEADER
     HELLO_TOO_LONG
     HELLO_TOO_MANY_RECORDS
+    HELLO_CHAIN_TOO_LONG
 
 cdef enum:
     # A ClientHello has 2 KB, 4 KB with tickets and keys of every kind. OpenSSL begins with this much memory for a
     # message, and takes what the client announces beyond that, up to 128 KiB, before it has come.
     MAX_HELLO_BYTES = 16384
+    # Of a client's certificate and those above it. A leaf and three authorities with RSA 4096 have 8 KB. It fits into
+    # the memory that OpenSSL has for a message anyway. A session ticket holds the leaf, and with it a ClientHello must
+    # still be short enough.
+    MAX_CLIENT_CHAIN_BYTES = 12288
     # A handshake takes four records of the client; some clients cut their first in pieces. Each one costs a turn's time.
     MAX_HELLO_RECORDS = 64
     PROXY_PREFIX_BYTES = 6
@@ -30,6 +35,7 @@ cdef enum:
     RECORD_CHANGE_CIPHER_SPEC = 20
     RECORD_HANDSHAKE = 22
     RECORD_APPLICATION_DATA = 23
+    MESSAGE_CERTIFICATE = 11    # in clear only in TLS 1.2
     # In what we send first: the record's head, the message's head, its version; then 32 random bytes.
     SERVER_RANDOM_OFFSET = 11
     RANDOM_BYTES = 32
@@ -113,7 +119,9 @@ cdef inline void take_messages(Hello* hello, const uint8_t* data, uint32_t size)
             )
             hello.whole = hello.whole or not hello.message_left
             if hello.message_left > MAX_HELLO_BYTES - MESSAGE_HEAD_BYTES:
-                hello.fault = HELLO_TOO_LONG
+                hello.fault = (
+                    HELLO_CHAIN_TOO_LONG if hello.message_head[0] == MESSAGE_CERTIFICATE else HELLO_TOO_LONG
+                )
 
 
 # Looks at what the client has sent, however it was split; False if it must not go on.
@@ -158,6 +166,8 @@ cdef inline const char* words_of(HelloFault fault) noexcept nogil:
         return b"proxy header"
     if fault == HELLO_TOO_LONG:
         return b"client hello too long"
+    if fault == HELLO_CHAIN_TOO_LONG:
+        return b"client certificate chain too long"
     if fault == HELLO_TOO_MANY_RECORDS:
         return b"client hello in too many records"
     return b"wrong version number"

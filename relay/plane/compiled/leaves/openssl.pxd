@@ -46,7 +46,17 @@ cdef extern from "<openssl/ssl.h>" nogil:
         pass
     ctypedef struct X509:
         pass
+    ctypedef struct X509_STORE:
+        pass
+    ctypedef struct X509_STORE_CTX:
+        pass
+    ctypedef struct X509_VERIFY_PARAM:
+        pass
+    ctypedef struct ASN1_TIME:
+        pass
     enum:
+        SSL_VERIFY_PEER, SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+        SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_EXCESSIVE_MESSAGE_SIZE
         SSL_ERROR_NONE, SSL_ERROR_SSL, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_SYSCALL
         SSL_ERROR_ZERO_RETURN
         SSL3_RT_HEADER, SSL_RECEIVED_SHUTDOWN
@@ -89,6 +99,14 @@ cdef extern from "<openssl/ssl.h>" nogil:
     long SSL_CTX_set_tlsext_status_arg(SSL_CTX* context, void* argument)
     long SSL_set_tlsext_status_ocsp_resp(SSL* ssl, void* answer, long size)
     X509* SSL_CTX_get0_certificate(const SSL_CTX* context)
+    X509_STORE* SSL_CTX_get_cert_store(const SSL_CTX* context)
+    X509_VERIFY_PARAM* SSL_CTX_get0_param(SSL_CTX* context)
+    int SSL_CTX_add_client_CA(SSL_CTX* context, X509* certificate)
+    long SSL_CTX_set_max_cert_list(SSL_CTX* context, long size)
+    void SSL_set_verify(SSL* ssl, int mode, int (*callback)(int, X509_STORE_CTX*) noexcept nogil)
+    int SSL_set_session_id_context(SSL* ssl, const unsigned char* context, unsigned int size)
+    X509* SSL_get0_peer_certificate(const SSL* ssl)
+    long SSL_get_verify_result(const SSL* ssl)
     X509* SSL_get_certificate(const SSL* ssl)
     void SSL_CTX_set_alpn_select_cb(
         SSL_CTX* context,
@@ -122,6 +140,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_client_hello_get0_ext(SSL* ssl, unsigned int kind, const unsigned char** data, size_t* size)
     const char* SSL_SESSION_get0_hostname(const SSL_SESSION* session)
     int SSL_SESSION_get_protocol_version(const SSL_SESSION* session)
+    X509* SSL_SESSION_get0_peer(SSL_SESSION* session)
     int SSL_CTX_set_session_ticket_cb(
         SSL_CTX* context, int (*make)(SSL*, void*) noexcept nogil,
         int (*open)(SSL*, SSL_SESSION*, const unsigned char*, size_t, int, void*) noexcept nogil, void* argument)
@@ -139,6 +158,16 @@ cdef extern from "<openssl/crypto.h>" nogil:
 
 cdef extern from "<openssl/x509.h>" nogil:
     void X509_free(X509* certificate)
+    X509* d2i_X509(X509** out, const unsigned char** data, long size)
+    int i2d_X509(const X509* certificate, unsigned char** out)
+    const ASN1_TIME* X509_get0_notAfter(const X509* certificate)
+    int X509_cmp_current_time(const ASN1_TIME* time)
+
+cdef extern from "<openssl/x509_vfy.h>" nogil:
+    unsigned long X509_V_FLAG_PARTIAL_CHAIN
+    int X509_STORE_add_cert(X509_STORE* store, X509* certificate)
+    int X509_VERIFY_PARAM_set_flags(X509_VERIFY_PARAM* parameters, unsigned long flags)
+    const char* X509_verify_cert_error_string(long code)
 
 cdef extern from "<openssl/pem.h>" nogil:
     enum:
@@ -174,6 +203,9 @@ cdef extern from "<openssl/err.h>" nogil:
     unsigned long ERR_get_error()
     unsigned long ERR_peek_error()
     unsigned long ERR_peek_last_error()
+    enum:
+        ERR_LIB_SSL
+    int ERR_GET_LIB(unsigned long error)
     int ERR_GET_REASON(unsigned long error)
     void ERR_clear_error()
     const char* ERR_reason_error_string(unsigned long error)
