@@ -375,7 +375,7 @@ app.add_typer(emulate_app, name="emulate")
 app.add_typer(loadtest_app, name="loadtest")
 
 ca_app = typer.Typer(
-    help="The firm's own certificate authority. It can vouch only for names in the catalog's domains.",
+    help="The firm's own certificate authority: for names in the catalog's domains, or for clients.",
     no_args_is_help=True,
 )
 app.add_typer(ca_app, name="ca")
@@ -414,10 +414,14 @@ def _now() -> datetime.datetime:
 @ca_app.command("create")
 def ca_create(
     directory: CaFolder,
+    *,
     name: Annotated[str, typer.Option(help="The authority's name, as clients display it.")] = "cloud9-relay CA",
     days: DaysOption = FIVE_YEARS_DAYS,
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help=f"Ask for a passphrase for its key. {PASSPHRASE} does the same.")
+    ] = False,
+    clients: Annotated[
+        bool, typer.Option("--clients", help="Vouch for clients instead. The relay must trust it: listen.client_ca.")
     ] = False,
     version: CatalogOption = None,
 ) -> None:
@@ -427,7 +431,9 @@ def ca_create(
     catalog = _catalog(version)
     passphrase = _new_passphrase(encrypt)
     lifetime = datetime.timedelta(days=days)
-    made = AuthorityFolder.create(directory, catalog, _now(), name=name, lifetime=lifetime, passphrase=passphrase)
+    made = AuthorityFolder.create(
+        directory, catalog, _now(), name=name, lifetime=lifetime, passphrase=passphrase, for_clients=clients
+    )
     _tell_new_generation(made)
 
 
@@ -447,14 +453,17 @@ def ca_rotate(
     passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
     made = folder.rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime, passphrase=passphrase)
     _tell_new_generation(made)
-    typer.echo(f"When all clients trust the new bundle: relay ca issue {directory} --media-hosts --renew")
+    if not made.newest.for_clients:
+        typer.echo(f"When all clients trust the new bundle: relay ca issue {directory} --media-hosts --renew")
 
 
 def _tell_new_generation(made: AuthorityFolder) -> None:
     newest = made.newest
     until = newest.certificate.not_valid_after_utc.date()
-    typer.echo(f"{newest.path}: for names in {', '.join(newest.permitted)}, until {until}")
-    typer.echo(f"{made.bundle}: what clients must trust")
+    vouches_for = "clients" if newest.for_clients else f"names in {', '.join(newest.permitted)}"
+    typer.echo(f"{newest.path}: for {vouches_for}, until {until}")
+    trusts = "the relay must trust (listen.client_ca)" if newest.for_clients else "clients must trust"
+    typer.echo(f"{made.bundle}: what {trusts}")
 
 
 @ca_app.command("issue")
@@ -466,24 +475,31 @@ def ca_issue(
     wildcards: Annotated[
         bool, typer.Option("--wildcards", help="One certificate for all of the catalog's domains, signaling included.")
     ] = False,
-    renew: Annotated[
-        bool, typer.Option("--renew", help="Renew certificates even if they have more than 30 days left.")
-    ] = False,
+    clients: Annotated[
+        list[str] | None,
+        typer.Option("--client", metavar="NAME", help="A client, by an authority for clients. May be repeated."),
+    ] = None,
+    renew: Annotated[bool, typer.Option("--renew", help="Renew certificates even if they have time left.")] = False,
     version: CatalogOption = None,
 ) -> None:
-    """Issue one certificate for each host, valid for 397 days. Existing ones are renewed in their last 30 days."""
+    """Issue one certificate for each host, valid for 397 days. Existing ones are renewed in their last 30 days.
+
+    Those of clients are valid for 30 days, and are renewed in their last 10.
+    """
     from relay.ca import AuthorityFolder
     from relay.ca.folder import WILDCARDS
 
     catalog = _catalog(version)
     names = [*(hosts or ()), *(host.name for host in catalog.media_hosts if media_hosts)]
-    if not names and not wildcards:
-        raise OperatorError("expected hosts, --media-hosts, or --wildcards")
+    if not names and not wildcards and not clients:
+        raise OperatorError("expected hosts, --media-hosts, --wildcards, or --client")
     folder, now = AuthorityFolder.open(directory), _now()
     ask = functools.cache(_ask_passphrase)
     issued = folder.issue(catalog, names, now, ask, renew=renew) if names else ()
     if wildcards:
         issued += folder.issue(catalog, catalog.domains, now, ask, stem=WILDCARDS, renew=renew)
+    if clients:
+        issued += folder.issue_clients(clients, now, ask, renew=renew)
     for each in issued:
         typer.echo(f"{each.files.chain}: {'issued' if each.fresh else 'kept'}, until {each.until.date()}")
 
@@ -501,7 +517,7 @@ def ca_show(
         ),
     ] = None,
 ) -> None:
-    """Show the generations of an authority and the certificates of hosts. Exits with 1 if one has expired."""
+    """Show the generations of an authority, and what they have signed. Exits with 1 if something has expired."""
     from relay.ca import AuthorityFolder
     from relay.ca.show import ended, tables_of, toml_of
 

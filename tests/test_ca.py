@@ -20,11 +20,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from relay import catalog, config
 from relay.ca import AuthorityFolder, HostCertificate, host_certificates
 from relay.ca.certificates import Issuer, certificate_pem, key_pem, new_authority, new_key, sign_server
-from relay.ca.folder import HOST_LIFETIME, RENEW_BEFORE
+from relay.ca.folder import CLIENT_LIFETIME, HOST_LIFETIME, RENEW_BEFORE
 from relay.errors import OperatorError
+from relay.gateway.certificates.client_ca import read_authorities
 from relay.gateway.certificates.files import read_all
 from relay.plane.certificates import Certificate, read_certificate, read_certificates
-from relay.plane.client_certificates import ClientCertificates
+from relay.plane.client_certificates import ClientCertificates, name_of
 from relay.plane.reference.tls import ServerContexts
 from tests.support.benches.commands import run_here
 
@@ -488,6 +489,80 @@ def test_fingerprints_are_shown_as_openssl_shows_them(folder: AuthorityFolder) -
     assert done.stdout.strip().partition("=")[2] == wanted
 
 
+# For clients
+
+
+@pytest.fixture
+def for_clients(tmp_path: Path) -> AuthorityFolder:
+    return AuthorityFolder.create(tmp_path / "clients-ca", CATALOG, NOW, for_clients=True)
+
+
+def verifies(folder: AuthorityFolder, chain: Path, purpose: str) -> bool:
+    command = ("openssl", "verify", "-purpose", purpose, "-CAfile", folder.bundle, chain)
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def test_certificates_of_clients(for_clients: AuthorityFolder) -> None:
+    issued = for_clients.issue_clients(["a.keller@firm.example", "desk-17"], NOW, nobody_asks)
+    authorities = read_authorities(for_clients.bundle)
+    assert authorities.certificates == (for_clients.newest.certificate.public_bytes(serialization.Encoding.DER),)
+    for one, name in zip(issued, ("a.keller@firm.example", "desk-17"), strict=True):
+        made = read(one.files.chain)
+        assert name_of(made.public_bytes(serialization.Encoding.DER)) == name
+        assert made.not_valid_after_utc == one.until == NOW + CLIENT_LIFETIME
+        assert (mode(one.files.private_key), mode(one.files.chain.parent)) == (0o600, 0o700)
+        assert verifies(for_clients, one.files.chain, "sslclient")
+        # Neither can be a server: the relay's clients may trust this authority for nothing.
+        assert not verifies(for_clients, one.files.chain, "sslserver")
+    assert [one.names for one in for_clients.clients()] == [("a.keller@firm.example",), ("desk-17",)]
+
+
+def test_clients_are_renewed_in_their_last_ten_days(for_clients: AuthorityFolder) -> None:
+    def issue_at(now: datetime.datetime, *, renew: bool = False) -> bool:
+        [issued] = for_clients.issue_clients(["desk-17"], now, nobody_asks, renew=renew)
+        return issued.fresh
+
+    key = for_clients.directory / "clients" / "desk-17.key"
+    assert issue_at(NOW)
+    before = key.read_bytes()
+    assert not issue_at(NOW + 19 * DAY)
+    assert issue_at(NOW + 21 * DAY)
+    assert issue_at(NOW + 21 * DAY, renew=True)
+    assert key.read_bytes() == before
+    # So does the authority's next generation, which is of the same kind.
+    rotated = for_clients.rotate(CATALOG, NOW, nobody_asks)
+    assert rotated.newest.for_clients
+    [issued] = rotated.issue_clients(["desk-17"], NOW, nobody_asks, renew=True)
+    assert issued.generation == 2
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "../desk", "desk 17", "-desk", "a@b@c", "a@", "jörg"])
+def test_names_of_clients(for_clients: AuthorityFolder, name: str) -> None:
+    with pytest.raises(OperatorError, match="expected 1 to 64 letters"):
+        for_clients.issue_clients(["desk-17", name], NOW, nobody_asks)
+    assert for_clients.clients() == ()
+
+
+def test_each_authority_signs_for_its_own(folder: AuthorityFolder, for_clients: AuthorityFolder) -> None:
+    with pytest.raises(OperatorError, match="is not an authority for clients"):
+        folder.issue_clients(["desk-17"], NOW, nobody_asks)
+    with pytest.raises(OperatorError, match="vouches for clients only"):
+        for_clients.issue(CATALOG, [STUN1], NOW, nobody_asks)
+
+
+def test_an_authority_for_clients_on_the_command_line(tmp_path: Path) -> None:
+    place = tmp_path / "ca"
+    told = ok("ca", "create", place, "--clients")
+    assert "ca-1.pem: for clients, until " in told
+    assert "what the relay must trust (listen.client_ca)" in told
+    assert ": issued, until " in ok("ca", "issue", place, "--client", "desk-17")
+    assert ": kept, until " in ok("ca", "issue", place, "--client", "desk-17")
+    assert "--media-hosts" not in ok("ca", "rotate", place)
+    shown = ok("ca", "show", place)
+    assert "desk-17" in shown
+    assert "clients" in shown
+
+
 def test_the_relay_takes_what_show_prints(tmp_path: Path) -> None:
     ok("ca", "create", tmp_path / "ca")
     ok("ca", "issue", tmp_path / "ca", STUN1, STUN2)
@@ -543,7 +618,7 @@ def test_show_ends_with_1_when_something_has_ended(tmp_path: Path) -> None:
 def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     ok("ca", "create", tmp_path)
     for arguments, told in (
-        (("issue", tmp_path), "expected hosts, --media-hosts, or --wildcards"),
+        (("issue", tmp_path), "expected hosts, --media-hosts, --wildcards, or --client"),
         (("issue", tmp_path, "www.bank.example"), "'www.bank.example': not in the catalog"),
         (("create", tmp_path), f"{tmp_path}: there is an authority already"),
         (("show", tmp_path / "gone"), f"{tmp_path}/gone: there is no authority here"),

@@ -1,4 +1,4 @@
-"""Builds and signs X.509 certificates: ECDSA P-256, an authority at the root and servers directly below it.
+"""Builds and signs X.509 certificates: ECDSA P-256, an authority at the root, and servers or clients directly below it.
 
 There are no files and no clock: ``now`` is an argument, in UTC.
 """
@@ -22,6 +22,7 @@ BACKDATED = datetime.timedelta(hours=1)
 # RFC 5280 section 4.2.1.10: a constraint on DNS names does not restrict addresses, so all addresses are excluded.
 _ALL_ADDRESSES: tuple[IpNetwork, ...] = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 _SERVER_AUTH = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+_CLIENT_AUTH = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def new_authority(
     *,
     permitted: Sequence[str] = (),
     permitted_networks: Sequence[IpNetwork] = (),
+    for_clients: bool = False,
 ) -> Issuer:
-    """A root that signs only servers, with no authority in between.
+    """A root that signs only servers, or only clients, with no authority in between.
 
     ``permitted`` has domains such as ``xhoot.com``. The root can vouch only for names in them, and for addresses in
     ``permitted_networks``: verifiers refuse all others (RFC 5280, critical).
@@ -58,6 +60,10 @@ def new_authority(
     if permitted:
         builder = builder.add_extension(_SERVER_AUTH, critical=False)
         builder = builder.add_extension(_constraints(permitted, permitted_networks), critical=True)
+    if for_clients:
+        # OpenSSL and others take the purposes of an authority as a bound for what it signs. So this one cannot vouch
+        # for a server.
+        builder = builder.add_extension(_CLIENT_AUTH, critical=False)
     return Issuer(builder.sign(key, hashes.SHA256()), key)
 
 
@@ -89,6 +95,28 @@ def sign_server(
     builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
     builder = builder.add_extension(_SERVER_AUTH, critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=True)
+    return builder.sign(issuer.key, hashes.SHA256())
+
+
+def sign_client(
+    issuer: Issuer,
+    key: ec.EllipticCurvePublicKey,
+    name: str,
+    lifetime: datetime.timedelta,
+    now: datetime.datetime,
+) -> x509.Certificate:
+    """A client's certificate. It does not outlive its issuer. Raises ValueError for a name that cannot be in one.
+
+    The name is the common name and, if it is an email address, in subjectAltName as well.
+    """
+    until = min(now + lifetime, issuer.certificate.not_valid_after_utc)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = _builder(subject, issuer.certificate.subject, key, issuer.key.public_key(), now=now, until=until)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(_CLIENT_AUTH, critical=False)
+    if "@" in name:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.RFC822Name(name)]), critical=False)
     return builder.sign(issuer.key, hashes.SHA256())
 
 

@@ -3,8 +3,9 @@
     ca-1.pem ca-1.key    the first generation; ``rotate`` adds ca-2, and so on. The newest one signs
     bundle.pem           all generations that have not expired: what clients must trust
     hosts/NAME.pem .key  one pair for each host; a * is written as _
+    clients/NAME.pem .key  the same for each client, in the folder of an authority for clients
 
-A key is written only once. A host's certificate is renewed for its existing key, so that both match at all times.
+A key is written only once. A certificate is renewed for its existing key, so that both match at all times.
 Certificates and the bundle are replaced whole.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay import writing
 from relay.ca import certificates
@@ -32,6 +33,9 @@ from relay.plane.certificates import Certificate
 AUTHORITY_LIFETIME = datetime.timedelta(days=5 * 365 + 1)
 # The most that public authorities may give (398 days, minus one for rounding). All clients accept it.
 HOST_LIFETIME = datetime.timedelta(days=397)
+# A client's cannot be revoked, so it is short. A month lets somebody renew it who looks once a week.
+CLIENT_LIFETIME = datetime.timedelta(days=30)
+RENEW_CLIENT_BEFORE = datetime.timedelta(days=10)
 # Certificates with less time left than this are renewed on request. A month is enough to notice if nobody asks.
 RENEW_BEFORE = datetime.timedelta(days=30)
 WILDCARDS = "wildcards"
@@ -41,7 +45,9 @@ _FOLDER_MODE = 0o700
 _OTHERS = 0o007
 # RFC 5280 allows 64 characters. The library counts octets, and the generation is appended.
 _MAX_NAME = 57
-_NAMES = frozenset({"bundle.pem", "hosts"})
+_NAMES = frozenset({"bundle.pem", "hosts", "clients"})
+# Also the name of a file, and at most as long as a common name may be (RFC 5280, ub-common-name).
+_CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _AUTHORITY = re.compile(r"ca-([1-9]\d{0,5})\.(?:pem|key)")
 
 # Called with the file of an encrypted key; returns its passphrase. May raise OperatorError.
@@ -66,6 +72,15 @@ class AuthorityFile:
             return ()
         return tuple(str(each.value) for each in constraints.permitted_subtrees or ())
 
+    @property
+    def for_clients(self) -> bool:
+        """True if it can vouch for clients, and for nobody else."""
+        try:
+            purposes = self.certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except x509.ExtensionNotFound:
+            return False
+        return ExtendedKeyUsageOID.CLIENT_AUTH in purposes
+
     def ended(self, now: datetime.datetime) -> bool:
         """True if it has expired: then nothing that it signed is valid."""
         return now > self.certificate.not_valid_after_utc
@@ -73,7 +88,7 @@ class AuthorityFile:
 
 @dataclass(frozen=True)
 class HostCertificate:
-    """A host's pair of files. ``generation`` is its authority's, or None if that is not in the folder."""
+    """A pair of files of a host or a client. ``generation`` is its authority's; None if that is not in the folder."""
 
     files: Certificate
     names: tuple[str, ...]
@@ -109,8 +124,9 @@ class AuthorityFolder:
         name: str = "cloud9-relay CA",
         lifetime: datetime.timedelta = AUTHORITY_LIFETIME,
         passphrase: bytes | None = None,
+        for_clients: bool = False,
     ) -> AuthorityFolder:
-        """Make the folder and the first generation, limited to the catalog's domains."""
+        """Make the folder and the first generation, limited to the catalog's domains, or ``for_clients``."""
         if not 1 <= len(name.encode()) <= _MAX_NAME or not name.isprintable():
             raise OperatorError(f"name {name!r}: expected printable characters, 1 to {_MAX_NAME} octets of UTF-8")
         _make_private(directory)
@@ -118,7 +134,9 @@ class AuthorityFolder:
             raise OperatorError(
                 f"{directory}: there is an authority already; relay ca rotate makes its next generation"
             )
-        return cls(directory, ())._add(1, catalog, now, name=name, lifetime=lifetime, passphrase=passphrase)
+        return cls(directory, ())._add(
+            1, catalog, now, name=name, lifetime=lifetime, passphrase=passphrase, for_clients=for_clients
+        )
 
     @property
     def newest(self) -> AuthorityFile:
@@ -148,7 +166,8 @@ class AuthorityFolder:
             passphrase = self._passphrase(ask)
         [name] = self.newest.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         own = re.sub(r" \d+$", "", str(name.value))
-        return self._add(number, catalog, now, name=own, lifetime=lifetime, passphrase=passphrase)
+        kind = self.newest.for_clients
+        return self._add(number, catalog, now, name=own, lifetime=lifetime, passphrase=passphrase, for_clients=kind)
 
     def _passphrase(self, ask: AskPassphrase) -> bytes | None:
         """The passphrase of the newest key, checked with this key."""
@@ -170,8 +189,11 @@ class AuthorityFolder:
         name: str,
         lifetime: datetime.timedelta,
         passphrase: bytes | None,
+        for_clients: bool,
     ) -> AuthorityFolder:
-        issuer = certificates.new_authority(f"{name} {number}", lifetime, now, permitted=catalog.apexes)
+        permitted = () if for_clients else catalog.apexes
+        common_name = f"{name} {number}"
+        issuer = certificates.new_authority(common_name, lifetime, now, permitted=permitted, for_clients=for_clients)
         path, key_path = _authority_paths(self.directory, number)
         # The key comes first: a generation without a certificate does not count.
         writing.write_new(key_path, certificates.key_pem(issuer.key, passphrase), mode=_KEY_MODE)
@@ -232,6 +254,8 @@ class AuthorityFolder:
         Existing ones that are valid for more than 30 days are kept, unless ``renew``. If one of the names is refused,
         nothing is written.
         """
+        if self.newest.for_clients:
+            raise OperatorError(f"{self.newest.path}: vouches for clients only: expected --client")
         checked = tuple(dict.fromkeys(self.check_names(catalog, names)))
         wanted = {stem: checked} if stem is not None else {_stem(name): (name,) for name in checked}
         issuer = self.issuer(now, ask)
@@ -256,6 +280,56 @@ class AuthorityFolder:
         writing.replace(files.chain, certificates.certificate_pem(certificate))
         return HostCertificate(files, names, certificate.not_valid_after_utc, self.newest.generation, fresh=True)
 
+    def issue_clients(
+        self, names: Sequence[str], now: datetime.datetime, ask: AskPassphrase, *, renew: bool = False
+    ) -> tuple[HostCertificate, ...]:
+        """Certificates for clients, one for each name, valid for 30 days.
+
+        Existing ones that are valid for more than 10 days are kept, unless ``renew``. If one of the names is refused,
+        nothing is written.
+        """
+        if not self.newest.for_clients:
+            raise OperatorError(
+                f"{self.newest.path}: is not an authority for clients: make one in a folder of its own with relay ca"
+                " create --clients"
+            )
+        for name in names:
+            if not _CLIENT_NAME.fullmatch(name) or name.count("@") > 1 or name.endswith("@"):
+                expected = "expected 1 to 64 letters, digits, '.', '_' and '-', and at most one '@' within them"
+                raise OperatorError(f"{name!r}: {expected}")
+        issuer = self.issuer(now, ask)
+        clients = self.directory / "clients"
+        _make_private(clients)
+        _shut_out_others(self.directory)
+        return tuple(self._issue_client(issuer, name, now, renew=renew) for name in dict.fromkeys(names))
+
+    def _issue_client(self, issuer: Issuer, name: str, now: datetime.datetime, *, renew: bool) -> HostCertificate:
+        files = Certificate(self.directory / "clients" / f"{name}.pem", self.directory / "clients" / f"{name}.key")
+        if files.chain.exists() and not renew:
+            present = self._client(files)
+            if present.until > now + RENEW_CLIENT_BEFORE and present.generation is not None:
+                return present
+        if not files.private_key.exists():
+            writing.write_new(files.private_key, certificates.key_pem(certificates.new_key()), mode=_KEY_MODE)
+        public_key = _read_key(files.private_key, _no_passphrase).public_key()
+        certificate = certificates.sign_client(issuer, public_key, name, CLIENT_LIFETIME, now)
+        writing.replace(files.chain, certificates.certificate_pem(certificate))
+        return HostCertificate(files, (name,), certificate.not_valid_after_utc, self.newest.generation, fresh=True)
+
+    def clients(self) -> tuple[HostCertificate, ...]:
+        """All clients' certificates, in the order of their files' names."""
+        chains = sorted((self.directory / "clients").glob("*.pem"))
+        return tuple(self._client(Certificate(chain, chain.with_suffix(".key"))) for chain in chains)
+
+    def _client(self, files: Certificate) -> HostCertificate:
+        certificate = _read_certificate(files.chain)
+        return HostCertificate(
+            files, (files.chain.stem,), certificate.not_valid_after_utc, self._signer_of(certificate)
+        )
+
+    def _signer_of(self, certificate: x509.Certificate) -> int | None:
+        return next((each.generation for each in self.authorities if _signed(certificate, each.certificate)), None)
+
     def hosts(self) -> tuple[HostCertificate, ...]:
         """All hosts' certificates, in the order of their files' names."""
         return tuple(map(self._host, host_certificates(self.directory)))
@@ -266,8 +340,7 @@ class AuthorityFolder:
         for extension in certificate.extensions:
             if isinstance(extension.value, x509.SubjectAlternativeName):
                 names = extension.value.get_values_for_type(x509.DNSName)
-        signer = next((each.generation for each in self.authorities if _signed(certificate, each.certificate)), None)
-        return HostCertificate(files, tuple(names), certificate.not_valid_after_utc, signer)
+        return HostCertificate(files, tuple(names), certificate.not_valid_after_utc, self._signer_of(certificate))
 
 
 def host_certificates(directory: Path) -> tuple[Certificate, ...]:
@@ -293,7 +366,9 @@ def _shut_out_others(directory: Path) -> None:
     If the folder contains anything else, its own rights stay: others may need it. Raises OperatorError.
     """
     own = {path for path in directory.iterdir() if _AUTHORITY.fullmatch(path.name) or path.name in _NAMES}
-    private = [*directory.glob("ca-*.key"), directory / "hosts", *(directory / "hosts").glob("*.key")]
+    private = [*directory.glob("ca-*.key")]
+    for folder in (directory / "hosts", directory / "clients"):
+        private += [folder, *folder.glob("*.key")]
     if own == set(directory.iterdir()):
         private.append(directory)
     for path in private:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
@@ -12,11 +12,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from relay.ca.folder import RENEW_BEFORE, AuthorityFolder
+from relay.ca.folder import RENEW_BEFORE, RENEW_CLIENT_BEFORE, AuthorityFolder, HostCertificate
 
 
 def tables_of(folder: AuthorityFolder, now: datetime.datetime) -> Iterator[Table]:
-    """A table of generations, with the fingerprint that clients show, and one of hosts."""
+    """A table of generations, with the fingerprint that clients show, and one of hosts, or of clients."""
     authorities = Table("authority", "can vouch for", "valid until", box=box.SIMPLE_HEAD)
     # In full, so that it can be compared with what a client shows.
     authorities.add_column("SHA-256", overflow="fold")
@@ -25,26 +25,35 @@ def tables_of(folder: AuthorityFolder, now: datetime.datetime) -> Iterator[Table
         mark = " (signs)" if each is folder.newest else ""
         until = _until(each.certificate.not_valid_after_utc, now)
         # As Text, because rich would replace :CD: by a picture of one, for example.
-        authorities.add_row(f"{each.path.name}{mark}", " ".join(each.permitted), until, Text(fingerprint))
+        vouches_for = "clients" if each.for_clients else " ".join(each.permitted)
+        authorities.add_row(f"{each.path.name}{mark}", vouches_for, until, Text(fingerprint))
     yield authorities
-
-    hosts = Table("host", "valid until", "signed by", box=box.SIMPLE_HEAD)
-    for host in folder.hosts():
-        signer = "an authority that is not in this folder" if host.generation is None else f"ca-{host.generation}"
-        hosts.add_row("\n".join(host.names), _until(host.until, now), signer)
-    yield hosts
+    if folder.newest.for_clients:
+        yield _issued("client", folder.clients(), RENEW_CLIENT_BEFORE, now)
+    else:
+        yield _issued("host", folder.hosts(), RENEW_BEFORE, now)
 
 
-def _until(moment: datetime.datetime, now: datetime.datetime) -> str:
+def _issued(
+    what: str, certificates: Iterable[HostCertificate], renew_before: datetime.timedelta, now: datetime.datetime
+) -> Table:
+    table = Table(what, "valid until", "signed by", box=box.SIMPLE_HEAD)
+    for one in certificates:
+        signer = "an authority that is not in this folder" if one.generation is None else f"ca-{one.generation}"
+        table.add_row("\n".join(one.names), _until(one.until, now, renew_before), signer)
+    return table
+
+
+def _until(moment: datetime.datetime, now: datetime.datetime, renew_before: datetime.timedelta = RENEW_BEFORE) -> str:
     day = moment.date().isoformat()
     if moment < now:
         return f"{day} ENDED"
-    return f"{day} renew now" if moment < now + RENEW_BEFORE else day
+    return f"{day} renew now" if moment < now + renew_before else day
 
 
 def ended(folder: AuthorityFolder, now: datetime.datetime) -> bool:
-    """True if the authority that signs has expired, or a host's certificate."""
-    return folder.newest.ended(now) or any(host.until < now for host in folder.hosts())
+    """True if the authority that signs has expired, or a certificate that it has signed."""
+    return folder.newest.ended(now) or any(one.until < now for one in (*folder.hosts(), *folder.clients()))
 
 
 def toml_of(folder: AuthorityFolder, prefix: Path | None = None) -> str:
