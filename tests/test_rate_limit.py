@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from relay.rate_limit import MAX_SOURCES, RateLimit
@@ -72,3 +74,13 @@ def test_the_source_unheard_for_the_longest_is_forgotten() -> None:
     assert not limit.allows(0.0, "0")
     assert not limit.allows(0.0, "2")
     assert limit.allows(0.0, "1")
+
+
+def test_invented_sources_take_less_than_half_a_megabyte() -> None:
+    limit = RateLimit(10)
+    for number in range(3 * MAX_SOURCES):
+        limit.allows(number / 1000, f"203.0.113.17:{10_000 + number}")
+    kept = limit._full_at
+    assert len(kept) == MAX_SOURCES
+    held = sum(sys.getsizeof(source) + sys.getsizeof(full_at) for source, full_at in kept.items())
+    assert sys.getsizeof(kept) + held < 500_000
