@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ MIN_HELD = 100
 # The priority of the attackers. It must be below the calls', which use the same core.
 NICENESS = 10
 LOOK_S = 0.5
+ANSWER_TIMEOUT_S = 2.0
 
 
 class Attacked(Bench):
@@ -92,10 +94,14 @@ def _attackers(
 
 
 class _Footprint:
-    """What a process takes at most while this is open: memory (proc(5), VmHWM), and descriptors as far as it looks."""
+    """What a server takes at most while this is open: memory (proc(5), VmHWM); descriptors, as far as this looks.
 
-    def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
+    A relay also says how many connections it has, through its admin listener.
+    """
+
+    def __init__(self, pid: int, admin_port: int | None) -> None:
+        self._folder, self._admin_port = Path(f"/proc/{pid}"), admin_port
+        self._connections = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="footprint")
 
@@ -121,14 +127,26 @@ class _Footprint:
         with contextlib.suppress(FileNotFoundError):  # it has ended, which the bench tells
             while not self._over.wait(LOOK_S):
                 self._most = max(self._most, self._descriptors())
+                self._connections = max(self._connections, self._asked())
+
+    def _asked(self) -> int:
+        if self._admin_port is None:
+            return 0
+        # It may be too busy to answer, or have no descriptor left for that.
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://{HOST}:{self._admin_port}/api/summary", timeout=ANSWER_TIMEOUT_S) as answer,
+        ):
+            return int(json.load(answer)["connections"])
+        return 0
 
     def grown_kib(self) -> int:
         """By how much its memory had grown at its largest."""
         return max(0, self._kib("VmHWM") - self._kib_before)
 
-    def held(self) -> int:
-        """How many descriptors it had more, at most."""
-        return self._most - self._before
+    def held(self) -> dict[str, int]:
+        """How many connections it had, and how many descriptors more, at most."""
+        return {"connections": self._connections, "descriptors": self._most - self._before}
 
 
 def _measure_kind(measured: Bench, kind: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -137,9 +155,12 @@ def _measure_kind(measured: Bench, kind: str, options: argparse.Namespace) -> di
     with measured.server("emulator" if embedded else "relay") as server:
         target = replace(server, carrier="udp") if embedded else server
         rounds = [_measure_round(measured, target, kind, options) for _ in range(options.rounds)]
-    of_calls = options.calls * (OF_A_CALL_OF_THE_EMULATOR if embedded else OF_A_CALL)
+    of_calls = {
+        "connections": options.calls,
+        "descriptors": options.calls * (OF_A_CALL_OF_THE_EMULATOR if embedded else OF_A_CALL),
+    }
     quiet, attacked = (_voice([one[name] for one in rounds]) for name in ("quiet", "attacked"))
-    held = max(0, max(one["held"] for one in rounds) - of_calls)
+    held = {name: max(0, max(one["held"][name] for one in rounds) - own) for name, own in of_calls.items()}
     grown_kib = max(one["grown_kib"] for one in rounds)
     return {
         "kind": kind,
@@ -147,9 +168,10 @@ def _measure_kind(measured: Bench, kind: str, options: argparse.Namespace) -> di
         "attacked": attacked,
         "ratio": _ratio(quiet["p99_us"], attacked["p99_us"]),
         "lost": attacked["lost"],
-        "held": held,
+        "held": held["connections"],
+        "descriptors": held["descriptors"],
         "grown_kib": grown_kib,
-        "kib_each": round(grown_kib / held, 1) if held >= MIN_HELD else None,
+        "kib_each": round(grown_kib / held["connections"], 1) if held["connections"] >= MIN_HELD else None,
         "done": rounds[-1]["done"],
     }
 
@@ -162,7 +184,8 @@ def _measure_round(measured: Bench, server: Server, kind: str, options: argparse
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             raise BenchError(f"the attackers ({kind}) could not begin")
-        with _Footprint(server.process.pid) as footprint:
+        admin_port = server.place.udp_port if server.name == "relay" else None
+        with _Footprint(server.process.pid, admin_port) as footprint:
             process.stdin.write("go\n")
             process.stdin.flush()
             began, used_s = time.monotonic(), _used_s(process.pid)
@@ -207,7 +230,7 @@ def faults(found: dict[str, Any]) -> list[str]:
         told.append(f"{found['kib_each']} KiB a connection")
     if kind in attackers.OF_THE_EMULATOR:
         told += [f"{found['grown_kib']} KiB"] if found["grown_kib"] > MAX_KIB_OF_ALLOCATES else []
-        told += [f"{found['held']} descriptors"] if found["held"] > SPARE_DESCRIPTORS else []
+        told += [f"{found['descriptors']} descriptors"] if found["descriptors"] > SPARE_DESCRIPTORS else []
     return told
 
 
@@ -263,19 +286,20 @@ def main() -> int:
     return int(any(faults(one) for one in found))
 
 
-COLUMNS = ("attack", "did", "held", "p99 quiet, ms", "p99 attacked, ms", "ratio", "lost", "MiB more", "KiB each")
-COLUMNS += ("other load", "faults")
+COLUMNS = ("attack", "did", "held", "descriptors", "p99 quiet, ms", "p99 attacked, ms", "ratio", "lost", "MiB more")
+COLUMNS += ("KiB each", "other load", "faults")
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def row(found: dict[str, Any]) -> str:
-    """Of the table. Held are the descriptors beyond the calls'; the load is in cores that something else used."""
+    """Of the table. Held are connections; they and descriptors are without those of the calls. The load is in cores."""
     quiet, attacked = ((found[name]["p99_us"] or 0) / 1000 for name in ("quiet", "attacked"))
     said = {name.replace("_", " "): count for name, count in found["done"].items() if name != "seconds"}
     done = ", ".join(f"{count:,} {name}" for name, count in said.items())
     foreign = max(found[name]["foreign_cores"] for name in ("quiet", "attacked"))
     cells = [
-        *(f"`{found['kind']}`", done or "-", f"{found['held']:,}", f"{quiet:.2f}", f"{attacked:.2f}", found["ratio"]),
+        *(f"`{found['kind']}`", done or "-", f"{found['held']:,}", f"{found['descriptors']:,}"),
+        *(f"{quiet:.2f}", f"{attacked:.2f}", found["ratio"]),
         *(found["lost"], f"{found['grown_kib'] / 1024:.1f}", found["kib_each"] or "-", f"{foreign:.2f}"),
         "; ".join(faults(found)) or "none",
     ]
