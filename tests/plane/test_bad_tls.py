@@ -162,10 +162,12 @@ def workers_of(bench: Bench) -> int:
 async def test_a_session_allows_no_early_data(make: MakePlane, tmp_path: Path) -> None:
     """Early data (0-RTT) could be sent a second time by somebody else."""
     async with plane_bench(make, tmp_path) as bench, openssl_client(bench, "-tls1_3") as client:
+        frame = build_channel_data(0x4001, b"ping")
         await say(client, HELLO)
-        flow = await bench.upstream.expect(HELLO)
-        # It prints what it has of the session together with what comes next.
-        bench.upstream.send(flow, build_channel_data(0x4001, b"ping"))
+        bench.upstream.send(await bench.upstream.expect(HELLO), frame)
+        # With this it has the session's ticket, too. What it has to say of that comes when it ends.
+        await hear(client, frame)
+        await say(client, b"Q\n")
         await hear(client, b"Max Early Data: 0\n")
 
 
