@@ -13,7 +13,7 @@ from tests.support.benches.gateway import CREDENTIALS
 from tests.support.benches.serving import Served, kill, serving
 from tests.support.peers.balancer import open_balancer
 from tests.support.peers.behind_turn import Inbox, open_echo
-from tests.support.waiting import eventually
+from tests.support.waiting import EVENTUALLY_S, eventually
 
 
 def trust_of(relays: Sequence[Served]) -> ssl.SSLContext:
@@ -48,7 +48,8 @@ async def test_a_killed_relay_moves_its_sessions_to_another_one(tmp_path: Path) 
             on_data=inbox.put,
             on_moved=moved.append,
         ) as session:
-            before = session.relayed_address
+            # It tries until the machine has done all this.
+            session._resume_within_s, before = EVENTUALLY_S, session.relayed_address
             assert (await session.bind(peer), await session.bind(other, 0x4777)) == (0x4000, 0x4777)
             await kill(one.process)
             await eventually(lambda: session.reopenings)

@@ -165,14 +165,17 @@ async def test_a_killed_relay_keeps_nobody_out_for_longer_than_its_lease(tmp_pat
         (tmp_path / "one").mkdir()
         upstream = next(iter(two.gateway.upstreams)).address
         assert upstream is not None
-        cluster = {"redis": redis.url, "name": "one", "timeout_s": 1.0}
+        cluster = {"redis": redis.url, "name": "one", "timeout_s": 1.0, "lease_s": 15.0}
         async with serving(tmp_path / "one", upstream, cluster=cluster, entitlement=ONE_CALL) as one:
             await one.becomes_ready()
             turn = await one.open_turn()
+            # At once; or a moment later, if the machine is so busy that Redis seemed to be away.
+            while not (keys := [key async for key in look.scan_iter("cloud9-relay:1:calls:*")]):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+            [key] = keys
             await is_refused(two)
-            [key] = [key async for key in look.scan_iter("cloud9-relay:1:calls:*")]
             await kill(one.process)
-            assert await look.pttl(key) <= 6000
+            assert await look.pttl(key) <= 15_000
             # Redis counts down by itself. The test need not wait for that.
             await look.pexpire(key, 1)
             async with await becomes_possible(two):
@@ -309,7 +312,7 @@ async def test_a_wrong_password(tmp_path: Path) -> None:
         sharing(tmp_path, redis, "one", patient=False, password="wrong-one") as one,
     ):
         turn = await call(one)
-        assert store_of(one).failures[Failure.REFUSED]
+        await eventually(lambda: store_of(one).failures[Failure.REFUSED])
         assert not store_of(one).up
         for text in (str(await get(one, "/api/cluster")), await get(one, "/metrics"), store_of(one).cause):
             assert "wrong-one" not in text
@@ -418,9 +421,12 @@ async def test_check_config_asks_redis(tmp_path: Path, password: str, trouble: s
             {
                 "certificates": [{"certificate": "cert.pem", "private_key": "key.pem"}],
                 "upstreams": [{"name": "a", "address": "127.0.0.1:3478", "probe": "none"}],
-                "cluster": {"redis": redis.url, "password": password, "timeout_s": 1.0},
+                "cluster": {"redis": redis.url, "password": password},
             }
         )
+        # A machine that is busy makes no difference.
+        patient = settings.cluster.model_copy(update={"timeout_s": EVENTUALLY_S})
+        settings = settings.model_copy(update={"cluster": patient})
         [_, found] = await reach(settings)
         assert (found.server, found.address) == ("cluster", f"127.0.0.1:{redis.port}")
         assert trouble in found.trouble
