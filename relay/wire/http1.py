@@ -88,6 +88,8 @@ def _parse_fields(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     for line in lines:
         if line[:1] in b" \t" and fields:
             # RFC 9112 section 5.2: a folded line is joined, and spaces replace the fold.
+            if _UNSAFE.search(line):
+                raise AnswerError("a header of its answer holds a line break or NUL")
             name, value = fields[-1]
             fields[-1] = name, (value + b"  " + line.replace(b"\t", b" ")).rstrip(b" ")
             continue

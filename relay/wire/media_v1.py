@@ -311,7 +311,8 @@ def build_control(message: ClientMessage | RelayMessage) -> str:
     values: dict[str, Any] = {"type": _NAMES[type(message)]}
     for key in message.__dataclass_fields__:
         value = getattr(message, key)
-        if value is not None and value != "":
+        # An id comes back as it was said, even an empty one.
+        if value is not None and (value != "" or key == "id"):
             values[key] = str(value) if isinstance(value, Address) else value
     return json.dumps(values, separators=(",", ":"))
 

@@ -63,6 +63,8 @@ def test_heads(data: bytes, head: AnswerHead) -> None:
         b"HTTP/1.1 200 OK\r\nA B: c\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: \x00\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n c\rd\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n\tc\x00\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: " + b"b" * MAX_ANSWER_HEAD_BYTES,
     ],
 )

@@ -45,6 +45,7 @@ PEER6 = Address("2001:db8::7", 16384)
         (Bind(PEER, 0x4001), '{"type":"bind","peer":"192.0.2.7:16384","channel":16385}'),
         (Bind(PEER6, None, 0), '{"type":"bind","peer":"[2001:db8::7]:16384","id":0}'),
         (Close(), '{"type":"close"}'),
+        (Close(""), '{"type":"close","id":""}'),
     ],
 )  # fmt: skip
 def test_client_messages(message: ClientMessage, text: str) -> None:
