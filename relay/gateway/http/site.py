@@ -176,6 +176,9 @@ class _Handler(BodyFaults):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionResetError) and (self.transport is None or self.transport.is_closing()):
+            # The client has gone, and aiohttp had something to say before any handler: a 100 for OPTIONS *.
+            return web.Response(status=400)
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         if isinstance(exc, LineTooLong):

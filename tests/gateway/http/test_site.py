@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 
 from relay import __version__
@@ -38,6 +41,20 @@ async def browsing(
     connector = aiohttp.TCPConnector(ssl=relay.trust, limit=connections)
     async with aiohttp.ClientSession(connector=connector) as session:
         yield lambda method, path: session.request(method, f"https://{relay.tls}{path}", server_hostname="relay.test")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_client_that_has_gone_leaves_no_traceback(gone: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It asked for a 100 and left. What resets a connection elsewhere, such as an upstream, is told."""
+    handler = site._Handler.__new__(site._Handler)
+    handler.transport = Mock(spec=asyncio.Transport)
+    handler.transport.is_closing.return_value = gone
+    handler.logger = logging.getLogger("aiohttp.server")
+    handler._loop, handler.debug, handler._request_count = Mock(get_debug=lambda: False), False, 2
+    request = make_mocked_request("OPTIONS", "*", writer=Mock(output_size=0))
+    response = handler.handle_error(request, 500, aiohttp.ClientConnectionResetError("closing"))
+    assert response.status == (400 if gone else 500)
+    assert bool(caplog.records) is not gone
 
 
 async def test_page(tmp_path: Path) -> None:
