@@ -482,7 +482,7 @@ def ca_issue(
     renew: Annotated[bool, typer.Option("--renew", help="Renew certificates even if they have time left.")] = False,
     version: CatalogOption = None,
 ) -> None:
-    """Issue one certificate for each host, valid for 397 days. Existing ones are renewed in their last 30 days.
+    """Issue one certificate for each host, valid for 365 days. Existing ones are renewed in their last 30 days.
 
     Those of clients are valid for 30 days, and are renewed in their last 10.
     """

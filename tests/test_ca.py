@@ -209,8 +209,9 @@ def test_a_host_certificate(folder: AuthorityFolder) -> None:
     assert (names.critical, names.value) == (True, x509.SubjectAlternativeName([x509.DNSName(STUN1)]))
     usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
-    assert certificate.not_valid_after_utc == issued.until == NOW + 397 * DAY
-    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < 398 * DAY
+    assert certificate.not_valid_after_utc == issued.until == NOW + 365 * DAY
+    # From the first valid second to the last: the most that Mozilla recommends.
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < 366 * DAY
     assert read_certificate(issued.files).names == {STUN1}
     assert (issued.names, issued.generation, issued.fresh) == ((STUN1,), 1, True)
 

@@ -31,8 +31,8 @@ from relay.errors import OperatorError
 from relay.plane.certificates import Certificate
 
 AUTHORITY_LIFETIME = datetime.timedelta(days=5 * 365 + 1)
-# The most that public authorities may give (398 days, minus one for rounding). All clients accept it.
-HOST_LIFETIME = datetime.timedelta(days=397)
+# Mozilla recommends at most 366 days ("intermediate"). All clients accept it.
+HOST_LIFETIME = datetime.timedelta(days=365)
 # A client's cannot be revoked, so it is short. A month lets somebody renew it who looks once a week.
 CLIENT_LIFETIME = datetime.timedelta(days=30)
 RENEW_CLIENT_BEFORE = datetime.timedelta(days=10)

@@ -91,6 +91,22 @@ async def test_a_client_that_offers_no_protocol_of_ours(
         assert closed.handshake_failure is HandshakeFailure.OTHER
 
 
+@pytest.mark.parametrize(("group", "served"), [("X25519", 1), ("prime256v1", 1), ("secp384r1", 1), ("secp521r1", 0)])
+async def test_groups(make: MakePlane, tmp_path: Path, group: str, served: int) -> None:
+    """Those that Mozilla recommends, on the plane that can choose: Python's TLS cannot."""
+    async with plane_bench(make, tmp_path) as bench:
+        context = bench.authority.client_context()
+        # In TLS 1.2 the groups of a client also say which keys of certificates it takes.
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_ecdh_curve(group)
+        if served or make is not PLANES["compiled"]:
+            (await TlsClient.open(bench.server, context)).abort()
+            return
+        with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"):
+            await TlsClient.open(bench.server, context)
+        assert (await bench.closed()).reason is CloseReason.HANDSHAKE_FAILED
+
+
 async def test_a_client_that_offers_ours_among_others(make: MakePlane, tmp_path: Path) -> None:
     async with plane_bench(make, tmp_path) as bench:
         context = bench.authority.client_context()

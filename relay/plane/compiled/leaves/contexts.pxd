@@ -256,6 +256,10 @@ cdef inline tls.SSL_CTX* new_context(TicketKeys* ticket_keys) except NULL:
     tls.SSL_CTX_set_ciphersuites(
         context, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
     )
+    # What Mozilla recommends ("intermediate"), the cheapest first; with its post-quantum twin where OpenSSL (3.5) has it.
+    if tls.SSL_CTX_set1_groups_list(context, b"X25519MLKEM768:X25519:P-256:P-384") != 1:
+        tls.ERR_clear_error()
+        tls.SSL_CTX_set1_groups_list(context, b"X25519:P-256:P-384")
     tls.SSL_CTX_set_alpn_select_cb(context, on_alpn, NULL)
     tls.SSL_CTX_set_app_data(context, ticket_keys)
     tls.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, on_ticket)

@@ -87,6 +87,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     long SSL_CTX_set_session_cache_mode(SSL_CTX* context, long mode)
     int SSL_CTX_set_cipher_list(SSL_CTX* context, const char* ciphers)
     int SSL_CTX_set_ciphersuites(SSL_CTX* context, const char* ciphers)
+    int SSL_CTX_set1_groups_list(SSL_CTX* context, const char* groups)
     int SSL_CTX_use_certificate(SSL_CTX* context, X509* certificate)
     int SSL_CTX_clear_chain_certs(SSL_CTX* context)
     int SSL_CTX_add0_chain_cert(SSL_CTX* context, X509* certificate)
