@@ -4,7 +4,7 @@
 It is built for the tests only, and is in no wheel.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -15,6 +15,7 @@ from relay.plane.compiled.leaves cimport hello as leaf_hello
 from relay.plane.compiled.leaves cimport meter as leaf
 from relay.plane.compiled.leaves cimport schedule as queues
 from relay.plane.compiled.leaves cimport question as questions
+from relay.plane.compiled.leaves cimport stun as stun_leaf
 from relay.plane.compiled.leaves cimport transactions as table
 from relay.plane.compiled.leaves cimport websocket as web
 from relay.plane.compiled.leaves.buffer cimport clear_buffer
@@ -309,6 +310,35 @@ cdef class Transactions:
             again.append((<char*> pending.message)[:pending.size])
             pending = table.take_due(&self.table, now_us)
         return again
+
+
+def datagram_unit(bytes datagram not None) -> int:
+    """The size of the STUN or ChannelData message in a datagram, 0 if there is none."""
+    cdef uint8_t* copy = exact(datagram)
+    cdef size_t size = stun_leaf.datagram_unit(copy, len(datagram))
+    free(copy)
+    return size
+
+
+def find_attribute(bytes message not None, uint16_t kind) -> bytes | None:
+    """What relay.plane.reference.traffic.find_attribute gives; and there are as many of them as that allows."""
+    cdef uint8_t* copy = exact(message)
+    cdef const uint8_t* value = stun_leaf.find_attribute(copy, len(message), kind, 0)
+    cdef int count = stun_leaf.count_attributes(copy, len(message), kind)
+    cdef object found = None
+    if value != NULL:
+        found = (<const char*> value)[:stun_leaf.load16(value - 2)]
+    free(copy)
+    assert found is None or count
+    return found
+
+
+def error_code(bytes message not None) -> int:
+    """What relay.plane.reference.allocation.error_code gives."""
+    cdef uint8_t* copy = exact(message)
+    cdef int code = stun_leaf.error_code(copy, len(message))
+    free(copy)
+    return code
 
 
 cdef class Question:

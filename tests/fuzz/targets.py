@@ -1,4 +1,7 @@
-"""What is compared: each target reads any bytes as a scenario, plays it to both twins, and raises where they differ."""
+"""What is compared: each target reads any bytes as a scenario, plays it to both twins, and raises where they differ.
+
+``parsers`` and ``turn`` have the targets without a compiled twin.
+"""
 
 from __future__ import annotations
 
