@@ -4,11 +4,13 @@
 # (pyenv's are), and take half as long again.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV   ?= .venv
-# How long the demo's calls last, in seconds. For `make fuzz`: how long it searches, 60 by default.
+# How long the demo's calls last, in seconds. For `make fuzz`: how long it searches, 60 by default. For `make churn`: 180.
 SECONDS ?= 10
 # For `make demo`: STAY=1 keeps it running, for a browser.
 STAY    ?=
-# Options of `make loadtest`, `make soak` and `make nightly`, such as `--carrier websocket`.
+# What `make fuzz` searches: twins, parsers, the name of a target, or all.
+FUZZ    ?=
+# Options of `make loadtest`, `make soak`, `make churn` and `make nightly`, such as `--carrier websocket`.
 LOADTEST ?=
 # Options of `make bench-wan`, such as `--scenario c3 --server relay`.
 WAN     ?=
@@ -36,7 +38,8 @@ SOURCES  := pyproject.toml setup.py relay/_fastpath.pyx $(wildcard relay/plane/c
             relay/emulator/*/*.pyx relay/emulator/*/*.pxd loadtest/engine/*.pyx loadtest/engine/*.pxd)
 
 .PHONY: help demo demo-wan test lint style types fuzz asan-built \
-        bench bench-side-by-side bench-turn bench-wan loadtest soak nightly nightly-soak nightly-fuzz clean
+        bench bench-side-by-side bench-turn bench-wan loadtest soak churn nightly nightly-soak nightly-churn \
+        nightly-fuzz nightly-face clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,7 +47,7 @@ help:
 	@echo "make demo-wan  hear one sentence over a bad path: by UDP, by TLS, and through the relay"
 	@echo "make test   lint, types, fuzz, test-asan and the whole test suite"
 	@echo "make lint   only lint and types"
-	@echo "make fuzz   search for input on which compiled code and its Python twin differ (SECONDS=60)"
+	@echo "make fuzz   search for input that parsers cannot take, or on which twins differ (SECONDS=60, FUZZ=parsers)"
 	@echo "make test-asan  tests of compiled code under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench  measure the relay and coturn: CPU per packet, latency, loss"
 	@echo "make bench-side-by-side  the relay on both planes, coturn, the emulator's TURN host and pion/turn, on each carrier (root)"
@@ -52,7 +55,8 @@ help:
 	@echo "make bench-wan  voice over a bad WAN, through the relay and coturn (root; WAN='--scenario c3 --server relay')"
 	@echo "make loadtest  ten desks through a relay for 30 s, with a verdict and a report (LOADTEST='--carrier websocket')"
 	@echo "make soak   100 desks through a relay for an hour, with a verdict and a report (LOADTEST='--carrier session')"
-	@echo "make nightly  what is too long for make test: the soak for 12 minutes, and 10 minutes of fuzz"
+	@echo "make churn  300 calls that come and go for 3 minutes: does the relay's memory grow? (SECONDS=180)"
+	@echo "make nightly  what is too long for make test: soak, churn, fuzz, and the relay's sockets under sanitizers"
 	@echo "make clean  remove what was built"
 
 demo: $(VENV)/.demo-installed
@@ -63,7 +67,8 @@ demo-wan: $(VENV)/.demo-installed
 
 # The suite in parts of a few minutes each, the longest first. Each part is run by two or three processes, which take turns
 # with its test files. Tests wait about as long as they compute, so several processes share a core. The fuzz search has the
-# lowest priority. Load tests are last, when the machine has less and less else to do: it must keep their pace.
+# lowest priority; of parsers the suite tries the stored corpus and random scenarios only, and the night searches them. Load
+# tests are last, when the machine has less and less else to do: it must keep their pace.
 PARTS := test-interop test-floor test-asan test-emulator test-gateway test-plane test-others test-loadtest
 shares = $(addprefix $(1).,1 2 $(if $(filter test-loadtest,$(1)),3))
 PROCESSES := $(foreach part,$(PARTS),$(call shares,$(part)))
@@ -71,7 +76,7 @@ PROCESSES := $(foreach part,$(PARTS),$(call shares,$(part)))
 .PHONY: $(PARTS) $(PROCESSES)
 
 test: style
-	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target fuzz types $(PROCESSES)
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target FUZZ=twins fuzz types $(PROCESSES)
 
 $(PARTS):
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target $(call shares,$@)
@@ -123,7 +128,7 @@ types: $(VENV)/.test-installed
 
 fuzz: SECONDS = 60
 fuzz: $(VENV)/.test-installed
-	@nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS)
+	@nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS) $(FUZZ)
 
 # Without what runs no compiled code: the reference plane, and the TURN host in Python, which is called slow.
 ASAN_TESTS ?= tests/plane tests/fuzz tests/wire/test_stream.py tests/gateway/test_bad_media.py tests/emulator/sfu \
@@ -158,17 +163,34 @@ soak: $(VENV)/.bench-installed
 	@rm -rf build/soak
 	@$(BIN)/relay loadtest run soak --output build/soak $(LOADTEST)
 
-# One after the other, because a soak wants the machine for itself; the second runs, too, if the first has failed.
+# Each call that ends must leave nothing behind. Three minutes tell of what is as large as a call's own memory.
+churn: SECONDS = 180
+churn: $(VENV)/.bench-installed
+	@rm -rf build/churn
+	@$(BIN)/relay loadtest run churn --seconds $(SECONDS) --output build/churn $(LOADTEST)
+
+# One after the other, because a soak wants the machine for itself; the others run, too, if one has failed.
 nightly:
-	@$(MAKE) --no-print-directory --keep-going --jobs=1 nightly-soak nightly-fuzz
+	@$(MAKE) --no-print-directory --keep-going --jobs=1 nightly-soak nightly-churn nightly-fuzz nightly-face
 
 # Long enough for each of them to be renewed.
 nightly-soak: $(VENV)/.bench-installed
 	@rm -rf build/nightly
 	@$(BIN)/relay loadtest run soak --seconds 720 --output build/nightly $(LOADTEST)
 
+nightly-churn: $(VENV)/.bench-installed
+	@rm -rf build/nightly-churn
+	@$(BIN)/relay loadtest run churn --output build/nightly-churn $(LOADTEST)
+
 nightly-fuzz:
 	@$(MAKE) --no-print-directory fuzz SECONDS=600
+
+# A relay whose compiled code is watched by sanitizers, and clients that say what no client should.
+nightly-face: asan-built
+	@cd $(ASAN) && export RELAY_DEBUG=1 RELAY_SANITIZE=1 PYTHONMALLOC=malloc && \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
+	    $(abspath $(BIN))/python -W error -m tests.fuzz.face 600
 
 bench: $(VENV)/.bench-installed
 	@if [ -e $(COMPARE) ]; then \

@@ -5,6 +5,7 @@ A test that ends badly has a record up to there. Lines that are not whole are co
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,11 +24,12 @@ class Incident:
 
 @dataclass(frozen=True)
 class RelayFigures:
-    """A look at the relay's metrics: CPU seconds and drops since it was started."""
+    """A look at the relay's metrics: CPU seconds and drops since it was started, and the memory that it has now."""
 
     second: int
     cpu_s: float | None
     drops: dict[str, float]
+    resident_bytes: float | None = None
 
 
 @dataclass
@@ -57,7 +59,9 @@ class Record:
             case "incident":
                 self.incidents.append(Incident(int(found["second"]), str(found["text"])))
             case "relay":
-                self.relay.append(RelayFigures(int(found["second"]), found["cpu_s"], dict(found["drops"])))
+                # Records of earlier versions do not tell of memory.
+                look = int(found["second"]), found["cpu_s"], dict(found["drops"]), found.get("resident_bytes")
+                self.relay.append(RelayFigures(*look))
             case _:
                 self.broken_lines += 1
 
@@ -95,5 +99,4 @@ def line_of_incident(incident: Incident) -> str:
 
 def line_of_relay(figures: RelayFigures) -> str:
     """A line for the record."""
-    plain = {"kind": "relay", "second": figures.second, "cpu_s": figures.cpu_s, "drops": figures.drops}
-    return json.dumps(plain)
+    return json.dumps({"kind": "relay", **dataclasses.asdict(figures)})

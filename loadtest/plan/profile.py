@@ -44,6 +44,7 @@ class UserKind(StrEnum):
     CALL = "call"
     STORM = "storm"
     RECORDING = "recording"
+    CHURN = "churn"
 
 
 class Media(_Table):
@@ -109,7 +110,10 @@ class Fault(_Table):
 
 
 class Thresholds(_Table):
-    """What must hold. What is left out is not judged. ``void_percent`` is of the generator itself."""
+    """What must hold. What is left out is not judged.
+
+    ``void_percent`` is of the generator itself; ``memory_growth_percent`` of the target, after a quarter of the test.
+    """
 
     loss_percent: Percent | None = None
     missing_percent: Percent | None = None
@@ -117,6 +121,7 @@ class Thresholds(_Table):
     mos: Annotated[float, Field(ge=1, le=4.5)] | None = None
     setup_p95_ms: Positive | None = None
     errors_percent: Percent | None = None
+    memory_growth_percent: Annotated[float, Field(ge=0, le=1000)] | None = None
     void_percent: Percent = 10.0
 
 

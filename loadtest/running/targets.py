@@ -180,6 +180,6 @@ def past_the_relay(target: Target) -> Target:
 
 def demo_users(profile: Profile) -> int:
     """How many users the demo's cloud is to have."""
-    if profile.kind in {UserKind.MEDIA, UserKind.STORM, UserKind.RECORDING}:
+    if profile.kind in {UserKind.MEDIA, UserKind.STORM, UserKind.RECORDING, UserKind.CHURN}:
         return min(profile.users, MAX_DEMO_USERS)
     return min(2 * profile.users, MAX_DEMO_PHONES)

@@ -201,8 +201,12 @@ class Collector:
 
 
 def relay_figures(url: str) -> RelayFigures:
-    """CPU time and drops, as the relay's metrics have them. Raises UpstreamError if it does not answer with metrics."""
+    """CPU time, drops and memory, as the relay's metrics have them.
+
+    Raises UpstreamError if it does not answer with metrics.
+    """
     cpu_s: float | None = None
+    resident_bytes: float | None = None
     drops: dict[str, float] = {}
     text = direct.ask("GET", url, timeout_s=METRICS_TIMEOUT_S)
     try:
@@ -212,11 +216,13 @@ def relay_figures(url: str) -> RelayFigures:
                 continue
             if name == "process_cpu_seconds_total":
                 cpu_s = value
+            elif name == "process_resident_memory_bytes":
+                resident_bytes = value
             elif name == "relay_drops_total" and value:
                 drops[labels.get("reason", "")] = value
     except ValueError as error:
         raise UpstreamError(f"{url}: {error}; expected metrics as Prometheus reads them") from None
-    return RelayFigures(int(time.time()), cpu_s, drops)
+    return RelayFigures(int(time.time()), cpu_s, drops, resident_bytes)
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -24,6 +24,8 @@ from relay.emulator.softphone import SoftphoneError
 
 # A real client comes back after a moment, and not all at once.
 RETRY_S = (1.0, 3.0)
+# How much of its length a call of a churn has.
+SPREAD = (0.5, 1.5)
 # A news event spreads within a second.
 NEWS_WITHIN_S = 1.0
 
@@ -120,6 +122,24 @@ class CallProfileUser(CallUser):
             call.talk(profile().call_s, up=up, down=down)
 
 
+class ChurnProfileUser(MediaUser):
+    """Calls come and go, with voice alone: there is no signaling, so that a machine carries many of them."""
+
+    abstract = True
+
+    def wait_time(self) -> float:
+        """Between two calls."""
+        return profile().pause_between_calls_s
+
+    @task
+    def place_call(self) -> None:
+        """A call of about the profile's length: those who have begun together do not end together."""
+        media = profile().media
+        with retrying(), self.call() as call:
+            up, down = media.lines_of(self.number, media.up), media.lines_of(self.number, media.down)
+            call.talk(profile().call_s * random.uniform(*SPREAD), up=up, down=down)  # noqa: S311
+
+
 class StormProfileUser(StormUser):
     """Comes, and stays; comes again if it was cut."""
 
@@ -177,6 +197,7 @@ KINDS: dict[UserKind, type[User]] = {
     UserKind.CALL: CallProfileUser,
     UserKind.STORM: StormProfileUser,
     UserKind.RECORDING: RecordingProfileUser,
+    UserKind.CHURN: ChurnProfileUser,
 }
 
 

@@ -7,6 +7,7 @@ then the generator was late, not the target. What was lost counts always: a late
 from __future__ import annotations
 
 import itertools
+import statistics
 from dataclasses import dataclass, field
 
 from loadtest.engine.windows import Histogram
@@ -39,6 +40,9 @@ MAX_REASONS = 50
 MAX_CAUSES = 5
 # Whoever had waited this long had reason to complain. Many have just begun when a test ends.
 LONG_WAIT_S = 2.0
+# The first quarter of a test is for what fills up once, such as pools and ports that rest. From there to the end memory
+# is compared, as the median of an eighth each: a single look may meet what is freed a moment later.
+EIGHTHS = 8
 # One mistake in a locustfile has one line. Whoever has more reads the log.
 MAX_USER_ERRORS = 10
 
@@ -58,6 +62,7 @@ class _Figures:
 
     profile: Profile
     intervals: list[Interval]
+    looks: list[RelayFigures] = field(default_factory=list)
     begin: int = 0
     judged: list[Interval] = field(default_factory=list)
     # Of what is judged, and of that without void seconds.
@@ -97,6 +102,15 @@ class _Figures:
         return _packets(self.total)
 
     @property
+    def memory_growth_percent(self) -> float | None:
+        within = {one.second for one in self.judged}
+        looks = [one.resident_bytes for one in self.looks if one.second in within and one.resident_bytes]
+        if not (eighth := len(looks) // EIGHTHS):
+            return None
+        before, after = (statistics.median(part) for part in (looks[eighth : 2 * eighth], looks[-eighth:]))
+        return 100 * (after - before) / before
+
+    @property
     def mos(self) -> float | None:
         return _mos(self.total, self.profile)
 
@@ -108,7 +122,7 @@ class _Figures:
 
 def judge(work: Work, record: Record, circumstances: Circumstances) -> Result:
     """The result."""
-    profile, found = work.profile, _Figures(work.profile, record.in_order)
+    profile, found = work.profile, _Figures(work.profile, record.in_order, record.relay)
     checks, incidents = _checks(found), [one.text for one in record.incidents]
     reasons = _reasons(checks, found, record, circumstances)
     intervals = found.intervals
@@ -133,7 +147,7 @@ def judge(work: Work, record: Record, circumstances: Circumstances) -> Result:
         mos_of_stream_seconds=_distribution(found.everything),
         timings={name: _timing(timing) for name, timing in sorted(found.everything.timings.items())},
         generator=_generator(found.total, found.judged),
-        relay=_relay(record.relay, found.judged, found.total),
+        relay=_relay(found),
         waits={words: percentiles(waited) for words, waited in sorted(found.everything.waits.items())},
         user_errors=dict(found.everything.raised.most_common(MAX_USER_ERRORS)),
         incidents=incidents,
@@ -197,6 +211,7 @@ def _checks(found: _Figures) -> list[Check]:
         ("added delay p99", limits.added_delay_p99_ms, found.added_ms, "ms"),
         ("set-up p95", limits.setup_p95_ms, setup.milliseconds(95), "ms"),
         ("errors", limits.errors_percent, _percent(failed, tried), "%"),
+        ("memory growth", limits.memory_growth_percent, found.memory_growth_percent, "%"),
         (VOID, limits.void_percent, void_percent, "%"),
     ]
     checks = [
@@ -236,7 +251,7 @@ def _reasons(checks: list[Check], found: _Figures, record: Record, circumstances
     for name in ("corrupt", "misrouted"):
         if count := getattr(packets, name):
             reasons.append(f"{count} packets were {name}; expected none, ever")
-    if not packets.sent and profile.media.up + profile.media.down and profile.kind in {"media", "call"}:
+    if not packets.sent and profile.media.up + profile.media.down and profile.kind in {"media", "call", "churn"}:
         reasons.append("No packet was sent in the judged part of the test.")
     if reasons or found.failed == found.tried or not all(check.passed for check in checks):
         reasons += _waits(found)
@@ -301,7 +316,8 @@ def _generator(total: Interval, judged: list[Interval]) -> Generator:
     )
 
 
-def _relay(looks: list[RelayFigures], judged: list[Interval], total: Interval) -> RelayResult | None:
+def _relay(found: _Figures) -> RelayResult | None:
+    looks, judged, total = found.looks, found.judged, found.total
     if not looks:
         return None
     within = {one.second for one in judged}
@@ -315,7 +331,13 @@ def _relay(looks: list[RelayFigures], judged: list[Interval], total: Interval) -
     drops = {
         reason: round(looks[-1].drops[reason] - looks[0].drops.get(reason, 0.0)) for reason in sorted(looks[-1].drops)
     }
-    return RelayResult(cores=cores, microseconds_per_packet=per_packet, drops=drops)
+    return RelayResult(
+        cores=cores,
+        microseconds_per_packet=per_packet,
+        drops=drops,
+        resident_bytes=looks[-1].resident_bytes,
+        memory_growth_percent=found.memory_growth_percent,
+    )
 
 
 def _seconds(found: _Figures, looks: list[RelayFigures]) -> list[Second]:

@@ -30,6 +30,7 @@ WORDS = {
     "added delay p99": "What 99 of 100 packets stay below, on top of the fastest packet of the test.",
     "set-up p95": "What 95 of 100 users wait at most until they can talk.",
     "errors": "What users tried, and did not work.",
+    "memory growth": "How much more memory the relay had at the end than after a quarter of the test.",
     "MOS": "How a call sounds, from 1 (bad) to 4.5 (as good as a telephone gets).",
     "void windows": "Seconds in which the load tester itself was too slow to judge.",
 }
@@ -183,6 +184,10 @@ def _generator(result: Result) -> str:
     )
 
 
+def _mebibytes(size: float | None) -> float | None:
+    return None if size is None else size / (1 << 20)
+
+
 def _relay(result: Result) -> str:
     if result.relay is None:
         return ""
@@ -192,5 +197,7 @@ def _relay(result: Result) -> str:
             ("CPU", number(result.relay.cores, "cores")),
             ("CPU for each packet in or out", number(result.relay.microseconds_per_packet, "us")),
             ("drops", drops or "none"),
+            ("memory", number(_mebibytes(result.relay.resident_bytes), "MiB")),
+            ("memory growth", number(result.relay.memory_growth_percent, "%")),
         ]
     )

@@ -97,6 +97,8 @@ class RelayResult(_Model):
     cores: float | None
     microseconds_per_packet: float | None = Field(description="CPU time of the relay for each packet in or out")
     drops: dict[str, int]
+    resident_bytes: float | None = Field(default=None, description="memory of its process at the end")
+    memory_growth_percent: float | None = Field(default=None, description="of that, since a quarter of the test")
 
 
 class Second(_Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ def options_of(target: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize(("target", "seconds"), [("nightly", 720), ("soak", 3600)])
+@pytest.mark.parametrize(("target", "seconds"), [("nightly-soak", 720), ("soak", 3600)])
 def test_a_soak_outlives_what_expires(target: str, seconds: float) -> None:
     options = options_of(target)
     soak = profiles.load(options["profile"]).changed(users=options["users"], seconds=options["seconds"])
@@ -47,6 +48,18 @@ def test_a_soak_outlives_what_expires(target: str, seconds: float) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("target", "seconds"), [("nightly-churn", 1800), ("churn", 180)])
+def test_300_calls_come_and_go_and_memory_does_not_grow(target: str, seconds: float) -> None:
+    options = options_of(target)
+    churn = profiles.load(options["profile"]).changed(users=options["users"], seconds=options["seconds"])
+    assert (options["target"], churn.users, churn.shape.seconds) == ("demo", 300, seconds)
+    assert churn.thresholds.memory_growth_percent == 2
+    # Each call is replaced by others before the test ends.
+    assert churn.shape.hold_s > 2 * churn.call_s
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_night_is_also_for_the_fuzz_search() -> None:
     told = subprocess.run(["make", "--dry-run", "nightly"], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert "-m tests.fuzz 600" in told.stdout
+    assert {"run soak", "run churn"} <= set(re.findall(r"run \w+", told.stdout))

@@ -63,6 +63,8 @@ def test_incidents_and_looks_at_the_relay() -> None:
     incident, look = Incident(5, "worker w is gone"), RelayFigures(6, 1.25, {"queue_full": 3.0})
     record = read([line_of_incident(incident), line_of_relay(look)])
     assert (record.incidents, record.relay) == ([incident], [look])
+    assert read([line_of_relay(RelayFigures(7, None, {}, 5e6))]).relay == [RelayFigures(7, None, {}, 5e6)]
+    assert read(['{"kind": "relay", "second": 8, "cpu_s": 1.5, "drops": {}}']).relay == [RelayFigures(8, 1.5, {})]
 
 
 def test_what_a_worker_sends_twice_in_a_second_counts_twice() -> None:

@@ -24,6 +24,7 @@ WANTED = {
     "idle-keepalive": (1000, 0),
     "bad-proxy": (50, 11_000),
     "soak": (100, 22_000),
+    "churn": (300, 30_000),
 }
 SMALL = {"description": "small", "users": 2}
 

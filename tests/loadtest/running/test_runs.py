@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from loadtest.plan.target import Target
 from loadtest.verdict.result import load
 from tests.loadtest.running.driver import (
+    LENIENT,
     RELAY,
     distributed,
     options_of,
@@ -126,6 +128,29 @@ def test_each_kind_of_user(relay: Target, tmp_path: Path) -> None:
     failures = {name: timing.failures for name, timing in result.timings.items() if timing.failed}
     assert failures == {}, (folder / "locust.log").read_text()
     assert names <= {name for name, timing in result.timings.items() if timing.took.count}
+    assert result.packets.received > 0
+
+
+def test_calls_that_come_and_go_and_the_memory_of_the_relay(relay: Target, tmp_path: Path) -> None:
+    """The demo's relay tells of its memory, every two seconds: twenty are enough to compare."""
+    changes: dict[str, Any] = {
+        "kind": "churn",
+        "call_s": 1,
+        "pause_between_calls_s": 0.1,
+        "warm_up_s": 0,
+        "shape": {"ramp_s": 0, "hold_s": 20},
+        "thresholds": LENIENT | {"memory_growth_percent": 1000},
+    }
+    folder = tmp_path / "results"
+    folder.mkdir()
+    result = run_small(folder, relay, small(**changes))
+    assert result.relay is not None
+    assert result.relay.resident_bytes
+    assert [check.passed for check in result.checks if check.name == "memory growth"] == [True]
+    assert result.timings["set-up"].failed == 0
+    # Each user has had more than one call.
+    assert result.timings["set-up"].count > result.users
+    assert (result.packets.lost, result.packets.misrouted) == (0, 0)
     assert result.packets.received > 0
 
 

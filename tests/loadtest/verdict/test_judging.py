@@ -254,6 +254,38 @@ def test_a_relay_that_did_not_answer_has_no_figures() -> None:
     assert (relay.cores, relay.microseconds_per_packet, relay.drops) == (None, None, {})
 
 
+def growing(*mebibytes: float | None) -> Record:
+    """A record whose relay has this much memory, a look a second, from the end of the warm-up on."""
+    found = record([second(number) for number in range(3 + len(mebibytes))])
+    sizes = [None if one is None else one * 2**20 for one in mebibytes]
+    found.relay = [RelayFigures(1003 + at, None, {}, size) for at, size in enumerate(sizes)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "percent"),
+    [
+        # What fills up in the first quarter does not count, nor a look that meets a peak.
+        ([50, 80, 99, 100, 100, 100, 150, 100, 100, 100, 100, 100, 100, 100, 101, 101], 1.5),
+        ([100, 100, 100, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112], 11.5),
+        ([100] * 4 + [90] * 12, -10),
+        # A relay that did not answer now and then.
+        ([100, None, 100, None, 100, 100, None, 100, 100, 103, 103], 3),
+        ([100] * 7, None),
+        ([None] * 16, None),
+    ],
+)
+def test_memory_that_grows(mebibytes: list[float | None], percent: float | None) -> None:
+    shape = {"ramp_s": 1, "hold_s": 2 + len(mebibytes)}
+    result = judge(work(shape=shape, thresholds={"memory_growth_percent": 2}), growing(*mebibytes), Circumstances())
+    check = check_of(result, "memory growth")
+    assert check.measured == (None if percent is None else pytest.approx(percent, abs=0.1))
+    assert (check.limit, check.passed) == (2, percent is not None and percent <= 2)
+    assert result.relay is not None
+    assert result.relay.memory_growth_percent == check.measured
+    assert result.relay.resident_bytes == (None if mebibytes[-1] is None else mebibytes[-1] * 2**20)
+
+
 def test_streams_are_counted_by_their_mos() -> None:
     found = record()
     found.intervals[1005].scores.update([441, 441, 399, 100])
