@@ -22,6 +22,7 @@ processes       the children of a process, while they come and go
 properties      what property tests share
 ssrf_table      addresses that must never be connected to
 stun_vectors    the test vectors of the RFCs
+turn_clauses    what a TURN server must do, clause by clause
 volumes         mounted volumes, as Kubernetes changes them
 waiting         wait for what another thread, process or socket does
 """

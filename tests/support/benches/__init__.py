@@ -20,4 +20,5 @@ serving         ``relay serve`` in a process
 signaling       a relay in front of an upstream that records
 taps            taps that copy already
 turn            a TURN server and a client in memory, with a clock that the test moves
+turn_servers    TURN servers side by side: ours over UDP and through a relay, and coturn
 """

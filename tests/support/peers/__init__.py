@@ -17,6 +17,7 @@ Clients
     silent_crowd       connections that say nothing
     softphone_page     the emulator's softphone page in a tab, used as a person would
     tls_client         TLS, record by record
+    turn_asker         asks a TURN server one thing at a time, over UDP or through TLS
     uclient            coturn's load client
 
 Upstreams and what is near them
