@@ -19,6 +19,7 @@ import pytest
 
 from relay import __version__, config
 from relay.addresses import Address
+from relay.ca.certificates import certificate_pem
 from relay.gateway.admin.tokens import hash_token, new_token
 from relay.gateway.app import Gateway
 from relay.gateway.departure import SPREAD_S
@@ -66,6 +67,8 @@ RELEASES: dict[str, Values] = {
             "webProxyPort": 3128,
             "adminHosts": ["relay.firm.example"],
             "proxyProtocolFrom": ["10.20.0.1", "10.20.0.2/31"],
+            "clientCertificates": "required",
+            "clientCa": "configmaps/authorities/ca.pem",
         },
         "certificates": ["cloud9-relay-tls", "media-hosts"],
         "secrets": [{"name": "probe", "keys": ["password", "ann", "token", "redis"]}],
@@ -180,7 +183,7 @@ def mounted(rendered: Rendered, folder: Path, token_hash: str = TOKEN_HASH) -> P
         "media-hosts": tls,
         "cloud9-relay-admin": {"token": "not for the relay", "token_hash": f"{token_hash}\n"},
         "probe": {"password": "hunter2", "ann": "hunter3", "token": "hunter4", "redis": "hunter5"},
-        "authorities": {"ca.pem": pair.chain.read_bytes()},
+        "authorities": {"ca.pem": certificate_pem(issuer.certificate)},
     }
     return rendered.mount(folder / "etc", there) / "relay.toml"
 
@@ -196,6 +199,7 @@ def test_the_relay_takes_its_configuration(releases: dict[str, Rendered], tmp_pa
 def test_the_configuration_of_everything(releases: dict[str, Rendered], tmp_path: Path) -> None:
     settings = config.load(mounted(releases["everything"], tmp_path))
     assert settings.listen.tls == (Address("::", 443), Address("0.0.0.0", 443))
+    assert dict(settings.listen.client_certificates) == dict.fromkeys(settings.listen.tls, "required")
     assert settings.listen.admin == Address("::", 9443)
     assert settings.listen.admin_has_tls
     assert settings.listen.proxy_protocol == (*settings.listen.tls, *settings.listen.web_proxy)
@@ -523,6 +527,10 @@ def test_mistakes_in_values(values: Values, where: str, expected: str) -> None:
         (
             {"config": {"access": {"allow": [None]}}},
             "config: expected no null in a list or an inner table",
+        ),
+        (
+            {"listen": {"clientCertificates": "optional"}},
+            "listen.clientCa: expected a file with authorities, because of listen.clientCertificates",
         ),
         (
             {"autoscaling": {"enabled": True, "minReplicas": 7}},

@@ -66,6 +66,14 @@ failure as text in the file.
 {{- if $listen.proxyProtocolFrom -}}
 {{- $_ := set $table "proxy_protocol" (concat $tls $webProxy) -}}
 {{- end -}}
+{{- with $listen.clientCertificates -}}
+{{- $asked := dict -}}
+{{- range $address := $tls -}}
+{{- $_ := set $asked $address $listen.clientCertificates -}}
+{{- end -}}
+{{- $_ := set $table "client_certificates" $asked -}}
+{{- $_ := set $table "client_ca" ($listen.clientCa | required "listen.clientCa: expected a file with authorities, because of listen.clientCertificates") -}}
+{{- end -}}
 {{- toJson $table -}}
 {{- end -}}
 
