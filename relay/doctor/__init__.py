@@ -14,6 +14,8 @@ item     one thing that was tested, with what was found; *finding* what is wrong
 
 A whole examination::
 
+    from relay.doctor.examine import examine
+
     report = await examine(plan, on_step=print)
     for finding in report.findings:
         print(finding.code, finding.actor, finding.change)
@@ -30,11 +32,5 @@ report      items, findings, and the verdict of each area; ``difference`` compar
 examine     runs the probes in parallel, and then the checks
 table, page  the report for a terminal, and as one HTML file; both use ``sparkline``
 explain     the explanation of each check, from its class
-commands    the command line
+commands    the command line; ``asked`` makes a plan of its options, and runs it
 """
-
-from relay.doctor.examine import examine
-from relay.doctor.plan import Plan
-from relay.doctor.report import Area, Finding, Item, Report, Status
-
-__all__ = ["Area", "Finding", "Item", "Plan", "Report", "Status", "examine"]

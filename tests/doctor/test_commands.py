@@ -11,8 +11,8 @@ import pytest
 
 from relay.addresses import Address
 from relay.doctor import targets
+from relay.doctor.asked import status_of
 from relay.doctor.checks import ALL
-from relay.doctor.commands import status_of
 from relay.doctor.examine import examine
 from relay.doctor.explain import page
 from relay.doctor.plan import Kind, Limits

@@ -24,9 +24,9 @@ from relay import catalog
 from relay.addresses import Address
 from relay.catalog import Network, Service, Status
 from relay.demo.authority import Authority
-from relay.doctor import Plan, Report, examine
-from relay.doctor.plan import Credentials, Kind, Limits, ProxyPlan, Site, TurnSite
-from relay.doctor.report import from_json, to_json
+from relay.doctor.examine import examine
+from relay.doctor.plan import Credentials, Kind, Limits, Plan, ProxyPlan, Site, TurnSite
+from relay.doctor.report import Report, from_json, to_json
 from relay.doctor.targets import trust_of
 from relay.emulator.turn.slow import TurnHost
 from relay.turn.credentials import StaticCredentials
