@@ -15,6 +15,9 @@ from relay.output import Output
 
 # A peer chooses server names and first bytes, so values in a log line are cut to this length.
 MAX_VALUE_CHARACTERS = 200
+# The last lines of a traceback, each cut to so many characters: a line of code, or a message with a peer's text.
+MAX_TRACEBACK_LINES = 100
+MAX_TRACEBACK_CHARACTERS = 500
 # The values of these fields are never written, whatever they are. What is of a secret type is not written anywhere.
 SECRET_FIELDS = frozenset({"authorization", "cookie", "password", "secret", "token", "token_hash"})
 HIDDEN = "**********"
@@ -100,7 +103,10 @@ def _clean(key: str, value: object) -> object:
 
 
 def _clean_traceback(value: object) -> object:
-    """It has lines, and its last one may have a peer's text in it."""
+    """It has lines, and its last ones may have a peer's text in them. Indented, none of them looks like a line of ours."""
     if not isinstance(value, str):
         return value
-    return "\n".join(line if line.isprintable() else _escape(line) for line in value.split("\n"))
+    lines = value.split("\n")[-MAX_TRACEBACK_LINES:]
+    return "\n".join(
+        f"  {line if line.isprintable() else _escape(line)}"[:MAX_TRACEBACK_CHARACTERS] for line in lines
+    )

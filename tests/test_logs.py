@@ -141,6 +141,18 @@ def test_a_traceback_keeps_its_lines_and_steers_no_terminal(capsys: pytest.Captu
     assert written[-1].endswith("ValueError: \\x1b[2Jon purpose")
 
 
+def test_a_traceback_is_bounded_and_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    try:
+        raise ValueError("long" * 1000 + 300 * "\n2026-01-01T00:00:00Z [info] forged")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    first, *others = lines(capsys)
+    assert "failed" in first
+    assert len(others) == logs.MAX_TRACEBACK_LINES
+    assert all(line.startswith("  ") and len(line) <= logs.MAX_TRACEBACK_CHARACTERS for line in others)
+
+
 @pytest.mark.parametrize("style", ["text", "json"])
 async def test_failure_of_a_task_is_logged_with_its_traceback(
     capsys: pytest.CaptureFixture[str], style: Literal["text", "json"]

@@ -16,6 +16,7 @@ from relay.addresses import Address
 from relay.catalog import Catalog
 from relay.config import HealthSettings, Route, SignalingSettings
 from relay.gateway.admin.hosts import check_host
+from relay.gateway.admin.refusals import AdminRefusals
 from relay.gateway.routing.routes import Routes
 from relay.gateway.signaling.pools import Pools
 from relay.gateway.web_proxy.destinations import Destinations, Way
@@ -65,7 +66,7 @@ async def is_an_admin_host(name: str, pattern: str = PATTERN) -> bool:
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response()
 
-    middleware: Any = check_host({pattern})
+    middleware: Any = check_host({pattern}, AdminRefusals())
     answered = await middleware(make_mocked_request("GET", "/", headers={"Host": name}), answer)
     return bool(answered.status == 200)
 

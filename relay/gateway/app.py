@@ -142,7 +142,7 @@ class Gateway:
         self.stapler = self._make_stapler(certificates)
         self._names = SystemLookup()
         lookup = lookup or self._names
-        self._admission = TurnAdmission(self.plane, self.entitlement)
+        self._admission = TurnAdmission(self.plane, self.entitlement, self.ids)
         self._networks = ClientNetworks()
         self._unallocated = Unallocated(self.plane.carries, self._networks.is_exempt)
         self.flows = Flows(self.upstreams, self._admission.on_begun, self._unallocated)
@@ -157,9 +157,10 @@ class Gateway:
         self.signaling.configure(settings.signaling, settings.health)
         self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
         self.pauses = Pauses()
-        self._proxied = ProxiedListeners(self.plane, self.balancers, self.pauses)
+        self._proxied = ProxiedListeners(self.plane, self.balancers, self.pauses, self.ids)
         self.web_proxy = self._make_web_proxy(vendor(), certificates, lookup)
-        self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()])
+        routes = [*self._upgrades.routes(), *self.web_proxy.routes()]
+        self._site = Site(self.signaling, routes, ids=self.ids)
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of, ids=self.ids, on_started=self._on_started)
         self.records = Records(settings.quality.records)
         self.store = CallStore(Kept.of(settings.quality, folder))
@@ -212,6 +213,7 @@ class Gateway:
             balancers=self.balancers,
             networks=self._networks,
             pauses=self.pauses,
+            ids=self.ids,
         )
 
     def _make_view(self) -> View:
@@ -238,7 +240,15 @@ class Gateway:
         )
         hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
         pauses = PauseCollector(self.pauses.counts)
-        return Admin(self._view, self.captures, *collectors, pauses, hosts=hosts, token_hash=token_hash)
+        return Admin(
+            self._view,
+            self.captures,
+            *collectors,
+            pauses,
+            hosts=hosts,
+            token_hash=token_hash,
+            new_id=lambda: self.ids.id_of(self.plane.new_id()),
+        )
 
     def _make_departure(self) -> Departure:
         return Departure(

@@ -96,74 +96,79 @@ class Balancers:
             return False
         return any(address in network for network in self._networks)
 
-    async def introduce(self, accepted: socket.socket, peer: Address) -> Introduced | None:
-        """Read the PROXY header of a connection. Returns None if the caller is only to close it."""
+    async def introduce(self, accepted: socket.socket, peer: Address, connection: str) -> Introduced | None:
+        """Read the PROXY header of a connection. Returns None if the caller is only to close it.
+
+        ``connection`` is the id by which the log knows it.
+        """
+        reading = _Reading(accepted, peer, connection)
         if not self.trusts(peer.host):
-            self._refuse(HeaderFault.UNTRUSTED, peer, "expected a balancer of balancers.networks")
+            self._refuse(HeaderFault.UNTRUSTED, reading, "expected a balancer of balancers.networks")
             return None
         if self._waiting >= MAX_WAITING:
-            self._refuse(HeaderFault.TOO_MANY, peer, f"expected at most {MAX_WAITING} connections without a header")
+            expected = f"expected at most {MAX_WAITING} connections without a header"
+            self._refuse(HeaderFault.TOO_MANY, reading, expected)
             return None
         self._waiting += 1
         try:
-            return await self._introduce(accepted, peer)
+            return await self._introduce(reading)
         finally:
             self._waiting -= 1
 
-    async def _introduce(self, accepted: socket.socket, peer: Address) -> Introduced | None:
-        reading = _Reading(accepted)
+    async def _introduce(self, reading: _Reading) -> Introduced | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._read(reading, peer)
+                return await self._read(reading)
         except TimeoutError:
-            self._refuse(HeaderFault.TIMEOUT, peer, f"expected a PROXY header within {self._timeout_s:g} s")
+            self._refuse(HeaderFault.TIMEOUT, reading, f"expected a PROXY header within {self._timeout_s:g} s")
         except ProxyHeaderError as error:
-            self._refuse(HeaderFault.BROKEN, peer, str(error))
+            self._refuse(HeaderFault.BROKEN, reading, str(error))
         except OSError:
             # A balancer may end its check with a reset.
-            self._on_end(reading.received, peer)
+            self._on_end(reading)
         return None
 
-    async def _read(self, reading: _Reading, peer: Address) -> Introduced | None:
+    async def _read(self, reading: _Reading) -> Introduced | None:
         if await reading.is_http():
-            await self._answer_check(reading, peer)
+            await self._answer_check(reading)
             return None
         header = await reading.take_header()
         if header is None:
-            self._on_end(reading.received, peer)
+            self._on_end(reading)
             return None
-        client = header.client or peer
+        client = header.client or reading.peer
         # A header has no zones.
-        if client.host == peer.host.partition("%")[0]:
+        if client.host == reading.peer.host.partition("%")[0]:
             return await self._read_own(reading, client)
         return Introduced(client, reading.received)
 
-    async def _read_own(self, reading: _Reading, peer: Address) -> Introduced | None:
+    async def _read_own(self, reading: _Reading, client: Address) -> Introduced | None:
         """What the balancer itself says after its header: nothing, an HTTP request, or TLS.
 
         In its checks haproxy names itself, and ends them with a reset.
         """
         with contextlib.suppress(OSError):
             if await reading.is_http():
-                await self._answer_check(reading, peer)
+                await self._answer_check(reading)
                 return None
         if reading.received:
-            return Introduced(peer, reading.received)
-        self._note_check(Check.LOCAL, peer)
+            return Introduced(client, reading.received)
+        self._note_check(Check.LOCAL, client, reading.connection)
         return None
 
-    def _on_end(self, received: bytes, peer: Address) -> None:
-        if received:
-            self._refuse(HeaderFault.BROKEN, peer, "expected a whole PROXY header")
+    def _on_end(self, reading: _Reading) -> None:
+        if reading.received:
+            self._refuse(HeaderFault.BROKEN, reading, "expected a whole PROXY header")
         else:
-            self._note_check(Check.CONNECT, peer)
+            self._note_check(Check.CONNECT, reading.peer, reading.connection)
 
-    async def _answer_check(self, reading: _Reading, peer: Address) -> None:
-        self._note_check(Check.HTTP, peer)
-        ready = self._ready()
+    async def _answer_check(self, reading: _Reading) -> None:
+        self._note_check(Check.HTTP, reading.peer, reading.connection)
+        ready, kind = self._ready(), "text/plain; charset=utf-8"
         body = b"ready\n" if ready else b"not ready\n"
+        response = build_response(200 if ready else 503, body, kind, connection=reading.connection)
         with contextlib.suppress(OSError):  # it has seen enough
-            await send_last(reading.socket, build_response(200 if ready else 503, body, "text/plain; charset=utf-8"))
+            await send_last(reading.socket, response)
 
     def note_closed(self, closed: Closed) -> bool:
         """Whether a failed handshake was a balancer's check, which is then counted."""
@@ -175,20 +180,24 @@ class Balancers:
         self._note_check(check, closed.client)
         return True
 
-    def _note_check(self, check: Check, peer: Address) -> None:
+    def _note_check(self, check: Check, peer: Address, connection: str = "") -> None:
         self.totals.checks[check] += 1
-        log.debug("health check", check=check.value, balancer=str(peer))
+        told = {"connection": connection} if connection else {}
+        log.debug("health check", check=check.value, balancer=str(peer), **told)
 
-    def _refuse(self, fault: HeaderFault, peer: Address, expected: str) -> None:
+    def _refuse(self, fault: HeaderFault, reading: _Reading, expected: str) -> None:
         self.totals.faults[fault] += 1
-        self._lines.info("proxy header refused", fault, reason=fault.value, peer=str(peer), detail=expected)
+        told = {"connection": reading.connection, "reason": fault.value, "peer": str(reading.peer), "detail": expected}
+        self._lines.info("proxy header refused", fault, **told)
 
 
 class _Reading:
     """The first bytes of a connection."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, peer: Address, connection: str) -> None:
         self.socket = connected
+        self.peer = peer
+        self.connection = connection
         self.received = b""
 
     async def is_http(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from relay.addresses import Address
 from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.pauses import Pauses
 from relay.plane.api import Plane
 from relay.plane.client_certificates import ClientCertificates
@@ -18,9 +19,10 @@ from relay.plane.client_certificates import ClientCertificates
 class ProxiedListeners:
     """Owns the listeners of ``listen.tls`` that need a header, and their connections until the plane takes them."""
 
-    def __init__(self, plane: Plane, balancers: Balancers, pauses: Pauses) -> None:
+    def __init__(self, plane: Plane, balancers: Balancers, pauses: Pauses, ids: CallIds) -> None:
         self._plane = plane
         self._balancers = balancers
+        self._ids = ids
         self._acceptor = Acceptor("proxied", pauses)
 
     def __len__(self) -> int:
@@ -45,6 +47,8 @@ class ProxiedListeners:
     async def _serve(self, asks: ClientCertificates, accepted: socket.socket, peer: Address) -> None:
         with accepted, contextlib.suppress(OSError):  # the balancer is gone
             accepted.setblocking(False)
-            introduced = await self._balancers.introduce(accepted, peer)
+            connection = self._plane.new_id()
+            introduced = await self._balancers.introduce(accepted, peer, self._ids.id_of(connection))
             if introduced is not None:
-                self._plane.adopt(accepted.detach(), introduced.preread, introduced.client, asks)
+                client = introduced.client
+                self._plane.adopt(accepted.detach(), introduced.preread, client, asks, connection)

@@ -470,16 +470,21 @@ class Plane(Protocol):
     def configure(self, settings: PlaneSettings) -> None:
         """Use these bounds from now on; running connections keep the deadlines they have."""
 
+    def new_id(self) -> ConnectionId:
+        """The id of a connection that control has accepted, and may have the plane ``adopt``."""
+
     def adopt(
         self,
         fd: int,
         preread: bytes = b"",
         client: Address | None = None,
         asks: ClientCertificates = ClientCertificates.NONE,
+        connection: ConnectionId | None = None,
     ) -> ConnectionId:
         """Take over a TCP connection that was accepted elsewhere, and the bytes already read from it.
 
-        ``client`` is who it is from, a literal address, where that is not the other end of the socket.
+        ``client`` is who it is from, a literal address, where that is not the other end of the socket. ``connection``
+        is a ``new_id`` under which control knows it already; without one it gets a new one. Returns its id.
         """
 
     def attach(self, connection: ConnectionId, upstream: Upstream) -> None:

@@ -223,6 +223,49 @@ async def test_the_web_proxy_knows_the_client(tmp_path: Path) -> None:
     assert closed["client"] == f"{BEN}:40000"
 
 
+@PLANES
+async def test_a_connection_has_one_id_from_its_first_byte_to_its_end(tmp_path: Path, plane: str) -> None:
+    loop = asyncio.get_running_loop()
+    with capture_logs() as logged:
+        async with behind(tmp_path, plane=plane) as relay:
+            proxied = relay.gateway.web_proxy.addresses[0]
+            with await open_socket(proxied) as connected:
+                await loop.sock_sendall(connected, line(BEN) + connect_request(f"relay.test:{relay.tls.port}"))
+                granted = await loop.sock_recv(connected, 1000)
+                await loop.sock_sendall(connected, b"SSH-2.0-x\r\n")
+                with contextlib.suppress(ConnectionError):
+                    await receive_all(connected)
+            await eventually(lambda: [entry for entry in logged if entry.get("cause") == "not_tls"])
+            page = await ask(proxied, line(ALICE) + connect_request("elsewhere.test:443"))
+            pac = await ask(proxied, line(ALICE), b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")
+            check = await ends_at_once(relay.tls, b"GET / HTTP/1.0\r\n\r\n")
+            await ends_at_once(relay.tls, b"SSH-2.0-x\r\n")
+            client = await introduced(relay, line(ALICE))
+            await client.send(b"\0\0\0\0\0\0\0\0")
+            await client.closed_by_server()
+            client.abort()
+            await eventually(lambda: not relay.connections)
+
+    def id_of(event: str, **fields: str) -> str:
+        [entry] = [entry for entry in logged if entry["event"] == event and fields.items() <= entry.items()]
+        return str(entry["connection"])
+
+    closed = id_of("connection closed", cause="not_tls")
+    assert f"X-Relay-Id: {closed}\r\n".encode() in granted
+    assert page.fields["x-relay-id"] == id_of("web proxy refused")
+    assert f"X-Relay-Id: {id_of('health check')}\r\n".encode() in check
+    ids = {
+        closed,
+        id_of("web proxy refused"),
+        pac.fields["x-relay-id"],
+        id_of("health check"),
+        id_of("proxy header refused"),
+        id_of("connection closed", reason="first_bytes_unknown"),
+    }
+    assert len(ids) == 6
+    assert all(relay.gateway.ids.connection_of(one) is not None for one in ids)
+
+
 # Checks
 
 

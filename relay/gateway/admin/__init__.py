@@ -10,6 +10,7 @@ capture     the packets of a flow
 sockets     unix sockets, and TLS
 hosts       the names that the listener answers to
 access      pages of other origins, and requests without the token, are refused
+refusals    what was refused: counted by reason, and logged
 tokens      the token and its hash
 
 This room looks into all others. Only ``app``, which puts the relay together, looks into this one. The programs that

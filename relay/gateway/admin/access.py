@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from relay.gateway.admin.hosts import OPEN_PATHS
+from relay.gateway.admin.refusals import AdminRefusal, AdminRefusals
 from relay.gateway.admin.tokens import TokenCheck, TokenVerdict
-from relay.gateway.lines import Lines
 
-log = structlog.get_logger()
-
-# Anyone who reaches the listener can cause these.
-REFUSED_LINES_PER_S = 1.0
 # A browser asks its user for a name, which does not matter, and a password, which is the token. The second is for
 # programs.
 CHALLENGES = ('Basic realm="cloud9-relay", charset="UTF-8"', 'Bearer realm="cloud9-relay"')
@@ -22,25 +17,34 @@ _WORDS = {
     TokenVerdict.WRONG: "this is not the token",
     TokenVerdict.TOO_MANY: "too many tokens to check: try again in some seconds",
 }
+_REFUSALS = {
+    TokenVerdict.MISSING: AdminRefusal.TOKEN_MISSING,
+    TokenVerdict.WRONG: AdminRefusal.TOKEN_WRONG,
+    TokenVerdict.TOO_MANY: AdminRefusal.TOO_MANY_TOKENS,
+}
 RETRY_AFTER_S = 5
 
 
-@web.middleware
-async def check_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a page of another origin asks for, with 403: it could use what its reader's browser knows.
+def check_origin(refusals: AdminRefusals) -> Middleware:
+    """Refuses what a page of another origin asks for, with 403: it could use what its reader's browser knows.
 
     Browsers name the page's origin in all requests that change something, and in event streams of other pages.
     """
-    host = request.headers.get(hdrs.HOST, "").lower()
-    for origin in request.headers.getall(hdrs.ORIGIN, []):
-        if origin.lower().partition("://")[2] != host and request.path not in OPEN_PATHS:
-            return _refuse(403, "Origin: expected none, or a page of this listener")
-    return await handler(request)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get(hdrs.HOST, "").lower()
+        for origin in request.headers.getall(hdrs.ORIGIN, []):
+            if origin.lower().partition("://")[2] != host and request.path not in OPEN_PATHS:
+                refusals.note_request(AdminRefusal.ORIGIN, request)
+                return _refuse(403, "Origin: expected none, or a page of this listener")
+        return await handler(request)
+
+    return middleware
 
 
-def check_token(tokens: TokenCheck) -> Middleware:
+def check_token(tokens: TokenCheck, refusals: AdminRefusals) -> Middleware:
     """Refuses requests without the token, with 401, or 429 if there were too many wrong ones."""
-    lines = Lines(REFUSED_LINES_PER_S)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -49,8 +53,7 @@ def check_token(tokens: TokenCheck) -> Middleware:
         verdict = await tokens.check(request.headers.get(hdrs.AUTHORIZATION), request.remote or "")
         if verdict is TokenVerdict.GOOD:
             return await handler(request)
-        if verdict is not TokenVerdict.MISSING:  # a browser asks without one first
-            lines.info("admin request refused", client=request.remote, path=request.path, reason=verdict.value)
+        refusals.note_request(_REFUSALS[verdict], request)
         if verdict is TokenVerdict.TOO_MANY:
             response = _refuse(429, _WORDS[verdict])
             response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)

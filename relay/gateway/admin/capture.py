@@ -19,6 +19,7 @@ from relay import __version__
 from relay.addresses import Address
 from relay.config import CaptureSettings
 from relay.gateway.calls.ids import CallIds
+from relay.gateway.signaling.http_rules import CONNECTION
 from relay.logs import printable
 from relay.plane.api import ConnectionId, Tap, TappedDatagram
 from relay.quality.stream import Direction
@@ -171,7 +172,8 @@ class Captures:
         running = _Running(tap, self._ids.id_of(connection), settings.max_bytes - LAST_BLOCK_BYTES)
         self._running[connection] = running
         end, response = CaptureEnd.READER, web.StreamResponse(headers=_HEADERS)
-        told = {"connection": running.id, "asked_by": _peer(request), "client": str(tap.client)}
+        asked = {"asked_by": _peer(request), "asked_over": request.get(CONNECTION, "")}
+        told = {"connection": running.id, **asked, "client": str(tap.client)}
         log.info("capture started", **told, seconds=seconds, server_name=tap.server_name)
         try:
             async with asyncio.timeout(seconds + LATE_S):

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from relay.gateway.admin.refusals import AdminRefusal, AdminRefusals
 from relay.name_patterns import ANY, matches
 
 # They tell nothing that must be hidden, and load balancers ask under names of their own.
@@ -21,7 +22,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?")
 
 
-def check_host(names: Collection[str]) -> Middleware:
+def check_host(names: Collection[str], refusals: AdminRefusals) -> Middleware:
     """Answers requests for these names (``*.`` is one label or more, ``*`` all), localhost, this machine and addresses.
 
     All others get 421.
@@ -34,6 +35,7 @@ def check_host(names: Collection[str]) -> Middleware:
         given = request.headers.getall(hdrs.HOST, [])
         if request.path in OPEN_PATHS or all(_is_known(one, known) for one in given):
             return await handler(request)
+        refusals.note_request(AdminRefusal.HOST, request)
         text = "Host: expected an address, localhost, this machine's name, or a name of listen.admin_hosts\n"
         return web.Response(status=421, text=text, headers={hdrs.CACHE_CONTROL: "no-store"})
 

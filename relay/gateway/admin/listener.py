@@ -29,20 +29,24 @@ from relay.gateway.admin.cluster import ClusterCollector
 from relay.gateway.admin.events import Events
 from relay.gateway.admin.hosts import check_host
 from relay.gateway.admin.metrics import Metrics, RelayCollector
+from relay.gateway.admin.refusals import AdminRefusal, AdminRefusals
 from relay.gateway.admin.sockets import admin_context, identity_of, open_unix, remove_unix
 from relay.gateway.admin.tokens import TokenCheck
 from relay.gateway.admin.view import View
 from relay.gateway.http.site import (
     FIRST_REQUEST_TIMEOUT_S,
     KEEPALIVE_TIMEOUT_S,
+    SERVER,
     SHUTDOWN_TIMEOUT_S,
     name_server,
     on_healthz,
 )
+from relay.gateway.signaling.http_rules import CONNECTION, RELAY_ID
 from relay.plane.certificates import ServerCertificate
 from relay.plane.listening import open_listeners
 
 _OnLost = Callable[[web.RequestHandler], None]
+_OnBadHead = Callable[["_Handler"], None]
 
 # Each takes a descriptor and some kilobytes. Dashboards keep two or three open, and 32 may watch events.
 MAX_CONNECTIONS = 256
@@ -53,14 +57,29 @@ _HANDLER_OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEE
 
 
 class _Handler(web.RequestHandler):
-    """Serves one connection, and tells its owner when that has ended."""
+    """Serves one connection, and tells its owner when that has ended.
 
-    __slots__ = ("_on_lost", "was_connected")
+    ``id`` is what the log calls the connection, ``client`` who it is from.
+    """
 
-    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, on_lost: _OnLost) -> None:
+    __slots__ = ("_on_bad_head", "_on_lost", "client", "id", "was_connected")
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        id_: str,
+        client: str,
+        on_lost: _OnLost,
+        on_bad_head: _OnBadHead,
+    ) -> None:
         super().__init__(server, loop=loop, **_HANDLER_OPTIONS)
         self.was_connected = False
+        self.id = id_
+        self.client = client
         self._on_lost = on_lost
+        self._on_bad_head = on_bad_head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.was_connected = True
@@ -69,6 +88,24 @@ class _Handler(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._on_lost(self)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            response = super().handle_error(request, status, exc, message)
+        else:
+            # Not the parser's words, which would show the request.
+            self._on_bad_head(self)
+            response = web.Response(status=status, text=f"{status}: bad request\n")
+            response.force_close()
+        response.headers["Server"] = SERVER
+        response.headers[RELAY_ID] = self.id
+        return response
 
 
 class Admin:
@@ -81,18 +118,24 @@ class Admin:
         *collectors: Collector,
         hosts: Collection[str] = (),
         token_hash: SecretStr | None = None,
+        new_id: Callable[[], str] = str,
     ) -> None:
-        """``hosts`` are names that it answers to, in lower case, in addition to those of ``check_host``."""
+        """``hosts`` are names that it answers to, in lower case, in addition to those of ``check_host``.
+
+        ``new_id`` gives each connection the id by which the log and the client know it.
+        """
         self._captures = captures
         self.events = Events(view.summary)
         self._view = view
-        self._metrics = Metrics(RelayCollector(view), ClusterCollector(view.cluster), *collectors)
+        self.refusals = refusals = AdminRefusals()
+        self._metrics = Metrics(RelayCollector(view), ClusterCollector(view.cluster), refusals, *collectors)
         self._hosts = hosts
         self._tokens = TokenCheck(token_hash)
-        app = web.Application(
-            middlewares=[self._on_first_request, check_host(hosts), check_origin, check_token(self._tokens)]
-        )
+        self._new_id = new_id
+        checks = check_host(hosts, refusals), check_origin(refusals), check_token(self._tokens, refusals)
+        app = web.Application(middlewares=[self._on_first_request, *checks])
         app.on_response_prepare.append(name_server)
+        app.on_response_prepare.append(_name_connection)
         app.router.add_get("/healthz", on_healthz)
         app.router.add_get("/readyz", self._on_readyz)
         app.router.add_get("/metrics", self._on_metrics)
@@ -169,14 +212,17 @@ class Admin:
 
     # Connections
 
-    async def _serve(self, accepted: socket.socket, _: Address) -> None:
-        server = self._runner.server
+    async def _serve(self, accepted: socket.socket, client: Address) -> None:
+        server, id_ = self._runner.server, self._new_id()
         if server is None or self._connections >= MAX_CONNECTIONS:
+            if server is not None:
+                self.refusals.note(AdminRefusal.TOO_MANY_CONNECTIONS, id_, client.host)
             accepted.close()
             return
         accepted.setblocking(False)
         loop = asyncio.get_running_loop()
-        handler = _Handler(server, loop=loop, on_lost=self._on_lost)
+        on_lost, on_bad_head = self._on_lost, self._on_bad_head
+        handler = _Handler(server, loop=loop, id_=id_, client=client.host, on_lost=on_lost, on_bad_head=on_bad_head)
         self._connections += 1
         self._waiting[handler] = loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._lose_patience, handler)
         options: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls, **_TLS_OPTIONS}
@@ -192,8 +238,13 @@ class Admin:
         self._connections -= 1
         self._forget(handler)
 
-    def _lose_patience(self, handler: web.RequestHandler) -> None:
+    def _on_bad_head(self, handler: _Handler) -> None:
         self._forget(handler)
+        self.refusals.note(AdminRefusal.BAD_REQUEST, handler.id, handler.client)
+
+    def _lose_patience(self, handler: _Handler) -> None:
+        self._forget(handler)
+        self.refusals.note(AdminRefusal.REQUEST_TIMEOUT, handler.id, handler.client)
         handler.force_close()
 
     def _forget(self, handler: web.RequestHandler) -> None:
@@ -202,7 +253,9 @@ class Admin:
 
     @web.middleware
     async def _on_first_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        assert isinstance(request.protocol, _Handler)
         self._forget(request.protocol)
+        request[CONNECTION] = request.protocol.id
         return await handler(request)
 
     # What it serves
@@ -215,3 +268,9 @@ class Admin:
 
     async def _on_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _name_connection(request: web.Request, response: web.StreamResponse) -> None:
+    """Say which connection in the log this is."""
+    if isinstance(request.protocol, _Handler):
+        response.headers[RELAY_ID] = request.protocol.id

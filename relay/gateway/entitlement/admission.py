@@ -8,7 +8,7 @@ Errors of the upstream change nothing: if the connection has a call already, tha
 A user who may not call gets a STUN error, and the connection ends a second later. RFC 8489 section 9.2.5 says that over
 TCP an error without MESSAGE-INTEGRITY ends the transaction at once, and browsers accept it. Other clients wait for an
 authentic one, as they would over UDP. The relay can sign its refusal only if it knows the upstream's shared secret, so
-those clients learn it from the end of the connection.
+those clients learn it from the end of the connection. In its SOFTWARE is the id by which the log knows the connection.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict
 from relay.gateway.routing.flows import Wanted
 from relay.gateway.routing.upstreams import UpstreamState
@@ -62,6 +63,7 @@ class _Asked(NamedTuple):
 class _Flow:
     """What is known of a flow that may ask. ``closing`` is set once it has been refused, with the last ``refusal``."""
 
+    id: str
     client: str
     region: str
     secret: str = field(repr=False)
@@ -83,9 +85,10 @@ class _Flow:
 class TurnAdmission:
     """Answers AllocateRequested (``admit`` or ``refuse``) and AllocateGranted (``answer``) of a plane."""
 
-    def __init__(self, plane: Plane, entitlement: Entitlement) -> None:
+    def __init__(self, plane: Plane, entitlement: Entitlement, ids: CallIds) -> None:
         self._plane = plane
         self._entitlement = entitlement
+        self._ids = ids
         self._flows: dict[ConnectionId, _Flow] = {}
 
     def on_begun(self, wanted: Wanted, upstream: UpstreamState | None) -> None:
@@ -94,6 +97,7 @@ class TurnAdmission:
             return
         secret = None if upstream is None else upstream.settings.secret
         self._flows[wanted.connection] = _Flow(
+            self._ids.id_of(wanted.connection),
             wanted.client,
             "" if upstream is None else upstream.settings.region,
             "" if secret is None else secret.get_secret_value(),
@@ -118,14 +122,17 @@ class TurnAdmission:
         request = _parse(requested.request)
         if requested.request[:2] == _REFRESH:
             # It would take the allocation to another connection, and leave the call's place behind on this one.
-            self._refuse(requested, flow, request, self._entitlement.mobility(flow.region, flow.client))
+            self._refuse(requested, flow, request, self._entitlement.mobility(flow.region, flow.client, flow.id))
             return
         username = _username(request)
         if not username and self._entitlement.asks_for_users:
-            self._refuse(requested, flow, request, self._entitlement.bad_request(flow.region, flow.client))
+            self._refuse(requested, flow, request, self._bad_request(flow))
             return
         then = functools.partial(self._settle, requested, flow, request)
-        self._entitlement.ask(username, flow.region, flow.client, then)
+        self._entitlement.ask(username, flow.region, flow.client, flow.id, then)
+
+    def _bad_request(self, flow: _Flow) -> Verdict:
+        return self._entitlement.bad_request(flow.region, flow.client, flow.id)
 
     def _settle(self, requested: AllocateRequested, flow: _Flow, request: Message | None, verdict: Verdict) -> None:
         if self._flows.get(requested.connection) is flow:  # otherwise it has ended meanwhile
@@ -137,7 +144,7 @@ class TurnAdmission:
             return
         now, transaction_id = asyncio.get_running_loop().time(), _transaction_id(requested.request)
         if verdict.admitted and not flow.may_ask(now, transaction_id, verdict.user):
-            verdict = self._entitlement.bad_request(flow.region, flow.client)
+            verdict = self._bad_request(flow)
         if not verdict.admitted:
             self._refuse(requested, flow, request, verdict)
             return
@@ -166,7 +173,7 @@ class TurnAdmission:
         wanted = flow.granted if _is_of_refresh(granted.response) else asked and asked.verdict
         then = functools.partial(self._on_place, granted, flow, asked, wanted)
         if wanted is None:  # the upstream asks for no credentials, so the request names nobody
-            then(self._entitlement.bad_request(flow.region, flow.client))
+            then(self._bad_request(flow))
         else:
             self._entitlement.ask_for_grant(connection, wanted, then)
 
@@ -227,6 +234,8 @@ def build_refusal(raw: bytes, request: Message | None, verdict: Verdict, secret:
     assert error is not None
     transaction_id = _transaction_id(raw)
     attributes = [(AttributeType.ERROR_CODE, build_error_code(*error))]
+    if verdict.connection:
+        attributes.append((AttributeType.SOFTWARE, f"cloud9-relay {verdict.connection}".encode()))
     kind, key = _integrity(request, secret)
     method = Method.REFRESH if _is_of_refresh(raw) else Method.ALLOCATE
     return build_message(method, MessageClass.ERROR, transaction_id, attributes, integrity_key=key, integrity_kind=kind)

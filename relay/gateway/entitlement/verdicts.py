@@ -85,6 +85,8 @@ class Verdict:
     region: str
     client: str
     calls: int | None = None
+    # The id by which the log knows the connection.
+    connection: str = ""
 
     @property
     def admitted(self) -> bool:
@@ -193,62 +195,67 @@ class Entitlement:
 
     # Decisions
 
-    def decide_now(self, username: str, region: str, client: str) -> Verdict | None:
+    def decide_now(self, username: str, region: str, client: str, connection: str = "") -> Verdict | None:
         """What a user may do; None if the policy must be asked first, by ``decide``."""
         question = self._question(username, region, client)
         try:
             rule = self._policy.rule_now(question)
         except PolicyUnavailable:
-            return self._on_unavailable(question, username)
-        return None if rule is None else self._judge(rule, question, username)
+            return self._on_unavailable(question, username, connection)
+        return None if rule is None else self._judge(rule, question, username, connection)
 
-    async def decide(self, username: str, region: str, client: str) -> Verdict:
+    async def decide(self, username: str, region: str, client: str, connection: str = "") -> Verdict:
         """What a user may do, within the deadline of the policy.
 
-        ``username`` is as the client gives it, ``region`` the chosen upstream's, ``client`` an IP address. A refusal
-        is counted and logged here. A user who is admitted is counted when they are granted a place.
+        ``username`` is as the client gives it, ``region`` the chosen upstream's, ``client`` an IP address,
+        ``connection`` the id for the log. A refusal is counted and logged here. A user who is admitted is counted when
+        they are granted a place.
         """
         question = self._question(username, region, client)
         try:
             rule = await self._policy.rule(question)
         except PolicyUnavailable:
-            return self._on_unavailable(question, username)
-        return self._judge(rule, question, username)
+            return self._on_unavailable(question, username, connection)
+        return self._judge(rule, question, username, connection)
 
-    def ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
+    def ask(
+        self, username: str, region: str, client: str, connection: str, then: Callable[[Verdict], None]
+    ) -> None:
         """Decide, and call ``then`` with the verdict: at once if the policy knows it, or within its deadline."""
-        verdict = self.decide_now(username, region, client)
+        verdict = self.decide_now(username, region, client, connection)
         if verdict is not None:
             then(verdict)
         else:
-            self._tasks.start(self._ask(username, region, client, then), "entitlement")
+            self._tasks.start(self._ask(username, region, client, connection, then), "entitlement")
 
-    async def _ask(self, username: str, region: str, client: str, then: Callable[[Verdict], None]) -> None:
-        then(await self.decide(username, region, client))
+    async def _ask(
+        self, username: str, region: str, client: str, connection: str, then: Callable[[Verdict], None]
+    ) -> None:
+        then(await self.decide(username, region, client, connection))
 
     def _question(self, username: str, region: str, client: str) -> Question:
         user = user_of(username) if self._settings.rest_usernames else username
         return Question(unicodedata.normalize("NFC", user), region, client)
 
-    def _judge(self, rule: Rule, question: Question, username: str) -> Verdict:
+    def _judge(self, rule: Rule, question: Question, username: str, connection: str) -> Verdict:
         outcome = VerdictOutcome.ADMITTED
         if not rule.allowed:
             outcome = VerdictOutcome.NOT_ENTITLED
         elif rule.regions is not None and question.region not in rule.regions:
             outcome = VerdictOutcome.REGION
-        return self._say(Verdict(outcome, question.user, question.region, question.client, rule.calls), username)
+        return self._say(_verdict(outcome, question, connection, rule.calls), username)
 
-    def _on_unavailable(self, question: Question, username: str) -> Verdict:
+    def _on_unavailable(self, question: Question, username: str, connection: str) -> Verdict:
         outcome = VerdictOutcome.ADMITTED_UNASKED if self._settings.fail == "open" else VerdictOutcome.UNAVAILABLE
-        return self._say(Verdict(outcome, question.user, question.region, question.client), username)
+        return self._say(_verdict(outcome, question, connection), username)
 
-    def bad_request(self, region: str, client: str) -> Verdict:
+    def bad_request(self, region: str, client: str, connection: str = "") -> Verdict:
         """An Allocate that names nobody."""
-        return self._say(Verdict(VerdictOutcome.BAD_REQUEST, "", region, client), "")
+        return self._say(Verdict(VerdictOutcome.BAD_REQUEST, "", region, client, connection=connection), "")
 
-    def mobility(self, region: str, client: str) -> Verdict:
+    def mobility(self, region: str, client: str, connection: str = "") -> Verdict:
         """A Refresh with a MOBILITY-TICKET (RFC 8016)."""
-        return self._say(Verdict(VerdictOutcome.MOBILITY, "", region, client), "")
+        return self._say(Verdict(VerdictOutcome.MOBILITY, "", region, client, connection=connection), "")
 
     def _say(self, verdict: Verdict, username: str) -> Verdict:
         """Count and log a refusal."""
@@ -262,6 +269,7 @@ class Entitlement:
             username=username[:MAX_USERNAME_CHARACTERS],
             region=verdict.region,
             client=verdict.client,
+            **({"connection": verdict.connection} if verdict.connection else {}),
         )
         return verdict
 
@@ -340,6 +348,10 @@ class Entitlement:
     def _on_fewer_places(self, user: str) -> None:
         if self._shared is not None:
             self._shared.note(user, self._places.count(user))
+
+
+def _verdict(outcome: VerdictOutcome, question: Question, connection: str, calls: int | None = None) -> Verdict:
+    return Verdict(outcome, question.user, question.region, question.client, calls, connection)
 
 
 def user_of(username: str) -> str:

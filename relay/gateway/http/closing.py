@@ -10,6 +10,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from relay.gateway.http.site import SERVER
+from relay.gateway.signaling.http_rules import RELAY_ID
 
 READ_BYTES = 4096
 # A client reads a page within a round trip. What it sends meanwhile is read and thrown away: closing a socket with
@@ -18,8 +19,10 @@ LINGER_S = 2.0
 LINGER_BYTES = 256 * 1024
 
 
-def build_response(status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None) -> bytes:
-    """A whole response, the last of its connection."""
+def build_response(
+    status: int, body: bytes, content_type: str, fields: Mapping[str, str] | None = None, *, connection: str
+) -> bytes:
+    """A whole response, the last of its connection, with the id by which the log knows the connection."""
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         f"Server: {SERVER}",
@@ -27,6 +30,7 @@ def build_response(status: int, body: bytes, content_type: str, fields: Mapping[
         f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
         "X-Content-Type-Options: nosniff",
+        f"{RELAY_ID}: {connection}",
         "Connection: close",
         *(f"{name}: {value}" for name, value in (fields or {}).items()),
     ]

@@ -24,6 +24,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from relay import __version__
 from relay.bodies import BodyFaults
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.signaling.http_rules import CONNECTION, MAX_FIELDS, RELAY_ID, BadRequest
 from relay.gateway.signaling.proxy import SignalingProxy
 from relay.plane.api import ConnectionId, HttpOpened
@@ -209,9 +210,12 @@ _HANDLER_OPTIONS: dict[str, Any] = {
 class Site:
     """Owns the descriptors of HttpOpened events, from ``open`` on."""
 
-    def __init__(self, signaling: SignalingProxy, routes: Iterable[web.AbstractRouteDef] = ()) -> None:
+    def __init__(
+        self, signaling: SignalingProxy, routes: Iterable[web.AbstractRouteDef] = (), *, ids: CallIds | None = None
+    ) -> None:
         """``routes`` are served in addition to ``/healthz``. Everything else is for ``signaling``."""
         self._signaling = signaling
+        self._ids = ids or CallIds()
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
         app.on_response_prepare.append(self._name_connection)
@@ -257,14 +261,15 @@ class Site:
         opened = self._opened.get(handler)
         if opened is None:
             return self._signaling.refuse_bad(refused, "")
-        response = self._signaling.refuse_bad(refused, opened.client.host, opened.connection)
-        response.headers[RELAY_ID] = str(opened.connection)
+        connection = self._ids.id_of(opened.connection)
+        response = self._signaling.refuse_bad(refused, opened.client.host, connection)
+        response.headers[RELAY_ID] = connection
         return response
 
     async def _name_connection(self, request: web.Request, response: web.StreamResponse) -> None:
         """Say in answers of the relay itself which connection in the log this is."""
         if (opened := self._opened.get(request.protocol)) is not None:
-            response.headers[RELAY_ID] = str(opened.connection)
+            response.headers[RELAY_ID] = self._ids.id_of(opened.connection)
 
     async def _serve(self, fd: int, handler: web.RequestHandler) -> None:
         stream = socket.socket(fileno=fd)
@@ -303,7 +308,7 @@ class Site:
             request._message = request._message._replace(should_close=True)
         introduced = request.clone(scheme="https", remote=opened.client.host)
         introduced[OPENED] = opened
-        introduced[CONNECTION] = opened.connection
+        introduced[CONNECTION] = self._ids.id_of(opened.connection)
         introduced[SITE] = self
         return await handler(introduced)
 

@@ -21,8 +21,8 @@ from relay.gateway.routing.flows import FlowRefused, Flows, UpgradeOutcome, Want
 from relay.gateway.routing.resolve import ResolveError, ResolveFailure, Resolver, shown
 from relay.gateway.routing.upstreams import Health, Upstreams, UpstreamState
 from relay.gateway.sessions.sessions import Sessions
-from relay.gateway.signaling.http_rules import RELAY_ID
-from relay.plane.api import Carrier, CloseReason, ConnectionId, HttpOpened, Plane, Upstream
+from relay.gateway.signaling.http_rules import CONNECTION, RELAY_ID
+from relay.plane.api import Carrier, CloseReason, HttpOpened, Plane, Upstream
 from relay.plane.networks import ClientNetworks
 from relay.rate_limit import RateLimit
 from relay.wire import upgrade as codec
@@ -120,21 +120,21 @@ class Upgrades:
                 return await self._connect_udp(request, opened)
             return await self._open_websocket(request, opened, carrier)
         except web.HTTPBadRequest as early:
-            return self._refuse(opened, carrier, _bad(early.text or "bad request\n"))
+            return self._refuse(request, carrier, _bad(early.text or "bad request\n"))
         except UpgradeRefused as refusal:
-            return self._refuse(opened, carrier, refusal)
+            return self._refuse(request, carrier, refusal)
 
-    def _refuse(self, opened: HttpOpened, carrier: Carrier, refusal: UpgradeRefused) -> web.Response:
+    def _refuse(self, request: web.Request, carrier: Carrier, refusal: UpgradeRefused) -> web.Response:
         self._flows.tally.upgrades[carrier, refusal.outcome] += 1
         self._lines.info(
             "upgrade refused",
             refusal.outcome,
-            connection=opened.connection,
+            connection=request[CONNECTION],
             carrier=carrier.value,
             outcome=refusal.outcome.value,
             status=refusal.status,
             cause=refusal.text.rstrip(),
-            client=str(opened.client),
+            client=str(request[OPENED].client),
         )
         response = web.Response(status=refusal.status, text=refusal.text, headers=refusal.headers)
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -147,7 +147,7 @@ class Upgrades:
         key = _check_websocket(request, SUBPROTOCOLS[carrier])
         self._check_origin(request)
         response = codec.build_websocket_response(key, SUBPROTOCOLS[carrier])
-        response = _named(response, opened.connection)
+        response = _named(response, request[CONNECTION])
 
         def upgrade() -> None:
             if carrier is Carrier.SESSION:
@@ -199,7 +199,7 @@ class Upgrades:
         client = opened.client.host
         wanted = Wanted(opened.connection, opened.server_name, Carrier.CONNECT_UDP, target=target, client=client)
         response = _named(
-            codec.build_switching_protocols("connect-udp", [("Capsule-Protocol", "?1")]), wanted.connection
+            codec.build_switching_protocols("connect-udp", [("Capsule-Protocol", "?1")]), request[CONNECTION]
         )
         return await request[SITE].leave_http(request, lambda: self._begin(wanted, response))
 
@@ -248,8 +248,8 @@ class Upgrades:
         raise _prohibited(f"{shown(host)}: neither an upstream nor in the vendor's media networks")
 
 
-def _named(response: bytes, connection: ConnectionId) -> bytes:
-    """The same with the name of the server, and the number of the connection."""
+def _named(response: bytes, connection: str) -> bytes:
+    """The same with the name of the server, and the id of the connection."""
     named = f"\r\nServer: {SERVER}\r\n{RELAY_ID}: {connection}\r\n\r\n"
     return response.replace(b"\r\n\r\n", named.encode(), 1)
 

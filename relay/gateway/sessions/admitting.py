@@ -30,10 +30,20 @@ class SessionAdmission:
         self._parking = parking
         self._is_exempt = is_exempt
 
-    def ask(self, host: str, region: str, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle) -> None:
+    def ask(
+        self,
+        host: str,
+        region: str,
+        allocation: SessionAllocation,
+        is_awaited: IsAwaited,
+        settle: Settle,
+        *,
+        connection: str,
+    ) -> None:
         """Find out whether a client may have an allocation in this region, and ``settle`` it, now or later.
 
-        A session without credentials of its own has no name: only the pattern * matches it.
+        A session without credentials of its own has no name: only the pattern * matches it. ``connection`` is the id
+        for the log.
         """
         allocation.verdict = None
         source = source_of(host)
@@ -45,7 +55,7 @@ class SessionAdmission:
             settle(None)
             return
         then = functools.partial(self._on_verdict, allocation, is_awaited, settle)
-        self._entitlement.ask(allocation.asked.username, region, host, then)
+        self._entitlement.ask(allocation.asked.username, region, host, connection, then)
 
     def _on_verdict(
         self, allocation: SessionAllocation, is_awaited: IsAwaited, settle: Settle, verdict: Verdict

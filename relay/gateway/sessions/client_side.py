@@ -27,7 +27,8 @@ class ClientSide:
         self._plane = plane
         self._tokens = tokens
         self._lines = lines
-        self._id = ids.id_of(opened.connection)
+        # As the log knows its connection.
+        self.id = ids.id_of(opened.connection)
 
     def take_request_id(self) -> RequestId:
         """The id of the message that is answered now. What is said later answers nothing."""
@@ -71,4 +72,4 @@ class ClientSide:
 
     def log(self, event: str, **fields: object) -> None:
         """Write a line. Each code of a failure is a kind of its own: a client can cause one after the other."""
-        self._lines.info(event, f"{event} {fields.get('code', '')}", connection=self._id, **fields)
+        self._lines.info(event, f"{event} {fields.get('code', '')}", connection=self.id, **fields)

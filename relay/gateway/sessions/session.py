@@ -173,6 +173,7 @@ class Session:
             allocation,
             functools.partial(self._awaits, allocation),
             functools.partial(self._on_verdict, allocation),
+            connection=self._client.id,
         )
 
     def _awaits(self, allocation: SessionAllocation) -> bool:

@@ -270,9 +270,9 @@ def end_to_end(headers: RawHeaders, *dropped: bytes) -> Iterator[tuple[bytes, by
             yield name, value
 
 
-# The number of the connection that a request came by, as in the log and in /api/flows; and the field that tells it to
+# The id of the connection that a request came by, as in the log and in /api/flows; and the field that tells it to
 # clients and to upstreams, so that what they see can be found in the log.
-CONNECTION = web.RequestKey("connection", int)
+CONNECTION = web.RequestKey("connection", str)
 RELAY_ID = "X-Relay-Id"
 
 
@@ -328,4 +328,4 @@ class Forwarding:
         ):
             yield told, text.encode("utf-8", "surrogateescape")
         if (connection := request.get(CONNECTION)) is not None:
-            yield RELAY_ID.encode(), str(connection).encode()
+            yield RELAY_ID.encode(), connection.encode()

@@ -132,6 +132,6 @@ class SignalingProxy:
         finally:
             self._running.discard(task)
 
-    def refuse_bad(self, refused: BadRequest, client: str, connection: int | None = None) -> web.Response:
+    def refuse_bad(self, refused: BadRequest, client: str, connection: str | None = None) -> web.Response:
         """The page for a request that is not forwarded, also for one that could not even be read."""
         return self._refusals.refuse_bad(refused, client, connection)

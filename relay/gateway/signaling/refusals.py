@@ -42,7 +42,7 @@ class Refusals:
         """The answer after which clients of socket.io stay with polling."""
         return self._page(reason, 400, _ENGINEIO_BAD_REQUEST, "application/json")
 
-    def refuse_bad(self, refused: BadRequest, client: str, connection: int | None = None) -> web.Response:
+    def refuse_bad(self, refused: BadRequest, client: str, connection: str | None = None) -> web.Response:
         """The page for a request that is not forwarded. A line in the log says so, unless there have been many."""
         large = refused.status in {413, 414, 431}
         reason = RefusalReason.TOO_LARGE if large else RefusalReason.BAD_REQUEST

@@ -17,6 +17,7 @@ from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.gateway.http.closing import READ_BYTES, build_response
+from relay.gateway.signaling.http_rules import RELAY_ID
 
 # Against clients that send headers slowly. Browsers send theirs at once, in one segment.
 HEAD_TIMEOUT_S = 10.0
@@ -25,8 +26,6 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
 # The smallest field is "a:" with its line end.
 MAX_FIELDS = MAX_HEAD_BYTES // 4
-
-ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 class ProxyOutcome(StrEnum):
@@ -119,8 +118,14 @@ async def read_head(connected: socket.socket, preread: bytes = b"") -> tuple[Raw
     raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "The relay cannot read this as an HTTP request.")
 
 
-def build_page(refused: ProxyRefusal) -> bytes:
+def build_established(connection: str) -> bytes:
+    """The answer to a CONNECT that is granted; ``connection`` is the id by which the log knows it."""
+    return f"HTTP/1.1 200 Connection established\r\n{RELAY_ID}: {connection}\r\n\r\n".encode()
+
+
+def build_page(refused: ProxyRefusal, connection: str) -> bytes:
     """The answer to a request that is not served. It is plain text, so that no browser runs anything in it."""
     text = f"{refused.status} {HTTPStatus(refused.status).phrase}\n\n{refused.text}\n"
     fields = {"Cache-Control": "no-store", **refused.fields}
-    return build_response(refused.status, text.encode("utf-8"), "text/plain; charset=utf-8", fields)
+    kind = "text/plain; charset=utf-8"
+    return build_response(refused.status, text.encode("utf-8"), kind, fields, connection=connection)

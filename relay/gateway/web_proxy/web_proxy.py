@@ -28,6 +28,7 @@ from relay.errors import OperatorError
 from relay.gateway import descriptors
 from relay.gateway.accepting import Acceptor
 from relay.gateway.balancers import Balancers
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.http.closing import build_response, send_last
 from relay.gateway.lines import Lines
 from relay.gateway.listening import Opened
@@ -38,15 +39,15 @@ from relay.gateway.web_proxy.basic_auth import CHALLENGE, BasicAuth
 from relay.gateway.web_proxy.destinations import Destinations, Way, parse_authority
 from relay.gateway.web_proxy.guesses import MAX_WAIT_S, Guesses
 from relay.gateway.web_proxy.http import (
-    ESTABLISHED,
     ClientGone,
     ProxyOutcome,
     ProxyRefusal,
+    build_established,
     build_page,
     read_head,
 )
 from relay.gateway.web_proxy.tunnel import TunnelBytes, TunnelEnd, carry, configure_socket, connect_any
-from relay.plane.api import Plane
+from relay.plane.api import ConnectionId, Plane
 from relay.plane.certificates import ServerCertificate
 from relay.plane.client_certificates import ClientCertificates, strictest
 from relay.plane.networks import ClientNetworks
@@ -86,6 +87,16 @@ class WebProxyTotals:
     bytes: TunnelBytes = field(default_factory=TunnelBytes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Visitor:
+    """One connection: who it is from, and by which id the plane and the log know it."""
+
+    accepted: socket.socket
+    client: Address
+    connection: ConnectionId
+    id: str
+
+
 class WebProxy:
     """Owns the listeners of ``listen.web_proxy``, and their connections until the plane takes them.
 
@@ -103,12 +114,14 @@ class WebProxy:
         balancers: Balancers,
         networks: ClientNetworks,
         pauses: Pauses,
+        ids: CallIds,
     ) -> None:
         self.totals = WebProxyTotals()
         self.addresses: list[Address] = []
         self._plane = plane
         self._balancers = balancers
         self._networks = networks
+        self._ids = ids
         self._resolver = Resolver(RelayPolicy(), lookup)
         # Where the plane listens, and what clients are asked for there.
         self._tls: dict[Address, ClientCertificates] = {}
@@ -180,46 +193,54 @@ class WebProxy:
     async def _serve_proxied(self, accepted: socket.socket, peer: Address) -> None:
         with accepted, contextlib.suppress(OSError):  # the balancer is gone
             accepted.setblocking(False)
-            introduced = await self._balancers.introduce(accepted, peer)
+            connection = self._plane.new_id()
+            introduced = await self._balancers.introduce(accepted, peer, self._ids.id_of(connection))
             if introduced is not None:
-                await self._serve(accepted, introduced.client, introduced.preread)
+                await self._serve_client(self._visitor(accepted, introduced.client, connection), introduced.preread)
 
-    async def _serve(self, accepted: socket.socket, client: Address, preread: bytes = b"") -> None:
-        totals, source = self.totals, source_of(client.host)
+    async def _serve(self, accepted: socket.socket, client: Address) -> None:
+        await self._serve_client(self._visitor(accepted, client, self._plane.new_id()))
+
+    def _visitor(self, accepted: socket.socket, client: Address, connection: ConnectionId) -> _Visitor:
+        return _Visitor(accepted, client, connection, self._ids.id_of(connection))
+
+    async def _serve_client(self, visitor: _Visitor, preread: bytes = b"") -> None:
+        totals, source = self.totals, source_of(visitor.client.host)
         totals.connections += 1
         self._per_source[source] += 1
         try:
-            with accepted, contextlib.suppress(OSError):  # the client is gone, and its outcome is counted
-                await self._answer(accepted, client, preread)
+            with visitor.accepted, contextlib.suppress(OSError):  # the client is gone, and its outcome is counted
+                await self._answer(visitor, preread)
         finally:
             totals.connections -= 1
             self._per_source[source] -= 1
             if not self._per_source[source]:
                 del self._per_source[source]
 
-    async def _answer(self, accepted: socket.socket, client: Address, preread: bytes) -> None:
+    async def _answer(self, visitor: _Visitor, preread: bytes) -> None:
         target = ""
         try:
-            configure_socket(accepted)
-            self._admit(client)
-            request, behind = await read_head(accepted, preread)
+            configure_socket(visitor.accepted)
+            self._admit(visitor)
+            request, behind = await read_head(visitor.accepted, preread)
             target = request.path
             if request.method == "CONNECT":
-                await self._connect(accepted, client, request, behind)
+                await self._connect(visitor, request, behind)
             else:
-                await self._send_pac(accepted, request)
+                await self._send_pac(visitor, request)
         except ClientGone as gone:
             self.totals.outcomes[gone.outcome] += 1
         except ProxyRefusal as refused:
             self.totals.outcomes[refused.outcome] += 1
-            self._log_refused(refused, client, target)
-            await send_last(accepted, build_page(refused))
+            self._log_refused(refused, visitor, target)
+            await send_last(visitor.accepted, build_page(refused, visitor.id))
 
-    def _admit(self, client: Address) -> None:
-        settings, source = self._settings, source_of(client.host)
+    def _admit(self, visitor: _Visitor) -> None:
+        client, settings, source = visitor.client, self._settings, source_of(visitor.client.host)
         if self._networks.refuses(client.host):
             refused = ProxyOutcome.NETWORK_REFUSED
-            self._lines.info("web proxy refused", refused, client=str(client), reason=refused.value)
+            told = {"connection": visitor.id, "client": str(client), "reason": refused.value}
+            self._lines.info("web proxy refused", refused, **told)
             raise ClientGone(refused)
         per_source = 0 if self._networks.is_exempt(client.host) else settings.connections_per_source
         told = f"This relay has reached its limit of connections from {source}. Close some, or try again later."
@@ -232,29 +253,27 @@ class WebProxy:
             if 0 < bound < count:
                 raise _failed(ProxyOutcome.TOO_MANY_CONNECTIONS, 503, text, "connection_limit_reached")
 
-    def _log_refused(self, refused: ProxyRefusal, client: Address, target: str) -> None:
+    def _log_refused(self, refused: ProxyRefusal, visitor: _Visitor, target: str) -> None:
         # A browser always begins without credentials, and learns from the refusal that it needs some.
         if refused.outcome is ProxyOutcome.CREDENTIALS_MISSING:
             return
         now, reason, wanted = asyncio.get_running_loop().time(), refused.outcome.value, shown(target)
         # Wrong passwords from two addresses are two problems, and have a line each.
-        of_whom = source_of(client.host) if refused.outcome in _OF_ONE_USER else ""
+        of_whom = source_of(visitor.client.host) if refused.outcome in _OF_ONE_USER else ""
         if self._host_lines.allows(now, f"{reason} {wanted} {of_whom}"):
-            told = {"client": str(client), "target": wanted, "reason": reason, "cause": refused.text}
-            self._lines.info("web proxy refused", reason, **told)
+            told = {"target": wanted, "reason": reason, "cause": refused.text}
+            self._lines.info("web proxy refused", reason, connection=visitor.id, client=str(visitor.client), **told)
 
     # CONNECT
 
-    async def _connect(
-        self, accepted: socket.socket, client: Address, request: RawRequestMessage, preread: bytes
-    ) -> None:
-        wanted = await self._judge(request, client)
-        reached = str(accepted.getsockname()[0])
+    async def _connect(self, visitor: _Visitor, request: RawRequestMessage, preread: bytes) -> None:
+        wanted = await self._judge(request, visitor.client)
+        reached = str(visitor.accepted.getsockname()[0])
         match self._destinations.way(wanted, reached):
             case Way.ADOPT:
-                await self._adopt(accepted, client, wanted, preread)
+                await self._adopt(visitor, wanted, preread)
             case Way.TUNNEL:
-                await self._tunnel(accepted, client, wanted, preread)
+                await self._tunnel(visitor, wanted, preread)
             case Way.REFUSE_PORT:
                 text = (
                     f"This relay connects to {wanted.host}, but not to its port {wanted.port}. If you need this, "
@@ -320,10 +339,11 @@ class WebProxy:
         await asyncio.sleep(self._guesses.fail(loop.time(), source, name))
         return False
 
-    async def _adopt(self, accepted: socket.socket, client: Address, wanted: Address, preread: bytes) -> None:
+    async def _adopt(self, visitor: _Visitor, wanted: Address, preread: bytes) -> None:
         self.totals.outcomes[ProxyOutcome.ADOPTED] += 1
-        await asyncio.get_running_loop().sock_sendall(accepted, ESTABLISHED)
-        self._plane.adopt(accepted.detach(), preread, client, self._asks_at(wanted.port))
+        await asyncio.get_running_loop().sock_sendall(visitor.accepted, build_established(visitor.id))
+        asks = self._asks_at(wanted.port)
+        self._plane.adopt(visitor.accepted.detach(), preread, visitor.client, asks, visitor.connection)
 
     def _asks_at(self, port: int) -> ClientCertificates:
         """What clients are asked for that could have come to this port by themselves: no less, if there are several.
@@ -333,24 +353,24 @@ class WebProxy:
         there = [asks for address, asks in self._tls.items() if address.port == port]
         return strictest(there or self._tls.values())
 
-    async def _tunnel(self, accepted: socket.socket, client: Address, wanted: Address, preread: bytes) -> None:
+    async def _tunnel(self, visitor: _Visitor, wanted: Address, preread: bytes) -> None:
         totals, loop = self.totals, asyncio.get_running_loop()
-        with await self._open(client, wanted) as server:
+        with await self._open(visitor.client, wanted) as server:
             totals.outcomes[ProxyOutcome.TUNNEL] += 1
             totals.tunnels += 1
             end = TunnelEnd.STOPPED
             try:
                 # Neither waits: both are smaller than the kernel's buffer for a new connection.
-                await loop.sock_sendall(accepted, ESTABLISHED)
+                await loop.sock_sendall(visitor.accepted, build_established(visitor.id))
                 await loop.sock_sendall(server, preread)
                 totals.bytes.add_up(len(preread))
-                end = await carry(accepted, server, self._settings.idle_timeout_s, totals.bytes)
+                end = await carry(visitor.accepted, server, self._settings.idle_timeout_s, totals.bytes)
             except OSError:
                 end = TunnelEnd.RESET
             finally:
                 totals.tunnels -= 1
                 totals.ends[end] += 1
-                log.debug("tunnel ended", target=str(wanted), reason=end.value)
+                log.debug("tunnel ended", connection=visitor.id, target=str(wanted), reason=end.value)
 
     async def _open(self, client: Address, wanted: Address) -> socket.socket:
         """Connect to a judged address, never to the name itself. Raises ProxyRefusal."""
@@ -377,7 +397,7 @@ class WebProxy:
 
     # proxy.pac
 
-    async def _send_pac(self, accepted: socket.socket, request: RawRequestMessage) -> None:
+    async def _send_pac(self, visitor: _Visitor, request: RawRequestMessage) -> None:
         """Answer a request that is not CONNECT: with proxy.pac, or with a page."""
         if "://" in request.path:
             text = (
@@ -391,11 +411,11 @@ class WebProxy:
         if request.path.partition("?")[0].lower() not in PAC_PATHS:
             text = "This is the web proxy of a voice relay. It serves only /proxy.pac and /wpad.dat."
             raise ProxyRefusal(ProxyOutcome.PLAIN_HTTP, 403, text)
-        local = from_sockaddr(accepted.getsockname())
+        local = from_sockaddr(visitor.accepted.getsockname())
         body = self.pac(request.headers.get("Host", ""), local).encode("ascii")
-        response = build_response(200, body, PAC_TYPE)
+        response = build_response(200, body, PAC_TYPE, connection=visitor.id)
         self.totals.outcomes[ProxyOutcome.PAC] += 1
-        await send_last(accepted, response.removesuffix(body) if request.method == "HEAD" else response)
+        await send_last(visitor.accepted, response.removesuffix(body) if request.method == "HEAD" else response)
 
     def pac(self, host: str, local: Address) -> str:
         """proxy.pac for a client that asked ``host`` (a Host field) for it, and reached ``local``.

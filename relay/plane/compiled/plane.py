@@ -135,16 +135,21 @@ class CompiledPlane:
             worker.configure(settings)
             worker.use_networks(entries)
 
+    def new_id(self) -> ConnectionId:
+        """The id of a connection that control has accepted."""
+        return self._connections.adoptions.new_id()
+
     def adopt(
         self,
         fd: int,
         preread: bytes = b"",
         client: Address | None = None,
         asks: ClientCertificates = ClientCertificates.NONE,
+        connection: ConnectionId | None = None,
     ) -> ConnectionId:
         """Take over an accepted TCP connection."""
         os.set_blocking(fd, False)
-        connection = self._connections.adoptions.new_id()
+        connection = connection or self.new_id()
         if self._stopped:
             os.close(fd)
             return connection

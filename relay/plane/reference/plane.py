@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ class ReferencePlane:
         self._stopped = False
         self._asked = 0
         self._accepted = 0
+        self._ids = itertools.count(1)
         self._ended = Totals()
         self._ended_delays = Delays()
         self._closed: Counter[CloseReason] = Counter()
@@ -110,19 +112,24 @@ class ReferencePlane:
         self._newcomers.configure(settings)
         self.ports.configure(settings)
 
+    def new_id(self) -> ConnectionId:
+        """The id of a connection that control has accepted."""
+        return ConnectionId(next(self._ids))
+
     def adopt(
         self,
         fd: int,
         preread: bytes = b"",
         client: Address | None = None,
         asks: ClientCertificates = ClientCertificates.NONE,
+        connection: ConnectionId | None = None,
     ) -> ConnectionId:
         """Take over an accepted TCP connection."""
         accepted = socket.socket(fileno=fd)
-        connection = self._new_connection(client or _peer_of(accepted), asks, preread)
-        self._adopting[connection.identity] = None
-        self._adoptions.start(self._connect(connection, accepted), "adopt")
-        return connection.identity
+        adopted = self._new_connection(client or _peer_of(accepted), asks, preread, identity=connection)
+        self._adopting[adopted.identity] = None
+        self._adoptions.start(self._connect(adopted, accepted), "adopt")
+        return adopted.identity
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         accepted.setblocking(False)
@@ -258,10 +265,16 @@ class ReferencePlane:
     # Called by connections
 
     def _new_connection(
-        self, client: Address, asks: ClientCertificates, preread: bytes = b"", reserve: Reserve | None = None
+        self,
+        client: Address,
+        asks: ClientCertificates,
+        preread: bytes = b"",
+        reserve: Reserve | None = None,
+        *,
+        identity: ConnectionId | None = None,
     ) -> Connection:
         self._accepted += 1
-        identity = ConnectionId(self._accepted)
+        identity = identity or self.new_id()
         refused = self._newcomers.enter(self.loop.time(), identity, client.host)
         return Connection(self, identity, preread, reserve or Reserve(), client=client, refused=refused, asks=asks)
 

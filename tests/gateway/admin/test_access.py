@@ -108,7 +108,7 @@ async def test_a_wrong_token_is_logged_without_it(tmp_path: Path) -> None:
             await ask(f"http://{relay.admin}/metrics", {"Authorization": "Bearer guess"})
             await ask(f"http://{relay.admin}/metrics")
     [line] = [line for line in lines if line["event"] == "admin request refused"]
-    assert (line["client"], line["path"], line["reason"]) == ("127.0.0.1", "/metrics", "wrong")
+    assert (line["client"], line["path"], line["reason"]) == ("127.0.0.1", "/metrics", "token_wrong")
     assert "guess" not in str(line)
 
 
@@ -288,6 +288,62 @@ async def test_a_client_that_does_not_speak_tls_takes_no_place(tmp_path: Path) -
         assert b"200 OK" not in await reader.read()
         writer.close()
         await eventually(lambda: relay.gateway._admin._connections == 0)
+
+
+# What is refused
+
+
+async def answer_to(address: Address, request: bytes) -> tuple[bytes, dict[str, str]]:
+    """The first line of the answer, and its fields."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(request)
+    head = (await reader.read()).partition(b"\r\n\r\n")[0].decode()
+    writer.close()
+    first, *lines = head.split("\r\n")
+    return first.encode(), {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+async def test_all_answers_name_their_connection_in_the_log(tmp_path: Path) -> None:
+    end = b"Connection: close\r\n\r\n"
+    with capture_logs() as lines:
+        async with running_relay(tmp_path, NO_UPSTREAM, **WITH_TOKEN) as relay:
+            told, token = [], f"Authorization: Bearer {TOKEN}\r\n".encode()
+            for request, status in (
+                (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + end, b"200"),
+                (b"GET /none HTTP/1.1\r\nHost: localhost\r\n" + token + end, b"404"),
+                (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + end, b"401"),
+                (b"GET /metrics HTTP/1.1\r\nHost: attacker.example\r\n" + end, b"421"),
+                (b"GARBAGE\0\r\n\r\n", b"400"),
+            ):
+                first, fields = await answer_to(relay.admin, request)
+                assert first.split()[1] == status
+                assert fields["server"] == "cloud9-relay"
+                told.append(fields["x-relay-id"])
+    assert len({*told}) == len(told)
+    assert all(relay.gateway.ids.connection_of(one) is not None for one in told)
+    refused = {line["reason"]: line["connection"] for line in lines if line["event"] == "admin request refused"}
+    assert refused == {"host": told[3], "bad_request": told[4]}
+
+
+async def test_each_refusal_is_counted_by_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_relay(tmp_path, NO_UPSTREAM, **WITH_TOKEN) as relay:
+        url, counts = f"http://{relay.admin}/metrics", relay.gateway._admin.refusals.counts
+        await ask(url)
+        await ask(url, {"Authorization": "Bearer guess"})
+        await ask(url, {"Host": "attacker.example"})
+        await ask(url, {"Origin": "https://attacker.example"})
+        await answer_to(relay.admin, b"GARBAGE\0\r\n\r\n")
+        for name, value in (("FIRST_REQUEST_TIMEOUT_S", 0.05), ("MAX_CONNECTIONS", 0)):
+            with monkeypatch.context() as patched:
+                patched.setattr(module, name, value)
+                reader, writer = await asyncio.open_connection(*relay.admin)
+                assert await reader.read() == b""
+                writer.close()
+        reasons = ("token_missing", "token_wrong", "host", "origin", "bad_request", "request_timeout")
+        assert counts == dict.fromkeys((*reasons, "too_many_connections"), 1)
+        text = (await ask(url, BEARER))[1]
+        assert 'relay_admin_refusals_total{reason="host"} 1.0' in text
+        assert 'relay_admin_refusals_total{reason="too_many_tokens"} 0.0' in text
 
 
 # Bounds

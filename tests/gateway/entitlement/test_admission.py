@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from relay import config
 from relay.addresses import Address
 from relay.config import HealthSettings, UpstreamServer
+from relay.gateway.calls.ids import CallIds
 from relay.gateway.entitlement import admission as module
 from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement, VerdictOutcome
@@ -71,7 +73,8 @@ class Bench:
     def __init__(self, settings: config.EntitlementSettings) -> None:
         self.plane = WrittenDown()
         self.entitlement = Entitlement(settings, lambda holder: holder not in self.plane.ended)
-        self.admission = TurnAdmission(cast("Plane", self.plane), self.entitlement)
+        self.ids = CallIds("test")
+        self.admission = TurnAdmission(cast("Plane", self.plane), self.entitlement, self.ids)
 
     def attach(self, connection: ConnectionId = ONE, region: str = "use1", secret: str | None = None) -> None:
         keys: dict[str, Any] = {} if secret is None else {"secret": secret}
@@ -113,6 +116,16 @@ def allocate(
     name = username.encode() if isinstance(username, str) else username
     attributes = [] if name is None else [(AttributeType.USERNAME, name), (AttributeType.REALM, b"firm.example")]
     return build_message(Method.ALLOCATE, MessageClass.REQUEST, transaction, attributes, integrity_key=key, **given)
+
+
+async def test_a_refusal_says_which_connection_of_the_log_it_is() -> None:
+    with capture_logs() as lines:
+        async with bench(**STATIC) as it:
+            it.attach()
+            it.ask("bob")
+            told = it.plane.refusal.text(AttributeType.SOFTWARE)
+    [line] = [line for line in lines if line["event"] == "not entitled"]
+    assert (line["connection"], told) == (it.ids.id_of(ONE), f"cloud9-relay {it.ids.id_of(ONE)}")
 
 
 @pytest.mark.parametrize("name", [b"ann\0", b"ann\0two", b"ann\n", b"ann\x7f", b"ann\xc2\x85", b"a" * 509])

@@ -76,8 +76,10 @@ async def test_answers_name_their_connection_in_the_log(tmp_path: Path) -> None:
                 async with request("GET", path) as response:
                     told.append(response.headers["X-Relay-Id"])
     assert len(set(told)) == 1
+    # It is the id of the connection, as in all other lines, and as in /api/flows.
+    assert relay.gateway.ids.connection_of(told[0]) is not None
     [refused] = [line for line in lines if line["event"] == "upgrade refused"]
-    assert str(refused["connection"]) == told[0]
+    assert refused["connection"] == told[0]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,19 @@ async def test_slow_headers_are_closed(tmp_path: Path, monkeypatch: pytest.Monke
         client = await TlsClient.open(relay.tls, relay.trust)
         await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
         assert await client.receive() == b""
+        client.abort()
+        await eventually(lambda: closed(relay, CloseReason.HTTP_CLOSED) == 1)
+
+
+async def test_slow_headers_of_a_later_request_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(site._HANDLER_OPTIONS, "keepalive_timeout", 0.2)
+    async with running_relay(tmp_path, NO_UPSTREAM) as relay:
+        client = await TlsClient.open(relay.tls, relay.trust)
+        await client.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.receive()).startswith(b"HTTP/1.1 200 ")
+        await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+        while await client.receive():
+            pass
         client.abort()
         await eventually(lambda: closed(relay, CloseReason.HTTP_CLOSED) == 1)
 
