@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 
 from relay.plane.compiled.engine cimport (
     CHUNK, DATAGRAMS_A_TURN, DATAGRAM_BYTES, DATAGRAM_ROOM, DROPS, FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS,
-    FLOW_RELEASES, OP_ADMIT, OP_ADOPT, OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN,
+    FLOW_RELEASES, OP_ADMIT, OP_ADOPT, OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_HOLD, OP_LISTEN,
     OP_MOVE, OP_NETWORKS, OP_REFUSE, OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY,
     OP_UNLISTEN, OP_UNTAP, OP_UPGRADE, REASONS, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection,
     Counters, Engine, Event, FlowRecord, Shared,
@@ -356,6 +356,10 @@ cdef class Worker:
     def unlisten(self) -> None:
         """Close the listening sockets."""
         self.send(OP_UNLISTEN, 0, -1, 0, None)
+
+    def hold(self, bint held) -> None:
+        """Accept nobody until told otherwise."""
+        self.send(OP_HOLD, 0, -1, held, None)
 
     def adopt(self, int fd, bytes preread not None, uint64_t adoption_id, bytes client not None, int asks) -> None:
         """Take over a connection; the ADOPTED event tells its number.

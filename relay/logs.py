@@ -103,10 +103,8 @@ def _clean(key: str, value: object) -> object:
 
 
 def _clean_traceback(value: object) -> object:
-    """It has lines, and its last ones may have a peer's text in them. Indented, none of them looks like a line of ours."""
+    """Its last lines may have a peer's text in them. Indented, none of them looks like a line of the log."""
     if not isinstance(value, str):
         return value
     lines = value.split("\n")[-MAX_TRACEBACK_LINES:]
-    return "\n".join(
-        f"  {line if line.isprintable() else _escape(line)}"[:MAX_TRACEBACK_CHARACTERS] for line in lines
-    )
+    return "\n".join(f"  {line if line.isprintable() else _escape(line)}"[:MAX_TRACEBACK_CHARACTERS] for line in lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from relay.config.values import MAX_COUNT, MAX_RATE, Count, Networks, Seconds, Section
+from relay.config.values import MAX_COUNT, MAX_MEMORY_BYTES, MAX_RATE, Count, Flag, Networks, Seconds, Section
 
 
 class AccessSettings(Section):
@@ -63,6 +63,12 @@ class LimitsSettings(Section):
     packets_per_second_per_flow: Count = Field(default=10_000, ge=0, le=MAX_COUNT)
     # 100 Mbit/s.
     bytes_per_second_per_flow: Count = Field(default=12_500_000, ge=0, le=MAX_COUNT * 1000)
+    # When memory becomes short, newcomers wait and new calls are refused, so that running ones go on. Limits of the
+    # service or the container (cgroup v2) and stalls (PSI) are noticed without being told here.
+    watch_memory: Flag = True
+    # A limit for this process, for machines that have neither; at 90 % of it memory is short. A connection takes 43 KiB
+    # during its handshake, and a call 18 KiB.
+    memory_bytes: Count = Field(default=0, ge=0, le=MAX_MEMORY_BYTES)
     # From the TCP connection until TLS is set up.
     handshake_timeout_s: Seconds = 10.0
     # After that, until the client has said which protocol it speaks.

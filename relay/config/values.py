@@ -49,6 +49,8 @@ Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True)]
 # No machine has descriptors or memory for more, and the integers that count them in C have room for it.
 MAX_COUNT = 10_000_000
+# A pebibyte.
+MAX_MEMORY_BYTES = 2**50
 # Of clients. To compare one with all of these takes some microseconds, and a handshake takes five hundred.
 MAX_NETWORKS = 1000
 # In a second. No machine does more, and one of them still takes whole microseconds.

@@ -6,6 +6,7 @@ pauses           newcomers that wait: counted, and logged
 accepting        what accepts for the control plane
 listening        all listening sockets, and how they come and go
 file_state       whether a file has changed
+memory/          how much memory is left, and what is not begun when there is little
 calls/           how each call sounds, and what is kept of it
 cluster/         what several relays share in Redis: calls at once, sessions of socket.io, and who is up
 certificates/    what clients are shown: which certificates serve, their files, and what is wrong with them

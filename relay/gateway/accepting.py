@@ -15,7 +15,7 @@ from relay.plane.endings import pause_of
 from relay.sockaddr import from_sockaddr
 from relay.tasks import Tasks
 
-# While no descriptor is left, new clients wait in the kernel's queue for this long.
+# While no descriptor is left, or memory is short, new clients wait in the kernel's queue for this long.
 ACCEPT_PAUSE_S = 0.25
 
 Serve = Callable[[socket.socket, Address], Coroutine[Any, Any, None]]
@@ -78,8 +78,8 @@ class Acceptor:
 
     def _on_newcomer(self, listener: socket.socket, serve: Serve) -> None:
         # Not a task that waits for ``sock_accept``: if it is cancelled just when somebody has come, they are lost.
-        if self._pauses is not None and not descriptors.has_room():
-            self._pause(listener, serve, errno.EMFILE)
+        if self._pauses is not None and (self._pauses.memory_is_short or not descriptors.has_room()):
+            self._pause(listener, serve, errno.ENOMEM if self._pauses.memory_is_short else errno.EMFILE)
             return
         try:
             accepted, peer = listener.accept()

@@ -21,7 +21,7 @@ from relay.gateway import descriptors
 from relay.gateway.admin.capture import Captures
 from relay.gateway.admin.listener import Admin
 from relay.gateway.admin.metrics import CertificateCollector, PauseCollector, SignalingCollector
-from relay.gateway.admin.operation import OperationCollector, Reloads
+from relay.gateway.admin.operation import MemoryCollector, OperationCollector, Reloads
 from relay.gateway.admin.sockets import open_unix
 from relay.gateway.admin.view import View
 from relay.gateway.balancers import Balancers
@@ -43,6 +43,7 @@ from relay.gateway.http.site import Site
 from relay.gateway.http.upgrades import Upgrades
 from relay.gateway.lines import Lines
 from relay.gateway.listening import Listening, Opened
+from relay.gateway.memory.watch import MemoryWatch
 from relay.gateway.pauses import Pauses
 from relay.gateway.proxied import ProxiedListeners
 from relay.gateway.routing.flows import FlowRefused, Flows, Wanted
@@ -157,6 +158,7 @@ class Gateway:
         self.signaling.configure(settings.signaling, settings.health)
         self.balancers = Balancers(settings.balancers, settings.limits.handshake_timeout_s, lambda: self.ready)
         self.pauses = Pauses()
+        self.memory = MemoryWatch(self.plane.hold, (self.pauses, self.flows, self.signaling))
         self._proxied = ProxiedListeners(self.plane, self.balancers, self.pauses, self.ids)
         self.web_proxy = self._make_web_proxy(vendor(), certificates, lookup)
         routes = [*self._upgrades.routes(), *self.web_proxy.routes()]
@@ -229,6 +231,7 @@ class Gateway:
             web_proxy=self.web_proxy.totals,
             balancers=self.balancers.totals,
             cluster=self.cluster,
+            memory_is_short=lambda: self.memory.short,
         )
 
     def _make_admin(self) -> Admin:
@@ -237,6 +240,7 @@ class Gateway:
             SignalingCollector(self.signaling),
             CertificateCollector(self.certificates, self.stapler, self.client_ca),
             OperationCollector(self.reloads, lambda: self._config),
+            MemoryCollector(self.memory),
         )
         hosts, token_hash = settings.listen.admin_hosts, settings.admin.token_hash
         pauses = PauseCollector(self.pauses.counts)
@@ -269,8 +273,8 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """True if new calls should come here: an upstream is up, and this is not draining."""
-        return self.upstreams.any_healthy and not self.draining
+        """True if new calls should come here: an upstream is up, there is memory, and this is not draining."""
+        return self.upstreams.any_healthy and not self.draining and not self.memory.short
 
     # Life
 
@@ -308,6 +312,7 @@ class Gateway:
             self.client_ca.start()
             started.push_async_callback(self.client_ca.stop)
             self._tasks.start(self.calls.run(), "calls")
+            self._tasks.start(self.memory.run(), "memory")
             started.push_async_callback(self._tasks.cancel)
             if may_accept is not None:
                 await may_accept()
@@ -420,6 +425,7 @@ class Gateway:
         access, limits = settings.access, settings.limits
         self._networks.configure(access.allow, access.deny, limits.exempt_networks)
         self._unallocated.bound = limits.unallocated_flows_per_source
+        self.memory.configure(limits.memory_bytes, watches=limits.watch_memory)
         policy = RelayPolicy(settings.media.allowed_networks)
         self.flows.configure(Routes(settings.routes), policy, asks_for_users=self.entitlement.asks_for_users)
         self._sessions.configure(

@@ -13,10 +13,11 @@ LINES_PER_S = 0.1
 
 
 class Pauses:
-    """``counts`` has how many there were, by cause."""
+    """``counts`` has how many there were, by cause. While ``memory_is_short``, listeners of control pause as well."""
 
     def __init__(self) -> None:
         self.counts: Counter[PauseCause] = Counter()
+        self.memory_is_short = False
         self._lines = Lines(LINES_PER_S)
 
     def note(self, paused: AcceptPaused, listener: str = "tls") -> None:

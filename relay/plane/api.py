@@ -67,6 +67,7 @@ class CloseReason(StrEnum):
     TOO_MANY_HANDSHAKES = "too_many_handshakes"  # in a second
     TOO_MANY_FLOWS = "too_many_flows"  # without an allocation, of one source
     NO_DESCRIPTORS = "no_descriptors"
+    NO_MEMORY = "no_memory"  # it is short, so control begins nothing new
     CONTROL_TIMEOUT = "control_timeout"  # control did not answer within ``control_timeout_s``, or takes no messages
     NOT_ENTITLED = "not_entitled"  # refused: by policy, or a session's Allocate by its upstream (4xx, also 440)
     DRAINING = "draining"
@@ -85,6 +86,7 @@ CLOSE_CODES: Mapping[CloseReason, int] = MappingProxyType(
         CloseReason.UPSTREAM_SILENT: 1013,
         CloseReason.NO_UPSTREAM: 1013,
         CloseReason.NO_DESCRIPTORS: 1013,
+        CloseReason.NO_MEMORY: 1013,
         CloseReason.CONTROL_TIMEOUT: 1011,
         CloseReason.NOT_ENTITLED: 1008,
         CloseReason.NO_ALLOCATION: 1008,
@@ -528,6 +530,9 @@ class Plane(Protocol):
 
     def tap(self, connection: ConnectionId) -> Tap | None:
         """Copy a flow's datagrams; at most 1 MiB waits. None without such a flow. A second tap ends the first."""
+
+    def hold(self, held: bool) -> None:
+        """Accept nobody until told otherwise, because memory is short: newcomers wait, and ``AcceptPaused`` tells."""
 
     def drain(self) -> None:
         """Accept nobody from now on; running connections stay."""

@@ -264,6 +264,7 @@ def test_each_limit_reaches_the_plane_or_is_the_gateways_own() -> None:
     own = {"connections", "connections_per_source", "sessions_per_source", "sessions_per_user"}
     own |= {"lame_duck_s", "drain_timeout_s", "handover_timeout_s"}
     own |= {"exempt_networks", "unallocated_flows_per_source", "session_opens_per_second_per_source"}
+    own |= {"watch_memory", "memory_bytes"}
     bounds = {bound.name for bound in fields(PlaneSettings)}
     assert set(LimitsSettings.model_fields) - own <= bounds
 

@@ -38,7 +38,7 @@ LAYERS = [
 ]
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
-    {"lines", "descriptors", "listening", "file_state"},
+    {"lines", "descriptors", "listening", "file_state", "memory"},
     {"pauses"},
     {"accepting"},
     {"calls", "certificates", "cluster", "routing"},

@@ -261,9 +261,11 @@ class Admin:
     # What it serves
 
     async def _on_readyz(self, _: web.Request) -> web.Response:
-        """200 if new calls should come here: at least one upstream is up, and we are not about to stop."""
-        checks = {"upstream": self._view.upstreams.any_healthy, "draining": self._view.draining()}
-        ready = checks["upstream"] and not checks["draining"]
+        """200 if new calls should come here: an upstream is up, we are not about to stop, and there is memory."""
+        view = self._view
+        checks = {"upstream": view.upstreams.any_healthy, "draining": view.draining()}
+        checks["memory_short"] = view.memory_is_short()
+        ready = checks["upstream"] and not checks["draining"] and not checks["memory_short"]
         return web.json_response({"ready": ready, **checks}, status=200 if ready else 503)
 
     async def _on_metrics(self, _: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Metrics of how the relay is operated: its last configuration, and its limits, to be shown beside what is used."""
+"""Metrics of how the relay is operated: its last configuration, its limits beside what is used, and its memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from relay.config import Config
+from relay.gateway.memory.watch import MemoryWatch
 
 
 @dataclass
@@ -50,3 +51,24 @@ class OperationCollector(Collector):
         limits.add_metric(["connections"], config.limits.connections)
         limits.add_metric(["web_proxy_connections"], config.web_proxy.connections)
         yield limits
+
+
+class MemoryCollector(Collector):
+    """Whether memory is short, and how near it is to that."""
+
+    def __init__(self, memory: MemoryWatch) -> None:
+        self._memory = memory
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as in RelayCollector."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of memory."""
+        text = "1 while memory is short: newcomers wait, and nothing new is begun."
+        yield GaugeMetricFamily("relay_memory_pressure", text, value=float(self._memory.short))
+        fullest = self._memory.fullest
+        text = "Memory used of the limit that is nearest to being reached; 0 without any limit."
+        yield GaugeMetricFamily("relay_memory_used_bytes", text, value=fullest.used_bytes if fullest else 0)
+        text = "This limit; 0 without any."
+        yield GaugeMetricFamily("relay_memory_limit_bytes", text, value=fullest.limit_bytes if fullest else 0)

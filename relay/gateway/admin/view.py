@@ -67,6 +67,7 @@ class View:
         web_proxy: WebProxyTotals | None = None,
         balancers: BalancerTotals | None = None,
         cluster: Cluster | None = None,
+        memory_is_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Without a ``store`` nothing is kept. ``tally``, ``web_proxy`` and ``balancers`` stay zero if not given."""
         self.snapshot = snapshot
@@ -74,6 +75,7 @@ class View:
         self.upstreams = upstreams
         self.records = records
         self.draining = draining
+        self.memory_is_short = memory_is_short
         self.entitlement = entitlement
         self.store = store or CallStore()
         self.tally = tally or Tally()

@@ -350,6 +350,7 @@ ENDS: Mapping[str, str] = MappingProxyType(
         CloseReason.TOO_MANY_HANDSHAKES: "The relay refused it, because too many connections came in one second",
         CloseReason.TOO_MANY_FLOWS: "The relay closed it, because its source had too many flows without an allocation",
         CloseReason.NO_DESCRIPTORS: "The relay closed it, because the machine had no file descriptors or memory left",
+        CloseReason.NO_MEMORY: "The relay refused it, because memory was short",
         CloseReason.CONTROL_TIMEOUT: "The relay closed it, because its own control plane did not keep up",
         CloseReason.NOT_ENTITLED: "The relay closed it, because this user may not place the call",
         CloseReason.DRAINING: "The relay refused it, because it was about to stop",

@@ -355,4 +355,6 @@ def _unavailable(refused: FlowRefused) -> UpgradeRefused:
     if refused.reason is CloseReason.TOO_MANY_FLOWS:
         return _too_many(str(refused))
     headers: dict[str, str] = {hdrs.RETRY_AFTER: str(RETRY_AFTER_S)}
-    return UpgradeRefused(UpgradeOutcome.NO_UPSTREAM, 503, f"{refused}\n", headers)
+    no_memory = refused.reason is CloseReason.NO_MEMORY
+    outcome = UpgradeOutcome.NO_MEMORY if no_memory else UpgradeOutcome.NO_UPSTREAM
+    return UpgradeRefused(outcome, 503, f"{refused}\n", headers)

@@ -70,6 +70,7 @@ class UpgradeOutcome(StrEnum):
     UNREACHABLE = "unreachable"  # the target
     NO_UPSTREAM = "no_upstream"
     TOO_MANY = "too_many"  # from one source: sessions in this second, or flows without an allocation
+    NO_MEMORY = "no_memory"
     DRAINING = "draining"
 
 
@@ -100,7 +101,7 @@ class Tally:
 
 
 class Flows:
-    """The flows of one gateway; ``draining`` takes no new ones."""
+    """The flows of one gateway. ``draining`` takes no new ones, and neither does ``memory_is_short``."""
 
     def __init__(
         self, upstreams: Upstreams, on_begun: OnBegun = _nobody_asks, unallocated: Unallocated | None = None
@@ -112,6 +113,7 @@ class Flows:
         # Where an upstream may send a flow on to (300 Try Alternate).
         self.policy = RelayPolicy()
         self.draining = False
+        self.memory_is_short = False
         self.tally = Tally()
         self._upstreams = upstreams
         self._on_begun = on_begun
@@ -146,6 +148,8 @@ class Flows:
         """
         if self.draining and wanted.connection not in self._states:
             raise FlowRefused(CloseReason.DRAINING, "the relay is about to stop, and accepts no new calls")
+        if self.memory_is_short and self._is_new(wanted):
+            raise FlowRefused(CloseReason.NO_MEMORY, "the relay is short of memory, and accepts no new calls now")
         route = self.routes.match(wanted.server_name)
         region = wanted.region if route is None else route.region
         if wanted.region not in {None, region}:
@@ -162,6 +166,11 @@ class Flows:
         self._on_begun(wanted, state)
         start(upstream)
         return upstream
+
+    def _is_new(self, wanted: Wanted) -> bool:
+        """Whether this is a new call. A session that comes back to its allocation is one that runs."""
+        returns = wanted.carrier is Carrier.SESSION and wanted.target is not None
+        return wanted.connection not in self._states and not returns
 
     def _look_for_room(self, wanted: Wanted) -> None:
         """Count a flow as one without an allocation. Raises FlowRefused if its source has too many."""

@@ -57,6 +57,8 @@ class Shared:
     trust: ssl.SSLContext | None = None
     # Which proxies are believed about their clients.
     forwarding: Forwarding = field(default_factory=Forwarding)
+    # No new sessions of socket.io then. The others belong to calls that run.
+    memory_is_short: bool = False
 
 
 class Exchange:
@@ -78,6 +80,8 @@ class Exchange:
         pool = self._shared.pools.match(accepted.host, accepted.path)
         if pool is None:
             return refusals.refuse(RefusalReason.NO_ROUTE, 404, "no signaling upstream serves this host and path")
+        if self._shared.memory_is_short and self._asked.is_handshake:
+            return refusals.refuse(RefusalReason.NO_MEMORY, 503, "the relay is short of memory: try again in a minute")
         if not accepted.upgrades and engineio.asks_for_websocket(accepted.query):
             # Some web proxy has taken the upgrade away. After this answer socket.io stays with polling.
             return refusals.refuse_upgrade(RefusalReason.NO_UPGRADE)

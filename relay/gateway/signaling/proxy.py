@@ -63,6 +63,15 @@ class SignalingProxy:
         return self.settings.configured
 
     @property
+    def memory_is_short(self) -> bool:
+        """Whether new sessions of socket.io are refused."""
+        return self._shared.memory_is_short
+
+    @memory_is_short.setter
+    def memory_is_short(self, short: bool) -> None:
+        self._shared.memory_is_short = short
+
+    @property
     def websockets(self) -> int:
         """Spliced connections."""
         return sum(upstream.websockets for upstream in self.pools)

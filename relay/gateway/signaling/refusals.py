@@ -23,6 +23,7 @@ class RefusalReason(StrEnum):
     NO_UPGRADE = "no_upgrade"
     POLLING_ONLY = "polling_only"
     NO_DESCRIPTORS = "no_descriptors"
+    NO_MEMORY = "no_memory"
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
 

@@ -53,6 +53,7 @@ class ProxyOutcome(StrEnum):
     CLIENT_CLOSED = "client_closed"
     NETWORK_REFUSED = "network_refused"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    NO_MEMORY = "no_memory"
     DRAINING = "draining"
 
 

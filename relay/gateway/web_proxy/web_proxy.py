@@ -125,6 +125,7 @@ class WebProxy:
         self._resolver = Resolver(RelayPolicy(), lookup)
         # Where the plane listens, and what clients are asked for there.
         self._tls: dict[Address, ClientCertificates] = {}
+        self._pauses = pauses
         self._acceptor = Acceptor("web proxy", pauses)
         self._per_source: Counter[str] = Counter()
         self._draining = False
@@ -305,6 +306,8 @@ class WebProxy:
             raise ProxyRefusal(
                 ProxyOutcome.DRAINING, 503, "This relay is about to stop. Try again, or use another one."
             )
+        if self._pauses.memory_is_short:
+            raise ProxyRefusal(ProxyOutcome.NO_MEMORY, 503, "This relay is short of memory. Try again in a minute.")
         return wanted
 
     async def _authenticate(self, request: RawRequestMessage, client: Address) -> None:

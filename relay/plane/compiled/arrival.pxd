@@ -32,7 +32,7 @@ from relay.plane.compiled.leaves.wire cimport end_hello, lay_wire
 
 cdef enum:
     ACCEPTS_A_TURN = 16
-    ACCEPT_PAUSE_US = 100000        # when descriptors have run out
+    ACCEPT_PAUSE_US = 100000        # when descriptors have run out, or memory is short
     SUBNET_BYTES = 8                # of an IPv6 address: a client can use any number of addresses within its network
     KEEPALIVE_IDLE_S = 60
     KEEPALIVE_INTERVAL_S = 10
@@ -80,6 +80,9 @@ cdef inline bint accept_one(Engine* e, uint32_t listener) noexcept nogil:
     cdef posix.sockaddr_storage client
     cdef posix.socklen_t size = sizeof(client)
     cdef Connection* c
+    if e.held:
+        pause_listeners(e, e.now_us + ACCEPT_PAUSE_US, posix.ENOMEM)
+        return False
     if e.bounds.handshakes_per_second:
         next_us = next_handshake_us(&e.shared.sources, e.bounds.handshakes_per_second)
     if next_us > e.now_us:

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from relay.plane.compiled.engine cimport (
     FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS, FLOW_RELEASES, MAX_LISTENERS, NOTICE_ADOPTED, OP_ADMIT, OP_ADOPT,
-    OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_LISTEN, OP_MOVE, OP_NETWORKS, OP_REFUSE,
+    OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_HOLD, OP_LISTEN, OP_MOVE, OP_NETWORKS, OP_REFUSE,
     OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE,
     REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, REASON_STOPPED, REASON_UPSTREAM_UNREACHABLE, STATE_FREE,
     STATE_HANDSHAKE, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Engine,
@@ -47,6 +47,8 @@ cdef inline void on_command(Engine* e, Command* command) noexcept nogil:
         add_listener(e, command.number, <uint8_t> command.flag)
     elif command.op == OP_UNLISTEN:
         close_listeners(e)
+    elif command.op == OP_HOLD:
+        e.held = command.flag
     elif command.op == OP_CERTIFICATES:
         use_contexts(e, <Contexts*> command.data)
         return

@@ -59,6 +59,7 @@ cdef enum:
     REASON_TOO_MANY_HANDSHAKES
     REASON_TOO_MANY_FLOWS
     REASON_NO_DESCRIPTORS
+    REASON_NO_MEMORY
     REASON_CONTROL_TIMEOUT
     REASON_NOT_ENTITLED
     REASON_DRAINING
@@ -101,6 +102,7 @@ cdef enum:
 cdef enum:
     OP_LISTEN                   # number: the socket, flag: ASK_…
     OP_UNLISTEN
+    OP_HOLD                     # flag: whether newcomers wait, because memory is short
     OP_CERTIFICATES             # data: Contexts
     OP_CONFIGURE                # data: Bounds
     OP_NETWORKS                 # data: entries of networks
@@ -346,6 +348,7 @@ cdef struct Engine:
     uint8_t[MAX_LISTENERS] listeners_ask    # for a certificate of the client: ASK_…
     int listener_count
     bint accepting
+    bint held                   # nobody is accepted, because memory is short
     Reserve reserve             # of the next newcomer
     int64_t accept_again_us
     int64_t pause_told_us

@@ -300,6 +300,12 @@ class CompiledPlane:
             return None
         return FlowTap(self._worker(identity).tap(identity), flow)
 
+    def hold(self, held: bool) -> None:
+        """Accept nobody until told otherwise."""
+        if not self._stopped:
+            for worker in self._workers:
+                worker.hold(held)
+
     def drain(self) -> None:
         """Accept nobody from now on."""
         for worker in self._workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from relay.sockaddr import from_sockaddr
 
 # Newcomers before running calls have their turn.
 ACCEPTS_A_TURN = 16
-# When accept(2) has failed for lack of descriptors, or of memory for the socket.
+# When accept(2) has failed for lack of descriptors, or of memory for the socket; or while memory is short.
 ACCEPT_PAUSE_S = 0.1
 
 
@@ -22,6 +23,8 @@ class Gate:
 
     # With this many descriptors in use they wait; 0 if all may be used.
     max_descriptors = 0
+    # Memory is short: they wait until this is over.
+    held = False
 
     def wait_s(self, now: float) -> float:
         """How long the next one is to wait, at this time of the loop."""
@@ -59,6 +62,9 @@ class Listener:
 
     def _on_newcomers(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
+            if self._gate.held:
+                self._pause_for(ACCEPT_PAUSE_S, errno.ENOMEM)
+                return
             if (wait_s := self._gate.wait_s(self._loop.time())) > 0:
                 self._pause_for(wait_s, 0)
                 return

@@ -218,6 +218,10 @@ class ReferencePlane:
         known = self._connections.get(connection)
         return None if known is None else known.tap()
 
+    def hold(self, held: bool) -> None:
+        """Accept nobody until told otherwise."""
+        self._newcomers.held = held
+
     def drain(self) -> None:
         """Accept nobody from now on."""
         for listener in self._listeners:

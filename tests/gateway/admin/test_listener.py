@@ -54,11 +54,17 @@ async def test_ready_while_an_upstream_is_up_and_nobody_drains(tmp_path: Path) -
     health = {"interval_s": 0.01, "fall": 1, "jitter": 0}
     async with running_relay(tmp_path, host.address, health=health) as relay:
         await eventually(lambda: all_up(relay))
-        assert await get_json(relay.admin, "/readyz") == (200, {"ready": True, "upstream": True, "draining": False})
+        assert await get_json(relay.admin, "/readyz") == (
+            200,
+            {"ready": True, "upstream": True, "draining": False, "memory_short": False},
+        )
 
         await host.stop()
         await eventually(lambda: not all_up(relay))
-        assert await get_json(relay.admin, "/readyz") == (503, {"ready": False, "upstream": False, "draining": False})
+        assert await get_json(relay.admin, "/readyz") == (
+            503,
+            {"ready": False, "upstream": False, "draining": False, "memory_short": False},
+        )
 
         again = TurnHost(host.address, CREDENTIALS)
         async with again:
@@ -67,7 +73,7 @@ async def test_ready_while_an_upstream_is_up_and_nobody_drains(tmp_path: Path) -
             await relay.gateway.drain()
             assert await get_json(relay.admin, "/readyz") == (
                 503,
-                {"ready": False, "upstream": True, "draining": True},
+                {"ready": False, "upstream": True, "draining": True, "memory_short": False},
             )
             # Draining does not mean unhealthy.
             assert (await get(relay.admin, "/healthz"))[0] == 200
