@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 from relay.plane.compiled.engine cimport (
     CHUNK, DATAGRAMS_A_TURN, DATAGRAM_BYTES, DATAGRAM_ROOM, DROPS, FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS,
     FLOW_RELEASES, OP_ADMIT, OP_ADOPT, OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_HOLD, OP_LISTEN,
-    OP_MOVE, OP_NETWORKS, OP_REFUSE, OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY,
+    OP_MOVE, OP_NETWORKS, OP_REFUSE, OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_SHARE, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY,
     OP_UNLISTEN, OP_UNTAP, OP_UPGRADE, REASONS, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection,
     Counters, Engine, Event, FlowRecord, Shared,
 )
@@ -26,6 +26,7 @@ from relay.plane.compiled.commands cimport close_listeners, on_commands
 from relay.plane.compiled.loop cimport run
 from relay.plane.compiled.leaves cimport openssl as tls
 from relay.plane.compiled.leaves cimport posix
+from relay.plane.compiled.leaves.allowance cimport UserAllowance, leave_user_allowance, open_user_allowance
 from relay.plane.compiled.leaves.contexts cimport (
     AUTHORITIES_DIGEST_BYTES, TicketKey, build_contexts, free_contexts, text_of,
 )
@@ -191,6 +192,21 @@ cdef int require_stun(bytes message) except -1:
     if not 0 < len(message) <= 65535 or data[0] >= 0x40 or not datagram_unit(data, len(message)):
         raise ValueError("expected a STUN message")
     return 0
+
+
+cdef class UserShare:
+    """What the flows of one user may carry in a second, together. The user's flows may be on several workers."""
+
+    cdef UserAllowance* allowance
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.allowance = open_user_allowance()
+        if self.allowance == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        leave_user_allowance(self.allowance)
 
 
 cdef class Worker:
@@ -428,6 +444,18 @@ cdef class Worker:
     def close(self, uint64_t identity, int reason) -> None:
         """End a connection."""
         self.send(OP_CLOSE, identity, reason, 0, None)
+
+    def share(self, uint64_t identity, UserShare user not None) -> None:
+        """Count what a flow carries as its user's. The command owns a share of that, until the flow takes it over."""
+        cdef Command command
+        memset(&command, 0, sizeof(command))
+        command.op, command.identity, command.number, command.data = OP_SHARE, identity, -1, user.allowance
+        relay_add(&user.allowance.owners, 1)
+        try:
+            self.push(&command)
+        except BaseException:
+            leave_user_allowance(user.allowance)
+            raise
 
     def tap(self, uint64_t identity) -> TapReader:
         """Copy the datagrams of a flow from now on, and end an earlier reader of it. The caller closes the reader."""

@@ -63,6 +63,12 @@ class LimitsSettings(Section):
     packets_per_second_per_flow: Count = Field(default=10_000, ge=0, le=MAX_COUNT)
     # 100 Mbit/s.
     bytes_per_second_per_flow: Count = Field(default=12_500_000, ge=0, le=MAX_COUNT * 1000)
+    # What all flows of one user carry in a second, each way; what comes beyond is dropped. The upstream has proven who
+    # the user is. These are ten flows at their own bound, or 2,000 calls, and about what one core carries. A floor of
+    # 300 desks that shares one user name sends a quarter of this.
+    packets_per_second_per_user: Count = Field(default=100_000, ge=0, le=MAX_COUNT)
+    # 1 Gbit/s.
+    bytes_per_second_per_user: Count = Field(default=125_000_000, ge=0, le=MAX_COUNT * 1000)
     # When memory becomes short, newcomers wait and new calls are refused, so that running ones go on. Limits of the
     # service or the container (cgroup v2) and stalls (PSI) are noticed without being told here.
     watch_memory: Flag = True

@@ -61,6 +61,7 @@ from relay.plane.api import (
     AcceptPaused,
     AllocateGranted,
     AllocateRequested,
+    AllocationNamed,
     AllocationOrphaned,
     Carrier,
     Closed,
@@ -457,6 +458,8 @@ class Gateway:
                 self._admission.on_requested(event)
             case AllocateGranted():
                 self._admission.on_granted(event)
+            case AllocationNamed():
+                self._admission.on_named(event)
             case TextReceived():
                 self._sessions.on_text(event)
             case StunReceived():

@@ -13,5 +13,6 @@ listening            sockets that share one address
 networks             which clients are served, and for which the bounds on one source do not count
 settings             bounds and deadlines, as control tells them
 source_ports         the UDP sockets of flows, from ports that do not rest
+taps                 copies of what a flow sends and receives
 uplink               what an error of such a socket means; the clients of ``client/`` ask it too
 """

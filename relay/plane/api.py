@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NewType, Protocol
 from relay.addresses import Address, RelayPolicy
 from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.settings import PlaneSettings
-from relay.quality.stream import Direction, RtpStream
+from relay.plane.taps import Tap
+from relay.quality.stream import RtpStream
 
 if TYPE_CHECKING:
     from relay.plane.certificates import HandshakeFailure, ServerCertificate
@@ -115,8 +116,10 @@ class DropReason(StrEnum):
     DOWNLINK_DUPLICATE = "downlink_duplicate"  # a second answer to one STUN request
     DOWNLINK_MALFORMED = "downlink_malformed"  # neither STUN nor ChannelData; over CONNECT-UDP, not media
     DOWNLINK_RATE = "downlink_rate"  # more in this second than a flow may carry
+    DOWNLINK_USER_RATE = "downlink_user_rate"  # more in this second than all flows of its user may carry
     UPLINK_MALFORMED = "uplink_malformed"  # over CONNECT-UDP: not media by its first byte (RFC 7983)
-    UPLINK_RATE = "uplink_rate"  # more in this second than a flow may carry
+    UPLINK_RATE = "uplink_rate"  # more in this second than a flow may carry; or an Allocate, and too many wait
+    UPLINK_USER_RATE = "uplink_user_rate"  # more in this second than all flows of its user may carry
     UPLINK_OVERSIZE = "uplink_oversize"  # longer than the path to the upstream carries whole
     UPLINK_FULL = "uplink_full"  # the UDP socket, or the queue of its link, has no room
     UPLINK_REFUSED = "uplink_refused"  # our own kernel did not send it: a packet filter, no route, a link that is down
@@ -264,54 +267,6 @@ class Snapshot:
     queue_delay: Latency = Latency()
 
 
-# Taps
-
-
-@dataclass(frozen=True, slots=True)
-class TappedDatagram:
-    """One datagram of a flow's UDP leg, as it was sent to the upstream or came from there, with any padding.
-
-    ``at_us`` is a time of the monotonic clock, ``local`` the flow's own address. ``missed`` is how many datagrams just
-    before it found no room, because nobody took the ones that waited.
-    """
-
-    at_us: int
-    direction: Direction
-    local: Address
-    missed: int
-    data: bytes = field(repr=False)
-
-
-class Tap(Protocol):
-    """Copies of what a flow sends to its upstream and receives from it. Media never waits for their reader."""
-
-    @property
-    def client(self) -> Address:
-        """The flow's client."""
-
-    @property
-    def server_name(self) -> str:
-        """What the client asked for."""
-
-    @property
-    def upstream(self) -> Upstream:
-        """The other end of the UDP leg."""
-
-    @property
-    def missed(self) -> int:
-        """How many datagrams found no room, from the start."""
-
-    @property
-    def ended(self) -> bool:
-        """True if nothing more will come: the flow has ended, or has a new tap. What has come can still be taken."""
-
-    def take(self, limit: int) -> list[TappedDatagram]:
-        """What has come since the last call, in order, at most this many."""
-
-    def close(self) -> None:
-        """Copy no more, and let go of what has not been taken. May be repeated."""
-
-
 # Events
 
 
@@ -378,6 +333,17 @@ class AllocateGranted:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationNamed:
+    """The upstream has granted an Allocate that named this user, and the client has the answer.
+
+    This happens only where there are bounds on what one user carries, and not where the upstream ``asks_for_users``.
+    """
+
+    connection: ConnectionId
+    username: str
+
+
+@dataclass(frozen=True, slots=True)
 class TextReceived:
     """The client of a session has sent a text: at most 64 KiB of UTF-8. ``wire.media_v1`` takes 8,192 characters."""
 
@@ -436,6 +402,7 @@ Event = (
     | HttpOpened
     | AllocateRequested
     | AllocateGranted
+    | AllocationNamed
     | TextReceived
     | StunReceived
     | UpstreamLost
@@ -518,6 +485,9 @@ class Plane(Protocol):
 
     def answer(self, connection: ConnectionId, response: bytes) -> None:
         """Give the client this STUN message for the Allocate that was granted."""
+
+    def share(self, connection: ConnectionId, user: str) -> None:
+        """Count what a flow carries from now on as this user's, together with all other flows of the user."""
 
     def allocated(self, connection: ConnectionId) -> bool:
         """True while a flow has an allocation that the upstream has granted and whose lifetime has not passed."""

@@ -51,6 +51,9 @@ class PlaneSettings:
     # A flow carries at most this much in a second, each way. What comes beyond is dropped.
     packets_per_second_per_flow: int = 0
     bytes_per_second_per_flow: int = 0
+    # All flows that control has given one user (``Plane.share``) carry at most this much together, each way.
+    packets_per_second_per_user: int = 0
+    bytes_per_second_per_user: int = 0
     # Media (RTCP, too) that has waited for its client for longer is dropped, the oldest first. A jitter buffer would
     # drop it too.
     max_media_age_s: float = 0.2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.plane.api import Tap
+from relay.plane.taps import Tap
 from relay.quality.stream import Direction
 from relay.wire.stun import MessageClass, Method, build_message
 from tests.support.benches.gateway import running_relay

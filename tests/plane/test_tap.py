@@ -10,7 +10,8 @@ import pytest
 
 from relay._fastpath import live_objects
 from relay.addresses import Address
-from relay.plane.api import CloseReason, ConnectionId, DropReason, Tap, TappedDatagram, TurnOpened
+from relay.plane.api import CloseReason, ConnectionId, DropReason, TurnOpened
+from relay.plane.taps import Tap, TappedDatagram
 from relay.quality.stream import Direction
 from relay.wire.channeldata import build_channel_data
 from tests.support.benches.plane import PLANES, Bench, MakePlane, bounds, plane_bench

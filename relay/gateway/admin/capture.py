@@ -21,7 +21,8 @@ from relay.config import CaptureSettings
 from relay.gateway.calls.ids import CallIds
 from relay.gateway.signaling.http_rules import CONNECTION
 from relay.logs import printable
-from relay.plane.api import ConnectionId, Tap, TappedDatagram
+from relay.plane.api import ConnectionId
+from relay.plane.taps import Tap, TappedDatagram
 from relay.quality.stream import Direction
 from relay.wire.pcapng import build_interface, build_packet, build_section_header, build_statistics
 from relay.wire.udp import build_udp_packet

@@ -221,9 +221,11 @@ def downlink_lost(told: Told) -> str:
     said = f"Of the voice to the client {percent:.1f} % was missing ({packets} packets)"
     said += f"{told.when('downlink', 'lost_percent')}. "
     media = told.call["drops_by_traffic"].get("media", 0)
-    beyond = min(packets, told.call["drops"].get(DropReason.DOWNLINK_RATE.value, 0), media)
+    of_user = told.call["drops"].get(DropReason.DOWNLINK_USER_RATE.value, 0)
+    beyond = min(packets, told.call["drops"].get(DropReason.DOWNLINK_RATE.value, 0) + of_user, media)
     if beyond:
-        said += f"The relay dropped {beyond} of them, because more came in a second than one flow may carry. "
+        whose = "one flow, or all flows of this user," if of_user else "one flow"
+        said += f"The relay dropped {beyond} of them, because more came in a second than {whose} may carry. "
         packets, media = packets - beyond, media - beyond
     if not packets:
         return said.rstrip()
@@ -368,6 +370,8 @@ DROPS: Mapping[DropReason, str] = MappingProxyType(
         DropReason.UPLINK_FULL: "the network card had no room for the client's packets",
         DropReason.DOWNLINK_RATE: "more came from the upstream in a second than one flow may carry",
         DropReason.UPLINK_RATE: "more came from the client in a second than one flow may carry",
+        DropReason.DOWNLINK_USER_RATE: "more came in a second than all calls of this user may carry together",
+        DropReason.UPLINK_USER_RATE: "more went out in a second than all calls of this user may carry together",
         DropReason.UPLINK_REFUSED: "this machine did not send the client's packets (a packet filter, no route, a link "
         "that is down)",
     }

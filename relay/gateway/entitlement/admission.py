@@ -23,7 +23,15 @@ from relay.gateway.calls.ids import CallIds
 from relay.gateway.entitlement.verdicts import Entitlement, Verdict
 from relay.gateway.routing.flows import Wanted
 from relay.gateway.routing.upstreams import UpstreamState
-from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
+from relay.plane.api import (
+    AllocateGranted,
+    AllocateRequested,
+    AllocationNamed,
+    Carrier,
+    CloseReason,
+    ConnectionId,
+    Plane,
+)
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
     INTEGRITY_DIGESTS,
@@ -83,7 +91,10 @@ class _Flow:
 
 
 class TurnAdmission:
-    """Answers AllocateRequested (``admit`` or ``refuse``) and AllocateGranted (``answer``) of a plane."""
+    """Answers AllocateRequested (``admit`` or ``refuse``) and AllocateGranted (``answer``) of a plane.
+
+    A user who is proven shares with all of their flows what one user may carry (``share``).
+    """
 
     def __init__(self, plane: Plane, entitlement: Entitlement, ids: CallIds) -> None:
         self._plane = plane
@@ -185,12 +196,19 @@ class TurnAdmission:
             return
         if verdict.admitted:
             flow.granted = wanted
+            if verdict.user:
+                self._plane.share(connection, verdict.user)
             self._plane.answer(connection, granted.response)
             return
         request = None if asked is None else _parse(asked.request)
         self._plane.answer(connection, build_refusal(granted.response, request, verdict, flow.secret))
         # This one ends at once: the upstream would serve the client.
         self._plane.close(connection, CloseReason.NOT_ENTITLED)
+
+    def on_named(self, named: AllocationNamed) -> None:
+        """Nobody is asked for users here. Still all flows of one share what it may carry."""
+        if user := self._entitlement.user_named(named.username):
+            self._plane.share(named.connection, user)
 
     def stop(self) -> None:
         """Close no more connections."""

@@ -218,9 +218,7 @@ class Entitlement:
             return self._on_unavailable(question, username, connection)
         return self._judge(rule, question, username, connection)
 
-    def ask(
-        self, username: str, region: str, client: str, connection: str, then: Callable[[Verdict], None]
-    ) -> None:
+    def ask(self, username: str, region: str, client: str, connection: str, then: Callable[[Verdict], None]) -> None:
         """Decide, and call ``then`` with the verdict: at once if the policy knows it, or within its deadline."""
         verdict = self.decide_now(username, region, client, connection)
         if verdict is not None:
@@ -236,6 +234,13 @@ class Entitlement:
     def _question(self, username: str, region: str, client: str) -> Question:
         user = user_of(username) if self._settings.rest_usernames else username
         return Question(unicodedata.normalize("NFC", user), region, client)
+
+    def user_named(self, username: str) -> str:
+        """The user whose traffic is counted for a name that an upstream has proven.
+
+        Some servers read a name only up to its first NUL, so one user could have any number of them.
+        """
+        return self._question(username.partition("\0")[0], "", "").user
 
     def _judge(self, rule: Rule, question: Question, username: str, connection: str) -> Verdict:
         outcome = VerdictOutcome.ADMITTED

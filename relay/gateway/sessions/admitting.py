@@ -99,6 +99,10 @@ class SessionAdmission:
             self._parking.hold(allocation.seat, account)
         return None
 
+    def user_named(self, allocation: SessionAllocation) -> str:
+        """The user whose traffic a granted session is; empty if the relay has asked with its own credentials."""
+        return self._entitlement.user_named(allocation.asked.username)
+
     def release(self, allocation: SessionAllocation) -> None:
         """The call is over: its user may have another one."""
         self._entitlement.release(allocation.seat)

@@ -66,6 +66,11 @@ class ClientSide:
         """Send the upstream a STUN message for this client."""
         self._plane.request(self.opened.connection, message)
 
+    def carry_for(self, user: str) -> None:
+        """Count what it carries as this user's, if it is known who that is."""
+        if user:
+            self._plane.share(self.opened.connection, user)
+
     def close(self, reason: CloseReason) -> None:
         """End the connection."""
         self._plane.close(self.opened.connection, reason)

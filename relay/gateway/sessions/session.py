@@ -301,7 +301,9 @@ class Session:
             return
         if refusal is not None:
             self._give_up(refusal.code, refusal.reason, CloseReason.NOT_ENTITLED)
-        elif self.state is State.OPENING:
+            return
+        self._client.carry_for(self._admission.user_named(allocation))
+        if self.state is State.OPENING:
             self._search.found()
             self._enter(State.OPEN, None)
             self._client.tell_opened(allocation, created)
@@ -400,6 +402,7 @@ class Session:
             self._go_elsewhere()
             return
         self._enter(State.OPEN, None)
+        self._client.carry_for(self._admission.user_named(allocation))
         # A channel that was asked for, and maybe a renewal.
         allocation.turn.start_again(self._now())
         self._channels.wait_for(peer for peer in allocation.channels if not allocation.turn.is_bound(peer))

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 from relay.plane.compiled.engine cimport (
     FLOW_ASKS, FLOW_CARRIER_SHIFT, FLOW_FOLLOWS, FLOW_RELEASES, MAX_LISTENERS, NOTICE_ADOPTED, OP_ADMIT, OP_ADOPT,
     OP_ANSWER, OP_ATTACH, OP_CERTIFICATES, OP_CLOSE, OP_CONFIGURE, OP_HOLD, OP_LISTEN, OP_MOVE, OP_NETWORKS, OP_REFUSE,
-    OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE,
+    OP_RELEASE, OP_REPLACE, OP_REQUEST, OP_SHARE, OP_STOP, OP_TAP, OP_TELL, OP_TICKET_KEY, OP_UNLISTEN, OP_UNTAP, OP_UPGRADE,
     REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, REASON_STOPPED, REASON_UPSTREAM_UNREACHABLE, STATE_FREE,
     STATE_HANDSHAKE, STATE_HTTP, STATE_MEDIA, STATE_WAITING, Bounds, Command, Connection, Engine,
 )
@@ -22,6 +22,7 @@ from relay.plane.compiled.uplink cimport remember
 from relay.plane.compiled.reading cimport read_on
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.admission cimport is_waiting_for_control, take_asked
+from relay.plane.compiled.leaves.allowance cimport UserAllowance, leave_user_allowance
 from relay.plane.compiled.leaves.buffer cimport clear_buffer
 from relay.plane.compiled.leaves.carriage cimport CARRIER_SESSION, CARRIER_TURN, open_carriage
 from relay.plane.compiled.leaves.contexts cimport Contexts, TicketKey, free_contexts
@@ -69,6 +70,9 @@ cdef inline void on_command(Engine* e, Command* command) noexcept nogil:
         stop(e)
     else:
         c = find(e, command.identity)
+        if command.op == OP_SHARE:
+            on_share(c, <UserAllowance*> command.data)
+            return
         if command.op in (OP_TAP, OP_UNTAP):
             on_tap(c, <Tap*> command.data, command.op == OP_TAP)
             return
@@ -286,6 +290,15 @@ cdef inline void on_tap(Connection* c, Tap* tap, bint wanted) noexcept nogil:
         c.tap = tap
     else:
         leave_tap(tap)
+
+
+# The command owns a share of what a user may carry. Here the flow takes it over, in place of the one that it had.
+cdef inline void on_share(Connection* c, UserAllowance* user) noexcept nogil:
+    if c == NULL or c.state != STATE_MEDIA:
+        leave_user_allowance(user)
+        return
+    leave_user_allowance(c.user)
+    c.user = user
 
 
 cdef inline void stop(Engine* e) noexcept nogil:

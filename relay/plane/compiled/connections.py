@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from relay.addresses import Address
 from relay.plane.api import Carrier, CloseReason, ConnectionId, Upstream
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
+
+if TYPE_CHECKING:
+    from relay._fastpath import UserShare
 
 # Far above the workers' own numbers, which carry the number of the worker in the top byte.
 FIRST_ADOPTION_ID = 1 << 60
@@ -116,6 +120,8 @@ class Connections:
         self.sessions: set[int] = set()
         # Whose certificate a client has shown, of those that have.
         self.client_certificates: dict[int, str] = {}
+        # What the user of each flow may carry. Without a flow that has it, it is forgotten.
+        self.shares: dict[int, UserShare] = {}
         self.adoptions = Adoptions()
 
     def is_taken(self, identity: int) -> bool:
@@ -126,5 +132,6 @@ class Connections:
         """The connection has ended. Returns its flow, if it had one."""
         self.sessions.discard(identity)
         self.client_certificates.pop(identity, None)
+        self.shares.pop(identity, None)
         self.adoptions.forget(identity)
         return self.flows.pop(identity, None)

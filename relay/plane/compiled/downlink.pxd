@@ -6,8 +6,8 @@ from libc.string cimport memcmp
 
 from relay.plane.compiled.engine cimport (
     DATAGRAMS_A_TURN, DROP_DOWNLINK_DUPLICATE, DROP_DOWNLINK_FULL, DROP_DOWNLINK_MALFORMED, DROP_DOWNLINK_RATE,
-    NOTICE_ALTERNATE, NOTICE_GRANTED, NOTICE_STALE, NOTICE_STUN, REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA, Connection,
-    Engine,
+    DROP_DOWNLINK_USER_RATE, NOTICE_ALTERNATE, NOTICE_GRANTED, NOTICE_NAMED, NOTICE_STALE, NOTICE_STUN, REASON_UPSTREAM_UNREACHABLE, STATE_MEDIA,
+    Connection, Engine,
 )
 from relay.plane.compiled.slots cimport queue_notice
 from relay.plane.compiled.counting cimport copy_datagram, drop
@@ -17,9 +17,11 @@ from relay.plane.compiled.messages cimport post_message
 from relay.plane.compiled.delivery cimport deliver
 from relay.plane.compiled.upstream cimport on_news, on_upstream_gone
 from relay.plane.compiled.leaves cimport posix
-from relay.plane.compiled.leaves.allowance cimport takes
+from relay.plane.compiled.leaves.allowance cimport takes, takes_shared
 from relay.plane.compiled.leaves.buffer cimport keep_bytes
 from relay.plane.compiled.leaves.carriage cimport CARRIER_CONNECT_UDP, CARRIER_SESSION, admit_unasked
+from relay.plane.compiled.leaves.live cimport free
+from relay.plane.compiled.leaves.naming cimport Named, take_named
 from relay.plane.compiled.leaves.question cimport answers_question
 from relay.plane.compiled.leaves.schedule cimport TRAFFIC_CONTROL, is_media_datagram, traffic_of
 from relay.plane.compiled.leaves.stun cimport (
@@ -116,6 +118,8 @@ cdef inline uint32_t take_payload(
                 return filled       # the client sends its request again, as one does over UDP
             back = brings_back(e, c, data, size)
             note_allocation(e, c, data, size)
+            if not tell_named(e, c, data):
+                return filled
         else:
             c.heard_media_us = e.now_us
         if c.admission.asks and must_wait_for_control(e, c, data, size, back):
@@ -125,15 +129,19 @@ cdef inline uint32_t take_payload(
     return deliver(e, c, data, size, filled) if may_receive(e, c, data, size) else filled
 
 
-# Returns False for what a flow may not receive any more from its peers in this second: it is dropped.
+# Returns False for what a flow, or its user, may not receive any more from peers in this second: it is dropped.
 cdef inline bint may_receive(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef int64_t packets = e.bounds.packets_per_second_per_flow, octets = e.bounds.bytes_per_second_per_flow
     if size >= 2 and data[0] <= 3 and load16(data) != DATA_INDICATION:
         return True     # what the upstream itself says has a bound of its own, and ends the connection beyond it
-    if takes(&c.received, e.now_us, size, packets, octets, False):
-        return True
-    drop(c, DROP_DOWNLINK_RATE, traffic_of(data, size))
-    return False
+    if not takes(&c.received, e.now_us, size, packets, octets, False):
+        drop(c, DROP_DOWNLINK_RATE, traffic_of(data, size))
+        return False
+    packets, octets = e.bounds.packets_per_second_per_user, e.bounds.bytes_per_second_per_user
+    if c.user != NULL and not takes_shared(&c.user.received, e.now_us, size, packets, octets, False):
+        drop(c, DROP_DOWNLINK_USER_RATE, traffic_of(data, size))
+        return False
+    return True
 
 
 # Matches a response with its request. Returns False if the message must not reach the client.
@@ -161,6 +169,8 @@ cdef inline bint on_stun(Engine* e, Connection* c, const uint8_t* message, uint3
         return False
     back = brings_back(e, c, message, size)
     note_allocation(e, c, message, size)
+    if not tell_named(e, c, message):
+        return False
     return not (c.admission.asks and must_wait_for_control(e, c, message, size, back))
 
 
@@ -193,6 +203,17 @@ cdef inline void note_allocation(Engine* e, Connection* c, const uint8_t* messag
         else:
             c.allocated_until_us = e.now_us + <int64_t> load32(value) * 1000000 if load32(value) else 0
             c.idle_since_us = e.now_us
+
+
+# Tells control whom the Allocate named that the upstream has granted. Returns False if the connection has ended of it.
+cdef inline bint tell_named(Engine* e, Connection* c, const uint8_t* message) noexcept nogil:
+    cdef Named named
+    if c.naming == NULL or load16(message) != ALLOCATE_SUCCESS:
+        return True
+    if take_named(c.naming, message + TRANSACTION_ID_OFFSET, &named):
+        post_message(e, c, NOTICE_NAMED, named.name, named.size, 0, 0)
+        free(named.name)
+    return c.state == STATE_MEDIA
 
 
 # Returns True if the message grants an allocation, or brings one back: then control answers in its place. Only one can

@@ -13,11 +13,13 @@ from relay.plane.compiled.wheel cimport clear_deadline, set_deadline
 from relay.plane.compiled.leaves cimport openssl as tls
 from relay.plane.compiled.leaves cimport posix
 from relay.plane.compiled.leaves.admission cimport clear_admission
+from relay.plane.compiled.leaves.allowance cimport leave_user_allowance
 from relay.plane.compiled.leaves.buffer cimport append, clear_buffer
 from relay.plane.compiled.leaves.carriage cimport CARRIER_CONNECT_UDP, FAREWELL_BYTES, write_farewell
 from relay.plane.compiled.leaves.contexts cimport free_contexts
 from relay.plane.compiled.leaves.delays cimport add_delays
 from relay.plane.compiled.leaves.live cimport LIVE_CONNECTIONS, LIVE_SESSIONS, LIVE_SOCKETS, count_live, free
+from relay.plane.compiled.leaves.naming cimport clear_naming
 from relay.plane.compiled.leaves.pace cimport note_write
 from relay.plane.compiled.leaves.reserve cimport give_up
 from relay.plane.compiled.leaves.ring cimport relay_add
@@ -114,6 +116,9 @@ cdef inline void end(Engine* e, Connection* c, int reason) noexcept nogil:
     if c.tap != NULL:
         end_tap(c.tap)
         c.tap = NULL
+    leave_user_allowance(c.user)
+    c.user = NULL
+    clear_naming(&c.naming)
     c.readable = False
     # Python copies both sets of counters. While ``ends`` is odd it would count this flow twice, or not at all.
     relay_add(&e.ends, 1)

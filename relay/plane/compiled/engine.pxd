@@ -7,13 +7,14 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from relay.plane.compiled.leaves.admission cimport Admission
-from relay.plane.compiled.leaves.allowance cimport Allowance
+from relay.plane.compiled.leaves.allowance cimport Allowance, UserAllowance
 from relay.plane.compiled.leaves.buffer cimport Buffer
 from relay.plane.compiled.leaves.carriage cimport Carriage
 from relay.plane.compiled.leaves.contexts cimport Contexts, TicketKeys
 from relay.plane.compiled.leaves.delays cimport Delays
 from relay.plane.compiled.leaves.histogram cimport Histogram
 from relay.plane.compiled.leaves.meter cimport PAYLOAD_TYPES, Meter
+from relay.plane.compiled.leaves.naming cimport Naming
 from relay.plane.compiled.leaves.openssl cimport BIO_METHOD, SSL
 from relay.plane.compiled.leaves.pace cimport Pace
 from relay.plane.compiled.leaves.posix cimport epoll_event, iovec, mmsghdr, sockaddr_storage
@@ -73,8 +74,10 @@ cdef enum:
     DROP_DOWNLINK_DUPLICATE
     DROP_DOWNLINK_MALFORMED
     DROP_DOWNLINK_RATE
+    DROP_DOWNLINK_USER_RATE
     DROP_UPLINK_MALFORMED
     DROP_UPLINK_RATE
+    DROP_UPLINK_USER_RATE
     DROP_UPLINK_OVERSIZE
     DROP_UPLINK_FULL
     DROP_UPLINK_REFUSED
@@ -98,6 +101,7 @@ cdef enum:
     NOTICE_ALTERNATE = 2048     # 300, the answer: a socket for the server that it names is wanted
     NOTICE_PAUSED = 4096        # of no connection: newcomers wait; fault: an errno, or 0 if they came too fast
     NOTICE_CERTIFICATE = 8192   # what the client has shown in its handshake, in DER; it comes before TURN_OPENED
+    NOTICE_NAMED = 16384        # the user whom a granted Allocate named
 
 cdef enum:
     OP_LISTEN                   # number: the socket, flag: ASK_…
@@ -117,6 +121,7 @@ cdef enum:
     OP_ADMIT
     OP_REFUSE                   # data: a STUN message
     OP_ANSWER                   # data: a STUN message
+    OP_SHARE                    # data: the UserAllowance
     OP_CLOSE                    # number: the reason
     OP_TAP                      # data: the Tap
     OP_UNTAP                    # data: the Tap
@@ -187,6 +192,8 @@ cdef struct Bounds:
     int64_t websocket_ping_us
     int64_t packets_per_second_per_flow
     int64_t bytes_per_second_per_flow
+    int64_t packets_per_second_per_user
+    int64_t bytes_per_second_per_user
     uint32_t downlink_media_bytes
     uint32_t downlink_control_bytes
     uint32_t downlink_data_bytes
@@ -257,6 +264,8 @@ cdef struct Connection:
     Counters counters
     Allowance sent              # to the upstream, in this second
     Allowance received
+    UserAllowance* user         # the same for all flows of its user, or NULL
+    Naming* naming              # the users whom its Allocates name, or NULL
     Tap* tap                    # where its datagrams are copied to, or NULL
     int64_t opened_us
     int64_t heard_us

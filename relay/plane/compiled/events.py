@@ -14,6 +14,7 @@ from relay.plane.alternates import redirected
 from relay.plane.api import (
     AllocateGranted,
     AllocateRequested,
+    AllocationNamed,
     AllocationOrphaned,
     Carrier,
     Closed,
@@ -94,6 +95,8 @@ class NoticeReader:
                 return [AllocateGranted(connection, message)]
             case Notice.ALTERNATE:
                 self._on_alternate(worker, identity, message)
+            case Notice.NAMED:
+                return [AllocationNamed(connection, message.decode(errors="replace"))]
             case Notice.PAUSED:
                 return [pause_of(error)]
             case Notice.TEXT:

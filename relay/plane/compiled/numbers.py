@@ -31,6 +31,7 @@ class Notice(IntEnum):
     ALTERNATE = 2048  # 300, the answer: the flow wants a socket for the server that it names
     PAUSED = 4096  # of no connection: newcomers wait
     CERTIFICATE = 8192  # what the client has shown in its handshake
+    NAMED = 16384  # the user whom a granted Allocate named
 
 
 CARRIERS = tuple(Carrier)

@@ -12,12 +12,13 @@ import os
 import secrets
 import socket
 import threading
+import weakref
 from collections.abc import Sequence
 
-from relay._fastpath import SharedState, Worker
+from relay._fastpath import SharedState, UserShare, Worker
 from relay.addresses import Address
 from relay.errors import OperatorError
-from relay.plane.api import Carrier, CloseReason, ConnectionId, EventSink, Snapshot, Tap, Upstream
+from relay.plane.api import Carrier, CloseReason, ConnectionId, EventSink, Snapshot, Upstream
 from relay.plane.certificates import ServerCertificate
 from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.compiled.connections import Connections, Flow
@@ -29,6 +30,7 @@ from relay.plane.endings import is_exhausted, reason_without_socket
 from relay.plane.listening import open_listeners
 from relay.plane.settings import PlaneSettings
 from relay.plane.source_ports import SourcePorts, target_of
+from relay.plane.taps import Tap
 from relay.quality.meter import clock_table
 from relay.sockaddr import from_sockaddr, pack_sockaddr
 
@@ -57,6 +59,7 @@ class CompiledPlane:
         self._shared = SharedState()
         self._workers = [Worker(number, self._shared) for number in range(workers or os.cpu_count() or 1)]
         self._connections = Connections()
+        self._users: weakref.WeakValueDictionary[str, UserShare] = weakref.WeakValueDictionary()
         self._snapshots = Snapshots(self._workers, self._connections.flows)
         self._notices = NoticeReader(on_events, self._connections, self._ports, self._snapshots)
         self._stopped = False
@@ -275,6 +278,17 @@ class CompiledPlane:
         identity = self._identity_of(connection)
         if identity in self._connections.flows:
             self._worker(identity).answer(identity, response)
+
+    def share(self, connection: ConnectionId, user: str) -> None:
+        """Count what a flow carries as this user's."""
+        identity = self._identity_of(connection)
+        if self._stopped or not self._connections.is_taken(identity):
+            return
+        share = self._users.get(user)
+        if share is None:
+            share = self._users[user] = UserShare()
+        self._connections.shares[identity] = share
+        self._worker(identity).share(identity, share)
 
     def allocated(self, connection: ConnectionId) -> bool:
         """True while a flow has an allocation."""

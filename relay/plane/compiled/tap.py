@@ -7,9 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from relay.addresses import Address
-from relay.plane.api import TappedDatagram
 from relay.plane.compiled.connections import Flow
 from relay.plane.compiled.numbers import TAP_DIRECTIONS, TAP_LOCAL
+from relay.plane.taps import TappedDatagram
 from relay.sockaddr import from_sockaddr
 
 if TYPE_CHECKING:

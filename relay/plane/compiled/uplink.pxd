@@ -5,8 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from relay.plane.compiled.engine cimport (
-    DROP_UPLINK_MALFORMED, DROP_UPLINK_OVERSIZE, DROP_UPLINK_RATE, NOTICE_ALLOCATE, NOTICE_TEXT, PLAIN_BYTES,
-    REASON_BROKEN_FRAME, REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, STATE_MEDIA, USERNAME_BYTES, Connection, Engine,
+    DROP_UPLINK_MALFORMED, DROP_UPLINK_OVERSIZE, DROP_UPLINK_RATE, DROP_UPLINK_USER_RATE, NOTICE_ALLOCATE, NOTICE_TEXT,
+    PLAIN_BYTES, REASON_BROKEN_FRAME, REASON_CLIENT_CLOSED, REASON_NO_DESCRIPTORS, STATE_MEDIA, USERNAME_BYTES, Connection,
+    Engine,
 )
 from relay.plane.compiled.slots cimport watch_client
 from relay.plane.compiled.counting cimport drop, meter, meter_datagram
@@ -16,7 +17,7 @@ from relay.plane.compiled.messages cimport post_message
 from relay.plane.compiled.delivery cimport send_own
 from relay.plane.compiled.upstream cimport send_up
 from relay.plane.compiled.leaves.admission cimport MAX_ASKED_BYTES, is_to_ask, is_turn_datagram
-from relay.plane.compiled.leaves.allowance cimport takes
+from relay.plane.compiled.leaves.allowance cimport takes, takes_shared
 from relay.plane.compiled.leaves.buffer cimport append, clear_buffer, drop_front, front, keep_bytes
 from relay.plane.compiled.leaves.capsule cimport (
     CAPSULE_NEEDS_MORE, CAPSULE_OVERSIZE, CAPSULE_PAYLOAD, Payload, read_capsule,
@@ -27,10 +28,11 @@ from relay.plane.compiled.leaves.carriage cimport (
 )
 from relay.plane.compiled.leaves.framing cimport UNIT_NEEDS_MORE, UNIT_WHOLE, Unit, measure_unit
 from relay.plane.compiled.leaves.live cimport calloc
+from relay.plane.compiled.leaves.naming cimport Naming, note_named
 from relay.plane.compiled.leaves.schedule cimport TRAFFIC_CONTROL, is_media_datagram, traffic_of
 from relay.plane.compiled.leaves.stun cimport (
-    ALLOCATE_REQUEST, ATTRIBUTE_USERNAME, CLASS_BITS, REFRESH_REQUEST, STUN_HEADER_BYTES, datagram_unit,
-    find_attribute, load16,
+    ALLOCATE_REQUEST, ATTRIBUTE_USERNAME, CLASS_BITS, REFRESH_REQUEST, STUN_HEADER_BYTES, TRANSACTION_ID_OFFSET,
+    datagram_unit, find_attribute, load16,
 )
 from relay.plane.compiled.leaves.transactions cimport on_request
 from relay.plane.compiled.leaves.websocket cimport (
@@ -111,19 +113,46 @@ cdef inline void forward(Engine* e, Connection* c, const uint8_t* unit, uint32_t
     if unit[0] < 0x40:
         if c.admission.asks and must_ask(e, c, unit, size):
             return
+        if not may_name(e, c, unit, size):
+            return
         remember(e, c, unit, size)
     else:
         meter(e, &c.uplink_meter, unit + 4, size - 4)
     send_up(e, c, unit, size)
 
 
-# Returns False for what a flow may not send any more in this second: it is dropped.
+# Returns False for what a flow, or its user, may not send any more in this second: it is dropped.
 cdef inline bint may_send(Engine* e, Connection* c, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef int64_t packets = e.bounds.packets_per_second_per_flow, octets = e.bounds.bytes_per_second_per_flow
     cdef bint is_stun = size > 0 and data[0] <= 3
-    if takes(&c.sent, e.now_us, size, packets, octets, is_stun):
+    if not takes(&c.sent, e.now_us, size, packets, octets, is_stun):
+        drop(c, DROP_UPLINK_RATE, traffic_of(data, size))
+        return False
+    packets, octets = e.bounds.packets_per_second_per_user, e.bounds.bytes_per_second_per_user
+    if c.user != NULL and not takes_shared(&c.user.sent, e.now_us, size, packets, octets, is_stun):
+        drop(c, DROP_UPLINK_USER_RATE, traffic_of(data, size))
+        return False
+    return True
+
+
+# Returns False for an Allocate that must not go on, because it could hide who its user is: it is dropped. Where control is
+# asked for users, control looks at that. Without bounds on users it does not matter.
+cdef inline bint may_name(Engine* e, Connection* c, const uint8_t* message, uint32_t size) noexcept nogil:
+    cdef const uint8_t* name
+    if load16(message) != ALLOCATE_REQUEST or c.admission.asks:
         return True
-    drop(c, DROP_UPLINK_RATE, traffic_of(data, size))
+    if not (e.bounds.packets_per_second_per_user or e.bounds.bytes_per_second_per_user):
+        return True
+    name = find_attribute(message, size, ATTRIBUTE_USERNAME, 1)
+    if name == NULL:
+        return True
+    if c.naming == NULL:
+        c.naming = <Naming*> calloc(1, sizeof(Naming))
+    if c.naming != NULL and note_named(
+        c.naming, e.now_us, message + TRANSACTION_ID_OFFSET, name, load16(name - 2)
+    ):
+        return True
+    drop(c, DROP_UPLINK_RATE, TRAFFIC_CONTROL)
     return False
 
 
@@ -313,6 +342,8 @@ cdef inline void send_payload(Engine* e, Connection* c, const uint8_t* data, uin
         if c.admission.asks and must_ask(e, c, data, size):
             return
         if datagram_unit(data, size):
+            if not may_name(e, c, data, size):
+                return
             remember(e, c, data, size)
     else:
         meter_datagram(e, &c.uplink_meter, data, size)

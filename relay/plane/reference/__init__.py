@@ -21,7 +21,8 @@ The UDP leg
 -----------
 flow               the socket, the counters, and what stays at the upstream
 allocation         whether there is an allocation, as far as the messages that pass say
-allowance          how much a flow may carry in a second
+allowance          how much a flow may carry in a second, and all flows of a user
+naming             whom its Allocates name, until the upstream has proven it
 turn_flow          requests sent again, fresh ports, silence
 question           what a flow itself asks of a silent upstream
 allocation_watch   flows without an allocation end

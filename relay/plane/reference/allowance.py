@@ -1,4 +1,4 @@
-"""What a flow may carry in a second, one way. The compiled twin is ``allowance.pxd``."""
+"""What a flow may carry in a second, and all flows of a user together. The compiled twin is ``allowance.pxd``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class Allowance:
         self._packets += 1
         self._bytes += len(unit)
         return True
+
+
+@dataclass(slots=True, weakref_slot=True)
+class UserAllowance:
+    """What all flows of one user may carry in a second, each way."""
+
+    sent: Allowance
+    received: Allowance
 
 
 def is_of_peer(unit: bytes) -> bool:

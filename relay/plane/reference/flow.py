@@ -15,10 +15,17 @@ from dataclasses import dataclass, field
 
 from relay.plane.alternates import MAX_HOPS, redirected
 from relay.plane.api import MAX_USERNAME_CHARACTERS, CloseReason, DropReason, Totals, Traffic, Upstream
-from relay.plane.reference.allocation import ALLOCATE_ERROR, ALLOCATE_REQUEST, REFRESH_REQUEST, Allocation
-from relay.plane.reference.allowance import Allowance, is_of_peer
+from relay.plane.reference.allocation import (
+    ALLOCATE_ERROR,
+    ALLOCATE_REQUEST,
+    ALLOCATE_SUCCESS,
+    REFRESH_REQUEST,
+    Allocation,
+)
+from relay.plane.reference.allowance import Allowance, UserAllowance, is_of_peer
+from relay.plane.reference.naming import Naming
 from relay.plane.reference.tap import FlowTap
-from relay.plane.reference.traffic import is_media, is_whole_stun, rtp_packet, traffic_of
+from relay.plane.reference.traffic import find_attribute, is_media, is_whole_stun, rtp_packet, traffic_of
 from relay.plane.source_ports import ALLOCATION_LIFETIME_S, SourcePorts
 from relay.plane.uplink import Fate, News, Uplink
 from relay.quality.meter import Meter
@@ -51,6 +58,8 @@ class Account:
     # What was sent and received in this second.
     sent: Allowance = field(default_factory=Allowance)
     received: Allowance = field(default_factory=Allowance)
+    # The same for all flows of its user, once it is known who that is.
+    user: UserAllowance | None = None
     totals: Totals = field(default_factory=Totals)
     # The user of the last Allocate that named one.
     username: str = ""
@@ -62,7 +71,7 @@ class FlowSetup:
 
     ``deliver`` takes the time at which a unit of the downlink came (time.monotonic), and the whole unit. ``fail`` is
     called once, when the upstream is gone. A TURN flow sends requests again after ``rto_s``, and takes an upstream that
-    is silent for ``silence_s`` to be gone.
+    is silent for ``silence_s`` to be gone. With ``naming``, ``on_named`` is told whom a granted Allocate has named.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -72,6 +81,8 @@ class FlowSetup:
     rto_s: float
     deliver: Callable[[float, bytes], None]
     fail: Callable[[CloseReason, str], None]
+    on_named: Callable[[bytes], None]
+    naming: Naming | None = None
 
 
 class Flow:
@@ -93,6 +104,8 @@ class Flow:
         self._ports = setup.ports
         self._deliver = setup.deliver
         self._fail = setup.fail
+        self._naming = setup.naming
+        self._on_named = setup.on_named
         self._authenticated = b""
         self._hops = 0
         if left is None:
@@ -130,11 +143,24 @@ class Flow:
         if not self.account.sent.takes(arrived, unit):
             self.totals.drop(DropReason.UPLINK_RATE, traffic_of(unit))
             return
+        if (user := self.account.user) is not None and not user.sent.takes(arrived, unit):
+            self.totals.drop(DropReason.UPLINK_USER_RATE, traffic_of(unit))
+            return
         if is_whole_stun(unit):
+            if not self._may_name(unit):
+                self.totals.drop(DropReason.UPLINK_RATE, Traffic.CONTROL)
+                return
             self._on_stun_uplink(unit)
         elif (packet := rtp_packet(unit)) is not None:
             self.account.meter.on_packet(round(arrived * 1e6), packet)
         self._send(unit, traffic_of(unit))
+
+    def _may_name(self, message: bytes) -> bool:
+        """Whether a message may go on. An Allocate may not if it could hide who its user is."""
+        if self._naming is None or message[0] << 8 | message[1] != ALLOCATE_REQUEST:
+            return True
+        name = find_attribute(message, AttributeType.USERNAME)
+        return not name or self._naming.note(self._loop.time(), message[8:20], name)
 
     def _on_stun_uplink(self, message: bytes) -> None:
         kind = message[0] << 8 | message[1]
@@ -222,17 +248,30 @@ class Flow:
         if is_whole_stun(datagram):
             if self._follow(datagram):
                 return  # the client sends its request again, as one does over UDP
-            self.allocation.on_answer(self._loop.time(), datagram)
+            self._on_answer(datagram)
         else:
             self.heard_media_at = self._loop.time()
         self._pass_down(arrived, datagram)
 
+    def _on_answer(self, message: bytes) -> None:
+        """Note what an answer means for the allocation, and who has it."""
+        self.allocation.on_answer(self._loop.time(), message)
+        if self._naming is not None and message[0] << 8 | message[1] == ALLOCATE_SUCCESS:
+            name = self._naming.take(message[8:20])
+            if name is not None:
+                self._on_named(name)
+
     def _pass_down(self, arrived: float, unit: bytes) -> None:
-        """Deliver a unit, unless peers have sent too much in this second."""
-        if not is_of_peer(unit) or self.account.received.takes(arrived, unit):
+        """Deliver a unit, unless peers have sent the flow, or its user, too much in this second."""
+        user = self.account.user
+        if not is_of_peer(unit):
             self._deliver(arrived, unit)
-        else:
+        elif not self.account.received.takes(arrived, unit):
             self.totals.drop(DropReason.DOWNLINK_RATE, traffic_of(unit))
+        elif user is not None and not user.received.takes(arrived, unit):
+            self.totals.drop(DropReason.DOWNLINK_USER_RATE, traffic_of(unit))
+        else:
+            self._deliver(arrived, unit)
 
     def _follow(self, answer: bytes, request: bytes = b"") -> bool:
         """Go on at the server that a 300 names, and send it ``request``. Returns False if the client gets the 300."""

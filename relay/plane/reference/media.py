@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from relay.plane.api import (
     AllocateGranted,
     AllocateRequested,
+    AllocationNamed,
     Carrier,
     CloseReason,
     DropReason,
@@ -27,7 +28,7 @@ from relay.plane.endings import unread_detail
 from relay.plane.reference.admission import MAX_ASKED_BYTES, Admission, is_to_ask, is_turn_datagram
 from relay.plane.reference.allocation import ALLOCATE_SUCCESS, REFRESH_SUCCESS
 from relay.plane.reference.allocation_watch import AllocationWatch
-from relay.plane.reference.allowance import Allowance
+from relay.plane.reference.allowance import Allowance, UserAllowance
 from relay.plane.reference.carriers import (
     Closing,
     Malformed,
@@ -42,6 +43,7 @@ from relay.plane.reference.carriers import (
 )
 from relay.plane.reference.downlink import Downlink
 from relay.plane.reference.flow import Account, Flow, FlowSetup
+from relay.plane.reference.naming import Naming
 from relay.plane.reference.pings import Pings
 from relay.plane.reference.schedule import Room, Schedule
 from relay.plane.reference.tap import FlowTap
@@ -118,10 +120,13 @@ class Media:
             )
 
     def _open_flow(self, upstream: Upstream) -> Flow:
-        setup = self._flow_setup(self._on_downlink)
+        settings = self._plane.settings
+        bounds_users = settings.packets_per_second_per_user or settings.bytes_per_second_per_user
+        naming = Naming() if bounds_users and not upstream.asks_for_users else None
+        setup = self._flow_setup(self._on_downlink, naming)
         return Flow(upstream, setup) if self.carrier is Carrier.CONNECT_UDP else TurnFlow(upstream, setup)
 
-    def _flow_setup(self, deliver: Callable[[float, bytes], None]) -> FlowSetup:
+    def _flow_setup(self, deliver: Callable[[float, bytes], None], naming: Naming | None = None) -> FlowSetup:
         plane = self._plane
         return FlowSetup(
             plane.loop,
@@ -131,6 +136,8 @@ class Media:
             rto_s=plane.settings.initial_rto_s,
             deliver=deliver,
             fail=self._on_upstream_lost,
+            on_named=self._on_named,
+            naming=naming,
         )
 
     def _use(self, upstream: Upstream, flow: Flow) -> None:
@@ -250,6 +257,13 @@ class Media:
 
     def _await_control(self) -> None:
         self._host.set_deadline(self._plane.settings.control_timeout_s, self._host.on_control_timeout)
+
+    def _on_named(self, name: bytes) -> None:
+        self._plane.emit(AllocationNamed(self._host.identity, name.decode(errors="replace")))
+
+    def share(self, user: UserAllowance) -> None:
+        """Count what the flow carries as this user's."""
+        self._account.user = user
 
     def _on_downlink(self, arrived: float, unit: bytes) -> None:
         """Deliver a unit of the upstream; control has to know first of what grants or brings back an allocation."""

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import itertools
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 
@@ -21,13 +22,13 @@ from relay.plane.api import (
     Event,
     EventSink,
     Snapshot,
-    Tap,
     Totals,
     Upstream,
 )
 from relay.plane.certificates import HandshakeFailure, ServerCertificate
 from relay.plane.client_certificates import ClientAuthorities, ClientCertificates
 from relay.plane.listening import open_listeners
+from relay.plane.reference.allowance import Allowance, UserAllowance
 from relay.plane.reference.connection import Connection
 from relay.plane.reference.delays import Delays
 from relay.plane.reference.listener import Listener
@@ -38,6 +39,7 @@ from relay.plane.reference.session_media import SessionMedia
 from relay.plane.reference.tls import ServerContexts
 from relay.plane.settings import PlaneSettings
 from relay.plane.source_ports import SourcePorts
+from relay.plane.taps import Tap
 from relay.quality.meter import clock_table
 from relay.tasks import Tasks
 
@@ -61,6 +63,8 @@ class ReferencePlane:
         self._listeners: list[Listener] = []
         self._connections: dict[ConnectionId, Connection] = {}
         self._newcomers = Newcomers(settings, self.emit)
+        # Those of users who have a flow.
+        self._users: weakref.WeakValueDictionary[str, UserAllowance] = weakref.WeakValueDictionary()
         self._adoptions = Tasks()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -186,6 +190,16 @@ class ReferencePlane:
         """Answer the Allocate that was granted."""
         if (media := self._media(connection)) is not None:
             media.answer(response)
+
+    def share(self, connection: ConnectionId, user: str) -> None:
+        """Count what a flow carries as this user's."""
+        if (media := self._media(connection)) is None:
+            return
+        allowance = self._users.get(user)
+        if allowance is None:
+            rates = self.settings.packets_per_second_per_user, self.settings.bytes_per_second_per_user
+            allowance = self._users[user] = UserAllowance(Allowance(*rates), Allowance(*rates))
+        media.share(allowance)
 
     def allocated(self, connection: ConnectionId) -> bool:
         """True while a flow has an allocation."""

@@ -6,7 +6,8 @@ import time
 from collections import deque
 
 from relay.addresses import Address
-from relay.plane.api import TappedDatagram, Upstream
+from relay.plane.api import Upstream
+from relay.plane.taps import TappedDatagram
 from relay.quality.stream import Direction
 
 MAX_WAITING_BYTES = 1 << 20

@@ -85,7 +85,7 @@ class TurnFlow(Flow):
                 return None
         answer = self._transactions.on_response(message[8:20])
         if answer is not Answer.DUPLICATE or kind == ALLOCATE_ERROR:
-            self.allocation.on_answer(self._loop.time(), message)
+            self._on_answer(message)
         return answer
 
     def _retry_elsewhere(self, message: bytes) -> bool:

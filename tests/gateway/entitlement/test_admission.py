@@ -19,7 +19,15 @@ from relay.gateway.entitlement.admission import TurnAdmission
 from relay.gateway.entitlement.verdicts import Entitlement, VerdictOutcome
 from relay.gateway.routing.flows import Wanted
 from relay.gateway.routing.upstreams import UpstreamState
-from relay.plane.api import AllocateGranted, AllocateRequested, Carrier, CloseReason, ConnectionId, Plane
+from relay.plane.api import (
+    AllocateGranted,
+    AllocateRequested,
+    AllocationNamed,
+    Carrier,
+    CloseReason,
+    ConnectionId,
+    Plane,
+)
 from relay.turn.credentials import long_term_key, rest_password
 from relay.wire.stun import (
     AttributeType,
@@ -44,6 +52,7 @@ class WrittenDown:
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
+        self.shared: list[tuple[ConnectionId, str]] = []
         # Connections whose allocation has ended.
         self.ended: set[Any] = set()
 
@@ -55,6 +64,9 @@ class WrittenDown:
 
     def answer(self, connection: ConnectionId, response: bytes) -> None:
         self.told.append(("answer", connection, parse_message(response)))
+
+    def share(self, connection: ConnectionId, user: str) -> None:
+        self.shared.append((connection, user))
 
     def close(self, connection: ConnectionId, reason: CloseReason) -> None:
         self.told.append(("close", connection, reason))
@@ -126,6 +138,27 @@ async def test_a_refusal_says_which_connection_of_the_log_it_is() -> None:
             told = it.plane.refusal.text(AttributeType.SOFTWARE)
     [line] = [line for line in lines if line["event"] == "not entitled"]
     assert (line["connection"], told) == (it.ids.id_of(ONE), f"cloud9-relay {it.ids.id_of(ONE)}")
+
+
+async def test_a_user_who_is_proven_shares_what_one_user_may_carry() -> None:
+    async with bench(policy="static", users=[{"user": "*"}]) as it:
+        it.attach(ONE)
+        it.attach(TWO)
+        it.ask("1795358992:ann")
+        assert it.plane.shared == []  # anybody can name her
+        it.grant()
+        it.call("ann", TWO)
+        assert it.plane.shared == [(ONE, "ann"), (TWO, "ann")]
+
+
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [("ann", "ann"), ("1795358992:ann", "ann"), ("ann\0two", "ann"), ("\0", ""), ("a\u0308nn", "\u00e4nn")],
+)
+async def test_users_share_also_where_nobody_is_asked(name: str, user: str) -> None:
+    async with bench() as it:
+        it.admission.on_named(AllocationNamed(ONE, name))
+        assert it.plane.shared == ([(ONE, user)] if user else [])
 
 
 @pytest.mark.parametrize("name", [b"ann\0", b"ann\0two", b"ann\n", b"ann\x7f", b"ann\xc2\x85", b"a" * 509])

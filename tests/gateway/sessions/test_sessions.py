@@ -19,7 +19,8 @@ from relay.gateway.routing.upstreams import Health
 from relay.gateway.sessions import channels, parking
 from relay.gateway.sessions import session as session_module
 from relay.gateway.sessions import sessions as sessions_module
-from relay.plane.api import Carrier, CloseReason, ConnectionId, TappedDatagram
+from relay.plane.api import Carrier, CloseReason, ConnectionId
+from relay.plane.taps import TappedDatagram
 from tests.support.benches.gateway import CREDENTIALS, Relay, fall_silent, relay_with_hosts, running_relay
 from tests.support.benches.turn import PASSWORDS, AnsweringServer, is_no_allocate_success
 from tests.support.peers.behind_turn import SIZES, open_echo

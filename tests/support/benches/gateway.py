@@ -25,11 +25,13 @@ SERVER_NAME = "relay.test"
 CERTIFICATE_NAMES = (SERVER_NAME, "*.relay.test", "127.0.0.1", "::1")
 
 # As many connections as a machine with few file descriptors can serve: where the limits need more, the relay says so.
-# And no bound on what a flow carries: tests send as fast as the machine does. Where many of them run, memory may be short.
+# And no bound on what flows carry: tests send as fast as the machine does. Where many of them run, memory may be short.
 LIMITS = {
     "connections": 3500,
     "packets_per_second_per_flow": 0,
     "bytes_per_second_per_flow": 0,
+    "packets_per_second_per_user": 0,
+    "bytes_per_second_per_user": 0,
     "watch_memory": False,
 }
 

@@ -7,7 +7,8 @@ import contextlib
 from itertools import count
 
 from relay.addresses import Address
-from relay.plane.api import ConnectionId, Tap
+from relay.plane.api import ConnectionId
+from relay.plane.taps import Tap
 from tests.support.benches.plane import Bench
 
 # No carrier has this first byte: the datagram is dropped as malformed, and no client gets it.

@@ -10,10 +10,20 @@ cdef extern from *:
     static inline uint32_t relay_load(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void relay_store(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline int64_t relay_add(int64_t *p, int64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+    static inline int64_t relay_peek(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    static inline void relay_poke(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+    static inline int relay_replace(int64_t *p, int64_t old, int64_t v) {
+        return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    }
     """
     uint32_t relay_load(const uint32_t* value) noexcept nogil
     void relay_store(uint32_t* value, uint32_t new) noexcept nogil
     int64_t relay_add(int64_t* value, int64_t more) noexcept nogil
+    # For numbers that several threads count, where nothing else depends on them.
+    int64_t relay_peek(const int64_t* value) noexcept nogil
+    void relay_poke(int64_t* value, int64_t new) noexcept nogil
+    # False if it was not ``old`` any longer.
+    bint relay_replace(int64_t* value, int64_t old, int64_t new) noexcept nogil
 
 cdef struct Ring:
     uint8_t* items
