@@ -162,8 +162,7 @@ class Gateway:
         self.memory = MemoryWatch(self.plane.hold, (self.pauses, self.flows, self.signaling))
         self._proxied = ProxiedListeners(self.plane, self.balancers, self.pauses, self.ids)
         self.web_proxy = self._make_web_proxy(vendor(), certificates, lookup)
-        routes = [*self._upgrades.routes(), *self.web_proxy.routes()]
-        self._site = Site(self.signaling, routes, ids=self.ids)
+        self._site = Site(self.signaling, [*self._upgrades.routes(), *self.web_proxy.routes()], ids=self.ids)
         self.calls = Calls(self.plane.snapshot, self.upstreams.region_of, ids=self.ids, on_started=self._on_started)
         self.records = Records(settings.quality.records)
         self.store = CallStore(Kept.of(settings.quality, folder))
@@ -487,7 +486,7 @@ class Gateway:
             self.plane.close(connection, refused.reason)
 
     def _on_closed(self, closed: Closed) -> None:
-        self._site.on_closed(closed.connection)
+        asked = self._site.on_closed(closed.connection)
         self._admission.on_closed(closed.connection)
         state = self.flows.end(closed.connection)
         if state is not None and closed.reason in {CloseReason.UPSTREAM_SILENT, CloseReason.UPSTREAM_UNREACHABLE}:
@@ -499,7 +498,7 @@ class Gateway:
         if ended is not None and ended.carried_rtp:
             self._call_lines.info("call_ended", **record_of(ended))
         else:
-            self._log_closed(closed)
+            self._log_closed(closed, asked=asked)
 
     def _on_started(self, call: Call) -> None:
         self._call_lines.info("call_started", **started_of(call))
@@ -515,8 +514,8 @@ class Gateway:
         else:
             self.store.leave_out()
 
-    def _log_closed(self, closed: Closed) -> None:
-        if closed.reason in _QUIET or self.balancers.note_closed(closed):
+    def _log_closed(self, closed: Closed, *, asked: bool) -> None:
+        if self.balancers.note_closed(closed, asked=asked) or closed.reason in _QUIET:
             log.debug("connection closed", **closed_of(closed, self.ids))
         else:
             self._closed_lines.info("connection closed", closed.reason, **closed_of(closed, self.ids))

@@ -21,14 +21,18 @@ from relay.addresses import Address
 from relay.config import BalancerSettings
 from relay.gateway.http.closing import READ_BYTES, build_response, send_last
 from relay.gateway.lines import Lines
-from relay.plane.api import Closed
+from relay.plane.api import Closed, CloseReason
 from relay.plane.certificates import HandshakeFailure
 from relay.wire.proxy_header import ProxyHeader, ProxyHeaderError, parse_proxy_header
 
 log = structlog.get_logger()
 
-# A balancer sends the header as it connects. Only one that has stopped leaves connections waiting for it.
+# A balancer sends the header as it connects, so it is there within a round trip. Of 1,000 newcomers in a second, as
+# many as may begin a handshake, one or two wait at any moment. If packets are lost and sent again, all that come within
+# a second do. Each takes a descriptor and 10 KB.
 MAX_WAITING = 1000
+# Only a balancer that has stopped leaves more of them. It must not shut out the others.
+MAX_WAITING_OF_ONE = MAX_WAITING // 2
 LINES_PER_S = 5
 # How a check over HTTP begins.
 _HTTP = (b"GET ", b"HEAD ", b"OPTIONS ")
@@ -40,6 +44,7 @@ class Check(StrEnum):
     CONNECT = "connect"  # connected, and closed without a word
     LOCAL = "local"  # sent a PROXY header of its own (LOCAL, UNKNOWN, or its own address), and closed
     HTTP = "http"  # sent an HTTP request without TLS
+    TLS = "tls"  # shook hands, and asked for /healthz or for nothing
 
 
 class HeaderFault(StrEnum):
@@ -53,6 +58,8 @@ class HeaderFault(StrEnum):
 
 # How a check looks to the plane, where no header is needed.
 _CHECKS = {HandshakeFailure.CLIENT_CLOSED: Check.CONNECT, HandshakeFailure.PLAIN_HTTP: Check.HTTP}
+# How one with TLS ends. Some balancers reset it.
+_ENDS_OF_CHECKS = frozenset({CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST, CloseReason.HTTP_CLOSED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +72,15 @@ class Introduced:
 
 @dataclass(slots=True)
 class BalancerTotals:
-    """Counters from the start. ``failures`` counts the checks that the plane has taken for clients."""
+    """Counters from the start.
+
+    ``failures`` and ``closed`` count the checks that the plane has taken for clients: those whose handshake failed, and
+    all of them.
+    """
 
     checks: Counter[Check] = field(default_factory=Counter)
     failures: Counter[HandshakeFailure] = field(default_factory=Counter)
+    closed: Counter[CloseReason] = field(default_factory=Counter)
     faults: Counter[HeaderFault] = field(default_factory=Counter)
 
 
@@ -79,7 +91,8 @@ class Balancers:
         """``ready`` says what a check over HTTP is told, 200 or 503: whether newcomers should come here."""
         self.totals = BalancerTotals()
         self._ready = ready
-        self._waiting = 0
+        # Connections whose header has not come, by balancer.
+        self._waiting: Counter[str] = Counter()
         self._lines = Lines(LINES_PER_S)
         self.configure(settings, timeout_s)
 
@@ -105,15 +118,17 @@ class Balancers:
         if not self.trusts(peer.host):
             self._refuse(HeaderFault.UNTRUSTED, reading, "expected a balancer of balancers.networks")
             return None
-        if self._waiting >= MAX_WAITING:
-            expected = f"expected at most {MAX_WAITING} connections without a header"
-            self._refuse(HeaderFault.TOO_MANY, reading, expected)
+        if self._waiting.total() >= MAX_WAITING or self._waiting[peer.host] >= MAX_WAITING_OF_ONE:
+            expected = f"at most {MAX_WAITING} connections without a header, {MAX_WAITING_OF_ONE} of one balancer"
+            self._refuse(HeaderFault.TOO_MANY, reading, f"expected {expected}")
             return None
-        self._waiting += 1
+        self._waiting[peer.host] += 1
         try:
             return await self._introduce(reading)
         finally:
-            self._waiting -= 1
+            self._waiting[peer.host] -= 1
+            if not self._waiting[peer.host]:
+                del self._waiting[peer.host]
 
     async def _introduce(self, reading: _Reading) -> Introduced | None:
         try:
@@ -130,7 +145,7 @@ class Balancers:
 
     async def _read(self, reading: _Reading) -> Introduced | None:
         if await reading.is_http():
-            await self._answer_check(reading)
+            await self.answer_check(reading.socket, reading.peer, reading.connection)
             return None
         header = await reading.take_header()
         if header is None:
@@ -149,38 +164,44 @@ class Balancers:
         """
         with contextlib.suppress(OSError):
             if await reading.is_http():
-                await self._answer_check(reading)
+                await self.answer_check(reading.socket, reading.peer, reading.connection)
                 return None
         if reading.received:
             return Introduced(client, reading.received)
-        self._note_check(Check.LOCAL, client, reading.connection)
+        self.note_check(Check.LOCAL, client, reading.connection)
         return None
 
     def _on_end(self, reading: _Reading) -> None:
         if reading.received:
             self._refuse(HeaderFault.BROKEN, reading, "expected a whole PROXY header")
         else:
-            self._note_check(Check.CONNECT, reading.peer, reading.connection)
+            self.note_check(Check.CONNECT, reading.peer, reading.connection)
 
-    async def _answer_check(self, reading: _Reading) -> None:
-        self._note_check(Check.HTTP, reading.peer, reading.connection)
+    async def answer_check(self, connected: socket.socket, peer: Address, connection: str) -> None:
+        """Count a check over HTTP, and tell it whether newcomers should come here."""
+        self.note_check(Check.HTTP, peer, connection)
         ready, kind = self._ready(), "text/plain; charset=utf-8"
         body = b"ready\n" if ready else b"not ready\n"
-        response = build_response(200 if ready else 503, body, kind, connection=reading.connection)
+        response = build_response(200 if ready else 503, body, kind, connection=connection)
         with contextlib.suppress(OSError):  # it has seen enough
-            await send_last(reading.socket, response)
+            await send_last(connected, response)
 
-    def note_closed(self, closed: Closed) -> bool:
-        """Whether a failed handshake was a balancer's check, which is then counted."""
-        failure = closed.handshake_failure
-        check = None if failure is None else _CHECKS.get(failure)
-        if failure is None or check is None or not self.trusts(closed.client.host):
+    def note_closed(self, closed: Closed, *, asked: bool) -> bool:
+        """Whether a connection that the plane has closed was a balancer's check, which is then counted.
+
+        ``asked`` says that it has asked for something besides ``/healthz``.
+        """
+        check = _check_of(closed, asked=asked)
+        if check is None or not self.trusts(closed.client.host):
             return False
-        self.totals.failures[failure] += 1
-        self._note_check(check, closed.client)
+        if closed.handshake_failure is not None:
+            self.totals.failures[closed.handshake_failure] += 1
+        self.totals.closed[closed.reason] += 1
+        self.note_check(check, closed.client)
         return True
 
-    def _note_check(self, check: Check, peer: Address, connection: str = "") -> None:
+    def note_check(self, check: Check, peer: Address, connection: str = "") -> None:
+        """Count a check."""
         self.totals.checks[check] += 1
         told = {"connection": connection} if connection else {}
         log.debug("health check", check=check.value, balancer=str(peer), **told)
@@ -189,6 +210,14 @@ class Balancers:
         self.totals.faults[fault] += 1
         told = {"connection": reading.connection, "reason": fault.value, "peer": str(reading.peer), "detail": expected}
         self._lines.info("proxy header refused", fault, **told)
+
+
+def _check_of(closed: Closed, *, asked: bool) -> Check | None:
+    """What kind of check this was, if a balancer did it."""
+    if closed.handshake_failure is not None:
+        return _CHECKS.get(closed.handshake_failure)
+    is_check = not asked and closed.flow is None and closed.reason in _ENDS_OF_CHECKS
+    return Check.TLS if is_check else None
 
 
 class _Reading:

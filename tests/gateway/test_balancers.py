@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tests.support.benches.gateway import Relay, running_relay, write_config
 from tests.support.peers.connect import ask, connect_request, open_socket, receive_all
 from tests.support.peers.raw_http import receive_all as receive_answer
 from tests.support.peers.raw_http import recording_upstream
-from tests.support.peers.reverse_proxies import needs_reverse_proxies, open_balancer
+from tests.support.peers.reverse_proxies import needs_reverse_proxies, open_balancer, open_configured
 from tests.support.peers.tls_client import TlsClient
 from tests.support.waiting import becomes, eventually
 
@@ -306,14 +308,115 @@ async def test_checks_of_haproxy_are_silent(
 
 
 @needs_reverse_proxies
-async def test_a_check_with_tls_is_a_connection(tmp_path: Path) -> None:
-    async with behind(tmp_path) as relay:
-        # haproxy gives up on a handshake that takes longer than the interval.
-        options = "send-proxy-v2 check check-ssl verify none inter 60s"
-        async with open_balancer(relay.tls, options, "option httpchk GET /healthz"):
-            await eventually(lambda: relay.gateway.plane.snapshot().closed)
-            assert relay.gateway.plane.snapshot().handshake_failures == {}
-            assert totals(relay) == ({}, {})
+@PLANES
+@pytest.mark.parametrize("check", ["", "option httpchk GET /healthz"])
+async def test_checks_of_haproxy_with_tls_are_silent(tmp_path: Path, plane: str, check: str) -> None:
+    with capture_logs() as logged:
+        async with behind(tmp_path, plane=plane) as relay:
+            # haproxy gives up on a handshake that takes longer than the interval.
+            options = "send-proxy-v2 check check-ssl verify none inter 60s"
+            async with open_balancer(relay.tls, options, check):
+                await becomes(lambda: totals(relay), ({Check.TLS: 1}, {}))
+                assert relay.gateway.plane.snapshot().handshake_failures == {}
+                assert await metric(relay, "relay_connections_accepted_total") == 0
+    assert lines_of(logged) == []
+
+
+@PLANES
+async def test_what_asks_for_more_than_a_check_is_a_client(tmp_path: Path, plane: str) -> None:
+    async with behind(tmp_path, plane=plane) as relay:
+        plain = relay.gateway.tls[1]
+        for number, request in enumerate((b"", b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"), 1):
+            for reset in (False, True):
+                client = await TlsClient.open(plain, relay.trust, "relay.test")
+                if request:
+                    await client.send(request)
+                    await client.receive()
+                client.reset() if reset else client.abort()
+            await becomes(lambda number=number: totals(relay)[0], {Check.TLS: 2 * number})  # type: ignore[misc]
+        with capture_logs() as logged:
+            for request in (GET, b"GARBAGE\0\r\n\r\n", b"\xff" * 8):
+                client = await TlsClient.open(plain, relay.trust, "relay.test")
+                await client.send(request)
+                with contextlib.suppress(ConnectionError):
+                    await client.receive()
+                client.reset()
+            await eventually(lambda: not relay.connections)
+            await eventually(lambda: [one for one in logged if one.get("reason") == "first_bytes_unknown"])
+        assert totals(relay)[0] == {Check.TLS: 4}
+
+
+async def test_checks_at_a_plain_web_proxy_are_counted_as_checks(tmp_path: Path) -> None:
+    async with TurnHost(Address("127.0.0.1", 0), CREDENTIALS) as host, behind(tmp_path, host.address) as relay:
+        await eventually(lambda: relay.gateway.ready)
+        _, plain = relay.gateway.web_proxy.addresses
+        outcomes = relay.gateway.web_proxy.totals.outcomes
+        with capture_logs() as logged:
+            for reset in (False, True):
+                with await open_socket(plain) as connected:
+                    if reset:
+                        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            for method in ("GET", "HEAD", "OPTIONS"):
+                assert (await ask(plain, f"{method} / HTTP/1.1\r\nHost: a\r\n\r\n".encode())).status == 200
+            relay.gateway.flows.draining = True
+            assert (await ask(plain, b"GET / HTTP/1.0\r\n\r\n")).status == 503
+            await becomes(lambda: totals(relay), ({Check.CONNECT: 2, Check.HTTP: 4}, {}))
+        assert (outcomes, lines_of(logged)) == ({}, [])
+        # What clients ask for is still answered.
+        assert (await ask(plain, b"GET /proxy.pac HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+        assert (await ask(plain, connect_request("elsewhere.test:443"))).status == 403
+        with await open_socket(plain) as connected:
+            await asyncio.get_running_loop().sock_sendall(connected, b"CONN")
+        await becomes(lambda: outcomes[ProxyOutcome.CLIENT_CLOSED], 1)
+        assert sum(totals(relay)[0].values()) == 6
+
+
+async def test_a_client_of_a_plain_web_proxy_is_no_check(tmp_path: Path) -> None:
+    async with behind(tmp_path, networks=["192.0.2.0/24"]) as relay:
+        _, plain = relay.gateway.web_proxy.addresses
+        with await open_socket(plain):
+            pass
+        assert (await ask(plain, b"GET / HTTP/1.0\r\n\r\n")).status == 403
+        await becomes(
+            lambda: relay.gateway.web_proxy.totals.outcomes,
+            {ProxyOutcome.CLIENT_CLOSED: 1, ProxyOutcome.PLAIN_HTTP: 1},
+        )
+        assert totals(relay) == ({}, {})
+
+
+# The documentation
+
+PAGE = Path(__file__).parents[2] / "docs" / "balancers.md"
+DOCUMENTED = re.findall(r"```(?:toml)?\n(.*?)```", PAGE.read_text(), re.DOTALL)
+THE_RELAY, THE_BALANCER = "10.20.0.5:443", "10.20.0.1"
+TIMEOUTS = "defaults\n    timeout connect 5s\n    timeout client 20s\n    timeout server 20s\n"
+
+
+@needs_reverse_proxies
+@PLANES
+async def test_the_documented_example(tmp_path: Path, plane: str) -> None:
+    of_relay, of_balancer = DOCUMENTED
+    sections = tomllib.loads(of_relay.replace(THE_RELAY, "127.0.0.1:0").replace(THE_BALANCER, "127.0.0.1"))
+    sections["listen"]["plane"] = plane
+    text = TIMEOUTS + of_balancer.replace(f"{THE_BALANCER}:443", "{listen}").replace(THE_RELAY, "{upstream}")
+    async with (
+        TurnHost(Address("127.0.0.1", 0), CREDENTIALS, allow_loopback_peers=True) as host,
+        running_relay(tmp_path, host.address, **sections) as relay,
+    ):
+        await eventually(lambda: relay.gateway.ready)
+        with capture_logs() as logged:
+            async with open_configured(relay.tls, text) as balancer:
+                await eventually(lambda: totals(relay)[0].get(Check.HTTP))
+                client = await TlsClient.open(balancer, relay.trust, source=ALICE)
+                port = client.socket.getsockname()[1]
+                await client.send(bytes.fromhex("000300002112a442") + bytes(12))
+                await client.receive_unit()
+                [flow] = relay.gateway.plane.snapshot().flows
+                assert flow.client == Address(ALICE, port)
+                client.abort()
+                await eventually(lambda: not relay.connections)
+        assert totals(relay)[1] == {}
+        assert [entry for entry in lines_of(logged) if ALICE not in str(entry)] == []
 
 
 @pytest.mark.parametrize("begin", [b"", b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"])
@@ -363,6 +466,8 @@ async def test_checks_at_a_plain_address_are_silent_too(tmp_path: Path, plane: s
             reset_at_once(plain)
             await becomes(lambda: totals(relay)[0], {Check.HTTP: 1, Check.CONNECT: 2})
         assert lines_of(logged) == []
+        assert await metric(relay, "relay_connections_accepted_total") == 0
+        assert await metric(relay, 'relay_connections_closed_total{reason="handshake_failed"}') == 0
         for cause in ("plain_http", "client_closed"):
             assert await metric(relay, f'relay_handshake_failures_total{{cause="{cause}"}}') == 0
         assert relay.gateway.plane.snapshot().handshake_failures == {
@@ -466,14 +571,29 @@ async def test_one_that_says_no_more_is_closed_in_time(tmp_path: Path, begin: by
 
 async def test_those_that_wait_for_a_header_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancers, "MAX_WAITING", 2)
+    monkeypatch.setattr(balancers, "MAX_WAITING_OF_ONE", 2)
     async with behind(tmp_path) as relay:
         with await open_socket(relay.tls) as first, await open_socket(relay.gateway.web_proxy.addresses[0]):
-            await eventually(lambda: relay.gateway.balancers._waiting == 2)
+            await eventually(lambda: relay.gateway.balancers._waiting.total() == 2)
             assert await ends_at_once(relay.tls, line()) == b""
             assert totals(relay) == ({}, {HeaderFault.TOO_MANY: 1})
             first.close()
             await becomes(lambda: totals(relay)[0], {Check.CONNECT: 1})
             (await introduced(relay, line())).abort()
+
+
+async def test_a_balancer_that_has_stopped_shuts_out_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancers, "MAX_WAITING_OF_ONE", 1)
+    async with behind(tmp_path, networks=["127.0.0.0/30"]) as relay:
+        with await open_socket(relay.tls):
+            await eventually(lambda: relay.gateway.balancers._waiting.total() == 1)
+            assert await ends_at_once(relay.tls, line()) == b""
+            with socket.create_connection(relay.tls, source_address=("127.0.0.2", 0)) as other:
+                other.setblocking(False)
+                await asyncio.get_running_loop().sock_sendall(other, line(ALICE))
+                await eventually(lambda: relay.connections == 1)
+            assert totals(relay)[1] == {HeaderFault.TOO_MANY: 1}
+        await becomes(lambda: relay.gateway.balancers._waiting, {})
 
 
 # The end
@@ -517,6 +637,6 @@ async def test_a_drain_takes_nobody(tmp_path: Path) -> None:
 async def test_a_stop_ends_those_that_wait(tmp_path: Path) -> None:
     async with behind(tmp_path) as relay:
         connected = await open_socket(relay.tls)
-        await eventually(lambda: relay.gateway.balancers._waiting == 1)
+        await eventually(lambda: relay.gateway.balancers._waiting.total() == 1)
     with connected:
         assert await asyncio.get_running_loop().sock_recv(connected, 1) == b""

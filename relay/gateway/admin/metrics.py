@@ -56,6 +56,13 @@ class RelayCollector(Collector):
 
     def __init__(self, view: View) -> None:
         self._view = view
+        # What was shown last of counters from which checks are taken off.
+        self._shown: dict[str, int] = {}
+
+    def _grown(self, name: str, value: int) -> int:
+        """A counter that never goes back: a check counts as a client until it ends, and only then is taken off."""
+        self._shown[name] = max(value, self._shown.get(name, 0))
+        return self._shown[name]
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: names are checked when they are first collected, once the plane runs."""
@@ -70,9 +77,14 @@ class RelayCollector(Collector):
             "relay_draining", "1 from the moment when the relay is told to stop.", float(self._view.draining())
         )
         yield _gauge("relay_connections", "Open TCP connections.", snapshot.connections)
-        yield _counter("relay_connections_accepted_total", "TCP connections accepted.", snapshot.accepted)
-        yield _by_reason("relay_connections_closed_total", "Connections ended.", "reason", CloseReason, snapshot.closed)
-        # The plane cannot tell a balancer's check from a client that fails.
+        # The plane cannot tell a balancer's check from a client.
+        checks = self._view.balancers.closed
+        accepted = self._grown("accepted", snapshot.accepted - checks.total())
+        yield _counter("relay_connections_accepted_total", "TCP connections accepted.", accepted)
+        closed = {
+            reason: self._grown(reason, snapshot.closed.get(reason, 0) - checks[reason]) for reason in CloseReason
+        }
+        yield _by_reason("relay_connections_closed_total", "Connections ended.", "reason", CloseReason, closed)
         failures = Counter(snapshot.handshake_failures)
         failures.subtract(self._view.balancers.failures)
         yield _by_reason(

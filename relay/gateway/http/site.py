@@ -44,6 +44,7 @@ SHUTDOWN_TIMEOUT_S = 2.0
 # The plane takes a connection back within a turn of its loop, and then closes its end of the socket pair.
 LEAVE_TIMEOUT_S = 5.0
 SERVER = "cloud9-relay"
+HEALTH_PATH = "/healthz"
 _HEAD_END = b"\r\n\r\n"
 # What aiohttp's parser says when there are more fields than it accepts.
 _TOO_MANY = ("Too many headers received",)
@@ -219,7 +220,7 @@ class Site:
         app = web.Application(middlewares=[self._introduce], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(name_server)
         app.on_response_prepare.append(self._name_connection)
-        app.router.add_get("/healthz", on_healthz)
+        app.router.add_get(HEALTH_PATH, on_healthz)
         app.router.add_routes(routes)
         others = app.router.add_route("*", "/{path:.*}", self._on_other, expect_handler=self._on_expect)
         self._others = others.resource
@@ -231,6 +232,8 @@ class Site:
         self._handlers: dict[ConnectionId, web.RequestHandler] = {}
         self._opened: dict[web.RequestHandler, HttpOpened] = {}
         self._deadlines: dict[ConnectionId, asyncio.TimerHandle] = {}
+        # Those that have asked for something besides /healthz: they are not checks of a balancer.
+        self._asked: set[ConnectionId] = set()
         self._stopped = False
         self._lets_go = False
 
@@ -261,6 +264,7 @@ class Site:
         opened = self._opened.get(handler)
         if opened is None:
             return self._signaling.refuse_bad(refused, "")
+        self._asked.add(opened.connection)
         connection = self._ids.id_of(opened.connection)
         response = self._signaling.refuse_bad(refused, opened.client.host, connection)
         response.headers[RELAY_ID] = connection
@@ -279,8 +283,14 @@ class Site:
         except OSError:
             stream.close()
 
-    def on_closed(self, connection: ConnectionId) -> None:
-        """The plane has closed a connection: forget it."""
+    def on_closed(self, connection: ConnectionId) -> bool:
+        """The plane has closed a connection: forget it. Returns True if it asked for something besides ``/healthz``."""
+        asked = connection in self._asked
+        self._asked.discard(connection)
+        self._forget(connection)
+        return asked
+
+    def _forget(self, connection: ConnectionId) -> None:
         if (handler := self._handlers.pop(connection, None)) is not None:
             del self._opened[handler]
             self._cancel_deadline(connection)
@@ -303,6 +313,8 @@ class Site:
         if opened is None:  # the client has gone already
             raise web.HTTPServiceUnavailable
         self._cancel_deadline(opened.connection)
+        if request.path != HEALTH_PATH:
+            self._asked.add(opened.connection)
         if self._lets_go:
             # As if the client had asked for it: whoever makes the response says so in it.
             request._message = request._message._replace(should_close=True)
@@ -335,7 +347,7 @@ class Site:
             raise web.HTTPServiceUnavailable
         finally:
             # From now on the connection is not HTTP, and it may last for hours.
-            self.on_closed(request[OPENED].connection)
+            self._forget(request[OPENED].connection)
 
     async def _on_other(self, request: web.Request) -> web.StreamResponse:
         """Answer what no other route takes: our paths with a method that they do not have, and signaling."""

@@ -69,11 +69,12 @@ class ProxyRefusal(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed, or sent nothing whole in time: there is nobody to answer."""
+    """The client closed, or sent nothing whole in time: there is nobody to answer. ``received`` are bytes."""
 
-    def __init__(self, outcome: ProxyOutcome) -> None:
+    def __init__(self, outcome: ProxyOutcome, received: int = 0) -> None:
         super().__init__(outcome)
         self.outcome = outcome
+        self.received = received
 
 
 async def read_head(connected: socket.socket, preread: bytes = b"") -> tuple[RawRequestMessage, bytes]:
@@ -98,7 +99,7 @@ async def read_head(connected: socket.socket, preread: bytes = b"") -> tuple[Raw
                 data = preread or await loop.sock_recv(connected, min(READ_BYTES, MAX_HEAD_BYTES - received))
                 preread = b""
                 if not data:
-                    raise ClientGone(ProxyOutcome.CLIENT_CLOSED)
+                    raise ClientGone(ProxyOutcome.CLIENT_CLOSED, received)
                 received += len(data)
                 messages, _, behind = parser.feed_data(data)
                 if messages:
@@ -113,7 +114,7 @@ async def read_head(connected: socket.socket, preread: bytes = b"") -> tuple[Raw
     except TimeoutError:
         raise ClientGone(ProxyOutcome.HEAD_TIMEOUT) from None
     except OSError:
-        raise ClientGone(ProxyOutcome.CLIENT_CLOSED) from None
+        raise ClientGone(ProxyOutcome.CLIENT_CLOSED, received) from None
     except (HttpProcessingError, ValueError):
         pass  # the error's message would show the client's bytes
     raise ProxyRefusal(ProxyOutcome.BAD_REQUEST, 400, "The relay cannot read this as an HTTP request.")

@@ -27,7 +27,7 @@ from relay.config import WebProxySettings
 from relay.errors import OperatorError
 from relay.gateway import descriptors
 from relay.gateway.accepting import Acceptor
-from relay.gateway.balancers import Balancers
+from relay.gateway.balancers import Balancers, Check
 from relay.gateway.calls.ids import CallIds
 from relay.gateway.http.closing import build_response, send_last
 from relay.gateway.lines import Lines
@@ -69,6 +69,8 @@ FULL = "This relay has reached its limit of connections. Try again later."
 # Upper and lower case do not matter. Some DHCP servers cut the last byte of the URL in their option 252; hence the
 # last.
 PAC_PATHS = ("/proxy.pac", "/wpad.dat", "/wpad.da")
+# How balancers ask whether the relay is there.
+CHECKS = frozenset({"GET", "HEAD", "OPTIONS"})
 PAC_TYPE = "application/x-ns-proxy-autoconfig"
 # The part of a Host field that may be written into proxy.pac.
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -230,7 +232,11 @@ class WebProxy:
             else:
                 await self._send_pac(visitor, request)
         except ClientGone as gone:
-            self.totals.outcomes[gone.outcome] += 1
+            is_check = gone.outcome is ProxyOutcome.CLIENT_CLOSED and not gone.received
+            if is_check and self._balancers.trusts(visitor.client.host):
+                self._balancers.note_check(Check.CONNECT, visitor.client, visitor.id)
+            else:
+                self.totals.outcomes[gone.outcome] += 1
         except ProxyRefusal as refused:
             self.totals.outcomes[refused.outcome] += 1
             self._log_refused(refused, visitor, target)
@@ -240,8 +246,8 @@ class WebProxy:
         client, settings, source = visitor.client, self._settings, source_of(visitor.client.host)
         if self._networks.refuses(client.host):
             refused = ProxyOutcome.NETWORK_REFUSED
-            told = {"connection": visitor.id, "client": str(client), "reason": refused.value}
-            self._lines.info("web proxy refused", refused, **told)
+            fields = {"connection": visitor.id, "client": str(client), "reason": refused.value}
+            self._lines.info("web proxy refused", refused, **fields)
             raise ClientGone(refused)
         per_source = 0 if self._networks.is_exempt(client.host) else settings.connections_per_source
         told = f"This relay has reached its limit of connections from {source}. Close some, or try again later."
@@ -401,7 +407,11 @@ class WebProxy:
     # proxy.pac
 
     async def _send_pac(self, visitor: _Visitor, request: RawRequestMessage) -> None:
-        """Answer a request that is not CONNECT: with proxy.pac, or with a page."""
+        """Answer a request that is not CONNECT: with proxy.pac, or with a page; or a balancer's check."""
+        is_pac = request.path.partition("?")[0].lower() in PAC_PATHS
+        if request.method in CHECKS and not is_pac and self._balancers.trusts(visitor.client.host):
+            await self._balancers.answer_check(visitor.accepted, visitor.client, visitor.id)
+            return
         if "://" in request.path:
             text = (
                 "This relay accepts only CONNECT, and does not pass on plain http:// requests. Use https://, or let "
@@ -411,7 +421,7 @@ class WebProxy:
         if request.method not in {"GET", "HEAD"}:
             text = "This relay accepts CONNECT, and GET of /proxy.pac and /wpad.dat."
             raise ProxyRefusal(ProxyOutcome.METHOD_REFUSED, 405, text, {"Allow": "CONNECT, GET, HEAD"})
-        if request.path.partition("?")[0].lower() not in PAC_PATHS:
+        if not is_pac:
             text = "This is the web proxy of a voice relay. It serves only /proxy.pac and /wpad.dat."
             raise ProxyRefusal(ProxyOutcome.PLAIN_HTTP, 403, text)
         local = from_sockaddr(visitor.accepted.getsockname())

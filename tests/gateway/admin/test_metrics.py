@@ -16,6 +16,7 @@ from relay.config import HealthSettings, UpstreamServer
 from relay.emulator.turn.slow import TurnHost
 from relay.gateway.admin.metrics import Metrics, RelayCollector
 from relay.gateway.admin.view import View
+from relay.gateway.balancers import BalancerTotals
 from relay.gateway.calls.calls import Calls
 from relay.gateway.calls.records import Records
 from relay.gateway.routing.flows import FailoverOutcome, ResumeOutcome, Tally, UpgradeOutcome
@@ -102,6 +103,36 @@ def test_every_figure_is_there_from_the_start() -> None:
     ):
         assert samples[name, ""] == 0
     assert samples["relay_info", __version__] == 1
+
+
+def test_checks_of_balancers_are_no_connections_and_no_counter_goes_back() -> None:
+    closed, balancers = {CloseReason.HANDSHAKE_FAILED: 1}, BalancerTotals()
+    shown = [Snapshot(0, (), Totals(), 1, closed, {})]
+    upstreams = Upstreams()
+    view = View(
+        lambda: shown[-1],
+        Calls(lambda: shown[-1], upstreams.region_of),
+        upstreams,
+        Records(None),
+        lambda: False,
+        entitlement=nobody_asked(),
+        balancers=balancers,
+    )
+    metrics = Metrics(RelayCollector(view))
+
+    def counted() -> tuple[float, float]:
+        samples = samples_of(metrics.render().decode())
+        closed = samples["relay_connections_closed_total", "handshake_failed"]
+        return samples["relay_connections_accepted_total", ""], closed
+
+    # Until it is known what it is, it counts. A counter that goes back would look like a restart.
+    assert counted() == (1, 1)
+    balancers.closed[CloseReason.HANDSHAKE_FAILED] += 1
+    assert counted() == (1, 1)
+    shown.append(Snapshot(0, (), Totals(), 2, {CloseReason.HANDSHAKE_FAILED: 2}, {}))
+    assert counted() == (1, 1)
+    shown.append(Snapshot(0, (), Totals(), 4, {CloseReason.HANDSHAKE_FAILED: 3}, {}))
+    assert counted() == (3, 2)
 
 
 def test_figures_are_those_of_the_snapshot() -> None:

@@ -113,6 +113,13 @@ async def open_balancer(upstream: Address, server: str, check: str = "") -> Asyn
 
 
 @contextlib.asynccontextmanager
+async def open_configured(upstream: Address, text: str) -> AsyncIterator[Address]:
+    """Start haproxy with this configuration, in which {listen} and {upstream} stand for addresses."""
+    async with _running(HAPROXY, "-db", "-f", text=text, upstream=upstream) as address:
+        yield address
+
+
+@contextlib.asynccontextmanager
 async def open_nginx(upstream: Address) -> AsyncIterator[Address]:
     """Start nginx in front of an upstream; where it listens."""
     async with _running(NGINX, "-c", text=_NGINX, upstream=upstream) as address:
