@@ -20,7 +20,7 @@ operation    [listen] [admin] [balancers] [[certificates]] [ocsp] [capture] [cat
 A new setting goes into the class of its table, with its reason. ``deploy/relay.toml`` has every setting, and so has
 ``docs/``, on its topic's page. SIGHUP can change all except [listen], [cluster] and [log]: ``Gateway.reload`` hands
 them on.
-A setting that the data plane needs is also a field of ``PlaneSettings``, which ``app.plane_settings`` fills.
+A setting that the data plane needs is also a field of ``PlaneSettings``, which ``gateway.plane_bounds`` fills.
 
 A check of several settings goes into the class that has them all. Config has the checks of several tables.
 ``gateway.checking.files`` looks at the files that settings name.

@@ -2,7 +2,7 @@
 calls when it stops.
 
 A bound of the data plane with the same name in ``relay.plane.settings.PlaneSettings`` reaches it by that name. The
-others are listed in ``relay.gateway.app.plane_settings``.
+others are listed in ``relay.gateway.plane_bounds``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 lines            log lines that clients cause, limited
 descriptors      how many file descriptors are needed, may be had, and are kept for operators
+plane_bounds     the configuration's bounds, as the data plane takes them
 pauses           newcomers that wait: counted, and logged
 accepting        what accepts for the control plane
 listening        all listening sockets, and how they come and go

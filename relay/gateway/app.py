@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Hashable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -45,6 +44,7 @@ from relay.gateway.lines import Lines
 from relay.gateway.listening import Listening, Opened
 from relay.gateway.memory.watch import MemoryWatch
 from relay.gateway.pauses import Pauses
+from relay.gateway.plane_bounds import plane_settings
 from relay.gateway.proxied import ProxiedListeners
 from relay.gateway.routing.flows import FlowRefused, Flows, Wanted
 from relay.gateway.routing.health import HealthMonitor
@@ -80,7 +80,6 @@ from relay.plane.client_certificates import ClientAuthorities, ClientCertificate
 from relay.plane.compiled.plane import CompiledPlane
 from relay.plane.networks import ClientNetworks
 from relay.plane.reference.plane import ReferencePlane
-from relay.plane.settings import PlaneSettings
 from relay.rate_limit import RateLimit
 from relay.tasks import Tasks
 
@@ -538,27 +537,3 @@ class Gateway:
                 self._sessions.on_upstream_down(flow.connection)
             else:
                 self.plane.close(flow.connection, CloseReason.UPSTREAM_SILENT)
-
-
-def plane_settings(settings: Config) -> PlaneSettings:
-    """The bounds as the plane takes them.
-
-    A bound in ``[limits]`` goes by its name. Those that the configuration calls otherwise, or counts in another unit,
-    are listed here.
-    """
-    limits = settings.limits
-    named_alike = {bound.name for bound in fields(PlaneSettings)} & set(type(limits).model_fields)
-    return PlaneSettings(
-        **{name: getattr(limits, name) for name in named_alike},
-        source_ipv4=settings.media.source_of_version(4),
-        source_ipv6=settings.media.source_of_version(6),
-        max_descriptors=descriptors.bound(),
-        max_connections=limits.connections,
-        max_connections_per_source=limits.connections_per_source,
-        allowed_clients=settings.access.allow,
-        denied_clients=settings.access.deny,
-        exempt_clients=limits.exempt_networks,
-        max_media_age_s=settings.media.max_media_age_ms / 1000,
-        playout_deadline_s=settings.quality.playout_deadline_ms / 1000,
-        payload_clocks=settings.quality.payload_types,
-    )

@@ -26,6 +26,7 @@ from relay.errors import OperatorError, UpstreamError
 from relay.gateway import app
 from relay.gateway.app import UNSERVED_KEPT_PER_S, UNSERVED_RECORDS_PER_S, Gateway
 from relay.gateway.calls.database import Search
+from relay.gateway.plane_bounds import plane_settings
 from relay.gateway.routing.upstreams import Health
 from relay.plane.api import CloseReason, ConnectionId, TextReceived
 from relay.plane.settings import PlaneSettings
@@ -230,7 +231,7 @@ async def test_a_route_decides_how_old_media_may_be(tmp_path: Path) -> None:
 def test_the_plane_is_told_of_media(tmp_path: Path) -> None:
     quality = {"playout_deadline_ms": 40, "payload_types": {"111": 48000}}
     tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, media={"max_media_age_ms": 150}, quality=quality)
-    told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
+    told = plane_settings(config.parse(tree, folder=tmp_path, source="test"))
     assert (told.max_media_age_s, told.playout_deadline_s, told.payload_clocks) == (0.15, 0.04, {111: 48000})
 
 
@@ -240,7 +241,7 @@ def test_the_plane_is_told_of_limits(tmp_path: Path) -> None:
     networks = {"exempt_networks": ["10.1.0.0/16"], "handshakes_per_second": 9}
     access = {"allow": ["10.0.0.0/8"], "deny": ["10.9.0.0/16"]}
     tree = settings_tree(Authority(tmp_path), NO_UPSTREAM, limits={**limits, **networks}, access=access)
-    told = app.plane_settings(config.parse(tree, folder=tmp_path, source="test"))
+    told = plane_settings(config.parse(tree, folder=tmp_path, source="test"))
     assert (told.max_connections, told.max_connections_per_source) == (7, 3)
     assert (told.handshake_timeout_s, told.upstream_silence_s) == (4, 2.5)
     lists = (told.allowed_clients, told.denied_clients, told.exempt_clients)

@@ -39,7 +39,7 @@ LAYERS = [
 # The floors of the gateway, from the bottom up; what stands in one line does not know each other.
 FLOORS = [
     {"lines", "descriptors", "listening", "file_state", "memory"},
-    {"pauses"},
+    {"pauses", "plane_bounds"},
     {"accepting"},
     {"calls", "certificates", "cluster", "routing"},
     {"entitlement", "signaling"},
