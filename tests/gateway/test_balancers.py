@@ -558,8 +558,7 @@ async def test_a_header_where_none_is_expected_is_told_apart(tmp_path: Path, pla
     async with behind(tmp_path, plane=plane) as relay:
         with pytest.raises((ConnectionError, OSError)):
             await introduced(relay, header, server=relay.gateway.tls[1])
-        await eventually(lambda: not relay.connections)
-        assert relay.gateway.plane.snapshot().handshake_failures == {HandshakeFailure.PROXY_HEADER: 1}
+        await becomes(lambda: relay.gateway.plane.snapshot().handshake_failures, {HandshakeFailure.PROXY_HEADER: 1})
 
 
 @pytest.mark.parametrize("begin", [b"", line()[:20], b"PROXY UNKNOWN\r\n", b"GET"])
