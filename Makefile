@@ -1,8 +1,6 @@
 # All that a newcomer needs: `make demo` and `make test` install what is missing, build the extension, and run.
 
-# Debian's own, for which the packages below are. Others that come first in PATH may have been built without optimization
-# (pyenv's are), and take half as long again.
-PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+PYTHON ?= python3
 VENV   ?= .venv
 # How long the demo's calls last, in seconds. For `make fuzz`: how long it searches, 60 by default. For `make churn`: 180.
 SECONDS ?= 10
