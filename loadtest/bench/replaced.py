@@ -13,8 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -22,10 +21,10 @@ from typing import ClassVar, Protocol
 from loadtest.bench import bench, own_relay, servers
 from loadtest.bench.bench import Bench, Server
 from loadtest.bench.servers import HOST, ROOT, BenchError, Command, Place
+from loadtest.bench.waiting import wait_until
 from tests.support.processes import children_of
 
 KINDS = ("relay", "haproxy", "coturn")
-POLL_S = 0.02
 # Of haproxy. Each takes two descriptors, and a process often has 20,000.
 MAX_CONNECTIONS = 4000
 # A server that is not there again by then has failed.
@@ -57,15 +56,6 @@ def count_sockets(port: int, state: str) -> int:
     return sum(at == state and int(local.partition(":")[2], 16) == port for _, local, _, at in rows)
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Raises BenchError if it does not come true."""
-    deadline = time.monotonic() + RETURN_TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise BenchError(f"{what} within {RETURN_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
-
-
 class ReplacedBench(Bench):
     """Starts any of them."""
 
@@ -95,7 +85,11 @@ class ReplacedBench(Bench):
         command = haproxy_command(place, coturn.place.udp_port)
         with bench._process(command, self.cores.servers, place.folder / "haproxy.log") as process:
             front = Server("haproxy", place, process)
-            wait_until(lambda: count_sockets(front.port, LISTENS) or process.poll() is not None, "haproxy is silent")
+            wait_until(
+                lambda: count_sockets(front.port, LISTENS) or process.poll() is not None,
+                "haproxy is silent",
+                RETURN_TIMEOUT_S,
+            )
             if not self._carries_a_call(front):
                 said = (place.folder / "haproxy.log").read_text(errors="replace")
                 raise BenchError(f"haproxy does not serve; it said:\n{said}")
@@ -159,7 +153,7 @@ class Haproxy:
         master = self.server.process.pid
         before = set(children_of(master))
         os.kill(master, signal.SIGUSR2)
-        wait_until(lambda: set(children_of(master)) - before, "haproxy has no new worker")
+        wait_until(lambda: set(children_of(master)) - before, "haproxy has no new worker", RETURN_TIMEOUT_S)
 
 
 class _Coturn:
@@ -189,4 +183,4 @@ class _Coturn:
         """As ``Replacing`` says."""
         self._end()
         self._process = self._measured.start_again(self.server)
-        wait_until(lambda: count_sockets(self.server.port, LISTENS) > 0, "coturn does not listen")
+        wait_until(lambda: count_sockets(self.server.port, LISTENS) > 0, "coturn does not listen", RETURN_TIMEOUT_S)

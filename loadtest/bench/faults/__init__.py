@@ -9,5 +9,4 @@ calls          clients of the packet engine, in two groups
 processes      the relay and the upstream that is struck, as processes
 upstream       the program of that upstream
 watched_relay  the program of that relay, which also says how many tasks it has
-waiting        wait for what another process does
 """

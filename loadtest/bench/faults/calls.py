@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loadtest.bench.faults.waiting import LOOK_S, wait_until
 from loadtest.bench.servers import HOST, BenchError
+from loadtest.bench.waiting import LOOK_S, wait_until
 from loadtest.engine.engine import Cause, Ended, Engine, Opened, Silenced
 from loadtest.engine.plans import Carrier, ClientPlan, StreamPlan
 from loadtest.engine.windows import Histogram

@@ -22,8 +22,8 @@ from pathlib import Path
 from loadtest.bench.faults.calls import OTHERS, SHORT_PACKETS
 from loadtest.bench.faults.processes import NOT_RELOADED, Json, Preparation, Upstream
 from loadtest.bench.faults.scene import Scene
-from loadtest.bench.faults.waiting import wait_until
 from loadtest.bench.servers import HOST, BenchError
+from loadtest.bench.waiting import wait_until
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from tests.support.benches.gateway import write_config

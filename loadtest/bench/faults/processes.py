@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from loadtest.bench import bench
-from loadtest.bench.faults.waiting import LOOK_S, TOLD_TIMEOUT_S, wait_until
 from loadtest.bench.servers import HOST, ROOT, BenchError
+from loadtest.bench.waiting import LOOK_S, TOLD_TIMEOUT_S, wait_until
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from tests.support.benches.gateway import write_config

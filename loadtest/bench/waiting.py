@@ -17,5 +17,5 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = TO
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise BenchError(f"{what}, after {timeout_s:g} s")
+            raise BenchError(f"{what} within {timeout_s:g} s")
         time.sleep(LOOK_S)
