@@ -6,6 +6,7 @@ Where the new file cannot be used, the authorities of the old one stay.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +78,7 @@ class ClientCa:
         """In how many seconds the first of them ends, negative after that; None if there are none."""
         if self.authorities is None:
             return None
-        ends = (x509.load_der_x509_certificate(one).not_valid_after_utc for one in self.authorities.certificates)
-        return (min(ends) - self._now()).total_seconds()
+        return (_first_end(self.authorities) - self._now()).total_seconds()
 
     def read(self) -> ClientAuthorities | None:
         """As the file has them now, for ``take``. Raises OperatorError, and then the old ones stay."""
@@ -145,6 +145,12 @@ class ClientCa:
         if cause and cause != self.trouble:
             log.error("client authorities not taken into service: the old ones stay", path=str(self._path), cause=cause)
         self.trouble = cause
+
+
+# Each scrape of the metrics asks for it.
+@functools.lru_cache(maxsize=1)
+def _first_end(authorities: ClientAuthorities) -> datetime.datetime:
+    return min(x509.load_der_x509_certificate(one).not_valid_after_utc for one in authorities.certificates)
 
 
 def _read(path: Path) -> ClientAuthorities | str:
