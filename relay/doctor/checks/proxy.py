@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 from relay.doctor import rules
@@ -69,8 +70,9 @@ class _OfTunnels(Check):
             elif self._is_ours(failure):
                 yield self._bad(site, areas, failure)
 
+    @abstractmethod
     def _is_ours(self, failure: Failure) -> bool:
-        raise NotImplementedError
+        """Whether this check is about that failure."""
 
     def _bad(self, site: SiteSeen, areas: tuple[Area, ...], failure: Failure) -> Item:
         return self.item(site.site, areas, Status.FAILED, failure.text)
