@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.wire.stun import AttributeType, MessageClass, Method, build_message
 from tests.support.peers.client_hello import build_client_hello
@@ -221,7 +222,7 @@ class SilentCrowd(_Crowd):
         loop = asyncio.get_running_loop()
         while (left_s := end - time.monotonic()) > 0:
             with contextlib.suppress(OSError):  # TimeoutError is one: the time is up
-                async with asyncio.timeout(left_s), self._connected() as client:
+                async with deadlines.timeout(left_s), self._connected() as client:
                     self._open += 1
                     self._connections += 1
                     self._most = max(self._most, self._open)
@@ -247,7 +248,7 @@ class HandshakeCrowd(_Crowd):
         done = 0
         while (left_s := end - time.monotonic()) > 0:
             with contextlib.suppress(OSError, ssl.SSLError):
-                async with asyncio.timeout(left_s), self._connected() as client:
+                async with deadlines.timeout(left_s), self._connected() as client:
                     done += await self._one(client)
             await asyncio.sleep(0)
         return done
@@ -273,7 +274,7 @@ class Storm(HandshakeCrowd):
 
     async def _come(self, left_s: float) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
-            async with asyncio.timeout(left_s), self._connected() as client:
+            async with deadlines.timeout(left_s), self._connected() as client:
                 self._came += await self._one(client)
                 await asyncio.sleep(self.STAYS_S)
 
@@ -342,7 +343,7 @@ class SlowHttp:
             *self._command, "-l", str(seconds), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            async with asyncio.timeout(seconds + 5):
+            async with deadlines.timeout(seconds + 5):
                 await process.wait()
         except TimeoutError:
             process.kill()

@@ -38,6 +38,7 @@ from loadtest.running.processes import Mode
 from loadtest.running.supervise import Wish, run
 from loadtest.running.targets import MAX_DEMO_USERS
 from loadtest.verdict.result import Result
+from relay import deadlines
 from relay.errors import RelayError
 from tests.support.peers.browser import CHROMIUM, Page
 
@@ -96,7 +97,7 @@ async def connect(page: Page, servers: list[dict[str, str]]) -> None:
     """Set up the browser's call, until both ends hear the other. Raises RelayError."""
     await page.run(f"call({json.dumps(servers)})")
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with deadlines.timeout(CONNECT_TIMEOUT_S):
             while True:
                 told = await page.run("look()")
                 if told["failure"]:

@@ -29,6 +29,7 @@ import uvloop
 from aiohttp import web
 
 from loadtest.bench.wan_servers import WanError, started
+from relay import deadlines
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.demo.wan.line import Wan, open_wan
@@ -165,7 +166,7 @@ async def _transfer(page: Page, line: Wan, port: int, bytes_each: int, stall_s: 
     url = f"turns:{line.server_address}:{port}?transport=tcp"
     servers = json.dumps([{"urls": url, "username": "trader", "credential": "secret"}])
     await page.run(f"place({servers}, {bytes_each})")
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+    async with deadlines.timeout(CONNECT_TIMEOUT_S):
         while True:
             told = await page.run("look()")
             if told["failure"]:

@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.client.session import Session, open_session
 from relay.client.turn import TurnConnection, open_turn_tls, open_turn_udp
@@ -313,7 +314,7 @@ class Scene:
         started = time.monotonic()
         before = {call: call.heard for call in self.calls}
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
+            async with deadlines.timeout(PATIENCE_S):
                 while any(call.heard == heard and not call.ended for call, heard in before.items()):  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
         return round(time.monotonic() - started, 3)
@@ -325,7 +326,7 @@ class Scene:
 
         async def happened() -> None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE_S):
+                async with deadlines.timeout(PATIENCE_S):
                     while await refused_datagrams() == refused:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
 
@@ -370,7 +371,7 @@ async def scene(plan: Plan) -> AsyncIterator[tuple[Namespace, Namespace, RelayLo
         file = relay_configuration(folder, plan.plane, authority)
         serve = (sys.executable, "-m", "relay", "serve", "--config", file)
         log = RelayLog(await stack.enter_async_context(relay_ns.process(*serve, output=PIPE)))
-        async with asyncio.timeout(START_TIMEOUT_S):
+        async with deadlines.timeout(START_TIMEOUT_S):
             await log.ready.wait()
         yield relay_ns, upstream_ns, log, authority
 
@@ -378,14 +379,14 @@ async def scene(plan: Plan) -> AsyncIterator[tuple[Namespace, Namespace, RelayLo
 async def entered_by(process: Process) -> None:
     """Wait until the program runs, in place of the command that put it into its namespace."""
     program = Path(f"/proc/{process.pid}/comm")
-    async with asyncio.timeout(START_TIMEOUT_S):
+    async with deadlines.timeout(START_TIMEOUT_S):
         while (await asyncio.to_thread(program.read_text)).strip() != "sleep":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def all_answer() -> None:
     """Wait for both coturns."""
-    async with asyncio.timeout(START_TIMEOUT_S):
+    async with deadlines.timeout(START_TIMEOUT_S):
         for host in UPSTREAMS:
             async with await open_turn_udp(Address(host, TURN_PORT), timeout_s=1.0) as probe:
                 while True:

@@ -40,6 +40,7 @@ from loadtest.bench.wan_call import (
     feed_voice,
 )
 from loadtest.bench.wan_servers import KIB, SERVER_PORT, SERVERS, Server, WanError, installed, open_server
+from relay import deadlines
 from relay.addresses import Address
 from relay.demo.authority import Authority
 from relay.demo.wan.line import Wan, open_wan
@@ -199,7 +200,7 @@ async def _call(scenario: Scenario, line: Wan, server: Server, client: Client, s
     samples, tracks = Samples(server), client.downlink
     async with _background(client.talk(), client.request(), samples.collect()):
         # The first frame tells the source where to send.
-        async with asyncio.timeout(AFTER_S):
+        async with deadlines.timeout(AFTER_S):
             await source.heard.wait()
         (flow,) = source.flows
         async with _background(feed_voice(source, flow, tracks)):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.wire.channeldata import build_channel_data, is_channel_data, parse_channel_data
 from relay.wire.stream import StreamCutter
@@ -339,7 +340,7 @@ class Client:
         identity = os.urandom(12)
         answer = self._setup[identity] = self._loop.create_future()
         self._write(build_message(method, MessageClass.REQUEST, identity, attributes(identity)))
-        async with asyncio.timeout(SETUP_TIMEOUT_S):
+        async with deadlines.timeout(SETUP_TIMEOUT_S):
             message = await answer
         if message.message_class is not MessageClass.SUCCESS:
             raise ConnectionError(f"{method.name}: {message.error}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.client.connect import Proxy, as_proxy, connect_tls
 from relay.client.turn import REQUEST_TIMEOUT_S, OnData, TurnConnection
@@ -103,7 +104,7 @@ class Endpoint:
                 proxy=self.proxy,
             )
             try:
-                async with asyncio.timeout_at(deadline):
+                async with deadlines.timeout_at(deadline):
                     await made.opened
             except BaseException:
                 made.abort()

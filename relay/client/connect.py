@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.client.application import fail
 from relay.errors import UpstreamError
@@ -144,7 +145,7 @@ async def connect_tls(
     """
     way = _Way(server, proxy)
     try:
-        async with asyncio.timeout(timeout_s):
+        async with deadlines.timeout(timeout_s):
             tcp, before = await way.connect(local_address)
             if before.spoke:
                 raise ConnectionResetError("speaks before TLS has begun")

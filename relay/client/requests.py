@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.errors import UpstreamError
 from relay.turn.events import Event, RequestFailed
@@ -49,7 +50,7 @@ class AwaitedRequests:
     async def wait(self, key: Key, answer: asyncio.Future[Event], timeout_s: float) -> Event:
         """The answer. Raises TurnRequestError if the request fails, or is not answered within ``timeout_s``."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             raise TurnRequestError(key[0], 0, f"no answer within {timeout_s:g} s") from None

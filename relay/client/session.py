@@ -29,6 +29,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 
+from relay import deadlines
 from relay.addresses import Address, AddressFamily, canonical
 from relay.client.application import ClosedOnExit, Ending, guarded
 from relay.client.carriers import Endpoint, websocket_upgrade
@@ -143,7 +144,7 @@ class Session(ClosedOnExit):
             raise SessionError(0, f"bind: {error}") from error
         self._wanted.add(peer)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
+            async with deadlines.timeout(OPEN_TIMEOUT_S):
                 await self._wait_connected()
                 answer = await self._ask(lambda identity: Bind(peer, channel, identity))
         except TimeoutError:
@@ -184,7 +185,7 @@ class Session(ClosedOnExit):
         try:
             if link is not None and self._connected.is_set() and not self._ending.reached:
                 with contextlib.suppress(UpstreamError, TimeoutError):
-                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    async with deadlines.timeout(CLOSE_TIMEOUT_S):
                         await self._ask(media_v1.Close)
         finally:
             self._end(None)
@@ -199,7 +200,7 @@ class Session(ClosedOnExit):
         self._asked = Open(username, password, region, None, family)
         link = await self._connect()
         try:
-            async with asyncio.timeout(self._endpoint.timeout_s):
+            async with deadlines.timeout(self._endpoint.timeout_s):
                 await self._ask_to_open()
         except BaseException as error:
             self._end(None)
@@ -262,7 +263,7 @@ class Session(ClosedOnExit):
         deadline = self._loop.time() + self._resume_within_s
         while self._loop.time() < deadline and not self._ending.reached:
             try:
-                async with asyncio.timeout_at(deadline):
+                async with deadlines.timeout_at(deadline):
                     await self._resume()
                 return
             except SessionError as error:

@@ -13,6 +13,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from relay import deadlines
 from relay.addresses import Address, parse_address
 from relay.client.connect import Proxy
 from relay.doctor.examine import OnStep
@@ -66,7 +67,7 @@ async def _examine(wishes: Wishes, emulator: Path | None, told: Console, *, live
 
 async def _is_there(address: Address) -> bool:
     try:
-        async with asyncio.timeout(IS_THERE_S):
+        async with deadlines.timeout(IS_THERE_S):
             transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, *address)
     except (OSError, TimeoutError):
         return False

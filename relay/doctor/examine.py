@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from relay import deadlines
 from relay.catalog import Service, Status
 from relay.client.connect import Proxy
 from relay.client.turn import OnData, open_turn_udp
@@ -56,7 +57,7 @@ async def examine(plan: Plan, on_step: OnStep = _ignore) -> Report:
     started_at, started = time.time(), time.monotonic()
     running = _Examination(plan, on_step)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(plan.limits.total_s):
+        async with deadlines.timeout(plan.limits.total_s):
             await running.run()
     seen = running.seen
     items, findings = list(running.unended()), []

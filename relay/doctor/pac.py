@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from relay import deadlines
 from relay.addresses import parse_address
 from relay.client.connect import Proxy
 from relay.errors import RelayError
@@ -55,7 +56,7 @@ async def ask(text: str, hosts: Sequence[str], deadline_s: float = DEADLINE_S) -
         limit=MAX_OUTPUT_BYTES,
     )
     try:
-        async with asyncio.timeout(deadline_s):
+        async with deadlines.timeout(deadline_s):
             output, _ = await child.communicate(question)
     except TimeoutError:
         raise PacError(f"it gave no answer within {deadline_s:g} s") from None

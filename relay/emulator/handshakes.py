@@ -13,6 +13,8 @@ import contextlib
 import socket
 from collections import deque
 
+from relay import deadlines
+
 # A whole handshake, and the wait for it.
 HANDSHAKE_TIMEOUT_S = 10.0
 # Of a record of TLS (RFC 8446 section 5.1): its type, version and length. The longest has 2^14 bytes and some more.
@@ -29,7 +31,7 @@ class Handshakes:
 
     async def turn(self, accepted: socket.socket) -> None:
         """Wait until a client has said its first record, and then for its turn. Raises OSError if it does not."""
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+        async with deadlines.timeout(HANDSHAKE_TIMEOUT_S):
             await _first_record(accepted)
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)

@@ -17,6 +17,7 @@ from enum import StrEnum
 
 import structlog
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.config import BalancerSettings
 from relay.gateway.http.closing import READ_BYTES, build_response, send_last
@@ -132,7 +133,7 @@ class Balancers:
 
     async def _introduce(self, reading: _Reading) -> Introduced | None:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with deadlines.timeout(self._timeout_s):
                 return await self._read(reading)
         except TimeoutError:
             self._refuse(HeaderFault.TIMEOUT, reading, f"expected a PROXY header within {self._timeout_s:g} s")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from relay import deadlines
 from relay.config import LimitsSettings
 from relay.gateway.admin.listener import Admin
 from relay.gateway.http.site import Site
@@ -67,7 +68,7 @@ class Departure:
         timeout_s = self.limits().drain_timeout_s
         log.info("draining", flows=len(self.flows), timeout_s=timeout_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 await self.flows.wait_ended()
 
     async def close_rest(self) -> None:
@@ -95,7 +96,7 @@ class Departure:
         timeout_s = self.limits().handover_timeout_s
         log.info("handed over", flows=len(self.flows), timeout_s=timeout_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 await wait_quiet(self._is_busy)
 
     def _is_busy(self) -> bool:

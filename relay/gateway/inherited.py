@@ -20,6 +20,7 @@ from typing import Self
 
 import structlog
 
+from relay import deadlines
 from relay.errors import OperatorError
 from relay.gateway.routing.upstreams import Upstreams
 
@@ -119,7 +120,7 @@ class Predecessor:
     async def await_turn(self, upstreams: Upstreams) -> None:
         """Say that we could serve, and wait until we are to. Raises OperatorError if that does not come to pass."""
         try:
-            async with asyncio.timeout(UPSTREAM_TIMEOUT_S):
+            async with deadlines.timeout(UPSTREAM_TIMEOUT_S):
                 while not upstreams.any_healthy:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
@@ -144,7 +145,7 @@ class Predecessor:
         """Returns the answer, which is empty if there is nobody any more. Raises TimeoutError."""
         try:
             self._talking.send(word.encode())
-            async with asyncio.timeout(TURN_TIMEOUT_S):
+            async with deadlines.timeout(TURN_TIMEOUT_S):
                 return (await asyncio.get_running_loop().sock_recv(self._talking, MESSAGE_BYTES)).decode()
         except TimeoutError:
             raise
@@ -164,7 +165,7 @@ class Predecessor:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process, signal.SIGTERM)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 await self.wait_ended()
         except TimeoutError:
             log.warning("the relay before has not ended", timeout_s=timeout_s)

@@ -6,7 +6,6 @@ the system's memory.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from relay import config
+from relay import config, deadlines
 from relay.errors import OperatorError
 from relay.gateway.calls.records import check_path
 from relay.gateway.certificates.files import pairs_of
@@ -29,7 +28,7 @@ READ_BYTES = 16 * 1024 * 1024
 async def read_ahead(path: Path) -> None:
     """Read the configuration and the files that it names. Raises OperatorError if that takes too long."""
     try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
+        async with deadlines.timeout(READ_TIMEOUT_S):
             await in_daemon_thread(functools.partial(_read, path), "read ahead")
     except TimeoutError:
         raise OperatorError(f"{path}: it, or a file that it names, was not read within {READ_TIMEOUT_S:g} s") from None

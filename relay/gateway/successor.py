@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from relay import local_datagrams
+from relay import deadlines, local_datagrams
 from relay.errors import RelayError
 from relay.gateway.inherited import FIRST_DESCRIPTOR, MESSAGE_BYTES, TALK
 from relay.gateway.notify import ServiceManager
@@ -186,7 +186,7 @@ def _own_command() -> list[str]:
 async def _hear(talking: socket.socket, word: str, timeout_s: float) -> str:
     """Wait until the new process says this word. Returns what comes after it. Raises SuccessorError."""
     try:
-        async with asyncio.timeout(timeout_s):
+        async with deadlines.timeout(timeout_s):
             text = (await asyncio.get_running_loop().sock_recv(talking, MESSAGE_BYTES)).decode()
     except TimeoutError:
         raise SuccessorError(f"the new process is not {word} within {timeout_s:g} s") from None

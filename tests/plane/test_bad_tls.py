@@ -98,7 +98,10 @@ async def test_groups(make: MakePlane, tmp_path: Path, group: str, served: int) 
         context = bench.authority.client_context()
         # In TLS 1.2 the groups of a client also say which keys of certificates it takes.
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.set_ecdh_curve(group)
+        try:
+            context.set_ecdh_curve(group)
+        except ssl.SSLError:
+            pytest.skip(f"this Python cannot choose {group}")
         if served or make is not PLANES["compiled"]:
             (await TlsClient.open(bench.server, context)).abort()
             return

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.client.turn import TurnConnection
 from relay.demo.wan.playout import Arrival
@@ -99,7 +100,7 @@ async def _converse(way: Way, trader: _Party, other: _Party, on_tick: Callable[[
         trader.leaves = other.leaves = True
         # If no goodbye comes, what came until now is what was heard.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+            async with deadlines.timeout(GOODBYE_TIMEOUT_S):
                 await asyncio.gather(trader.ear.ended.wait(), other.ear.ended.wait())
     finally:
         await pacer.close()

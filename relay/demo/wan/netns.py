@@ -21,6 +21,8 @@ from typing import IO, Any, Self, TypeVar
 
 import uvloop
 
+from relay import deadlines
+
 _T = TypeVar("_T")
 
 # sched.h, linux/if_tun.h, linux/sockios.h, linux/if.h
@@ -188,7 +190,7 @@ async def _end(process: Process) -> None:
         if process.returncode is None:
             last_word()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROCESS_PATIENCE_S):
+                async with deadlines.timeout(PROCESS_PATIENCE_S):
                     await process.wait()
     await process.wait()
 

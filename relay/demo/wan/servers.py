@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import relay
+from relay import deadlines
 from relay.addresses import Address
 from relay.demo.wan.netns import Namespace
 from relay.errors import UpstreamError
@@ -53,7 +54,7 @@ async def serving(
     with log.open("wb") as output:
         async with namespace.process(*command, output=output, cwd=root) as process:
             try:
-                async with asyncio.timeout(START_TIMEOUT_S):
+                async with deadlines.timeout(START_TIMEOUT_S):
                     while not _accepts(namespace, address):
                         if process.returncode is not None:
                             raise ServerFailedError(name, "has ended", log)

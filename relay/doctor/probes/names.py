@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import aiodns
 import pycares
 
+from relay import deadlines
 from relay.doctor.seen import NameSeen
 
 # The first wait for an answer; it doubles. With the deadline of a probe this is three tries.
@@ -36,7 +37,7 @@ async def look_up(names: Iterable[str], timeout_s: float, nameservers: tuple[str
 
 async def _ask(resolver: aiodns.DNSResolver, name: str, timeout_s: float) -> NameSeen:
     try:
-        async with asyncio.timeout(timeout_s):
+        async with deadlines.timeout(timeout_s):
             found = await resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
     except TimeoutError:
         return NameSeen(fault=f"DNS gives no answer within {timeout_s:g} s")

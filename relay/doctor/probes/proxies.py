@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
+from relay import deadlines
 from relay.client.connect import Proxy
 from relay.doctor import pac
 from relay.doctor.plan import ProxyPlan
@@ -95,7 +96,7 @@ async def _read(where: str) -> str:
         return content[: pac.MAX_FILE_BYTES + 1].decode(errors="replace")
     try:
         async with (
-            asyncio.timeout(FETCH_S),
+            deadlines.timeout(FETCH_S),
             aiohttp.ClientSession() as session,
             session.get(where) as answer,
         ):

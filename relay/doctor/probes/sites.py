@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.catalog import Service
 from relay.client.connect import Proxy, connect_tls
@@ -53,7 +54,7 @@ async def reach(context: Context, site: Site, proxy: Proxy | None) -> SiteSeen:
         try:
             if site.service is Service.MEDIA:
                 return SiteSeen(site.name, way, None, tls, tcp_ms=tcp_ms)
-            async with asyncio.timeout(context.plan.limits.probe_s):
+            async with deadlines.timeout(context.plan.limits.probe_s):
                 answer = await stream.get("/", site.name)
         except (UpstreamError, TimeoutError) as error:
             text = str(error) or "no answer to a request"
@@ -68,7 +69,7 @@ async def _tcp(address: Address, timeout_s: float) -> float | str:
     loop = asyncio.get_running_loop()
     started = loop.time()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with deadlines.timeout(timeout_s):
             transport, _ = await loop.create_connection(asyncio.Protocol, *address)
     except TimeoutError:
         return f"{address}: no answer within {timeout_s:g} s"

@@ -11,6 +11,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 
+from relay import deadlines
 from relay.client.carriers import Check, Endpoint, websocket_upgrade
 from relay.client.connect import Proxy
 from relay.client.upgraded import WebSocketLink
@@ -77,7 +78,7 @@ class Talk(WebSocketLink):
     async def next(self, timeout_s: float) -> Message | None:
         """The next message, or None if none comes in time."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 return await self._messages.get()
         return None
 
@@ -169,7 +170,7 @@ async def polling(context: Context, site: Site, proxy: Proxy | None) -> PollingS
         if stream is None:
             return PollingSeen(site.name, way, failure)
         try:
-            async with asyncio.timeout(context.plan.limits.probe_s):
+            async with deadlines.timeout(context.plan.limits.probe_s):
                 answer = await stream.get(f"{ENGINE_IO}polling", site.name)
         except (UpstreamError, TimeoutError) as error:
             return PollingSeen(site.name, way, Failure(Step.HTTP, str(error) or "no answer to a poll"))

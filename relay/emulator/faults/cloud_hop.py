@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.catalog import Catalog
 from relay.emulator.faults.board import FaultBoard
@@ -62,7 +62,7 @@ class CloudHop:
         if slow is not None and role is HostRole.RECORDING:
             # Not longer than the fault is on, if someone takes it off.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(slow.setting.answer_after_s):
+                async with deadlines.timeout(slow.setting.answer_after_s):
                     await self._board.until_off(Hop.CLOUD, Kind.SLOW_RECORDER)
         return None
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from relay import deadlines
 from relay.emulator.faults.board import FaultBoard
 from relay.emulator.faults.kinds import Hop, Kind
 
@@ -103,5 +104,5 @@ class _Idle:
                 if wait_s <= 0:
                     return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
+                async with deadlines.timeout(wait_s):
                     await self._board.changed()

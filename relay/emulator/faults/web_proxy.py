@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import structlog
 
+from relay import deadlines
 from relay.addresses import Address, parse_address
 from relay.ca.certificates import Issuer
 from relay.emulator.faults import inspection, pumps
@@ -105,7 +106,7 @@ class WebProxy:
             self.counts[refused.counted] += 1
             writer.write(refused.answer)
             with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(HEAD_TIMEOUT_S):
+                async with deadlines.timeout(HEAD_TIMEOUT_S):
                     await writer.drain()
                     writer.write_eof()
                     await reader.read()
@@ -119,13 +120,13 @@ class WebProxy:
     # The tunnel is opened
 
     async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, pumps.Ends]:
-        async with asyncio.timeout(HEAD_TIMEOUT_S):
+        async with deadlines.timeout(HEAD_TIMEOUT_S):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         target = _target(head)
         self._check_credentials(head)
         address = self._find(target)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with deadlines.timeout(CONNECT_TIMEOUT_S):
                 server = await asyncio.open_connection(*address)
         except TimeoutError:
             raise _Refused(504, "Gateway Timeout", f"{target} does not answer.") from None

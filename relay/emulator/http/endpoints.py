@@ -7,7 +7,6 @@ signature is over the raw body, so the body is read first where the security ask
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from relay import deadlines
 from relay.emulator.http.errors import ApiError, from_validation
 from relay.emulator.marks import Mark
 from relay.emulator.names import HostRole
@@ -119,7 +119,7 @@ async def read_body(request: web.Request, most: int) -> bytes:
         raise _too_large(most)
     parts, size = [], 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with deadlines.timeout(BODY_TIMEOUT_S):
             async for part in request.content.iter_any():
                 size += len(part)
                 if size > most:

@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from relay import deadlines
 from relay.catalog import Catalog, Service, Status
 from relay.catalog.model import Host
 from relay.emulator.http.endpoints import Endpoint
@@ -211,7 +212,7 @@ class Site:
         request: web.Request,
     ) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
+            async with deadlines.timeout(timeout_s) as deadline:
                 return await handler(request)
         except TimeoutError:
             if not deadline.expired():

@@ -6,7 +6,6 @@ they have changed since, the form comes back with both values, and saving it aga
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from relay import deadlines
 from relay.emulator.http.endpoints import BODY_TIMEOUT_S
 from relay.emulator.portal.pages import PageError
 
@@ -85,7 +85,7 @@ async def _read(request: web.Request) -> bytes:
         raise too_large
     parts, size = [], 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with deadlines.timeout(BODY_TIMEOUT_S):
             async for part in request.content.iter_any():
                 size += len(part)
                 if size > MAX_FORM_BYTES:

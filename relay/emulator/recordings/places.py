@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 
+from relay import deadlines
 from relay.emulator.http.errors import ApiError
 
 # Each holds less than a megabyte, with what aiohttp reads ahead. 64 softphones that upload at once are a whole floor
@@ -22,7 +23,7 @@ class Place:
 
     def __init__(self, user_id: str | None = None) -> None:
         self.user_id = user_id
-        self._reading: asyncio.Timeout | None = None
+        self._reading: deadlines.Deadline | None = None
         self.stopped = False
         # What an upload that goes on has still to send.
         self.promised_bytes = 0
@@ -33,7 +34,7 @@ class Place:
         """Read from the client until this time of the loop's clock, or until stopped. Raises TimeoutError."""
         if self.stopped:
             raise TimeoutError
-        self._reading = asyncio.timeout_at(deadline)
+        self._reading = deadlines.timeout_at(deadline)
         try:
             async with self._reading:
                 yield
@@ -100,7 +101,7 @@ class Places:
 
     async def _wait_for(self, recording_id: str, user_id: str | None) -> None:
         try:
-            async with asyncio.timeout(TAKE_OVER_S):
+            async with deadlines.timeout(TAKE_OVER_S):
                 while (other := self._taken.get(recording_id)) is not None:
                     if user_id in {None, other.user_id}:
                         other.stop()

@@ -10,6 +10,7 @@ import contextlib
 
 import structlog
 
+from relay import deadlines
 from relay.emulator.signaling import inputs
 from relay.emulator.signaling.hub import Hub
 from relay.emulator.signaling.messages import PresenceStatus
@@ -57,7 +58,7 @@ class Housekeeping:
             self._hub.sooner.clear()
             failing = ""
             try:
-                async with asyncio.timeout(ROUND_TIMEOUT_S):
+                async with deadlines.timeout(ROUND_TIMEOUT_S):
                     await self._round()
             except (UpstreamError, TimeoutError) as error:
                 failing = str(error) or "it took too long"
@@ -89,7 +90,7 @@ class Housekeeping:
             if (due := await self._hub.shared.next_due()) is not None:
                 delay = min(delay, max(due - self._hub.clock(), MIN_WAIT_S))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay):
+            async with deadlines.timeout(delay):
                 await self._hub.sooner.wait()
 
     async def _round(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from relay import deadlines
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling import inputs, messages
 from relay.emulator.signaling.announcer import Announcer, Delivery, line_room, user_room
@@ -141,7 +142,7 @@ class Hub:
                 ErrorCode.NOT_LOGGED_IN, "The connection has no token.", 'auth: {"token": "..."}, from a login'
             ) from None
         try:
-            async with asyncio.timeout(HANDLE_TIMEOUT_S):
+            async with deadlines.timeout(HANDLE_TIMEOUT_S):
                 account = await self.directory.user_of_token(token)
                 if account is None:
                     raise Refusal(ErrorCode.NOT_LOGGED_IN, "The token is unknown, or has ended.", "a new login")
@@ -171,7 +172,7 @@ class Hub:
         Nobody can come back with such a login, so there is no grace: not for the connections here, and not for clients
         that have vanished, wherever they were.
         """
-        async with asyncio.timeout(HANDLE_TIMEOUT_S):
+        async with deadlines.timeout(HANDLE_TIMEOUT_S):
             held = {connection: known.account for connection, known in self.connections.items() if known.account.login}
             lost = [session for session in await self.shared.due_sessions(math.inf) if session.login]
             logins = {account.login for account in held.values()} | {session.login for session in lost}
@@ -201,7 +202,7 @@ class Hub:
         if (known := self.connections.get(connection)) is None:
             return
         try:
-            async with asyncio.timeout(HANDLE_TIMEOUT_S):
+            async with deadlines.timeout(HANDLE_TIMEOUT_S):
                 if not await self._welcome_in(connection, known):
                     return
                 if known.account.user_id in self._untold:
@@ -269,7 +270,7 @@ class Hub:
     async def handle(self, connection: str, event: str, payload: object) -> dict[str, Any]:
         """The acknowledgement of a client's message."""
         try:
-            async with asyncio.timeout(HANDLE_TIMEOUT_S):
+            async with deadlines.timeout(HANDLE_TIMEOUT_S):
                 return {"ok": True, **await self._handle(connection, parse(event, payload))}
         except Refusal as refusal:
             return refused(refusal)

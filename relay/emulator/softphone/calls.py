@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import Protocol
 
+from relay import deadlines
 from relay.emulator.lines import LineKind
 from relay.emulator.signaling.messages import (
     Accepted,
@@ -191,7 +192,7 @@ class Call:
         await self.answered(timeout_s)
         if self.media is not None:
             try:
-                async with asyncio.timeout(timeout_s):
+                async with deadlines.timeout(timeout_s):
                     await self.media.wait_ready()
             except TimeoutError:
                 raise Unreachable(f"{self.line}: no voice within {timeout_s:g} s") from None
@@ -227,7 +228,7 @@ class Call:
 
     async def _heard(self, listener: Arrivals, packets: int, timeout_s: float) -> int:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 await listener.wait_received(packets)
         return listener.received
 
@@ -239,14 +240,14 @@ class Call:
     async def recorded(self, timeout_s: float = RECORDED_TIMEOUT_S) -> Recording | None:
         """Wait until its recording is with the recorder. None if it is not recorded. Raises SoftphoneError."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 return await asyncio.shield(self._recorded)
         except TimeoutError:
             raise Unreachable(f"{self.line}: the recording was not uploaded within {timeout_s:g} s") from None
 
     async def _wait(self, event: asyncio.Event, timeout_s: float, otherwise: str) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with deadlines.timeout(timeout_s):
                 await event.wait()
         except TimeoutError:
             raise Unreachable(f"{self.line}: {otherwise} within {timeout_s:g} s") from None

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypedDict
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.client.carriers import open_turn_connect_udp, open_turn_websocket
 from relay.client.requests import TurnRequestError
@@ -236,7 +237,7 @@ class _TurnLine:
 
     async def check(self) -> None:
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with deadlines.timeout(CHECK_TIMEOUT_S):
                 await self._connection.refresh()
         except TimeoutError:
             raise UpstreamError(f"the TURN host does not answer within {CHECK_TIMEOUT_S:g} s") from None
@@ -283,7 +284,7 @@ async def _allocated(
 async def close_line(line: MediaLine) -> None:
     """Release a way, also one that has failed."""
     with contextlib.suppress(UpstreamError, TimeoutError):
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+        async with deadlines.timeout(CLOSE_TIMEOUT_S):
             await line.close()
 
 

@@ -12,6 +12,7 @@ import secrets
 
 import structlog
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.emulator.sfu import GroupCipher, keepalive
 from relay.emulator.sfu.group_key import KEEPALIVE_S
@@ -241,7 +242,7 @@ class HootMedia:
 
     async def _rest(self) -> None:
         try:
-            async with asyncio.timeout(WATCH_S):
+            async with deadlines.timeout(WATCH_S):
                 await self._wake.wait()
         except TimeoutError:
             return

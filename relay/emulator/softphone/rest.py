@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import aiohttp
 from pydantic import BaseModel, ValidationError
 
-from relay import __version__
+from relay import __version__, deadlines
 from relay.emulator.http.errors import ErrorAnswer
 from relay.emulator.login.models import LoginAnswer, LoginRequest, TurnCredentials
 from relay.emulator.softphone.errors import LoginRefused, SoftphoneError, Unreachable
@@ -124,7 +123,7 @@ class Rest:
             sent["Authorization"] = f"Bearer {self.token}"
         try:
             async with (
-                asyncio.timeout(REQUEST_TIMEOUT_S),
+                deadlines.timeout(REQUEST_TIMEOUT_S),
                 self._http.request(method, self.url + path, headers=sent, **arguments) as answer,
             ):
                 body = await _read(answer)

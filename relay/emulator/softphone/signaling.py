@@ -20,6 +20,7 @@ import socketio
 import structlog
 from pydantic import ValidationError
 
+from relay import deadlines
 from relay.emulator.signaling.messages import (
     FROM_CLIENT,
     FROM_SERVER,
@@ -126,7 +127,7 @@ class Signaling:
         if self.closed.done():
             raise Unreachable("signaling has ended")
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with deadlines.timeout(ANSWER_TIMEOUT_S):
                 await self._connected.wait()
                 client = self._client
                 if client is None:
@@ -146,7 +147,7 @@ class Signaling:
     async def _connect(self) -> None:
         client = _Connection(self._http, self._hear, self._on_lost)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with deadlines.timeout(CONNECT_TIMEOUT_S):
                 await client.open(self._url, self._auth, self._transports)
         except TimeoutError:
             await client.close()
@@ -171,7 +172,7 @@ class Signaling:
         pause_s = MIN_PAUSE_S
         error: SoftphoneError = Unreachable("the connection was cut")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._return_within_s):
+            async with deadlines.timeout(self._return_within_s):
                 while True:
                     try:
                         await self._connect()
@@ -322,12 +323,12 @@ class _Connection:
         engine = self._socketio.eio
         try:
             with contextlib.suppress(TimeoutError, OSError, aiohttp.ClientError, socketio.exceptions.SocketIOError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                async with deadlines.timeout(CLOSE_TIMEOUT_S):
                     await self._socketio.disconnect()
         finally:
             if engine.ws is not None and not engine.ws.closed:
                 with contextlib.suppress(TimeoutError, OSError, aiohttp.ClientError):
-                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    async with deadlines.timeout(CLOSE_TIMEOUT_S):
                         await engine.ws.close()
             running = [task for task in (engine.read_loop_task, engine.write_loop_task) if task is not None]
             for task in running:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import aiohttp
 import structlog
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.emulator.login.models import LoginAnswer, TurnCredentials
 from relay.emulator.signaling.messages import (
@@ -163,7 +164,7 @@ class Softphone:
                 await self._signaling.close()
             self._end_calls()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UPLOADS_AT_CLOSE_S):
+                async with deadlines.timeout(UPLOADS_AT_CLOSE_S):
                     await self._endings.finish()
             await self._log_out()
 
@@ -254,7 +255,7 @@ class Softphone:
         self._watchers.setdefault(line, set()).add(unseen)
         try:
             while True:
-                async with asyncio.timeout(timeout_s):
+                async with deadlines.timeout(timeout_s):
                     state = await unseen.get()
                 yield state
         except TimeoutError:

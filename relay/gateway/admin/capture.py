@@ -15,7 +15,7 @@ from enum import StrEnum
 import structlog
 from aiohttp import web
 
-from relay import __version__
+from relay import __version__, deadlines
 from relay.addresses import Address
 from relay.config import CaptureSettings
 from relay.gateway.calls.ids import CallIds
@@ -177,7 +177,7 @@ class Captures:
         told = {"connection": running.id, **asked, "client": str(tap.client)}
         log.info("capture started", **told, seconds=seconds, server_name=tap.server_name)
         try:
-            async with asyncio.timeout(seconds + LATE_S):
+            async with deadlines.timeout(seconds + LATE_S):
                 await response.prepare(request)
                 await response.write(running.header())
                 end = await _record(running, response, asyncio.get_running_loop().time() + seconds)
@@ -230,7 +230,7 @@ async def _write_waiting(running: _Running, response: web.StreamResponse) -> boo
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
     try:
-        async with asyncio.timeout(max(0.0, seconds)):
+        async with deadlines.timeout(max(0.0, seconds)):
             await stop.wait()
     except TimeoutError:
         pass

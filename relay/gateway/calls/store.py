@@ -6,7 +6,6 @@ threads of their own, with a deadline; they are few at a time.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import os
@@ -21,6 +20,7 @@ from typing import TypeVar
 
 import structlog
 
+from relay import deadlines
 from relay.config import QualitySettings
 from relay.errors import OperatorError, RelayError
 from relay.gateway.calls import database
@@ -115,7 +115,7 @@ class CallStore(Writer[Callable[[], StoredCall]]):
         if not self._readers.acquire(blocking=False):
             raise CallsUnavailable("too many searches at once: try again")
         try:
-            async with asyncio.timeout(2 * READ_TIMEOUT_S):
+            async with deadlines.timeout(2 * READ_TIMEOUT_S):
                 return await in_daemon_thread(functools.partial(self._read_here, path, work), "call search")
         except TimeoutError:
             raise CallsUnavailable(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import aiohttp
 import structlog
 
-from relay import __version__
+from relay import __version__, deadlines
 from relay.bodies import read_body
 from relay.errors import OperatorError
 from relay.gateway.certificates.findings import labels_of
@@ -120,7 +120,7 @@ class Stapler:
             self._changed.clear()
             await self._look(lambda _: True)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_INTERVAL_S):
+                async with deadlines.timeout(LOOK_INTERVAL_S):
                     await self._changed.wait()
 
     async def _look(self, wanted: Callable[[_Entry], bool]) -> None:
@@ -154,7 +154,7 @@ class Stapler:
 
     async def _ask(self, http: aiohttp.ClientSession, slots: asyncio.Semaphore, entry: _Entry) -> None:
         try:
-            async with slots, asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with slots, deadlines.timeout(ANSWER_TIMEOUT_S):
                 answer = await _post(http, entry.question)
             entry.staple = read_answer(entry.question, answer, self._now())
         except (aiohttp.ClientError, OSError, ValueError, AnswerError) as error:

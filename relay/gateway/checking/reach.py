@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from relay import deadlines
 from relay.addresses import Address, RelayPolicy
 from relay.config import Config, UpstreamServer
 from relay.gateway.cluster.client import StoreError
@@ -144,7 +145,7 @@ def _of_signaling(settings: Config, lookup: Lookup) -> Iterable[Callable[[], Awa
             question = f"GET {path}" if path else "a connection"
             began, trouble = time.perf_counter(), ""
             try:
-                async with asyncio.timeout(settings.signaling.connect_timeout_s):
+                async with deadlines.timeout(settings.signaling.connect_timeout_s):
                     await ask(connections, upstream.origin, trust, settings.signaling)
             except ConnectFailed as failed:
                 resolved = not isinstance(failed.__cause__, ResolveError)
@@ -172,7 +173,7 @@ def _of_cluster(settings: Config) -> Iterable[Callable[[], Awaitable[list[Reache
         client = open_client(cluster, "check")
         began, trouble = time.perf_counter(), ""
         try:
-            async with asyncio.timeout(cluster.timeout_s):
+            async with deadlines.timeout(cluster.timeout_s):
                 await client.probe()
         except TimeoutError:
             trouble = f"no answer within {cluster.timeout_s:g} s"

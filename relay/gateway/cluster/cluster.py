@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from relay import __version__
+from relay import __version__, deadlines
 from relay.addresses import Address
 from relay.config import ClusterSettings
 from relay.gateway.cluster.calls import SharedCalls
@@ -99,7 +99,7 @@ class Cluster:
             until = loop.time() + (self._settings.lease_s / RENEWALS_PER_LEASE if store.up else RETRY_S)
             while loop.time() < until:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(until, loop.time() + LOOK_S)):
+                    async with deadlines.timeout_at(min(until, loop.time() + LOOK_S)):
                         await self._wake.wait()
                 self._wake.clear()
                 await self._write(store, calls)

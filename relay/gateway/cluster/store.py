@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import structlog
 
+from relay import deadlines
 from relay.gateway.cluster.client import Client, Failure, StoreError
 
 log = structlog.get_logger()
@@ -44,7 +45,7 @@ class Store:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout(self._timeout_s), self._slots:
+            async with deadlines.timeout(self._timeout_s), self._slots:
                 answer = await question()
         except TimeoutError:
             failed = StoreError(Failure.TIMEOUT, f"no answer within {self._timeout_s:g} s")

@@ -17,7 +17,7 @@ import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yarl import URL
 
-from relay import __version__
+from relay import __version__, deadlines
 from relay.addresses import source_of
 from relay.bodies import read_body
 from relay.config import EntitlementSettings, Name
@@ -129,7 +129,7 @@ class UserService:
     async def _answer(self, question: Question, answer: asyncio.Future[Rule | None], source: _Source) -> None:
         rule: Rule | None = None
         try:
-            async with asyncio.timeout(self._settings.timeout_s), source.slots:
+            async with deadlines.timeout(self._settings.timeout_s), source.slots:
                 rule = await self._ask(question)
         except TimeoutError:
             self._trouble.begin(f"no answer within {self._settings.timeout_s:g} s")

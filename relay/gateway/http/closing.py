@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 
+from relay import deadlines
 from relay.gateway.http.site import SERVER
 from relay.gateway.signaling.http_rules import RELAY_ID
 
@@ -41,7 +42,7 @@ async def send_last(connected: socket.socket, response: bytes) -> None:
     """Send the last bytes of a connection, and let the client read them before it is closed. Raises OSError."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
+        async with deadlines.timeout(LINGER_S):
             await loop.sock_sendall(connected, response)
             connected.shutdown(socket.SHUT_WR)
             left = LINGER_BYTES

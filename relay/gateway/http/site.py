@@ -22,7 +22,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import _ErrInfo
 
-from relay import __version__
+from relay import __version__, deadlines
 from relay.bodies import BodyFaults
 from relay.gateway.calls.ids import CallIds
 from relay.gateway.signaling.http_rules import CONNECTION, MAX_FIELDS, RELAY_ID, BadRequest
@@ -341,7 +341,7 @@ class Site:
         try:
             # We wait for the plane to close its end: in a plane with threads, closing ours could overtake the upgrade.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                async with deadlines.timeout(LEAVE_TIMEOUT_S):
                     await asyncio.get_running_loop().create_future()
             handler.force_close()
             raise web.HTTPServiceUnavailable

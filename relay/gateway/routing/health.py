@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from relay import deadlines
 from relay.addresses import Address, RelayPolicy
 from relay.config import HealthSettings, MediaSettings, UpstreamServer
 from relay.gateway.routing.lookups import Lookup
@@ -156,7 +157,7 @@ class _Watch:
         if self._state.health is Health.DOWN:
             interval_s = DOWN_SHARE * min(interval_s, 1.0)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(began + spread(interval_s, self._settings.jitter)):
+            async with deadlines.timeout_at(began + spread(interval_s, self._settings.jitter)):
                 await self._hurried.wait()
                 soonest = began + SUSPECT_SHARE * min(self._settings.interval_s, 1.0)
                 await asyncio.sleep(soonest - asyncio.get_running_loop().time())
@@ -278,7 +279,7 @@ class _Watch:
         works = self._state.address is not None and self._state.health is not Health.DOWN
         pause_s = self._settings.resolve_interval_s if works else RESOLVE_AGAIN_S
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(looked + pause_s):
+            async with deadlines.timeout_at(looked + pause_s):
                 await self._look.wait()
                 await asyncio.sleep(looked + RESOLVE_AGAIN_S - asyncio.get_running_loop().time())
 

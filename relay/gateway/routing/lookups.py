@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import aiodns
 import pycares
 
+from relay import deadlines
 from relay.tasks import Tasks
 
 # A resolver that takes longer is as good as none.
@@ -43,7 +44,7 @@ class SystemLookup:
     async def __call__(self, host: str) -> list[str]:
         """The addresses of a name. Raises OSError; TimeoutError is one."""
         try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S), self._slots:
+            async with deadlines.timeout(RESOLVE_TIMEOUT_S), self._slots:
                 found = await self._channel().getaddrinfo(host, type=socket.SOCK_STREAM)
         except aiodns.error.DNSError as error:
             code, text = error.args

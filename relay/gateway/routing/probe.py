@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from relay import deadlines
 from relay.addresses import Address, RelayPolicy
 from relay.client.requests import TurnRequestError
 from relay.client.turn import TurnConnection, open_turn_udp
@@ -99,7 +100,7 @@ class Asker:
             for method in methods:
                 asking.start(_knock(turn, method, found), f"probe {method.name}")
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.timeout_s / len(methods)):
+                    async with deadlines.timeout(self.timeout_s / len(methods)):
                         return await asyncio.shield(found)
             # If our own loop has stood still, the answer waits in the socket.
             for _ in range(TURNS_TO_READ):

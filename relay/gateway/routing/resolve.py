@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from relay import deadlines
 from relay.addresses import Address, RelayPolicy, canonical_host, source_of
 from relay.errors import UpstreamError
 from relay.gateway.routing.lookups import RESOLVE_TIMEOUT_S, Lookup
@@ -121,7 +122,7 @@ class Resolver:
         if not _could_be_a_name(host):
             raise ResolveError(ResolveFailure.DNS_ERROR, f"{shown(host)}: not a host name")
         try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+            async with deadlines.timeout(RESOLVE_TIMEOUT_S):
                 answer = await self._share(host, source)
         except TimeoutError:
             answer = _timed_out(host)

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from yarl import URL
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.config import SignalingSettings
 from relay.errors import OperatorError
@@ -248,7 +249,7 @@ class Connections:
             # Each address has an even share of the time that is left.
             share_s = (deadline - loop.time()) / (len(addresses) - number)
             try:
-                async with asyncio.timeout(share_s):
+                async with deadlines.timeout(share_s):
                     _, connection = await loop.create_connection(UpstreamConnection, *address, **tls)
                     return connection
             except OSError as error:  # TimeoutError and ssl.SSLError are among them

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from relay import deadlines
 from relay.config import SignalingSettings
 from relay.gateway import descriptors
 from relay.gateway.lines import Lines
@@ -215,7 +216,7 @@ class Exchange:
         try:
             # A body has deadlines of its own while it is on its way.
             await upload.finish(reading)
-            async with asyncio.timeout(self._settings.response_timeout_s):
+            async with deadlines.timeout(self._settings.response_timeout_s):
                 return await reading
         except Lost:
             if upload.fault is not None:
@@ -254,7 +255,7 @@ class Exchange:
         try:
             await passed.begin()
             while not body.done:
-                async with asyncio.timeout(settings.response_timeout_s):
+                async with deadlines.timeout(settings.response_timeout_s):
                     data = await connection.read()
                 if not data:
                     body.end()
@@ -263,7 +264,7 @@ class Exchange:
                 if head.status == 200 and len(seen) < engineio.MAX_OPEN_BYTES:
                     seen += piece[: engineio.MAX_OPEN_BYTES]
                     await self._learn(pool, upstream, seen)
-                async with asyncio.timeout(settings.body_timeout_s):
+                async with deadlines.timeout(settings.body_timeout_s):
                     await passed.send(piece)
             await passed.finish(body.trailers)
             connection.put_back(body.rest)

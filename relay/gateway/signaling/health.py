@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from yarl import URL
 
+from relay import deadlines
 from relay.config import SignalingSettings
 from relay.gateway.routing.rounds import go_round, spread
 from relay.gateway.signaling.connections import ConnectFailed, Connections, Lost
@@ -55,7 +56,7 @@ class _Watch:
     async def _round(self, _: float) -> None:
         upstream = self.upstream
         try:
-            async with asyncio.timeout(self.settings.connect_timeout_s):
+            async with deadlines.timeout(self.settings.connect_timeout_s):
                 await ask(self.connections, upstream.origin, self.trust, self.settings)
         except ConnectFailed as failed:
             upstream.on_failure(failed.cause, certain=failed.certain)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import ClientError, web
 
+from relay import deadlines
 from relay.config import SignalingSettings
 from relay.gateway.signaling.connections import Lost, UpstreamConnection
 from relay.gateway.signaling.http_rules import Accepted, BadRequest
@@ -56,7 +57,7 @@ class Upload:
         try:
             async for piece in self._pieces():
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-                async with asyncio.timeout(self._settings.response_timeout_s):
+                async with deadlines.timeout(self._settings.response_timeout_s):
                     await connection.drain()
             if chunked:
                 connection.write(b"0\r\n\r\n")
@@ -81,7 +82,7 @@ class Upload:
         wait_s = settings.body_timeout_s + (settings.response_timeout_s if self._accepted.expects else 0.0)
         try:
             while True:
-                async with asyncio.timeout(wait_s):
+                async with deadlines.timeout(wait_s):
                     piece = await self._request.content.readany()
                 if not piece:
                     return

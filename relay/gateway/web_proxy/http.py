@@ -16,6 +16,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, HttpVersion10, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
+from relay import deadlines
 from relay.gateway.http.closing import READ_BYTES, build_response
 from relay.gateway.signaling.http_rules import RELAY_ID
 
@@ -94,7 +95,7 @@ async def read_head(connected: socket.socket, preread: bytes = b"") -> tuple[Raw
     )
     received = 0
     try:
-        async with asyncio.timeout(HEAD_TIMEOUT_S):
+        async with deadlines.timeout(HEAD_TIMEOUT_S):
             while received < MAX_HEAD_BYTES:
                 data = preread or await loop.sock_recv(connected, min(READ_BYTES, MAX_HEAD_BYTES - received))
                 preread = b""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay import deadlines
 from relay.addresses import Address
 
 # Read at once in each direction. An idle tunnel holds no buffer.
@@ -68,7 +69,7 @@ async def connect_any(addresses: Sequence[Address], timeout_s: float) -> socket.
     for number, address in enumerate(addresses):
         share_s = (deadline - loop.time()) / (len(addresses) - number)
         try:
-            async with asyncio.timeout(share_s):
+            async with deadlines.timeout(share_s):
                 return await _connect(address)
         except OSError as failed:
             error = failed
@@ -91,7 +92,7 @@ async def _connect(address: Address) -> socket.socket:
 async def carry(client: socket.socket, server: socket.socket, idle_timeout_s: float, count: TunnelBytes) -> TunnelEnd:
     """Carry bytes both ways until both sides have ended. Adds to ``count``. The caller closes the sockets."""
     try:
-        async with asyncio.timeout(idle_timeout_s) as deadline:
+        async with deadlines.timeout(idle_timeout_s) as deadline:
             return await _carry(client, server, _Patience(deadline, idle_timeout_s), count)
     except TimeoutError:
         return TunnelEnd.IDLE
@@ -124,7 +125,7 @@ async def _pump(source: socket.socket, sink: socket.socket, patience: _Patience,
 class _Patience:
     """Moves the deadline of a tunnel that carries something, but not for each chunk."""
 
-    def __init__(self, deadline: asyncio.Timeout, idle_timeout_s: float) -> None:
+    def __init__(self, deadline: deadlines.Deadline, idle_timeout_s: float) -> None:
         self._deadline = deadline
         self._idle_timeout_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()

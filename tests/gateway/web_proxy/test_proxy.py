@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from relay import deadlines
 from relay.addresses import Address, source_of
 from relay.client.turn import open_turn_tls
 from relay.emulator.turn.slow import TurnHost
@@ -278,7 +279,7 @@ async def test_a_tunnel_that_carries_nothing_ends(tmp_path: Path) -> None:
 
 async def test_what_a_tunnel_carries_moves_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnel, "IDLE_STEPS", 1e9)
-    async with asyncio.timeout(1000) as deadline:
+    async with deadlines.timeout(1000) as deadline:
         patience = tunnel._Patience(deadline, 1000)
         await asyncio.sleep(0.01)
         before = deadline.when() or 0.0

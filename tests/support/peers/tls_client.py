@@ -24,6 +24,8 @@ class TlsClient:
         self.socket = connected
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        # Debian 12's Python would take a bare end for one that was said in TLS.
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name, session=session)
         self._cutter = StreamCutter()
         self._units: list[bytes] = []

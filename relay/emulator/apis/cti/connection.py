@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from aiohttp import ClientError, WSCloseCode, WSMsgType, web
 
+from relay import deadlines
 from relay.emulator.apis.cti import messages
 from relay.emulator.apis.cti.envelope import Opened, open_envelope, read_body, seal
 from relay.emulator.apis.cti.floor import Floor, Person
@@ -163,7 +164,7 @@ class Connection:
         if closed.reason:
             log.info("CTI connection closed", key=self.key.key, reason=closed.reason)
         try:
-            async with asyncio.timeout(LINGER_S):
+            async with deadlines.timeout(LINGER_S):
                 await self._socket.close(code=closed.code, message=closed.reason.encode()[:120], drain=False)
         except (TimeoutError, ClientError, ConnectionError):
             # What it has not read would be kept for it until it does.
@@ -311,7 +312,7 @@ class Connection:
         now = self._shared.clock()
         text = seal(message, self._handshake, self.key.key, self.key.secret, nonce=new_nonce(), date=http_date(now))
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
+            async with deadlines.timeout(SEND_TIMEOUT_S):
                 await self._socket.send_str(text)
         except TimeoutError:
             reason = f"too slow: a message was not read in {SEND_TIMEOUT_S:.0f} s"

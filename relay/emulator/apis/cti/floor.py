@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from sqlalchemy import select
 
+from relay import deadlines
 from relay.emulator.apis.cti.messages import FarEndType, InitiateCall, Rejected, RejectionCode, ReleaseCall
 from relay.emulator.http.fields import first_wrong
 from relay.emulator.lines import LineKind
@@ -155,7 +155,7 @@ class Floor:
 async def _in_time(work: Awaitable[_T]) -> _T:
     """What signaling answers, by a deadline. Raises Rejected."""
     try:
-        async with asyncio.timeout(HANDLE_TIMEOUT_S):
+        async with deadlines.timeout(HANDLE_TIMEOUT_S):
             return await work
     except Refusal as refusal:
         info = refusal.info

@@ -7,6 +7,7 @@ from collections import Counter
 
 from aiohttp import WSCloseCode, web
 
+from relay import deadlines
 from relay.emulator.apis.cti.connection import Connection, Shared
 from relay.emulator.apis.cti.floor import Floor
 from relay.emulator.apis.cti.messages import MAX_MESSAGE_BYTES
@@ -65,7 +66,7 @@ class CtiServer:
         address = client_address(request)
         authorization, date = request.headers.get("Authorization"), request.headers.get("Date")
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with deadlines.timeout(HANDSHAKE_TIMEOUT_S):
                 key = await self._keys.check(handshake, authorization, date, address=address, api=Api.CTI)
         except SignatureRefused as refused:
             raise api_error(refused) from None
@@ -78,7 +79,7 @@ class CtiServer:
         connection = Connection(self._shared, socket, key, handshake, request)
         self._connections.add(connection)
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with deadlines.timeout(HANDSHAKE_TIMEOUT_S):
                 await connection.load()
             await socket.prepare(request)
             await connection.run()
