@@ -23,6 +23,11 @@ class AllocateWish:
     with_sibling: bool = False
     token: bytes | None = None
 
+    @property
+    def places(self) -> int:
+        """How many more it takes of a quota. A reserved port has its place already: it counts as an allocation."""
+        return 0 if self.token is not None else 1 + self.with_sibling
+
 
 def read_allocate(message: Message) -> AllocateWish:
     """Read and check the attributes. Raises TurnError, and StunError for a malformed one."""

@@ -17,64 +17,69 @@ RESERVATION_LIFETIME_S = 30.0
 MAX_PICKS = 64
 
 
-def _sibling(address: Address) -> Address:
-    return Address(address.host, address.port + 1)
+def sibling_of(address: Address) -> Address:
+    """The other port of its pair: an even one, and the next higher."""
+    return Address(address.host, address.port ^ 1)
 
 
 @dataclass(slots=True)
 class _Reservation:
     address: Address
     expires: float
+    user: str
 
 
 class RelayedPorts:
-    """The ports of a server's relayed hosts: free, taken, or reserved under a token."""
+    """The ports of a server's relayed hosts: free, taken, or reserved under a token for a user."""
 
     def __init__(self, choose: random.Random, first_port: int = FIRST_PORT) -> None:
         self._choose = choose
         self._first_port = first_port
         self._taken: set[Address] = set()
+        # In the order of their expiry.
         self._reserved: dict[bytes, _Reservation] = {}
 
-    def take(self, now: float, host: str, *, even: bool = False, with_sibling: bool = False) -> Address | None:
+    def take(self, host: str, *, even: bool = False, with_sibling: bool = False) -> Address | None:
         """Take a free port, on request an even one, or also its next higher sibling. Returns None if none is found."""
-        self._drop_expired(now)
-        reserved = {reservation.address for reservation in self._reserved.values()}
         for _ in range(MAX_PICKS):
             port = self._choose.randrange(self._first_port, LAST_PORT + 1) & (~1 if even else ~0)
             address = Address(host, port)
-            wanted = {address, _sibling(address)} if with_sibling else {address}
-            if not wanted & self._taken and not wanted & reserved:
+            wanted = {address, sibling_of(address)} if with_sibling else {address}
+            if not wanted & self._taken:
                 self._taken |= wanted
                 return address
         return None
 
-    def reserve_sibling(self, now: float, address: Address) -> bytes:
-        """Reserve the sibling that was taken with ``address``. Returns the token for RESERVATION-TOKEN."""
+    def reserve(self, now: float, address: Address, user: str) -> bytes:
+        """Keep a port that was taken for whoever redeems it. Returns the token for RESERVATION-TOKEN."""
         token = secrets.token_bytes(8)
-        sibling = _sibling(address)
-        self._taken.discard(sibling)
-        self._reserved[token] = _Reservation(sibling, now + RESERVATION_LIFETIME_S)
+        self._reserved[token] = _Reservation(address, now + RESERVATION_LIFETIME_S, user)
         return token
 
     def redeem(self, now: float, token: bytes) -> Address | None:
-        """Take the reserved port of a token. Returns None if the token is unknown or has expired."""
-        self._drop_expired(now)
-        reservation = self._reserved.pop(token, None)
-        if reservation is None:
+        """The port of a token, which stays taken. Returns None if the token is unknown or has expired."""
+        reservation = self._reserved.get(token)
+        if reservation is None or reservation.expires <= now:
             return None
-        self._taken.add(reservation.address)
-        return reservation.address
+        return self._reserved.pop(token).address
 
-    def release(self, address: Address, *, with_sibling: bool = False) -> None:
-        """Give a taken port back, and the sibling that was taken with it."""
-        self._taken.discard(address)
-        if with_sibling:
-            self._taken.discard(_sibling(address))
+    def reservations(self, user: str | None = None) -> int:
+        """How many there are, or how many of a user."""
+        if user is None:
+            return len(self._reserved)
+        return sum(reservation.user == user for reservation in self._reserved.values())
 
-    def _drop_expired(self, now: float) -> None:
-        # Reservations are made in the order of their expiry.
-        for token, reservation in list(self._reserved.items()):
-            if reservation.expires > now:
-                return
-            del self._reserved[token]
+    def first_expiry(self) -> float | None:
+        """When the first reservation ends, or None."""
+        return next((reservation.expires for reservation in self._reserved.values()), None)
+
+    def expire(self, now: float) -> list[Address]:
+        """Give back the ports whose reservation has ended. Returns them."""
+        ended = [token for token, reservation in self._reserved.items() if reservation.expires <= now]
+        addresses = [self._reserved.pop(token).address for token in ended]
+        self._taken.difference_update(addresses)
+        return addresses
+
+    def release(self, *addresses: Address) -> None:
+        """Give back ports that were taken."""
+        self._taken.difference_update(addresses)

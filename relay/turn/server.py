@@ -28,7 +28,7 @@ from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient
 from relay.turn.credentials import CredentialStore, NonceMint, prepared
 from relay.turn.drops import Drop
 from relay.turn.observer import Observer
-from relay.turn.relayed_ports import FIRST_PORT, RelayedPorts
+from relay.turn.relayed_ports import FIRST_PORT, RelayedPorts, sibling_of
 from relay.wire.channeldata import (
     FIRST_CHANNEL,
     LAST_CHANNEL,
@@ -120,6 +120,7 @@ class _Opening:
     request: AuthenticRequest
     wish: AllocateWish
     families: list[int]
+    # The sibling of an even port is the second.
     opened: list[Address] = field(default_factory=list)
     # Why a family has no relayed address.
     failed: dict[int, TurnError] = field(default_factory=dict)
@@ -163,6 +164,15 @@ class TurnServer:
         """How many allocations live."""
         return len(self._allocations)
 
+    @property
+    def relayed(self) -> int:
+        """How many relayed addresses they have."""
+        return len(self._by_relayed)
+
+    def relays(self, address: Address) -> bool:
+        """True for the relayed address of an allocation."""
+        return address in self._by_relayed
+
     def serves(self, now: float, client: Address) -> bool:
         """True while the client has an allocation."""
         return self._live(now, client) is not None
@@ -171,11 +181,12 @@ class TurnServer:
 
     def next_deadline(self) -> float | None:
         """When on_deadline wants to be called, or None."""
-        return self._expiries[0][0] if self._expiries else None
+        ends = (self._expiries[0][0] if self._expiries else None, self._ports.first_expiry())
+        return min((end for end in ends if end is not None), default=None)
 
     def on_deadline(self, now: float) -> list[Command]:
-        """Let go of the relayed addresses whose lifetime is over."""
-        commands: list[Command] = []
+        """Let go of the relayed addresses whose lifetime is over, and of the reserved ones."""
+        commands: list[Command] = [CloseRelayed(address) for address in self._ports.expire(now)]
         while self._expiries and self._expiries[0][0] <= now:
             deadline, client = heapq.heappop(self._expiries)
             allocation = self._allocations.get(client)
@@ -361,27 +372,33 @@ class TurnServer:
         if allocation is not None or under_way is not None:
             raise TurnError(437, "this 5-tuple has an allocation")
         wish = read_allocate(request.message)
-        self._check_quota(self._user(request))
+        self._check_quota(self._user(request), wish.places)
         return self._open_next(now, _Opening(request, wish, list(wish.families)))
 
     def _user(self, request: AuthenticRequest) -> str:
         return self._settings.quota_name(prepared(request.username))
 
-    def _check_quota(self, user: str) -> None:
-        opening = sum(self._user(o.request) == user for o in self._opening.values())
-        if 0 < self._settings.max_allocations_per_user <= self._per_user[user] + opening:
+    def _check_quota(self, user: str, places: int) -> None:
+        opening = sum(o.wish.places for o in self._opening.values() if self._user(o.request) == user)
+        of_user = self._per_user[user] + opening + self._ports.reservations(user)
+        if 0 < self._settings.max_allocations_per_user < of_user + places:
             raise TurnError(486, "allocation quota reached")
-        if 0 < self._settings.max_allocations <= len(self._allocations) + len(self._opening):
+        opening = sum(o.wish.places for o in self._opening.values())
+        if 0 < self._settings.max_allocations < len(self._allocations) + opening + self._ports.reservations() + places:
             raise TurnError(508, "the server is full")
 
     def _open_next(self, now: float, opening: _Opening) -> list[Command]:
-        """Ask for the socket of the next family; the Allocate is answered when there is none left."""
+        """Ask for the next socket; the Allocate is answered when there is none left to ask for."""
         while opening.families:
             try:
                 address = self._choose_address(now, opening.families[0], opening.wish)
             except TurnError as error:
                 opening.failed[opening.families.pop(0)] = error
                 continue
+            if opening.wish.token is not None:
+                # It was opened with the other of its pair.
+                opening.opened.append(address)
+                break
             opening.tries += 1
             self._opening[address] = opening
             return [OpenRelayed(address)]
@@ -396,7 +413,7 @@ class TurnServer:
         host = next((host for host in self._settings.relayed_hosts if family_of(host) == family), None)
         if host is None:
             raise TurnError(440, "this address family is not relayed")
-        address = self._ports.take(now, host, even=wish.even, with_sibling=wish.with_sibling)
+        address = self._ports.take(host, even=wish.even, with_sibling=wish.with_sibling)
         if address is None:
             raise TurnError(508, "no free port")
         return address
@@ -405,32 +422,46 @@ class TurnServer:
         """The adapter has opened the socket: the next one is asked for, or the allocation begins."""
         opening = self._opening.pop(relayed_address)
         opening.opened.append(relayed_address)
+        if opening.client_closed:
+            return self._abandon(opening)
+        if opening.wish.with_sibling and len(opening.opened) == 1:
+            sibling = sibling_of(relayed_address)
+            self._opening[sibling] = opening
+            return [OpenRelayed(sibling)]
         opening.families.pop(0)
         opening.tries = 0
-        return self._abandon(opening) if opening.client_closed else self._open_next(now, opening)
+        return self._open_next(now, opening)
 
     def on_relayed_failed(self, now: float, relayed_address: Address, lacking: str = "") -> list[Command]:
         """The adapter could not open the socket: another port is tried, in the end 508 is answered.
 
-        ``lacking`` says what the server has run out of, such as file descriptors: another port would not help.
+        A pair of ports is tried as a whole. ``lacking`` says what the server has run out of, such as file descriptors:
+        another port would not help.
         """
         opening = self._opening.pop(relayed_address)
-        self._ports.release(relayed_address, with_sibling=opening.wish.with_sibling)
+        self._release(opening, relayed_address)
+        commands = self._abandon(opening) if opening.client_closed or opening.wish.with_sibling else []
         if opening.client_closed:
-            return self._abandon(opening)
-        if lacking or opening.tries == MAX_OPEN_TRIES or opening.wish.token is not None:
+            return commands
+        if lacking or opening.tries == MAX_OPEN_TRIES:
             opening.failed[opening.families.pop(0)] = TurnError(508, lacking or "no free port")
             opening.tries = 0
-        return self._open_next(now, opening)
+        return [*commands, *self._open_next(now, opening)]
 
     def _abandon(self, opening: _Opening) -> list[Command]:
-        for address in opening.opened:
-            self._ports.release(address, with_sibling=opening.wish.with_sibling)
-        return [CloseRelayed(address) for address in opening.opened]
+        addresses, opening.opened = opening.opened, []
+        for address in addresses:
+            self._release(opening, address)
+        return [CloseRelayed(address) for address in addresses]
+
+    def _release(self, opening: _Opening, address: Address) -> None:
+        """Give back a port; of a pair, both."""
+        self._ports.release(address, *([sibling_of(address)] if opening.wish.with_sibling else []))
 
     def _allocated(self, now: float, opening: _Opening) -> list[Command]:
         """Answer an Allocate whose sockets are open, or could not be opened."""
         request, wish = opening.request, opening.wish
+        reserved = opening.opened.pop() if wish.with_sibling and opening.opened else None
         if not opening.opened:
             return _refuse(request.client, request.message, request, next(iter(opening.failed.values())))
         commands: list[Command] = []
@@ -444,9 +475,9 @@ class TurnServer:
         self._per_user[self._settings.quota_name(allocation.username)] += 1
         self._look_at(allocation, expires)
         self._observer.on_allocation(allocation)
-        return [*commands, *self._succeed(now, request, self._allocate_attributes(now, opening))]
+        return [*commands, *self._succeed(now, request, self._allocate_attributes(now, opening, reserved))]
 
-    def _allocate_attributes(self, now: float, opening: _Opening) -> list[tuple[int, bytes]]:
+    def _allocate_attributes(self, now: float, opening: _Opening, reserved: Address | None) -> list[tuple[int, bytes]]:
         request, wish = opening.request, opening.wish
         transaction_id = request.message.transaction_id
         attributes: list[tuple[int, bytes]] = [
@@ -454,8 +485,9 @@ class TurnServer:
             (AttributeType.LIFETIME, build_uint32(wish.lifetime_s)),
             (AttributeType.XOR_MAPPED_ADDRESS, build_xor_address(request.client, transaction_id)),
         ]
-        if wish.with_sibling:
-            attributes.append((AttributeType.RESERVATION_TOKEN, self._ports.reserve_sibling(now, opening.opened[0])))
+        if reserved is not None:
+            token = self._ports.reserve(now, reserved, self._user(request))
+            attributes.append((AttributeType.RESERVATION_TOKEN, token))
         for family, error in opening.failed.items():
             value = build_address_error_code(family, error.code, error.reason)
             attributes.append((AttributeType.ADDRESS_ERROR_CODE, value))

@@ -13,6 +13,7 @@ from relay.addresses import LOOPBACK, Address, RelayPolicy
 from relay.turn.answers import MAX_ANSWERS
 from relay.turn.commands import CloseRelayed, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import RestCredentials, long_term_key, raw_long_term_key, rest_password, rest_username
+from relay.turn.drops import Drop
 from relay.turn.server import MAX_OPEN_TRIES, MAX_RELAYED_BYTES, MAX_SPARE_DEADLINES, ServerSettings
 from relay.wire.stun import (
     AttributeType,
@@ -700,10 +701,60 @@ def test_7_2_even_port_with_r_1_reserves_the_sibling_for_the_token(bench: Server
     assert code_of(again) == 508
 
 
-def test_7_2_a_token_is_over_after_30_s(bench: ServerBench) -> None:
-    token = bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING).get(AttributeType.RESERVATION_TOKEN)
+def test_7_2_a_reserved_port_is_open_so_that_no_other_program_takes_it(bench: ServerBench) -> None:
+    answer = bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING)
+    relayed, token = answer.address(AttributeType.XOR_RELAYED_ADDRESS), answer.get(AttributeType.RESERVATION_TOKEN)
+    assert relayed is not None
     assert token is not None
-    bench.advance(30)
+    sibling = Address(relayed.host, relayed.port + 1)
+    assert bench.open_relayed == {relayed, sibling}
+    assert (bench.server.relayed, bench.server.relays(sibling)) == (1, False)
+    assert bench.server.receive_from_peer(bench.now, sibling, PEER, b"early") == []
+    assert bench.server.drops[Drop.NO_ALLOCATION] == 1
+    # It needs no socket any more, and outlives the allocation that it came with.
+    bench.call(Method.REFRESH, lifetime(0))
+    assert bench.open_relayed == {sibling}
+    bench.can_open = lambda address: False
+    assert bench.allocate((AttributeType.RESERVATION_TOKEN, token), client=BOB) == sibling
+    assert bench.open_relayed == {sibling}
+    bench.call(Method.REFRESH, lifetime(0), client=BOB)
+    assert bench.open_relayed == set()
+
+
+def test_7_2_another_pair_is_tried_when_the_sibling_cannot_be_opened() -> None:
+    bench = ServerBench(choose=FixedPorts(50000, 50002, 50000))
+    bench.can_open = lambda address: address.port != 50001
+    assert bench.allocate(EVEN_PORT_AND_SIBLING).port == 50002
+    assert {address.port for address in bench.open_relayed} == {50002, 50003}
+    assert bench.allocate(EVEN_PORT, client=BOB).port == 50000
+
+
+def test_7_2_508_when_no_sibling_can_be_opened(bench: ServerBench) -> None:
+    bench.can_open = lambda address: address.port % 2 == 0
+    assert code_of(bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING)) == 508
+    assert bench.open_relayed == set()
+    assert bench.server.next_deadline() is None
+
+
+def test_7_2_a_reserved_port_counts_as_an_allocation() -> None:
+    bench = ServerBench(ServerSettings(max_allocations_per_user=2, max_allocations=3))
+    assert code_of(bench.call(Method.ALLOCATE, UDP, client=Address("192.168.1.1", 1))) == 0
+    assert code_of(bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING)) == 486
+    token = bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING, user="bob").get(AttributeType.RESERVATION_TOKEN)
+    assert token is not None
+    assert code_of(bench.call(Method.ALLOCATE, UDP, client=BOB)) == 508
+    assert code_of(bench.call(Method.ALLOCATE, UDP, client=BOB, user="bob")) == 486
+    assert code_of(bench.call(Method.ALLOCATE, UDP, (AttributeType.RESERVATION_TOKEN, token), client=BOB)) == 0
+
+
+def test_7_2_a_token_is_over_after_30_s_and_its_port_is_closed(bench: ServerBench) -> None:
+    answer = bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING)
+    relayed, token = answer.address(AttributeType.XOR_RELAYED_ADDRESS), answer.get(AttributeType.RESERVATION_TOKEN)
+    assert relayed is not None
+    assert token is not None
+    assert bench.server.next_deadline() == bench.now + 30
+    assert bench.advance(30) == [CloseRelayed(Address(relayed.host, relayed.port + 1))]
+    assert bench.open_relayed == {relayed}
     assert code_of(bench.call(Method.ALLOCATE, UDP, (AttributeType.RESERVATION_TOKEN, token), client=BOB)) == 508
 
 
@@ -844,6 +895,23 @@ def test_3_1_a_close_while_the_second_socket_opens_lets_go_of_both() -> None:
     assert bench.server.allocations == 0
 
 
+@pytest.mark.parametrize("opens", [True, False])
+def test_3_1_a_close_while_the_sibling_opens_lets_go_of_the_pair(*, opens: bool) -> None:
+    bench = ServerBench(choose=FixedPorts(50000))
+    (first,) = bench.server.receive(bench.now, ANN, bench.request(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING))
+    assert isinstance(first, OpenRelayed)
+    (second,) = bench.server.on_relayed_opened(bench.now, first.relayed_address)
+    assert isinstance(second, OpenRelayed)
+    bench.server.on_client_closed(ANN)
+    close = CloseRelayed(first.relayed_address)
+    if opens:
+        both = [close, CloseRelayed(second.relayed_address)]
+        assert bench.server.on_relayed_opened(bench.now, second.relayed_address) == both
+    else:
+        assert bench.server.on_relayed_failed(bench.now, second.relayed_address) == [close]
+    assert bench.allocate(EVEN_PORT_AND_SIBLING, client=BOB).port == 50000
+
+
 def test_7_2_508_says_what_the_server_has_run_out_of(bench: ServerBench) -> None:
     (opening,) = bench.server.receive(bench.now, ANN, bench.request(Method.ALLOCATE, UDP))
     assert isinstance(opening, OpenRelayed)
@@ -900,13 +968,6 @@ def test_7_2_508_when_no_port_can_be_opened(bench: ServerBench) -> None:
     assert len(tried) == MAX_OPEN_TRIES == 16
     bench.can_open = lambda address: True
     assert code_of(bench.call(Method.ALLOCATE, UDP)) == 0
-
-
-def test_7_2_508_when_the_reserved_port_cannot_be_opened(bench: ServerBench) -> None:
-    token = bench.call(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING).get(AttributeType.RESERVATION_TOKEN)
-    assert token is not None
-    bench.can_open = lambda address: False
-    assert code_of(bench.call(Method.ALLOCATE, UDP, (AttributeType.RESERVATION_TOKEN, token), client=BOB)) == 508
 
 
 @pytest.mark.parametrize(
@@ -1342,7 +1403,7 @@ def test_3_1_the_close_of_the_control_connection_deletes_the_allocation(bench: S
 @pytest.mark.parametrize("opens", [True, False])
 def test_3_1_a_close_while_the_socket_opens(*, opens: bool) -> None:
     """The allocation of a client that is gone never begins, and its place and its ports are free again."""
-    bench = ServerBench(ServerSettings(max_allocations_per_user=1), choose=FixedPorts(50000))
+    bench = ServerBench(ServerSettings(max_allocations_per_user=2), choose=FixedPorts(50000))
     (opening,) = bench.server.receive(bench.now, ANN, bench.request(Method.ALLOCATE, UDP, EVEN_PORT_AND_SIBLING))
     assert isinstance(opening, OpenRelayed)
     assert bench.server.on_client_closed(ANN) == []

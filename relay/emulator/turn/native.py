@@ -15,6 +15,7 @@ import threading
 from collections import Counter, deque
 from typing import Unpack
 
+from relay import deadlines
 from relay.addresses import Address
 from relay.emulator.turn import sockets
 from relay.emulator.turn._native import PacketPath
@@ -115,7 +116,7 @@ class NativePath(Started):
         mark = next(self._marks)
         self._reached[mark] = asyncio.get_running_loop().create_future()
         self.path.set_mark(mark)
-        async with asyncio.timeout(SETTLE_TIMEOUT_S):
+        async with deadlines.timeout(SETTLE_TIMEOUT_S):
             await self._reached[mark]
 
     def _on_event(self) -> None:
@@ -150,7 +151,7 @@ class TurnHost(Host, Observer):
         self._path = path or NativePath()
         self._number = self._path.add(self)
         self._server: TurnServer | None = None
-        # Sockets whose allocation has not begun, and the numbers of those that have.
+        # Sockets whose allocation has not begun, such as reserved ones, and the numbers of those that have.
         self._opened: dict[Address, socket.socket] = {}
         self._numbers: dict[Address, int] = {}
         self._before = Counters()
@@ -183,6 +184,8 @@ class TurnHost(Host, Observer):
         for number in self._numbers.values():
             self._remove(number)
         self._numbers.clear()
+        while self._opened:
+            self._opened.popitem()[1].close()
         self._path.path.close_host(self._number)
         await self._path.settle()
         self._before += self._native_counters() + Counters(drops=server.drops)

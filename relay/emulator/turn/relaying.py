@@ -56,7 +56,7 @@ class Relaying:
     @property
     def allocations(self) -> int:
         """How many relayed addresses there are."""
-        return len(self._relayed)
+        return self.server.relayed
 
     @property
     def counters(self) -> Counters:
@@ -65,7 +65,7 @@ class Relaying:
 
     def relays(self, address: Address) -> bool:
         """True for a relayed address that there is now."""
-        return address in self._relayed
+        return self.server.relays(address)
 
     def receive(self, client: Address, data: bytes) -> bool:
         """Take a datagram, or a unit of a stream, from a client. Returns True if it was data that went on to a peer.
