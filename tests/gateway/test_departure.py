@@ -12,7 +12,7 @@ from relay.gateway.departure import close_spread
 from relay.plane.api import CloseReason
 from tests.support.benches.gateway import relay_with_hosts
 from tests.support.peers.tls_client import TlsClient
-from tests.support.waiting import eventually
+from tests.support.waiting import becomes, eventually
 
 
 async def test_each_has_its_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,6 @@ async def test_flows_and_http_connections_are_closed(tmp_path: Path, plane: str)
         await eventually(lambda: len(relay.gateway._site.connections()) == 1)
         await relay.gateway.departure.close_rest()
         await eventually(lambda: relay.connections == 0)
-        assert relay.gateway.plane.snapshot().closed[CloseReason.DRAINING] == 2
+        await becomes(lambda: relay.gateway.plane.snapshot().closed.get(CloseReason.DRAINING), 2)
         web.abort()
         await turn.close()

@@ -169,10 +169,12 @@ class Recordings:
                 raise at_offset(
                     ApiError(409, "wrong_offset", message, where="Upload-Offset", expected=str(received)), received
                 )
-            # Before the look: others who begin meanwhile must see it.
+            # Before the look: others who begin meanwhile must see it. What they promise does not count here: if there
+            # is room for one of two, they would keep each other out.
             place.promised_bytes = total - offset
+            promised_bytes = self._places.promised_bytes
             async with self._store.reading() as session:
-                await _check_folder(session, self._places.promised_bytes)
+                await _check_folder(session, promised_bytes)
             row = row or await self._create(owner, recording_id, total)
             return await self._take(row, owner, place, content, total)
 
