@@ -23,7 +23,7 @@ Folders, from the bottom up: each imports only what stands above it in this list
 --------------------------------------------------------------------------------
 addresses, name_patterns            addresses and who may be relayed to; what ``*.`` matches at the front of a name
 sockaddr, errors                    addresses as sockets have them; the error tree
-writing, rate_limit, timer          whole files; token buckets; one deadline that moves
+writing, rate_limit, timer, deadlines  whole files; token buckets; one deadline that moves; blocks that end in time
 config/     the settings, one file for each topic
 catalog/    the vendor's hosts, networks and ports as versioned data; allow-lists and PAC made of them
 wire/       codecs: bytes to values and back; no I/O and no clock

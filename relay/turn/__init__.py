@@ -8,6 +8,7 @@ allocate       what an Allocate asks for
 observer       who is told what the server grants; ``drops`` are the reasons why it passes something not on
 authentication who has sent a request; ``credentials`` are the keys and nonces
 answers        what the server sends back, kept for copies of the request
+opening        Allocates that wait for their sockets
 relayed_ports  the ports of the server's relayed addresses
 transactions   requests that wait for their response over UDP
 """

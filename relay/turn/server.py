@@ -3,8 +3,8 @@
 ``receive`` takes what a client sent, ``receive_from_peer`` what came to a relayed address; both return commands for
 the adapter that owns the sockets. A relayed address is opened in two steps, because only a socket can tell whether the
 port is free: the server asks with OpenRelayed, the adapter answers with ``on_relayed_opened`` or
-``on_relayed_failed``. ``authentication`` finds out who sent a request, ``allocate`` what an Allocate asks for, and
-``answers`` builds what is sent back.
+``on_relayed_failed``. ``authentication`` finds out who sent a request, ``allocate`` what an Allocate asks for,
+``opening`` which sockets it needs, and ``answers`` builds what is sent back.
 
 No state is kept for a client before it has shown a valid nonce and the key of a user.
 """
@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from relay.addresses import Address, RelayPolicy
-from relay.turn.allocate import AllocateWish, granted_lifetime, read_allocate
+from relay.turn.allocate import granted_lifetime, read_allocate
 from relay.turn.allocation import Allocation, Relayed
 from relay.turn.answers import Answers, build_refusal
 from relay.turn.authentication import Authenticator, AuthenticRequest, TurnError, unknown_attributes
-from relay.turn.commands import CloseRelayed, Command, OpenRelayed, SendToClient, SendToPeer
+from relay.turn.commands import CloseRelayed, Command, SendToClient, SendToPeer
 from relay.turn.credentials import CredentialStore, NonceMint, prepared
 from relay.turn.drops import Drop
 from relay.turn.observer import Observer
-from relay.turn.relayed_ports import FIRST_PORT, RelayedPorts, sibling_of
+from relay.turn.opening import Opening, Openings
+from relay.turn.relayed_ports import FIRST_PORT, RelayedPorts
 from relay.wire.channeldata import (
     FIRST_CHANNEL,
     LAST_CHANNEL,
@@ -53,8 +54,6 @@ from relay.wire.stun import (
     parse_xor_address,
 )
 
-# A port that another program holds makes an open fail. More than 16 of them in a row mean that something else is wrong.
-MAX_OPEN_TRIES = 16
 # Deadlines of allocations that have ended are thrown out when there are this many more of them than living allocations.
 MAX_SPARE_DEADLINES = 64
 
@@ -113,21 +112,6 @@ class ServerSettings:
     unauthenticated_answers_per_s: float = 10.0
 
 
-@dataclass(slots=True)
-class _Opening:
-    """An Allocate that waits for its sockets, one after the other: ``families`` are still to be opened."""
-
-    request: AuthenticRequest
-    wish: AllocateWish
-    families: list[int]
-    # The sibling of an even port is the second.
-    opened: list[Address] = field(default_factory=list)
-    # Why a family has no relayed address.
-    failed: dict[int, TurnError] = field(default_factory=dict)
-    tries: int = 0
-    client_closed: bool = False
-
-
 class TurnServer:
     """One server address; clients are told apart by their transport address.
 
@@ -154,7 +138,7 @@ class TurnServer:
         )
         self._allocations: dict[Address, Allocation] = {}
         self._by_relayed: dict[Address, Allocation] = {}
-        self._opening: dict[Address, _Opening] = {}
+        self._openings = Openings(self._ports, settings.relayed_hosts, self._allocated)
         self._per_user: Counter[str] = Counter()
         self._answers = Answers()
         self._expiries: list[tuple[float, Address]] = []
@@ -204,9 +188,8 @@ class TurnServer:
 
     def on_client_closed(self, client: Address) -> list[Command]:
         """The client's TCP control connection ended: its allocation ends too (RFC 8656 section 3.1)."""
-        for opening in self._opening.values():
-            if opening.request.client == client:
-                opening.client_closed = True
+        if (opening := self._openings.of_client(client)) is not None:
+            opening.client_closed = True
         allocation = self._allocations.get(client)
         return [] if allocation is None else self._delete(allocation, list(allocation.relayed))
 
@@ -366,99 +349,39 @@ class TurnServer:
     # Allocate (RFC 8656 section 7.2)
 
     def _on_allocate(self, now: float, request: AuthenticRequest, allocation: Allocation | None) -> list[Command]:
-        under_way = next((o for o in self._opening.values() if o.request.client == request.client), None)
+        under_way = self._openings.of_client(request.client)
         if under_way is not None and under_way.request.message.raw == request.message.raw:
             return []
         if allocation is not None or under_way is not None:
             raise TurnError(437, "this 5-tuple has an allocation")
         wish = read_allocate(request.message)
         self._check_quota(self._user(request), wish.places)
-        return self._open_next(now, _Opening(request, wish, list(wish.families)))
+        return self._openings.begin(now, Opening(request, wish, list(wish.families)))
 
     def _user(self, request: AuthenticRequest) -> str:
         return self._settings.quota_name(prepared(request.username))
 
     def _check_quota(self, user: str, places: int) -> None:
-        opening = sum(o.wish.places for o in self._opening.values() if self._user(o.request) == user)
+        opening = sum(o.wish.places for o in self._openings.all() if self._user(o.request) == user)
         of_user = self._per_user[user] + opening + self._ports.reservations(user)
         if 0 < self._settings.max_allocations_per_user < of_user + places:
             raise TurnError(486, "allocation quota reached")
-        opening = sum(o.wish.places for o in self._opening.values())
+        opening = sum(o.wish.places for o in self._openings.all())
         if 0 < self._settings.max_allocations < len(self._allocations) + opening + self._ports.reservations() + places:
             raise TurnError(508, "the server is full")
 
-    def _open_next(self, now: float, opening: _Opening) -> list[Command]:
-        """Ask for the next socket; the Allocate is answered when there is none left to ask for."""
-        while opening.families:
-            try:
-                address = self._choose_address(now, opening.families[0], opening.wish)
-            except TurnError as error:
-                opening.failed[opening.families.pop(0)] = error
-                continue
-            if opening.wish.token is not None:
-                # It was opened with the other of its pair.
-                opening.opened.append(address)
-                break
-            opening.tries += 1
-            self._opening[address] = opening
-            return [OpenRelayed(address)]
-        return self._allocated(now, opening)
-
-    def _choose_address(self, now: float, family: int, wish: AllocateWish) -> Address:
-        if wish.token is not None:
-            address = self._ports.redeem(now, wish.token)
-            if address is None:
-                raise TurnError(508, "no such reservation")
-            return address
-        host = next((host for host in self._settings.relayed_hosts if family_of(host) == family), None)
-        if host is None:
-            raise TurnError(440, "this address family is not relayed")
-        address = self._ports.take(host, even=wish.even, with_sibling=wish.with_sibling)
-        if address is None:
-            raise TurnError(508, "no free port")
-        return address
-
     def on_relayed_opened(self, now: float, relayed_address: Address) -> list[Command]:
         """The adapter has opened the socket: the next one is asked for, or the allocation begins."""
-        opening = self._opening.pop(relayed_address)
-        opening.opened.append(relayed_address)
-        if opening.client_closed:
-            return self._abandon(opening)
-        if opening.wish.with_sibling and len(opening.opened) == 1:
-            sibling = sibling_of(relayed_address)
-            self._opening[sibling] = opening
-            return [OpenRelayed(sibling)]
-        opening.families.pop(0)
-        opening.tries = 0
-        return self._open_next(now, opening)
+        return self._openings.on_opened(now, relayed_address)
 
     def on_relayed_failed(self, now: float, relayed_address: Address, lacking: str = "") -> list[Command]:
         """The adapter could not open the socket: another port is tried, in the end 508 is answered.
 
-        A pair of ports is tried as a whole. ``lacking`` says what the server has run out of, such as file descriptors:
-        another port would not help.
+        ``lacking`` says what the server has run out of, such as file descriptors: another port would not help.
         """
-        opening = self._opening.pop(relayed_address)
-        self._release(opening, relayed_address)
-        commands = self._abandon(opening) if opening.client_closed or opening.wish.with_sibling else []
-        if opening.client_closed:
-            return commands
-        if lacking or opening.tries == MAX_OPEN_TRIES:
-            opening.failed[opening.families.pop(0)] = TurnError(508, lacking or "no free port")
-            opening.tries = 0
-        return [*commands, *self._open_next(now, opening)]
+        return self._openings.on_failed(now, relayed_address, lacking)
 
-    def _abandon(self, opening: _Opening) -> list[Command]:
-        addresses, opening.opened = opening.opened, []
-        for address in addresses:
-            self._release(opening, address)
-        return [CloseRelayed(address) for address in addresses]
-
-    def _release(self, opening: _Opening, address: Address) -> None:
-        """Give back a port; of a pair, both."""
-        self._ports.release(address, *([sibling_of(address)] if opening.wish.with_sibling else []))
-
-    def _allocated(self, now: float, opening: _Opening) -> list[Command]:
+    def _allocated(self, now: float, opening: Opening) -> list[Command]:
         """Answer an Allocate whose sockets are open, or could not be opened."""
         request, wish = opening.request, opening.wish
         reserved = opening.opened.pop() if wish.with_sibling and opening.opened else None
@@ -477,7 +400,7 @@ class TurnServer:
         self._observer.on_allocation(allocation)
         return [*commands, *self._succeed(now, request, self._allocate_attributes(now, opening, reserved))]
 
-    def _allocate_attributes(self, now: float, opening: _Opening, reserved: Address | None) -> list[tuple[int, bytes]]:
+    def _allocate_attributes(self, now: float, opening: Opening, reserved: Address | None) -> list[tuple[int, bytes]]:
         request, wish = opening.request, opening.wish
         transaction_id = request.message.transaction_id
         attributes: list[tuple[int, bytes]] = [

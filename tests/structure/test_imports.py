@@ -18,7 +18,7 @@ LAYERS = [
     {"addresses", "name_patterns"},
     {"sockaddr"},
     {"errors"},
-    {"writing", "rate_limit", "timer"},
+    {"writing", "rate_limit", "timer", "deadlines"},
     {"config"},
     {"catalog"},
     {"wire"},

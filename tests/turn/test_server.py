@@ -14,7 +14,8 @@ from relay.turn.answers import MAX_ANSWERS
 from relay.turn.commands import CloseRelayed, OpenRelayed, SendToClient, SendToPeer
 from relay.turn.credentials import RestCredentials, long_term_key, raw_long_term_key, rest_password, rest_username
 from relay.turn.drops import Drop
-from relay.turn.server import MAX_OPEN_TRIES, MAX_RELAYED_BYTES, MAX_SPARE_DEADLINES, ServerSettings
+from relay.turn.opening import MAX_OPEN_TRIES
+from relay.turn.server import MAX_RELAYED_BYTES, MAX_SPARE_DEADLINES, ServerSettings
 from relay.wire.stun import (
     AttributeType,
     ErrorCode,
@@ -1430,7 +1431,9 @@ def test_an_allocation_leaves_nothing_behind(bench: ServerBench) -> None:
     bench.permit(PEER)
     bench.advance(600)
     server = bench.server
-    assert not any((server._allocations, server._by_relayed, server._opening, server._per_user, server._expiries))
+    assert not any(
+        (server._allocations, server._by_relayed, list(server._openings.all()), server._per_user, server._expiries)
+    )
 
 
 def test_deadlines_of_allocations_that_have_ended_do_not_pile_up(bench: ServerBench) -> None:
