@@ -43,7 +43,7 @@ console/    ``relay top``, ``capture``, ``calls``, ``explain`` and ``upgrade``, 
 emulator/   the vendor's cloud on a laptop: login, signaling, APIs, portal and TURN hosts
 floor/      the emulated cloud and a relay in front of it, in one process
 demo/       softphones that place real SRTP calls through all of it; a spoken sentence over a bad path
-cli         serve, upgrade, top, calls, explain, capture, demo, emulate, doctor, check-config, admin-token, allowlist,
+cli/        serve, upgrade, top, calls, explain, capture, demo, emulate, doctor, check-config, admin-token, allowlist,
             catalog, ca
 
 In addition, ``web/`` has the dashboard's pages, which the admin listener serves.

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import functools
 import os
 import signal
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -28,15 +26,15 @@ import uvloop
 from rich.console import Console
 
 from loadtest.commands import app as loadtest_app
-from relay import __version__, config, logs, writing
-from relay.catalog import Catalog, Format, compare, load_version, render_allowlist
-from relay.catalog import load as load_catalog
+from relay import __version__, config, logs
+from relay.cli.ca import app as ca_app
+from relay.cli.catalog import allowlist
+from relay.cli.catalog import app as catalog_app
 from relay.doctor.commands import app as doctor_app
 from relay.errors import OperatorError, RelayError, needing_emulator
 from relay.floor.commands import app as emulate_app
 
 if TYPE_CHECKING:
-    from relay.ca import AuthorityFolder
     from relay.console.listener import AdminListener
 
 app = typer.Typer(
@@ -129,7 +127,7 @@ def check_config(
     from relay.gateway.checking.warnings import find_warnings, sum_up
 
     settings = config.load(config_file)
-    warnings = find_warnings(settings, config_file, _now(), addresses=not skip_addresses)
+    warnings = find_warnings(settings, config_file, datetime.datetime.now(datetime.UTC), addresses=not skip_addresses)
     for warning in warnings:
         typer.echo(f"relay: warning: {warning}", err=True)
     typer.echo(f"{config_file}: ok ({sum_up(settings, len(warnings))})")
@@ -308,229 +306,12 @@ def demo(
         raise typer.Exit(1)
 
 
-CATALOG_HELP = "A version that comes with the relay, or a TOML or JSON file. Default: the newest version."
-CatalogOption = Annotated[str | None, typer.Option("--catalog", metavar="CATALOG", help=CATALOG_HELP)]
-
-
-def _catalog(version: str | None) -> Catalog:
-    return load_catalog() if version is None else load_version(version)
-
-
-@app.command()
-def allowlist(
-    kind: Annotated[Format, typer.Option("--format", help="The product or format to write for.")],
-    version: CatalogOption = None,
-    hosts_only: Annotated[
-        bool,
-        typer.Option("--hosts-only", help="List hosts, not the vendor's wildcards. Hosts change without warning."),
-    ] = False,
-    proxy: Annotated[str | None, typer.Option(help="For a PAC: host:port of the web proxy.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
-    ] = None,
-) -> None:
-    """Write the vendor's hosts, networks and ports as an allow-list for a web proxy or a firewall."""
-    catalog = _catalog(version)
-    if kind is Format.PAC and proxy is None:
-        proxy = "relay.example.com:3128"
-        typer.echo(f"relay: the PAC names {proxy}: give your own proxy with --proxy", err=True)
-    text = render_allowlist(catalog, kind, hosts_only=hosts_only, proxy=proxy)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        writing.replace(output, text.encode("ascii"))
-        typer.echo(f"{output}: {kind}, {text.count(chr(10))} lines, as of {catalog.as_of}")
-
-
-catalog_app = typer.Typer(help="The vendor's network requirements as versioned data.", no_args_is_help=True)
+app.command("allowlist")(allowlist)
 app.add_typer(catalog_app, name="catalog")
-
-
-@catalog_app.command("show")
-def catalog_show(
-    version: Annotated[str | None, typer.Argument(metavar="CATALOG", show_default=False, help=CATALOG_HELP)] = None,
-) -> None:
-    """Show the domains, ports, networks and hosts of a catalog."""
-    from relay.catalog.show import tables_of
-
-    for table in tables_of(_catalog(version)):
-        Console().print(table)
-
-
-@catalog_app.command("diff")
-def catalog_diff(
-    old: Annotated[str, typer.Argument(metavar="A", help="A version, or a file.")],
-    new: Annotated[str, typer.Argument(metavar="B", help="A version, or a file.")],
-) -> None:
-    """Show what was added (+), removed (-) and changed (~) from A to B. Exits with 1 if they differ, otherwise 0."""
-    changes = compare(load_version(old), load_version(new))
-    for change in changes:
-        typer.echo(str(change))
-    if changes:
-        raise typer.Exit(1)
-
-
 app.add_typer(doctor_app, name="doctor")
 app.add_typer(emulate_app, name="emulate")
 app.add_typer(loadtest_app, name="loadtest")
-
-ca_app = typer.Typer(
-    help="The firm's own certificate authority: for names in the catalog's domains, or for clients.",
-    no_args_is_help=True,
-)
 app.add_typer(ca_app, name="ca")
-
-CaFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's folder.")]
-DaysOption = Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")]
-FIVE_YEARS_DAYS = 1826
-PASSPHRASE = "RELAY_CA_PASSPHRASE"  # noqa: S105 - the variable's name
-
-
-def _ask_passphrase(key: Path) -> bytes:
-    """The passphrase of an existing key: from the environment, or asked for at the terminal."""
-    if given := os.environ.get(PASSPHRASE):
-        return given.encode()
-    if not sys.stdin.isatty():
-        raise OperatorError(f"{key}: has a passphrase: set {PASSPHRASE} in the environment")
-    return str(typer.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
-
-
-def _new_passphrase(wanted: bool) -> bytes | None:
-    if given := os.environ.get(PASSPHRASE):
-        return given.encode()
-    if not wanted:
-        return None
-    if not sys.stdin.isatty():
-        raise OperatorError(
-            f"--encrypt: needs a passphrase: set {PASSPHRASE} in the environment, or run it in a terminal"
-        )
-    return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)).encode()
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
-
-
-@ca_app.command("create")
-def ca_create(
-    directory: CaFolder,
-    *,
-    name: Annotated[str, typer.Option(help="The authority's name, as clients display it.")] = "cloud9-relay CA",
-    days: DaysOption = FIVE_YEARS_DAYS,
-    encrypt: Annotated[
-        bool, typer.Option("--encrypt", help=f"Ask for a passphrase for its key. {PASSPHRASE} does the same.")
-    ] = False,
-    clients: Annotated[
-        bool, typer.Option("--clients", help="Vouch for clients instead. The relay must trust it: listen.client_ca.")
-    ] = False,
-    version: CatalogOption = None,
-) -> None:
-    """Make an authority that can vouch only for names in the catalog's domains. Clients must trust bundle.pem."""
-    from relay.ca import AuthorityFolder
-
-    catalog = _catalog(version)
-    passphrase = _new_passphrase(encrypt)
-    lifetime = datetime.timedelta(days=days)
-    made = AuthorityFolder.create(
-        directory, catalog, _now(), name=name, lifetime=lifetime, passphrase=passphrase, for_clients=clients
-    )
-    _tell_new_generation(made)
-
-
-@ca_app.command("rotate")
-def ca_rotate(
-    directory: CaFolder,
-    days: DaysOption = FIVE_YEARS_DAYS,
-    encrypt: Annotated[bool, typer.Option("--encrypt", help="Ask for a new passphrase, not the old key's.")] = False,
-    version: CatalogOption = None,
-) -> None:
-    """Make the authority's next generation. The old one stays in bundle.pem, and so trusted, until it expires."""
-    from relay.ca import AuthorityFolder
-
-    catalog = _catalog(version)
-    lifetime = datetime.timedelta(days=days)
-    folder = AuthorityFolder.open(directory)
-    passphrase = _new_passphrase(encrypt) if encrypt or not folder.newest.key_path.exists() else None
-    made = folder.rotate(catalog, _now(), _ask_passphrase, lifetime=lifetime, passphrase=passphrase)
-    _tell_new_generation(made)
-    if not made.newest.for_clients:
-        typer.echo(f"When all clients trust the new bundle: relay ca issue {directory} --media-hosts --renew")
-
-
-def _tell_new_generation(made: AuthorityFolder) -> None:
-    newest = made.newest
-    until = newest.certificate.not_valid_after_utc.date()
-    vouches_for = "clients" if newest.for_clients else f"names in {', '.join(newest.permitted)}"
-    typer.echo(f"{newest.path}: for {vouches_for}, until {until}")
-    trusts = "the relay must trust (listen.client_ca)" if newest.for_clients else "clients must trust"
-    typer.echo(f"{made.bundle}: what {trusts}")
-
-
-@ca_app.command("issue")
-def ca_issue(
-    directory: CaFolder,
-    hosts: Annotated[list[str] | None, typer.Argument(metavar="HOST", help="Hosts of the catalog.")] = None,
-    *,
-    media_hosts: Annotated[bool, typer.Option("--media-hosts", help="All media hosts of the catalog.")] = False,
-    wildcards: Annotated[
-        bool, typer.Option("--wildcards", help="One certificate for all of the catalog's domains, signaling included.")
-    ] = False,
-    clients: Annotated[
-        list[str] | None,
-        typer.Option("--client", metavar="NAME", help="A client, by an authority for clients. May be repeated."),
-    ] = None,
-    renew: Annotated[bool, typer.Option("--renew", help="Renew certificates even if they have time left.")] = False,
-    version: CatalogOption = None,
-) -> None:
-    """Issue one certificate for each host, valid for 365 days. Existing ones are renewed in their last 30 days.
-
-    Those of clients are valid for 30 days, and are renewed in their last 10.
-    """
-    from relay.ca import AuthorityFolder
-    from relay.ca.folder import WILDCARDS
-
-    catalog = _catalog(version)
-    names = [*(hosts or ()), *(host.name for host in catalog.media_hosts if media_hosts)]
-    if not names and not wildcards and not clients:
-        raise OperatorError("expected hosts, --media-hosts, --wildcards, or --client")
-    folder, now = AuthorityFolder.open(directory), _now()
-    ask = functools.cache(_ask_passphrase)
-    issued = folder.issue(catalog, names, now, ask, renew=renew) if names else ()
-    if wildcards:
-        issued += folder.issue(catalog, catalog.domains, now, ask, stem=WILDCARDS, renew=renew)
-    if clients:
-        issued += folder.issue_clients(clients, now, ask, renew=renew)
-    for each in issued:
-        typer.echo(f"{each.files.chain}: {'issued' if each.fresh else 'kept'}, until {each.until.date()}")
-
-
-@ca_app.command("show")
-def ca_show(
-    directory: CaFolder,
-    as_toml: Annotated[
-        bool, typer.Option("--toml", help="Print the hosts' certificates as lines for the relay's configuration.")
-    ] = False,
-    prefix: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --toml: the folder on the relay's machine with the files of ca/hosts, such as /etc/relay/hosts."
-        ),
-    ] = None,
-) -> None:
-    """Show the generations of an authority, and what they have signed. Exits with 1 if something has expired."""
-    from relay.ca import AuthorityFolder
-    from relay.ca.show import ended, tables_of, toml_of
-
-    if prefix is not None and not as_toml:
-        raise OperatorError("--prefix: needs --toml")
-    folder, now = AuthorityFolder.open(directory), _now()
-    if as_toml:
-        typer.echo(toml_of(folder, prefix), nl=False)
-        return
-    for table in tables_of(folder, now):
-        Console().print(table)
-    if ended(folder, now):
-        raise typer.Exit(1)
 
 
 def main() -> None:
