@@ -65,12 +65,15 @@ demo: $(VENV)/.demo-installed
 demo-wan: $(VENV)/.demo-installed
 	@$(BIN)/relay demo --wan
 
-# The suite in parts of a few minutes each, the longest first. Each part is run by two or three processes, which take turns
-# with its test files. Tests wait about as long as they compute, so several processes share a core. The fuzz search has the
+# The suite in parts of a few minutes each, the longest first. Each part is run by some processes, which take turns with its
+# test files. Tests wait about as long as they compute, so several processes share a core. The fuzz search has the
 # lowest priority; of parsers the suite tries the stored corpus and random scenarios only, and the night searches them. Load
 # tests are last, when the machine has less and less else to do: it must keep their pace.
 PARTS := test-interop test-floor test-asan test-emulator test-gateway test-plane test-others test-loadtest
-shares = $(addprefix $(1).,1 2 $(if $(filter test-loadtest,$(1)),3))
+# How many processes run a part: so many that none takes longer than the rest, and few, because each collects its tests.
+SHARES_test-interop  := 1 2 3
+SHARES_test-loadtest := 1 2 3 4 5
+shares = $(addprefix $(1).,$(or $(SHARES_$(1)),1 2))
 PROCESSES := $(foreach part,$(PARTS),$(call shares,$(part)))
 
 .PHONY: $(PARTS) $(PROCESSES)
