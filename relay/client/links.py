@@ -32,6 +32,8 @@ MAX_DATA_BYTES = 2000
 # This much may wait on the way to the server, in the kernel's buffer too, before data is dropped. It is 7 s of one
 # voice, or what is under way at 10 Mbit/s and 50 ms. The kernel alone would take 4 MB.
 MAX_BACKLOG_BYTES = 64 * 1024
+# What TLS adds to data, which is one record: header, nonce and tag, of which TLS 1.2 has the most (29 bytes).
+MAX_RECORD_OVERHEAD_BYTES = 32
 # How long the server may take to answer close_notify before the stream is cut off.
 TLS_CLOSE_TIMEOUT_S = 1.0
 
@@ -189,7 +191,8 @@ class StreamLink(TlsProtocol):
 
     def _write_or_drop(self, data: bytes) -> bool:
         """Write, unless too much waits already. Returns False if it was dropped."""
-        if self._transport.is_closing() or self.backlog_bytes + len(data) > MAX_BACKLOG_BYTES:
+        more_bytes = len(data) + MAX_RECORD_OVERHEAD_BYTES
+        if self._transport.is_closing() or self.backlog_bytes + more_bytes > MAX_BACKLOG_BYTES:
             return False
         self._transport.write(data)
         return True
