@@ -71,8 +71,9 @@ demo-wan: $(VENV)/.demo-installed
 # tests are last, when the machine has less and less else to do: it must keep their pace.
 PARTS := test-interop test-floor test-asan test-emulator test-gateway test-plane test-others test-loadtest
 # How many processes run a part: so many that none takes longer than the rest, and few, because each collects its tests.
+# Of load tests no more than three may run beside each other, or they lose their pace.
 SHARES_test-interop  := 1 2 3
-SHARES_test-loadtest := 1 2 3 4 5
+SHARES_test-loadtest := 1 2 3
 shares = $(addprefix $(1).,$(or $(SHARES_$(1)),1 2))
 PROCESSES := $(foreach part,$(PARTS),$(call shares,$(part)))
 
