@@ -99,7 +99,8 @@ class Softphone:
         self.user_id = user
         self.records = records
         self.speaks = speaks
-        self.pacer = pacer or Pacer()
+        # One that nobody uses yet is empty, and so false.
+        self.pacer = Pacer() if pacer is None else pacer
         self.lines: dict[str, LineState] = {}
         self.presence: dict[str, PresenceStatus] = {}
         self.talkers: dict[str, tuple[str, ...]] = {}
@@ -121,6 +122,8 @@ class Softphone:
         self._rest: Rest
         self._signaling: Signaling | None = None
         self._endings = Tasks()
+        # Those that have ended, and whose end is not finished.
+        self._unfinished: set[Call] = set()
 
     # Coming and going
 
@@ -156,7 +159,7 @@ class Softphone:
             ending.push_async_callback(self._http.close)
             if self._owns_pacer:
                 ending.push_async_callback(self.pacer.close)
-            ending.push_async_callback(self._endings.cancel)
+            ending.push_async_callback(self._break_off_endings)
             ending.callback(self._end_calls)
             if self._signaling is not None:
                 ending.push_async_callback(self._signaling.close)
@@ -169,7 +172,8 @@ class Softphone:
             await self._log_out()
 
     async def _log_out(self) -> None:
-        if self._rest.token:
+        # An earlier close that was cancelled has closed the connections, and the login ends by itself.
+        if self._rest.token and not self._http.closed:
             with contextlib.suppress(SoftphoneError):
                 await self._rest.logout()
             self._rest.token = ""
@@ -400,10 +404,23 @@ class Softphone:
         if self.calls.get(call.line) is call:
             del self.calls[call.line]
         call.end(reason)
+        self._unfinished.add(call)
         self._endings.start(self._finish(call), f"end of call {call.call_id}")
+
+    async def _break_off_endings(self) -> None:
+        """Finish no more uploads. A task that is cancelled before its first step does nothing, so its call is left."""
+        await self._endings.cancel()
+        while self._unfinished:
+            call = self._unfinished.pop()
+            call.settle_recording(Unreachable("the softphone was closed before the recording was uploaded"))
+            await call.close_media()
 
     async def _finish(self, call: Call) -> None:
         await call.close_media()
+        await self._keep_recording(call)
+        self._unfinished.discard(call)
+
+    async def _keep_recording(self, call: Call) -> None:
         recorder = call.recorder
         if recorder is None or not recorder.seconds:
             call.settle_recording(None)
@@ -416,6 +433,3 @@ class Softphone:
         except SoftphoneError as error:
             log.warning("recording not uploaded", user=self.user_id, call_id=call.call_id, error=str(error))
             call.settle_recording(error)
-        except asyncio.CancelledError:
-            call.settle_recording(Unreachable("the softphone was closed before the recording was uploaded"))
-            raise

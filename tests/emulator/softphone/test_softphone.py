@@ -32,6 +32,7 @@ from relay.emulator.softphone import (
 )
 from relay.emulator.softphone import media as media_module
 from relay.emulator.softphone.ogg import HEARD, SAID, read_recording
+from relay.emulator.softphone.pacer import Pacer
 from relay.emulator.store import tables
 from tests.support.benches.cloud import through_relay
 from tests.support.waiting import becomes, eventually
@@ -79,6 +80,11 @@ async def hear_more(*calls: Call) -> None:
     await eventually(lambda: all(heard(call) >= was + 5 for call, was in zip(calls, before, strict=True)))
 
 
+async def test_softphones_share_a_pacer_that_nobody_uses_yet() -> None:
+    pacer = Pacer()
+    assert [Softphone("http://a.test", user, "secret", pacer=pacer).pacer for user in ("ann", "bob")] == [pacer, pacer]
+
+
 async def test_a_recorded_call(tmp_path: Path) -> None:
     async with (
         floor(tmp_path) as running,
@@ -102,6 +108,31 @@ async def test_a_recorded_call(tmp_path: Path) -> None:
         assert sum(bool(each & SAID) for each in activity) == 20
         assert any(each & HEARD for each in activity)
         assert mine.sha256 != theirs.sha256
+
+
+async def test_a_close_that_is_cancelled_leaves_no_call_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends of its calls have not begun by then. No task is left either, which each test here looks for."""
+    waits = asyncio.Event()
+
+    async def for_ever(_: Softphone) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    async with (
+        floor(tmp_path) as running,
+        phone(running, "anna", carrier=UdpTurn(), records=True) as anna,
+        phone(running, "ben", carrier=UdpTurn()) as ben,
+    ):
+        there, _ = await talk(anna, ben, RINGDOWN)
+        with monkeypatch.context() as patched:
+            patched.setattr(Softphone, "_release_all", for_ever)
+            closing = asyncio.create_task(anna.close())
+            await waits.wait()
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        with pytest.raises(Unreachable, match="closed before the recording was uploaded"):
+            await there.recorded()
 
 
 async def test_one_way_lines_carry_voice_one_way(tmp_path: Path) -> None:
