@@ -50,7 +50,7 @@ class Deadline:
 
 
 def timeout(delay_s: float | None) -> Deadline:
-    """For ``async with``: TimeoutError after so many seconds. None: never."""
+    """For ``async with``: TimeoutError after ``delay_s`` seconds. None: never."""
     return Deadline(None if delay_s is None else asyncio.get_running_loop().time() + delay_s)
 
 

@@ -15,7 +15,7 @@ from relay.output import Output
 
 # A peer chooses server names and first bytes, so values in a log line are cut to this length.
 MAX_VALUE_CHARACTERS = 200
-# The last lines of a traceback, each cut to so many characters: a line of code, or a message with a peer's text.
+# The last lines of a traceback, and where each of them is cut: a line of code, or a message with a peer's text.
 MAX_TRACEBACK_LINES = 100
 MAX_TRACEBACK_CHARACTERS = 500
 # The values of these fields are never written, whatever they are. What is of a secret type is not written anywhere.

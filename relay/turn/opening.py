@@ -32,7 +32,7 @@ class Opening:
 
 
 class Openings:
-    """Those of a server. ``done`` answers one that has all that it gets, which may be nothing."""
+    """All of a server. ``done`` answers an Allocate when no socket is left to ask for; it may have none."""
 
     def __init__(
         self, ports: RelayedPorts, hosts: Sequence[str], done: Callable[[float, Opening], list[Command]]

@@ -51,7 +51,7 @@ class RelayedPorts:
         return None
 
     def reserve(self, now: float, address: Address, user: str) -> bytes:
-        """Keep a port that was taken for whoever redeems it. Returns the token for RESERVATION-TOKEN."""
+        """Keep a port that was taken for the client that brings its token (RESERVATION-TOKEN). Returns the token."""
         token = secrets.token_bytes(8)
         self._reserved[token] = _Reservation(address, now + RESERVATION_LIFETIME_S, user)
         return token

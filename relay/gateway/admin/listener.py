@@ -120,7 +120,7 @@ class Admin:
         token_hash: SecretStr | None = None,
         new_id: Callable[[], str] = str,
     ) -> None:
-        """``hosts`` are names that it answers to, in lower case, in addition to those of ``check_host``.
+        """``hosts`` are names that it answers to, in lower case, besides the names that ``check_host`` knows.
 
         ``new_id`` gives each connection the id by which the log and the client know it.
         """

@@ -1,5 +1,5 @@
-# What a flow may carry in a second, one way: so many packets and bytes, counted anew in each second. 0 is no bound. And
-# the same for all flows of a user together.
+# How many packets and bytes a flow may carry in a second, one way, counted anew in each second. 0 means that there is no
+# bound. And the same for all flows of a user together.
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -38,9 +38,9 @@ cdef inline bint takes(
     return True
 
 
-# The same where other workers count at the same time. There is no lock, and nobody tries twice: two that look at the same
-# moment may both see the last free place, so a packet of each worker more may pass in a second, and what one counts while
-# another begins the next second may not be counted.
+# The same where other workers count at the same time. It takes no lock and tries nothing twice. Two workers that look at
+# the same moment may both see the last free place, so each worker may pass one packet too many in a second. What one
+# counts while another begins the next second may not be counted.
 cdef inline bint takes_shared(
     Allowance* allowance, int64_t now_us, uint32_t size, int64_t max_packets, int64_t max_bytes, bint is_stun
 ) noexcept nogil:
